@@ -1,0 +1,33 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/'
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+install: .venv/installed  ## make .venv and install capfilt with its development tools
+
+demo: install  ## the main job on a drawn web: download to retrained models, in minutes
+	$(BIN)/capfilt demo --run runs/demo
+
+test: install  ## the whole test suite
+	$(BIN)/python -m pytest -q
+
+check: install  ## ruff, mypy, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+fix: install  ## apply what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: help install demo test check fix

@@ -1,0 +1,166 @@
+"""What a stage is: it measures rows, judges them, and never drops them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import pyarrow as pa
+
+__all__ = [
+    "GlobalStage",
+    "Resources",
+    "Stage",
+    "StageConfig",
+    "digest",
+    "threshold",
+]
+
+
+def digest(value: Any) -> str:
+    """The first 16 hex characters of the SHA-256 of a JSON-serialisable value.
+
+    Keys are sorted, so equal values give equal digests in every process.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def threshold(default: Any) -> Any:
+    """A config field that only `judge` or `summarize` uses.
+
+    A threshold stays out of the fingerprint of the measurement, so that changing it costs no
+    measuring.
+    """
+    return dataclasses.field(default=default, metadata={"threshold": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one worker of a stage occupies.
+
+    Attributes:
+        cpus: CPU cores, and the number of threads its libraries may use.
+        gpus: CUDA devices, possibly a fraction.
+    """
+
+    cpus: int = 1
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """The settings of a stage; subclasses are frozen, keyword-only dataclasses.
+
+    Defaults are the cited paper's values. Fields made with `threshold` do not change the
+    measurement.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": False}
+
+    @property
+    def resources(self) -> Resources:
+        """What one worker needs; known without loading any model."""
+        return Resources()
+
+    def measurement(self) -> dict[str, Any]:
+        """The fields that change what is measured, thresholds left out, as plain values.
+
+        A config that names a model adds the revision of its weights here.
+        """
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if not field.metadata.get("threshold")
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Every field, thresholds included, as plain values."""
+        return dataclasses.asdict(self)
+
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+
+
+class Stage(ABC, Generic[ConfigT]):
+    """One step of curation over the pool.
+
+    Construction is cheap, because every worker and the driver build the earlier stages of a
+    manifest to ask for their verdicts; what is heavy happens in `load`.
+
+    Attributes:
+        name: One word: the module, the command, the manifest key and the folder.
+        version: Raised whenever the measurement changes.
+        config_type: The class of its config.
+        reads: Columns of the pool or of earlier stages that it cannot do without.
+        uses: Columns that it takes where an earlier stage writes them.
+        writes: The columns it adds, one value for each row it measures.
+        reasons: Every reason `judge` may give, with a sentence that explains it.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    config_type: ClassVar[type[StageConfig]]
+    reads: ClassVar[tuple[str, ...]]
+    uses: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[pa.Schema]
+    reasons: ClassVar[Mapping[str, str]]
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    def load(self) -> None:
+        """Load models; called once in a worker, before its first `annotate`."""
+        return None
+
+    @abstractmethod
+    def annotate(self, rows: pa.Table) -> pa.Table:
+        """Measure rows.
+
+        Args:
+            rows: uid, the columns of `reads`, and those of `uses` that exist; n rows, all live.
+
+        Returns:
+            n rows in the same order with exactly the schema `writes`. A row that cannot be
+            measured is a row whose columns say so, never a missing row.
+        """
+
+    @abstractmethod
+    def judge(self, annotations: pa.Table) -> pa.StringArray:
+        """The reason to reject each row, or null to keep it.
+
+        Cheap, vectorised, and dependent on `annotations` and the config alone.
+
+        Args:
+            annotations: uid and `writes` (and `summary` of a global stage) of n measured rows.
+
+        Returns:
+            n nullable strings, each a key of `reasons`.
+        """
+
+
+class GlobalStage(Stage[ConfigT]):
+    """A stage whose verdict on a row depends on the whole pool: clusters, counts, choice.
+
+    Attributes:
+        summary: The columns that `summarize` gives for each live row, uid left out.
+    """
+
+    summary: ClassVar[pa.Schema]
+
+    @abstractmethod
+    def summarize(self, annotations: Iterator[pa.Table]) -> pa.Table:
+        """Decide over all live rows at once.
+
+        Args:
+            annotations: uid and `writes` of the live rows, a table a shard, in shard order.
+
+        Returns:
+            uid and `summary`, one row for each row given, in the order given. The same for
+            every order of the shards.
+        """

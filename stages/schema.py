@@ -1,0 +1,82 @@
+"""The data contracts: the pool that download writes once, and the pairs that export writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pyarrow as pa
+
+__all__ = ["PAIRS", "POOL", "uid_of", "web_captions"]
+
+POOL = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+        pa.field("repeats", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("image", pa.binary()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("original_width", pa.int32()),
+        pa.field("original_height", pa.int32()),
+        pa.field("sha256", pa.string()),
+    ]
+)
+"""One row for each distinct (url, caption) of the input, failed downloads included.
+
+`caption` is as found; `repeats` counts the further input rows with the same uid; `status` is
+img2dataset's (success, failed_to_download, failed_to_resize); `error` is null on success and
+otherwise one of download's reasons; `image` is encoded bytes, free of EXIF, null on failure;
+`sha256` is of the bytes as downloaded, before any resize.
+"""
+
+PAIRS = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("caption_source", pa.string(), nullable=False),
+        pa.field("itm_score", pa.float32()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("url", pa.string()),
+        pa.field("source", pa.string()),
+    ],
+    metadata={
+        "huggingface": json.dumps(
+            {
+                "info": {
+                    "features": {
+                        "uid": {"dtype": "string", "_type": "Value"},
+                        "image": {"_type": "Image"},
+                        "caption": {"dtype": "string", "_type": "Value"},
+                        "caption_source": {"dtype": "string", "_type": "Value"},
+                        "itm_score": {"dtype": "float32", "_type": "Value"},
+                        "width": {"dtype": "int32", "_type": "Value"},
+                        "height": {"dtype": "int32", "_type": "Value"},
+                        "url": {"dtype": "string", "_type": "Value"},
+                        "source": {"dtype": "string", "_type": "Value"},
+                    }
+                }
+            }
+        )
+    },
+)
+"""One row an (image, text). `caption_source` is web, synthetic or human; `itm_score` is the
+filter's probability of a match, null where no filter ran. The metadata lets
+`datasets.load_dataset("parquet", ...)` decode the images."""
+
+
+def uid_of(url: str, caption: str | None) -> str:
+    """The identity of a sample: 128 bits of (url, web caption) as 32 hex characters."""
+    text = f"{url}\0{'' if caption is None else caption}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def web_captions(rows: pa.Table) -> pa.ChunkedArray:
+    """The web captions of rows: `text`, normalised by clean, where it ran; else as found."""
+    return rows["text" if "text" in rows.column_names else "caption"]
