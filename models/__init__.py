@@ -1,0 +1,1 @@
+"""Neural and linguistic tools; nothing of Arrow, Ray or stages."""

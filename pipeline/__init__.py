@@ -1,0 +1,1 @@
+"""The layer that knows Ray, files, manifests and the terminal."""

@@ -1,0 +1,1 @@
+"""What curation means: an Arrow table in, an Arrow table out."""

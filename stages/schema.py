@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import pyarrow as pa
 
 __all__ = ["PAIRS", "POOL", "uid_of", "web_captions"]
 
-POOL = pa.schema(
-    [
-        pa.field("uid", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("url", pa.string(), nullable=False),
-        pa.field("caption", pa.string()),
-        pa.field("repeats", pa.int32(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("error", pa.string()),
-        pa.field("image", pa.binary()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("original_width", pa.int32()),
-        pa.field("original_height", pa.int32()),
-        pa.field("sha256", pa.string()),
-    ]
-)
+_POOL: list[pa.Field[Any]] = [
+    pa.field("uid", pa.string(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("url", pa.string(), nullable=False),
+    pa.field("caption", pa.string()),
+    pa.field("repeats", pa.int32(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("error", pa.string()),
+    pa.field("image", pa.binary()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("original_width", pa.int32()),
+    pa.field("original_height", pa.int32()),
+    pa.field("sha256", pa.string()),
+]
+POOL = pa.schema(_POOL)
 """One row for each distinct (url, caption) of the input, failed downloads included.
 
 `caption` is as found; `repeats` counts the further input rows with the same uid; `status` is
@@ -34,18 +34,21 @@ otherwise one of download's reasons; `image` is encoded bytes, free of EXIF, nul
 `sha256` is of the bytes as downloaded, before any resize.
 """
 
+_IMAGE: pa.DataType = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+_PAIRS: list[pa.Field[Any]] = [
+    pa.field("uid", pa.string(), nullable=False),
+    pa.field("image", _IMAGE),
+    pa.field("caption", pa.string(), nullable=False),
+    pa.field("caption_source", pa.string(), nullable=False),
+    pa.field("itm_score", pa.float32()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("url", pa.string()),
+    pa.field("source", pa.string()),
+]
 PAIRS = pa.schema(
-    [
-        pa.field("uid", pa.string(), nullable=False),
-        pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        pa.field("caption", pa.string(), nullable=False),
-        pa.field("caption_source", pa.string(), nullable=False),
-        pa.field("itm_score", pa.float32()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("url", pa.string()),
-        pa.field("source", pa.string()),
-    ],
+    _PAIRS,
     metadata={
         "huggingface": json.dumps(
             {
@@ -77,6 +80,6 @@ def uid_of(url: str, caption: str | None) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def web_captions(rows: pa.Table) -> pa.ChunkedArray:
+def web_captions(rows: pa.Table) -> pa.ChunkedArray[Any]:
     """The web captions of rows: `text`, normalised by clean, where it ran; else as found."""
     return rows["text" if "text" in rows.column_names else "caption"]

@@ -1,0 +1,1 @@
+"""The embedded default: a drawn web with known truth, served on loopback."""

@@ -1,0 +1,318 @@
+"""capfilt on the command line: one subcommand a stage, and those that look at a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["main"]
+
+STAGE_HELP = {
+    "download": "fetch the list's images into the pool",
+    "clean": "measure captions and images, judge them by rules",
+    "dedup": "find copies, near copies and boilerplate captions",
+    "select": "choose a subset balanced by noun phrase",
+    "caption": "write synthetic captions with BLIP",
+    "filter": "score web and synthetic captions with BLIP's ITM head",
+    "export": "write the curated pairs",
+}
+
+EXAMPLES = """\
+examples:
+  capfilt demo                                      the whole job on a drawn web, in minutes
+  capfilt run manifests/cc3m.yaml --dry-run         what would be done
+  capfilt run manifests/folder.yaml --set download.source=photos/ --run runs/photos
+  capfilt status runs/photos                        the funnel so far
+  capfilt verdicts runs/photos --out verdicts.csv   every row and what became of it
+
+exit status: 0 done, 1 something failed and can be resumed, 2 the input is wrong"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit status."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    command: Callable[[argparse.Namespace, Console], int] = options.call
+    console = Console(stderr=False, soft_wrap=not sys.stdout.isatty())
+    return _guarded(command, options, console)
+
+
+def _guarded(
+    command: Callable[[argparse.Namespace, Console], int],
+    options: argparse.Namespace,
+    console: Console,
+) -> int:
+    """Errors that people can mend become one message and an exit status."""
+    from pipeline.store import RunBusyError
+
+    error = Console(stderr=True, soft_wrap=True)
+    try:
+        return command(options, console)
+    except KeyboardInterrupt:
+        error.print("stopped; the same command resumes", highlight=False)
+        return 1
+    except BrokenPipeError:
+        return 1
+    except (ValueError, FileNotFoundError) as problem:
+        error.print(f"capfilt {options.command}: {problem}", highlight=False, markup=False)
+        return 2
+    except (RunBusyError, RuntimeError, OSError) as problem:
+        error.print(f"capfilt {options.command}: {problem}", highlight=False, markup=False)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="capfilt",
+        description="From a list of web image-text pairs to a clean, captioned, filtered data "
+        "set, and to the models retrained on it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, call: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(call=call)
+        return command
+
+    def on_manifest(command: argparse.ArgumentParser) -> None:
+        command.add_argument("manifest", metavar="MANIFEST", help="a YAML recipe")
+        command.add_argument("--run", metavar="DIR", help="the run's folder or URL")
+        command.add_argument(
+            "--set",
+            metavar="STAGE.FIELD=VALUE",
+            action="append",
+            default=[],
+            help="override a field of the manifest",
+        )
+        command.add_argument("--workers", type=int, metavar="N", help="workers of each stage")
+        command.add_argument("--address", help="a Ray cluster's address; RAY_ADDRESS otherwise")
+        command.add_argument("--quiet", action="store_true", help="no progress")
+
+    run = add("run", _run, "carry out a manifest from the list to the report")
+    on_manifest(run)
+    run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    run.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
+    for name, text in STAGE_HELP.items():
+        on_manifest(add(name, _stage, text))
+    train = add("train", _train, "train the models of a manifest on its data")
+    on_manifest(train)
+    train.add_argument("--objective", choices=("pretrain", "captioner", "filter"))
+    train.add_argument("--name", help="only the model of this name")
+    evaluate = add("evaluate", _evaluate, "measure a model on held-out images")
+    evaluate.add_argument("model", metavar="MODEL_DIR")
+    evaluate.add_argument("--data", required=True, metavar="JSONL", help="image and captions")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    status = add("status", _status, "print the funnel of a run")
+    status.add_argument("run", metavar="RUN")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    show = add("show", _show, "print all that is known of one sample")
+    show.add_argument("run", metavar="RUN")
+    show.add_argument("uid", metavar="UID", help="a uid or its beginning")
+    report = add("report", _report, "write report/index.html and report/report.json")
+    report.add_argument("run", metavar="RUN")
+    verify = add("verify", _verify, "check every file of a run: readable, aligned, conserved")
+    verify.add_argument("run", metavar="RUN")
+    verdicts = add("verdicts", _verdicts, "write every input row and what became of it")
+    verdicts.add_argument("run", metavar="RUN")
+    verdicts.add_argument("--out", required=True, metavar="FILE", help=".parquet, .csv or .jsonl")
+    demo = add("demo", _demo, "the main job on a drawn web with known truth")
+    demo.add_argument("--run", default="runs/demo", metavar="DIR")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--workers", type=int, metavar="N")
+    demo.add_argument("--quiet", action="store_true", help="no progress")
+    demo.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="train the miniature's starting point too, instead of taking the one that ships",
+    )
+    return parser
+
+
+def _session(options: argparse.Namespace, console: Console) -> Any:
+    """The manifest of a command, with a cluster and progress to carry it out."""
+    from pipeline.manifest import Manifest
+    from pipeline.progress import Progress
+    from pipeline.session import Session
+
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    manifest = Manifest.load(options.manifest, options.set, options.run)
+    return Session(
+        manifest,
+        address=options.address,
+        workers=options.workers,
+        progress=Progress(console, options.quiet),
+    )
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    session = _session(options, console)
+    if options.dry_run:
+        for line in session.outline(options.until):
+            console.print(line, highlight=False, markup=False)
+        return 0
+    with session:
+        session.run(options.until)
+    if options.until is None:
+        from pipeline.session import write_report
+
+        path = write_report(session.runner.run, session.runner.plan)
+        console.print(f"report     {path}", highlight=False, markup=False)
+    return 0
+
+
+def _stage(options: argparse.Namespace, console: Console) -> int:
+    with _session(options, console) as session:
+        session.stage(options.command)
+    return 0
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
+    with _session(options, console) as session:
+        session.train(options.objective, options.name)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.evaluate import evaluate
+
+    found = evaluate(options.model, options.data)
+    if options.json:
+        console.print_json(json.dumps(found))
+        return 0
+    table = Table("metric", "value", title=options.model)
+    for name, value in _flat(found):
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    console.print(table)
+    return 0
+
+
+def _status(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.status import funnel, open_plan
+    from pipeline.store import Run
+
+    run = Run(options.run)
+    found = funnel(run, open_plan(run))
+    if options.json:
+        console.print_json(json.dumps(found))
+    else:
+        console.print(funnel_table(found))
+    return 0
+
+
+def funnel_table(found: dict[str, Any]) -> Table:
+    """The funnel as a table for the terminal."""
+    table = Table(title=f"{found['name']}  {found['run']}", title_justify="left")
+    table.add_column("stage")
+    table.add_column("state")
+    for name in ("rows", "kept", "to do", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("rejected", overflow="fold")
+    for stage in found["stages"]:
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in stage["reasons"].items())
+        if "pairs" in stage:
+            reasons = "pairs: " + ", ".join(f"{k} {n:,}" for k, n in stage["pairs"].items())
+        table.add_row(
+            stage["name"],
+            stage["state"],
+            f"{stage['rows']:,}",
+            f"{stage['kept']:,}",
+            f"{stage['not_measured']:,}",
+            f"{stage['seconds']:.1f}",
+            reasons,
+        )
+    return table
+
+
+def _show(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.inspect import show
+    from pipeline.status import open_plan
+    from pipeline.store import Run
+
+    run = Run(options.run)
+    table = Table("column", "value", title=options.uid, show_lines=False)
+    for name, value in show(run, open_plan(run), options.uid).items():
+        table.add_row(name, _cell(value))
+    console.print(table, markup=False)
+    return 0
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.session import write_report
+    from pipeline.status import open_plan
+    from pipeline.store import Run
+
+    run = Run(options.run)
+    console.print(write_report(run, open_plan(run)), highlight=False, markup=False)
+    return 0
+
+
+def _verify(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.inspect import verify
+    from pipeline.status import open_plan
+    from pipeline.store import Run
+
+    run = Run(options.run)
+    faults = list(verify(run, open_plan(run)))
+    for fault in faults:
+        console.print(fault, highlight=False, markup=False)
+    if not faults:
+        console.print(f"{options.run}: every file is whole and aligned, every row accounted for")
+    return 1 if faults else 0
+
+
+def _verdicts(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.inspect import write_verdicts
+    from pipeline.status import open_plan
+    from pipeline.store import Run
+
+    run = Run(options.run)
+    rows = write_verdicts(run, open_plan(run), options.out)
+    console.print(f"{rows:,} rows -> {options.out}", highlight=False, markup=False)
+    return 0
+
+
+def _demo(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.demo.run import demo
+    from pipeline.progress import Progress
+
+    return demo(
+        options.run,
+        seed=options.seed,
+        workers=options.workers,
+        from_scratch=options.from_scratch,
+        progress=Progress(console, options.quiet),
+        console=console,
+    )
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as dotted names and values."""
+    if not isinstance(value, dict):
+        return [(name, value)]
+    return [
+        pair for key, part in value.items() for pair in _flat(part, f"{name}.{key}".lstrip("."))
+    ]
+
+
+def _cell(value: Any) -> str:
+    text = f"{len(value):,} bytes" if isinstance(value, bytes) else str(value)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""`capfilt demo`: the main job on a drawn web, judged by the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.cli import funnel_table
+from pipeline.demo import truth, web
+from pipeline.demo.language import train_language
+from pipeline.demo.server import SiteServer
+from pipeline.demo.tokenizer import write_tokenizer
+from pipeline.inspect import write_verdicts
+from pipeline.manifest import Manifest, Plan
+from pipeline.progress import Progress
+from pipeline.session import Session, write_report
+from pipeline.status import funnel
+from pipeline.store import Run
+
+__all__ = ["demo", "prepare"]
+
+MANIFEST = Path(__file__).resolve().parents[2] / "manifests" / "demo.yaml"
+MINIATURE = Path(__file__).resolve().parent / "miniature"
+PORT = 8757
+"""Preferred, so that two runs of one seed crawl the same addresses."""
+
+
+def demo(
+    run: str,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    from_scratch: bool = False,
+    progress: Progress,
+    console: Console,
+) -> int:
+    """Draw a web, serve it, carry out manifests/demo.yaml on it, and say how well it went.
+
+    Args:
+        run: The run's folder, local; the web lies in `web/` under it.
+        seed: Of the web, of the stages and of the trainings.
+        workers: Workers of each stage.
+        from_scratch: Train the starting point that otherwise ships with the demo.
+        progress: Where progress shows.
+        console: Where the result is printed.
+
+    Returns:
+        The exit status.
+    """
+    started = time.monotonic()
+    folder = Path(run) / "web"
+    port = prepare(folder, seed, progress)
+    overrides = [
+        f"seed={seed}",
+        f"download.source={folder / 'pairs.parquet'}",
+        f"select.model={folder / 'language'}",
+        f"export.human=[{folder / 'human.jsonl'}]",
+    ]
+    manifest = Manifest.load(str(MANIFEST), overrides, run)
+    with (
+        SiteServer(folder / "site", port=port),
+        Session(manifest, workers=workers, progress=progress) as session,
+    ):
+        session.run()
+    opened = Run(run)
+    plan = Plan(manifest)
+    judged = judge(opened, plan, folder)
+    report = write_report(opened, plan)
+    show(console, opened, plan, judged)
+    console.print(
+        f"\n{time.monotonic() - started:.0f} s in all; the report is {report}",
+        highlight=False,
+        markup=False,
+    )
+    return 0
+
+
+def prepare(folder: Path, seed: int, progress: Progress) -> int:
+    """Draw the web and train its language, unless they are there, and give the port to serve on.
+
+    Raises:
+        ValueError: The folder holds the web of another seed.
+    """
+    store = Run(str(folder))
+    if store.exists("web.json"):
+        made = store.read_json("web.json")
+        if made["seed"] != seed:
+            raise ValueError(
+                f"{folder} holds the web of seed {made['seed']}; give another --run for seed {seed}"
+            )
+        return int(made["port"])
+    port = _free_port()
+    started = time.monotonic()
+    web.build(folder, base_url=f"http://127.0.0.1:{port}", seed=seed)
+    train_language(folder / "language", seed=seed)
+    write_tokenizer(folder / "tokenizer")
+    store.write_json({"seed": seed, "port": port}, "web.json")
+    progress.say(f"web        drawn in {time.monotonic() - started:.1f} s at {folder}")
+    return port
+
+
+def _free_port() -> int:
+    for port in (PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise RuntimeError("no free port on 127.0.0.1")
+
+
+def judge(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
+    """Hold the verdicts and the export against the truth; also written to truth.json."""
+    verdicts = run.at("verdicts.parquet")
+    write_verdicts(run, plan, verdicts)
+    exported = [
+        run.read_table("curated", f"{shard}.parquet", columns=["uid", "caption", "caption_source"])
+        for shard in run.shards("curated")
+    ]
+    found = truth.judge(
+        pq.read_table(folder / "truth.parquet"),
+        pq.read_table(verdicts),
+        truth_columns(exported),
+    )
+    judged = dataclasses.asdict(found)
+    run.write_json(judged, "truth.json")
+    return judged
+
+
+def truth_columns(tables: list[Any]) -> Any:
+    """The exported texts as one table."""
+    import pyarrow as pa
+
+    return pa.concat_tables(tables)
+
+
+def show(console: Console, run: Run, plan: Plan, judged: dict[str, Any]) -> None:
+    """Print the funnel, the truth's word on it, and the retrained models side by side."""
+    console.print(funnel_table(funnel(run, plan)))
+    table = Table(title="against the truth", title_justify="left")
+    for name in ("stage", "precision", "recall", "rejected", "due", "lost"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for score in judged["stages"]:
+        table.add_row(
+            score["stage"],
+            _share(score["precision"]),
+            _share(score["recall"]),
+            *(str(score[key]) for key in ("num_rejected", "num_due", "num_lost")),
+        )
+    console.print(table)
+    console.print(
+        f"web texts that are true: {_share(judged['raw_true'])} as found, "
+        f"{_share(judged['exported_true'])} as exported ({judged['num_exported']:,} texts); "
+        f"synthetic: {_share(judged['synthetic_true'])} of {judged['num_synthetic']:,}",
+        highlight=False,
+    )
+    if not run.exists("evaluation.json"):
+        return
+    found = run.read_json("evaluation.json")
+    names = list(found)
+    table = Table("metric", *names, title="held-out images", title_justify="left")
+    from pipeline.cli import _flat
+
+    rows = [dict(_flat(found[name]["metrics"])) for name in names]
+    for metric in rows[0]:
+        values = [row.get(metric) for row in rows]
+        table.add_row(metric, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
+    console.print(table)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"

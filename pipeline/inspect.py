@@ -1,0 +1,147 @@
+"""Looking at a run: one sample, every verdict, and whether all files are sound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pc_csv
+import pyarrow.parquet as pq
+
+from pipeline.manifest import Plan
+from pipeline.store import Run
+from pipeline.verdicts import KEPT, annotated, judge, verdict_table
+
+__all__ = ["show", "verify", "write_verdicts"]
+
+
+def show(run: Run, plan: Plan, uid: str) -> dict[str, Any]:
+    """All that is known of a sample: its pool row, every stage's columns, its verdict.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        uid: A uid, or a beginning that only one has.
+
+    Raises:
+        ValueError: No sample or more than one has such a uid.
+    """
+    found = [
+        (shard, row)
+        for shard in run.shards("pool")
+        for row, other in enumerate(
+            run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"].to_pylist()
+        )
+        if str(other).startswith(uid)
+    ]
+    if len(found) != 1:
+        what = "no sample has" if not found else f"{len(found)} samples have"
+        raise ValueError(f"{run.root}: {what} a uid that begins with {uid!r}; give more of it")
+    shard, row = found[0]
+    known: dict[str, Any] = run.read_table("pool", f"{shard}.parquet").slice(row, 1).to_pylist()[0]
+    judged = []
+    verdict = KEPT
+    for name in plan.names:
+        judged.append(name)
+        now = judge(run, plan, shard, judged)
+        if not now.measured[name][row]:
+            verdict = f"not measured by {name} yet"
+            break
+        table = annotated(run, plan, name, shard)
+        assert table is not None
+        columns = table.slice(row, 1).to_pylist()[0]
+        known.update(
+            {f"{name}.{key}": columns[key] for key in plan.columns(name).names if key not in known}
+        )
+        if (reason := now.reasons[name][row].as_py()) is not None:
+            verdict = f"{name}: {reason}"
+            break
+    return {**known, "verdict": verdict}
+
+
+def write_verdicts(run: Run, plan: Plan, out: str) -> int:
+    """Write what became of every row of the pool: uid, source, url, caption, stage, reason.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        out: A local file; its ending says parquet, csv or jsonl.
+
+    Returns:
+        How many rows.
+
+    Raises:
+        ValueError: The ending is none of these, or the run has no pool.
+    """
+    kind = out.rsplit(".", 1)[-1]
+    if kind not in ("parquet", "csv", "jsonl"):
+        raise ValueError(f"--out {out}: end the name in .parquet, .csv or .jsonl")
+    shards = run.shards("pool")
+    if not shards:
+        raise ValueError(f"{run.root}: nothing is downloaded yet; `capfilt run` it first")
+    rows = 0
+    writer: Any = None
+    with open(out, "wb") as file:
+        for table in verdict_table(run, plan, shards):
+            rows += table.num_rows
+            if kind == "jsonl":
+                for row in table.to_pylist():
+                    file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                continue
+            if writer is None:
+                make = pq.ParquetWriter if kind == "parquet" else pc_csv.CSVWriter
+                writer = make(file, table.schema)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+    return rows
+
+
+def verify(run: Run, plan: Plan) -> Iterator[str]:
+    """Every fault of a run's files, a sentence each.
+
+    Reads all of the pool and the annotations, checks schemas, alignment, uniqueness of uids and
+    row conservation, and the export against the SHA-256s of its manifest.
+    """
+    from pipeline.status import funnel
+
+    seen: set[str] = set()
+    for shard in run.shards("pool"):
+        try:
+            uids = list(map(str, run.read_table("pool", f"{shard}.parquet")["uid"].to_pylist()))
+        except (ValueError, KeyError, pa.ArrowException) as error:
+            yield str(error)
+            continue
+        if repeated := len(uids) - len(set(uids)) + len(seen.intersection(uids)):
+            yield f"{run.at('pool', shard)}.parquet: {repeated} uids stand more than once"
+        seen.update(uids)
+        for name in plan.names[1:]:
+            try:
+                judge(run, plan, shard, [name])
+            except FileNotFoundError:
+                break
+            except (ValueError, KeyError, pa.ArrowException) as error:
+                yield str(error)
+    try:
+        funnel(run, plan)
+    except (AssertionError, ValueError, KeyError) as error:
+        yield f"{run.root}: {error}"
+    if run.exists("list", "_list.json"):
+        rows = run.read_json("list", "_list.json")["rows"]
+        if len(run.shards("pool")) == run.read_json("list", "_list.json")["shards"] and (
+            rows != len(seen)
+        ):
+            yield f"{run.root}: the list has {rows} rows, the pool {len(seen)}"
+    if not run.exists("curated", "manifest.json"):
+        return
+    files = run.read_json("curated", "manifest.json")["files"]
+    for file in files:
+        if not run.exists("curated", file["name"]):
+            yield f"{run.at('curated', file['name'])}: missing"
+        elif run.sha256("curated", file["name"]) != file["sha256"]:
+            yield f"{run.at('curated', file['name'])}: its bytes are not those of manifest.json"
+    extra = set(run.shards("curated")) - {f["name"].removesuffix(".parquet") for f in files}
+    for name in sorted(extra):
+        yield f"{run.at('curated', name)}.parquet: not in manifest.json"

@@ -1,0 +1,407 @@
+"""A manifest: the YAML recipe of a run, validated before anything starts, and its fingerprints.
+
+    name: birds
+    seed: 0
+    stages:
+      download: {source: birds.parquet}
+      clean: {}
+      caption: {model: Salesforce/blip-image-captioning-base}
+      filter: {model: train:filter}
+      export: {human: [human.jsonl]}
+    train:
+      filter: {objective: filter, model: Salesforce/blip-itm-base-coco, data: [human.jsonl]}
+    evaluate: {data: test.jsonl, models: [train:filter]}
+
+Paths are relative to the working directory. `train:NAME` names the model that this manifest
+trains under that name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pydantic
+import yaml
+
+from pipeline.train import TrainConfig
+from stages.base import GlobalStage, Stage, StageConfig, digest
+from stages.caption import CaptionStage
+from stages.clean import CleanStage
+from stages.dedup import DedupStage
+from stages.download import DownloadStage
+from stages.export import ExportConfig, ExportStage
+from stages.filter import FilterStage
+from stages.schema import POOL
+from stages.select import SelectStage
+
+__all__ = ["STAGES", "TRAINED", "EvaluateConfig", "Manifest", "ManifestError", "Plan"]
+
+STAGES: dict[str, type[Stage[Any]]] = {
+    stage.name: stage
+    for stage in (DownloadStage, CleanStage, DedupStage, SelectStage, CaptionStage, FilterStage)
+}
+"""The stages that annotate, by name; export, the last, is apart."""
+
+TRAINED = "train:"
+"""What stands before the name of a model that the manifest itself trains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is evaluated when the run ends.
+
+    Attributes:
+        data: A jsonl file of held-out images, `image` and `captions` a line.
+        models: Model folders or names; `train:NAME` is one that the manifest trains.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    data: str
+    models: tuple[str, ...]
+
+
+class ManifestError(ValueError):
+    """The manifest is wrong; the message names the file, the field and the fix, a line each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A validated manifest.
+
+    Attributes:
+        name: What the run is called.
+        run: The run's folder or URL.
+        seed: The seed of every stage and training that sets none.
+        stages: The config of each stage, in order; download first, export last if at all.
+        train: The config of each training, by the name of the model it makes.
+        evaluate: What to evaluate at the end, if anything.
+        source: The mapping it was read from, overrides applied, as the run records it.
+    """
+
+    name: str
+    run: str
+    seed: int
+    stages: Mapping[str, StageConfig]
+    train: Mapping[str, TrainConfig]
+    evaluate: EvaluateConfig | None
+    source: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: str, overrides: Sequence[str] = (), run: str | None = None) -> Manifest:
+        """Read and validate a manifest.
+
+        Args:
+            path: A YAML file.
+            overrides: `stage.field=value` texts; values are YAML.
+            run: A run folder that replaces the manifest's own.
+
+        Raises:
+            ManifestError: A line for each mistake found.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                content = yaml.safe_load(file)
+        except FileNotFoundError:
+            raise ManifestError(f"{path}: no such manifest") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ManifestError(f"{path}: not YAML: {error}") from None
+        if not isinstance(content, dict):
+            raise ManifestError(f"{path}: a manifest is a mapping with `name` and `stages`")
+        for override in overrides:
+            _override(content, override)
+        if run is not None:
+            content["run"] = run
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any], path: str = "manifest") -> Manifest:
+        """Validate a manifest already read; `path` stands in the messages."""
+        mistakes = _Mistakes(path)
+        known = ("name", "run", "seed", "stages", "train", "evaluate")
+        for key in content:
+            if key not in known:
+                mistakes.add(str(key), f"unknown key{_did_you_mean(str(key), known)}")
+        name = content.get("name")
+        if not isinstance(name, str) or not name or "/" in name:
+            mistakes.add("name", "a manifest needs a name, a text without `/`")
+            name = "unnamed"
+        run = content.get("run", f"runs/{name}")
+        if not isinstance(run, str) or not run:
+            mistakes.add("run", "the run's folder or URL, a text")
+            run = f"runs/{name}"
+        seed = content.get("seed", 0)
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            mistakes.add("seed", f"a whole number from 0, got {seed!r}")
+            seed = 0
+        sections = {key: content.get(key) or {} for key in ("stages", "train")}
+        for key, section in sections.items():
+            if not isinstance(section, dict):
+                mistakes.add(key, "a mapping from names to their fields")
+                sections[key] = {}
+        trained = {str(key): f"{run.rstrip('/')}/models/{key}" for key in sections["train"]}
+        stages: dict[str, StageConfig] = {}
+        for key, fields in sections["stages"].items():
+            if key not in STAGES and key != ExportStage.name:
+                names = (*STAGES, ExportStage.name)
+                mistakes.add(f"stages.{key}", f"unknown stage{_did_you_mean(str(key), names)}")
+                continue
+            kind = ExportConfig if key == ExportStage.name else STAGES[key].config_type
+            config = mistakes.validate(f"stages.{key}", kind, fields, seed, trained)
+            if config is not None:
+                stages[key] = config
+        train: dict[str, TrainConfig] = {}
+        for key, fields in sections["train"].items():
+            config = mistakes.validate(f"train.{key}", TrainConfig, fields, seed, trained)
+            if config is not None:
+                train[str(key)] = config
+        evaluate = None
+        if content.get("evaluate") is not None:
+            evaluate = mistakes.validate(
+                "evaluate", EvaluateConfig, content["evaluate"], seed, trained
+            )
+        if not mistakes.lines:
+            _check_order(mistakes, stages)
+        mistakes.close()
+        return cls(
+            name=name,
+            run=run,
+            seed=seed,
+            stages=stages,
+            train=train,
+            evaluate=evaluate,
+            source={**content, "run": run},
+        )
+
+
+class _Mistakes:
+    """The mistakes found in a manifest so far."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.lines: list[str] = []
+
+    def add(self, field: str, message: str) -> None:
+        self.lines.append(f"{self.path}: {field}: {message}")
+
+    def close(self) -> None:
+        if self.lines:
+            raise ManifestError("\n".join(self.lines))
+
+    def validate(
+        self, where: str, kind: type[Any], fields: Any, seed: int, trained: Mapping[str, str]
+    ) -> Any:
+        """An instance of the dataclass `kind`, or None after saying what is wrong."""
+        fields = {} if fields is None else fields
+        if not isinstance(fields, dict):
+            self.add(where, f"a mapping of fields, got {fields!r}")
+            return None
+        names = [field.name for field in dataclasses.fields(kind)]
+        if "seed" in names:
+            fields = {"seed": seed, **fields}
+        if kind is TrainConfig:
+            fields = {**fields, "name": where.partition(".")[2]}
+        resolved = {key: self._trained(where, key, fields[key], trained) for key in fields}
+        try:
+            return pydantic.TypeAdapter(kind).validate_python(resolved)
+        except pydantic.ValidationError as error:
+            for detail in error.errors():
+                field = ".".join(str(part) for part in detail["loc"])
+                if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+                    message = f"unknown field{_did_you_mean(field, names)}"
+                elif detail["type"] == "missing":
+                    message = "this field is needed"
+                else:
+                    message = detail["msg"].removeprefix("Value error, ")
+                    if detail["type"] != "value_error":
+                        message = f"{message}, got {detail['input']!r}"
+                self.add(f"{where}.{field}".rstrip("."), message)
+            return None
+
+    def _trained(self, where: str, key: str, value: Any, trained: Mapping[str, str]) -> Any:
+        if isinstance(value, list):
+            return [self._trained(where, key, entry, trained) for entry in value]
+        if not isinstance(value, str) or not value.startswith(TRAINED):
+            return value
+        name = value.removeprefix(TRAINED)
+        if name not in trained:
+            self.add(
+                f"{where}.{key}",
+                f"`train` has no {name!r}{_did_you_mean(name, list(trained))}",
+            )
+            return value
+        return trained[name]
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ManifestError(f"--set {override}: write stage.field=value")
+    if keys[0] in STAGES or keys[0] == ExportStage.name:
+        keys.insert(0, "stages")
+    place = content
+    for key in keys[:-1]:
+        if place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+        if not isinstance(place, dict):
+            raise ManifestError(f"--set {override}: {key} holds no fields")
+    try:
+        place[keys[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ManifestError(f"--set {override}: not a YAML value: {error}") from None
+
+
+def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None:
+    names = list(stages)
+    if not names:
+        mistakes.add("stages", f"name at least one of {', '.join((*STAGES, ExportStage.name))}")
+        return
+    if names[0] != DownloadStage.name:
+        mistakes.add("stages", "download must be the first stage; it fills the pool")
+    if ExportStage.name in names and names[-1] != ExportStage.name:
+        mistakes.add("stages", "export must be the last stage")
+    columns = {"uid", *POOL.names}
+    writers = {column: name for name in STAGES for column in STAGES[name].writes.names}
+    for name in names:
+        if name not in STAGES or name == DownloadStage.name:
+            continue
+        for column in STAGES[name].reads:
+            if column not in columns:
+                mistakes.add(
+                    f"stages.{name}", f"reads {column!r}: put {writers[column]} before {name}"
+                )
+        for column in STAGES[name].uses:
+            late = writers.get(column)
+            if column not in columns and late in names:
+                mistakes.add(
+                    f"stages.{name}", f"takes {column!r} of {late}: put {late} before {name}"
+                )
+        columns.update(STAGES[name].writes.names)
+
+
+class Plan:
+    """The stages of a manifest with all that is derived from their order and settings.
+
+    Attributes:
+        manifest: The manifest.
+        names: The stages that annotate, download first, export left out.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.names = tuple(name for name in manifest.stages if name in STAGES)
+        self._fingerprints: dict[str, str] = {}
+
+    def stage(self, name: str) -> Stage[Any]:
+        """The stage, built but not loaded."""
+        return STAGES[name](self.manifest.stages[name])
+
+    @property
+    def export(self) -> ExportStage | None:
+        """The export, if the manifest has one."""
+        config = self.manifest.stages.get(ExportStage.name)
+        return None if config is None else ExportStage(config)  # type: ignore[arg-type]
+
+    def before(self, name: str) -> tuple[str, ...]:
+        """The annotating stages before `name`; all of them before export."""
+        return self.names[: self.names.index(name)] if name in self.names else self.names
+
+    def origin(self, name: str, column: str) -> str | None:
+        """The stage before `name` whose annotations hold `column`.
+
+        The last that writes it counts; download for a column of the pool, None where no stage
+        writes it.
+        """
+        for earlier in reversed(self.before(name)):
+            if earlier == DownloadStage.name:
+                return earlier if column in POOL.names else None
+            if column in self.columns(earlier).names:
+                return earlier
+        return None
+
+    def columns(self, name: str) -> pa.Schema:
+        """The columns that a stage adds, its summary's included."""
+        stage = STAGES[name]
+        fields = list(stage.writes)
+        if issubclass(stage, GlobalStage):
+            fields += list(stage.summary)
+        return pa.schema(fields)
+
+    def inputs(self, name: str) -> dict[str, str]:
+        """Each column that a stage (or export) takes, with the stage it comes from."""
+        stage: Any = ExportStage if name == ExportStage.name else STAGES[name]
+        found = {}
+        for column in ("uid", *stage.reads, *stage.uses):
+            if (origin := self.origin(name, column)) is not None:
+                found[column] = origin
+        return found
+
+    def fingerprint(self, name: str) -> str:
+        """What the measurement of a stage depends on, as 16 hex characters.
+
+        Its version, its settings without thresholds, the revisions of its models, and the
+        fingerprints of the stages it takes columns from.
+
+        Raises:
+            FileNotFoundError: A model that it names is not there yet.
+        """
+        if name in self._fingerprints:
+            return self._fingerprints[name]
+        stage = self.stage(name)
+        origins = {} if name == DownloadStage.name else self.inputs(name)
+        self._fingerprints[name] = digest(
+            {
+                "name": name,
+                "version": stage.version,
+                "measurement": stage.config.measurement(),
+                "reads": {
+                    column: self.decision(origin)
+                    if column in getattr(STAGES[origin], "summary", pa.schema([])).names
+                    else self.fingerprint(origin)
+                    for column, origin in origins.items()
+                    if origin != DownloadStage.name
+                },
+            }
+        )
+        return self._fingerprints[name]
+
+    def decision(self, name: str) -> str:
+        """What the verdicts up to and with a stage depend on: fingerprints and thresholds."""
+        if name == ExportStage.name:
+            own: list[Any] = [self.manifest.stages[name].settings()]
+        else:
+            own = [self.fingerprint(name), self.stage(name).config.settings()]
+        before = self.before(name)
+        return digest([*([self.decision(before[-1])] if before else []), *own])
+
+    def folder(self, name: str) -> tuple[str, ...]:
+        """Where a stage's annotations lie in the run."""
+        if name == DownloadStage.name:
+            return ("pool",)
+        return ("annotations", f"{name}-{self.fingerprint(name)[:8]}")
+
+    def summary_folder(self, name: str) -> tuple[str, ...]:
+        """Where the summary of a global stage lies."""
+        return (*self.folder(name), f"summary-{self.decision(name)[:8]}")
+
+    def trainings(self, name: str) -> tuple[str, ...]:
+        """The trainings of this manifest whose models a stage or a training names."""
+        config = self.manifest.train.get(name) or self.manifest.stages.get(name)
+        model = getattr(config, "model", None)
+        root = f"{self.manifest.run.rstrip('/')}/models/"
+        if not isinstance(model, str) or not model.startswith(root):
+            return ()
+        needed = model.removeprefix(root).split("/")[0]
+        return (*self.trainings(needed), needed) if needed in self.manifest.train else ()

@@ -1,0 +1,103 @@
+"""Progress on the terminal: a bar with rate and time left, or a plain line now and then."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bars,
+)
+
+__all__ = ["Progress"]
+
+logger = logging.getLogger(__name__)
+
+PLAIN_SECONDS = 10.0
+"""How often a plain line is written where the output is no terminal."""
+
+
+class Progress:
+    """What is known of the stage under way: shards, rows a second, time left, top reasons.
+
+    Args:
+        console: Where to write; a terminal gets bars, anything else plain lines.
+        quiet: Write nothing.
+    """
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console = console
+        self.quiet = quiet
+        self._bars: Bars | None = None
+
+    def say(self, message: str) -> None:
+        """A line of its own."""
+        if not self.quiet:
+            self.console.print(message, highlight=False, markup=False)
+
+    def start(self, name: str, shards: int) -> None:
+        """A stage begins on this many shards."""
+        self.name, self.shards, self.done, self.rows, self.bytes = name, shards, 0, 0, 0
+        self.reasons: Counter[str] = Counter()
+        self.began = self.told = time.monotonic()
+        if self.quiet or not self.console.is_terminal:
+            return
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("shards  {task.fields[told]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._bar = self._bars.add_task(name, total=shards, told="")
+        self._bars.start()
+
+    def advance(self, result: Mapping[str, Any]) -> None:
+        """A shard is done; `result` is what the worker returned."""
+        self.done += 1
+        self.rows += int(result["rows"])
+        self.bytes += int(result.get("bytes", 0))
+        self.reasons.update(result["reasons"])
+        if self._bars is not None:
+            self._bars.update(self._bar, completed=self.done, told=self._rate())
+        elif self.done < self.shards and time.monotonic() - self.told > PLAIN_SECONDS:
+            self.told = time.monotonic()
+            left = (self.told - self.began) / self.done * (self.shards - self.done)
+            self.say(
+                f"{self.name:<10} {self.done}/{self.shards} shards  {self._rate()}"
+                f"  {left:.0f} s left"
+            )
+
+    def finish(self) -> None:
+        """The stage's shards are done or given up."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+        elif not self.quiet:
+            seconds = time.monotonic() - self.began
+            self.say(
+                f"{self.name:<10} {self.done}/{self.shards} shards  {self._rate()}"
+                f"  in {seconds:.1f} s"
+            )
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self.began, 1e-3)
+        parts = [f"{self.rows:,} rows", f"{self.rows / seconds:,.0f} rows/s"]
+        if self.bytes:
+            parts.append(f"{self.bytes / seconds / 1e6:.1f} MB/s")
+        if self.rows:
+            parts += [f"{100 * n / self.rows:.0f}% {r}" for r, n in self.reasons.most_common(3)]
+        return "  ".join(parts)

@@ -1,0 +1,415 @@
+"""The driver: one stage over all shards on Ray core, and a whole manifest in order."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from pipeline.manifest import Manifest, Plan
+from pipeline.progress import Progress
+from pipeline.store import Run
+from pipeline.verdicts import judge
+from pipeline.worker import Worker, describe
+from stages import sources
+from stages.base import GlobalStage, Resources
+from stages.download import DownloadStage
+from stages.export import ExportStage
+
+__all__ = ["Cluster", "IncompleteError", "Runner", "StageError"]
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 2
+"""How often a shard is tried again after its worker died."""
+
+STALL_SECONDS = 1800.0
+"""After how long without any shard finishing the driver gives up and says what it waits for."""
+
+
+class StageError(RuntimeError):
+    """A stage failed on some shards; the message names them and says how to resume."""
+
+
+class IncompleteError(ValueError):
+    """A stage was asked for while what it reads is not complete."""
+
+
+class Cluster:
+    """Ray, started when first needed.
+
+    Args:
+        address: A cluster's address; None starts one on this machine for this process.
+        workers: Workers of each stage; None is as many as the machine or cluster can hold.
+    """
+
+    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+        self.address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self.workers = workers
+        self._started = False
+
+    def start(self) -> None:
+        """Connect, once; a Ray that this process already has is shared and left running."""
+        if self._started or ray.is_initialized():
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        options: dict[str, Any] = {}
+        if self.address == "local":
+            num_cpus = max(self.workers or 1, os.cpu_count() or 1)
+            options = {"num_cpus": num_cpus, "include_dashboard": False}
+        ray.init(
+            address=self.address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            configure_logging=False,
+            runtime_env={"env_vars": {"NO_ALBUMENTATIONS_UPDATE": "1"}},
+            **options,
+        )
+        self._started = True
+
+    def stop(self) -> None:
+        """Disconnect, if connected."""
+        if self._started:
+            ray.shutdown()
+            self._started = False
+
+    def slots(self, resources: Resources) -> int:
+        """How many workers with these resources to run at once."""
+        if self.workers is not None:
+            return self.workers
+        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        slots = int(found.get("CPU", 1) // max(resources.cpus, 1))
+        if resources.gpus:
+            slots = min(slots, int(found.get("GPU", 0) / resources.gpus))
+        return max(slots, 1)
+
+    def options(self, resources: Resources) -> dict[str, Any]:
+        """Ray's own words for them; retries stay with the driver, which knows who is to blame."""
+        return {
+            "num_cpus": resources.cpus,
+            "num_gpus": resources.gpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+
+
+class Runner:
+    """Carries out a manifest.
+
+    Args:
+        manifest: The manifest.
+        cluster: Where; its lifetime is the caller's business.
+        progress: Told of each shard that finishes.
+    """
+
+    def __init__(self, manifest: Manifest, cluster: Cluster, progress: Progress) -> None:
+        self.manifest = manifest
+        self.cluster = cluster
+        self.progress = progress
+        self.plan = Plan(manifest)
+        self.run = Run(manifest.run)
+        self._workers: list[Any] = []
+        self._held: Resources | None = None
+
+    def record(self) -> None:
+        """Write down what runs: the resolved manifest, versions and the machine."""
+        packages = ("ray", "torch", "transformers", "pyarrow", "img2dataset", "datasketch", "spacy")
+        record: Any = {
+            "manifest": dict(self.manifest.source),
+            "settings": {n: c.settings() for n, c in self.manifest.stages.items()},
+            "versions": {
+                "capfilt": metadata.version("capfilt"),
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in packages},
+            },
+            "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
+        }
+        record = _plain(record)
+        if not self.run.exists("run.json") or self.run.read_json("run.json") != record:
+            self.run.write_json(record, "run.json")
+
+    def stage(self, name: str) -> None:
+        """Carry out one stage, or export, over the whole pool.
+
+        Raises:
+            IncompleteError: An earlier stage of the manifest has not measured all it should.
+            StageError: Some shards failed.
+        """
+        if name not in self.manifest.stages:
+            raise IncompleteError(
+                f"the manifest has no stage {name}; it has {', '.join(self.manifest.stages)}"
+            )
+        started = time.perf_counter()
+        if name == DownloadStage.name:
+            shards = self._plan_download()
+        else:
+            self._require(name)
+            shards = self.run.shards("pool")
+        if name == ExportStage.name:
+            self._export(shards, started)
+            return
+        folder = self.plan.folder(name)
+        before = self.plan.before(name)
+        reached = self.plan.decision(before[-1]) if before else "list"
+        state = self._state(name)
+        if state.get("complete_for") != reached:
+            self._map(name, self._missing(name, shards))
+        if isinstance(self.plan.stage(name), GlobalStage):
+            self._summarize(name, shards)
+        if state.get("complete_for") != reached:
+            self.run.write_json(
+                {
+                    "stage": name,
+                    "fingerprint": self.plan.fingerprint(name),
+                    "settings": self.plan.stage(name).config.settings(),
+                    "measurement": self.plan.stage(name).config.measurement(),
+                    "complete_for": reached,
+                    "shards": len(shards),
+                    "seconds": round(state.get("seconds", 0.0) + time.perf_counter() - started, 3),
+                },
+                *folder,
+                "_stage.json",
+            )
+
+    def _state(self, name: str) -> dict[str, Any]:
+        folder = self.plan.folder(name)
+        return (
+            dict(self.run.read_json(*folder, "_stage.json"))
+            if self.run.exists(*folder, "_stage.json")
+            else {}
+        )
+
+    def is_complete(self, name: str) -> bool:
+        """Whether a stage has measured every row that reaches it."""
+        before = self.plan.before(name)
+        try:
+            reached = self.plan.decision(before[-1]) if before else "list"
+            if self._state(name).get("complete_for") != reached:
+                return False
+            if isinstance(self.plan.stage(name), GlobalStage):
+                return self.run.exists(*self.plan.summary_folder(name), "_summary.json")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _require(self, name: str) -> None:
+        for earlier in self.plan.before(name):
+            if not self.is_complete(earlier):
+                raise IncompleteError(
+                    f"{name}: {earlier} is not complete in {self.run.root}. Run "
+                    f"`capfilt {earlier} MANIFEST` first, or `capfilt run MANIFEST`"
+                )
+
+    def _plan_download(self) -> list[str]:
+        """Cut the list into shards, or refuse a run that holds another list's pool."""
+        config: Any = self.manifest.stages[DownloadStage.name]
+        fingerprint = self.plan.fingerprint(DownloadStage.name)
+        identity = sources.identity(config)
+        if self.run.exists("list", "_list.json"):
+            listed = self.run.read_json("list", "_list.json")
+            if listed["fingerprint"] != fingerprint:
+                old, new = listed["measurement"], _plain(config.measurement())
+                changed = [key for key in new if old.get(key) != new[key]] or ["version"]
+                raise IncompleteError(
+                    f"download: {self.run.root} holds a pool made with other settings ("
+                    + ", ".join(f"{k}: {old.get(k)!r}, now {new.get(k)!r}" for k in changed)
+                    + "). Give another --run, or remove that folder"
+                )
+            if listed["identity"] != _plain(identity):
+                found = sources.content_digest(config)
+                if listed["content"] != found:
+                    raise IncompleteError(
+                        f"download: {self.run.root} holds a pool made from another list: the "
+                        "source has changed since. Give another --run, or remove that folder"
+                    )
+            return [f"{index:05d}" for index in range(listed["shards"])]
+        self.progress.say(f"reading {', '.join(_sequence(config.source))}")
+        rows = repeats = 0
+        shards: list[str] = []
+        for table in sources.shards(config):
+            shards.append(f"{len(shards):05d}")
+            rows += table.num_rows
+            repeats += int(table["repeats"].to_numpy().sum())
+            self.run.write_table(table, "list", f"{shards[-1]}.parquet")
+        self.run.write_json(
+            {
+                "fingerprint": fingerprint,
+                "measurement": config.measurement(),
+                "identity": identity,
+                "content": sources.content_digest(config),
+                "rows": rows,
+                "repeats": repeats,
+                "shards": len(shards),
+            },
+            "list",
+            "_list.json",
+        )
+        return shards
+
+    def _missing(self, name: str, shards: Sequence[str]) -> list[str]:
+        """The shards that a stage has something left to do on."""
+        there = set(self.run.shards(*self.plan.folder(name)))
+        if name == DownloadStage.name:
+            return [shard for shard in shards if shard not in there]
+        missing = []
+        for shard in shards:
+            if shard in there:
+                live = judge(self.run, self.plan, shard, self.plan.before(name)).live
+                table = self.run.read_table(
+                    *self.plan.folder(name), f"{shard}.parquet", columns=["measured"]
+                )
+                measured = table["measured"].to_numpy(zero_copy_only=False)
+                if not (live & ~measured).any():
+                    continue
+            missing.append(shard)
+        return missing
+
+    def _summarize(self, name: str, shards: list[str]) -> None:
+        folder = self.plan.summary_folder(name)
+        if self.run.exists(*folder, "_summary.json"):
+            return
+        worker = self._hold(self.resources(name), 1)[0]
+        result = ray.get(worker.summarize.remote(name, shards))
+        self.run.write_json(result, *folder, "_summary.json")
+
+    def _export(self, shards: list[str], started: float) -> None:
+        """Write the curated shards, then the manifest that says they are whole."""
+        from pipeline import card
+
+        export = self.plan.export
+        assert export is not None
+        key = self.plan.decision(ExportStage.name)
+        if self.run.exists("curated", "_export.json"):
+            if self.run.read_json("curated", "_export.json")["decision"] != key:
+                self.run.remove("curated", "manifest.json")  # the mark of a whole export goes first
+                self.run.remove("curated")
+            elif self.run.exists("curated", "manifest.json"):
+                return
+        self.run.write_json({"decision": key}, "curated", "_export.json")
+        files = {r["file"]["name"]: r["file"] for r in self._map(ExportStage.name, shards)}
+        for index, pairs in enumerate(export.human_pairs()):
+            name = f"human-{index:05d}.parquet"
+            self.run.write_table(pairs, "curated", name)
+            files[name] = describe(self.run, name)
+        counts: dict[str, int] = {}
+        for file in files.values():
+            for source, number in file["pairs"].items():
+                counts[source] = counts.get(source, 0) + number
+        manifest = {
+            "name": self.manifest.name,
+            "decision": key,
+            "pairs": counts,
+            "images": sum(file["images"] for file in files.values()),
+            "files": [files[name] for name in sorted(files)],
+        }
+        self.run.write(card.write(self.run, self.plan, manifest).encode(), "curated", "README.md")
+        self.run.write_json(manifest, "curated", "manifest.json")
+        self.run.write_json(
+            {"decision": key, "seconds": round(time.perf_counter() - started, 3)},
+            "curated",
+            "_export.json",
+        )
+
+    def resources(self, name: str) -> Resources:
+        """What one worker of a stage occupies."""
+        return self.manifest.stages[name].resources
+
+    def release(self) -> None:
+        """End the workers, so that what they hold is free for others."""
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers, self._held = [], None
+
+    def _hold(self, resources: Resources, number: int) -> list[Any]:
+        """At least `number` workers with these resources; those of other stages serve on."""
+        if self._held != resources:
+            self.release()
+        self._held = resources
+        while len(self._workers) < number:
+            self._workers.append(self._worker(resources))
+        return self._workers
+
+    def _worker(self, resources: Resources) -> Any:
+        self.cluster.start()
+        options = self.cluster.options(resources)
+        return ray.remote(**options)(Worker).remote(self.manifest, resources.cpus)
+
+    def _map(self, name: str, shards: Sequence[str]) -> list[dict[str, Any]]:
+        """Do a stage on shards, one in flight a worker, in any order.
+
+        One shard in flight for each worker keeps the blame for a worker's death exact.
+        """
+        if not shards:
+            return []
+        self.cluster.start()
+        waiting = deque(shards)
+        tries: dict[str, int] = {}
+        failed: dict[str, str] = {}
+        results = []
+        number = min(self.cluster.slots(self.resources(name)), len(shards))
+        self.progress.start(name, len(shards))
+        workers = self._hold(self.resources(name), number)
+        idle = deque(range(number))
+        flight: dict[Any, tuple[int, str]] = {}
+        last = time.monotonic()
+        while waiting or flight:
+            while waiting and idle:
+                index, shard = idle.popleft(), waiting.popleft()
+                flight[workers[index].work.remote(name, shard)] = (index, shard)
+            done, _ = ray.wait(list(flight), num_returns=1, timeout=1.0)
+            if not done and time.monotonic() - last > STALL_SECONDS:
+                names = sorted(shard for _, shard in flight.values())
+                raise StageError(
+                    f"{name}: no shard has finished for {STALL_SECONDS:.0f} s; waiting for "
+                    f"{', '.join(names)}. Is a node gone? The same command resumes"
+                )
+            for reference in done:
+                last = time.monotonic()
+                index, shard = flight.pop(reference)
+                try:
+                    result = ray.get(reference)
+                except RayTaskError as error:
+                    failed[shard] = str(error).strip()
+                except RayActorError:
+                    tries[shard] = tries.get(shard, 0) + 1
+                    workers[index] = self._worker(self.resources(name))
+                    if tries[shard] <= RETRIES:
+                        waiting.append(shard)
+                    else:
+                        failed[shard] = f"its worker died {tries[shard]} times"
+                else:
+                    results.append(result)
+                    self.progress.advance(result)
+                idle.append(index)
+        self.progress.finish()
+        if failed:
+            raise StageError(_failure(name, failed, len(shards)))
+        return results
+
+
+def _failure(name: str, failed: Mapping[str, str], number: int) -> str:
+    shard, why = next(iter(sorted(failed.items())))
+    return (
+        f"{name}: {len(failed)} of {number} shards failed ({', '.join(sorted(failed)[:8])}"
+        f"{', ...' if len(failed) > 8 else ''}); the others are done. Shard {shard}: {why}\n"
+        "Mend the cause and give the same command again: only these shards are done anew"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _sequence(value: str | Sequence[str]) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value

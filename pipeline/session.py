@@ -1,0 +1,214 @@
+"""A manifest carried out from its list to its report: stages, trainings, evaluation in order."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from pipeline.manifest import Manifest, Plan
+from pipeline.progress import Progress
+from pipeline.runner import Cluster, IncompleteError, Runner
+from pipeline.status import funnel
+from pipeline.store import Run
+from pipeline.training import Training
+
+__all__ = ["Session", "write_report"]
+
+EVALUATION = "evaluation.json"
+
+
+class Session:
+    """One command's hold on a run: its lock, its Ray, its progress.
+
+    Args:
+        manifest: What to carry out.
+        address: A Ray cluster's address; None starts Ray here when something is to be done.
+        workers: Workers of each stage; None fills the machine or cluster.
+        progress: Where progress shows.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        progress: Progress,
+    ) -> None:
+        self.manifest = manifest
+        self.progress = progress
+        self.cluster = Cluster(address, workers)
+        self.runner = Runner(manifest, self.cluster, progress)
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> Session:
+        self._exits.enter_context(self.runner.run.lock())
+        self._exits.callback(self.cluster.stop)
+        self._exits.callback(self.runner.release)
+        self.runner.record()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._exits.close()
+
+    def outline(self, until: str | None = None) -> list[str]:
+        """What `run` would do, in order, a line each."""
+        lines = [f"{self.manifest.name} -> {self.manifest.run}"]
+        trained: set[str] = set()
+        for name in self._stages(until):
+            for training in self._needed(name):
+                if training not in trained:
+                    trained.add(training)
+                    lines.append(f"  train     {training}: {self.manifest.train[training]}")
+            lines.append(f"  {name:<9} {self.manifest.stages[name]}")
+        if until is None:
+            rest = [name for name in self.manifest.train if name not in trained]
+            lines += [f"  train     {name}: {self.manifest.train[name]}" for name in rest]
+            if self.manifest.evaluate is not None:
+                lines.append(f"  evaluate  {', '.join(self.manifest.evaluate.models)}")
+            lines.append("  report")
+        return lines
+
+    def run(self, until: str | None = None) -> None:
+        """Everything that is not done yet, the report excepted.
+
+        Args:
+            until: The stage to stop after.
+
+        Raises:
+            StageError: Something failed; the same call resumes.
+        """
+        for name in self._stages(until):
+            self._train(self._needed(name))
+            self.runner.stage(name)
+        if until is not None:
+            return
+        self._train(tuple(self.manifest.train))
+        self._evaluate()
+
+    def stage(self, name: str) -> None:
+        """One stage of the manifest; what it reads must be complete."""
+        self.runner.stage(name)
+
+    def train(self, objective: str | None = None, name: str | None = None) -> None:
+        """The trainings of the manifest, or those of one objective or name.
+
+        Raises:
+            ValueError: The manifest has none such.
+        """
+        chosen = [
+            key
+            for key, config in self.manifest.train.items()
+            if objective in (None, config.objective) and name in (None, key)
+        ]
+        if not chosen:
+            raise ValueError(
+                f"the manifest trains no such model; it has {', '.join(self.manifest.train) or '-'}"
+            )
+        needed = [key for key in chosen for key in (*self.runner.plan.trainings(key), key)]
+        self._train(tuple(dict.fromkeys(needed)))
+
+    def _stages(self, until: str | None) -> Sequence[str]:
+        names = list(self.manifest.stages)
+        if until is None:
+            return names
+        if until not in names:
+            raise IncompleteError(
+                f"--until {until}: the manifest has no such stage; it has {', '.join(names)}"
+            )
+        return names[: names.index(until) + 1]
+
+    def _needed(self, name: str) -> tuple[str, ...]:
+        """The trainings to have done before a stage.
+
+        The first stage that takes a trained model waits for those of all stages, so that
+        they are trained side by side.
+        """
+        plan = self.runner.plan
+        if not plan.trainings(name):
+            return ()
+        found = [training for stage in self.manifest.stages for training in plan.trainings(stage)]
+        return tuple(dict.fromkeys(found))
+
+    def _train(self, names: tuple[str, ...]) -> None:
+        """Train what is not trained yet, those that need nothing of each other side by side."""
+        left = [name for name in names if not self._training(name).is_done]
+        while left:
+            wave = [n for n in left if not set(self.runner.plan.trainings(n)) & set(left)]
+            assert wave, f"trainings {left} wait for each other"
+            self.runner.release()
+            self.cluster.start()
+            started = time.monotonic()
+            self.progress.say(f"train      {', '.join(wave)}")
+            waiting = {}
+            for name in wave:
+                training = self._training(name)
+                training.paths()  # what is missing is said before anything starts
+                resources = training.resources
+                remote = ray.remote(
+                    num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
+                )(_carry_out)
+                waiting[remote.remote(training)] = name
+            for reference in waiting:
+                ray.get(reference)
+            seconds = time.monotonic() - started
+            self.progress.say(f"train      {', '.join(wave)} done in {seconds:.1f} s")
+            left = [name for name in left if name not in wave]
+
+    def _training(self, name: str) -> Training:
+        return Training(self.manifest, name)
+
+    def _evaluate(self) -> None:
+        """Evaluate the models of the manifest that have not been, on its held-out images."""
+        from pipeline.evaluate import evaluate
+
+        wanted = self.manifest.evaluate
+        if wanted is None:
+            return
+        run = self.runner.run
+        found: dict[str, Any] = run.read_json(EVALUATION) if run.exists(EVALUATION) else {}
+        for model in wanted.models:
+            name = model.rstrip("/").rsplit("/", 1)[-1]
+            identity = self._identity(model)
+            if found.get(name, {}).get("model") != identity:
+                self.progress.say(f"evaluate   {name}")
+                found[name] = {"model": identity, "metrics": evaluate(model, wanted.data)}
+                run.write_json(found, EVALUATION)
+
+    def _identity(self, model: str) -> str:
+        for name in self.manifest.train:
+            training = self._training(name)
+            if training.out == model:
+                return training.fingerprint
+        return model
+
+
+def _carry_out(training: Training) -> None:
+    training.carry_out()
+
+
+def write_report(run: Run, plan: Plan, truth: Sequence[Any] | None = None) -> str:
+    """Write the report of a run and give its path.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        truth: Precision and recall of the stages where the truth is known.
+    """
+    from pipeline.report import build
+
+    evaluation = run.read_json(EVALUATION) if run.exists(EVALUATION) else None
+    if truth is None and run.exists("truth.json"):
+        truth = run.read_json("truth.json")
+    build.write(run, plan, funnel(run, plan), evaluation=evaluation, truth=truth)
+    return run.at("report", "index.html")

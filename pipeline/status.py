@@ -1,0 +1,100 @@
+"""The funnel of a run: each stage with its state, its counts and its seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.manifest import Plan
+from pipeline.store import Run
+from pipeline.verdicts import count
+from stages.download import DownloadStage
+from stages.export import ExportStage
+
+__all__ = ["funnel", "open_plan"]
+
+
+def open_plan(run: Run) -> Plan:
+    """The plan that a run was last given.
+
+    Raises:
+        FileNotFoundError: The folder is no run.
+    """
+    from pipeline.manifest import Manifest
+
+    if not run.exists("run.json"):
+        raise FileNotFoundError(
+            f"{run.root}: no run there; `capfilt run MANIFEST --run {run.root}` makes one"
+        )
+    record = run.read_json("run.json")
+    return Plan(Manifest.parse({**record["manifest"], "run": run.root}, f"{run.root}/run.json"))
+
+
+def funnel(run: Run, plan: Plan) -> dict[str, Any]:
+    """Rows, kept, not measured, reasons, state and seconds of each stage of a run.
+
+    A state is `waiting` (nothing measured), `partial` or `done`. For each stage
+    `rows = kept + sum(reasons) + not_measured`; the rows of a stage are those the one before kept
+    or has not measured. Export adds `pairs`, the exported texts by source.
+    """
+    listed = run.read_json("list", "_list.json") if run.exists("list", "_list.json") else None
+    shards = run.shards("pool")
+    ready = []
+    for name in plan.names:
+        try:
+            plan.decision(name)
+        except FileNotFoundError:  # a model that is still to be trained
+            break
+        ready.append(name)
+    counts = count(run, plan, ready, shards)
+    for name in plan.names[len(ready) :]:
+        rows = counts[ready[-1]]["kept"] + counts[ready[-1]]["not_measured"] if ready else 0
+        counts[name] = {"rows": rows, "kept": 0, "not_measured": rows, "reasons": {}}
+    stages = []
+    for name, total in counts.items():
+        if name == DownloadStage.name and listed is not None:
+            missing = listed["rows"] - total["rows"]
+            total["rows"] += missing
+            total["not_measured"] += missing
+        measured = total["rows"] - total["not_measured"]
+        folder = plan.folder(name) if name in ready else None
+        seconds = 0.0
+        if folder is not None and run.exists(*folder, "_stage.json"):
+            seconds = run.read_json(*folder, "_stage.json")["seconds"]
+        if total["not_measured"] == 0 and seconds:
+            state = "done"
+        else:
+            state = "partial" if measured else "waiting"
+        stages.append({"name": name, "state": state, **total, "seconds": seconds})
+    result: dict[str, Any] = {"run": run.root, "name": plan.manifest.name, "stages": stages}
+    if listed is not None:
+        result["list"] = {"rows": listed["rows"] + listed["repeats"], "repeats": listed["repeats"]}
+    if ExportStage.name in plan.manifest.stages:
+        stages.append(_export(run, plan, ready, stages[-1] if stages else None))
+    return result
+
+
+def _export(run: Run, plan: Plan, ready: list[str], last: dict[str, Any] | None) -> dict[str, Any]:
+    rows = last["kept"] + last["not_measured"] if last else 0
+    row: dict[str, Any] = {
+        "name": ExportStage.name,
+        "state": "waiting",
+        "rows": rows,
+        "kept": 0,
+        "not_measured": rows,
+        "reasons": {},
+        "seconds": 0.0,
+    }
+    if len(ready) < len(plan.names) or not run.exists("curated", "manifest.json"):
+        return row
+    manifest = run.read_json("curated", "manifest.json")
+    if manifest["decision"] != plan.decision(ExportStage.name):
+        return row
+    seconds = run.read_json("curated", "_export.json").get("seconds", 0.0)
+    return {
+        **row,
+        "state": "done",
+        "kept": rows,
+        "not_measured": 0,
+        "pairs": manifest["pairs"],
+        "seconds": seconds,
+    }

@@ -1,0 +1,217 @@
+"""A run on disk or object storage: where its files lie, and how one is committed.
+
+    RUN/run.json                                   the manifest as resolved, versions, seed
+    RUN/list/00042.parquet                         the input list, cut into shards
+    RUN/pool/00042.parquet                         what download made of it
+    RUN/annotations/clean-1f2e3d4c/00042.parquet   what a stage measured; _stage.json beside it
+    RUN/curated/00042.parquet                      the export; manifest.json and README.md beside it
+    RUN/models/NAME/                               save_pretrained folders
+    RUN/report/index.html
+
+A file that stands under its own name is whole: it is written beside itself as `*.partial`, flushed
+and renamed, or put in one request on object storage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import posixpath
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+__all__ = ["Run", "RunBusyError"]
+
+
+class RunBusyError(RuntimeError):
+    """Another process holds the run."""
+
+
+class Run:
+    """The folder of one run; paths given to its methods are relative to it, with `/`.
+
+    Args:
+        root: A local path or any fsspec URL.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        self.fs, path = fsspec.core.url_to_fs(self.root)
+        self.path = str(path).rstrip("/")
+        self.is_local = "file" in (
+            self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
+        )
+
+    def __repr__(self) -> str:
+        return f"Run({self.root!r})"
+
+    def at(self, *parts: str) -> str:
+        """The path of a file of this run, as its file system knows it."""
+        return posixpath.join(self.path, *parts)
+
+    def exists(self, *parts: str) -> bool:
+        """Whether a file or folder stands there."""
+        return bool(self.fs.exists(self.at(*parts)))
+
+    def names(self, *parts: str) -> list[str]:
+        """The names of the committed files of a folder, sorted; none where it is absent."""
+        folder = self.at(*parts)
+        self.fs.invalidate_cache(folder)
+        try:
+            entries = self.fs.ls(folder, detail=False)
+        except FileNotFoundError:
+            return []
+        names = (posixpath.basename(str(entry).rstrip("/")) for entry in entries)
+        return sorted(name for name in names if not name.endswith(".partial"))
+
+    def shards(self, *parts: str) -> list[str]:
+        """The names, without extension, of the Parquet files of a folder, sorted."""
+        return [n.removesuffix(".parquet") for n in self.names(*parts) if n.endswith(".parquet")]
+
+    def read(self, *parts: str) -> bytes:
+        """The bytes of a file."""
+        with self.fs.open(self.at(*parts), "rb") as file:
+            return bytes(file.read())
+
+    def write(self, content: bytes, *parts: str) -> None:
+        """Commit a file: all of it stands under its name, or nothing new does."""
+        path = self.at(*parts)
+        if not self.is_local:
+            self.fs.pipe_file(path, content)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        partial = f"{path}.{os.getpid()}.partial"
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    def remove(self, *parts: str) -> None:
+        """Remove a file or a folder with all it holds, if it is there."""
+        if self.exists(*parts):
+            self.fs.rm(self.at(*parts), recursive=True)
+
+    def read_json(self, *parts: str) -> Any:
+        """A JSON file."""
+        return json.loads(self.read(*parts))
+
+    def write_json(self, value: Any, *parts: str) -> None:
+        """Commit a value as readable JSON with sorted keys."""
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str)
+        self.write((text + "\n").encode(), *parts)
+
+    def read_table(self, *parts: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A Parquet file, or some columns of it in the order asked for.
+
+        Raises:
+            ValueError: The file is not readable as Parquet; it says which file.
+        """
+        path = self.at(*parts)
+        wanted = None if columns is None else list(columns)
+        try:
+            with self.fs.open(path, "rb") as file:
+                return pq.read_table(file, columns=wanted)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(
+                f"{path}: not a readable Parquet file ({error}). Remove it and run again: "
+                "a missing shard is made anew"
+            ) from error
+
+    def read_schema(self, *parts: str) -> pa.Schema:
+        """The schema of a Parquet file, its footer alone read."""
+        with self.fs.open(self.at(*parts), "rb") as file:
+            return pq.read_schema(file)
+
+    def write_table(self, table: pa.Table, *parts: str) -> str:
+        """Commit a table as Parquet and give the SHA-256 of the file.
+
+        Equal tables give equal bytes.
+        """
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd", compression_level=3)
+        content = buffer.getvalue()
+        self.write(content, *parts)
+        return hashlib.sha256(content).hexdigest()
+
+    def sha256(self, *parts: str) -> str:
+        """The SHA-256 of a file's bytes, in hex."""
+        value = hashlib.sha256()
+        with self.fs.open(self.at(*parts), "rb") as file:
+            while block := file.read(1 << 20):
+                value.update(block)
+        return value.hexdigest()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; a lock whose process is gone is taken over.
+
+        Raises:
+            RunBusyError: A live process holds it, or one on another host.
+        """
+        if not self.is_local:  # an object store has no exclusive create; commits are idempotent
+            yield
+            return
+        path = self.at("run.lock")
+        os.makedirs(self.path, exist_ok=True)
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": int(time.time())}
+        own = f"{path}.{os.getpid()}.partial"
+        with open(own, "w") as file:
+            json.dump(mine, file)
+        try:
+            while True:
+                try:
+                    os.link(own, path)  # atomic, and never seen empty
+                    break
+                except FileExistsError:
+                    self._take_over(path)
+        finally:
+            os.unlink(own)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def _take_over(self, path: str) -> None:
+        """Remove the lock of a dead process of this host."""
+        try:
+            with open(path) as file:
+                holder = json.load(file)
+            host, pid, since = str(holder["host"]), int(holder["pid"]), int(holder["since"])
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError):
+            host, pid, since = socket.gethostname(), -1, 0
+        if host == socket.gethostname() and not _is_alive(pid):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+        raise RunBusyError(
+            f"{self.root} is in use by process {pid} on {host} since {started}. Wait for it, or "
+            f"remove {path} if that process is gone"
+        )
+
+
+def _is_alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,129 @@
+"""A training of a manifest: its data as files, its fingerprint, and where its model lies.
+
+RUN/models/NAME/        the model, save_pretrained folders
+RUN/models/NAME.json    written last: what it was trained on, which makes it done
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+from typing import Any
+
+from pipeline.manifest import Manifest, Plan
+from pipeline.store import Run
+from stages.base import Resources, digest
+
+__all__ = ["CURATED", "POOL", "Training"]
+
+CURATED = "curated"
+"""The word in a training's `data` for the pairs that this run exports."""
+
+POOL = "pool"
+"""The word in a training's `data` for the web pairs as downloaded, nothing judged."""
+
+
+EFFORT = ("checkpoint_every", "loaders")
+"""Fields of a training that do not change its model."""
+
+
+class Training:
+    """One entry of a manifest's `train`.
+
+    Args:
+        manifest: The manifest.
+        name: The entry.
+    """
+
+    def __init__(self, manifest: Manifest, name: str) -> None:
+        self.manifest = manifest
+        self.name = name
+        self.config = manifest.train[name]
+        self.run = Run(manifest.run)
+        self.out = f"{manifest.run.rstrip('/')}/models/{name}"
+
+    def paths(self) -> list[str]:
+        """The files that its data are.
+
+        Raises:
+            ValueError: A path matches no file, or the run has no pool or export yet.
+        """
+        paths: list[str] = []
+        for entry in self.config.data:
+            if entry in (CURATED, POOL):
+                names = [f"{shard}.parquet" for shard in self.run.shards(entry)]
+                if not names or (entry == CURATED and not self.run.exists(entry, "manifest.json")):
+                    stage = "export" if entry == CURATED else "download"
+                    raise ValueError(
+                        f"train.{self.name}.data: {self.run.root} has no whole {entry} yet; run "
+                        f"`capfilt {stage} MANIFEST` first"
+                    )
+                paths += [self.run.at(entry, name) for name in names]
+                continue
+            found = sorted(glob.glob(entry)) if glob.has_magic(entry) else [entry]
+            if not found or not all(Run(path).fs.exists(Run(path).path) for path in found):
+                raise ValueError(f"train.{self.name}.data: no file {entry}")
+            paths += found
+        return paths
+
+    @property
+    def resources(self) -> Resources:
+        """What the training occupies."""
+        import torch
+
+        return Resources(
+            cpus=max(self.config.threads, 1), gpus=1.0 if torch.cuda.is_available() else 0.0
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """What the model depends on: its settings, its data and the weights it starts from."""
+        data: dict[str, Any] = {}
+        for entry in self.config.data:
+            if entry == CURATED:
+                data[entry] = self.run.read_json(CURATED, "manifest.json")["files"]
+            elif entry == POOL:
+                listed = self.run.read_json("list", "_list.json")
+                data[entry] = [listed["fingerprint"], listed["content"]]
+        for path in self.paths():
+            if path.endswith(".jsonl"):
+                with open(path, "rb") as file:
+                    data[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        before = [Training(self.manifest, n).fingerprint for n in self._needs()]
+        settings = dataclasses.asdict(self.config)
+        for field in EFFORT:
+            del settings[field]
+        return digest({"settings": settings, "data": data, "before": before})
+
+    def _needs(self) -> tuple[str, ...]:
+        return Plan(self.manifest).trainings(self.name)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the model stands and is the one that this entry asks for now."""
+        if not self.run.exists("models", f"{self.name}.json"):
+            return False
+        try:
+            return bool(
+                self.run.read_json("models", f"{self.name}.json")["fingerprint"] == self.fingerprint
+            )
+        except (ValueError, FileNotFoundError):
+            return False
+
+    def carry_out(self) -> None:
+        """Train, save the model, and say what it was trained on; resumes from a checkpoint."""
+        from pipeline.train import train
+
+        fingerprint = self.fingerprint
+        result = train(self.config, self.paths(), self.out, tokenizer=self.config.tokenizer)
+        self.run.write_json(
+            {
+                "name": self.name,
+                "fingerprint": fingerprint,
+                "data": list(self.config.data),
+                "result": dataclasses.asdict(result),
+            },
+            "models",
+            f"{self.name}.json",
+        )

@@ -1,0 +1,176 @@
+"""Verdicts: what became of each row, derived from the annotations whenever it is asked.
+
+Nothing is stored, so that a changed threshold shows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.manifest import STAGES, Plan
+from pipeline.store import Run
+from stages.base import GlobalStage
+from stages.download import DownloadStage
+
+__all__ = ["KEPT", "Judgement", "Mask", "annotated", "count", "judge", "verdict_table"]
+
+KEPT = "kept"
+"""What stands for the stage in a table of verdicts when no stage rejected the row."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass
+class Judgement:
+    """The verdicts of one shard, stage by stage.
+
+    Attributes:
+        uids: The n rows of the shard.
+        live: Rows that no judged stage rejected.
+        reached: Rows that were alive when each stage came.
+        measured: Rows that each stage has measured, among those that reached it.
+        reasons: The reason of each stage for each of the n rows, null where it rejects none.
+    """
+
+    uids: Any
+    live: Mask
+    reached: dict[str, Mask] = field(default_factory=dict)
+    measured: dict[str, Mask] = field(default_factory=dict)
+    reasons: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every stage has measured every row that reached it."""
+        return all(not (self.reached[n] & ~self.measured[n]).any() for n in self.reached)
+
+
+def annotated(run: Run, plan: Plan, name: str, shard: str) -> pa.Table | None:
+    """What a stage measured on a shard, its summary beside it, or None where it has not run.
+
+    Returns:
+        uid, `measured` and the stage's columns, row for row with the pool. A global stage has
+        measured a row only once its summary covers it.
+    """
+    file = f"{shard}.parquet"
+    folder = plan.folder(name)
+    if not run.exists(*folder, file):
+        return None
+    if name == DownloadStage.name:
+        columns = [c for c in ("uid", *STAGES[name].writes.names) if c != "image"]
+        pool = run.read_table(*folder, file, columns=columns)
+        return pool.append_column("measured", pa.array(np.ones(pool.num_rows, bool)))
+    table = run.read_table(*folder, file)
+    stage = plan.stage(name)
+    if not isinstance(stage, GlobalStage):
+        return table
+    if not run.exists(*plan.summary_folder(name), file):
+        return table.set_column(
+            table.schema.get_field_index("measured"),
+            "measured",
+            pa.array(np.zeros(table.num_rows, bool)),
+        )
+    summary = run.read_table(*plan.summary_folder(name), file)
+    _check_alignment(run, name, shard, table["uid"], summary["uid"])
+    measured = _mask(table["measured"]) & _mask(summary["summarized"])
+    table = table.set_column(
+        table.schema.get_field_index("measured"), "measured", pa.array(measured)
+    )
+    for column in stage.summary.names:
+        table = table.append_column(column, summary[column])
+    return table
+
+
+def judge(run: Run, plan: Plan, shard: str, names: Iterable[str]) -> Judgement:
+    """The verdicts of the stages `names`, in order, on one shard of the pool."""
+    pool = run.read_table("pool", f"{shard}.parquet", columns=["uid"])
+    uids = pool["uid"].combine_chunks()
+    found = Judgement(uids=uids, live=np.ones(len(uids), bool))
+    for name in names:
+        found.reached[name] = found.live
+        table = annotated(run, plan, name, shard)
+        if table is None:
+            found.measured[name] = np.zeros(len(uids), bool)
+            found.reasons[name] = pa.nulls(len(uids), pa.string())
+            continue
+        _check_alignment(run, name, shard, table["uid"], pool["uid"])
+        measured = found.live & _mask(table["measured"])
+        rows = table.drop_columns("measured").filter(pa.array(measured))
+        reasons: Any = plan.stage(name).judge(rows)
+        positions = np.cumsum(measured) - 1
+        found.reasons[name] = reasons.take(pa.array(positions, mask=~measured))
+        found.measured[name] = measured
+        found.live = found.live & ~_mask(found.reasons[name].is_valid())
+    return found
+
+
+def count(run: Run, plan: Plan, names: Iterable[str], shards: Iterable[str]) -> dict[str, Any]:
+    """Rows, kept, not measured and reasons of each stage over the shards.
+
+    For each stage `rows = kept + sum(reasons) + not_measured`.
+    """
+    names = list(names)
+    totals: dict[str, dict[str, Any]] = {
+        name: {"rows": 0, "kept": 0, "not_measured": 0, "reasons": {}} for name in names
+    }
+    for shard in shards:
+        found = judge(run, plan, shard, names)
+        for name in names:
+            total, reached, measured = totals[name], found.reached[name], found.measured[name]
+            total["rows"] += int(reached.sum())
+            total["not_measured"] += int((reached & ~measured).sum())
+            reasons: Any = found.reasons[name].drop_null()
+            total["kept"] += int(measured.sum()) - len(reasons)
+            for entry in reasons.value_counts().to_pylist():
+                key = entry["values"]
+                total["reasons"][key] = total["reasons"].get(key, 0) + entry["counts"]
+    for name, total in totals.items():
+        total["reasons"] = dict(sorted(total["reasons"].items(), key=lambda item: -item[1]))
+        assert (
+            total["rows"]
+            == total["kept"] + sum(total["reasons"].values()) + (total["not_measured"])
+        ), f"row conservation fails in {name}: {total}"
+    return totals
+
+
+def verdict_table(run: Run, plan: Plan, shards: Iterable[str]) -> Iterator[pa.Table]:
+    """What became of every row of the pool, a table a shard.
+
+    Returns:
+        uid, source, url, caption, stage (the first that rejected it, or `kept`), reason.
+    """
+    for shard in shards:
+        found = judge(run, plan, shard, plan.names)
+        columns = run.read_table(
+            "pool", f"{shard}.parquet", columns=["uid", "source", "url", "caption"]
+        )
+        stages = np.full(len(found.uids), KEPT, dtype=object)
+        reasons: Any = pa.nulls(len(found.uids), pa.string())
+        for name in plan.names:
+            rejected = _mask(found.reasons[name].is_valid())
+            stages[rejected] = name
+            reasons = pc.coalesce(reasons, found.reasons[name])
+        yield columns.append_column("stage", pa.array(stages, pa.string())).append_column(
+            "reason", reasons
+        )
+
+
+def _mask(values: Any) -> Mask:
+    mask: Mask = values.to_numpy(zero_copy_only=False).astype(bool)
+    return mask
+
+
+def _check_alignment(
+    run: Run, name: str, shard: str, found: pa.ChunkedArray[Any], expected: pa.ChunkedArray[Any]
+) -> None:
+    if not found.equals(expected):
+        raise ValueError(
+            f"{run.root}: the annotations of {name}, shard {shard}, are not aligned with the pool. "
+            f"Remove that file and run {name} again"
+        )

@@ -1,0 +1,259 @@
+"""What runs on a worker: one shard in, one committed file out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.manifest import Manifest, Plan
+from pipeline.store import Run
+from pipeline.verdicts import Judgement, Mask, annotated, judge
+from stages.base import GlobalStage, Stage
+from stages.download import DownloadStage
+from stages.export import ExportStage
+from stages.filter import FilterStage
+from stages.schema import POOL
+
+__all__ = ["Worker", "describe"]
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Carries out the stages of a manifest on shards; the last stage's models stay loaded.
+
+    Every method is idempotent: it commits one file under a name that its arguments decide, with
+    content that its inputs decide, so that a worker that outlives its driver does no harm.
+
+    Args:
+        manifest: The manifest of the run.
+        threads: Threads that numerical libraries may use.
+    """
+
+    def __init__(self, manifest: Manifest, threads: int = 1) -> None:
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[variable] = str(threads)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self.threads = threads
+        self.plan = Plan(manifest)
+        self.run = Run(manifest.run)
+        self._loaded: tuple[str, Stage[Any]] | None = None
+
+    def ready(self) -> int:
+        """The id of the process, once it answers."""
+        return os.getpid()
+
+    def work(self, name: str, shard: str) -> dict[str, Any]:
+        """Do what a stage, or export, has left to do on a shard.
+
+        Returns:
+            rows (newly done), seconds, and what else the driver counts.
+        """
+        started = time.perf_counter()
+        if name == DownloadStage.name:
+            done = self._download(shard)
+        elif name == ExportStage.name:
+            done = self._export(shard)
+        else:
+            done = self._measure(name, shard)
+        return {**done, "shard": shard, "seconds": time.perf_counter() - started}
+
+    def summarize(self, name: str, shards: list[str]) -> dict[str, Any]:
+        """Decide over the whole pool and scatter the summary of a global stage, a file a shard."""
+        started = time.perf_counter()
+        stage = self.plan.stage(name)
+        assert isinstance(stage, GlobalStage)
+        live: dict[str, Mask] = {}
+
+        def tables() -> Iterator[pa.Table]:
+            for shard in shards:
+                live[shard] = judge(self.run, self.plan, shard, self.plan.before(name)).live
+                table = self.run.read_table(
+                    *self.plan.folder(name),
+                    f"{shard}.parquet",
+                    columns=["uid", *stage.writes.names],
+                )
+                yield table.filter(pa.array(live[shard]))
+
+        summary = stage.summarize(tables())
+        expected = sum(int(mask.sum()) for mask in live.values())
+        assert summary.num_rows == expected, f"{name}: {summary.num_rows} rows for {expected}"
+        start = 0
+        for shard in shards:
+            mask = live[shard]
+            uids = self.run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
+            part = summary.slice(start, int(mask.sum()))
+            start += part.num_rows
+            if not part["uid"].equals(uids.filter(pa.array(mask))):
+                raise ValueError(f"{name}: its summary is not in the order of the rows given")
+            scattered = _scatter(mask, part.drop_columns("uid"))
+            table = pa.table(
+                {
+                    "uid": uids,
+                    "summarized": pa.array(mask),
+                    **{column: scattered[column] for column in stage.summary.names},
+                }
+            )
+            self.run.write_table(table, *self.plan.summary_folder(name), f"{shard}.parquet")
+        return {"rows": expected, "seconds": time.perf_counter() - started}
+
+    def _stage(self, name: str) -> Stage[Any]:
+        """The stage, loaded; the one before it makes room."""
+        if self._loaded is None or self._loaded[0] != name:
+            self._loaded = None
+            stage = self.plan.stage(name)
+            stage.load()
+            self._loaded = (name, stage)
+        return self._loaded[1]
+
+    def _download(self, shard: str) -> dict[str, Any]:
+        file = f"{shard}.parquet"
+        if self.run.exists("pool", file):
+            return {"rows": 0, "reasons": {}}
+        rows = self.run.read_table("list", file)
+        stage = self._stage(DownloadStage.name)
+        found = _checked(stage, rows, stage.annotate(rows))
+        pool = pa.table({"uid": rows["uid"], **{n: found[n] for n in found.column_names}})
+        self.run.write_table(pool.select(POOL.names).cast(POOL), "pool", file)
+        return {
+            "rows": rows.num_rows,
+            "bytes": pc.sum(pc.binary_length(found["image"])).as_py() or 0,
+            "reasons": _tally(stage.judge(found)),
+        }
+
+    def _measure(self, name: str, shard: str) -> dict[str, Any]:
+        file = f"{shard}.parquet"
+        folder = self.plan.folder(name)
+        before = judge(self.run, self.plan, shard, self.plan.before(name))
+        old = self.run.read_table(*folder, file) if self.run.exists(*folder, file) else None
+        measured = (
+            np.zeros(len(before.live), bool)
+            if old is None
+            else old["measured"].to_numpy(zero_copy_only=False)
+        )
+        todo = before.live & ~measured
+        if old is not None and not todo.any():
+            return {"rows": 0, "reasons": {}}
+        stage = self._stage(name)
+        rows = self._gather(name, shard, before.uids, todo)
+        new = (
+            _checked(stage, rows, stage.annotate(rows))
+            if rows.num_rows
+            else stage.writes.empty_table()
+        )
+        table = _scatter(todo, new)
+        if old is not None:
+            kept = old.select(stage.writes.names)
+            choose = pa.array(todo)
+            table = pa.table(
+                {
+                    column: _choose(choose, table[column], kept[column])
+                    for column in stage.writes.names
+                },
+                schema=stage.writes,
+            )
+        columns = {column: table[column] for column in stage.writes.names}
+        committed = pa.table({"uid": before.uids, "measured": pa.array(measured | todo), **columns})
+        self.run.write_table(committed, *folder, file)
+        reasons = (
+            _tally(stage.judge(new.add_column(0, "uid", rows["uid"])))
+            if rows.num_rows and not isinstance(stage, GlobalStage)
+            else {}
+        )
+        return {"rows": rows.num_rows, "reasons": reasons}
+
+    def _gather(self, name: str, shard: str, uids: Any, wanted: Mask) -> pa.Table:
+        """The columns that a stage takes, of the rows wanted, whichever file they lie in."""
+        origins = self.plan.inputs(name)
+        mask = pa.array(wanted)
+        columns: dict[str, Any] = {}
+        for origin in dict.fromkeys(origins.values()):
+            names = [c for c, o in origins.items() if o == origin and c != "uid"]
+            if not names:
+                continue
+            if origin == DownloadStage.name:
+                table = self.run.read_table("pool", f"{shard}.parquet", columns=names)
+            else:
+                found = annotated(self.run, self.plan, origin, shard)
+                assert found is not None, f"{name} runs before {origin} is complete"
+                table = found.select(names)
+            table = table.filter(mask)
+            columns.update({column: table[column] for column in names})
+        return pa.table({"uid": uids.filter(mask), **columns})
+
+    def _export(self, shard: str) -> dict[str, Any]:
+        file = f"{shard}.parquet"
+        rows = 0
+        if not self.run.exists("curated", file):
+            found = judge(self.run, self.plan, shard, self.plan.names)
+            rows = int(found.live.sum())
+            self.run.write_table(self._pairs(shard, found), "curated", file)
+        return {"rows": rows, "reasons": {}, "file": describe(self.run, file)}
+
+    def _pairs(self, shard: str, found: Judgement) -> pa.Table:
+        """The pairs of the rows that no stage rejected."""
+        export = self.plan.export
+        assert export is not None
+        rows = self._gather(ExportStage.name, shard, found.uids, found.live)
+        if FilterStage.name not in self.plan.names:
+            return export.pairs(rows, None)
+        scores = annotated(self.run, self.plan, FilterStage.name, shard)
+        stage = self.plan.stage(FilterStage.name)
+        assert scores is not None and isinstance(stage, FilterStage)
+        live = scores.drop_columns("measured").filter(pa.array(found.live))
+        return export.pairs(rows, stage.keep_texts(live))
+
+
+def describe(run: Run, file: str) -> dict[str, Any]:
+    """What the export's manifest says of one of its shards: rows, SHA-256, pairs, images."""
+    table = run.read_table("curated", file, columns=["uid", "caption_source"])
+    return {
+        "name": file,
+        "rows": table.num_rows,
+        "sha256": run.sha256("curated", file),
+        "pairs": _tally(table["caption_source"]),
+        "images": pc.count_distinct(table["uid"]).as_py(),
+    }
+
+
+def _checked(stage: Stage[Any], rows: pa.Table, found: pa.Table) -> pa.Table:
+    """What `annotate` gave, or an error if it broke the contract of a stage."""
+    if found.num_rows != rows.num_rows:
+        raise ValueError(
+            f"{stage.name}: annotate gave {found.num_rows} rows for {rows.num_rows}; a stage "
+            "measures every row it is given"
+        )
+    if not found.schema.equals(stage.writes):
+        raise ValueError(
+            f"{stage.name}: annotate gave the columns {found.schema}, not {stage.writes}"
+        )
+    return found
+
+
+def _scatter(mask: Mask, part: pa.Table) -> pa.Table:
+    """Rows laid out over the shard: those of `part` where mask is true, nulls elsewhere."""
+    positions: Any = pa.array(np.cumsum(mask) - 1, pa.int64(), mask=~mask)
+    laid: pa.Table = part.combine_chunks().take(positions)
+    return laid
+
+
+def _choose(mask: Any, first: Any, second: Any) -> Any:
+    """Values of `first` where mask is true, of `second` elsewhere; any type."""
+    both = pa.chunked_array([*first.chunks, *second.chunks], type=first.type)
+    here = np.arange(len(mask))
+    where = mask.to_numpy(zero_copy_only=False)
+    return both.take(pa.array(np.where(where, here, here + len(mask)))).combine_chunks()
+
+
+def _tally(values: Any) -> dict[str, int]:
+    """How often each value that is not null occurs."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    return {e["values"]: e["counts"] for e in values.drop_null().value_counts().to_pylist()}

@@ -1,0 +1,227 @@
+"""Export: join the verdicts, drop once, and write the curated pairs."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from models.images import ImageError, open_rgb
+from stages.base import StageConfig
+from stages.schema import PAIRS, uid_of, web_captions
+
+__all__ = ["ExportConfig", "ExportStage"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(StageConfig):
+    """What the curated pairs are made of.
+
+    Attributes:
+        human: jsonl files of human-annotated pairs, added unfiltered as BLIP does
+            (arXiv 2201.12086, section 3.3): one object a line, `image` (a path relative to the
+            file) and `caption`, or `captions`.
+        web: Whether web captions that pass are exported.
+        synthetic: Whether synthetic captions that pass are exported.
+        human_shard_size: Images in one shard of human pairs.
+    """
+
+    human: tuple[str, ...] = ()
+    web: bool = True
+    synthetic: bool = True
+    human_shard_size: int = 1000
+
+    def __post_init__(self) -> None:
+        if not (self.web or self.synthetic or self.human):
+            raise ValueError(
+                "export: web, synthetic and human are all off, so nothing would be exported; "
+                "turn one on"
+            )
+        if self.human_shard_size < 1:
+            raise ValueError(
+                f"export.human_shard_size must be at least 1, got {self.human_shard_size}"
+            )
+
+
+class ExportStage:
+    """From rows whose verdict is to keep, to pairs.
+
+    One image gives a pair for each of its texts that the filter keeps: none, its web caption, its
+    synthetic captions, or all of them. Without a filter every text is kept.
+    """
+
+    name = "export"
+    reads = ("image", "caption", "width", "height", "url", "source")
+    uses = ("text", "synthetic", "itm_web", "itm_synthetic")
+
+    def __init__(self, config: ExportConfig) -> None:
+        self.config = config
+
+    def pairs(self, rows: pa.Table, keeps: pa.Table | None) -> pa.Table:
+        """The pairs of kept rows.
+
+        Args:
+            rows: uid, `reads` and the columns of `uses` that exist; n rows.
+            keeps: keep_web (bool) and keep_synthetic (list<bool>) of the same rows, as the
+                filter gives them; None keeps every text.
+
+        Returns:
+            A table of schema PAIRS, pairs of one image together, the web caption first.
+        """
+        captions: Any = web_captions(rows).combine_chunks()
+        parts: list[_Texts] = []
+        if self.config.web:
+            keep: Any = captions.is_valid()
+            if keeps is not None:
+                keep = pc.and_(keep, _column(keeps, "keep_web").fill_null(False))
+            scores = _column(rows, "itm_web") if "itm_web" in rows.column_names else None
+            parts.append(_Texts.choose("web", np.arange(len(rows)), captions, scores, keep))
+        if self.config.synthetic and "synthetic" in rows.column_names:
+            lists = _column(rows, "synthetic")
+            texts = lists.flatten()
+            keep = pc.greater(pc.utf8_length(texts), pa.scalar(0, pa.int32()))
+            if keeps is not None:
+                keep = pc.and_(keep, _column(keeps, "keep_synthetic").flatten())
+            scores = None
+            if "itm_synthetic" in rows.column_names:
+                scores = _column(rows, "itm_synthetic").flatten()
+            index = np.asarray(pc.list_parent_indices(lists))
+            parts.append(_Texts.choose("synthetic", index, texts, scores, keep))
+        if not parts:
+            return PAIRS.empty_table()
+        index = np.concatenate([part.rows for part in parts])
+        order: Any = np.argsort(index, kind="stable")
+        taken = rows.take(pa.array(index[order]))
+        images: Any = _column(taken, "image")
+        sources = [pa.array([part.source] * len(part.rows), pa.string()) for part in parts]
+        columns: dict[str, Any] = {
+            "uid": taken["uid"],
+            "image": pa.StructArray.from_arrays(
+                [images, pa.nulls(len(images), pa.string())], names=["bytes", "path"]
+            ),
+            "caption": pa.concat_arrays([part.captions for part in parts]).take(order),
+            "caption_source": pa.concat_arrays(sources).take(order),
+            "itm_score": pa.concat_arrays([part.scores for part in parts]).take(order),
+            **{name: taken[name] for name in ("width", "height", "url", "source")},
+        }
+        return pa.table(columns, schema=PAIRS)
+
+    def human_pairs(self) -> Iterator[pa.Table]:
+        """The human pairs, unfiltered, in tables of `human_shard_size` images.
+
+        Raises:
+            ValueError: A line or an image cannot be read; it names the file, the line, the fix.
+        """
+        rows: list[dict[str, Any]] = []
+        num_images = 0
+        for path in self.config.human:
+            for number, entry in enumerate(_lines(path), 1):
+                rows.extend(_human_rows(path, number, entry))
+                num_images += 1
+                if num_images == self.config.human_shard_size:
+                    yield pa.Table.from_pylist(rows, schema=PAIRS)
+                    rows, num_images = [], 0
+        if rows:
+            yield pa.Table.from_pylist(rows, schema=PAIRS)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of one source that are exported, with the rows that they belong to."""
+
+    source: str
+    rows: npt.NDArray[np.int64]
+    captions: Any
+    scores: Any
+
+    @classmethod
+    def choose(cls, source: str, rows: Any, captions: Any, scores: Any, keep: Any) -> _Texts:
+        """Those of m texts that `keep` (m booleans) names; `scores` may be None."""
+        captions = captions.filter(keep)
+        scores = pa.nulls(len(captions), pa.float32()) if scores is None else scores.filter(keep)
+        chosen = np.asarray(rows, np.int64)[keep.to_numpy(zero_copy_only=False)]
+        return cls(source, chosen, captions, scores)
+
+
+def _column(table: pa.Table, name: str) -> Any:
+    return table[name].combine_chunks()
+
+
+def _lines(path: str) -> Iterator[dict[str, Any]]:
+    try:
+        file = fsspec.open(path, "rt", encoding="utf-8", compression="infer").open()
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"export.human: no file {path}; name a jsonl file with `image` and `caption` a line"
+        ) from error
+    with file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"export.human: {path}:{number}: not JSON ({error.msg})") from None
+            if not isinstance(entry, dict) or "image" not in entry:
+                raise ValueError(
+                    f"export.human: {path}:{number}: needs `image` and `caption` (or `captions`)"
+                )
+            yield entry
+
+
+def _human_rows(path: str, number: int, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    captions = entry.get("captions", [entry["caption"]] if "caption" in entry else [])
+    if isinstance(captions, str):
+        captions = [captions]
+    if not captions or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"export.human: {path}:{number}: `caption` must be text")
+    name = str(entry["image"])
+    location = posixpath.join(posixpath.dirname(path), name)
+    try:
+        with fsspec.open(location, "rb") as file:
+            content = bytes(file.read())
+        image = open_rgb(content)
+    except (FileNotFoundError, ImageError) as error:
+        raise ValueError(
+            f"export.human: {path}:{number}: cannot read image {location} ({error}); "
+            "`image` is a path relative to the jsonl file"
+        ) from error
+    source = posixpath.basename(path).split(".")[0]
+    uid = uid_of(f"{source}/{name}", None)  # one for all captions of an image
+    return [
+        {
+            "uid": uid,
+            "image": {"bytes": _plain(content, image), "path": None},
+            "caption": caption,
+            "caption_source": "human",
+            "itm_score": None,
+            "width": image.width,
+            "height": image.height,
+            "url": None,
+            "source": source,
+        }
+        for caption in captions
+    ]
+
+
+def _plain(content: bytes, image: Image.Image) -> bytes:
+    """The bytes as they are where they hold nothing but an RGB image, else encoded anew."""
+    with Image.open(io.BytesIO(content)) as found:
+        if found.format == "JPEG" and found.mode == "RGB" and not found.getexif():
+            return content
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()

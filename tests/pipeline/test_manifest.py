@@ -1,0 +1,132 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.manifest import STAGES, Manifest, ManifestError, Plan
+
+MINIMAL = {
+    "name": "birds",
+    "stages": {"download": {"source": "birds.parquet"}, "clean": {}, "dedup": {}, "export": {}},
+}
+
+
+def write(tmp_path, content):
+    path = tmp_path / "m.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return str(path)
+
+
+def changed(**changes):
+    return {**MINIMAL, **changes}
+
+
+def test_a_minimal_manifest_has_defaults(tmp_path):
+    manifest = Manifest.load(write(tmp_path, MINIMAL))
+    assert manifest.run == "runs/birds" and manifest.seed == 0
+    assert list(manifest.stages) == ["download", "clean", "dedup", "export"]
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "manifests").glob("*.yaml")))
+def test_every_shipped_manifest_is_valid(path):
+    assert Manifest.load(str(path)).stages
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a list", "a mapping"),
+        ("a: [", "not YAML"),
+        (changed(name=3), "name: a manifest needs a name"),
+        (changed(sead=1), "sead: unknown key; did you mean 'seed'"),
+        (changed(seed="x"), "seed: a whole number"),
+        (changed(stages={}), "stages: name at least one"),
+        (changed(stages=["download"]), "stages: a mapping"),
+        (
+            changed(stages={"download": {"source": "x"}, "claen": {}}),
+            "stages.claen: unknown stage; did you mean 'clean'",
+        ),
+        (
+            changed(stages={"download": {"source": "x", "shard_sise": 3}}),
+            "stages.download.shard_sise: unknown field; did you mean 'shard_size'",
+        ),
+        (
+            changed(stages={"download": {"source": "x", "shard_size": "many"}}),
+            "stages.download.shard_size: .* got 'many'",
+        ),
+        (changed(stages={"download": {}}), "stages.download.source: this field is needed"),
+        (changed(stages={"clean": {}}), "download must be the first"),
+        (
+            changed(stages={"download": {"source": "x"}, "export": {}, "clean": {}}),
+            "export must be the last",
+        ),
+        (
+            changed(stages={"download": {"source": "x"}, "dedup": {}, "clean": {}}),
+            "stages.dedup: takes 'text' of clean: put clean before dedup",
+        ),
+        (
+            changed(stages={"download": {"source": "x"}, "filter": {"model": "train:nobody"}}),
+            "stages.filter.model: `train` has no 'nobody'",
+        ),
+        (changed(evaluate={"data": "t.jsonl"}), "evaluate.models: this field is needed"),
+        (changed(train={"a": {"objective": "sing"}}), "train.a.objective"),
+    ],
+)
+def test_a_mistake_is_named_with_its_field(tmp_path, content, message):
+    path = write(tmp_path, content)
+    with pytest.raises(ManifestError, match=message) as error:
+        Manifest.load(path)
+    assert path in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    wrong = changed(seed=-1, stages={"download": {"source": "x", "a": 1, "b": 2}})
+    with pytest.raises(ManifestError) as error:
+        Manifest.load(write(tmp_path, wrong))
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_a_missing_manifest_is_named():
+    with pytest.raises(ManifestError, match=r"nowhere\.yaml: no such manifest"):
+        Manifest.load("nowhere.yaml")
+
+
+def test_fields_are_overridden_from_the_command_line(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    manifest = Manifest.load(path, ["download.shard_size=7", "seed=3", "name=owls"], run="r")
+    assert manifest.stages["download"].shard_size == 7
+    assert (manifest.seed, manifest.name, manifest.run) == (3, "owls", "r")
+    with pytest.raises(ManifestError, match="write stage.field=value"):
+        Manifest.load(path, ["download.shard_size"])
+    with pytest.raises(ManifestError, match="unknown field"):
+        Manifest.load(path, ["clean.nothing=1"])
+
+
+def test_a_seed_reaches_the_stages_that_take_one(tmp_path):
+    stages = {"download": {"source": "x"}, "select": {"model": "m"}}
+    manifest = Manifest.load(write(tmp_path, changed(seed=5, stages=stages)))
+    assert manifest.stages["select"].seed == 5
+    stages["select"]["seed"] = 8
+    manifest = Manifest.load(write(tmp_path, changed(seed=5, stages=stages)))
+    assert manifest.stages["select"].seed == 8
+
+
+def test_a_threshold_changes_the_decision_and_not_the_fingerprint(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    one = Plan(Manifest.load(path))
+    two = Plan(Manifest.load(path, ["clean.max_aspect=2.5"]))
+    assert one.fingerprint("clean") == two.fingerprint("clean")
+    assert one.decision("clean") != two.decision("clean")
+    assert one.decision("export") != two.decision("export")
+    assert one.folder("dedup") == two.folder("dedup")
+    assert one.summary_folder("dedup") != two.summary_folder("dedup")
+
+
+def test_each_stage_is_one_word_everywhere():
+    root = Path(__file__).parents[2]
+    for name, stage in STAGES.items():
+        assert stage.__module__ == f"stages.{name}"
+        assert stage.__name__ == f"{name.title()}Stage"
+        assert stage.config_type.__name__ == f"{name.title()}Config"
+        assert (root / "tests" / "stages" / f"test_{name}.py").exists()
+        assert stage.reasons is not None and stage.version >= 1

@@ -1,0 +1,262 @@
+"""The runner on real Ray, real Parquet and a real folder of images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fakes
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.inspect import show, verify, write_verdicts
+from pipeline.manifest import Manifest, Plan
+from pipeline.progress import Progress
+from pipeline.runner import IncompleteError
+from pipeline.session import Session
+from pipeline.status import funnel, open_plan
+from pipeline.store import Run
+from rich.console import Console
+
+STAGES = {
+    "clean": {},
+    "dedup": {},
+    "export": {},
+}
+
+
+def manifest(folder, run, shard_size=8, **overrides):
+    stages = {
+        "download": {"source": str(folder), "image_size": 64, "shard_size": shard_size},
+        **{name: {**fields, **overrides.get(name, {})} for name, fields in STAGES.items()},
+    }
+    return Manifest.parse({"name": "test", "run": str(run), "stages": stages})
+
+
+def session(made):
+    return Session(made, workers=2, progress=Progress(Console(quiet=True), quiet=True))
+
+
+def carry_out(made, until=None):
+    with session(made) as opened:
+        opened.run(until)
+    run = Run(made.run)
+    return run, Plan(made)
+
+
+def digests(run):
+    return {f["name"]: f["sha256"] for f in run.read_json("curated", "manifest.json")["files"]}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = fakes.photo_folder(tmp_path_factory.mktemp("photos"), 30)
+    (folder / "copy.jpg").write_bytes((folder / "0003.jpg").read_bytes())
+    (folder / "copy.txt").write_text("An exact copy of another picture in this very folder")
+    (folder / "thumb.jpg").write_bytes(fakes.jpeg(900, (40, 40)))
+    (folder / "thumb.txt").write_text("A thumbnail that is too small to be of any use")
+    (folder / "broken.jpg").write_bytes(fakes.jpeg(901)[:400])
+    (folder / "broken.txt").write_text("A picture that ends before it is whole")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(photos, tmp_path_factory, ray_here):
+    return carry_out(manifest(photos, tmp_path_factory.mktemp("run") / "r"))
+
+
+def test_every_row_is_accounted_for(done):
+    run, plan = done
+    found = funnel(run, plan)
+    assert [stage["name"] for stage in found["stages"]] == ["download", "clean", "dedup", "export"]
+    rows = 33
+    for stage in found["stages"]:
+        assert stage["state"] == "done" and stage["not_measured"] == 0
+        assert stage["rows"] == rows
+        rows = stage["kept"]
+        assert stage["rows"] == stage["kept"] + sum(stage["reasons"].values())
+    reasons = {s["name"]: s["reasons"] for s in found["stages"]}
+    assert reasons["download"] == {"truncated": 1}
+    assert reasons["clean"] == {"image_too_small": 1}
+    assert reasons["dedup"] == {"duplicate_image": 1}
+    assert found["stages"][-1]["pairs"] == {"web": 30}
+    assert list(verify(run, plan)) == []
+
+
+def test_the_annotations_lie_row_for_row_with_the_pool(done):
+    run, plan = done
+    for shard in run.shards("pool"):
+        pool = run.read_table("pool", f"{shard}.parquet")
+        for name in ("clean", "dedup"):
+            table = run.read_table(*plan.folder(name), f"{shard}.parquet")
+            assert table["uid"].equals(pool["uid"])
+
+
+def test_a_finished_run_opens_no_ray_and_changes_nothing(done):
+    run, plan = done
+    before = {p: os.stat(p).st_mtime_ns for p in Path(run.path).rglob("*") if p.is_file()}
+    with session(plan.manifest) as opened:
+        opened.cluster.start = lambda: pytest.fail("Ray was started with nothing to do")
+        opened.run()
+    after = {p: os.stat(p).st_mtime_ns for p in Path(run.path).rglob("*") if p.is_file()}
+    assert before == after
+
+
+def test_the_export_is_what_datasets_loads(done):
+    datasets = pytest.importorskip("datasets")
+    run, _ = done
+    loaded = datasets.load_dataset(
+        "parquet",
+        data_files=run.at("curated", "*.parquet"),
+        cache_dir=run.at("cache"),
+        split="train",
+    )
+    assert len(loaded) == 30
+    assert loaded[0]["image"].size == (85, 64) and loaded[0]["caption_source"] == "web"
+
+
+def test_a_changed_threshold_measures_nothing_anew(done, tmp_path):
+    run, plan = done
+    looser = manifest(plan.manifest.stages["download"].source, run.root, clean={"min_side": 30})
+    folder = Path(run.at(*plan.folder("clean")))
+    before = {p.name: os.stat(p).st_mtime_ns for p in folder.glob("0*.parquet")}
+    changed = Plan(looser)
+    assert changed.folder("clean") == plan.folder("clean")
+    with session(looser) as opened:
+        opened.run()
+    found = {s["name"]: s for s in funnel(run, changed)["stages"]}
+    assert found["clean"]["reasons"] == {}
+    assert found["dedup"]["rows"] == 32 and found["dedup"]["not_measured"] == 0
+    assert found["export"]["pairs"] == {"web": 31}
+    assert before == {p.name: os.stat(p).st_mtime_ns for p in folder.glob("0*.parquet")}
+    assert list(verify(run, changed)) == []
+    with session(plan.manifest) as opened:  # as it was, for the tests that follow
+        opened.run()
+
+
+def test_a_stage_whose_input_is_missing_is_refused(photos, tmp_path, ray_here):
+    made = manifest(photos, tmp_path / "r")
+    with session(made) as opened:
+        with pytest.raises(IncompleteError, match=r"dedup: download is not complete.*capfilt"):
+            opened.stage("dedup")
+        opened.run("download")
+        with pytest.raises(IncompleteError, match="dedup: clean is not complete"):
+            opened.stage("dedup")
+
+
+def test_other_download_settings_are_refused_not_mixed(done):
+    run, plan = done
+    other = manifest(plan.manifest.stages["download"].source, run.root, shard_size=5)
+    with session(other) as opened, pytest.raises(IncompleteError, match="shard_size: 8, now 5"):
+        opened.run()
+
+
+def test_the_answer_is_the_same_for_any_number_of_workers(done, photos, tmp_path):
+    run, _ = done
+    made = manifest(photos, tmp_path / "r")
+    with Session(
+        made, workers=1, progress=Progress(Console(quiet=True), quiet=True)
+    ) as opened:
+        opened.run()
+    assert digests(Run(made.run)) == digests(run)
+
+
+def test_a_missing_shard_alone_is_made_anew(done):
+    run, plan = done
+    before = digests(run)
+    run.remove(*plan.folder("clean"), "00001.parquet")
+    run.remove(*plan.folder("clean"), "_stage.json")
+    kept = os.stat(run.at(*plan.folder("clean"), "00000.parquet")).st_mtime_ns
+    run.remove("curated")
+    with session(plan.manifest) as opened:
+        opened.run()
+    assert digests(run) == before
+    assert os.stat(run.at(*plan.folder("clean"), "00000.parquet")).st_mtime_ns == kept
+
+
+def test_a_sample_shows_its_evidence(done):
+    run, plan = done
+    rows = [
+        row
+        for shard in run.shards("pool")
+        for row in run.read_table("pool", f"{shard}.parquet").to_pylist()
+    ]
+    broken = next(row for row in rows if row["url"].endswith("broken.jpg"))
+    assert show(run, plan, broken["uid"])["verdict"] == "download: truncated"
+    thumb = next(row for row in rows if row["url"].endswith("thumb.jpg"))
+    assert show(run, plan, thumb["uid"])["verdict"] == "clean: image_too_small"
+    good = next(row for row in rows if row["url"].endswith("0001.jpg"))
+    shown = show(run, plan, good["uid"][:12])
+    assert shown["verdict"] == "kept" and shown["clean.text"].startswith("The house number 1")
+    with pytest.raises(ValueError, match="no sample has a uid"):
+        show(run, plan, "zz")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_verdicts_name_what_became_of_every_row(done, tmp_path, kind):
+    run, plan = done
+    out = tmp_path / f"v.{kind}"
+    assert write_verdicts(run, plan, str(out)) == 33
+    if kind == "parquet":
+        rows = pq.read_table(out).to_pylist()
+    elif kind == "csv":
+        import pyarrow.csv
+
+        rows = pyarrow.csv.read_csv(out).to_pylist()
+    else:
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sum(row["stage"] == "kept" for row in rows) == 30
+    assert {(row["stage"], row["reason"]) for row in rows if row["stage"] != "kept"} == {
+        ("download", "truncated"),
+        ("clean", "image_too_small"),
+        ("dedup", "duplicate_image"),
+    }
+    with pytest.raises(ValueError, match="end the name"):
+        write_verdicts(run, plan, str(tmp_path / "v.xlsx"))
+
+
+def test_verify_names_what_is_broken(done, tmp_path):
+    import shutil
+
+    run, plan = done
+    copy = Run(str(tmp_path / "copy"))
+    shutil.copytree(run.path, copy.path)
+    copied = open_plan(copy)
+    assert list(verify(copy, copied)) == []
+    name = copy.shards("curated")[0]
+    content = bytearray(copy.read("curated", f"{name}.parquet"))
+    content[len(content) // 2] ^= 1
+    copy.write(bytes(content), "curated", f"{name}.parquet")
+    table = copy.read_table(*copied.folder("clean"), "00000.parquet")
+    copy.write_table(table.take(pa.array(range(7, -1, -1))), *copied.folder("clean"), "00000.parquet")
+    copy.write(b"junk", "pool", "00002.parquet")
+    faults = "\n".join(verify(copy, copied))
+    assert f"curated/{name}.parquet: its bytes are not those of manifest.json" in faults
+    assert "annotations of clean, shard 00000, are not aligned" in faults
+    assert "pool/00002.parquet: not a readable Parquet file" in faults
+
+
+def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, tmp_path):
+    run, _ = done
+    made = manifest(photos, tmp_path / "r", shard_size=8)
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(made.source))))
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(path), "--quiet", "--workers", "2"]
+    root = Path(__file__).parents[2]
+    for wanted in ("pool/00001.parquet", "annotations/clean-*/00000.parquet", "curated/0*.parquet"):
+        process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 90
+        while not list((tmp_path / "r").glob(wanted)) and process.poll() is None:
+            assert time.monotonic() < deadline, f"{wanted} never came"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert digests(Run(made.run)) == digests(run)
+    assert list(verify(Run(made.run), Plan(made))) == []
