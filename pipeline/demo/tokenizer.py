@@ -1,0 +1,39 @@
+"""A BERT WordPiece tokenizer over the words of the drawn world, as BLIP extends it."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+from transformers import BertTokenizer
+
+from pipeline.demo import world
+
+__all__ = ["write_tokenizer"]
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def write_tokenizer(folder: str | Path) -> int:
+    """Write a tokenizer that `BertTokenizer.from_pretrained(folder)` loads with no hub.
+
+    The vocabulary is BERT's five special tokens at ids 0 to 4, every word the world can say, and
+    the printable ASCII characters alone and as continuations, so that any other ASCII text can be
+    spelt; other scripts become [UNK]. As in BLIP (arXiv 2201.12086, its released code), [DEC] is
+    the beginning of a caption to generate (`bos_token`) and [ENC] that of a caption to match (an
+    extra special token), and theirs are the last two ids.
+
+    Args:
+        folder: Made if it does not exist.
+
+    Returns:
+        The number of tokens n; [DEC] is n - 2 and [ENC] is n - 1.
+    """
+    characters = sorted(string.ascii_lowercase + string.digits + string.punctuation)
+    tokens = [*SPECIAL, *world.vocabulary(), *characters, *(f"##{c}" for c in characters)]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = BertTokenizer(vocab=vocab)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_special_tokens({"extra_special_tokens": ["[ENC]"]})
+    tokenizer.save_pretrained(str(folder))
+    return len(tokenizer)

@@ -1,0 +1,395 @@
+"""A small web with known truth: pages of drawn photographs, noisy alt-text, and every fault."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.demo.world import Scene, describe, draw, sample_scene
+
+__all__ = ["KINDS", "TRUTH", "Kind", "build"]
+
+CAPTIONS_A_PHOTO = 5
+SIDES = (96, 160)
+FIELDS: list[pa.Field[Any]] = [
+    pa.field("url", pa.string(), nullable=False),
+    pa.field("caption", pa.string(), nullable=False),
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field("photo", pa.string(), nullable=False),
+    pa.field("drop_at", pa.string(), nullable=False),
+    pa.field("matches", pa.bool_(), nullable=False),
+    pa.field("scene", pa.string()),
+]
+TRUTH = pa.schema(FIELDS)
+"""What is behind each distinct pair, for judging only.
+
+`kind` is a key of `KINDS`; `photo` is equal for all urls that show one photograph; `drop_at` is
+the first stage that should drop the pair (download, clean, dedup, filter) or "keep"; `matches`
+says whether an image comes and the caption is true of it; `scene` is what the image shows, as
+`Scene.to_json` writes it, null if it shows none.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One way in which pages of a web are right or wrong.
+
+    Attributes:
+        share: Of all pages.
+        drop_at: The first stage that should drop such a page, or "keep".
+        text: A key of `TEXTS`.
+        image: A key of `IMAGES`.
+        answer: The first part of the path, which tells the server how to answer.
+        num_least: At least so many pages, however small the web.
+        num_most: At most so many pages, however large the web.
+    """
+
+    share: float
+    drop_at: str
+    text: str = "true"
+    image: str = "photo"
+    answer: str = "ok"
+    num_least: int = 1
+    num_most: int | None = None
+
+    @property
+    def matches(self) -> bool:
+        """Whether an image comes and the caption is true of it."""
+        return (
+            self.drop_at != "download"
+            and self.text in ("true", "decorated")
+            and self.image != "flat"
+        )
+
+
+KINDS: dict[str, Kind] = {
+    "decorated": Kind(share=0.14, drop_at="keep", text="decorated"),
+    "swap": Kind(share=0.29, drop_at="filter", text="other"),
+    "spam": Kind(share=0.02, drop_at="filter", text="spam"),
+    "boilerplate": Kind(share=0.015, drop_at="dedup", text="boilerplate", num_least=12),
+    "copy": Kind(share=0.04, drop_at="dedup", image="copy"),
+    "resized": Kind(share=0.04, drop_at="dedup", image="resized"),
+    "shouting": Kind(share=0.015, drop_at="clean", text="shouting"),
+    "file_name": Kind(share=0.025, drop_at="clean", text="file_name"),
+    "foreign": Kind(share=0.03, drop_at="clean", text="foreign"),
+    "short": Kind(share=0.02, drop_at="clean", text="short"),
+    "thumbnail": Kind(share=0.02, drop_at="clean", image="thumbnail"),
+    "panorama": Kind(share=0.015, drop_at="clean", image="panorama"),
+    "flat": Kind(share=0.015, drop_at="clean", image="flat"),
+    "gone": Kind(share=0.025, drop_at="download", image="none", answer="404"),
+    "forbidden": Kind(share=0.007, drop_at="download", image="none", answer="403"),
+    "broken": Kind(share=0.007, drop_at="download", image="none", answer="500"),
+    "page": Kind(share=0.01, drop_at="download", image="none", answer="html"),
+    "truncated": Kind(share=0.006, drop_at="download", image="truncated"),
+    "cut": Kind(share=0.004, drop_at="download", answer="cut"),
+    "opted_out": Kind(share=0.012, drop_at="download", answer="noai"),
+    "slow": Kind(share=0.001, drop_at="download", answer="slow", num_most=2),
+    "hanging": Kind(share=0.001, drop_at="download", image="none", answer="hang", num_most=2),
+}
+"""All kinds but "match", a plain true caption of a new photograph, which takes what is left.
+
+About half of the pages match, and most of those that do not are fluent captions of other
+photographs, as BLIP (arXiv 2201.12086) supposes of the web.
+"""
+MATCH = Kind(share=0.0, drop_at="keep")
+
+DECORATIONS = (
+    "{c} | Stock Photo",
+    "{c} - Stock Image",
+    "Photo: {c}",
+    "{c}.",
+    "  {c}  ",
+    "&quot;{c}&quot;",
+    "{c}&nbsp;",
+    "{c} &lt;br&gt;",
+    "{c}\n",
+    "{c} (click to enlarge)",
+    "{c} | Free Download",
+)
+SPAM = (
+    "Buy {0} {1} online with free shipping on all orders over ${n}",
+    "{1} deals: save up to {n}% on {0} brands this weekend only",
+    "Compare prices of {0} {1} from {n} shops near you",
+    "The best {0} {1} for the money, reviewed by our experts in {n} steps",
+    "Order your {0} {1} today and get {n} euros off the next one",
+    "How to choose {0} {1}: a guide for beginners in {n} minutes",
+)
+SPAM_ADJECTIVES = ("cheap", "wireless", "leather", "organic", "portable", "vintage", "waterproof")
+SPAM_NOUNS = ("shoes", "headphones", "laptops", "watches", "curtains", "vitamins", "backpacks")
+BOILERPLATE = "Find the best deals on home decor and more in our store"
+SHOUTING = (
+    "SALE SALE SALE SALE SALE SALE {n}",
+    "cheap cheap cheap cheap cheap cheap shoes {n}",
+    "!!!! $$$ >>> {n} <<< $$$ !!!!",
+    "{n} {n} {n} {n}",
+    "buy buy buy buy now now now now {n}",
+)
+FILE_NAMES = (
+    "IMG_{n}.JPG",
+    "DSC0{n}",
+    "DSC_{n}.jpg",
+    "{n}.jpg",
+    "wp-content/uploads/{n}.png",
+    "https://cdn.example.com/p/{n}.png",
+    "Screenshot_{n}.png",
+    "slide_{n}_of_12",
+)
+SHORT = ("photo", "image", "a", "untitled", "...", "null", "", "   ", "thumbnail", "{n}", "logo")
+FOREIGN = (
+    "Un chien noir court dans l'herbe avec une balle rouge",
+    "Une grande maison blanche au bord de la mer",
+    "Zwei Kinder spielen am Strand mit einem gelben Eimer",
+    "Ein kleiner roter Ball liegt auf der gr\u00fcnen Wiese",
+    "Una mujer sonr\u00ede mientras sostiene un paraguas amarillo",
+    "Tres peces azules nadan en el mar por la noche",
+    "Um homem de camisa azul est\u00e1 andando de bicicleta na rua",
+    "Um pequeno peixe vermelho debaixo de uma estrela branca",
+    "Ragazzo che salta con lo skateboard nel parco della citt\u00e0",
+    "Due case arancioni sulla spiaggia sotto un cielo scuro",
+    "Twee honden rennen achter een bal aan in het water",
+    "K\u0131rm\u0131z\u0131 elbiseli bir k\u0131z parkta tek ba\u015f\u0131na oynuyor",
+    "Pies skacze przez p\u0142ot na podw\u00f3rku pe\u0142nym \u015bniegu",
+    "Flicka med bl\u00e5 m\u00f6ssa \u00e5ker skidor nedf\u00f6r backen",
+    "\u041c\u0443\u0436\u0447\u0438\u043d\u0430 \u0432 \u0448\u043b\u044f\u043f\u0435 "
+    "\u0441\u0438\u0434\u0438\u0442 \u043d\u0430 \u0441\u043a\u0430\u043c\u0435\u0439\u043a\u0435",
+    "\u96ea\u306e\u4e2d\u3092\u8d70\u308b\u8336\u8272\u306e\u72ac\u3068\u5b50\u4f9b",
+    "\u4e00\u4e2a\u7a7f\u7ea2\u8863\u670d\u7684\u5973\u5b69\u5728\u516c\u56ed\u91cc\u73a9\u800d",
+    "\u0631\u062c\u0644 \u064a\u0631\u0643\u0628 \u062f\u0631\u0627\u062c\u0629 "
+    "\u0641\u064a \u0627\u0644\u0634\u0627\u0631\u0639",
+)
+
+
+def decorate(caption: str, rng: random.Random) -> str:
+    """A caption in the dress of a web page."""
+    styles: tuple[Callable[[str], str], ...] = (str, str.capitalize, str.title, str.upper)
+    caption = rng.choices(styles, (4, 4, 2, 1))[0](caption)
+    return rng.choice(DECORATIONS).format(c=caption)
+
+
+def caption_another(scene: Scene, others: Sequence[Scene], rng: random.Random) -> str:
+    """A fluent caption of another scene, false here: it names a thing that is not to be seen."""
+    seen = {(group.kind, group.color) for group in scene.groups}
+    while True:
+        other = rng.choice(others)
+        if any((group.kind, group.color) not in seen for group in other.groups):
+            caption = describe(other, rng)
+            return decorate(caption, rng) if rng.random() < 0.3 else caption
+
+
+def spam(rng: random.Random) -> str:
+    """A fluent advertisement."""
+    words = rng.choice(SPAM_ADJECTIVES), rng.choice(SPAM_NOUNS)
+    return rng.choice(SPAM).format(*words, n=rng.randint(5, 95))
+
+
+def one_of(texts: Sequence[str], rng: random.Random) -> str:
+    """One of some texts, with a number where it asks for one."""
+    return rng.choice(texts).format(n=rng.randint(1000, 9999))
+
+
+TEXTS: dict[str, Callable[[Scene, Sequence[Scene], random.Random], str]] = {
+    "true": lambda scene, others, rng: describe(scene, rng),
+    "decorated": lambda scene, others, rng: decorate(describe(scene, rng), rng),
+    "other": caption_another,
+    "spam": lambda scene, others, rng: spam(rng),
+    "boilerplate": lambda scene, others, rng: BOILERPLATE,
+    "shouting": lambda scene, others, rng: one_of(SHOUTING, rng),
+    "file_name": lambda scene, others, rng: one_of(FILE_NAMES, rng),
+    "foreign": lambda scene, others, rng: one_of(FOREIGN, rng),
+    "short": lambda scene, others, rng: one_of(SHORT, rng),
+}
+
+
+def jpeg(image: Image.Image, rng: random.Random) -> bytes:
+    """An image as a web page would compress it."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=rng.randint(75, 95))
+    return file.getvalue()
+
+
+def photograph(scene: Scene, rng: random.Random) -> bytes:
+    """A new photograph of a scene."""
+    return jpeg(draw(scene, rng.randint(*SIDES), rng), rng)
+
+
+def resize(encoded: bytes, rng: random.Random) -> bytes:
+    """The same photograph in another size and quality."""
+    image = Image.open(io.BytesIO(encoded))
+    side = rng.choice([side for side in (80, 100, 120, 144) if abs(side - image.width) > 3])
+    return jpeg(image.resize((side, side), Image.Resampling.LANCZOS), rng)
+
+
+def shrink(scene: Scene, rng: random.Random) -> bytes:
+    """A thumbnail, less than 64 pixels wide."""
+    return jpeg(draw(scene, rng.randint(24, 60), rng), rng)
+
+
+def stretch(scene: Scene, rng: random.Random) -> bytes:
+    """A panorama, more than three times as wide as high."""
+    side = rng.randint(70, 90)
+    wide = draw(scene, side, rng).resize((round(side * rng.uniform(3.2, 4.0)), side))
+    return jpeg(wide, rng)
+
+
+def blank(rng: random.Random) -> bytes:
+    """One colour all over."""
+    color = rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255)
+    return jpeg(Image.new("RGB", (rng.randint(*SIDES), rng.randint(*SIDES)), color), rng)
+
+
+def truncate(encoded: bytes) -> bytes:
+    """The first two fifths of a file."""
+    return encoded[: len(encoded) * 2 // 5]
+
+
+IMAGES: dict[str, Callable[[Scene, random.Random], bytes | None]] = {
+    "photo": photograph,
+    "thumbnail": shrink,
+    "panorama": stretch,
+    "flat": lambda scene, rng: blank(rng),
+    "truncated": lambda scene, rng: truncate(photograph(scene, rng)),
+    "none": lambda scene, rng: None,
+}
+"""How the file of a page with its own photograph is made; null where no file is needed."""
+
+COPIES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "copy": lambda encoded, rng: encoded,
+    "resized": resize,
+}
+"""How the file of a page with another page's photograph is made."""
+
+
+def count_kinds(num_pages: int) -> list[tuple[str, Kind, int]]:
+    """How many pages of each kind make up a web; the plain matches come first."""
+    counts = []
+    for name, kind in KINDS.items():
+        count = max(kind.num_least, round(kind.share * num_pages))
+        counts.append((name, kind, min(count, kind.num_most or count)))
+    rest = num_pages - sum(count for _, _, count in counts)
+    if rest < 1:
+        raise ValueError(f"num_pages must be at least {num_pages - rest + 1}, got {num_pages}")
+    return [("match", MATCH, rest), *counts]
+
+
+def sample_scenes(rng: random.Random) -> Iterator[Scene]:
+    """Scenes without end, no two alike."""
+    seen: set[Scene] = set()
+    while True:
+        scene = sample_scene(rng)
+        if scene not in seen:
+            seen.add(scene)
+            yield scene
+
+
+def build(
+    folder: str | Path,
+    *,
+    base_url: str,
+    seed: int = 0,
+    num_pages: int = 3000,
+    num_human: int = 360,
+    num_test: int = 250,
+) -> None:
+    """Write a web, a human-annotated set and a held-out set; no two of their scenes are alike.
+
+    The same arguments give the same bytes. Written to `folder`:
+
+    - `site/`: the files to serve;
+    - `pairs.parquet`: url, caption; the noisy list in random order, a few rows twice;
+    - `human.jsonl`: image, caption; five lines an image, whose path is relative to `folder`;
+    - `test.jsonl`: image, captions; five an image;
+    - `truth.parquet`: `TRUTH`, one row for each distinct pair.
+
+    Args:
+        folder: Made if it does not exist.
+        base_url: The address that the files of `site/` are served under, without a slash.
+        seed: Of every random choice.
+        num_pages: Distinct pairs of the list.
+        num_human: Images of the human-annotated set.
+        num_test: Images of the held-out set.
+
+    Raises:
+        ValueError: `num_pages` is too small to hold a page of each kind.
+    """
+    folder = Path(folder)
+    counts = count_kinds(num_pages)
+    rng = random.Random(f"{seed} scenes")
+    scenes = list(islice(sample_scenes(rng), num_pages + num_human + num_test))
+    rng.shuffle(scenes)  # the first sampled have more single groups, of which there are few
+    web_scenes = scenes[:num_pages]
+    human_scenes, test_scenes = scenes[num_pages:][:num_human], scenes[num_pages + num_human :]
+    photos: list[tuple[int, bytes]] = []  # of the plain matches, to copy from
+    rows: list[dict[str, object]] = []
+    for kind_name, kind, count in counts:
+        for _ in range(count):
+            page = len(rows)
+            rng = random.Random(f"{seed} page {page}")
+            photo, scene = page, web_scenes[page]
+            if kind.image in COPIES:
+                photo, original = rng.choice(photos)
+                scene = web_scenes[photo]
+                file: bytes | None = COPIES[kind.image](original, rng)
+            else:
+                file = IMAGES[kind.image](scene, rng)
+            path = f"{kind.answer}/{rng.getrandbits(48):012x}.jpg"
+            if file is not None:
+                write(folder / "site" / path, file)
+                if kind_name == "match":
+                    photos.append((photo, file))
+            has_scene = kind.image not in ("none", "flat")
+            rows.append(
+                {
+                    "url": f"{base_url}/{path}",
+                    "caption": TEXTS[kind.text](scene, web_scenes, rng),
+                    "kind": kind_name,
+                    "photo": f"p{photo:05d}",
+                    "drop_at": kind.drop_at,
+                    "matches": kind.matches,
+                    "scene": scene.to_json() if has_scene else None,
+                }
+            )
+    rng = random.Random(f"{seed} order")
+    rng.shuffle(rows)
+    table = pa.Table.from_pylist(rows, schema=TRUTH)
+    pq.write_table(table, folder / "truth.parquet")
+    repeated = rng.sample(range(num_pages), max(1, num_pages // 200))
+    pairs = table.select(["url", "caption"])
+    pq.write_table(pa.concat_tables([pairs, pairs.take(repeated)]), folder / "pairs.parquet")
+
+    human = [annotate(folder, "human", i, scene, seed) for i, scene in enumerate(human_scenes)]
+    lines = [{"image": image, "caption": c} for image, captions in human for c in captions]
+    write(folder / "human.jsonl", encode_lines(lines))
+    test = [annotate(folder, "test", i, scene, seed) for i, scene in enumerate(test_scenes)]
+    lines_test = [{"image": image, "captions": captions} for image, captions in test]
+    write(folder / "test.jsonl", encode_lines(lines_test))
+
+
+def annotate(
+    folder: Path, group: str, index: int, scene: Scene, seed: int
+) -> tuple[str, list[str]]:
+    """Write a photograph; its path under the folder and what five people say of it."""
+    rng = random.Random(f"{seed} {group} {index}")
+    path = f"images/{group}/{index:05d}.jpg"
+    write(folder / path, photograph(scene, rng))
+    return path, [describe(scene, rng) for _ in range(CAPTIONS_A_PHOTO)]
+
+
+def encode_lines(records: Sequence[object]) -> bytes:
+    """JSON lines."""
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, and its folder first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
