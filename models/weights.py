@@ -1,0 +1,107 @@
+"""A model by its name: which weights exactly, and where and how they are to be loaded.
+
+Nothing here imports torch unless it must look for a device, so that a driver stays light.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["Dtype", "device_of", "pinned", "revision_of"]
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Of weights; auto is bfloat16 on CUDA and float32 elsewhere."""
+
+# What decides a model's answers: weights, configs, vocabularies. Not its README.
+SUFFIXES = (".json", ".safetensors", ".txt")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def revision_of(model: str, revision: str | None = None) -> str:
+    """Name the weights that loading a model would give, without loading it.
+
+    Args:
+        model: A model folder, or the name of a model on the hub.
+        revision: A branch, tag or commit of the hub; a folder has none.
+
+    Returns:
+        For a folder, the first 16 hex characters of the SHA-256 of its weights, configs and
+        vocabularies, whatever the folder is called. For a name, the 40 of a commit: `revision`
+        where it is one, else the commit that the local cache of the hub holds for it.
+
+    Raises:
+        FileNotFoundError: There is neither such a folder nor a cached commit.
+        ValueError: The folder holds no weights, or a folder came with a revision.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"{model!r} is a folder, which has no revision {revision!r}; leave revision unset"
+            )
+        return _revision_of_folder(folder)
+    if not REPO.fullmatch(model) or model.startswith("."):
+        raise FileNotFoundError(f"no model folder at {model!r}; train or copy the model there")
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    commit = _cached_commit(model, revision or "main")
+    if commit is None:
+        raise FileNotFoundError(
+            f"{model!r} is neither a folder nor in the local cache of the Hugging Face hub at "
+            f"revision {revision or 'main'!r}; download it with `hf download {model}`, or set "
+            f"revision to the 40 characters of a commit"
+        )
+    return commit
+
+
+def pinned(model: str, revision: str | None = None) -> str | None:
+    """The revision to load so that the weights are those of `revision_of`; none for a folder.
+
+    A branch of the hub may move between the two.
+
+    Raises:
+        FileNotFoundError: As `revision_of`.
+    """
+    return revision if Path(model).expanduser().is_dir() else revision_of(model, revision)
+
+
+def device_of(device: str) -> str:
+    """The device that a name means here: auto is cuda where there is one, else cpu."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _revision_of_folder(folder: Path) -> str:
+    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise ValueError(
+            f"{str(folder)!r} holds no .safetensors weights; save the model there with "
+            f"save_pretrained"
+        )
+    whole = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        whole.update(f"{file.name}\0{_sha256(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return whole.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(file: Path, size: int, modified_ns: int) -> str:
+    """The digest of a file, read again only when its size or time changes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _cached_commit(name: str, revision: str) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from blips import WORDS, save, tokenizer_of
+from transformers import BlipForConditionalGeneration
+
+from models.weights import device_of, pinned, revision_of
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("captioner")
+    save(path, BlipForConditionalGeneration, tokenizer_of(WORDS.split()))
+    return path
+
+
+def test_a_folder_is_known_by_its_contents_not_its_name(folder: Path, tmp_path: Path) -> None:
+    revision = revision_of(str(folder))
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(folder, copy)
+    assert revision_of(str(copy)) == revision and len(revision) == 16
+    (copy / "README.md").write_text("a note")
+    assert revision_of(str(copy)) == revision
+    assert pinned(str(copy)) is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])
+def test_any_change_of_weights_or_settings_is_another_revision(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    before = revision_of(str(copy))
+    content = bytearray((copy / name).read_bytes())
+    content[-2] ^= 1
+    (copy / name).write_bytes(bytes(content))
+    assert revision_of(str(copy)) != before
+
+
+def test_a_commit_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert revision_of("nobody/nothing", COMMIT) == COMMIT == pinned("nobody/nothing", COMMIT)
+
+
+def test_a_hub_name_is_the_commit_in_the_local_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--some--blip"
+    for path, text in (("refs/main", COMMIT), (f"snapshots/{COMMIT}/config.json", "{}")):
+        (repo / path).parent.mkdir(parents=True, exist_ok=True)
+        (repo / path).write_text(text)
+    assert revision_of("some/blip") == COMMIT == pinned("some/blip")
+    with pytest.raises(FileNotFoundError, match="hf download some/blip"):
+        revision_of("some/blip", "v2")
+    with pytest.raises(FileNotFoundError, match="hf download some/other"):
+        revision_of("some/other")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./models/none", "s3://bucket/model", ""])
+def test_a_folder_that_is_not_there_is_said_to_be_missing(name: str) -> None:
+    with pytest.raises((FileNotFoundError, ValueError)):
+        revision_of(name)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no \.safetensors"):
+        revision_of(str(tmp_path))
+
+
+def test_a_folder_has_no_revision(folder: Path) -> None:
+    with pytest.raises(ValueError, match="leave revision unset"):
+        revision_of(str(folder), "main")
+
+
+def test_a_named_device_is_itself() -> None:
+    assert [device_of(name) for name in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
+    assert device_of("auto") in ("cpu", "cuda")
