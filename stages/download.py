@@ -1,0 +1,406 @@
+"""Download: each row of a list to its image, decoded, resized and encoded, or to a reason."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+from PIL import Image
+
+from models.images import FORMATS, MAX_PIXELS, ImageError, open_rgb
+from stages import sources
+from stages.base import Stage, StageConfig
+from stages.fetch import FETCH_REASONS, Fetcher, FetchError
+from stages.schema import POOL
+
+__all__ = ["DownloadConfig", "DownloadStage"]
+
+OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
+"""The X-Robots-Tag directives that img2dataset takes for a refusal."""
+
+# Fields that say how hard to try, not what to get: a pool made with other values is as good.
+_EFFORT = frozenset({"timeout", "retries", "threads", "user_agent", "contact"})
+
+_AHEAD = 8  # downloads that may wait to be decoded while every thread fetches
+
+# Resizer points the process's stdout and stderr elsewhere while it runs: two at once would lose
+# them.
+_RESIZING = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadConfig(StageConfig):
+    """What to download, and as what to keep it.
+
+    Attributes:
+        source: Lists (csv, tsv, parquet or jsonl, also .gz, .zst, .bz2; paths, globs or fsspec
+            URLs) and local folders, of images or of lists.
+        name: The `source` column of every row.
+        url_column: The column with the URLs; null recognises it.
+        caption_column: The column with the captions; null recognises it.
+        limit: Stop after this many rows of the sources.
+        image_size: Pixels that `resize_mode` fits an image to. BLIP reads 384 x 384
+            (arXiv:2201.12086).
+        resize_mode: img2dataset's. keep_ratio fits the shorter side, so that a model's square
+            input is never enlarged.
+        resize_only_if_bigger: Never enlarge.
+        encode_format: How the pool keeps images.
+        encode_quality: 0 to 100 for jpg and webp; for png a compression of 0 to 9.
+        honor_opt_out: Leave images whose X-Robots-Tag says noai, noimageai, noindex or
+            noimageindex to everyone or to the name of `user_agent`.
+        user_agent: The name and version sent with each request.
+        contact: Where the owner of a site reaches you, sent beside `user_agent`.
+        timeout: Seconds for one try of one URL, redirects and name look-ups included.
+        retries: Further tries after a timeout, a broken connection, 429 or 5xx.
+        threads: Downloads at once in one worker.
+        max_bytes: The cap on one download.
+        max_pixels: The cap on width x height, checked before anything is decoded.
+        max_redirects: How many redirects are followed.
+        allow_private_addresses: Also download from loopback and private networks.
+        shard_size: Rows of a pool shard.
+    """
+
+    source: str | tuple[str, ...]
+    name: str = "web"
+    url_column: str | None = None
+    caption_column: str | None = None
+    limit: int | None = None
+    image_size: int = 384
+    resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = (
+        "keep_ratio"
+    )
+    resize_only_if_bigger: bool = True
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    encode_quality: int = 95
+    honor_opt_out: bool = True
+    user_agent: str = "capfilt/0.1"
+    contact: str | None = None
+    timeout: float = 10.0
+    retries: int = 1
+    threads: int = 32
+    max_bytes: int = 20_000_000
+    max_pixels: int = MAX_PIXELS
+    max_redirects: int = 5
+    allow_private_addresses: bool = False
+    shard_size: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.source or not all(self.sources):
+            raise ValueError("download.source must name a list or a folder, got nothing")
+        _at_least("image_size", self.image_size, 1)
+        _at_least("retries", self.retries, 0)
+        _at_least("threads", self.threads, 1)
+        _at_least("max_bytes", self.max_bytes, 1)
+        _at_least("max_redirects", self.max_redirects, 0)
+        _at_least("shard_size", self.shard_size, 1)
+        if self.limit is not None:
+            _at_least("limit", self.limit, 1)
+        if not 0 < self.timeout < float("inf"):
+            raise ValueError(f"download.timeout must be seconds above 0, got {self.timeout}")
+        if not 1 <= self.max_pixels <= 2 * MAX_PIXELS:
+            raise ValueError(
+                f"download.max_pixels must be from 1 to {2 * MAX_PIXELS}, over which Pillow opens "
+                f"no image, got {self.max_pixels}"
+            )
+        best = 9 if self.encode_format == "png" else 100
+        if not 0 <= self.encode_quality <= best:
+            raise ValueError(
+                f"download.encode_quality must be from 0 to {best} for "
+                f"{self.encode_format}, got {self.encode_quality}"
+            )
+        for field, value in (("user_agent", self.user_agent), ("contact", self.contact or "")):
+            if not (value.isascii() and value.isprintable()):
+                raise ValueError(f"download.{field} must be printable ASCII, got {value!r}")
+        if not self.user_agent.strip():
+            raise ValueError("download.user_agent must name who downloads, got nothing")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`source` as a tuple."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    def measurement(self) -> dict[str, Any]:
+        """Every field but those that only say how hard to try.
+
+        More time, more tries or threads and another address to write to bring more rows of the
+        same pool, not other images, so what is there already stays good.
+        """
+        return {key: value for key, value in super().measurement().items() if key not in _EFFORT}
+
+
+def _at_least(field: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"download.{field} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Image:
+    """The columns of the pool that downloading fills."""
+
+    status: Literal["success", "failed_to_download", "failed_to_resize"]
+    error: str | None = None
+    image: bytes | None = None
+    width: int | None = None
+    height: int | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+    sha256: str | None = None
+
+
+class DownloadStage(Stage[DownloadConfig]):
+    """Makes the rows of the pool out of the rows of a list.
+
+    Threads download while one thread decodes, so a server that hangs costs one thread.
+    img2dataset's Resizer resizes and encodes. It decodes upright colour JPEGs itself; all others
+    first become upright RGB (`models.images.open_rgb`) in an uncompressed PPM, since Resizer
+    ignores EXIF orientation, keeps grey and 16-bit images as such and accepts images that end
+    early. `original_width` and `original_height` are those of the upright image. Nothing depends
+    on `threads` or on the order in which servers answer.
+    """
+
+    name: ClassVar[str] = "download"
+    version: ClassVar[int] = 1
+    config_type: ClassVar[type[StageConfig]] = DownloadConfig
+    reads: ClassVar[tuple[str, ...]] = ("uid", "source", "url", "caption", "repeats", "local")
+    writes: ClassVar[pa.Schema] = pa.schema([field for field in POOL if field.name != "uid"])
+    reasons: ClassVar[Mapping[str, str]] = {
+        **FETCH_REASONS,
+        "missing": "There is no such local file.",
+        "outside_source": "The local file lies outside the folder it was listed in.",
+        "svg": "It is a drawing in SVG, which has no pixels.",
+        "not_an_image": "The bytes are no known image: often an HTML page.",
+        "too_many_pixels": "Width times height is over `max_pixels`; it was not decoded.",
+        "truncated": "The image ends early.",
+        "undecodable": "The format is known, but the image is broken.",
+        "not_resized": "It cannot be resized or encoded, as with a side too long for JPEG.",
+    }
+
+    def load(self) -> None:
+        """Import img2dataset, which takes seconds, and make what the threads share."""
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its check goes to the internet
+        from img2dataset.downloader import is_disallowed
+        from img2dataset.resizer import Resizer
+
+        config = self.config
+        self._roots = sources.folders(config)
+        self._resizer = Resizer(
+            config.image_size,
+            config.resize_mode,
+            config.resize_only_if_bigger,
+            encode_quality=config.encode_quality,
+            encode_format=config.encode_format,
+        )
+        contact = f" (+{config.contact})" if config.contact else ""
+        token = config.user_agent.split("/")[0].strip().lower()
+        self._fetcher = Fetcher(
+            user_agent=config.user_agent + contact,
+            timeout=config.timeout,
+            retries=config.retries,
+            max_bytes=config.max_bytes,
+            max_redirects=config.max_redirects,
+            allow_private_addresses=config.allow_private_addresses,
+            opted_out=functools.partial(
+                is_disallowed,
+                user_agent_token=token,
+                disallowed_header_directives=OPT_OUT if config.honor_opt_out else (),
+            ),
+        )
+
+    def annotate(self, rows: pa.Table) -> pa.Table:
+        """Download the rows of a list.
+
+        Memory holds `threads` + 8 downloads of at most `max_bytes`, one decoded image, and the
+        encoded images of the rows given.
+
+        Args:
+            rows: uid, source, url, caption, repeats, local; n rows.
+
+        Returns:
+            n rows in the same order with the schema `writes`.
+        """
+        images: list[_Image | None] = [None] * rows.num_rows
+        urls: list[Any] = rows["url"].to_pylist()
+        for index, content in self._arrivals(urls, rows["local"].to_pylist()):
+            images[index] = self._image(content)
+        columns = [
+            rows[field.name].cast(field.type)
+            if field.name in rows.column_names
+            else pa.array([getattr(image, field.name) for image in images], field.type)
+            for field in self.writes
+        ]
+        return pa.Table.from_arrays(columns, schema=self.writes)
+
+    def judge(self, annotations: pa.Table) -> pa.StringArray:
+        """The `error` of each row."""
+        errors = annotations["error"].combine_chunks()
+        assert isinstance(errors, pa.StringArray)
+        return errors
+
+    def _arrivals(self, urls: list[Any], local: list[Any]) -> Iterator[tuple[int, bytes | str]]:
+        """The index of each row with its bytes, or with the reason why there are none.
+
+        In the order of arrival: to keep that of the rows would let one server that hangs hold up
+        all that comes after it.
+        """
+        arrived: SimpleQueue[tuple[int, bytes | str | Exception]] = SimpleQueue()
+
+        def bring(index: int) -> None:
+            content: bytes | str | Exception
+            try:
+                content = self._content(urls[index], local[index])
+            except Exception as error:  # raised again by the thread that waits for it
+                content = error
+            arrived.put((index, content))
+
+        def receive() -> tuple[int, bytes | str]:
+            index, content = arrived.get()
+            if isinstance(content, Exception):
+                raise content
+            return index, content
+
+        window = min(self.config.threads + _AHEAD, len(urls))
+        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="download") as pool:
+            try:
+                for index in range(len(urls)):
+                    if index >= window:
+                        yield receive()
+                    pool.submit(bring, index)
+                for _ in range(window):
+                    yield receive()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _content(self, url: str, local: bool) -> bytes | str:
+        if local:
+            return self._read(url)
+        try:
+            return self._fetcher.fetch(url).content
+        except FetchError as error:
+            return error.reason
+
+    def _read(self, path: str) -> bytes | str:
+        """The bytes of a local file, or the reason why there are none."""
+        try:
+            file = Path(path).resolve()
+            if not any(file.is_relative_to(root) for root in self._roots):
+                return "outside_source"
+            if not file.is_file():
+                return "missing"
+            with file.open("rb") as stream:
+                content = stream.read(self.config.max_bytes + 1)
+        except (OSError, ValueError):  # a path may hold what no path can
+            return "missing"
+        if len(content) > self.config.max_bytes:
+            return "too_large"
+        return content or "empty"
+
+    def _image(self, content: bytes | str) -> _Image:
+        """What the pool keeps of a download."""
+        if isinstance(content, str):
+            return _Image(status="failed_to_download", error=content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        header = _Header.of(content)
+        try:
+            resized = self._resize(content) if self._is_plain(header, content) else None
+            if resized is None:
+                resized = self._resize(self._as_ppm(content))
+        except ImageError as error:
+            is_svg = error.reason == "not_an_image" and _is_svg(content)
+            reason = "svg" if is_svg else error.reason
+            return _Image(status="failed_to_resize", error=reason, sha256=sha256)
+        encoded, width, height = resized or (None, None, None)
+        return _Image(
+            status="success" if resized else "failed_to_resize",
+            error=None if resized else "not_resized",
+            image=encoded,
+            width=width,
+            height=height,
+            original_width=header.width if header else None,
+            original_height=header.height if header else None,
+            sha256=sha256,
+        )
+
+    def _is_plain(self, header: _Header | None, content: bytes) -> bool:
+        """Whether Resizer's own decoder gives what `_as_ppm` would, at less cost."""
+        if header is None or not header.is_plain_jpeg:
+            return False
+        if header.width * header.height > self.config.max_pixels or not _has_end(content):
+            return False
+        reducible = min(header.width, header.height) >= 4 * self.config.image_size
+        return self.config.resize_mode == "no" or not reducible
+
+    def _as_ppm(self, content: bytes) -> bytes:
+        """The image as upright RGB in a format that costs nothing to read.
+
+        A JPEG much larger than needed is decoded at a fraction of its size: at least two pixels
+        are left for each that is kept.
+        """
+        enough = 2 * self.config.image_size
+        reduce = None if self.config.resize_mode == "no" else (enough, enough)
+        image = open_rgb(content, self.config.max_pixels, min_size=reduce)
+        return b"P6 %d %d 255\n" % image.size + image.tobytes()
+
+    def _resize(self, content: bytes) -> tuple[bytes, int, int] | None:
+        """The resized and encoded image, its width and its height; nothing if Resizer fails."""
+        with _RESIZING:
+            encoded, width, height, _, _, failure = self._resizer(io.BytesIO(content))
+        return (encoded, width, height) if failure is None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What the first bytes of an image say: its size once upright, and its kind."""
+
+    width: int
+    height: int
+    is_plain_jpeg: bool
+
+    @classmethod
+    def of(cls, content: bytes) -> _Header | None:
+        """Read the header; nothing where there is none, of which `open_rgb` says why."""
+        try:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                width, height = image.size
+                plain = image.format == "JPEG" and image.mode == "RGB"
+                orientation = _orientation(image)
+        except Exception:  # a parser of untrusted bytes may raise anything
+            return None
+        if orientation in (5, 6, 7, 8):
+            width, height = height, width
+        return cls(width=width, height=height, is_plain_jpeg=plain and orientation == 1)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; broken EXIF turns nothing."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:
+        return 1
+
+
+def _has_end(jpeg: bytes) -> bool:
+    """Whether the end-of-image marker comes after the start of the first scan.
+
+    One before it belongs to a thumbnail in the EXIF.
+    """
+    position = 2
+    while jpeg[position : position + 1] == b"\xff":
+        if jpeg[position + 1 : position + 2] == b"\xda":
+            return jpeg.find(b"\xff\xd9", position) >= 0
+        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+    return False
+
+
+def _is_svg(content: bytes) -> bool:
+    head = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return head.startswith(b"<") and b"<svg" in head and b"<html" not in head

@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages import sources
+from stages.download import DownloadConfig
+from stages.schema import uid_of
+
+CAPTIONS = Path(__file__).resolve().parents[2] / "../shared/data/alttext/laion_10k.parquet"
+
+
+def rows(source: Path | str | tuple[str, ...], **settings: Any) -> list[dict[str, Any]]:
+    given = source if isinstance(source, tuple) else str(source)
+    tables = list(sources.shards(DownloadConfig(source=given, **settings)))
+    assert all(table.schema == sources.LIST for table in tables)
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def pairs(source: Path | str | tuple[str, ...], **settings: Any) -> list[tuple[str, str | None]]:
+    return [(row["url"], row["caption"]) for row in rows(source, **settings)]
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def zstd(content: bytes) -> bytes:
+    packed: bytes = pa.compress(content, codec="zstd", asbytes=True)
+    return packed
+
+
+TWO = [("http://a.test/1", "a cat"), ("http://a.test/2", "a dog")]
+CSV = b"url,caption\nhttp://a.test/1,a cat\nhttp://a.test/2,a dog\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.csv", CSV),
+        ("LIST.CSV", CSV),
+        ("bom.csv", b"\xef\xbb\xbf" + CSV),
+        ("crlf.csv", CSV.replace(b"\n", b"\r\n")),
+        ("list.csv.gz", gzip.compress(CSV)),
+        ("parts.csv.gz", gzip.compress(CSV[:34]) + gzip.compress(CSV[34:])),
+        ("list.csv.bz2", bz2.compress(CSV)),
+        ("list.csv.zst", zstd(CSV)),
+        ("list.tsv", CSV.replace(b",", b"\t")),
+        ("cc3m.tsv", b"a cat\thttp://a.test/1\na dog\thttp://a.test/2\n"),
+        ("cc12m.tsv", b"http://a.test/1\ta cat\nhttp://a.test/2\ta dog\n"),
+        ("laion.csv", CSV.replace(b"url,caption", b"URL,TEXT")),
+        ("alt.csv", b"Alt Text,id,Image URL\na cat,1,http://a.test/1\na dog,2,http://a.test/2\n"),
+        ("list.jsonl", "".join(json.dumps({"url": u, "text": c}) + "\n" for u, c in TWO).encode()),
+    ],
+)
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, content: bytes) -> None:
+    assert pairs(write(tmp_path / name, content)) == TWO
+
+
+def test_parquet_of_every_text_type_is_read(tmp_path: Path) -> None:
+    for kind in (
+        pa.string(),
+        pa.large_string(),
+        pa.binary(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ):
+        urls, captions = (pa.array(list(column)).cast(kind) for column in zip(*TWO, strict=True))
+        pq.write_table(
+            pa.table({"id": [1, 2], "URL": urls, "TEXT": captions}), tmp_path / "a.parquet"
+        )
+        assert pairs(tmp_path / "a.parquet") == TWO
+
+
+def test_a_row_has_its_uid_source_and_place(tmp_path: Path) -> None:
+    (first, second) = rows(write(tmp_path / "a.csv", CSV), name="cc3m")
+    assert first == {
+        "uid": uid_of("http://a.test/1", "a cat"),
+        "source": "cc3m",
+        "url": "http://a.test/1",
+        "caption": "a cat",
+        "repeats": 0,
+        "local": False,
+    }
+    assert second["uid"] == uid_of("http://a.test/2", "a dog")
+
+
+def test_quoted_commas_quotes_and_newlines_of_a_csv_are_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'url,caption\nhttp://a.test/1,"a ""cat"",\non a mat"\n')
+    assert pairs(path) == [("http://a.test/1", 'a "cat",\non a mat')]
+
+
+def test_quotes_of_a_tsv_are_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", 'http://a.test/1\t"a cat\nhttp://a.test/2\ta "dog"\n')
+    assert pairs(path) == [("http://a.test/1", '"a cat'), ("http://a.test/2", 'a "dog"')]
+
+
+def test_the_columns_can_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "url,where,caption,words\nx,http://a.test/1,y,a cat\n")
+    named = pairs(path, url_column="where", caption_column="words")
+    assert named == [("http://a.test/1", "a cat")]
+
+
+def test_a_list_without_captions_gives_null_captions(tmp_path: Path) -> None:
+    assert pairs(write(tmp_path / "a.csv", "url\nhttp://a.test/1\n")) == [("http://a.test/1", None)]
+
+
+def test_captions_stay_as_found(tmp_path: Path) -> None:
+    lines = [
+        "http://a.test/1,null",
+        "http://a.test/2,",
+        "http://a.test/3,  NA ",
+        "http://a.test/4,007",
+    ]
+    path = write(tmp_path / "a.csv", "\n".join(["url,caption", *lines]))
+    assert [caption for _, caption in pairs(path)] == ["null", "", "  NA ", "007"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
+def test_hostile_text_is_a_row(tmp_path: Path, name: str) -> None:
+    texts = [b"nul \0 inside", b"bad \xff\xfe utf", b"x" * 2_000_000, b"\xed\xa0\x80 surrogate"]
+    urls = [f"http://a.test/{index}".encode() for index in range(len(texts))]
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.table({"url": urls, "caption": texts}), path)
+    elif name == "a.jsonl":
+        lines = [
+            b'{"url": "%s", "caption": "%s"}\n' % pair for pair in zip(urls, texts, strict=True)
+        ]
+        write(path, b"".join(lines).replace(b"\0", b"\\u0000"))
+    else:
+        comma = b"," if name == "a.csv" else b"\t"
+        lines = [comma.join(pair) for pair in zip(urls, texts, strict=True)]
+        write(path, b"\n".join([comma.join([b"url", b"caption"]), *lines]))
+    assert pairs(path) == [
+        ("http://a.test/0", "nul \0 inside"),
+        ("http://a.test/1", "bad \ufffd\ufffd utf"),
+        ("http://a.test/2", "x" * 2_000_000),
+        ("http://a.test/3", "\ufffd\ufffd\ufffd surrogate"),
+    ]
+
+
+def test_lone_surrogates_of_json_are_replaced_and_pairs_are_kept(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", r'{"url": "http://a.test/1", "caption": "\ud800 \ud83d\ude00"}'
+    )
+    assert pairs(path) == [("http://a.test/1", "\ufffd \U0001f600")]
+
+
+def test_records_that_cannot_be_read_are_rows_without_url(tmp_path: Path) -> None:
+    good = json.dumps({"url": "http://a.test/1", "caption": "a cat"})
+    junk = ["{", "[1]", "7", json.dumps({"caption": "lost"}), json.dumps({"url": 3}), "[" * 100_000]
+    found = rows(write(tmp_path / "a.jsonl", "\n".join([good, *junk])))
+    assert [(row["url"], row["caption"], row["repeats"]) for row in found] == [
+        ("http://a.test/1", "a cat", 0),
+        ("", None, 4),
+        ("", "lost", 0),
+    ]
+    broken = write(tmp_path / "a.csv", CSV + b"http://a.test/3\nhttp://a.test/4,a,b\n")
+    found = rows(broken)
+    assert [(row["url"], row["repeats"]) for row in found[2:]] == [("", 1)]
+
+
+def test_a_key_that_only_later_records_have_is_found(tmp_path: Path) -> None:
+    lines = ['{"url": "http://a.test/1"}', '{"url": "http://a.test/2", "text": "a dog"}']
+    path = write(tmp_path / "a.jsonl", "\n".join(lines))
+    assert pairs(path) == [("http://a.test/1", None), ("http://a.test/2", "a dog")]
+
+
+def test_globs_folders_and_several_sources_are_read_in_order(tmp_path: Path) -> None:
+    for index in (2, 0, 1):
+        write(tmp_path / f"part{index}.csv", f"url,caption\nhttp://a.test/{index},{index}\n")
+    write(tmp_path / "_SUCCESS", "")
+    by_path = [(f"http://a.test/{index}", str(index)) for index in range(3)]
+    assert pairs(tmp_path / "*.csv") == by_path
+    assert pairs(tmp_path) == by_path
+    assert pairs(tmp_path.as_uri()) == by_path
+    one, two = str(tmp_path / "part1.csv"), str(tmp_path / "part0.csv")
+    assert pairs((one, two)) == [by_path[1], by_path[0]]
+
+
+def test_a_list_on_any_filesystem_is_read() -> None:
+    import fsspec
+
+    filesystem = fsspec.filesystem("memory")
+    filesystem.pipe("/lists/a.csv.gz", gzip.compress(CSV))
+    try:
+        assert pairs("memory://lists/a.csv.gz") == TWO
+        config = DownloadConfig(source="memory://lists/*.gz")
+        assert len(sources.content_digest(config)) == 64
+        assert sources.identity(config)["memory://lists/*.gz"][0]["size"] > 0
+    finally:
+        filesystem.rm("/lists", recursive=True)
+
+
+def test_limit_ends_the_sources_early(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a.csv", CSV), write(tmp_path / "b.csv", CSV)
+    assert pairs((str(one), str(two)), limit=1) == TWO[:1]
+    assert [row["repeats"] for row in rows((str(one), str(two)), limit=3)] == [1, 0]
+
+
+LISTS = st.lists(
+    st.tuples(
+        st.sampled_from("abc").map("http://{}.test/".format), st.none() | st.text(max_size=2)
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(found=LISTS, shard_size=st.integers(1, 7))
+@settings(deadline=None, max_examples=50)
+def test_rows_of_one_uid_meet_in_the_first_and_none_is_lost(
+    found: list[tuple[str, str | None]], shard_size: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.parquet"
+        pq.write_table(
+            pa.table({"url": [u for u, _ in found], "caption": [c for _, c in found]}), path
+        )
+        config = DownloadConfig(source=str(path), shard_size=shard_size)
+        tables = list(sources.shards(config))
+    assert all(table.num_rows == shard_size for table in tables[:-1])
+    given = [row for table in tables for row in table.to_pylist()]
+    counts = Counter(uid_of(url, caption) for url, caption in found)
+    assert [row["uid"] for row in given] == list(counts)
+    assert {row["uid"]: row["repeats"] + 1 for row in given} == dict(counts)
+    assert sum(row["repeats"] + 1 for row in given) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "words"),
+    [
+        ("lost.csv", None, {}, ["download.source", "lost.csv"]),
+        ("list.cvs", None, {}, ["did you mean", "list.csv?"]),
+        ("nothing.csv", b"", {}, ["download.source", "no rows", "nothing.csv"]),
+        ("header.csv", b"url,caption\n", {}, ["no rows", "header.csv"]),
+        ("a.csv", b"link to,caption\nb,c\n", {}, ["download.url_column", "'link to'", "a.csv"]),
+        ("a.csv", CSV, {"url_column": "ulr"}, ["download.url_column", "did you mean 'url'?"]),
+        (
+            "a.csv",
+            CSV,
+            {"caption_column": "Caption"},
+            ["caption_column", "did you mean 'caption'?"],
+        ),
+        ("a.docx", b"x", {}, ["download.source", "csv, tsv, parquet or jsonl", "a.docx"]),
+        ("a.parquet", b"PAR1 junk", {}, ["cannot be read as parquet", "a.parquet"]),
+        ("a.csv.gz", b"not gzip", {}, ["cannot be read as csv", "a.csv.gz"]),
+        ("a.jsonl", b"[\n1\n]\n", {}, ["one JSON object a line", "a.jsonl"]),
+    ],
+)
+def test_a_source_that_cannot_be_read_says_what_to_mend(
+    tmp_path: Path, name: str, content: bytes | None, settings: dict[str, Any], words: list[str]
+) -> None:
+    write(tmp_path / "list.csv", CSV)
+    if content is not None:
+        write(tmp_path / name, content)
+    with pytest.raises(ValueError) as error:
+        sources.shards(DownloadConfig(source=str(tmp_path / name), **settings))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_column_that_holds_lists_says_so(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["a"], "caption": [["b"]]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"'caption' of .*a\.parquet must hold text"):
+        rows(tmp_path / "a.parquet")
+
+
+def test_a_list_that_changes_between_the_two_readings_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", CSV)
+    tables = sources.shards(DownloadConfig(source=str(path)))
+    write(path, CSV + b"http://a.test/3,a bird\n")
+    with pytest.raises(ValueError, match="changed while it was read"):
+        list(tables)
+
+
+def test_a_changed_list_has_another_identity_and_digest(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", CSV)
+    config = DownloadConfig(source=str(path))
+    identity, content = sources.identity(config), sources.content_digest(config)
+    assert json.loads(json.dumps(identity)) == identity
+    os.utime(path, (1, 1))
+    assert sources.identity(config) != identity
+    assert sources.content_digest(config) == content
+    write(path, CSV.replace(b"cat", b"cow"))
+    assert sources.content_digest(config) != content
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("b.jpg", "a.PNG", "more/c.webp", "notes.md"):
+        write(folder / name, name)
+    return folder
+
+
+def test_a_folder_of_images_takes_captions_from_the_files_beside_them(photos: Path) -> None:
+    write(photos / "b.txt", b"a \xff cat\n")
+    write(photos / "more/c.txt", "a dog\nin two lines\n")
+    found = rows(photos)
+    assert all(row["local"] for row in found)
+    assert [(row["url"], row["caption"]) for row in found] == [
+        (str(photos / "a.PNG"), None),
+        (str(photos / "b.jpg"), "a \ufffd cat"),
+        (str(photos / "more/c.webp"), "a dog\nin two lines"),
+    ]
+    assert sources.folders(DownloadConfig(source=str(photos))) == (photos.resolve(),)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_a_folder_of_images_takes_captions_from_its_metadata(photos: Path, name: str) -> None:
+    listed = [
+        ("more/c.webp", "a dog"),
+        ("b.jpg", "a cat"),
+        ("b.jpg", "one more"),
+        ("no.jpg", "lost"),
+    ]
+    if name.endswith("csv"):
+        lines = ["file_name,text", *(",".join(pair) for pair in listed)]
+    else:
+        lines = [json.dumps({"file_name": file, "text": text}) for file, text in listed]
+    write(photos / name, "\n".join(lines))
+    assert pairs(photos) == [
+        (str(photos / "a.PNG"), None),
+        (str(photos / "b.jpg"), "a cat"),
+        (str(photos / "b.jpg"), "one more"),
+        (str(photos / "more/c.webp"), "a dog"),
+        (str(photos / "no.jpg"), "lost"),
+    ]
+
+
+def test_a_changed_image_changes_the_identity_and_digest_of_its_folder(photos: Path) -> None:
+    config = DownloadConfig(source=str(photos))
+    identity, content = sources.identity(config), sources.content_digest(config)
+    write(photos / "b.jpg", "another")
+    assert sources.identity(config) != identity
+    assert sources.content_digest(config) != content
+
+
+@pytest.mark.skipif(not CAPTIONS.exists(), reason="../shared/data/alttext is not here")
+def test_ten_thousand_real_alt_texts_are_all_counted() -> None:
+    found = rows(CAPTIONS)
+    table = pq.read_table(CAPTIONS)
+    assert sum(row["repeats"] + 1 for row in found) == table.num_rows
+    assert len({row["uid"] for row in found}) == len(found)
+    assert found[0]["caption"] == table["TEXT"][0].as_py()
