@@ -279,7 +279,10 @@ class Runner:
         if self.run.exists(*folder, "_summary.json"):
             return
         worker = self._hold(self.resources(name), 1)[0]
-        result = ray.get(worker.summarize.remote(name, shards))
+        try:
+            result = ray.get(worker.summarize.remote(name, shards))
+        except (RayTaskError, RayActorError) as error:
+            raise StageError(f"{name}: its summary failed: {error}") from error
         self.run.write_json(result, *folder, "_summary.json")
 
     def _export(self, shards: list[str], started: float) -> None:
@@ -296,7 +299,8 @@ class Runner:
             elif self.run.exists("curated", "manifest.json"):
                 return
         self.run.write_json({"decision": key}, "curated", "_export.json")
-        files = {r["file"]["name"]: r["file"] for r in self._map(ExportStage.name, shards)}
+        results = self._map(ExportStage.name, shards)
+        files = {r["file"]["name"]: r["file"] for r in results if "file" in r}
         for index, pairs in enumerate(export.human_pairs()):
             name = f"human-{index:05d}.parquet"
             self.run.write_table(pairs, "curated", name)

@@ -9,10 +9,11 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from pipeline.manifest import Manifest, Plan
 from pipeline.progress import Progress
-from pipeline.runner import Cluster, IncompleteError, Runner
+from pipeline.runner import Cluster, IncompleteError, Runner, StageError
 from pipeline.status import funnel
 from pipeline.store import Run
 from pipeline.training import Training
@@ -159,8 +160,13 @@ class Session:
                     num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
                 )(_carry_out)
                 waiting[remote.remote(training)] = name
-            for reference in waiting:
-                ray.get(reference)
+            for reference, name in waiting.items():
+                try:
+                    ray.get(reference)
+                except RayError as error:
+                    raise StageError(
+                        f"train.{name}: {error}\nThe same command goes on from its checkpoint"
+                    ) from error
             seconds = time.monotonic() - started
             self.progress.say(f"train      {', '.join(wave)} done in {seconds:.1f} s")
             left = [name for name in left if name not in wave]

@@ -106,8 +106,8 @@ class Run:
         return json.loads(self.read(*parts))
 
     def write_json(self, value: Any, *parts: str) -> None:
-        """Commit a value as readable JSON with sorted keys."""
-        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str)
+        """Commit a value as readable JSON."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
         self.write((text + "\n").encode(), *parts)
 
     def read_table(self, *parts: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -194,7 +194,10 @@ class Worker:
         if not self.run.exists("curated", file):
             found = judge(self.run, self.plan, shard, self.plan.names)
             rows = int(found.live.sum())
-            self.run.write_table(self._pairs(shard, found), "curated", file)
+            pairs = self._pairs(shard, found)
+            if not pairs.num_rows:  # readers of the export trip over a file without rows
+                return {"rows": rows, "reasons": {}}
+            self.run.write_table(pairs, "curated", file)
         return {"rows": rows, "reasons": {}, "file": describe(self.run, file)}
 
     def _pairs(self, shard: str, found: Judgement) -> pa.Table:

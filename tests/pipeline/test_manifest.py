@@ -13,7 +13,7 @@ MINIMAL = {
 
 def write(tmp_path, content):
     path = tmp_path / "m.yaml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
     return str(path)
 
 

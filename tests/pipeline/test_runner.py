@@ -60,7 +60,7 @@ def photos(tmp_path_factory):
     (folder / "copy.txt").write_text("An exact copy of another picture in this very folder")
     (folder / "thumb.jpg").write_bytes(fakes.jpeg(900, (40, 40)))
     (folder / "thumb.txt").write_text("A thumbnail that is too small to be of any use")
-    (folder / "broken.jpg").write_bytes(fakes.jpeg(901)[:400])
+    (folder / "broken.jpg").write_bytes(fakes.jpeg(901)[:1500])
     (folder / "broken.txt").write_text("A picture that ends before it is whole")
     return folder
 
@@ -245,7 +245,7 @@ def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, 
     run, _ = done
     made = manifest(photos, tmp_path / "r", shard_size=8)
     path = tmp_path / "m.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(made.source))))
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(made.source)), sort_keys=False))
     command = [sys.executable, "-m", "pipeline.cli", "run", str(path), "--quiet", "--workers", "2"]
     root = Path(__file__).parents[2]
     for wanted in ("pool/00001.parquet", "annotations/clean-*/00000.parquet", "curated/0*.parquet"):

@@ -1,0 +1,825 @@
+"""BLIP's multimodal mixture of encoder-decoder (Li et al., arXiv 2201.12086), out of stock BLIP.
+
+One image encoder and one set of text weights read in three ways: the unimodal text encoder
+([CLS]; contrast, ITC), the image-grounded text encoder ([ENC]; matching, ITM) and the
+image-grounded text decoder ([DEC]; language modelling, LM). The text encoder and the decoder are
+those of `BlipForImageTextRetrieval` and `BlipForConditionalGeneration` of transformers, and share
+everything but self-attention (Table 3), so that what is trained here is saved as two plain
+folders that stock transformers loads.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+)
+
+from models.images import Preprocess
+
+__all__ = [
+    "MED",
+    "SIZES",
+    "Batch",
+    "Momentum",
+    "Part",
+    "Size",
+    "check_queue",
+    "contrast_loss",
+    "contrast_targets",
+    "hard_negatives",
+    "lm_labels",
+    "lm_loss",
+    "read_texts",
+    "see",
+]
+
+Part = Literal["captioner", "matcher"]
+
+IGNORED = -100
+"""The label of a token that the language-modelling loss leaves out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """An architecture by its numbers: a ViT beside a BERT with cross-attention in every layer.
+
+    Attributes:
+        vision_width, vision_layers, vision_heads: Of the ViT; its MLP is four times as wide.
+        text_width, text_layers, text_heads: Of the BERT; its MLP is four times as wide.
+        image_size: Side of the square input, in pixels.
+        patch: Side of a patch, in pixels.
+        embedding: Length of the contrastive embeddings.
+        positions: The longest text, in tokens.
+        dropout: Of the text layers.
+    """
+
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    image_size: int = 224
+    patch: int = 16
+    embedding: int = 256
+    positions: int = 512
+    dropout: float = 0.1
+
+
+SIZES = {
+    "tiny": Size(
+        vision_width=96,
+        vision_layers=3,
+        vision_heads=3,
+        text_width=96,
+        text_layers=2,
+        text_heads=3,
+        image_size=64,
+        patch=8,
+        embedding=64,
+        positions=64,
+        dropout=0.0,
+    ),
+    "base": Size(
+        vision_width=768,
+        vision_layers=12,
+        vision_heads=12,
+        text_width=768,
+        text_layers=12,
+        text_heads=12,
+    ),
+    "large": Size(
+        vision_width=1024,
+        vision_layers=24,
+        vision_heads=16,
+        text_width=768,
+        text_layers=12,
+        text_heads=12,
+    ),
+}
+"""`base` and `large` are BLIP with ViT-B/16 and ViT-L/16; `tiny` is for drawings of 64 pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """n pairs.
+
+    Attributes:
+        pixels: float32 (n, 3, S, S), normalised.
+        tokens: int64 (n, L): [CLS] text [SEP], padded on the right.
+        image_ids: int64 (n,): equal where the image is the same.
+        prompt: How many leading tokens, [CLS] included, the decoder is given and not asked for.
+    """
+
+    pixels: Tensor
+    tokens: Tensor
+    image_ids: Tensor
+    prompt: int = 0
+
+    def to(self, device: torch.device) -> Batch:
+        """The same pairs on another device."""
+        moved = {name: getattr(self, name).to(device) for name in ("pixels", "tokens", "image_ids")}
+        return dataclasses.replace(self, **moved)
+
+
+# --- losses ---------------------------------------------------------------------------------
+
+
+def contrast_targets(
+    ids: Tensor, all_ids: Tensor, momentum_similarity: Tensor, alpha: float
+) -> Tensor:
+    """The soft targets of ITC: the momentum model's belief mixed with the truth.
+
+    The truth is spread evenly over all candidates of the same image, as BLIP does in retrieval
+    fine-tuning; where every image is met once it is one-hot, as in BLIP's pre-training.
+
+    Args:
+        ids: (n,) image ids of the rows.
+        all_ids: (m,) image ids of the candidates; each row has at least one of its own.
+        momentum_similarity: (n, m) similarities over temperature from the momentum encoders.
+        alpha: Weight of the momentum model, 0 to 1.
+
+    Returns:
+        (n, m), rows that sum to 1.
+    """
+    same = (ids[:, None] == all_ids[None, :]).to(momentum_similarity.dtype)
+    truth = same / same.sum(dim=1, keepdim=True)
+    return alpha * momentum_similarity.softmax(dim=1) + (1 - alpha) * truth
+
+
+def contrast_loss(similarity: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of (n, m) similarities over temperature with soft (n, m) targets."""
+    return -(F.log_softmax(similarity, dim=1) * targets).sum(dim=1).mean()
+
+
+def hard_negatives(
+    similarity: Tensor, ids: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """One wrong partner for each row, drawn in proportion to softmax(similarity) + 1e-4.
+
+    The constant is BLIP's, and keeps rows whose weights underflow from failing.
+
+    Args:
+        similarity: (n, n) similarities over temperature within the batch.
+        ids: (n,) image ids; a candidate with the row's image is never drawn.
+        generator: Source of the draw, on the device of `similarity`.
+
+    Returns:
+        int64 (n,), -1 where every candidate has the row's image.
+    """
+    weights = similarity.detach().float().softmax(dim=1) + 1e-4
+    weights = weights.masked_fill(ids[:, None] == ids[None, :], 0.0)
+    alone = weights.sum(dim=1) == 0
+    weights = weights.masked_fill(alone[:, None], 1.0)
+    drawn = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+    return drawn.masked_fill(alone, -1)
+
+
+def lm_labels(tokens: Tensor, pad: int, prompt: int = 0) -> Tensor:
+    """The next token of each position; IGNORED at padding and within the prompt.
+
+    Args:
+        tokens: int64 (n, L), first token [DEC] or [CLS].
+        pad: The padding id.
+        prompt: Leading tokens, the first included, that are given.
+
+    Returns:
+        int64 (n, L - 1): the label of position i is token i + 1.
+    """
+    labels = tokens.masked_fill(tokens == pad, IGNORED)
+    labels[:, :prompt] = IGNORED
+    return labels[:, 1:]
+
+
+def lm_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Mean cross-entropy of (..., V) logits with labels, smoothed over the vocabulary."""
+    return F.cross_entropy(
+        logits.flatten(0, -2).float(),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=smoothing,
+    )
+
+
+def check_queue(queue_size: int, global_batch: int) -> None:
+    """Refuse a queue that whole batches do not fill, and name the sizes near it that they do.
+
+    Raises:
+        ValueError: `queue_size` is not a multiple of `global_batch`.
+    """
+    if queue_size % global_batch == 0:
+        return
+    below = queue_size // global_batch * global_batch
+    near = " or ".join(str(size) for size in (below, below + global_batch) if size)
+    raise ValueError(
+        f"train.queue_size must be a multiple of the global batch {global_batch}, "
+        f"got {queue_size}: use {near}"
+    )
+
+
+# --- towers: the stock modules, with fused attention -------------------------------------------
+
+Memory = list[tuple[Tensor, Tensor]]
+"""For each text layer, the keys and values (n, heads, patches, d) of its cross-attention."""
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float
+) -> Tensor:
+    """Attention of (n, heads, L, d), heads joined again; `mask` is additive."""
+    if query.device.type != "cpu":
+        context = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, dropout_p=dropout
+        )
+        return context.transpose(1, 2).flatten(2)
+    # On a CPU the fused kernel's backward is several times slower than two products.
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if causal:
+        length = scores.shape[-1]
+        mask = torch.full((length, length), -torch.inf, dtype=scores.dtype).triu(1)
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    weights = F.dropout(scores.softmax(dim=-1).to(value.dtype), dropout)
+    return (weights @ value).transpose(1, 2).flatten(2)
+
+
+def see(vision: Any, pixels: Tensor, *, first_only: bool = False) -> Tensor:
+    """Encode images: what `BlipVisionModel` gives as last_hidden_state.
+
+    Args:
+        vision: A `BlipVisionModel`.
+        pixels: (n, 3, S, S).
+        first_only: Leave out of the last layer all that [CLS] does not need.
+
+    Returns:
+        (n, 1 + patches, width), [CLS] first and, with `first_only`, alone.
+    """
+    x = vision.embeddings(pixels)
+    for layer in vision.encoder.layers:
+        attention = layer.self_attn
+        dropout = attention.dropout.p if attention.training else 0.0
+        qkv = attention.qkv(layer.layer_norm1(x))
+        q, k, v = (_split(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
+        if first_only and layer is vision.encoder.layers[-1]:
+            x, q = x[:, :1], q[:, :, :1]
+        x = x + attention.projection(_attend(q, k, v, None, False, dropout))
+        x = x + layer.mlp(layer.layer_norm2(x))
+    hidden: Tensor = vision.post_layernorm(x)
+    return hidden
+
+
+def remember(text: Any, images: Tensor) -> Memory:
+    """The cross-attention keys and values of images, once for every text that looks at them."""
+    crosses = [layer.crossattention.self for layer in text.encoder.layer]
+    return [
+        (
+            _split(cross.key(images), cross.num_attention_heads),
+            _split(cross.value(images), cross.num_attention_heads),
+        )
+        for cross in crosses
+    ]
+
+
+def read_texts(
+    text: Any,
+    tokens: Tensor,
+    mask: Tensor | None = None,
+    memory: Memory | None = None,
+    *,
+    causal: bool = False,
+    first_only: bool = False,
+) -> Tensor:
+    """Encode texts: what `BlipTextModel` gives as last_hidden_state.
+
+    Args:
+        text: A `BlipTextModel`.
+        tokens: int64 (n, L).
+        mask: bool (n, L), true at tokens and false at padding. A causal reader of texts padded on
+            the right needs none: no token sees the padding behind it.
+        memory: Of the images the texts look at; without it the reading is unimodal.
+        causal: Whether a token sees only those before it, as in the decoder.
+        first_only: Leave out of the last layer all that the first token does not need.
+
+    Returns:
+        (n, L, width), or (n, 1, width) with `first_only`.
+    """
+    x = text.embeddings(input_ids=tokens)
+    bias = None
+    if mask is not None:
+        bias = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
+        bias = bias[:, None, None, :]
+    for i, layer in enumerate(text.encoder.layer):
+        own = layer.attention.self
+        dropout = own.dropout.p if own.training else 0.0
+        heads = own.num_attention_heads
+        k, v = _split(own.key(x), heads), _split(own.value(x), heads)
+        if first_only and layer is text.encoder.layer[-1]:
+            x = x[:, :1]
+        q = _split(own.query(x), heads)
+        x = layer.attention.output(_attend(q, k, v, bias, causal, dropout), x)
+        if memory is not None:
+            cross = layer.crossattention
+            q = _split(cross.self.query(x), heads)
+            x = cross.output(_attend(q, *memory[i], None, False, dropout), x)
+        x = layer.feed_forward_chunk(x)
+    hidden: Tensor = x
+    return hidden
+
+
+# --- the momentum model and its queue ------------------------------------------------------------
+
+
+def _gather(x: Tensor) -> Tensor:
+    """The rows of every rank, in rank order; the rows themselves where there is one."""
+    if not torch.distributed.is_initialized():
+        return x
+    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+class Momentum(nn.Module):
+    """A slow copy of the contrastive encoders and the last embeddings it made (MoCo's queue).
+
+    Candidates that were never written are left out, where BLIP starts from random vectors: the
+    same after the first `size` pairs.
+    """
+
+    images: Tensor
+    texts: Tensor
+    ids: Tensor
+    written: Tensor
+
+    def __init__(self, matcher: BlipForImageTextRetrieval, size: int, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.size = size
+        self.vision_model = copy.deepcopy(matcher.vision_model)
+        self.text_encoder = copy.deepcopy(matcher.text_encoder)
+        for layer in self.text_encoder.encoder.layer:
+            del layer.crossattention  # the contrastive reading is unimodal
+        self.vision_proj = copy.deepcopy(matcher.vision_proj)
+        self.text_proj = copy.deepcopy(matcher.text_proj)
+        self.requires_grad_(False)
+        width = matcher.config.image_text_hidden_size
+        self.register_buffer("images", torch.zeros(size, width))
+        self.register_buffer("texts", torch.zeros(size, width))
+        self.register_buffer("ids", torch.full((size,), IGNORED, dtype=torch.int64))
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, med: MED) -> None:
+        """Move each weight towards the trained one: decay * own + (1 - decay) * trained."""
+        assert med.matcher is not None
+        trained = dict(med.matcher.named_parameters())
+        own = dict(self.named_parameters())
+        torch._foreach_lerp_(
+            list(own.values()), [trained[name].detach() for name in own], 1 - self.decay
+        )
+
+    def embed(self, pixels: Tensor, tokens: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+        """Unit embeddings (n, d) of images and of texts."""
+        seen = see(self.vision_model, pixels, first_only=True)
+        read = read_texts(self.text_encoder, tokens, tokens != pad, first_only=True)
+        return (
+            F.normalize(self.vision_proj(seen[:, 0]).float(), dim=-1),
+            F.normalize(self.text_proj(read[:, 0]).float(), dim=-1),
+        )
+
+    def candidates(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of images and texts, and image ids, of the pairs in the queue."""
+        filled = min(int(self.written), self.size)
+        return self.images[:filled], self.texts[:filled], self.ids[:filled]
+
+    @torch.no_grad()
+    def enqueue(self, images: Tensor, texts: Tensor, ids: Tensor) -> None:
+        """Write the pairs of all ranks over the oldest ones; the queue holds whole batches.
+
+        Raises:
+            ValueError: The queue is not a multiple of the batch.
+        """
+        if not self.size:
+            return
+        images, texts, ids = _gather(images), _gather(texts), _gather(ids)
+        check_queue(self.size, len(ids))
+        at = int(self.written) % self.size
+        self.images[at : at + len(ids)] = images
+        self.texts[at : at + len(ids)] = texts
+        self.ids[at : at + len(ids)] = ids
+        self.written += len(ids)
+
+
+# --- the model --------------------------------------------------------------------------------
+
+
+class MED(nn.Module):
+    """The mixture, or the one part of it that an objective trains.
+
+    With both parts its loss is BLIP's pre-training (ITC + ITM + LM, 1:1:1); with the captioner
+    alone it is captioner fine-tuning (LM); with the matcher alone filter fine-tuning (ITC + ITM).
+
+    Example:
+        >>> med = MED.from_pretrained("tiny", tokenizer="tokenizer/")
+        >>> med.start_momentum(queue_size=512)
+        >>> losses = med(batch, alpha=0.4)
+        >>> sum(losses.values()).backward()
+        >>> med.save("models/blip")
+
+    Attributes:
+        captioner: `BlipForConditionalGeneration`, or null.
+        matcher: `BlipForImageTextRetrieval`, or null.
+        tokenizer: BERT's, with [DEC] and [ENC].
+        temperature: Of the contrastive loss, trained; saved as `itc_temperature` in config.json.
+        prompt: What captions begin with; saved as `caption_prompt` in config.json where not null.
+    """
+
+    temperature: nn.Parameter
+
+    def __init__(
+        self,
+        *,
+        captioner: BlipForConditionalGeneration | None = None,
+        matcher: BlipForImageTextRetrieval | None = None,
+        tokenizer: Any,
+        label_smoothing: float = 0.1,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        if captioner is None and matcher is None:
+            raise ValueError("a MED needs a captioner, a matcher or both")
+        self.captioner = captioner
+        self.matcher = matcher
+        self.tokenizer = tokenizer
+        self.label_smoothing = label_smoothing
+        self.prompt: str | None = None
+        self.momentum: Momentum | None = None
+        config = self.config.text_config
+        self.pad: int = config.pad_token_id
+        self.dec: int = config.bos_token_id
+        self.enc: int = config.vocab_size - 1
+        if matcher is not None:
+            self.temperature = nn.Parameter(torch.tensor(temperature))
+        if captioner is not None and matcher is not None:
+            _share(matcher, captioner)
+
+    @property
+    def config(self) -> Any:
+        """The `BlipConfig`, the same for both parts."""
+        part = self.matcher if self.matcher is not None else self.captioner
+        assert part is not None
+        return part.config
+
+    @property
+    def vision(self) -> nn.Module:
+        """The image encoder, the same for both parts."""
+        part = self.matcher if self.matcher is not None else self.captioner
+        assert part is not None
+        return part.vision_model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        parts: Sequence[Part] = ("captioner", "matcher"),
+        tokenizer: str | None = None,
+        image_size: int | None = None,
+        revision: str | None = None,
+        label_smoothing: float = 0.1,
+    ) -> MED:
+        """Build from a size, a folder of `save`, or one plain BLIP captioner or matcher.
+
+        A part that `model` lacks starts from what it shares with the one that is there, and its
+        self-attention from that part's; its heads start at random.
+
+        Args:
+            model: A name in `SIZES` (random weights from torch's generator), a folder, or a name
+                on the Hugging Face hub.
+            parts: What to build.
+            tokenizer: A folder or name with a BERT tokenizer; required for a size.
+            image_size: Side in pixels; position embeddings are interpolated to it.
+            revision: Of a hub name.
+            label_smoothing: Of the LM loss.
+
+        Raises:
+            ValueError: A size without a tokenizer, or a folder that is not BLIP's.
+        """
+        name = os.fspath(model)
+        if name in SIZES:
+            if tokenizer is None:
+                raise ValueError(f"model {name!r} is an architecture and needs a tokenizer")
+            reader = _load_tokenizer(tokenizer)
+            config = architecture(SIZES[name], reader, image_size=image_size)
+            built = {part: _CLASSES[part](config) for part in parts}
+            return cls(**built, tokenizer=reader, label_smoothing=label_smoothing)
+
+        loaded: dict[Part, Any] = {}
+        folders: dict[Part, str] = {part: os.path.join(name, part) for part in parts}
+        found = {part: path for part, path in folders.items() if os.path.isdir(path)}
+        if not found:
+            config = BlipConfig.from_pretrained(name, revision=revision or "main")
+            architectures = set(config.architectures or ())
+            found = {part: name for part in parts if _CLASSES[part].__name__ in architectures}
+            if not found and len(architectures) == 1:
+                other: Part = "matcher" if parts[0] == "captioner" else "captioner"
+                if _CLASSES[other].__name__ in architectures:
+                    found = {other: name}
+        if not found:
+            raise ValueError(
+                f"{name} is not a BLIP captioner or matcher, nor a folder with captioner/ and "
+                f"matcher/ in it: give one of those or a size ({', '.join(SIZES)})"
+            )
+        for part, path in found.items():
+            loaded[part] = _CLASSES[part].from_pretrained(
+                path, revision=revision, dtype=torch.float32
+            )
+        path = next(iter(found.values()))
+        reader = _load_tokenizer(tokenizer or path, revision=None if tokenizer else revision)
+        config = next(iter(loaded.values())).config
+        if len(reader) != config.text_config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {len(reader)} tokens and {name} has "
+                f"{config.text_config.vocab_size}: leave the tokenizer to the model"
+            )
+        for part in parts:
+            if part not in loaded:
+                loaded[part] = _derive(part, next(iter(loaded.values())))
+        built = {part: loaded[part] for part in parts}
+        temperature = float(getattr(config, "itc_temperature", 0.07))
+        med = cls(
+            **built, tokenizer=reader, label_smoothing=label_smoothing, temperature=temperature
+        )
+        if image_size is not None:
+            _resize_positions(med, image_size)
+        return med
+
+    def start_momentum(self, *, queue_size: int = 57600, decay: float = 0.995) -> None:
+        """Copy the contrastive encoders as momentum encoders and empty the queue."""
+        if self.matcher is None:
+            raise ValueError("only a MED with a matcher has a contrastive loss")
+        self.momentum = Momentum(self.matcher, queue_size, decay)
+
+    def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
+        """int64 (n, L): [CLS] text [SEP], cut to `max_tokens`, padded to the longest."""
+        encoded = self.tokenizer(
+            list(texts),
+            padding="longest",
+            truncation=True,
+            max_length=max_tokens,
+            return_tensors="pt",
+        )
+        tokens: Tensor = encoded["input_ids"]
+        return tokens
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Unit contrastive embeddings (n, d) of what `see` gives."""
+        assert self.matcher is not None
+        return F.normalize(self.matcher.vision_proj(images[:, 0]).float(), dim=-1)
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """Unit contrastive embeddings (n, d) of texts read alone."""
+        assert self.matcher is not None
+        hidden = read_texts(self.matcher.text_encoder, tokens, tokens != self.pad, first_only=True)
+        return F.normalize(self.matcher.text_proj(hidden[:, 0]).float(), dim=-1)
+
+    def match(self, tokens: Tensor, memory: Memory) -> Tensor:
+        """ITM logits (n, 2), column 1 = matched, of texts and the images of `memory`."""
+        assert self.matcher is not None
+        tokens = tokens.clone()
+        mask = tokens != self.pad
+        tokens[:, 0] = self.enc
+        hidden = read_texts(self.matcher.text_encoder, tokens, mask, memory, first_only=True)
+        logits: Tensor = self.matcher.itm_head(hidden[:, 0])
+        return logits.float()
+
+    def forward(
+        self, batch: Batch, *, alpha: float = 0.4, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """The losses to sum: `itc` and `itm` where there is a matcher, `lm` with a captioner.
+
+        In training mode this also moves the momentum encoders and the queue.
+
+        Args:
+            batch: n pairs on the device of the model.
+            alpha: Weight of the momentum model in the targets of ITC.
+            generator: Draws the hard negatives.
+        """
+        images = see(self.vision, batch.pixels)
+        losses: dict[str, Tensor] = {}
+        memory: Memory | None = None
+        if self.matcher is not None:
+            losses["itc"], similarity = self._itc(batch, images, alpha)
+            memory = remember(self.matcher.text_encoder, images)
+            losses["itm"] = self._itm(batch, memory, similarity, generator)
+        if self.captioner is not None:
+            decoder = self.captioner.text_decoder
+            if memory is None:
+                memory = remember(decoder.bert, images)
+            losses["lm"] = self._lm(batch, memory)
+        return losses
+
+    def _itc(self, batch: Batch, images: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+        """The contrastive loss, and (2, n, n) similarities: image to text, text to image."""
+        assert self.momentum is not None, "start_momentum comes first"
+        slow = self.momentum
+        with torch.no_grad():
+            self.temperature.clamp_(0.001, 0.5)
+            if self.training:
+                slow.update(self)
+            slow_images, slow_texts = slow.embed(batch.pixels, batch.tokens, self.pad)
+            queued_images, queued_texts, queued_ids = slow.candidates()
+            all_images = torch.cat([slow_images, queued_images])
+            all_texts = torch.cat([slow_texts, queued_texts])
+            all_ids = torch.cat([batch.image_ids, queued_ids])
+        image_features = self.embed_images(images)
+        text_features = self.embed_texts(batch.tokens)
+        with torch.autocast(images.device.type, enabled=False):  # cosines need their precision
+            with torch.no_grad():
+                image_targets, text_targets = (
+                    contrast_targets(batch.image_ids, all_ids, a @ b.T / self.temperature, alpha)
+                    for a, b in ((slow_images, all_texts), (slow_texts, all_images))
+                )
+            image_to_text = image_features @ all_texts.T / self.temperature
+            text_to_image = text_features @ all_images.T / self.temperature
+            loss = contrast_loss(image_to_text, image_targets)
+            loss = (loss + contrast_loss(text_to_image, text_targets)) / 2
+        if self.training:
+            slow.enqueue(slow_images, slow_texts, batch.image_ids)
+        n = len(batch.image_ids)
+        return loss, torch.stack([image_to_text[:, :n], text_to_image[:, :n]]).detach()
+
+    def _itm(
+        self,
+        batch: Batch,
+        memory: Memory,
+        similarity: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """One positive, one wrong image and one wrong text for each pair, so labels 1:2."""
+        negative_texts = hard_negatives(similarity[0], batch.image_ids, generator)
+        negative_images = hard_negatives(similarity[1], batch.image_ids, generator)
+        rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
+        has_image, has_text = rows[negative_images >= 0], rows[negative_texts >= 0]
+        texts = torch.cat([rows, has_image, negative_texts[has_text]])
+        images = torch.cat([rows, negative_images[has_image], has_text])
+        looked_at = [(key[images], value[images]) for key, value in memory]
+        logits = self.match(batch.tokens[texts], looked_at)
+        labels = (torch.arange(len(texts), device=rows.device) < len(rows)).long()
+        return F.cross_entropy(logits, labels)
+
+    def _lm(self, batch: Batch, memory: Memory) -> Tensor:
+        assert self.captioner is not None
+        decoder = self.captioner.text_decoder
+        tokens = batch.tokens.clone()
+        tokens[:, 0] = self.dec
+        labels = lm_labels(tokens, self.pad, batch.prompt)
+        hidden = read_texts(decoder.bert, tokens[:, :-1], None, memory, causal=True)
+        asked = labels != IGNORED
+        return lm_loss(decoder.cls(hidden[asked]), labels[asked], self.label_smoothing)
+
+    def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+        """Write plain BLIP folders: `captioner/` and `matcher/`, or the one part itself.
+
+        Each holds config.json, model.safetensors, the tokenizer and preprocessor_config.json.
+        The folder appears whole or not at all.
+
+        Args:
+            folder: Replaced where it stands.
+            dtype: Of the stored weights; by default those of the model.
+        """
+        folder = Path(folder)
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.write(partial, dtype=dtype)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+    def write(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write what `save` does into a folder that need not be whole."""
+        parts = {"captioner": self.captioner, "matcher": self.matcher}
+        built = {name: part for name, part in parts.items() if part is not None}
+        for name, part in built.items():
+            self._write_part(part, folder / name if len(built) > 1 else folder, dtype)
+
+    def _write_part(self, part: Any, folder: Path, dtype: torch.dtype | None) -> None:
+        if dtype is not None:
+            part = copy.deepcopy(part).to(dtype)
+        if self.matcher is not None:
+            part.config.itc_temperature = round(self.temperature.item(), 6)
+        if self.prompt is not None:
+            part.config.caption_prompt = self.prompt
+        part.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        Preprocess(size=self.config.vision_config.image_size).save(folder)
+
+
+_CLASSES: dict[Part, Any] = {
+    "captioner": BlipForConditionalGeneration,
+    "matcher": BlipForImageTextRetrieval,
+}
+
+
+def architecture(size: Size, tokenizer: Any, *, image_size: int | None = None) -> BlipConfig:
+    """The config of a size for a tokenizer that holds [DEC] and [ENC] as its last two tokens."""
+    return BlipConfig(
+        vision_config={
+            "hidden_size": size.vision_width,
+            "intermediate_size": 4 * size.vision_width,
+            "num_hidden_layers": size.vision_layers,
+            "num_attention_heads": size.vision_heads,
+            "image_size": image_size or size.image_size,
+            "patch_size": size.patch,
+            "initializer_range": 0.02,
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": size.text_width,
+            "intermediate_size": 4 * size.text_width,
+            "num_hidden_layers": size.text_layers,
+            "num_attention_heads": size.text_heads,
+            "max_position_embeddings": size.positions,
+            "hidden_dropout_prob": size.dropout,
+            "attention_probs_dropout_prob": size.dropout,
+            "bos_token_id": len(tokenizer) - 2,
+            "eos_token_id": tokenizer.sep_token_id,
+            "sep_token_id": tokenizer.sep_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "label_smoothing": 0.1,
+        },
+        image_text_hidden_size=size.embedding,
+    )
+
+
+def _load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """A BERT tokenizer with [DEC] and [ENC] behind its vocabulary, as BLIP extends it."""
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    vocabulary = tokenizer.get_vocab()
+    if "[DEC]" not in vocabulary:
+        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    if "[ENC]" not in vocabulary:
+        tokenizer.add_special_tokens({"extra_special_tokens": ["[ENC]"]})
+    last = tokenizer.convert_tokens_to_ids(["[DEC]", "[ENC]"])
+    if last != [len(tokenizer) - 2, len(tokenizer) - 1]:
+        raise ValueError(f"[DEC] and [ENC] must be the last two tokens of {name}, are {last}")
+    return tokenizer
+
+
+def _share(matcher: BlipForImageTextRetrieval, captioner: BlipForConditionalGeneration) -> None:
+    """Make the captioner use the matcher's modules, self-attention and the LM head excepted."""
+    captioner.vision_model = matcher.vision_model
+    encoder, decoder = matcher.text_encoder, captioner.text_decoder.bert
+    decoder.embeddings = encoder.embeddings
+    captioner.text_decoder.cls.predictions.decoder.weight = (
+        encoder.embeddings.word_embeddings.weight
+    )
+    for source, target in zip(encoder.encoder.layer, decoder.encoder.layer, strict=True):
+        for name in ("crossattention", "intermediate", "output"):
+            setattr(target, name, getattr(source, name))
+
+
+def _derive(part: Part, other: Any) -> Any:
+    """The missing part: the other's vision and text weights, and heads of its own."""
+    built = _CLASSES[part](copy.deepcopy(other.config))
+    source = other.text_encoder if part == "captioner" else other.text_decoder.bert
+    target = built.text_decoder.bert if part == "captioner" else built.text_encoder
+    target.load_state_dict(source.state_dict())
+    built.vision_model.load_state_dict(other.vision_model.state_dict())
+    return built
+
+
+def _resize_positions(med: MED, side: int) -> None:
+    """Interpolate the position embeddings of the image encoder, [CLS] excepted, to another side."""
+    vision: Any = med.vision
+    if vision.config.image_size == side:
+        return
+    embeddings = vision.embeddings
+    old = embeddings.position_embedding
+    patches = (side // embeddings.patch_size) ** 2
+    shape = old.new_empty(1, 1 + patches, old.shape[-1])
+    wide = embeddings.interpolate_pos_encoding(shape, side, side).detach()
+    parts: tuple[Any, ...] = (med.captioner, med.matcher)
+    for config in (vision.config, *(part.config.vision_config for part in parts if part)):
+        config.image_size = side
+    embeddings.position_embedding = nn.Parameter(wide)
+    embeddings.image_size = side
+    embeddings.num_patches = patches
+    embeddings.num_positions = 1 + patches

@@ -1,0 +1,179 @@
+"""The whole pipeline over real photographs, real alt-text and every fault of a real web."""
+
+import collections
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fakes
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from pipeline.inspect import verify, write_verdicts
+from pipeline.manifest import Manifest, Plan
+from pipeline.progress import Progress
+from pipeline.session import Session, write_report
+from pipeline.status import funnel
+from pipeline.store import Run
+
+FAULTS = {
+    "http_403": {"http_403"},
+    "http_404": {"http_404"},
+    "http_500": {"http_5xx"},
+    "http_hang": {"timeout"},
+    "http_loop": {"redirect_loop"},
+    "http_reset": {"connect"},
+    "truncated": {"truncated"},
+    "html": {"not_an_image"},
+    "empty": {"empty"},
+    "corrupt": {"not_an_image", "undecodable"},
+    "opt_out": {"opted_out"},
+    "endless": {"too_large", "timeout"},
+    "bomb": {"too_many_pixels"},
+    "svg": {"svg"},
+}
+CLEAN = ("small", "wide", "flat", "foreign", "low_text")
+
+needs_shared = pytest.mark.skipif(
+    not (fakes.SHARED / "realweb").exists(), reason="needs ../shared/realweb and ../shared/data"
+)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory):
+    """The real web, served until the tests of this module are done."""
+    out = tmp_path_factory.mktemp("realweb")
+    data = fakes.SHARED / "data"
+    port = free_port()
+    command = [
+        sys.executable,
+        str(fakes.SHARED / "realweb" / "make.py"),
+        *("--photos", str(data / "flickr8k" / "images")),
+        *("--captions", str(data / "flickr8k" / "captions.tsv")),
+        *("--photos", str(data / "coco" / "images")),
+        *("--captions", str(data / "coco" / "captions.tsv")),
+        *("--alttext", str(data / "alttext" / "laion_10k.parquet")),
+        *("--out", str(out), "--base", f"http://127.0.0.1:{port}"),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=180)
+    serve = [sys.executable, str(fakes.SHARED / "realweb" / "serve.py"), str(out / "site")]
+    server = subprocess.Popen([*serve, "--port", str(port)], stdout=subprocess.PIPE)
+    assert server.stdout is not None and server.stdout.readline()
+    yield out
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture(scope="module")
+def ended(web, tmp_path_factory, ray_here):
+    """A finished run over it, its verdicts beside the truth, and its seconds."""
+    folder = tmp_path_factory.mktemp("run")
+    models = fakes.tiny_blip(folder / "tiny")
+    made = Manifest.parse(
+        {
+            "name": "realweb",
+            "run": str(folder / "run"),
+            "stages": {
+                "download": {
+                    "source": str(web / "pairs.parquet"),
+                    "image_size": 256,
+                    "shard_size": 120,
+                    "timeout": 3,
+                    "allow_private_addresses": True,
+                },
+                "clean": {},
+                "dedup": {},
+                "select": {
+                    "model": str(fakes.SHARED / "data" / "en_core_web_sm_port"),
+                    "min_frequency": 1,
+                },
+                "caption": {"model": str(models / "captioner"), "prompt": ""},
+                "filter": {"model": str(models / "matcher")},
+                "export": {"human": [str(web / "human.jsonl")]},
+            },
+        }
+    )
+    started = time.monotonic()
+    with Session(made, workers=2, progress=Progress(Console(quiet=True), quiet=True)) as opened:
+        opened.run()
+    seconds = time.monotonic() - started
+    run, plan = Run(made.run), Plan(made)
+    write_report(run, plan)
+    out = folder / "verdicts.parquet"
+    write_verdicts(run, plan, str(out))
+    verdicts = {(r["url"], r["caption"]): r for r in pq.read_table(out).to_pylist()}
+    truth = pq.read_table(web / "truth.parquet").to_pylist()
+    rows = [{**row, **verdicts[row["url"], row["caption"]]} for row in truth]
+    return run, plan, rows, seconds
+
+
+@needs_shared
+def test_every_row_is_accounted_for_and_nothing_hangs(ended):
+    run, plan, rows, seconds = ended
+    found = funnel(run, plan)
+    assert found["stages"][0]["rows"] == len({(r["url"], r["caption"]) for r in rows})
+    for stage in found["stages"]:
+        assert stage["state"] == "done" and stage["not_measured"] == 0
+        assert stage["rows"] == stage["kept"] + sum(stage["reasons"].values())
+    assert list(verify(run, plan)) == []
+    assert seconds < 240
+
+
+@needs_shared
+def test_every_fault_is_caught_with_its_reason(ended):
+    _, _, rows, _ = ended
+    seen = collections.defaultdict(set)
+    for row in rows:
+        if row["drop_at"] == "download":
+            assert row["stage"] == "download", row
+            seen[row["kind"]].add(row["reason"])
+    assert seen.keys() == FAULTS.keys()
+    assert {kind: reasons - FAULTS[kind] for kind, reasons in seen.items()} == {
+        kind: set() for kind in FAULTS
+    }
+
+
+@needs_shared
+@pytest.mark.parametrize("kind", CLEAN)
+def test_what_clean_should_drop_is_gone_after_it(ended, kind):
+    _, _, rows, _ = ended
+    due = [row for row in rows if row["kind"] == kind]
+    gone = [row for row in due if row["stage"] in ("download", "clean")]
+    kept = [(row["caption"], row["stage"]) for row in due if row not in gone]
+    assert len(gone) >= 0.95 * len(due), kept
+
+
+@needs_shared
+def test_boilerplate_is_gone_after_dedup(ended):
+    _, _, rows, _ = ended
+    due = [row for row in rows if row["kind"] == "boilerplate"]
+    assert due and all(row["stage"] in ("clean", "dedup") for row in due)
+
+
+@needs_shared
+def test_no_photo_survives_twice_and_few_good_ones_are_lost(ended):
+    _, _, rows, _ = ended
+    survivors = [row for row in rows if row["stage"] not in ("download", "clean", "dedup")]
+    photos = collections.Counter(row["photo"] for row in survivors)
+    assert {photo: number for photo, number in photos.items() if number > 1} == {}
+    good = {row["photo"] for row in rows if row["drop_at"] == "keep"}
+    lost = {photo: [r["reason"] for r in rows if r["photo"] == photo] for photo in good - set(photos)}
+    assert len(lost) <= 0.03 * len(good), lost
+
+
+@needs_shared
+def test_the_report_and_the_export_stand(ended):
+    run, _, _, _ = ended
+    page = Path(run.at("report", "index.html")).read_text()
+    assert "realweb" in page and "<script src" not in page
+    table = pq.read_table(run.at("curated", "human-00000.parquet"))
+    assert set(table["caption_source"].to_pylist()) == {"human"}
