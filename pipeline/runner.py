@@ -61,6 +61,7 @@ class Cluster:
         """Connect, once; a Ray that this process already has is shared and left running."""
         if self._started or ray.is_initialized():
             return
+        logging.getLogger("ray").setLevel(logging.ERROR)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {}
@@ -292,13 +293,14 @@ class Runner:
         export = self.plan.export
         assert export is not None
         key = self.plan.decision(ExportStage.name)
-        if self.run.exists("curated", "_export.json"):
-            if self.run.read_json("curated", "_export.json")["decision"] != key:
-                self.run.remove("curated", "manifest.json")  # the mark of a whole export goes first
-                self.run.remove("curated")
-            elif self.run.exists("curated", "manifest.json"):
-                return
-        self.run.write_json({"decision": key}, "curated", "_export.json")
+        mark = ("curated", "_export.json")
+        if not self.run.exists(*mark) or self.run.read_json(*mark)["decision"] != key:
+            self.run.remove("curated", "manifest.json")  # the sign of a whole export goes first
+            self.run.remove(*mark)
+            self.run.remove("curated")
+        elif self.run.exists("curated", "manifest.json"):
+            return
+        self.run.write_json({"decision": key}, *mark)
         results = self._map(ExportStage.name, shards)
         files = {r["file"]["name"]: r["file"] for r in results if "file" in r}
         for index, pairs in enumerate(export.human_pairs()):
@@ -319,9 +321,7 @@ class Runner:
         self.run.write(card.write(self.run, self.plan, manifest).encode(), "curated", "README.md")
         self.run.write_json(manifest, "curated", "manifest.json")
         self.run.write_json(
-            {"decision": key, "seconds": round(time.perf_counter() - started, 3)},
-            "curated",
-            "_export.json",
+            {"decision": key, "seconds": round(time.perf_counter() - started, 3)}, *mark
         )
 
     def resources(self, name: str) -> Resources:

@@ -1,4 +1,5 @@
 import html
+import itertools
 import json
 import random
 import re
@@ -67,10 +68,7 @@ def pool_rows(number, shard):
     rows = []
     for index in range(number):
         place = shard * number + index
-        if place < len(HOSTILE):
-            caption = HOSTILE[place]
-        else:
-            caption = sentence(place)
+        caption = HOSTILE[place] if place < len(HOSTILE) else sentence(place)
         if place % 11 == 6:
             caption = None
         url = f"https://{HOSTS[place % 3]}/{place}/<script>alert(2)</script>.jpg"
@@ -289,7 +287,7 @@ def test_every_row_is_conserved_in_every_stage(whole):
         assert stage["rows"] == (
             stage["kept"] + sum(stage["reasons"].values()) + stage["not_measured"]
         )
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in itertools.pairwise(stages):
         assert after["rows"] == before["kept"]
 
 
@@ -300,9 +298,10 @@ def test_the_texts_counted_are_the_pairs_exported(whole):
     }
     cells = facts["cells"]
     assert cells["both"] + cells["web"] == facts["texts"]["web"]["kept"]
-    assert cells["none"] == next(s for s in facts["stages"] if s["name"] == "filter")["reasons"][
-        "unmatched"
-    ]
+    assert (
+        cells["none"]
+        == next(s for s in facts["stages"] if s["name"] == "filter")["reasons"]["unmatched"]
+    )
 
 
 def test_histograms_hold_every_text_and_image(whole):
@@ -364,7 +363,7 @@ def test_each_reason_shows_its_count_its_sentence_and_examples(whole):
         if stage["name"] == "export":
             continue
         for reason, sentence in plan.stage(stage["name"]).reasons.items():
-            assert sentence in text
+            assert sentence.replace("`", "") in text
             if reason in stage["reasons"]:
                 assert reason.replace("_", " ") in text
     blocks = re.findall(r'<details class="reason">(.*?)</details>', content, re.S)
@@ -435,7 +434,7 @@ def test_models_evaluation_and_truth_are_shown(whole):
     text = page_of(run).text
     assert "399 steps" in text
     assert "captioning cider" in text and "0.800" in text
-    assert "precision" in text and "0.990" in text
+    assert "precision" in text and "99.0%" in text
     assert facts_of(run)["training"]["filter"]["step"] == 399
 
 
