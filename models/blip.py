@@ -192,7 +192,7 @@ class _Blip:
                 .unflatten(2, (3, attention.num_heads, attention.head_dim))
                 .permute(2, 0, 3, 1, 4)
             )
-            context = functional.scaled_dot_product_attention(query, key, value)
+            context = _attention(query, key, value)
             x = x + attention.projection(context.transpose(1, 2).flatten(2))
             x = x + layer.mlp(layer.layer_norm2(x))
         return vision.post_layernorm(x)  # type: ignore[no-any-return]
@@ -205,8 +205,8 @@ class _Images:
         self.size = features.shape[0]
         self.keys_values = [
             (
-                _heads(layer.crossattention.self, "key", features),
-                _heads(layer.crossattention.self, "value", features),
+                _heads(layer.crossattention.self, "key", features).contiguous(),
+                _heads(layer.crossattention.self, "value", features).contiguous(),
             )
             for layer in layers
         ]
@@ -219,9 +219,25 @@ class _Images:
         attention = layer.crossattention
         rows, length, width = x.shape
         query = _heads(attention.self, "query", x.reshape(self.size, -1, width))
-        context = functional.scaled_dot_product_attention(query, *self.keys_values[index])
+        context = _attention(query, *self.keys_values[index])
         context = context.transpose(1, 2).reshape(rows, length, -1)
         return attention.output(context, x)  # type: ignore[no-any-return]
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Attention of each head, (b, h, t, D / h); `mask` is true where a key may be read."""
+    if query.device.type != "cpu" or query.dtype == torch.float32:
+        return functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+    # In half precision a CPU's fused kernel takes up to ten times as long as its parts.
+    scores: Tensor = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+    if causal:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    context: Tensor = scores.softmax(-1) @ value
+    return context
 
 
 def _heads(attention: Any, name: str, x: Tensor) -> Tensor:
@@ -235,7 +251,7 @@ def _self_attend(
 ) -> Tensor:
     attention = layer.attention
     query = _heads(attention.self, "query", x)
-    context = functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+    context = _attention(query, key, value, mask, causal)
     return attention.output(context.transpose(1, 2).flatten(2), x)  # type: ignore[no-any-return]
 
 

@@ -138,7 +138,7 @@ def image_centres(
     Returns:
         (n,) the centre of each image; its own position for a centre.
     """
-    grids = grids.reshape(len(grids), -1)
+    grids = grids.reshape(len(grids), 3 * GRID**2)
 
     def alike(a: Int64s, b: Int64s) -> npt.NDArray[np.bool_]:
         chunks = [slice(start, start + 65536) for start in range(0, len(a), 65536)]

@@ -49,12 +49,12 @@ FILENAME = re.compile(
     r"\S+(?:\s+\S+){0,2}\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|heic|avif|ico|pdf|mp4|mov)"
     r"|\S*\w[_/\\]\w\S*"
     r"|(?:img|dsc[nf]?|p|pict?|image|photo|picture|screen\s?shot|slide|scan|mvc|cimg|sam|gopr|pano"
-    r"|file|frame|untitled|unnamed|default|copy)[-_ #()]*\d+(?:[-_ x(]+(?:of\s)?\d+\)?)*",
+    r"|file|frame|untitled|unnamed|default|copy)[-_ #(]*\d+\)?(?:[-_ x(]+(?:of\s)?\d+\)?)*",
     re.IGNORECASE,
 )
 URL = re.compile(r"\b(?:https?://|www\.)\S", re.IGNORECASE)
 PLACEHOLDER = re.compile(
-    rf"(?:(?:{PICTURE}|thumbnail|untitled|unnamed|logo|banner|icon|avatar|null|none|nan|undefined"
+    rf"(?:(?:{STOCK}|{PICTURE}|thumbnail|untitled|unnamed|logo|banner|icon|avatar|null|none|nan|undefined"
     r"|n/?a|default|placeholder|spacer|blank|loading|gallery)[\s.!:_-]*)+\d*",
     re.IGNORECASE,
 )

@@ -101,7 +101,8 @@ class DedupStage(GlobalStage[DedupConfig]):
     other rows, or when perceptual hash and colours are near (`hashing.image_centres`). Near images
     form stars around their best-ranked image and never chains, so all of them resemble it. Of each
     image one row stays, its representative: a row whose caption can be used before one whose
-    cannot, then the largest original image, the caption of most words, the smallest uid.
+    cannot, then the largest original image, the caption on fewest images, the caption of most
+    words, the smallest uid.
 
     A caption is rejected when it, or a nearly identical one, stands on too many distinct images.
     Captions too form stars, around the most frequent one, and two of them need a Jaccard similarity
@@ -191,7 +192,7 @@ class DedupStage(GlobalStage[DedupConfig]):
         tables = [table.select(schema.names).cast(schema) for table in annotations]
         rows = pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
         captioned = _numpy(pc.is_valid(rows["caption_key"]))
-        order = _ranking(rows, captioned)
+        order = _ranking(rows, captioned, np.zeros(len(rows), np.int64))
         same = _components(rows["image_url"], rows["image_sha256"])
         image = self._image_centres(rows, order, _first(same, order)[same])
         caption, caption_images = self._captions(rows, order, image)
@@ -199,7 +200,7 @@ class DedupStage(GlobalStage[DedupConfig]):
         # A cluster is represented by a row with a caption worth keeping, if it has one.
         is_usable = captioned & (caption_images <= self.config.max_images_per_caption)
         _, cluster = np.unique(image, return_inverse=True)
-        kept = _first(cluster, _ranking(rows, is_usable))[cluster]
+        kept = _first(cluster, _ranking(rows, is_usable, caption_images))[cluster]
 
         is_kept = kept == np.arange(len(rows))
         url, phash = _codes(rows["image_url"]), _phashes(rows)
@@ -289,17 +290,24 @@ def _texts(rows: pa.Table) -> list[str | None]:
     return texts
 
 
-def _ranking(rows: pa.Table, is_usable: npt.NDArray[np.bool_]) -> Positions:
-    """The positions of rows from the one to keep first; the same rows for any order of them."""
+def _ranking(rows: pa.Table, is_usable: npt.NDArray[np.bool_], spread: Positions) -> Positions:
+    """The positions of rows from the one to keep first; the same rows for any order of them.
+
+    Args:
+        rows: n rows.
+        is_usable: (n,) whether the caption of each can be used.
+        spread: (n,) how many images share the caption of each.
+    """
     keys = pa.table(
         {
             "usable": pa.array(is_usable),
             "area": rows["image_area"],
+            "rarity": pa.array(-spread),
             "words": pc.count_substring(rows["caption_key"], " "),
             "uid": rows["uid"],
         }
     )
-    return _sorted(keys, "usable", "area", "words", then="uid")
+    return _sorted(keys, "usable", "area", "rarity", "words", then="uid")
 
 
 def _sorted(table: pa.Table, *descending: str, then: str) -> Positions:
@@ -355,6 +363,6 @@ def _matrix(column: Column, dtype: str) -> npt.NDArray[Any]:
     return values.view(dtype).reshape(len(array), width // np.dtype(dtype).itemsize)
 
 
-def _numpy(column: "pa.Array[Any] | Column") -> npt.NDArray[Any]:
+def _numpy(column: pa.Array[Any] | Column) -> npt.NDArray[Any]:
     """A column without nulls as an array."""
     return np.asarray(column)

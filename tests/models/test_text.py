@@ -65,13 +65,22 @@ def test_what_can_be_counted_is_counted() -> None:
     assert (found.characters, found.words, found.repeats) == (31, 9, 3)
     assert found.repeat_share == pytest.approx(3 / 9)
     assert found.unique_share == pytest.approx(5 / 9)
-    assert found.letters == pytest.approx(19 / 23)
+    assert found.letters == pytest.approx(19 / 22)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["IMG_2034.JPG", "DSC04321", "4321.jpg", "old us41 bridge.jpg", "slide_3_of_12", "Image (12)"]
-    + ["wp-content/uploads/4321", "Screenshot 2020", "sf-pride_062611_-_23.jpg"],
+    [
+        "IMG_2034.JPG",
+        "DSC04321",
+        "4321.jpg",
+        "old us41 bridge.jpg",
+        "slide_3_of_12",
+        "Image (12)",
+        "wp-content/uploads/4321",
+        "Screenshot 2020",
+        "sf-pride_062611_-_23.jpg",
+    ],
 )
 def test_names_of_files_are_recognised(text: str) -> None:
     assert measure(text).filename
@@ -79,8 +88,17 @@ def test_names_of_files_are_recognised(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["photo", "Untitled", "null", "Stock Photo", "image 12", "no image available"]
-    + ["click to enlarge picture", "Image result for red cars", "this image may contain a person"],
+    [
+        "photo",
+        "Untitled",
+        "null",
+        "Stock Photo",
+        "image 12",
+        "no image available",
+        "click to enlarge picture",
+        "Image result for red cars",
+        "this image may contain a person",
+    ],
 )
 def test_placeholders_and_phrases_of_the_site_are_recognised(text: str) -> None:
     assert measure(text).boilerplate
@@ -92,8 +110,10 @@ def test_placeholders_and_phrases_of_the_site_are_recognised(text: str) -> None:
         "a man takes a photo of his image in a window",
         "a sign says click and collect",
         "a logo on a t-shirt",
-    ]
-    + ["4x4 truck on a dirt road", "two red circles on a green field", "a and/or b gate diagram"],
+        "4x4 truck on a dirt road",
+        "two red circles on a green field",
+        "a and/or b gate diagram",
+    ],
 )
 def test_captions_are_no_junk(text: str) -> None:
     found = measure(text)

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+
+from stages.dedup import DedupConfig, DedupStage
+from stages.schema import POOL, uid_of
+
+SHARED = Path(__file__).resolve().parents[2] / "../shared"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is absent")
+
+
+def painting(seed: int) -> Image.Image:
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((160, 120), Image.Resampling.BICUBIC)
+
+
+def jpeg(image: Image.Image, quality: int = 90, scale: float = 1.0) -> bytes:
+    file = io.BytesIO()
+    size = round(image.width * scale), round(image.height * scale)
+    image.resize(size).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+PAINTINGS = [jpeg(painting(seed)) for seed in range(40)]
+
+
+def row(
+    image: bytes | None, url: str, caption: str | None = None, **columns: Any
+) -> dict[str, Any]:
+    return {
+        "uid": uid_of(url, caption),
+        "source": "test",
+        "url": url,
+        "caption": caption,
+        "repeats": 0,
+        "status": "success",
+        "image": image,
+        "width": 160,
+        "height": 120,
+        "original_width": 640,
+        "original_height": 480,
+        "sha256": hashlib.sha256(image or b"").hexdigest(),
+        **columns,
+    }
+
+
+def pool(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=POOL)
+
+
+def annotated(stage: DedupStage, rows: pa.Table) -> pa.Table:
+    annotations = stage.annotate(rows)
+    assert annotations.schema.equals(stage.writes)
+    return annotations.add_column(0, "uid", rows["uid"])
+
+
+def summarized(rows: pa.Table, **settings: Any) -> list[dict[str, Any]]:
+    """The summary of each row, with its verdict as `reason`."""
+    stage = DedupStage(DedupConfig(**settings))
+    annotations = annotated(stage, rows)
+    summary = stage.summarize(iter([annotations]))
+    assert summary["uid"].equals(rows["uid"])
+    assert summary.drop_columns("uid").schema.equals(stage.summary)
+    for name in stage.summary.names:
+        annotations = annotations.append_column(name, summary[name])
+    verdicts = stage.judge(annotations)
+    assert set(verdicts.to_pylist()) <= {None, *stage.reasons}
+    return summary.append_column("reason", verdicts).to_pylist()
+
+
+def reasons(*rows: dict[str, Any], **settings: Any) -> list[str | None]:
+    return [one["reason"] for one in summarized(pool(*rows), **settings)]
+
+
+def test_one_row_of_each_image_stays_and_the_others_say_why() -> None:
+    copy = jpeg(painting(0), quality=70, scale=0.8)
+    small = {"original_width": 320, "original_height": 240}
+    found = summarized(
+        pool(
+            row(PAINTINGS[0], "http://a/0"),
+            row(PAINTINGS[0], "http://a/0", "a caption", original_width=1),
+            row(PAINTINGS[0], "http://a/1", **small),
+            row(copy, "http://a/2", **small),
+            row(PAINTINGS[1], "http://a/3"),
+        ),
+    )
+    kept = found[1]["uid"]
+    assert [one["reason"] for one in found] == [
+        "duplicate_url",
+        None,
+        "duplicate_image",
+        "near_duplicate_image",
+        None,
+    ]
+    assert [one["image_cluster"] for one in found] == [kept] * 4 + [found[4]["uid"]]
+    assert [one["image_distance"] for one in found] == [
+        0,
+        None,
+        0,
+        found[3]["image_distance"],
+        None,
+    ]
+    assert found[3]["image_distance"] <= 6
+
+
+def test_the_largest_original_is_kept_then_the_longest_caption_then_the_smallest_uid() -> None:
+    image = PAINTINGS[0]
+    assert reasons(
+        row(image, "http://a/0", "a much longer caption than that"),
+        row(image, "http://a/1", "a caption", original_width=641),
+    ) == ["duplicate_image", None]
+    assert reasons(
+        row(image, "http://a/0", "a caption"), row(image, "http://a/1", "a longer caption")
+    ) == ["duplicate_image", None]
+    assert reasons(
+        row(image, "http://a/0", "a caption"), row(image, "http://a/1", original_width=9999)
+    ) == [None, "duplicate_image"]
+    twins = [row(image, f"http://a/{i}", "a caption") for i in range(5)]
+    found = summarized(pool(*twins))
+    assert [one["uid"] for one in found if one["reason"] is None] == [min(t["uid"] for t in twins)]
+
+
+def test_one_url_is_one_image_whatever_it_served() -> None:
+    assert reasons(
+        row(PAINTINGS[0], "http://a/0", "first caption"),
+        row(PAINTINGS[1], "http://a/0", "second longer caption"),
+        row(PAINTINGS[1], "http://a/1", "third"),
+    ) == ["duplicate_url", None, "duplicate_image"]
+
+
+def test_flat_images_are_the_same_only_by_their_bytes() -> None:
+    grey = Image.new("RGB", (160, 120), (120, 120, 120))
+    one, other = jpeg(grey, quality=90), jpeg(grey, quality=80)
+    rows = [row(image, f"http://a/{i}") for i, image in enumerate((one, other, one))]
+    assert Counter(reasons(*rows)) == {None: 2, "duplicate_image": 1}
+    assert Counter(reasons(*rows[:2], min_contrast=0)) == {None: 1, "near_duplicate_image": 1}
+
+
+def test_an_image_that_cannot_be_opened_is_measured_as_such() -> None:
+    rows = pool(
+        row(b"junk", "http://a/0"), row(None, "http://a/1"), row(PAINTINGS[0], "http://a/2")
+    )
+    stage = DedupStage(DedupConfig())
+    found = annotated(stage, rows)
+    assert found["image_phash"].is_null().to_pylist() == [True, True, False]
+    assert found["image_colours"].is_null().to_pylist() == [True, True, False]
+    assert [one["reason"] for one in summarized(rows)] == [None, None, None]
+
+
+def test_a_caption_on_too_many_images_is_boilerplate_wherever_it_stands() -> None:
+    text = "the best of all shops in town"
+    rows = [row(PAINTINGS[i], f"http://a/{i}", text) for i in range(11)]
+    found = summarized(pool(*rows, row(PAINTINGS[20], "http://a/20", "the best of all pictures")))
+    assert [one["reason"] for one in found] == ["boilerplate_caption"] * 11 + [None]
+    assert [one["caption_images"] for one in found] == [11] * 11 + [1]
+    assert len({one["caption_cluster"] for one in found[:11]}) == 1
+    assert reasons(*rows[:10]) == [None] * 10
+    assert reasons(*rows, max_images_per_caption=11) == [None] * 11
+
+
+def test_copies_of_one_image_count_once_for_a_caption() -> None:
+    rows = [row(PAINTINGS[i % 3], f"http://a/{i}", "one and the same caption") for i in range(30)]
+    found = summarized(pool(*rows))
+    assert {one["caption_images"] for one in found} == {3}
+    assert Counter(one["reason"] for one in found) == {None: 3, "duplicate_image": 27}
+
+
+def test_case_and_punctuation_do_not_hide_a_boilerplate_caption() -> None:
+    texts = ["Shop Now, and Save!", "shop now and save", "SHOP NOW AND SAVE..."]
+    rows = [row(PAINTINGS[i], f"http://a/{i}", texts[i % 3]) for i in range(12)]
+    assert reasons(*rows) == ["boilerplate_caption"] * 12
+
+
+def test_long_boilerplate_with_a_changing_word_is_found() -> None:
+    words = [f"word{i}" for i in range(80)]
+    rows = [
+        row(PAINTINGS[i], f"http://a/{i}", " ".join([*words[:40], f"number{i}", *words[41:]]))
+        for i in range(12)
+    ]
+    assert reasons(*rows) == ["boilerplate_caption"] * 12
+    assert reasons(*rows, min_jaccard=0.95) == [None] * 12
+
+
+def test_an_image_is_represented_by_a_caption_that_can_be_used() -> None:
+    text = "a shop's own words on every picture"
+    rows = [row(PAINTINGS[i], f"http://a/{i}", text, original_width=9000) for i in range(12)]
+    honest = row(PAINTINGS[0], "http://a/honest", "a red house by the sea")
+    found = summarized(pool(*rows, honest))
+    assert found[-1]["reason"] is None
+    assert found[0]["reason"] == "boilerplate_caption"
+    assert found[0]["image_cluster"] == found[-1]["uid"]
+
+
+def test_a_caption_of_its_own_represents_an_image_before_one_that_others_share() -> None:
+    shared = "find the best deals on home decor and more in our store"
+    found = reasons(
+        row(PAINTINGS[0], "http://a/0", shared),
+        row(PAINTINGS[0], "http://a/1", "a red house by the sea"),
+        row(PAINTINGS[1], "http://a/2", shared),
+    )
+    assert found == ["duplicate_image", None, None]
+
+
+def test_rows_without_captions_have_no_caption_cluster() -> None:
+    found = summarized(pool(*(row(PAINTINGS[i], f"http://a/{i}") for i in range(15))))
+    assert {one["caption_cluster"] for one in found} == {None}
+    assert {one["caption_images"] for one in found} == {None}
+    assert {one["reason"] for one in found} == {None}
+
+
+def test_the_normalised_caption_is_the_one_that_counts() -> None:
+    rows = pool(*(row(PAINTINGS[i], f"http://a/{i}", f"caption {i}") for i in range(12)))
+    rows = rows.append_column("text", pa.array(["the same text"] * 12))
+    assert {one["reason"] for one in summarized(rows)} == {"boilerplate_caption"}
+
+
+def test_no_rows_have_an_empty_summary() -> None:
+    stage = DedupStage(DedupConfig())
+    assert len(stage.summarize(iter([]))) == 0
+    assert len(stage.summarize(iter([annotated(stage, pool())]))) == 0
+
+
+def test_a_row_is_measured_alike_in_any_company() -> None:
+    rows = pool(
+        *(row(PAINTINGS[i], f"http://a/{i}", None if i == 3 else f"caption {i}") for i in range(6)),
+        row(b"junk", "http://a/junk"),
+    )
+    stage = DedupStage(DedupConfig())
+    alone = pa.concat_tables(annotated(stage, rows[i : i + 1]) for i in range(len(rows)))
+    assert alone.equals(annotated(stage, rows))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), max_size=20), st.randoms())
+def test_nothing_depends_on_the_order_of_rows_or_on_shards(
+    kinds: list[tuple[int, int]], rng: random.Random
+) -> None:
+    drawn = [
+        row(PAINTINGS[image], f"http://a/{url}", f"caption {i % 4}", original_width=image)
+        for i, (image, url) in enumerate(kinds)
+    ]
+    rows = pool(*{one["uid"]: one for one in drawn}.values())
+    stage = DedupStage(DedupConfig(max_images_per_caption=2))
+    annotations = annotated(stage, rows)
+    expected = {one["uid"]: one for one in stage.summarize(iter([annotations])).to_pylist()}
+    order = list(range(len(rows)))
+    rng.shuffle(order)
+    shuffled = annotations.take(pa.array(order, pa.int64()))
+    cut = len(rows) // 3
+    parts = [shuffled[:cut], shuffled[cut:]]
+    assert {one["uid"]: one for one in stage.summarize(iter(parts)).to_pylist()} == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=1, max_size=20))
+def test_every_cluster_keeps_its_representative_and_only_it(kinds: list[tuple[int, int]]) -> None:
+    found = summarized(
+        pool(
+            *(
+                row(PAINTINGS[image], f"http://a/{url}", f"caption {i}")
+                for i, (image, url) in enumerate(kinds)
+            )
+        )
+    )
+    for one in found:
+        assert (one["reason"] is None) == (one["image_cluster"] == one["uid"])
+    kept = {one["uid"] for one in found if one["reason"] is None}
+    assert {one["image_cluster"] for one in found} == kept
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"dedup\.max_hamming must be from 0 to 16, got 20"):
+        DedupConfig(max_hamming=20)
+    with pytest.raises(ValueError, match=r"dedup\.bands x dedup\.rows must be at most 128"):
+        DedupConfig(bands=32, rows=8)
+    with pytest.raises(ValueError, match=r"dedup\.min_jaccard"):
+        DedupConfig(min_jaccard=1.5)
+    with pytest.raises(ValidationError):
+        TypeAdapter(DedupConfig).validate_python({"threshold": 3})
+    assert TypeAdapter(DedupConfig).validate_python({}) == DedupConfig()
+    assert DedupConfig(max_hamming=1).measurement() == DedupConfig().measurement() == {}
+
+
+@needs_shared
+def test_the_paraphrases_of_an_image_stay_apart() -> None:
+    lines = []
+    for k in range(1, 6):
+        with gzip.open(SHARED / f"data/multi30k/train.{k}.en.gz", "rt", encoding="utf8") as file:
+            lines += [file.readline().strip() for _ in range(300)]
+    rows = pool(*(row(None, f"http://a/{i}", c, sha256=None) for i, c in enumerate(lines)))
+    found = summarized(rows)
+    assert len({one["caption_cluster"] for one in found}) >= 0.998 * len(lines)
+    assert {one["reason"] for one in found} == {None}
+
+
+@needs_shared
+def test_copies_that_a_public_image_set_holds_are_found() -> None:
+    folder = SHARED / "data/datajuicer_images"
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))
+    rows = pool(*(row(path.read_bytes(), path.name) for path in files))
+    found = summarized(rows)
+    groups = Counter(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+    exact = sum(one["reason"] == "duplicate_image" for one in found)
+    assert exact == sum(n - 1 for n in groups.values()) > 0
