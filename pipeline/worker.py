@@ -251,8 +251,8 @@ def _choose(mask: Any, first: Any, second: Any) -> Any:
     """Values of `first` where mask is true, of `second` elsewhere; any type."""
     both = pa.chunked_array([*first.chunks, *second.chunks], type=first.type)
     here = np.arange(len(mask))
-    where = mask.to_numpy(zero_copy_only=False)
-    return both.take(pa.array(np.where(where, here, here + len(mask)))).combine_chunks()
+    index: Any = np.where(mask.to_numpy(zero_copy_only=False), here, here + len(mask))
+    return both.take(pa.array(index)).combine_chunks()
 
 
 def _tally(values: Any) -> dict[str, int]:

@@ -48,3 +48,16 @@ def url_list(path: Path, rows: list[tuple[str, str | None]]) -> Path:
     urls, captions = zip(*rows, strict=True)
     pq.write_table(pa.table({"url": list(urls), "caption": pa.array(captions, pa.string())}), path)
     return path
+
+
+def tiny_blip(folder: Path) -> Path:
+    """A captioner and a matcher of the real architecture with small random weights."""
+    import torch
+
+    from models.med import MED
+    from pipeline.demo.tokenizer import write_tokenizer
+
+    write_tokenizer(folder / "tokenizer")
+    torch.manual_seed(0)
+    MED.from_pretrained("tiny", tokenizer=str(folder / "tokenizer")).save(folder / "models")
+    return folder / "models"

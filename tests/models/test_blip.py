@@ -16,7 +16,7 @@ from transformers import (
     BlipForImageTextRetrieval,
 )
 
-from models.blip import Captioner, Match, Matcher, uniforms
+from models.blip import Captioner, Match, Matcher, _attention, uniforms
 from models.images import Preprocess
 
 BERT = Path(__file__).resolve().parents[2] / "../shared/data/bert/vocab.txt"
@@ -344,7 +344,7 @@ def test_scores_do_not_depend_on_the_batch_or_the_other_texts(
     together = matcher.score(images, texts, batch_size=data.draw(st.integers(1, 6)))
     for image, some, found in zip(images, texts, together, strict=True):
         for one, match in zip(some, found, strict=True):
-            assert matcher.score([image], [[one]])[0][0] == pytest.approx(match, abs=1e-5)
+            assert matcher.score([image], [[one]])[0][0] == pytest.approx(tuple(match), abs=1e-5)
 
 
 def test_an_image_that_does_not_open_gets_no_scores(matcher: Matcher) -> None:
@@ -392,13 +392,24 @@ def test_a_tokenizer_without_blips_tokens_falls_back_to_the_config(tmp_path: Pat
     )
 
 
-def test_bfloat16_on_a_cpu_gives_nearly_the_scores_of_float32(tmp_path: Path) -> None:
-    folder = save(tmp_path, BlipForImageTextRetrieval, tokenizer_of(WORDS.split()))
-    exact = Matcher.from_pretrained(folder, device="cpu").score(IMAGES[:4], TEXTS)
-    rough = Matcher.from_pretrained(folder, device="cpu", dtype="bfloat16").score(IMAGES[:4], TEXTS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_parts_is_the_fused_attention(causal: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    heads = torch.randn(3, 2, 4, 5, 16, generator=generator).unbind(0)
+    mask = None if causal else torch.rand(2, 1, 1, 5, generator=generator) < 0.7
+    fused = _attention(*heads, mask, causal)
+    parts = _attention(*(part.double() for part in heads), mask, causal)
+    torch.testing.assert_close(fused, parts.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_on_a_cpu_gives_nearly_the_scores_of_float32() -> None:
+    tokenizer = tokenizer_of(WORDS.split())
+    model = random_model(BlipForImageTextRetrieval, config_of(tokenizer), spread=1.0)
+    exact = Matcher(model, tokenizer, Preprocess(size=SIDE)).score(IMAGES[:4], TEXTS)
+    rough = Matcher(model.bfloat16(), tokenizer, Preprocess(size=SIDE)).score(IMAGES[:4], TEXTS)
     for some, found in zip(exact, rough, strict=True):
-        for a, b in zip(some, found, strict=True):
-            assert a == pytest.approx(b, abs=0.1)
+        for ours, theirs in zip(some, found, strict=True):
+            assert tuple(ours) == pytest.approx(tuple(theirs), abs=0.03)
 
 
 @pytest.mark.skipif(not BERT.is_file(), reason="BERT's vocabulary of ../shared is not here")

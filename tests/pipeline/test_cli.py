@@ -44,7 +44,8 @@ def test_without_arguments_it_shows_the_way(capsys):
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(capsys, place):
     status, out, _ = call(capsys, "run", place / "m.yaml", "--dry-run", "--run", place / "dry")
     assert status == 0 and not (place / "dry").exists()
-    order = [out.index(f"\n  {word}") for word in ("download", "clean", "dedup", "export", "report")]
+    words = ("download", "clean", "dedup", "export", "report")
+    order = [out.index(f"\n  {word}") for word in words]
     assert order == sorted(order)
     assert "shard_size=5" in out
 
@@ -77,7 +78,7 @@ def test_stage_by_stage_gives_what_run_gives(capsys, place, ray_here):
     m = place / "m.yaml"
     assert call(capsys, "run", m, "--quiet")[0] == 0
     for stage in ("download", "clean", "dedup", "export"):
-        status, out, err = call(capsys, stage, m, "--run", place / "steps", "--quiet")
+        status, _, err = call(capsys, stage, m, "--run", place / "steps", "--quiet")
         assert status == 0, err
     one, two = (
         json.loads((place / name / "curated" / "manifest.json").read_text())

@@ -13,7 +13,8 @@ MINIMAL = {
 
 def write(tmp_path, content):
     path = tmp_path / "m.yaml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    is_text = isinstance(content, str)
+    path.write_text(content if is_text else yaml.safe_dump(content, sort_keys=False))
     return str(path)
 
 
@@ -96,7 +97,7 @@ def test_fields_are_overridden_from_the_command_line(tmp_path):
     manifest = Manifest.load(path, ["download.shard_size=7", "seed=3", "name=owls"], run="r")
     assert manifest.stages["download"].shard_size == 7
     assert (manifest.seed, manifest.name, manifest.run) == (3, "owls", "r")
-    with pytest.raises(ManifestError, match="write stage.field=value"):
+    with pytest.raises(ManifestError, match=r"write stage\.field=value"):
         Manifest.load(path, ["download.shard_size"])
     with pytest.raises(ManifestError, match="unknown field"):
         Manifest.load(path, ["clean.nothing=1"])

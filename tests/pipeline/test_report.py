@@ -34,7 +34,8 @@ EVALUATION = {
     "blip": {"model": "y", "metrics": {"ir@1": 0.5, "captioning": {"cider": 0.8}}},
     "start": {"model": "x", "metrics": {"ir@1": 0.25, "captioning": {"cider": 0.4}}},
 }
-TRUTH = [{"stage": "dedup", "precision": 0.99, "recall": 0.97, "rejected": 12}]
+SCORES = [{"stage": "dedup", "precision": 0.99, "recall": 0.97, "num_rejected": 12}]
+TRUTH = {"stages": SCORES, "raw_true": 0.5, "exported_true": 0.951, "synthetic_true": None}
 FULL = ("download", "clean", "dedup", "select", "caption", "filter")
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "old", "small", "large", "wooden")
 THINGS = ("dog", "house", "boat", "train", "bridge", "horse", "window", "garden", "kite", "bird")
@@ -106,7 +107,13 @@ def annotated(plan, name, pool, mask, index):
         return pa.table({"noun_phrases": phrases}, schema=stage.writes)
     if name == "caption":
         texts = [
-            [HOSTILE[row % 4] if row % 6 == 0 else f"a ball ball {row % 7} on the grass"]
+            [
+                ""
+                if row == 3
+                else HOSTILE[row % 4]
+                if row % 6 == 0
+                else f"a ball ball {row % 7} on the grass"
+            ]
             for row in range(rows.num_rows)
         ]
         return with_nulls(stage.writes, rows.num_rows, synthetic=texts)
@@ -115,7 +122,8 @@ def annotated(plan, name, pool, mask, index):
         for row, caption in enumerate(rows["caption"].to_pylist())
     ]
     synthetic = [
-        [(row * 53 % 100) / 100] if "caption" in plan.names else [] for row in range(rows.num_rows)
+        [None if row == 3 else (row * 53 % 100) / 100] if "caption" in plan.names else []
+        for row in range(rows.num_rows)
     ]
     return with_nulls(
         stage.writes,
@@ -323,6 +331,7 @@ def test_a_hostile_caption_is_text_and_nothing_else(whole):
     assert "document.title='pwned'" in page.text
     assert "{{ 7 * 7 }}" in page.text
     assert "49 at night" not in page.text
+    assert whole[0].read("report", "index.html").startswith(b"<!doctype html>")
     assert "\x00" not in page.text and "\x1b" not in page.text
     for _, attributes in page.elements:
         assert not [name for name in attributes if name.startswith("on")]
@@ -435,7 +444,16 @@ def test_models_evaluation_and_truth_are_shown(whole):
     assert "399 steps" in text
     assert "captioning cider" in text and "0.800" in text
     assert "precision" in text and "99.0%" in text
+    assert "Web captions true of their image, as exported 95.1%" in text
     assert facts_of(run)["training"]["filter"]["step"] == 399
+
+
+def test_truth_may_be_a_list_of_stages(tmp_path):
+    plan = Plan(manifest(tmp_path, ("download",), export=False))
+    run = make_run(tmp_path, plan)
+    build.write(run, plan, funnel(run, plan), truth=SCORES)
+    assert facts_of(run)["truth"] == {"stages": SCORES}
+    assert "99.0%" in page_of(run).text
 
 
 def test_a_low_reject_rate_of_synthetic_captions_is_pointed_out(tmp_path):

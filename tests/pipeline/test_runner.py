@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,9 +160,7 @@ def test_other_download_settings_are_refused_not_mixed(done):
 def test_the_answer_is_the_same_for_any_number_of_workers(done, photos, tmp_path):
     run, _ = done
     made = manifest(photos, tmp_path / "r")
-    with Session(
-        made, workers=1, progress=Progress(Console(quiet=True), quiet=True)
-    ) as opened:
+    with Session(made, workers=1, progress=Progress(Console(quiet=True), quiet=True)) as opened:
         opened.run()
     assert digests(Run(made.run)) == digests(run)
 
@@ -221,9 +220,7 @@ def test_verdicts_name_what_became_of_every_row(done, tmp_path, kind):
 
 
 def test_verify_names_what_is_broken(done, tmp_path):
-    import shutil
-
-    run, plan = done
+    run, _ = done
     copy = Run(str(tmp_path / "copy"))
     shutil.copytree(run.path, copy.path)
     copied = open_plan(copy)
@@ -233,7 +230,9 @@ def test_verify_names_what_is_broken(done, tmp_path):
     content[len(content) // 2] ^= 1
     copy.write(bytes(content), "curated", f"{name}.parquet")
     table = copy.read_table(*copied.folder("clean"), "00000.parquet")
-    copy.write_table(table.take(pa.array(range(7, -1, -1))), *copied.folder("clean"), "00000.parquet")
+    copy.write_table(
+        table.take(pa.array(range(7, -1, -1))), *copied.folder("clean"), "00000.parquet"
+    )
     copy.write(b"junk", "pool", "00002.parquet")
     faults = "\n".join(verify(copy, copied))
     assert f"curated/{name}.parquet: its bytes are not those of manifest.json" in faults

@@ -1,0 +1,85 @@
+"""Tiny BLIPs with random weights, and pictures for them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BertTokenizer, BlipConfig
+
+from models.images import Preprocess
+
+WORDS = "a picture of the red blue green big small dog cat bird house tree on in and two s ing"
+SIDE = 48
+
+
+def tokenizer_of(words: list[str]) -> Any:
+    """A BERT tokenizer whose last two tokens are BLIP's."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, "[DEC]", "[ENC]"]
+    return BertTokenizer(
+        vocab={word: i for i, word in enumerate(vocabulary)},
+        bos_token="[DEC]",
+        additional_special_tokens=["[ENC]"],
+    )
+
+
+def config_of(tokenizer: Any) -> BlipConfig:
+    return BlipConfig(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": SIDE,
+            "patch_size": 16,
+            "initializer_range": 0.2,
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+            "bos_token_id": tokenizer.bos_token_id,
+            "sep_token_id": tokenizer.sep_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "initializer_range": 0.2,
+        },
+        image_text_hidden_size=16,
+    )
+
+
+def random_model(architecture: Any, config: BlipConfig, spread: float = 3.0) -> Any:
+    """Random weights, wide enough that images and prompts change the answers."""
+    torch.manual_seed(0)
+    model = architecture(config).eval()
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if "LayerNorm" not in name and "layer_norm" not in name and weights.dim() > 1:
+                weights.normal_(0, spread / weights.shape[-1] ** 0.5)
+            elif name.endswith("bias"):
+                weights.normal_(0, 0.3)
+    return model
+
+
+def save(folder: Path, architecture: Any, tokenizer: Any) -> str:
+    """A folder as `save_pretrained` leaves it."""
+    model = random_model(architecture, config_of(tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Preprocess(size=SIDE).save(folder)
+    return str(folder)
+
+
+def drawn(seed: int) -> bytes:
+    """A picture of coloured clouds, as PNG."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (4, 5, 3)).astype(np.uint8))
+    buffer = io.BytesIO()
+    small.resize((80, 64), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
