@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from rich.console import Console
 
 from pipeline.inspect import show, verify, write_verdicts
 from pipeline.manifest import Manifest, Plan
@@ -22,7 +23,6 @@ from pipeline.runner import IncompleteError
 from pipeline.session import Session
 from pipeline.status import funnel, open_plan
 from pipeline.store import Run
-from rich.console import Console
 
 STAGES = {
     "clean": {},

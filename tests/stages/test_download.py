@@ -505,7 +505,7 @@ def real_web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_every_fault_of_a_real_web_has_its_reason_and_no_good_image_is_lost(real_web: Path) -> None:
-    one = stage(source=str(real_web / "pairs.parquet"), timeout=2.0, threads=32)
+    one = stage(source=str(real_web / "pairs.parquet"), timeout=3.0, retries=1, threads=32)
     truth = {
         (row["url"], row["caption"]): row
         for row in pq.read_table(real_web / "truth.parquet").to_pylist()

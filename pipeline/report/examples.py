@@ -1,0 +1,214 @@
+"""Sampled rows with all that the report shows of them, thumbnails included."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from models.images import ImageError, open_rgb
+from pipeline.manifest import STAGES, Plan
+from pipeline.report.survey import Place
+from pipeline.store import Run
+from pipeline.verdicts import annotated
+from stages.base import GlobalStage
+from stages.caption import CaptionStage
+from stages.clean import CleanStage
+from stages.dedup import DedupStage
+from stages.download import DownloadStage
+from stages.filter import FilterStage
+
+__all__ = ["Example", "Text", "Thumbnail", "examples", "locate"]
+
+THUMBNAIL = 160
+QUALITY = 72
+MAX_TEXT = 280
+MAX_VALUE = 40
+INTERNAL = ("hash", "_cluster", "_key", "_duplicate")
+"""Endings of columns that only say which rows belong together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """A small JPEG as a data URI, with its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A caption with its ITM score and whether the filter keeps it; None where it did not say."""
+
+    text: str
+    score: float | None = None
+    is_kept: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One row.
+
+    Attributes:
+        uid: The row.
+        url: Where it came from.
+        error: What download says of it, if it failed.
+        image: What the pool holds, small; None where the download failed.
+        size: Width and height as found.
+        caption: The web caption as found.
+        web: The web caption as the filter saw it; None where there is none.
+        synthetic: The synthetic captions.
+        measures: For each stage, the plain numbers and words that it wrote of the row.
+        cluster: The uid of the representative of its near-duplicates.
+    """
+
+    uid: str
+    url: str
+    error: str | None
+    image: Thumbnail | None
+    size: tuple[int, int] | None
+    caption: str | None
+    web: Text | None
+    synthetic: Sequence[Text]
+    measures: dict[str, dict[str, str]] = field(default_factory=dict)
+    cluster: str | None = None
+
+
+def locate(run: Run, uids: Iterable[str]) -> dict[str, Place]:
+    """Where the rows with these uids lie."""
+    wanted = set(uids)
+    if not wanted:
+        return {}
+    return {
+        uid: Place(shard, row)
+        for shard in run.shards("pool")
+        for row, uid in enumerate(
+            run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"].to_pylist()
+        )
+        if uid in wanted
+    }
+
+
+def examples(
+    run: Run, plan: Plan, names: Sequence[str], places: Iterable[Place]
+) -> dict[Place, Example]:
+    """Read rows, a shard at a time.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        names: The stages whose columns to read.
+        places: Where the rows lie.
+    """
+    by_shard: dict[str, set[int]] = defaultdict(set)
+    for place in places:
+        by_shard[place.shard].add(place.row)
+    found = {}
+    for shard, chosen in sorted(by_shard.items()):
+        rows = sorted(chosen)
+        index = pa.array(rows)
+        columns = ["uid", "url", "caption", "error", "image", "original_width", "original_height"]
+        pool = run.read_table("pool", f"{shard}.parquet", columns=columns).take(index).to_pylist()
+        tables = {
+            name: table.take(index)
+            for name in names
+            if name != DownloadStage.name
+            and (table := annotated(run, plan, name, shard)) is not None
+        }
+        keeps = _keeps(plan, tables, len(rows))
+        notes = {name: table.to_pylist() for name, table in tables.items()}
+        for number, row in enumerate(rows):
+            known = {name: values[number] for name, values in notes.items()}
+            known = {name: values for name, values in known.items() if values["measured"]}
+            found[Place(shard, row)] = _example(pool[number], known, keeps[number])
+    return found
+
+
+def _keeps(plan: Plan, tables: dict[str, pa.Table], number: int) -> list[dict[str, Any]]:
+    """What the filter says of the texts of `number` rows; nothing of those it has not measured."""
+    verdicts: list[dict[str, Any]] = [{} for _ in range(number)]
+    if FilterStage.name in tables:
+        stage = plan.stage(FilterStage.name)
+        assert isinstance(stage, FilterStage)
+        table = tables[FilterStage.name]
+        kept = stage.keep_texts(table.filter(table["measured"]).drop_columns("measured"))
+        found = iter(kept.to_pylist())
+        for row, is_measured in enumerate(table["measured"].to_pylist()):
+            if is_measured:
+                verdicts[row] = next(found)
+    return verdicts
+
+
+def _example(
+    pool: dict[str, Any], notes: dict[str, dict[str, Any]], keep: dict[str, Any]
+) -> Example:
+    scores = notes.get(FilterStage.name, {})
+    text = notes[CleanStage.name]["text"] if CleanStage.name in notes else pool["caption"]
+    texts = notes.get(CaptionStage.name, {}).get("synthetic") or []
+    marks = scores.get("itm_synthetic") or [None] * len(texts)
+    flags = keep.get("keep_synthetic") or [None] * len(texts)
+    size = (pool["original_width"], pool["original_height"])
+    return Example(
+        uid=pool["uid"],
+        url=_short(pool["url"], 120),
+        error=pool["error"],
+        image=thumbnail(pool["image"]),
+        size=size if all(size) else None,
+        caption=None if pool["caption"] is None else _short(pool["caption"]),
+        web=None
+        if text is None
+        else Text(text=_short(text), score=scores.get("itm_web"), is_kept=keep.get("keep_web")),
+        synthetic=[
+            Text(text=_short(text), score=score, is_kept=is_kept)
+            for text, score, is_kept in zip(texts, marks, flags, strict=True)
+        ],
+        measures={name: _measures(name, values) for name, values in notes.items()},
+        cluster=notes.get(DedupStage.name, {}).get("image_cluster"),
+    )
+
+
+def thumbnail(image: bytes | None) -> Thumbnail | None:
+    """A small JPEG of an image, or None where there is none that opens."""
+    if image is None:
+        return None
+    try:
+        small = open_rgb(image, min_size=(THUMBNAIL, THUMBNAIL))
+    except ImageError:
+        return None
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Thumbnail(uri=uri, width=small.width, height=small.height)
+
+
+def _measures(name: str, values: dict[str, Any]) -> dict[str, str]:
+    """The numbers and short words of a stage, those that say where a row lies left out."""
+    stage = STAGES[name]
+    fields = list(stage.writes)
+    if issubclass(stage, GlobalStage):
+        fields += list(stage.summary)
+    found = {}
+    for column in fields:
+        value = values[column.name]
+        if value is None or column.name == "text" or column.name.endswith(INTERNAL):
+            continue
+        if isinstance(value, bool):
+            found[column.name] = "yes" if value else "no"
+        elif isinstance(value, int):
+            found[column.name] = f"{value:,}"
+        elif isinstance(value, float):
+            found[column.name] = f"{value or 0.0:.3g}"  # no -0
+        elif isinstance(value, str) and len(value) <= MAX_VALUE:
+            found[column.name] = value
+    return found
+
+
+def _short(text: str, length: int = MAX_TEXT) -> str:
+    return text if len(text) <= length else text[: length - 1] + "\u2026"

@@ -1,0 +1,429 @@
+"""One pass over the shards of a run: counts, distributions, and a seeded sample of rows."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.manifest import Plan
+from pipeline.report.charts import Histogram
+from pipeline.store import Run
+from pipeline.verdicts import Judgement, Mask, annotated, judge
+from stages.caption import CaptionStage
+from stages.clean import CleanStage
+from stages.dedup import DedupStage
+from stages.download import DownloadStage
+from stages.filter import FilterStage
+from stages.schema import web_captions
+from stages.select import SelectStage, splitmix
+
+__all__ = ["CELLS", "Cluster", "Place", "Survey", "Texts", "survey"]
+
+GALLERY = 8
+"""Rows shown for a reason."""
+
+PAIRS_SHOWN = 6
+"""Rows shown for a fate of web and synthetic caption."""
+
+TEXT_SAMPLE = 20_000
+"""Texts whose variety is measured; the share of distinct words depends on how many are taken."""
+
+CLUSTER_MEMBERS = 7
+MAX_SHARED = 200
+LOCAL = "local files"
+CELLS = ("both", "web", "synthetic", "none")
+"""Which texts of an image the filter keeps."""
+
+WORDS = tuple(float(n) for n in range(0, 32))
+SCORES = tuple(round(n / 40, 3) for n in range(41))
+SIDES = tuple(n / 4 for n in range(16, 49))
+ASPECTS = tuple(n / 4 for n in range(-10, 11))
+
+T = TypeVar("T")
+Ranks = npt.NDArray[np.uint64]
+
+
+class Place(NamedTuple):
+    """Where a row lies."""
+
+    shard: str
+    row: int
+
+
+class Smallest(Generic[T]):
+    """The `size` values of smallest rank among all that were offered, whatever the order."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._found: list[tuple[int, T]] = []
+
+    def offer(self, ranks: Ranks, value: Callable[[int], T]) -> None:
+        """Offer a value for each rank; `value` makes those that are taken."""
+        if len(ranks) > self.size:
+            chosen = np.argpartition(ranks, self.size)[: self.size]
+        else:
+            chosen = np.arange(len(ranks))
+        for index in chosen:
+            self._found.append((int(ranks[index]), value(int(index))))
+        self._cut()
+
+    def put(self, rank: int, value: T) -> None:
+        """Offer one value."""
+        self._found.append((rank, value))
+        self._cut()
+
+    def _cut(self) -> None:
+        self._found.sort(key=lambda entry: entry[0])
+        del self._found[self.size :]
+
+    @property
+    def values(self) -> list[T]:
+        """The values, smallest rank first."""
+        return [value for _, value in self._found]
+
+
+@dataclass
+class Texts:
+    """The web or the synthetic captions of a run.
+
+    Attributes:
+        found: All of them, before any stage.
+        judged: Those that the filter scored.
+        rejected: Those that the filter rejects.
+        kept: Those of images that are kept, themselves kept.
+        words: Their lengths, all and kept.
+        scores: ITM scores of those judged.
+        sample: A seeded sample of those that reached the filter, or the end where none ran.
+    """
+
+    found: int = 0
+    judged: int = 0
+    rejected: int = 0
+    kept: int = 0
+    words: Histogram = field(default_factory=lambda: Histogram.empty(WORDS, "found", "kept"))
+    scores: Histogram = field(default_factory=lambda: Histogram.empty(SCORES, "texts"))
+    sample: Smallest[str] = field(default_factory=lambda: Smallest(TEXT_SAMPLE))
+
+    def offer(self, texts: Any, ranks: Ranks, mask: Mask) -> None:
+        """Offer those texts of a shard that the mask marks to the sample."""
+        chosen = np.flatnonzero(mask)
+        self.sample.offer(ranks[chosen], lambda index: str(texts[int(chosen[index])]))
+
+
+@dataclass
+class Cluster:
+    """Near-duplicate images: how many they are, and where some that are not the first lie."""
+
+    size: int = 1
+    members: Smallest[Place] = field(default_factory=lambda: Smallest(CLUSTER_MEMBERS))
+
+
+@dataclass
+class Survey:
+    """What is seen in one pass over a run.
+
+    Attributes:
+        rows: Rows of the pool.
+        repeats: Further input rows with the same URL and caption.
+        kept: Rows that no stage rejected.
+        web: The web captions.
+        synthetic: The synthetic captions.
+        sides: Shorter sides of the images as found, log2 of pixels, all and kept.
+        aspects: log2 of width / height, all and kept.
+        hosts: How often each (host, download's reason or None) occurs.
+        languages: How often each (language, whether clean keeps it) occurs.
+        phrases: How many images have each noun phrase: those select saw, those it keeps.
+        shared: Captions on more than one image, by their cluster: how many images, and the text.
+        clusters: Those of more than one image, by the uid of the representative.
+        cells: How many images have each of `CELLS`.
+        reasons: Sampled rows for each (stage, reason).
+        shown: Sampled rows for each of `CELLS`.
+    """
+
+    rows: int = 0
+    repeats: int = 0
+    kept: int = 0
+    web: Texts = field(default_factory=Texts)
+    synthetic: Texts = field(default_factory=Texts)
+    sides: Histogram = field(default_factory=lambda: Histogram.empty(SIDES, "found", "kept"))
+    aspects: Histogram = field(default_factory=lambda: Histogram.empty(ASPECTS, "found", "kept"))
+    hosts: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    languages: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    phrases: tuple[Counter[str], Counter[str]] = field(
+        default_factory=lambda: (Counter(), Counter())
+    )
+    shared: dict[str, tuple[int, str]] = field(default_factory=dict)
+    clusters: dict[str, Cluster] = field(default_factory=lambda: defaultdict(Cluster))
+    cells: Counter[str] = field(default_factory=Counter)
+    reasons: dict[tuple[str, str], Smallest[Place]] = field(
+        default_factory=lambda: defaultdict(lambda: Smallest(GALLERY))
+    )
+    shown: dict[str, Smallest[Place]] = field(
+        default_factory=lambda: defaultdict(lambda: Smallest(PAIRS_SHOWN))
+    )
+
+
+def survey(run: Run, plan: Plan, names: Sequence[str]) -> Survey:
+    """Look once at every shard, narrow columns only.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        names: The stages to judge by, in the order of the plan.
+    """
+    found = Survey()
+    for shard in run.shards("pool"):
+        _Shard(run, plan, names, shard).add_to(found)
+    return found
+
+
+class _Fate(NamedTuple):
+    """Which texts came as far as the filter, and which of these it keeps."""
+
+    web: Mask
+    web_kept: Mask
+    synthetic: Mask
+    synthetic_kept: Mask
+
+
+class _Shard:
+    """The columns of one shard, its verdicts, and a rank for each row."""
+
+    def __init__(self, run: Run, plan: Plan, names: Sequence[str], shard: str) -> None:
+        self.name = shard
+        self.plan = plan
+        self.verdicts: Judgement = judge(run, plan, shard, names)
+        self.pool = run.read_table(
+            "pool",
+            f"{shard}.parquet",
+            columns=["uid", "url", "caption", "repeats", "original_width", "original_height"],
+        )
+        self.tables: dict[str, pa.Table] = {}
+        for name in names:
+            if name == DownloadStage.name:
+                continue
+            if (table := annotated(run, plan, name, shard)) is not None:
+                self.tables[name] = table
+        self.ranks = _ranks(self.verdicts.uids, plan.manifest.seed)
+
+    def add_to(self, found: Survey) -> None:
+        found.rows += self.pool.num_rows
+        found.repeats += pc.sum(self.pool["repeats"]).as_py() or 0
+        found.kept += int(self.verdicts.live.sum())
+        self._reasons(found)
+        self._sizes(found)
+        self._hosts(found)
+        self._texts(found)
+        self._languages(found)
+        self._clusters(found)
+        self._phrases(found)
+
+    def _measured(self, name: str) -> tuple[pa.Table, Mask] | None:
+        """A stage's annotations of the rows that it measured, and which rows these are."""
+        if name not in self.tables:
+            return None
+        mask = self.verdicts.measured[name]
+        return self.tables[name].filter(pa.array(mask)), mask
+
+    def _offer(self, sample: Smallest[Place], mask: Mask) -> None:
+        rows = np.flatnonzero(mask)
+        sample.offer(self.ranks[rows], lambda index: Place(self.name, int(rows[index])))
+
+    def _reasons(self, found: Survey) -> None:
+        for name, reasons in self.verdicts.reasons.items():
+            values = np.array(reasons.to_pylist(), dtype=object)
+            for reason in reasons.drop_null().unique().to_pylist():
+                self._offer(found.reasons[name, reason], values == reason)
+
+    def _sizes(self, found: Survey) -> None:
+        width = _floats(self.pool["original_width"])
+        height = _floats(self.pool["original_height"])
+        there = (width > 0) & (height > 0)
+        sides = np.log2(np.minimum(width, height), where=there, out=np.zeros(len(width)))
+        ratio = np.divide(width, height, where=there, out=np.ones(len(width)))
+        for series, mask in (("found", there), ("kept", there & self.verdicts.live)):
+            found.sides.add(series, sides[mask])
+            found.aspects.add(series, np.log2(ratio[mask]))
+
+    def _hosts(self, found: Survey) -> None:
+        reasons = self.verdicts.reasons.get(DownloadStage.name)
+        if reasons is not None:
+            found.hosts.update(zip(_hosts(self.pool["url"]), reasons.to_pylist(), strict=True))
+
+    def _texts(self, found: Survey) -> None:
+        live = self.verdicts.live
+        rows = self.pool.select(["uid", "caption"])
+        if (clean := self.tables.get(CleanStage.name)) is not None:
+            rows = rows.append_column("text", clean["text"])
+        captions = web_captions(rows).combine_chunks()
+        texts, parents = _nothing()
+        if (written := self.tables.get(CaptionStage.name)) is not None:
+            texts, parents = _flat(written["synthetic"])
+        fate = self._fate(_bools(captions.is_valid()), _bools(pc.utf8_length(texts)), parents)
+
+        found.web.found += self.pool.num_rows - self.pool["caption"].null_count
+        found.web.words.add("found", _num_words(self.pool["caption"].drop_null()))
+        found.synthetic.found += len(texts)
+        found.synthetic.words.add("found", _num_words(texts))
+        ordinals: Ranks = np.arange(len(parents), dtype=np.uint64)
+        for source, values, ranks, reached, passed, alive in (
+            (found.web, captions, self.ranks, fate.web, fate.web_kept, live),
+            (
+                found.synthetic,
+                texts,
+                splitmix(self.ranks[parents] + ordinals),
+                fate.synthetic,
+                fate.synthetic_kept,
+                live[parents],
+            ),
+        ):
+            kept = alive & passed
+            source.kept += int(kept.sum())
+            source.words.add("kept", _num_words(values.filter(pa.array(kept))))
+            source.offer(values, ranks, reached)
+
+        if (scored := self._measured(FilterStage.name)) is not None:
+            table, measured = scored
+            for source, scores, reached, passed in (
+                (found.web, table["itm_web"], fate.web, fate.web_kept),
+                (
+                    found.synthetic,
+                    _flat(table["itm_synthetic"])[0],
+                    fate.synthetic,
+                    fate.synthetic_kept,
+                ),
+            ):
+                source.judged += int(reached.sum())
+                source.rejected += int((reached & ~passed).sum())
+                source.scores.add("texts", _floats(scores.drop_null()))
+            any_synthetic = np.zeros(len(live), bool)
+            any_synthetic[parents[fate.synthetic_kept]] = True
+            self._cells(found, measured, fate.web_kept, any_synthetic)
+        elif written is not None:
+            self._offer(found.shown["both"], live & self.verdicts.measured[CaptionStage.name])
+
+    def _fate(self, web: Mask, synthetic: Mask, parents: npt.NDArray[np.int64]) -> _Fate:
+        """What the filter says of texts; without it, all texts of live rows are kept.
+
+        Args:
+            web: (n,) which rows have a web caption.
+            synthetic: (m,) which synthetic captions are not empty.
+            parents: (m,) the row of each.
+        """
+        if (scored := self._measured(FilterStage.name)) is None:
+            live = self.verdicts.live
+            web, synthetic = web & live, synthetic & live[parents]
+            return _Fate(web, web, synthetic, synthetic)
+        table, measured = scored
+        stage = self.plan.stage(FilterStage.name)
+        assert isinstance(stage, FilterStage)
+        keeps = stage.keep_texts(table.drop_columns("measured"))
+        scores, _ = _flat(table["itm_synthetic"])
+        flags, _ = _flat(keeps["keep_synthetic"])
+        fate = _Fate(*np.zeros((2, len(web)), bool), *np.zeros((2, len(synthetic)), bool))
+        fate.web[measured] = _bools(table["itm_web"].is_valid())
+        fate.web_kept[measured] = _bools(keeps["keep_web"])
+        fate.synthetic[measured[parents]] = _bools(scores.is_valid())
+        fate.synthetic_kept[measured[parents]] = _bools(flags)
+        return fate
+
+    def _cells(self, found: Survey, measured: Mask, web: Mask, synthetic: Mask) -> None:
+        masks = (web & synthetic, web & ~synthetic, ~web & synthetic, ~web & ~synthetic)
+        for cell, mask in zip(CELLS, masks, strict=True):
+            found.cells[cell] += int((measured & mask).sum())
+            self._offer(found.shown[cell], measured & mask)
+
+    def _languages(self, found: Survey) -> None:
+        if (cleaned := self._measured(CleanStage.name)) is None:
+            return
+        table, mask = cleaned
+        kept = _bools(self.verdicts.reasons[CleanStage.name].is_null())[mask]
+        languages = table["language"].to_pylist()
+        found.languages.update(
+            (language, bool(keep))
+            for language, keep in zip(languages, kept, strict=True)
+            if language
+        )
+
+    def _clusters(self, found: Survey) -> None:
+        if (deduped := self._measured(DedupStage.name)) is None:
+            return
+        table, mask = deduped
+        rows = np.flatnonzero(mask)
+        uids, clusters = table["uid"].to_pylist(), table["image_cluster"].to_pylist()
+        for index, (uid, cluster) in enumerate(zip(uids, clusters, strict=True)):
+            if cluster is None or cluster == uid:
+                continue
+            place = Place(self.name, int(rows[index]))
+            found.clusters[cluster].size += 1
+            found.clusters[cluster].members.put(int(self.ranks[place.row]), place)
+        captions = self.pool["caption"].filter(pa.array(mask)).to_pylist()
+        clusters = table["caption_cluster"].to_pylist()
+        numbers = table["caption_images"].to_pylist()
+        for caption, cluster, number in zip(captions, clusters, numbers, strict=True):
+            if caption and cluster and number and number > 1:
+                entry = (number, caption[:MAX_SHARED])
+                found.shared[cluster] = min(found.shared.get(cluster, entry), entry)
+
+    def _phrases(self, found: Survey) -> None:
+        if (selected := self._measured(SelectStage.name)) is None:
+            return
+        table, mask = selected
+        kept = self.verdicts.reasons[SelectStage.name].is_null().filter(pa.array(mask))
+        for counter, rows in zip(found.phrases, (table, table.filter(kept)), strict=True):
+            phrases, _ = _flat(rows["noun_phrases"])
+            for entry in phrases.value_counts().to_pylist():
+                counter[entry["values"]] += entry["counts"]
+
+
+def _ranks(uids: pa.Array[Any], seed: int) -> Ranks:
+    """A rank for each row that its uid and the seed alone decide, by splitmix64."""
+    heads = (int(str(uid)[:16], 16) for uid in uids.to_pylist())
+    values = np.fromiter(heads, dtype=np.uint64, count=len(uids))
+    return splitmix(values + np.uint64(seed))
+
+
+def _flat(lists: Any) -> tuple[Any, npt.NDArray[np.int64]]:
+    """The values of a column of lists in order, and the row of each."""
+    whole = lists.combine_chunks()
+    return whole.flatten(), pc.list_parent_indices(whole).to_numpy().astype(np.int64)
+
+
+def _nothing() -> tuple[Any, npt.NDArray[np.int64]]:
+    return pa.array([], pa.string()), np.zeros(0, np.int64)
+
+
+def _num_words(texts: Any) -> npt.NDArray[np.float64]:
+    trimmed = pc.utf8_trim_whitespace(texts)
+    number = pc.list_value_length(pc.utf8_split_whitespace(trimmed))
+    return _floats(pc.if_else(pc.equal(trimmed, pa.scalar("")), 0, number))
+
+
+def _hosts(urls: Any) -> list[str]:
+    """The host of each URL; what is no URL counts as a local file."""
+    pattern = r"^(?i:https?)://(?:[^/?#@]*@)?(?P<host>[^/?#]+)"
+    found: Any = pc.struct_field(pc.extract_regex(urls, pattern), "host")
+    return [LOCAL if host is None else host.lower() for host in found.to_pylist()]
+
+
+def _floats(values: Any) -> npt.NDArray[np.float64]:
+    """A column as float64, null as NaN."""
+    found: npt.NDArray[np.float64] = (
+        values.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    )
+    return found
+
+
+def _bools(values: Any) -> Mask:
+    """A column as bool, null and 0 as False."""
+    mask: Mask = (
+        values.fill_null(pa.scalar(0).cast(values.type)).to_numpy(zero_copy_only=False).astype(bool)
+    )
+    return mask
