@@ -89,7 +89,7 @@ def ours(list_path: Path, folder: Path) -> Callable[[], tuple[int, int]]:
     def run() -> tuple[int, int]:
         (rows,) = sources.shards(config)
         kept = stage.annotate(rows)
-        pq.write_table(kept, folder / "ours.parquet")
+        pq.write_table(kept, folder / "ours.parquet", use_dictionary=False)
         return kept.num_rows, kept["image"].null_count
 
     return run
@@ -125,8 +125,8 @@ def theirs(list_path: Path, folder: Path) -> Callable[[], tuple[int, int]]:
         with pa.OSFile(str(shard), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
             writer.write_table(rows)
         downloader((0, str(shard)))
-        images = pq.read_table(folder / "00000.parquet", columns=["jpg"])["jpg"]
-        return len(images), images.null_count
+        statuses = pq.read_table(folder / "00000.parquet", columns=["status"])["status"]
+        return len(statuses), len(statuses) - statuses.to_pylist().count("success")
 
     return run
 
