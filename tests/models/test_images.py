@@ -132,6 +132,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
     assert reason(bomb) == "too_many_pixels"
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @given(st.data())
 def test_damaged_bytes_open_or_raise_an_image_error(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF"]))
