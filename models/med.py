@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from models.images import Preprocess
+from models.queue import check_queue
 
 __all__ = [
     "MED",
@@ -38,7 +39,6 @@ __all__ = [
     "Momentum",
     "Part",
     "Size",
-    "check_queue",
     "contrast_loss",
     "contrast_targets",
     "hard_negatives",
@@ -213,22 +213,6 @@ def lm_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
         labels.flatten(),
         ignore_index=IGNORED,
         label_smoothing=smoothing,
-    )
-
-
-def check_queue(queue_size: int, global_batch: int) -> None:
-    """Refuse a queue that whole batches do not fill, and name the sizes near it that they do.
-
-    Raises:
-        ValueError: `queue_size` is not a multiple of `global_batch`.
-    """
-    if queue_size % global_batch == 0:
-        return
-    below = queue_size // global_batch * global_batch
-    near = " or ".join(str(size) for size in (below, below + global_batch) if size)
-    raise ValueError(
-        f"train.queue_size must be a multiple of the global batch {global_batch}, "
-        f"got {queue_size}: use {near}"
     )
 
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pydantic
 import yaml
 
-from pipeline.train import TrainConfig
+from pipeline.objective import TrainConfig
 from stages.base import GlobalStage, Stage, StageConfig, digest
 from stages.caption import CaptionStage
 from stages.clean import CleanStage

@@ -22,7 +22,6 @@ from models.med import (
     MED,
     Batch,
     Size,
-    check_queue,
     contrast_loss,
     contrast_targets,
     hard_negatives,
@@ -32,6 +31,7 @@ from models.med import (
     remember,
     see,
 )
+from models.queue import check_queue
 
 NANO = Size(
     vision_width=32,

@@ -16,7 +16,8 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from models import med
 from models.med import MED, Size
-from pipeline.train import TrainConfig, TrainResult, learning_rate, make_optimizer, train
+from pipeline.objective import TrainConfig
+from pipeline.train import TrainResult, learning_rate, make_optimizer, train
 
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 60, 230), "grey": (128,) * 3}
 NANO = Size(
