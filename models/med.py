@@ -66,6 +66,8 @@ class Size:
         embedding: Length of the contrastive embeddings.
         positions: The longest text, in tokens.
         dropout: Of the text layers.
+        spread: Standard deviation of new weights; BERT's 0.02 is for its width of 768 and grows
+            as the inverse square root of the width.
     """
 
     vision_width: int
@@ -79,6 +81,7 @@ class Size:
     embedding: int = 256
     positions: int = 512
     dropout: float = 0.1
+    spread: float = 0.02
 
 
 SIZES = {
@@ -94,6 +97,7 @@ SIZES = {
         embedding=64,
         positions=64,
         dropout=0.0,
+        spread=0.06,
     ),
     "base": Size(
         vision_width=768,
@@ -732,7 +736,7 @@ def architecture(size: Size, tokenizer: Any, *, image_size: int | None = None) -
             "num_attention_heads": size.vision_heads,
             "image_size": image_size or size.image_size,
             "patch_size": size.patch,
-            "initializer_range": 0.02,
+            "initializer_range": size.spread,
         },
         text_config={
             "vocab_size": len(tokenizer),
@@ -748,8 +752,10 @@ def architecture(size: Size, tokenizer: Any, *, image_size: int | None = None) -
             "sep_token_id": tokenizer.sep_token_id,
             "pad_token_id": tokenizer.pad_token_id,
             "label_smoothing": 0.1,
+            "initializer_range": size.spread,
         },
         image_text_hidden_size=size.embedding,
+        initializer_range=size.spread,
     )
 
 

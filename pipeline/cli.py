@@ -195,7 +195,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         console.print_json(json.dumps(found))
         return 0
     table = Table("metric", "value", title=options.model)
-    for name, value in _flat(found):
+    for name, value in flat(found):
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     console.print(table)
     return 0
@@ -300,12 +300,12 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
     )
 
 
-def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
+def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
     """Nested mappings as dotted names and values."""
     if not isinstance(value, dict):
         return [(name, value)]
     return [
-        pair for key, part in value.items() for pair in _flat(part, f"{name}.{key}".lstrip("."))
+        pair for key, part in value.items() for pair in flat(part, f"{name}.{key}".lstrip("."))
     ]
 
 

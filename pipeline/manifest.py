@@ -204,8 +204,6 @@ class _Mistakes:
         names = [field.name for field in dataclasses.fields(kind)]
         if "seed" in names:
             fields = {"seed": seed, **fields}
-        if kind is TrainConfig:
-            fields = {**fields, "name": where.partition(".")[2]}
         resolved = {key: self._trained(where, key, fields[key], trained) for key in fields}
         try:
             return pydantic.TypeAdapter(kind).validate_python(resolved)

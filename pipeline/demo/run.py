@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.cli import funnel_table
+from pipeline.cli import flat, funnel_table
 from pipeline.demo import truth, web
 from pipeline.demo.language import train_language
 from pipeline.demo.server import SiteServer
@@ -26,8 +27,12 @@ from pipeline.store import Run
 
 __all__ = ["demo", "prepare"]
 
-MANIFEST = Path(__file__).resolve().parents[2] / "manifests" / "demo.yaml"
+MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 MINIATURE = Path(__file__).resolve().parent / "miniature"
+"""The model that captioner and filter start from, as `--from-scratch` makes it."""
+
+MINIATURE_SEED = 1_000_003
+MINIATURE_PAGES = 20_000
 PORT = 8757
 """Preferred, so that two runs of one seed crawl the same addresses."""
 
@@ -55,6 +60,9 @@ def demo(
         The exit status.
     """
     started = time.monotonic()
+    start = MINIATURE
+    if from_scratch:
+        start = miniature(Path(run) / "miniature", workers, progress)
     folder = Path(run) / "web"
     port = prepare(folder, seed, progress)
     overrides = [
@@ -62,13 +70,17 @@ def demo(
         f"download.source={folder / 'pairs.parquet'}",
         f"select.model={folder / 'language'}",
         f"export.human=[{folder / 'human.jsonl'}]",
+        f"train.captioner.model={start}",
+        f"train.captioner.data=[{folder / 'human.jsonl'}]",
+        f"train.filter.model={start}",
+        f"train.filter.data=[{folder / 'human.jsonl'}]",
+        f"train.raw.tokenizer={folder / 'tokenizer'}",
+        f"train.raw.data=[pool, {folder / 'human.jsonl'}]",
+        f"train.curated.tokenizer={folder / 'tokenizer'}",
+        f"evaluate.data={folder / 'test.jsonl'}",
     ]
-    manifest = Manifest.load(str(MANIFEST), overrides, run)
-    with (
-        SiteServer(folder / "site", port=port),
-        Session(manifest, workers=workers, progress=progress) as session,
-    ):
-        session.run()
+    manifest = Manifest.load(str(MANIFESTS / "demo.yaml"), overrides, run)
+    carry_out(manifest, folder / "site", port, workers, progress)
     opened = Run(run)
     plan = Plan(manifest)
     judged = judge(opened, plan, folder)
@@ -82,7 +94,32 @@ def demo(
     return 0
 
 
-def prepare(folder: Path, seed: int, progress: Progress) -> int:
+def carry_out(
+    manifest: Manifest, site: Path, port: int, workers: int | None, progress: Progress
+) -> None:
+    """Run a manifest while its web is served."""
+    with (
+        SiteServer(site, port=port),
+        Session(manifest, workers=workers, progress=progress) as session,
+    ):
+        session.run()
+
+
+def miniature(run: Path, workers: int | None, progress: Progress) -> Path:
+    """Pre-train the miniature on a larger web of its own, as manifests/miniature.yaml says."""
+    folder = run / "web"
+    port = prepare(folder, MINIATURE_SEED, progress, num_pages=MINIATURE_PAGES)
+    overrides = [
+        f"download.source={folder / 'pairs.parquet'}",
+        f"train.miniature.tokenizer={folder / 'tokenizer'}",
+        f"train.miniature.data=[pool, {folder / 'human.jsonl'}]",
+    ]
+    manifest = Manifest.load(str(MANIFESTS / "miniature.yaml"), overrides, str(run))
+    carry_out(manifest, folder / "site", port, workers, progress)
+    return run / "models" / "miniature"
+
+
+def prepare(folder: Path, seed: int, progress: Progress, num_pages: int = 3000) -> int:
     """Draw the web and train its language, unless they are there, and give the port to serve on.
 
     Raises:
@@ -98,7 +135,7 @@ def prepare(folder: Path, seed: int, progress: Progress) -> int:
         return int(made["port"])
     port = _free_port()
     started = time.monotonic()
-    web.build(folder, base_url=f"http://127.0.0.1:{port}", seed=seed)
+    web.build(folder, base_url=f"http://127.0.0.1:{port}", seed=seed, num_pages=num_pages)
     train_language(folder / "language", seed=seed)
     write_tokenizer(folder / "tokenizer")
     store.write_json({"seed": seed, "port": port}, "web.json")
@@ -129,18 +166,11 @@ def judge(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
     found = truth.judge(
         pq.read_table(folder / "truth.parquet"),
         pq.read_table(verdicts),
-        truth_columns(exported),
+        pa.concat_tables(exported),
     )
     judged = dataclasses.asdict(found)
     run.write_json(judged, "truth.json")
     return judged
-
-
-def truth_columns(tables: list[Any]) -> Any:
-    """The exported texts as one table."""
-    import pyarrow as pa
-
-    return pa.concat_tables(tables)
 
 
 def show(console: Console, run: Run, plan: Plan, judged: dict[str, Any]) -> None:
@@ -168,9 +198,7 @@ def show(console: Console, run: Run, plan: Plan, judged: dict[str, Any]) -> None
     found = run.read_json("evaluation.json")
     names = list(found)
     table = Table("metric", *names, title="held-out images", title_justify="left")
-    from pipeline.cli import _flat
-
-    rows = [dict(_flat(found[name]["metrics"])) for name in names]
+    rows = [dict(flat(found[name]["metrics"])) for name in names]
     for metric in rows[0]:
         values = [row.get(metric) for row in rows]
         table.add_row(metric, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
