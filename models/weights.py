@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import re
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,8 @@ __all__ = ["Dtype", "device_of", "pinned", "revision_of"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of weights; auto is bfloat16 on CUDA and float32 elsewhere."""
+
+logger = logging.getLogger(__name__)
 
 # What decides a model's answers: weights, configs, vocabularies. Not its README.
 SUFFIXES = (".json", ".safetensors", ".txt")
@@ -32,7 +35,8 @@ def revision_of(model: str, revision: str | None = None) -> str:
     Returns:
         For a folder, the first 16 hex characters of the SHA-256 of its weights, configs and
         vocabularies, whatever the folder is called. For a name, the 40 of a commit: `revision`
-        where it is one, else the commit that the local cache of the hub holds for it.
+        where it is one, else the commit that the local cache of the hub holds for it, else the
+        one that the hub itself names.
 
     Raises:
         FileNotFoundError: There is neither such a folder nor a cached commit.
@@ -49,11 +53,12 @@ def revision_of(model: str, revision: str | None = None) -> str:
         raise FileNotFoundError(f"no model folder at {model!r}; train or copy the model there")
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
-    commit = _cached_commit(model, revision or "main")
+    commit = _cached_commit(model, revision or "main") or _hub_commit(model, revision or "main")
     if commit is None:
         raise FileNotFoundError(
             f"{model!r} is neither a folder nor in the local cache of the Hugging Face hub at "
-            f"revision {revision or 'main'!r}; download it with `hf download {model}`, or set "
+            f"revision {revision or 'main'!r}, and the hub cannot be asked; give a folder, or "
+            f"download it where the hub can be reached with `hf download {model}`, or set "
             f"revision to the 40 characters of a commit"
         )
     return commit
@@ -105,3 +110,16 @@ def _cached_commit(name: str, revision: str) -> str | None:
 
     path = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(path).parent.name if isinstance(path, str) else None
+
+
+@functools.lru_cache(maxsize=16)
+def _hub_commit(name: str, revision: str) -> str | None:
+    """The commit that the hub has for a revision; None where it has none or cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        commit: str | None = HfApi().model_info(name, revision=revision, timeout=10).sha
+    except Exception as error:  # whatever HTTP library the hub's client uses
+        logger.info("the hub does not name a commit of %s at %s: %s", name, revision, error)
+        return None
+    return commit
