@@ -304,9 +304,7 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
     """Nested mappings as dotted names and values."""
     if not isinstance(value, dict):
         return [(name, value)]
-    return [
-        pair for key, part in value.items() for pair in flat(part, f"{name}.{key}".lstrip("."))
-    ]
+    return [pair for key, part in value.items() for pair in flat(part, f"{name}.{key}".lstrip("."))]
 
 
 def _cell(value: Any) -> str:

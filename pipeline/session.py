@@ -22,6 +22,9 @@ __all__ = ["Session", "write_report"]
 
 EVALUATION = "evaluation.json"
 
+PROGRESS_SECONDS = 15.0
+"""How often a training says how far it is."""
+
 
 class Session:
     """One command's hold on a run: its lock, its Ray, its progress.
@@ -160,13 +163,19 @@ class Session:
                     num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
                 )(_carry_out)
                 waiting[remote.remote(training)] = name
-            for reference, name in waiting.items():
-                try:
-                    ray.get(reference)
-                except RayError as error:
-                    raise StageError(
-                        f"train.{name}: {error}\nThe same command goes on from its checkpoint"
-                    ) from error
+            while waiting:
+                done, _ = ray.wait(list(waiting), timeout=PROGRESS_SECONDS)
+                for reference in done:
+                    name = waiting.pop(reference)
+                    try:
+                        ray.get(reference)
+                    except RayError as error:
+                        raise StageError(
+                            f"train.{name}: {error}\nThe same command goes on from its checkpoint"
+                        ) from error
+                told = [self._training(name).progress() for name in waiting.values()]
+                if any(told):
+                    self.progress.say(f"train      {'; '.join(filter(None, told))}")
             seconds = time.monotonic() - started
             self.progress.say(f"train      {', '.join(wave)} done in {seconds:.1f} s")
             left = [name for name in left if name not in wave]

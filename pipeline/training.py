@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
+import json
 from typing import Any
 
 from pipeline.manifest import Manifest, Plan
@@ -110,6 +111,22 @@ class Training:
             )
         except (ValueError, FileNotFoundError):
             return False
+
+    def progress(self) -> str:
+        """How far a training that another process carries out has come; empty before it starts."""
+        name = f"{self.name}.partial"
+        if not self.run.exists("models", name, "metrics.jsonl"):
+            return ""
+        lines = self.run.read("models", name, "metrics.jsonl").rstrip().rsplit(b"\n", 1)
+        try:
+            row = json.loads(lines[-1])
+        except ValueError:  # the line is being written
+            return ""
+        of = f" of {self.config.steps}" if self.config.steps else f", epoch {row['epoch'] + 1}"
+        return (
+            f"{self.name} step {row['step']}{of}, loss {row['loss']:.3f}, "
+            f"{row['images_per_second']:.0f} images/s"
+        )
 
     def carry_out(self) -> None:
         """Train, save the model, and say what it was trained on; resumes from a checkpoint."""

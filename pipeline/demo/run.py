@@ -65,20 +65,7 @@ def demo(
         start = miniature(Path(run) / "miniature", workers, progress)
     folder = Path(run) / "web"
     port = prepare(folder, seed, progress)
-    overrides = [
-        f"seed={seed}",
-        f"download.source={folder / 'pairs.parquet'}",
-        f"select.model={folder / 'language'}",
-        f"export.human=[{folder / 'human.jsonl'}]",
-        f"train.captioner.model={start}",
-        f"train.captioner.data=[{folder / 'human.jsonl'}]",
-        f"train.filter.model={start}",
-        f"train.filter.data=[{folder / 'human.jsonl'}]",
-        f"train.raw.tokenizer={folder / 'tokenizer'}",
-        f"train.raw.data=[pool, {folder / 'human.jsonl'}]",
-        f"train.curated.tokenizer={folder / 'tokenizer'}",
-        f"evaluate.data={folder / 'test.jsonl'}",
-    ]
+    overrides = [f"seed={seed}", *paths(folder, start)]
     manifest = Manifest.load(str(MANIFESTS / "demo.yaml"), overrides, run)
     carry_out(manifest, folder / "site", port, workers, progress)
     opened = Run(run)
@@ -92,6 +79,21 @@ def demo(
         markup=False,
     )
     return 0
+
+
+def paths(web: Path, start: Path) -> list[str]:
+    """What manifests/demo.yaml is told of a web and of the model to start from."""
+    human = web / "human.jsonl"
+    return [
+        f"download.source={web / 'pairs.parquet'}",
+        f"select.model={web / 'language'}",
+        f"export.human=[{human}]",
+        *(f"train.{name}.model={start}" for name in ("captioner", "filter")),
+        *(f"train.{name}.data=[{human}]" for name in ("captioner", "filter")),
+        *(f"train.{name}.tokenizer={web / 'tokenizer'}" for name in ("raw", "curated")),
+        f"train.raw.data=[pool, {human}]",
+        f"evaluate.data={web / 'test.jsonl'}",
+    ]
 
 
 def carry_out(

@@ -29,9 +29,7 @@ def place(tmp_path_factory):
 
 def carry_out(name, place, *overrides):
     manifest = Manifest.load(str(MANIFESTS / name), overrides, str(place / name))
-    with Session(
-        manifest, workers=2, progress=Progress(Console(quiet=True), quiet=True)
-    ) as opened:
+    with Session(manifest, workers=2, progress=Progress(Console(quiet=True), quiet=True)) as opened:
         opened.run()
     run = Run(manifest.run)
     found = funnel(run, Plan(manifest))
