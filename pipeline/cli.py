@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+
+from pipeline.tables import cell, flat, funnel_table
 
 __all__ = ["main"]
 
@@ -214,40 +216,16 @@ def _status(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def funnel_table(found: dict[str, Any]) -> Table:
-    """The funnel as a table for the terminal."""
-    table = Table(title=f"{found['name']}  {found['run']}", title_justify="left")
-    table.add_column("stage")
-    table.add_column("state")
-    for name in ("rows", "kept", "to do", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("rejected", overflow="fold")
-    for stage in found["stages"]:
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in stage["reasons"].items())
-        if "pairs" in stage:
-            reasons = "pairs: " + ", ".join(f"{k} {n:,}" for k, n in stage["pairs"].items())
-        table.add_row(
-            stage["name"],
-            stage["state"],
-            f"{stage['rows']:,}",
-            f"{stage['kept']:,}",
-            f"{stage['not_measured']:,}",
-            f"{stage['seconds']:.1f}",
-            reasons,
-        )
-    return table
-
-
 def _show(options: argparse.Namespace, console: Console) -> int:
     from pipeline.inspect import show
     from pipeline.status import open_plan
     from pipeline.store import Run
 
     run = Run(options.run)
-    table = Table("column", "value", title=options.uid, show_lines=False)
+    table = Table("column", Column("value", overflow="fold"))
     for name, value in show(run, open_plan(run), options.uid).items():
-        table.add_row(name, _cell(value))
-    console.print(table, markup=False)
+        table.add_row(name, cell(value))
+    console.print(table)
     return 0
 
 
@@ -298,18 +276,6 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
         progress=Progress(console, options.quiet),
         console=console,
     )
-
-
-def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as dotted names and values."""
-    if not isinstance(value, dict):
-        return [(name, value)]
-    return [pair for key, part in value.items() for pair in flat(part, f"{name}.{key}".lstrip("."))]
-
-
-def _cell(value: Any) -> str:
-    text = f"{len(value):,} bytes" if isinstance(value, bytes) else str(value)
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import pyarrow as pa
 
+from models.weights import Dtype, device_of, pinned, revision_of
+
 __all__ = [
     "GlobalStage",
+    "ModelConfig",
     "Resources",
     "Stage",
     "StageConfig",
@@ -82,6 +85,64 @@ class StageConfig:
     def settings(self) -> dict[str, Any]:
         """Every field, thresholds included, as plain values."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(StageConfig):
+    """The settings of a stage that runs a neural model; subclasses name the default model.
+
+    Attributes:
+        model: A folder of `save_pretrained` or a name on the hub.
+        revision: A branch, tag or commit of the hub.
+        batch_size: Images at a time; unset fits the device. Halved where memory is short.
+        device: cpu, cuda, or auto for CUDA where there is one; a driver without a device that
+            leads workers with one must say cuda.
+        dtype: Of the weights; auto is bfloat16 on CUDA and float32 on a CPU.
+        cpus: Cores of a worker: threads that decode images and, without CUDA, compute.
+    """
+
+    stage: ClassVar[str]
+
+    model: str
+    revision: str | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    cpus: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "cpus"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{self.stage}.{name} must be at least 1, got {value}")
+
+    @property
+    def resources(self) -> Resources:
+        """A CUDA device where `device` means one, and `cpus` cores."""
+        gpus = 1.0 if device_of(self.device).startswith("cuda") else 0.0
+        return Resources(cpus=self.cpus, gpus=gpus)
+
+    def measurement(self) -> dict[str, Any]:
+        """The fields that change an answer, and which weights exactly in the place of the model.
+
+        Batch size, device and cores change an answer by rounding alone and stay out.
+
+        Raises:
+            FileNotFoundError: The model is neither a folder nor known to the hub.
+        """
+        fields = super().measurement()
+        for name in ("model", "revision", "batch_size", "device", "cpus"):
+            del fields[name]
+        return {**fields, "weights": revision_of(self.model, self.revision)}
+
+    def placement(self) -> dict[str, Any]:
+        """What `from_pretrained` of the model is told beside its name."""
+        return {
+            "revision": pinned(self.model, self.revision),
+            "device": self.device,
+            "dtype": self.dtype,
+            "threads": self.cpus,
+        }
 
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)

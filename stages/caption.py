@@ -5,22 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.weights import Dtype, device_of, pinned, revision_of
-from stages.base import Resources, Stage, StageConfig
+from stages.base import ModelConfig, Stage
 
 if TYPE_CHECKING:
     from models.blip import Captioner
 
 __all__ = ["CaptionConfig", "CaptionStage"]
-
-# What a run may change without changing a caption, rounding aside.
-EFFORT = ("batch_size", "device", "cpus")
 
 WRITES: dict[str, pa.DataType] = {
     "synthetic": pa.list_(pa.string()),
@@ -32,7 +28,7 @@ share of their words that were said before, 0.67 for "dai dai dai"."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionConfig(StageConfig):
+class CaptionConfig(ModelConfig):
     """How captions are written (CapFilt, arXiv:2201.12086, section 3.3 and 4.4).
 
     The paper draws one caption an image by nucleus sampling with p = 0.9; the lengths are those
@@ -41,7 +37,6 @@ class CaptionConfig(StageConfig):
     Attributes:
         model: The captioner: a folder of `save_pretrained` or a name on the hub; by default the
             released one, fine-tuned on COCO.
-        revision: A branch, tag or commit of the hub.
         decoding: nucleus, beam or greedy.
         num_captions: Captions an image; one for greedy, up to `num_beams` for beam.
         top_p: The mass of the nucleus.
@@ -53,15 +48,11 @@ class CaptionConfig(StageConfig):
         max_length: In tokens, [DEC] and the prompt counted.
         min_length: In tokens, [DEC] and the prompt counted.
         seed: Of the sampling.
-        batch_size: Images at a time; unset fits the device. Halved where memory is short.
-        device: cpu, cuda, or auto for CUDA where there is one; a driver without a device that
-            leads workers with one must say cuda.
-        dtype: Of the weights; auto is bfloat16 on CUDA and float32 on a CPU.
-        cpus: Cores of a worker: threads that decode images and, without CUDA, compute.
     """
 
+    stage = "caption"
+
     model: str = "Salesforce/blip-image-captioning-base"
-    revision: str | None = None
     decoding: Literal["nucleus", "beam", "greedy"] = "nucleus"
     num_captions: int = 1
     top_p: float = 0.9
@@ -72,17 +63,12 @@ class CaptionConfig(StageConfig):
     max_length: int = 20
     min_length: int = 5
     seed: int = 0
-    batch_size: int | None = None
-    device: str = "auto"
-    dtype: Dtype = "auto"
-    cpus: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_captions", "num_beams", "cpus", "max_length"):
+        super().__post_init__()
+        for name in ("num_captions", "num_beams", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"caption.{name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"caption.batch_size must be at least 1, got {self.batch_size}")
         most = {"greedy": 1, "beam": self.num_beams}.get(self.decoding, self.num_captions)
         if self.num_captions > most:
             raise ValueError(
@@ -103,23 +89,6 @@ class CaptionConfig(StageConfig):
                 f"caption.min_length must be from 0 to max_length ({self.max_length}), got "
                 f"{self.min_length}"
             )
-
-    @property
-    def resources(self) -> Resources:
-        """A CUDA device where `device` means one, and `cpus` cores."""
-        gpus = 1.0 if device_of(self.device).startswith("cuda") else 0.0
-        return Resources(cpus=self.cpus, gpus=gpus)
-
-    def measurement(self) -> dict[str, Any]:
-        """The fields that change a caption, and which weights exactly in the place of the model.
-
-        Raises:
-            FileNotFoundError: The model is neither a folder nor in the cache of the hub.
-        """
-        fields = super().measurement()
-        for name in (*EFFORT, "model", "revision"):
-            del fields[name]
-        return {**fields, "weights": revision_of(self.model, self.revision)}
 
 
 class CaptionStage(Stage[CaptionConfig]):
@@ -146,13 +115,7 @@ class CaptionStage(Stage[CaptionConfig]):
         from models.blip import Captioner
 
         config = self.config
-        self._captioner = Captioner.from_pretrained(
-            config.model,
-            revision=pinned(config.model, config.revision),
-            device=config.device,
-            dtype=config.dtype,
-            threads=config.cpus,
-        )
+        self._captioner = Captioner.from_pretrained(config.model, **config.placement())
 
     def annotate(self, rows: pa.Table) -> pa.Table:
         """Caption rows; see `Stage.annotate`."""

@@ -22,6 +22,7 @@ from stages import sources
 from stages.base import Stage, StageConfig
 from stages.fetch import FETCH_REASONS, Fetcher, FetchError
 from stages.schema import POOL
+from stages.sources import SourceConfig
 
 __all__ = ["DownloadConfig", "DownloadStage"]
 
@@ -39,16 +40,10 @@ _RESIZING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
-class DownloadConfig(StageConfig):
+class DownloadConfig(SourceConfig):
     """What to download, and as what to keep it.
 
     Attributes:
-        source: Lists (csv, tsv, parquet or jsonl, also .gz, .zst, .bz2; paths, globs or fsspec
-            URLs) and local folders, of images or of lists.
-        name: The `source` column of every row.
-        url_column: The column with the URLs; null recognises it.
-        caption_column: The column with the captions; null recognises it.
-        limit: Stop after this many rows of the sources.
         image_size: Pixels that `resize_mode` fits an image to. BLIP reads 384 x 384
             (arXiv:2201.12086).
         resize_mode: img2dataset's. keep_ratio fits the shorter side, so that a model's square
@@ -67,14 +62,8 @@ class DownloadConfig(StageConfig):
         max_pixels: The cap on width x height, checked before anything is decoded.
         max_redirects: How many redirects are followed.
         allow_private_addresses: Also download from loopback and private networks.
-        shard_size: Rows of a pool shard.
     """
 
-    source: str | tuple[str, ...]
-    name: str = "web"
-    url_column: str | None = None
-    caption_column: str | None = None
-    limit: int | None = None
     image_size: int = 384
     resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = (
         "keep_ratio"
@@ -92,19 +81,14 @@ class DownloadConfig(StageConfig):
     max_pixels: int = MAX_PIXELS
     max_redirects: int = 5
     allow_private_addresses: bool = False
-    shard_size: int = 1000
 
     def __post_init__(self) -> None:
-        if not self.source or not all(self.sources):
-            raise ValueError("download.source must name a list or a folder, got nothing")
+        super().__post_init__()
         _at_least("image_size", self.image_size, 1)
         _at_least("retries", self.retries, 0)
         _at_least("threads", self.threads, 1)
         _at_least("max_bytes", self.max_bytes, 1)
         _at_least("max_redirects", self.max_redirects, 0)
-        _at_least("shard_size", self.shard_size, 1)
-        if self.limit is not None:
-            _at_least("limit", self.limit, 1)
         if not 0 < self.timeout < float("inf"):
             raise ValueError(f"download.timeout must be seconds above 0, got {self.timeout}")
         if not 1 <= self.max_pixels <= 2 * MAX_PIXELS:
@@ -123,11 +107,6 @@ class DownloadConfig(StageConfig):
                 raise ValueError(f"download.{field} must be printable ASCII, got {value!r}")
         if not self.user_agent.strip():
             raise ValueError("download.user_agent must name who downloads, got nothing")
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """`source` as a tuple."""
-        return (self.source,) if isinstance(self.source, str) else self.source
 
     def measurement(self) -> dict[str, Any]:
         """Every field but those that only say how hard to try.

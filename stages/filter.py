@@ -11,8 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.weights import Dtype, device_of, pinned, revision_of
-from stages.base import Resources, Stage, StageConfig, threshold
+from stages.base import ModelConfig, Stage, threshold
 from stages.schema import web_captions
 
 if TYPE_CHECKING:
@@ -20,12 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FilterConfig", "FilterStage"]
 
-# What a run may change without changing a score, rounding aside.
-EFFORT = ("batch_size", "device", "cpus")
-
 
 @dataclass(frozen=True, kw_only=True)
-class FilterConfig(StageConfig):
+class FilterConfig(ModelConfig):
     """What matches (CapFilt, arXiv:2201.12086, section 3.3).
 
     Attributes:
@@ -33,51 +29,22 @@ class FilterConfig(StageConfig):
             released one, fine-tuned on COCO. It should not share its training with the
             captioner: where they share parameters it believes nearly all that the captioner
             says (section 4.5, table 4).
-        revision: A branch, tag or commit of the hub.
         min_itm: The least ITM probability of a text that is kept; 0.5 is the paper's rule, that
             the ITM head does not call the text unmatched.
-        batch_size: Images at a time; unset fits the device. Halved where memory is short.
-        device: cpu, cuda, or auto for CUDA where there is one; a driver without a device that
-            leads workers with one must say cuda.
-        dtype: Of the weights; auto is bfloat16 on CUDA and float32 on a CPU.
-        cpus: Cores of a worker: threads that decode images and, without CUDA, compute.
     """
 
+    stage = "filter"
+
     model: str = "Salesforce/blip-itm-base-coco"
-    revision: str | None = None
     min_itm: float = threshold(0.5)
-    batch_size: int | None = None
-    device: str = "auto"
-    dtype: Dtype = "auto"
-    cpus: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.min_itm <= 1:
             raise ValueError(
                 f"filter.min_itm must be a probability from 0 to 1, got {self.min_itm}; the "
                 f"paper's is 0.5"
             )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"filter.batch_size must be at least 1, got {self.batch_size}")
-        if self.cpus < 1:
-            raise ValueError(f"filter.cpus must be at least 1, got {self.cpus}")
-
-    @property
-    def resources(self) -> Resources:
-        """A CUDA device where `device` means one, and `cpus` cores."""
-        gpus = 1.0 if device_of(self.device).startswith("cuda") else 0.0
-        return Resources(cpus=self.cpus, gpus=gpus)
-
-    def measurement(self) -> dict[str, Any]:
-        """The fields that change a score, and which weights exactly in the place of the model.
-
-        Raises:
-            FileNotFoundError: The model is neither a folder nor in the cache of the hub.
-        """
-        fields = super().measurement()
-        for name in (*EFFORT, "model", "revision"):
-            del fields[name]
-        return {**fields, "weights": revision_of(self.model, self.revision)}
 
 
 class FilterStage(Stage[FilterConfig]):
@@ -123,13 +90,7 @@ class FilterStage(Stage[FilterConfig]):
         from models.blip import Matcher
 
         config = self.config
-        self._matcher = Matcher.from_pretrained(
-            config.model,
-            revision=pinned(config.model, config.revision),
-            device=config.device,
-            dtype=config.dtype,
-            threads=config.cpus,
-        )
+        self._matcher = Matcher.from_pretrained(config.model, **config.placement())
 
     def annotate(self, rows: pa.Table) -> pa.Table:
         """Score the texts of rows; see `Stage.annotate`."""

@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any, Literal
 
 import fsspec
 import numpy as np
@@ -27,13 +27,10 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from stages.base import digest
+from stages.base import StageConfig, digest
 from stages.schema import POOL, uid_of
 
-if TYPE_CHECKING:
-    from stages.download import DownloadConfig
-
-__all__ = ["LIST", "content_digest", "folders", "identity", "shards"]
+__all__ = ["LIST", "SourceConfig", "content_digest", "folders", "identity", "shards"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +58,41 @@ _HEAD = 1000  # records of JSON Lines that tell the columns
 _SIDECAR = 2**20  # bytes of a caption in a file of its own
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(StageConfig):
+    """Where the rows come from, and how they are cut into shards.
+
+    Attributes:
+        source: Lists (csv, tsv, parquet or jsonl, also .gz, .zst, .bz2; paths, globs or fsspec
+            URLs) and local folders, of images or of lists.
+        name: The `source` column of every row.
+        url_column: The column with the URLs; null recognises it.
+        caption_column: The column with the captions; null recognises it.
+        limit: Stop after this many rows of the sources.
+        shard_size: Rows of a pool shard.
+    """
+
+    source: str | tuple[str, ...]
+    name: str = "web"
+    url_column: str | None = None
+    caption_column: str | None = None
+    limit: int | None = None
+    shard_size: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.source or not all(self.sources):
+            raise ValueError("download.source must name a list or a folder, got nothing")
+        for field in ("limit", "shard_size"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"download.{field} must be at least 1, got {value}")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`source` as a tuple."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Rows as found: URLs, captions of the same length."""
@@ -70,7 +102,7 @@ class _Batch:
     local: bool = False
 
 
-def shards(config: DownloadConfig) -> Iterator[pa.Table]:
+def shards(config: SourceConfig) -> Iterator[pa.Table]:
     """The rows of the sources, a table for each shard of the pool.
 
     The sources are read twice: first to count the rows of each uid, then to give the first of
@@ -89,7 +121,7 @@ def shards(config: DownloadConfig) -> Iterator[pa.Table]:
     return _shards(config, repeats)
 
 
-def _shards(config: DownloadConfig, repeats: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
+def _shards(config: SourceConfig, repeats: npt.NDArray[np.int32]) -> Iterator[pa.Table]:
     columns = _empty()
     position = 0
     for batch in _batches(config):
@@ -116,7 +148,7 @@ def _empty() -> dict[str, list[Any]]:
     return {name: [] for name in LIST.names}
 
 
-def _repeats(config: DownloadConfig) -> npt.NDArray[np.int32]:
+def _repeats(config: SourceConfig) -> npt.NDArray[np.int32]:
     """For each row the further rows of its uid, or -1 where an earlier row has the same uid."""
     uids = bytearray()
     for batch in _batches(config):
@@ -133,19 +165,19 @@ def _repeats(config: DownloadConfig) -> npt.NDArray[np.int32]:
     return repeats
 
 
-def _changed(config: DownloadConfig) -> ValueError:
+def _changed(config: SourceConfig) -> ValueError:
     return ValueError(
         f"download.source changed while it was read: {', '.join(config.sources)}; "
         "run again when nothing writes to it"
     )
 
 
-def folders(config: DownloadConfig) -> tuple[Path, ...]:
+def folders(config: SourceConfig) -> tuple[Path, ...]:
     """The local folders of `source`, resolved: where `local` rows may read."""
     return tuple(Path(path).resolve() for path in map(_local, config.sources) if path.is_dir())
 
 
-def identity(config: DownloadConfig) -> dict[str, Any]:
+def identity(config: SourceConfig) -> dict[str, Any]:
     """What tells changed sources from unchanged ones without reading them.
 
     Returns:
@@ -174,7 +206,7 @@ def _identity(source: str) -> Any:
     return files
 
 
-def content_digest(config: DownloadConfig) -> str:
+def content_digest(config: SourceConfig) -> str:
     """SHA-256 over the bytes of the sources, in order: lists, images and their captions.
 
     Names count relative to the source, so sources that were moved keep their digest.
@@ -291,7 +323,7 @@ def _instead(source: str) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _batches(config: DownloadConfig) -> Iterator[_Batch]:
+def _batches(config: SourceConfig) -> Iterator[_Batch]:
     """The rows of all sources, in order, up to `limit`."""
     left = config.limit
     for source in config.sources:
@@ -310,7 +342,7 @@ def _batches(config: DownloadConfig) -> Iterator[_Batch]:
                     return
 
 
-def _list_batches(place: _List, config: DownloadConfig) -> Iterator[_Batch]:
+def _list_batches(place: _List, config: SourceConfig) -> Iterator[_Batch]:
     names = _Names(place.path, config.url_column, config.caption_column)
     try:
         yield from _READERS[place.kind](place, names)
@@ -514,7 +546,7 @@ def _texts(column: pa.Array[Any], name: str, names: _Names) -> list[str | None]:
     return [None if value is None else value.decode("utf-8", "replace") for value in values]
 
 
-def _folder_batches(folder: _Folder, config: DownloadConfig) -> Iterator[_Batch]:
+def _folder_batches(folder: _Folder, config: SourceConfig) -> Iterator[_Batch]:
     """The images of a folder by path, each with its captions.
 
     Captions come from metadata.jsonl or metadata.csv (`file_name` and a caption column; several
@@ -537,7 +569,7 @@ def _folder_batches(folder: _Folder, config: DownloadConfig) -> Iterator[_Batch]
     yield _Batch(urls, captions, local=True)
 
 
-def _metadata(folder: _Folder, config: DownloadConfig) -> dict[str, list[str | None]]:
+def _metadata(folder: _Folder, config: SourceConfig) -> dict[str, list[str | None]]:
     """The captions that the metadata file of a folder gives for each relative path."""
     listed: dict[str, list[str | None]] = {}
     for file in METADATA_FILES:

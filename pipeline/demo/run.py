@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.cli import flat, funnel_table
 from pipeline.demo import truth, web
 from pipeline.demo.language import train_language
 from pipeline.demo.server import SiteServer
@@ -24,6 +23,7 @@ from pipeline.progress import Progress
 from pipeline.session import Session, write_report
 from pipeline.status import funnel
 from pipeline.store import Run
+from pipeline.tables import flat, funnel_table
 
 __all__ = ["demo", "prepare"]
 
