@@ -41,6 +41,7 @@ __all__ = [
     "Size",
     "contrast_loss",
     "contrast_targets",
+    "gather",
     "hard_negatives",
     "lm_labels",
     "lm_loss",
@@ -234,6 +235,7 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float
 ) -> Tensor:
     """Attention of (n, heads, L, d), heads joined again; `mask` is additive."""
+    mask = None if mask is None else mask.to(query.dtype)
     if query.device.type != "cpu":
         context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, dropout_p=dropout
@@ -245,7 +247,7 @@ def _attend(
         length = scores.shape[-1]
         mask = torch.full((length, length), -torch.inf, dtype=scores.dtype).triu(1)
     if mask is not None:
-        scores = scores + mask.to(scores.dtype)
+        scores = scores + mask
     weights = F.dropout(scores.softmax(dim=-1).to(value.dtype), dropout)
     return (weights @ value).transpose(1, 2).flatten(2)
 
@@ -336,7 +338,7 @@ def read_texts(
 # --- the momentum model and its queue ------------------------------------------------------------
 
 
-def _gather(x: Tensor) -> Tensor:
+def gather(x: Tensor) -> Tensor:
     """The rows of every rank, in rank order; the rows themselves where there is one."""
     if not torch.distributed.is_initialized():
         return x
@@ -407,7 +409,7 @@ class Momentum(nn.Module):
         """
         if not self.size:
             return
-        images, texts, ids = _gather(images), _gather(texts), _gather(ids)
+        images, texts, ids = gather(images), gather(texts), gather(ids)
         check_queue(self.size, len(ids))
         at = int(self.written) % self.size
         self.images[at : at + len(ids)] = images

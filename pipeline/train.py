@@ -28,7 +28,7 @@ from torch import Tensor
 
 from models.augmentation import View
 from models.images import ImageError, Preprocess, open_rgb
-from models.med import MED, Batch
+from models.med import MED, Batch, gather
 from models.queue import check_queue
 from pipeline.objective import PARTS, TrainConfig
 from pipeline.pairs import Example, Pairs, Position, pre_caption, seed_of
@@ -271,6 +271,8 @@ class _Training:
 
     def save_checkpoint(self) -> None:
         """Write everything a later call needs into one file, or leave the old one."""
+        at = [self.position.epoch, self.position.block, self.position.offset, self.unreadable]
+        ranks = gather(torch.tensor([at], device=self.device)).tolist()
         if self.rank:
             return
         tensors = {
@@ -279,8 +281,7 @@ class _Training:
         state = {
             "identity": self.identity,
             "step": self.step,
-            "position": dataclasses.asdict(self.position),
-            "unreadable": self.unreadable,
+            "ranks": ranks,
         }
         partial = self.checkpoint.with_name(self.checkpoint.name + ".partial")
         save_file(tensors, partial, metadata={"state": json.dumps(state)})
@@ -300,16 +301,15 @@ class _Training:
                 kind, _, name = key.partition(".")
                 if kind == "optimizer":
                     slot, _, name = name.partition(".")
-                    value = file.get_tensor(key)
-                    on = torch.device("cpu") if slot == "step" else self.device
-                    self.optimizer.state[named[name]][slot] = value.to(on)
+                    value = file.get_tensor(key).to(self.device)
+                    self.optimizer.state[named[name]][slot] = value
         with safe_open(self.checkpoint, "pt") as file, torch.no_grad():
             for key, tensor in self.tensors().items():
                 if not key.startswith("optimizer."):
                     tensor.copy_(file.get_tensor(key))
         self.step = state["step"]
-        self.position = Position(**state["position"])
-        self.unreadable = state["unreadable"]
+        epoch, block, offset, self.unreadable = state["ranks"][self.rank]
+        self.position = Position(epoch=epoch, block=block, offset=offset)
         logger.info("%s goes on from step %d", self.out.name, self.step)
         return self.step
 

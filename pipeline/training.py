@@ -10,8 +10,10 @@ import dataclasses
 import glob
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
+from models.weights import revision_of
 from pipeline.manifest import Manifest, Plan
 from pipeline.store import Run
 from stages.base import Resources, digest
@@ -91,11 +93,14 @@ class Training:
             if path.endswith(".jsonl"):
                 with open(path, "rb") as file:
                     data[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        model = Path(self.config.model)
+        folders = (model, model / "captioner", model / "matcher")
+        start = [revision_of(str(f)) for f in folders if any(f.glob("*.safetensors"))]
         before = [Training(self.manifest, n).fingerprint for n in self._needs()]
         settings = dataclasses.asdict(self.config)
         for field in EFFORT:
             del settings[field]
-        return digest({"settings": settings, "data": data, "before": before})
+        return digest({"settings": settings, "data": data, "start": start, "before": before})
 
     def _needs(self) -> tuple[str, ...]:
         return Plan(self.manifest).trainings(self.name)

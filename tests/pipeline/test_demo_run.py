@@ -1,6 +1,7 @@
 """The demo's whole chain on a small web with few steps: what it learns is not judged here."""
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from pipeline.progress import Progress
 from pipeline.session import write_report
 from pipeline.status import funnel
 from pipeline.store import Run
+from pipeline.training import Training
 
 
 @pytest.fixture(scope="module")
@@ -81,4 +83,19 @@ def test_the_truth_is_never_an_input(ended):
 def test_the_web_of_another_seed_is_refused(ended):
     run, _, _ = ended
     with pytest.raises(ValueError, match="holds the web of seed 3"):
-        demo_run.prepare(demo_run.Path(run.at("web")), 4, Progress(Console(quiet=True), quiet=True))
+        demo_run.prepare(Path(run.at("web")), 4, Progress(Console(quiet=True), quiet=True))
+
+
+def test_a_training_is_done_until_something_it_depends_on_changes(ended):
+    run, plan, _ = ended
+    training = Training(plan.manifest, "captioner")
+    assert training.is_done
+    source = json.loads(json.dumps(plan.manifest.source))
+    source["train"]["captioner"]["lr"] = 1e-4
+    assert not Training(Manifest.parse(source), "captioner").is_done
+    human = Path(run.at("web", "human.jsonl"))
+    before = human.read_text()
+    human.write_text(before + before.splitlines()[0] + "\n")
+    assert not Training(plan.manifest, "captioner").is_done
+    human.write_text(before)
+    assert Training(plan.manifest, "captioner").is_done
