@@ -394,12 +394,16 @@ class Plan:
         """Where the summary of a global stage lies."""
         return (*self.folder(name), f"summary-{self.decision(name)[:8]}")
 
-    def trainings(self, name: str) -> tuple[str, ...]:
-        """The trainings of this manifest whose models a stage or a training names."""
-        config = self.manifest.train.get(name) or self.manifest.stages.get(name)
+    def trainings(self, config: Any) -> tuple[str, ...]:
+        """The trainings behind the model that the config of a stage or of a training names.
+
+        In the order in which they are to be done.
+        """
         model = getattr(config, "model", None)
         root = f"{self.manifest.run.rstrip('/')}/models/"
         if not isinstance(model, str) or not model.startswith(root):
             return ()
         needed = model.removeprefix(root).split("/")[0]
-        return (*self.trainings(needed), needed) if needed in self.manifest.train else ()
+        if needed not in self.manifest.train:
+            return ()
+        return (*self.trainings(self.manifest.train[needed]), needed)

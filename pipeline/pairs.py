@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import fsspec
 import pyarrow.parquet as pq
 
 __all__ = ["Example", "Pairs", "Position", "pre_caption", "read_lines", "seed_of"]
@@ -63,11 +65,19 @@ class Sample:
 
     image_id: str
     captions: tuple[str, ...]
-    image: bytes | Path
+    image: bytes | str
 
     def read(self) -> bytes:
-        """The encoded image."""
-        return self.image if isinstance(self.image, bytes) else self.image.read_bytes()
+        """The encoded image.
+
+        Raises:
+            FileNotFoundError: The path that a JSON-lines file names is not there.
+        """
+        if isinstance(self.image, bytes):
+            return self.image
+        with fsspec.open(self.image, "rb") as file:
+            encoded: bytes = file.read()
+        return encoded
 
 
 class Unit(Protocol):
@@ -100,7 +110,8 @@ class RowGroup:
 
     def load(self) -> list[Sample]:
         """The samples whose image and caption are not null; rows of one uid are joined."""
-        rows = pq.ParquetFile(self.path).read_row_group(self.index, columns=self.columns)
+        with open_parquet(self.path) as file:
+            rows = file.read_row_group(self.index, columns=self.columns)
         images: dict[str, bytes] = {}
         captions: dict[str, list[str]] = {}
         for i, row in enumerate(rows.to_pylist()):
@@ -136,9 +147,9 @@ def read_lines(path: str) -> list[Sample]:
     Raises:
         ValueError: A line is not an object with an image and captions.
     """
-    folder = Path(path).resolve().parent
+    folder = path.rpartition("/")[0] if "://" in path else str(Path(path).resolve().parent)
     captions: dict[str, list[str]] = {}
-    with open(path, encoding="utf-8") as lines:
+    with fsspec.open(path, "r", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             row = json.loads(line) if line.strip() else {}
             if not row:
@@ -152,7 +163,7 @@ def read_lines(path: str) -> list[Sample]:
             texts = [texts] if isinstance(texts, str) else texts
             captions.setdefault(row["image"], []).extend(text for text in texts if text)
     return [
-        Sample(str(folder / image), tuple(texts), folder / image)
+        Sample(f"{folder}/{image}", tuple(texts), f"{folder}/{image}")
         for image, texts in captions.items()
         if texts
     ]
@@ -164,8 +175,15 @@ def units_of(path: str) -> list[Unit]:
         samples = read_lines(path)
         starts = range(0, len(samples), LINES_A_UNIT)
         return [Lines(samples[start : start + LINES_A_UNIT]) for start in starts]
-    file = pq.ParquetFile(path)
-    return [RowGroup(path, index, file) for index in range(file.num_row_groups)]
+    with open_parquet(path) as file:
+        return [RowGroup(path, index, file) for index in range(file.num_row_groups)]
+
+
+@contextlib.contextmanager
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, local or at any fsspec URL."""
+    with fsspec.open(path, "rb") as file:
+        yield pq.ParquetFile(file)
 
 
 class Pairs:

@@ -119,7 +119,8 @@ class Session:
             raise ValueError(
                 f"the manifest trains no such model; it has {', '.join(self.manifest.train) or '-'}"
             )
-        needed = [key for key in chosen for key in (*self.runner.plan.trainings(key), key)]
+        plan = self.runner.plan
+        needed = [n for key in chosen for n in (*plan.trainings(self.manifest.train[key]), key)]
         self._train(tuple(dict.fromkeys(needed)))
 
     def _stages(self, until: str | None) -> Sequence[str]:
@@ -138,17 +139,18 @@ class Session:
         The first stage that takes a trained model waits for those of all stages, so that
         they are trained side by side.
         """
-        plan = self.runner.plan
-        if not plan.trainings(name):
+        plan, stages = self.runner.plan, self.manifest.stages
+        if not plan.trainings(stages[name]):
             return ()
-        found = [training for stage in self.manifest.stages for training in plan.trainings(stage)]
+        found = [training for stage in stages.values() for training in plan.trainings(stage)]
         return tuple(dict.fromkeys(found))
 
     def _train(self, names: tuple[str, ...]) -> None:
         """Train what is not trained yet, those that need nothing of each other side by side."""
         left = [name for name in names if not self._training(name).is_done]
         while left:
-            wave = [n for n in left if not set(self.runner.plan.trainings(n)) & set(left)]
+            needs = {n: set(self.runner.plan.trainings(self.manifest.train[n])) for n in left}
+            wave = [name for name in left if not needs[name] & set(left)]
             assert wave, f"trainings {left} wait for each other"
             self.runner.release()
             self.cluster.start()

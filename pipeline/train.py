@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -30,6 +31,7 @@ from models.augmentation import View
 from models.images import ImageError, Preprocess, open_rgb
 from models.med import MED, Batch, gather
 from models.queue import check_queue
+from models.weights import revision_of
 from pipeline.objective import PARTS, TrainConfig
 from pipeline.pairs import Example, Pairs, Position, pre_caption, seed_of
 from stages.base import digest
@@ -149,14 +151,8 @@ class _Training:
             self.med.start_momentum(queue_size=config.queue_size, decay=config.momentum)
         self.med.to(self.device).train()
         self.optimizer = make_optimizer(self.med, config)
-        sizes = [(os.path.basename(file), os.path.getsize(file)) for file in files]
-        self.identity = digest(
-            [
-                dataclasses.asdict(config) | {"data": (), "checkpoint_every": 0},
-                sizes,
-                self.num_ranks,
-            ]
-        )
+        settings = dataclasses.asdict(config) | {"data": (), "checkpoint_every": 0}
+        self.identity = digest([settings, start_of(config), contents(files), self.num_ranks])
         self.step = 0
         self.position = Position()
         self.unreadable = 0
@@ -321,6 +317,18 @@ class _Training:
         # A row that a killed call left unfinished is behind the checkpoint.
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
         self.log.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+
+
+def start_of(config: TrainConfig) -> list[str]:
+    """Which weights a training starts from: revisions where it starts from folders."""
+    folders = [Path(config.model), *(Path(config.model, part) for part in ("captioner", "matcher"))]
+    return [revision_of(str(f)) for f in folders if (f / "model.safetensors").is_file()]
+
+
+def contents(files: Sequence[str]) -> list[tuple[str, int]]:
+    """Name and size of each file."""
+    found = [fsspec.core.url_to_fs(file) for file in files]
+    return [(os.path.basename(path), fs.size(path)) for fs, path in found]
 
 
 def use_bf16(config: TrainConfig, device: torch.device) -> bool:

@@ -103,7 +103,7 @@ class Training:
         return digest({"settings": settings, "data": data, "start": start, "before": before})
 
     def _needs(self) -> tuple[str, ...]:
-        return Plan(self.manifest).trainings(self.name)
+        return Plan(self.manifest).trainings(self.config)
 
     @property
     def is_done(self) -> bool:

@@ -200,9 +200,9 @@ def show(console: Console, run: Run, plan: Plan, judged: dict[str, Any]) -> None
     found = run.read_json("evaluation.json")
     names = list(found)
     table = Table("metric", *names, title="held-out images", title_justify="left")
-    rows = [dict(flat(found[name]["metrics"])) for name in names]
-    for metric in rows[0]:
-        values = [row.get(metric) for row in rows]
+    columns = [dict(flat(found[name]["metrics"])) for name in names]
+    for metric in dict.fromkeys(metric for column in columns for metric in column):
+        values = (column.get(metric, "-") for column in columns)
         table.add_row(metric, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
     console.print(table)
 

@@ -63,7 +63,7 @@ def test_stock_transformers_loads_all_that_was_trained(ended):
 def test_both_new_models_are_evaluated_and_the_result_is_shown(ended, capsys):
     run, plan, judged = ended
     found = run.read_json("evaluation.json")
-    assert list(found) == ["raw", "curated"]
+    assert list(found) == ["raw", "filter", "captioner", "curated"]
     write_report(run, plan)
     demo_run.show(Console(width=120), run, plan, judged)
     out = capsys.readouterr().out

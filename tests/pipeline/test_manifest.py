@@ -131,3 +131,26 @@ def test_each_stage_is_one_word_everywhere():
         assert stage.config_type.__name__ == f"{name.title()}Config"
         assert (root / "tests" / "stages" / f"test_{name}.py").exists()
         assert stage.reasons is not None and stage.version >= 1
+
+
+def test_a_model_trained_by_the_manifest_comes_with_what_it_starts_from(tmp_path):
+    content = {
+        "name": "m",
+        "stages": {
+            "download": {"source": "x"},
+            "caption": {"model": "train:captioner"},
+            "filter": {"model": "train:filter"},
+        },
+        "train": {
+            "pretrain": {"objective": "pretrain", "model": "base"},
+            "captioner": {"objective": "captioner", "model": "train:pretrain"},
+            "filter": {"objective": "filter", "model": "train:pretrain"},
+        },
+    }
+    manifest = Manifest.load(write(tmp_path, content))
+    plan = Plan(manifest)
+    assert manifest.stages["filter"].model == "runs/m/models/filter"
+    assert plan.trainings(manifest.stages["caption"]) == ("pretrain", "captioner")
+    assert plan.trainings(manifest.stages["filter"]) == ("pretrain", "filter")
+    assert plan.trainings(manifest.train["filter"]) == ("pretrain",)
+    assert plan.trainings(manifest.train["pretrain"]) == ()

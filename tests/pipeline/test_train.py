@@ -1,6 +1,9 @@
 import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from models.med import MED, Size
 from pipeline.objective import TrainConfig
 from pipeline.train import TrainResult, learning_rate, make_optimizer, train
 
+ROOT = Path(__file__).resolve().parents[2]
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 60, 230), "grey": (128,) * 3}
 NANO = Size(
     vision_width=32,
@@ -61,7 +65,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def config_of(tokenizer: str, **settings: Any) -> TrainConfig:
+def config_of(tokenizer: str | None, **settings: Any) -> TrainConfig:
     plain: dict[str, Any] = {
         "model": "nano",
         "tokenizer": tokenizer,
@@ -151,6 +155,15 @@ def test_a_checkpoint_of_another_config_is_not_taken_up(
     assert [row["step"] for row in metrics(tmp_path / "model")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_checkpoint_of_other_starting_weights_is_not_taken_up(
+    tokenizer: str, pairs: str, tmp_path: Path
+) -> None:
+    config = config_of(None, objective="filter", model=str(tmp_path / "start"))
+    for seed, resumed_from in ((0, 0), (0, 3), (1, 0)):
+        train(config_of(tokenizer, steps=1, seed=seed), [pairs], tmp_path / "start")
+        assert train(config, [pairs], tmp_path / "model", stop_at=3).resumed_from == resumed_from
+
+
 def test_loaders_change_nothing_but_the_time(tokenizer: str, pairs: str, tmp_path: Path) -> None:
     for name, loaders in (("none", 0), ("two", 2)):
         config = config_of(tokenizer, loaders=loaders, augment="paper", steps=4)
@@ -171,6 +184,54 @@ def test_training_learns_to_name_colours(tokenizer: str, pairs: str, tmp_path: P
 def test_bf16_trains(tokenizer: str, pairs: str, tmp_path: Path) -> None:
     result = train(config_of(tokenizer, precision="bf16"), [pairs], tmp_path / "model")
     assert all(0 < loss < 10 for loss in result.losses.values())
+
+
+RANK = """
+import json, sys
+from pathlib import Path
+import torch
+from models import med
+from pipeline.objective import TrainConfig
+from pipeline.train import _Training
+settings, pairs, out, meeting, rank = json.loads(sys.argv[1])
+med.SIZES["nano"] = med.Size(**settings.pop("nano"))
+torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+config = TrainConfig(**settings)
+_Training(config, [pairs], Path(out), config.tokenizer).run(stop_at=1)
+training = _Training(config, [pairs], Path(out), config.tokenizer)
+result = training.run(None)
+momentum = training.med.momentum
+digest = sum(p.double().abs().sum().item() for p in training.med.parameters())
+print(json.dumps([digest, momentum.ids.tolist(), result.images, result.resumed_from]))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_ranks_train_one_model_on_disjoint_images(
+    tokenizer: str, pairs: str, tmp_path: Path
+) -> None:
+    settings = dataclasses.asdict(config_of(tokenizer, objective="filter", steps=2, queue_size=16))
+    settings["nano"] = dataclasses.asdict(dataclasses.replace(NANO, dropout=0.0))
+    meeting = f"file://{tmp_path}/meeting"
+    command = [sys.executable, "-c", RANK]
+    ranks = [
+        subprocess.Popen(
+            [*command, json.dumps([settings, pairs, str(tmp_path / "model"), meeting, rank])],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    first, second = (
+        json.loads(rank.communicate(timeout=120)[0].splitlines()[-1]) for rank in ranks
+    )
+    # The same weights and the same queue, of the images of both.
+    assert first == second
+    _, ids, images, resumed_from = first
+    assert (images, resumed_from) == (16, 1)
+    assert len(set(ids)) == 16
+    assert [row["step"] for row in metrics(tmp_path / "model")] == [1, 2]
 
 
 # --- what is saved
@@ -288,7 +349,7 @@ def test_a_batch_larger_than_the_data_is_refused(
 
 def test_a_size_needs_a_tokenizer(pairs: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a tokenizer"):
-        train(config_of(None), [pairs], tmp_path / "model")  # type: ignore[arg-type]
+        train(config_of(None), [pairs], tmp_path / "model")
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
