@@ -88,13 +88,13 @@ class Size:
 SIZES = {
     "tiny": Size(
         vision_width=96,
-        vision_layers=3,
+        vision_layers=4,
         vision_heads=3,
         text_width=96,
         text_layers=2,
         text_heads=3,
         image_size=64,
-        patch=8,
+        patch=16,
         embedding=64,
         positions=64,
         dropout=0.0,

@@ -31,8 +31,8 @@ MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 MINIATURE = Path(__file__).resolve().parent / "miniature"
 """The model that captioner and filter start from, as `--from-scratch` makes it."""
 
-MINIATURE_SEED = 1_000_003
-MINIATURE_PAGES = 20_000
+MINIATURE_WEB = {"seed": 1_000_003, "num_pages": 3000, "num_human": 20_000}
+"""The miniature's own world, whose pictures no other seed draws."""
 PORT = 8757
 """Preferred, so that two runs of one seed crawl the same addresses."""
 
@@ -108,9 +108,9 @@ def carry_out(
 
 
 def miniature(run: Path, workers: int | None, progress: Progress) -> Path:
-    """Pre-train the miniature on a larger web of its own, as manifests/miniature.yaml says."""
+    """Pre-train the miniature on a world of its own, as manifests/miniature.yaml says."""
     folder = run / "web"
-    port = prepare(folder, MINIATURE_SEED, progress, num_pages=MINIATURE_PAGES)
+    port = prepare(folder, progress=progress, **MINIATURE_WEB)
     overrides = [
         f"download.source={folder / 'pairs.parquet'}",
         f"train.miniature.tokenizer={folder / 'tokenizer'}",
@@ -121,7 +121,9 @@ def miniature(run: Path, workers: int | None, progress: Progress) -> Path:
     return run / "models" / "miniature"
 
 
-def prepare(folder: Path, seed: int, progress: Progress, num_pages: int = 3000) -> int:
+def prepare(
+    folder: Path, seed: int, progress: Progress, *, num_pages: int = 3000, num_human: int = 360
+) -> int:
     """Draw the web and train its language, unless they are there, and give the port to serve on.
 
     Raises:
@@ -137,7 +139,13 @@ def prepare(folder: Path, seed: int, progress: Progress, num_pages: int = 3000) 
         return int(made["port"])
     port = _free_port()
     started = time.monotonic()
-    web.build(folder, base_url=f"http://127.0.0.1:{port}", seed=seed, num_pages=num_pages)
+    web.build(
+        folder,
+        base_url=f"http://127.0.0.1:{port}",
+        seed=seed,
+        num_pages=num_pages,
+        num_human=num_human,
+    )
     train_language(folder / "language", seed=seed)
     write_tokenizer(folder / "tokenizer")
     store.write_json({"seed": seed, "port": port}, "web.json")
