@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import BlipConfig
+from transformers.utils.logging import disable_progress_bar
 
 from models.blip import Captioner
 from models.images import Preprocess
@@ -59,6 +60,7 @@ def evaluate(
     Raises:
         ValueError: The file holds no images, or the model is neither.
     """
+    disable_progress_bar()  # transformers draws one for each model that it loads
     samples = read_lines(test)
     if len(samples) < 2:
         raise ValueError(f"{test} holds {len(samples)} images with captions; two are the least")
