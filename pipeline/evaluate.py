@@ -60,7 +60,7 @@ def evaluate(
     Raises:
         ValueError: The file holds no images, or the model is neither.
     """
-    disable_progress_bar()  # transformers draws one for each model that it loads
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     samples = read_lines(test)
     if len(samples) < 2:
         raise ValueError(f"{test} holds {len(samples)} images with captions; two are the least")
