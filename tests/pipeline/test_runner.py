@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -247,12 +248,21 @@ def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, 
     path.write_text(yaml.safe_dump(json.loads(json.dumps(made.source)), sort_keys=False))
     command = [sys.executable, "-m", "pipeline.cli", "run", str(path), "--quiet", "--workers", "2"]
     root = Path(__file__).parents[2]
-    for wanted in ("pool/00001.parquet", "annotations/clean-*/00000.parquet", "curated/0*.parquet"):
+    moments = (
+        "list/_list.json",
+        "pool/0*.parquet",
+        "annotations/clean-*/0*.parquet",
+        "annotations/dedup-*/0*.parquet",
+        "curated/0*.parquet",
+    )
+    chance = random.Random(7)
+    for wanted in moments:
         process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 90
         while not list((tmp_path / "r").glob(wanted)) and process.poll() is None:
             assert time.monotonic() < deadline, f"{wanted} never came"
             time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.communicate()
     finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
