@@ -29,25 +29,11 @@ from transformers import (
     BlipForImageTextRetrieval,
 )
 
+from models.contrast import Momentum, contrast_loss, contrast_targets, hard_negatives
 from models.images import Preprocess
-from models.queue import check_queue
+from models.towers import Memory, read_texts, remember, see
 
-__all__ = [
-    "MED",
-    "SIZES",
-    "Batch",
-    "Momentum",
-    "Part",
-    "Size",
-    "contrast_loss",
-    "contrast_targets",
-    "gather",
-    "hard_negatives",
-    "lm_labels",
-    "lm_loss",
-    "read_texts",
-    "see",
-]
+__all__ = ["IGNORED", "MED", "SIZES", "Batch", "Part", "Size", "lm_labels", "lm_loss"]
 
 Part = Literal["captioner", "matcher"]
 
@@ -142,59 +128,6 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
-# --- losses ---------------------------------------------------------------------------------
-
-
-def contrast_targets(
-    ids: Tensor, all_ids: Tensor, momentum_similarity: Tensor, alpha: float
-) -> Tensor:
-    """The soft targets of ITC: the momentum model's belief mixed with the truth.
-
-    The truth is spread evenly over all candidates of the same image, as BLIP does in retrieval
-    fine-tuning; where every image is met once it is one-hot, as in BLIP's pre-training.
-
-    Args:
-        ids: (n,) image ids of the rows.
-        all_ids: (m,) image ids of the candidates; each row has at least one of its own.
-        momentum_similarity: (n, m) similarities over temperature from the momentum encoders.
-        alpha: Weight of the momentum model, 0 to 1.
-
-    Returns:
-        (n, m), rows that sum to 1.
-    """
-    same = (ids[:, None] == all_ids[None, :]).to(momentum_similarity.dtype)
-    truth = same / same.sum(dim=1, keepdim=True)
-    return alpha * momentum_similarity.softmax(dim=1) + (1 - alpha) * truth
-
-
-def contrast_loss(similarity: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of (n, m) similarities over temperature with soft (n, m) targets."""
-    return -(F.log_softmax(similarity, dim=1) * targets).sum(dim=1).mean()
-
-
-def hard_negatives(
-    similarity: Tensor, ids: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
-    """One wrong partner for each row, drawn in proportion to softmax(similarity) + 1e-4.
-
-    The constant is BLIP's, and keeps rows whose weights underflow from failing.
-
-    Args:
-        similarity: (n, n) similarities over temperature within the batch.
-        ids: (n,) image ids; a candidate with the row's image is never drawn.
-        generator: Source of the draw, on the device of `similarity`.
-
-    Returns:
-        int64 (n,), -1 where every candidate has the row's image.
-    """
-    weights = similarity.detach().float().softmax(dim=1) + 1e-4
-    weights = weights.masked_fill(ids[:, None] == ids[None, :], 0.0)
-    alone = weights.sum(dim=1) == 0
-    weights = weights.masked_fill(alone[:, None], 1.0)
-    drawn = torch.multinomial(weights, 1, generator=generator).squeeze(1)
-    return drawn.masked_fill(alone, -1)
-
-
 def lm_labels(tokens: Tensor, pad: int, prompt: int = 0) -> Tensor:
     """The next token of each position; IGNORED at padding and within the prompt.
 
@@ -219,206 +152,6 @@ def lm_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
         ignore_index=IGNORED,
         label_smoothing=smoothing,
     )
-
-
-# --- towers: the stock modules, with fused attention -------------------------------------------
-
-Memory = list[tuple[Tensor, Tensor]]
-"""For each text layer, the keys and values (n, heads, patches, d) of its cross-attention."""
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
-    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float
-) -> Tensor:
-    """Attention of (n, heads, L, d), heads joined again; `mask` is additive."""
-    mask = None if mask is None else mask.to(query.dtype)
-    if query.device.type != "cpu":
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, dropout_p=dropout
-        )
-        return context.transpose(1, 2).flatten(2)
-    # On a CPU the fused kernel's backward is several times slower than two products.
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-    if causal:
-        length = scores.shape[-1]
-        mask = torch.full((length, length), -torch.inf, dtype=scores.dtype).triu(1)
-    if mask is not None:
-        scores = scores + mask
-    weights = F.dropout(scores.softmax(dim=-1).to(value.dtype), dropout)
-    return (weights @ value).transpose(1, 2).flatten(2)
-
-
-def see(vision: Any, pixels: Tensor, *, first_only: bool = False) -> Tensor:
-    """Encode images: what `BlipVisionModel` gives as last_hidden_state.
-
-    Args:
-        vision: A `BlipVisionModel`.
-        pixels: (n, 3, S, S).
-        first_only: Leave out of the last layer all that [CLS] does not need.
-
-    Returns:
-        (n, 1 + patches, width), [CLS] first and, with `first_only`, alone.
-    """
-    x = vision.embeddings(pixels)
-    for layer in vision.encoder.layers:
-        attention = layer.self_attn
-        dropout = attention.dropout.p if attention.training else 0.0
-        qkv = attention.qkv(layer.layer_norm1(x))
-        q, k, v = (_split(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
-        if first_only and layer is vision.encoder.layers[-1]:
-            x, q = x[:, :1], q[:, :, :1]
-        x = x + attention.projection(_attend(q, k, v, None, False, dropout))
-        x = x + layer.mlp(layer.layer_norm2(x))
-    hidden: Tensor = vision.post_layernorm(x)
-    return hidden
-
-
-def remember(text: Any, images: Tensor) -> Memory:
-    """The cross-attention keys and values of images, once for every text that looks at them."""
-    crosses = [layer.crossattention.self for layer in text.encoder.layer]
-    return [
-        (
-            _split(cross.key(images), cross.num_attention_heads),
-            _split(cross.value(images), cross.num_attention_heads),
-        )
-        for cross in crosses
-    ]
-
-
-def read_texts(
-    text: Any,
-    tokens: Tensor,
-    mask: Tensor | None = None,
-    memory: Memory | None = None,
-    *,
-    causal: bool = False,
-    first_only: bool = False,
-) -> Tensor:
-    """Encode texts: what `BlipTextModel` gives as last_hidden_state.
-
-    Args:
-        text: A `BlipTextModel`.
-        tokens: int64 (n, L).
-        mask: bool (n, L), true at tokens and false at padding. A causal reader of texts padded on
-            the right needs none: no token sees the padding behind it.
-        memory: Of the images the texts look at; without it the reading is unimodal.
-        causal: Whether a token sees only those before it, as in the decoder.
-        first_only: Leave out of the last layer all that the first token does not need.
-
-    Returns:
-        (n, L, width), or (n, 1, width) with `first_only`.
-    """
-    x = text.embeddings(input_ids=tokens)
-    bias = None
-    if mask is not None:
-        bias = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
-        bias = bias[:, None, None, :]
-    for i, layer in enumerate(text.encoder.layer):
-        own = layer.attention.self
-        dropout = own.dropout.p if own.training else 0.0
-        heads = own.num_attention_heads
-        k, v = _split(own.key(x), heads), _split(own.value(x), heads)
-        if first_only and layer is text.encoder.layer[-1]:
-            x = x[:, :1]
-        q = _split(own.query(x), heads)
-        x = layer.attention.output(_attend(q, k, v, bias, causal, dropout), x)
-        if memory is not None:
-            cross = layer.crossattention
-            q = _split(cross.self.query(x), heads)
-            x = cross.output(_attend(q, *memory[i], None, False, dropout), x)
-        x = layer.feed_forward_chunk(x)
-    hidden: Tensor = x
-    return hidden
-
-
-# --- the momentum model and its queue ------------------------------------------------------------
-
-
-def gather(x: Tensor) -> Tensor:
-    """The rows of every rank, in rank order; the rows themselves where there is one."""
-    if not torch.distributed.is_initialized():
-        return x
-    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
-
-
-class Momentum(nn.Module):
-    """A slow copy of the contrastive encoders and the last embeddings it made (MoCo's queue).
-
-    Candidates that were never written are left out, where BLIP starts from random vectors: the
-    same after the first `size` pairs.
-    """
-
-    images: Tensor
-    texts: Tensor
-    ids: Tensor
-    written: Tensor
-
-    def __init__(self, matcher: BlipForImageTextRetrieval, size: int, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.size = size
-        self.vision_model = copy.deepcopy(matcher.vision_model)
-        self.text_encoder = copy.deepcopy(matcher.text_encoder)
-        for layer in self.text_encoder.encoder.layer:
-            del layer.crossattention  # the contrastive reading is unimodal
-        self.vision_proj = copy.deepcopy(matcher.vision_proj)
-        self.text_proj = copy.deepcopy(matcher.text_proj)
-        self.requires_grad_(False)
-        width = matcher.config.image_text_hidden_size
-        self.register_buffer("images", torch.zeros(size, width))
-        self.register_buffer("texts", torch.zeros(size, width))
-        self.register_buffer("ids", torch.full((size,), IGNORED, dtype=torch.int64))
-        self.register_buffer("written", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def update(self, med: MED) -> None:
-        """Move each weight towards the trained one: decay * own + (1 - decay) * trained."""
-        assert med.matcher is not None
-        trained = dict(med.matcher.named_parameters())
-        own = dict(self.named_parameters())
-        torch._foreach_lerp_(
-            list(own.values()), [trained[name].detach() for name in own], 1 - self.decay
-        )
-
-    def embed(self, pixels: Tensor, tokens: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-        """Unit embeddings (n, d) of images and of texts."""
-        seen = see(self.vision_model, pixels, first_only=True)
-        read = read_texts(self.text_encoder, tokens, tokens != pad, first_only=True)
-        return (
-            F.normalize(self.vision_proj(seen[:, 0]).float(), dim=-1),
-            F.normalize(self.text_proj(read[:, 0]).float(), dim=-1),
-        )
-
-    def candidates(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings of images and texts, and image ids, of the pairs in the queue."""
-        filled = min(int(self.written), self.size)
-        return self.images[:filled], self.texts[:filled], self.ids[:filled]
-
-    @torch.no_grad()
-    def enqueue(self, images: Tensor, texts: Tensor, ids: Tensor) -> None:
-        """Write the pairs of all ranks over the oldest ones; the queue holds whole batches.
-
-        Raises:
-            ValueError: The queue is not a multiple of the batch.
-        """
-        if not self.size:
-            return
-        images, texts, ids = gather(images), gather(texts), gather(ids)
-        check_queue(self.size, len(ids))
-        at = int(self.written) % self.size
-        self.images[at : at + len(ids)] = images
-        self.texts[at : at + len(ids)] = texts
-        self.ids[at : at + len(ids)] = ids
-        self.written += len(ids)
-
-
-# --- the model --------------------------------------------------------------------------------
 
 
 class MED(nn.Module):
@@ -630,11 +363,12 @@ class MED(nn.Module):
     def _itc(self, batch: Batch, images: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         """The contrastive loss, and (2, n, n) similarities: image to text, text to image."""
         assert self.momentum is not None, "start_momentum comes first"
+        assert self.matcher is not None
         slow = self.momentum
         with torch.no_grad():
             self.temperature.clamp_(0.001, 0.5)
             if self.training:
-                slow.update(self)
+                slow.update(self.matcher)
             slow_images, slow_texts = slow.embed(batch.pixels, batch.tokens, self.pad)
             queued_images, queued_texts, queued_ids = slow.candidates()
             all_images = torch.cat([slow_images, queued_images])

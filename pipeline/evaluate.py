@@ -15,8 +15,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from models.blip import Captioner
 from models.images import Preprocess
-from models.med import MED, Part, remember, see
+from models.med import MED, Part
 from models.metrics import bleu, cider, retrieval_recall, roc_auc
+from models.towers import remember, see
 from pipeline.pairs import pre_caption, read_lines, seed_of
 
 __all__ = ["evaluate"]

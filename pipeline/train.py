@@ -28,8 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.augmentation import View
+from models.contrast import gather
 from models.images import ImageError, Preprocess, open_rgb
-from models.med import MED, Batch, gather
+from models.med import MED, Batch
 from models.queue import check_queue
 from models.weights import revision_of
 from pipeline.objective import PARTS, TrainConfig

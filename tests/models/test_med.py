@@ -17,21 +17,10 @@ from transformers import (
 )
 
 from models import med as module
-from models.med import (
-    IGNORED,
-    MED,
-    Batch,
-    Size,
-    contrast_loss,
-    contrast_targets,
-    hard_negatives,
-    lm_labels,
-    lm_loss,
-    read_texts,
-    remember,
-    see,
-)
+from models.contrast import contrast_loss, contrast_targets, hard_negatives
+from models.med import IGNORED, MED, Batch, Size, lm_labels, lm_loss
 from models.queue import check_queue
+from models.towers import read_texts, remember, see
 
 NANO = Size(
     vision_width=32,
