@@ -28,8 +28,8 @@ from pipeline.tables import flat, funnel_table
 __all__ = ["demo", "prepare"]
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
-MINIATURE = Path(__file__).resolve().parent / "miniature"
-"""The model that captioner and filter start from, as `--from-scratch` makes it."""
+SHIPPED = Path(__file__).resolve().parent / "miniature"
+"""What captioner and filter start from, as `--from-scratch` makes it."""
 
 MINIATURE_WEB = {"seed": 1_000_003, "num_pages": 3000, "num_human": 20_000}
 """The miniature's own world, whose pictures no other seed draws."""
@@ -60,12 +60,12 @@ def demo(
         The exit status.
     """
     started = time.monotonic()
-    start = MINIATURE
+    captioner, matcher = SHIPPED / "captioner", SHIPPED / "matcher"
     if from_scratch:
-        start = miniature(Path(run) / "miniature", workers, progress)
+        captioner, matcher = miniature(Path(run) / "miniature", workers, progress)
     folder = Path(run) / "web"
     port = prepare(folder, seed, progress)
-    overrides = [f"seed={seed}", *paths(folder, start)]
+    overrides = [f"seed={seed}", *paths(folder, captioner, matcher)]
     manifest = Manifest.load(str(MANIFESTS / "demo.yaml"), overrides, run)
     carry_out(manifest, folder / "site", port, workers, progress)
     opened = Run(run)
@@ -81,14 +81,15 @@ def demo(
     return 0
 
 
-def paths(web: Path, start: Path) -> list[str]:
-    """What manifests/demo.yaml is told of a web and of the model to start from."""
+def paths(web: Path, captioner: Path, matcher: Path) -> list[str]:
+    """What manifests/demo.yaml is told of a web and of the models to start from."""
     human = web / "human.jsonl"
     return [
         f"download.source={web / 'pairs.parquet'}",
         f"select.model={web / 'language'}",
         f"export.human=[{human}]",
-        *(f"train.{name}.model={start}" for name in ("captioner", "filter")),
+        f"train.captioner.model={captioner}",
+        f"train.filter.model={matcher}",
         *(f"train.{name}.data=[{human}]" for name in ("captioner", "filter")),
         *(f"train.{name}.tokenizer={web / 'tokenizer'}" for name in ("raw", "curated")),
         f"train.raw.data=[pool, {human}]",
@@ -107,18 +108,23 @@ def carry_out(
         session.run()
 
 
-def miniature(run: Path, workers: int | None, progress: Progress) -> Path:
-    """Pre-train the miniature on a world of its own, as manifests/miniature.yaml says."""
+def miniature(run: Path, workers: int | None, progress: Progress) -> tuple[Path, Path]:
+    """Train the miniature on a world of its own, as manifests/miniature.yaml says.
+
+    Returns:
+        The folders of its captioner and of its matcher.
+    """
     folder = run / "web"
     port = prepare(folder, progress=progress, **MINIATURE_WEB)
     overrides = [
         f"download.source={folder / 'pairs.parquet'}",
         f"train.miniature.tokenizer={folder / 'tokenizer'}",
         f"train.miniature.data=[pool, {folder / 'human.jsonl'}]",
+        f"train.captioner.data=[{folder / 'human.jsonl'}]",
     ]
     manifest = Manifest.load(str(MANIFESTS / "miniature.yaml"), overrides, str(run))
     carry_out(manifest, folder / "site", port, workers, progress)
-    return run / "models" / "miniature"
+    return run / "models" / "captioner", run / "models" / "miniature" / "matcher"
 
 
 def prepare(

@@ -25,9 +25,10 @@ def ended(tmp_path_factory, ray_here):
     port = demo_run.prepare(folder / "web", 3, progress, num_pages=160)
     few = [f"train.{name}.steps=2" for name in ("captioner", "filter", "raw", "curated")]
     small = [f"train.{name}.batch_size=16" for name in ("captioner", "filter", "raw", "curated")]
+    starts = (demo_run.SHIPPED / "captioner", demo_run.SHIPPED / "matcher")
     manifest = Manifest.load(
         str(demo_run.MANIFESTS / "demo.yaml"),
-        [*demo_run.paths(folder / "web", demo_run.MINIATURE), *few, *small, "seed=3"],
+        [*demo_run.paths(folder / "web", *starts), *few, *small, "seed=3"],
         str(folder),
     )
     demo_run.carry_out(manifest, folder / "web" / "site", port, 2, progress)
