@@ -163,11 +163,12 @@ class Runner:
         before = self.plan.before(name)
         reached = self.plan.decision(before[-1]) if before else "list"
         state = self._state(name)
-        if state.get("complete_for") != reached:
+        is_whole = state.get("complete_for") == reached and self._stands(name, shards)
+        if not is_whole:
             self._map(name, self._missing(name, shards))
         if isinstance(self.plan.stage(name), GlobalStage):
             self._summarize(name, shards)
-        if state.get("complete_for") != reached:
+        if not is_whole:
             self.run.write_json(
                 {
                     "stage": name,
@@ -190,12 +191,19 @@ class Runner:
             else {}
         )
 
+    def _stands(self, name: str, shards: Sequence[str]) -> bool:
+        """Whether a stage has a file for every shard."""
+        return set(shards) <= set(self.run.shards(*self.plan.folder(name)))
+
     def is_complete(self, name: str) -> bool:
         """Whether a stage has measured every row that reaches it."""
         before = self.plan.before(name)
         try:
             reached = self.plan.decision(before[-1]) if before else "list"
-            if self._state(name).get("complete_for") != reached:
+            state = self._state(name)
+            if state.get("complete_for") != reached:
+                return False
+            if not self._stands(name, [f"{index:05d}" for index in range(state["shards"])]):
                 return False
             if isinstance(self.plan.stage(name), GlobalStage):
                 return self.run.exists(*self.plan.summary_folder(name), "_summary.json")

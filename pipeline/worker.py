@@ -131,7 +131,7 @@ class Worker:
     def _measure(self, name: str, shard: str) -> dict[str, Any]:
         file = f"{shard}.parquet"
         folder = self.plan.folder(name)
-        before = judge(self.run, self.plan, shard, self.plan.before(name))
+        before = self._judged(name, shard)
         old = self.run.read_table(*folder, file) if self.run.exists(*folder, file) else None
         measured = (
             np.zeros(len(before.live), bool)
@@ -169,6 +169,20 @@ class Worker:
         )
         return {"rows": rows.num_rows, "reasons": reasons}
 
+    def _judged(self, name: str, shard: str) -> Judgement:
+        """The verdicts before a stage, which must all be there.
+
+        Raises:
+            ValueError: An earlier stage has not measured a row that reached it.
+        """
+        found = judge(self.run, self.plan, shard, self.plan.before(name))
+        if not found.is_complete:
+            raise ValueError(
+                f"{name}: shard {shard} has rows that an earlier stage has not measured; run "
+                "`capfilt run MANIFEST`, which measures what is missing"
+            )
+        return found
+
     def _gather(self, name: str, shard: str, uids: Any, wanted: Mask) -> pa.Table:
         """The columns that a stage takes, of the rows wanted, whichever file they lie in."""
         origins = self.plan.inputs(name)
@@ -192,7 +206,7 @@ class Worker:
         file = f"{shard}.parquet"
         rows = 0
         if not self.run.exists("curated", file):
-            found = judge(self.run, self.plan, shard, self.plan.names)
+            found = self._judged(ExportStage.name, shard)
             rows = int(found.live.sum())
             pairs = self._pairs(shard, found)
             if not pairs.num_rows:  # readers of the export trip over a file without rows

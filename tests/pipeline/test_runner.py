@@ -170,7 +170,6 @@ def test_a_missing_shard_alone_is_made_anew(done):
     run, plan = done
     before = digests(run)
     run.remove(*plan.folder("clean"), "00001.parquet")
-    run.remove(*plan.folder("clean"), "_stage.json")
     kept = os.stat(run.at(*plan.folder("clean"), "00000.parquet")).st_mtime_ns
     run.remove("curated")
     with session(plan.manifest) as opened:
