@@ -30,7 +30,7 @@ class NounPhrases:
         batch_size: Captions that go through the pipeline at once.
 
     Raises:
-        ValueError: There is no such pipeline.
+        FileNotFoundError: There is no such pipeline.
     """
 
     def __init__(
@@ -44,10 +44,7 @@ class NounPhrases:
         try:
             self.nlp = spacy.load(model, exclude=list(UNUSED))
         except OSError as error:
-            raise ValueError(
-                f"select.model: no spaCy pipeline {model!r}; install it with "
-                f"`python -m spacy download {model}`, or name a folder that holds one"
-            ) from error
+            raise _missing(model) from error
         self.phrase = phrase
         self.batch_size = batch_size
 
@@ -79,7 +76,10 @@ def revision(model: str) -> str:
     """What identifies the weights of a spaCy pipeline.
 
     The SHA-256 of the files of a folder, their names included; the version of an installed
-    package; "not installed" of anything else.
+    package.
+
+    Raises:
+        FileNotFoundError: There is no such pipeline.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -93,4 +93,11 @@ def revision(model: str) -> str:
     try:
         return importlib.metadata.version(model)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        raise _missing(model) from None
+
+
+def _missing(model: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"select.model: no spaCy pipeline {model!r}; install it with "
+        f"`python -m spacy download {model}`, or name a folder that holds one"
+    )

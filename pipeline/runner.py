@@ -391,7 +391,12 @@ class Runner:
                 try:
                     result = ray.get(reference)
                 except RayTaskError as error:
-                    failed[shard] = str(error).strip()
+                    trace = ("failures", f"{name}-{shard}.txt")
+                    self.run.write(str(error).encode(), *trace)
+                    cause = error.cause if isinstance(error.cause, Exception) else error
+                    failed[shard] = (
+                        f"{type(cause).__name__}: {cause} (the trace is {self.run.at(*trace)})"
+                    )
                 except RayActorError:
                     tries[shard] = tries.get(shard, 0) + 1
                     workers[index] = self._worker(self.resources(name))

@@ -91,7 +91,9 @@ class Session:
 
         Raises:
             StageError: Something failed; the same call resumes.
+            FileNotFoundError: A stage names a model that is nowhere; said before anything starts.
         """
+        self._check_models(until)
         for name in self._stages(until):
             self._train(self._needed(name))
             self.runner.stage(name)
@@ -132,6 +134,12 @@ class Session:
                 f"--until {until}: the manifest has no such stage; it has {', '.join(names)}"
             )
         return names[: names.index(until) + 1]
+
+    def _check_models(self, until: str | None) -> None:
+        """Ask each stage for the revision of its model, unless it is still to be trained."""
+        for name in self._stages(until):
+            if not self._needed(name):
+                self.manifest.stages[name].measurement()
 
     def _needed(self, name: str) -> tuple[str, ...]:
         """The trainings to have done before a stage.

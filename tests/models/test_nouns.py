@@ -74,9 +74,9 @@ def test_equal_captions_are_parsed_once(folder: str) -> None:
 
 
 def test_a_missing_pipeline_says_how_to_install_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"python -m spacy download en_core_web_nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"python -m spacy download en_core_web_nowhere"):
         NounPhrases("en_core_web_nowhere")
-    with pytest.raises(ValueError, match=r"select\.model: no spaCy pipeline"):
+    with pytest.raises(FileNotFoundError, match=r"select\.model: no spaCy pipeline"):
         NounPhrases(str(tmp_path))
 
 
@@ -89,7 +89,8 @@ def test_the_revision_of_a_folder_follows_its_files(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"two")
     revision.cache_clear()
     assert revision(str(tmp_path)) != before
-    assert revision("en_core_web_nowhere") == "not installed"
+    with pytest.raises(FileNotFoundError, match=r"no spaCy pipeline 'en_core_web_nowhere'"):
+        revision("en_core_web_nowhere")
     assert revision("spacy") == spacy.__version__
 
 

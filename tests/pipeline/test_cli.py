@@ -116,3 +116,40 @@ def test_a_damaged_run_is_status_1(capsys, place, ray_here):
     (place / "hurt" / "pool" / "00001.parquet").write_bytes(b"no")
     status, out, _ = call(capsys, "verify", place / "hurt")
     assert status == 1 and "00001.parquet" in out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("llava.yaml", "python -m spacy download"),
+        ("folder.yaml", "neither a folder nor in the local cache"),
+    ],
+)
+def test_a_model_that_is_nowhere_is_said_before_anything_starts(
+    capsys, place, monkeypatch, recipe, message
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    manifest = fakes.SHARED.parent.parent / "manifests" / recipe
+    given = ["download.source=" + str(place / "photos"), "select.model=no_such_pipeline"]
+    sets = [part for text in given[: 1 + ("llava" in recipe)] for part in ("--set", text)]
+    if "folder" in recipe:
+        sets += ["--set", "caption.model=nobody/nothing"]
+    status, _, err = call(capsys, "run", manifest, *sets, "--run", place / recipe)
+    assert status == 2 and message in err
+    assert not (place / recipe / "pool").exists()
+
+
+def test_a_shard_that_fails_is_told_in_one_line_and_the_same_command_mends_it(
+    capsys, place, ray_here
+):
+    m, run = place / "m.yaml", place / "fails"
+    assert call(capsys, "run", m, "--quiet", "--run", run, "--until", "download")[0] == 0
+    whole = (run / "pool" / "00001.parquet").read_bytes()
+    (run / "pool" / "00001.parquet").write_bytes(b"no")
+    status, _, err = call(capsys, "run", m, "--quiet", "--run", run)
+    assert status == 1
+    assert "clean: 1 of 3 shards failed (00001)" in err and "Traceback" not in err
+    assert "not a readable Parquet file" in err
+    assert "worker.py" in (run / "failures" / "clean-00001.txt").read_text()
+    (run / "pool" / "00001.parquet").write_bytes(whole)
+    assert call(capsys, "run", m, "--quiet", "--run", run)[0] == 0

@@ -134,11 +134,16 @@ def test_rows_outside_the_subset_have_a_reason() -> None:
     assert set(expected) - {None} == set(stage.reasons)
 
 
-def test_thresholds_and_the_seed_are_no_part_of_the_measurement() -> None:
-    loose = SelectConfig(min_frequency=1, max_per_phrase=7, variant="quota", seed=5)
-    assert loose.measurement() == SelectConfig().measurement()
-    assert SelectConfig(phrase="raw").measurement() != SelectConfig().measurement()
-    assert SelectConfig(model="other").measurement() != SelectConfig().measurement()
+def test_thresholds_and_the_seed_are_no_part_of_the_measurement(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    plain = SelectConfig(model=one).measurement()
+    loose = SelectConfig(model=one, min_frequency=1, max_per_phrase=7, variant="quota", seed=5)
+    assert loose.measurement() == plain
+    assert SelectConfig(model=one, phrase="raw").measurement() != plain
+    assert SelectConfig(model=two).measurement() != plain
 
 
 def test_impossible_settings_are_refused() -> None:
