@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +54,10 @@ def manifest(root, names=FULL, export=True, **fields):
     stages = {name: settings.get(name, {}) | fields.get(name, {}) for name in names}
     if export:
         stages["export"] = {}
+    if "select" in stages:  # a pipeline whose revision can be told; it is never loaded
+        pipeline = Path(root) / "pipeline"
+        pipeline.mkdir(parents=True, exist_ok=True)
+        stages["select"] = {"model": str(pipeline), **stages["select"]}
     return Manifest.parse({"name": "hostile <b>run", "run": str(root), "stages": stages})
 
 
