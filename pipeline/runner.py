@@ -242,7 +242,7 @@ class Runner:
                         "source has changed since. Give another --run, or remove that folder"
                     )
             return [f"{index:05d}" for index in range(listed["shards"])]
-        self.progress.say(f"reading {', '.join(_sequence(config.source))}")
+        self.progress.say(f"reading {', '.join(config.sources)}")
         rows = repeats = 0
         shards: list[str] = []
         for table in sources.shards(config):
@@ -426,7 +426,3 @@ def _failure(name: str, failed: Mapping[str, str], number: int) -> str:
 def _plain(value: Any) -> Any:
     """As it comes back from JSON."""
     return json.loads(json.dumps(value, default=str))
-
-
-def _sequence(value: str | Sequence[str]) -> Sequence[str]:
-    return [value] if isinstance(value, str) else value

@@ -41,7 +41,6 @@ class Worker:
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[variable] = str(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self.threads = threads
         self.plan = Plan(manifest)
         self.run = Run(manifest.run)
         self._loaded: tuple[str, Stage[Any]] | None = None
