@@ -109,7 +109,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
     run.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
     for name, text in STAGE_HELP.items():
-        on_manifest(add(name, _stage, text))
+        stage = add(name, _stage, text)
+        on_manifest(stage)
+        if name == "download":
+            stage.add_argument(
+                "--retry",
+                metavar="REASONS",
+                help="download anew the rows of a finished pool that failed so, as in "
+                "timeout,http_5xx",
+            )
     train = add("train", _train, "train the models of a manifest on its data")
     on_manifest(train)
     train.add_argument("--objective", choices=("pretrain", "captioner", "filter"))
@@ -178,8 +186,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _stage(options: argparse.Namespace, console: Console) -> int:
+    retry = getattr(options, "retry", None)
     with _session(options, console) as session:
-        session.stage(options.command)
+        if retry is None:
+            session.stage(options.command)
+        else:
+            session.retry([reason.strip() for reason in retry.split(",")])
     return 0
 
 

@@ -365,9 +365,7 @@ class Plan:
                 "version": stage.version,
                 "measurement": stage.config.measurement(),
                 "reads": {
-                    column: self.decision(origin)
-                    if column in getattr(STAGES[origin], "summary", pa.schema([])).names
-                    else self.fingerprint(origin)
+                    column: self.fingerprint(origin)
                     for column, origin in origins.items()
                     if origin != DownloadStage.name
                 },

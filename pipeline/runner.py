@@ -15,10 +15,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from pipeline import pool
 from pipeline.manifest import Manifest, Plan
 from pipeline.progress import Progress
 from pipeline.store import Run
-from pipeline.verdicts import judge
+from pipeline.verdicts import judge, measured_rows
 from pipeline.worker import Worker, describe
 from stages import sources
 from stages.base import GlobalStage, Resources
@@ -160,8 +161,7 @@ class Runner:
             self._export(shards, started)
             return
         folder = self.plan.folder(name)
-        before = self.plan.before(name)
-        reached = self.plan.decision(before[-1]) if before else "list"
+        reached = self._reached(name)
         state = self._state(name)
         is_whole = state.get("complete_for") == reached and self._stands(name, shards)
         if not is_whole:
@@ -183,6 +183,36 @@ class Runner:
                 "_stage.json",
             )
 
+    def retry(self, reasons: Sequence[str]) -> None:
+        """Download the rows of a finished pool anew that failed for one of some reasons.
+
+        Raises:
+            IncompleteError: The pool is not finished.
+            StageError: Some shards failed.
+            ValueError: A reason is none of download's.
+        """
+        name = DownloadStage.name
+        if not self.is_complete(name):
+            raise IncompleteError(
+                f"download --retry: the pool of {self.run.root} is not finished. Run "
+                "`capfilt download MANIFEST` first"
+            )
+        self._plan_download()
+        due = pool.due(self.run, reasons)
+        rows = sum(due.values())
+        if not due:
+            self.progress.say(f"download   no row failed with {', '.join(reasons)}")
+            return
+        pool.retrying(self.run, reasons, rows)
+        results = self._map(name, list(due), retry=tuple(reasons))
+        still = sum(sum(result["reasons"].values()) for result in results)
+        self.progress.say(f"download   {rows:,} rows tried again, {rows - still:,} recovered")
+
+    def _reached(self, name: str) -> str:
+        """What the rows that reach a stage depend on."""
+        before = self.plan.before(name)
+        return pool.state(self.run, self.plan.decision(before[-1])) if before else "list"
+
     def _state(self, name: str) -> dict[str, Any]:
         folder = self.plan.folder(name)
         return (
@@ -197,16 +227,15 @@ class Runner:
 
     def is_complete(self, name: str) -> bool:
         """Whether a stage has measured every row that reaches it."""
-        before = self.plan.before(name)
         try:
-            reached = self.plan.decision(before[-1]) if before else "list"
+            reached = self._reached(name)
             state = self._state(name)
             if state.get("complete_for") != reached:
                 return False
             if not self._stands(name, [f"{index:05d}" for index in range(state["shards"])]):
                 return False
             if isinstance(self.plan.stage(name), GlobalStage):
-                return self.run.exists(*self.plan.summary_folder(name), "_summary.json")
+                return self._is_summarized(name)
         except FileNotFoundError:
             return False
         return True
@@ -274,25 +303,30 @@ class Runner:
         for shard in shards:
             if shard in there:
                 live = judge(self.run, self.plan, shard, self.plan.before(name)).live
-                table = self.run.read_table(
-                    *self.plan.folder(name), f"{shard}.parquet", columns=["measured"]
-                )
-                measured = table["measured"].to_numpy(zero_copy_only=False)
+                table = self.run.read_table(*self.plan.folder(name), f"{shard}.parquet")
+                measured = measured_rows(self.run, self.plan, name, shard, table)
                 if not (live & ~measured).any():
                     continue
             missing.append(shard)
         return missing
 
     def _summarize(self, name: str, shards: list[str]) -> None:
-        folder = self.plan.summary_folder(name)
-        if self.run.exists(*folder, "_summary.json"):
+        if self._is_summarized(name):
             return
+        folder = self.plan.summary_folder(name)
+        self.run.remove(*folder, "_summary.json")  # the sign of a whole summary goes first
         worker = self._hold(self.resources(name), 1)[0]
         try:
             result = ray.get(worker.summarize.remote(name, shards))
         except (RayTaskError, RayActorError) as error:
             raise StageError(f"{name}: its summary failed: {error}") from error
-        self.run.write_json(result, *folder, "_summary.json")
+        self.run.write_json({**result, "reached": self._reached(name)}, *folder, "_summary.json")
+
+    def _is_summarized(self, name: str) -> bool:
+        mark = (*self.plan.summary_folder(name), "_summary.json")
+        return self.run.exists(*mark) and (
+            self.run.read_json(*mark).get("reached") == self._reached(name)
+        )
 
     def _export(self, shards: list[str], started: float) -> None:
         """Write the curated shards, then the manifest that says they are whole."""
@@ -300,7 +334,7 @@ class Runner:
 
         export = self.plan.export
         assert export is not None
-        key = self.plan.decision(ExportStage.name)
+        key = pool.state(self.run, self.plan.decision(ExportStage.name))
         mark = ("curated", "_export.json")
         if not self.run.exists(*mark) or self.run.read_json(*mark)["decision"] != key:
             self.run.remove("curated", "manifest.json")  # the sign of a whole export goes first
@@ -356,7 +390,9 @@ class Runner:
         options = self.cluster.options(resources)
         return ray.remote(**options)(Worker).remote(self.manifest, resources.cpus)
 
-    def _map(self, name: str, shards: Sequence[str]) -> list[dict[str, Any]]:
+    def _map(
+        self, name: str, shards: Sequence[str], retry: tuple[str, ...] = ()
+    ) -> list[dict[str, Any]]:
         """Do a stage on shards, one in flight a worker, in any order.
 
         One shard in flight for each worker keeps the blame for a worker's death exact.
@@ -377,7 +413,7 @@ class Runner:
         while waiting or flight:
             while waiting and idle:
                 index, shard = idle.popleft(), waiting.popleft()
-                flight[workers[index].work.remote(name, shard)] = (index, shard)
+                flight[workers[index].work.remote(name, shard, retry)] = (index, shard)
             done, _ = ray.wait(list(flight), num_returns=1, timeout=1.0)
             if not done and time.monotonic() - last > STALL_SECONDS:
                 names = sorted(shard for _, shard in flight.values())

@@ -106,6 +106,10 @@ class Session:
         """One stage of the manifest; what it reads must be complete."""
         self.runner.stage(name)
 
+    def retry(self, reasons: Sequence[str]) -> None:
+        """Download anew what failed for some reasons; see `Runner.retry`."""
+        self.runner.retry(reasons)
+
     def train(self, objective: str | None = None, name: str | None = None) -> None:
         """The trainings of the manifest, or those of one objective or name.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline import pool
 from pipeline.manifest import Plan
 from pipeline.store import Run
 from pipeline.verdicts import count
@@ -87,7 +88,7 @@ def _export(run: Run, plan: Plan, ready: list[str], last: dict[str, Any] | None)
     if len(ready) < len(plan.names) or not run.exists("curated", "manifest.json"):
         return row
     manifest = run.read_json("curated", "manifest.json")
-    if manifest["decision"] != plan.decision(ExportStage.name):
+    if manifest["decision"] != pool.state(run, plan.decision(ExportStage.name)):
         return row
     seconds = run.read_json("curated", "_export.json").get("seconds", 0.0)
     return {

@@ -5,6 +5,8 @@ Nothing is stored, so that a changed threshold shows at once.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +21,21 @@ from pipeline.store import Run
 from stages.base import GlobalStage
 from stages.download import DownloadStage
 
-__all__ = ["KEPT", "Judgement", "Mask", "annotated", "count", "judge", "verdict_table"]
+__all__ = [
+    "DIGEST",
+    "KEPT",
+    "Judgement",
+    "Mask",
+    "annotated",
+    "count",
+    "judge",
+    "measured_rows",
+    "summary_digest",
+    "verdict_table",
+]
+
+DIGEST = "taken"
+"""The column beside `measured` in the file of a stage that takes columns of a summary."""
 
 KEPT = "kept"
 """What stands for the stage in a table of verdicts when no stage rejected the row."""
@@ -67,24 +83,64 @@ def annotated(run: Run, plan: Plan, name: str, shard: str) -> pa.Table | None:
         pool = run.read_table(*folder, file, columns=columns)
         return pool.append_column("measured", pa.array(np.ones(pool.num_rows, bool)))
     table = run.read_table(*folder, file)
+    measured = measured_rows(run, plan, name, shard, table)
     stage = plan.stage(name)
-    if not isinstance(stage, GlobalStage):
-        return table
-    if not run.exists(*plan.summary_folder(name), file):
-        return table.set_column(
-            table.schema.get_field_index("measured"),
-            "measured",
-            pa.array(np.zeros(table.num_rows, bool)),
-        )
-    summary = run.read_table(*plan.summary_folder(name), file)
-    _check_alignment(run, name, shard, table["uid"], summary["uid"])
-    measured = _mask(table["measured"]) & _mask(summary["summarized"])
-    table = table.set_column(
-        table.schema.get_field_index("measured"), "measured", pa.array(measured)
-    )
-    for column in stage.summary.names:
-        table = table.append_column(column, summary[column])
-    return table
+    if isinstance(stage, GlobalStage):
+        if not run.exists(*plan.summary_folder(name), file):
+            measured = np.zeros(table.num_rows, bool)
+        else:
+            summary = run.read_table(*plan.summary_folder(name), file)
+            _check_alignment(run, name, shard, table["uid"], summary["uid"])
+            measured = measured & _mask(summary["summarized"])
+            for column in stage.summary.names:
+                table = table.append_column(column, summary[column])
+    if DIGEST in table.column_names:
+        table = table.drop_columns(DIGEST)
+    position = table.schema.get_field_index("measured")
+    return table.set_column(position, "measured", pa.array(measured))
+
+
+def measured_rows(run: Run, plan: Plan, name: str, shard: str, table: pa.Table) -> Mask:
+    """The rows of a stage's file that are measured, from what its summaries say today.
+
+    The columns of a summary follow thresholds, so a stage that takes some keeps a digest of
+    what it took of each row: a changed threshold has those rows measured anew whose part of the
+    summary it changed, and no others.
+    """
+    measured = _mask(table["measured"])
+    if not measured.any() or (today := summary_digest(run, plan, name, shard)) is None:
+        return measured
+    same: Mask = np.asarray(table[DIGEST]) == today
+    return measured & same
+
+
+def summary_digest(run: Run, plan: Plan, name: str, shard: str) -> npt.NDArray[np.int64] | None:
+    """A number for what a stage takes of each of n rows out of summaries, 0 for nothing; (n,).
+
+    None where it takes no column of a summary.
+    """
+    taken: dict[str, list[str]] = {}
+    for column, origin in plan.inputs(name).items():
+        stage = STAGES[origin]
+        if issubclass(stage, GlobalStage) and column in stage.summary.names:
+            taken.setdefault(origin, []).append(column)
+    if not taken:
+        return None
+    columns: list[Any] = []
+    for origin, names in taken.items():
+        table = annotated(run, plan, origin, shard)
+        columns += [] if table is None else table.select(names).columns
+    if not columns:
+        return None
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
+    return np.array([_digest(row) for row in rows], np.int64)
+
+
+def _digest(values: tuple[Any, ...]) -> int:
+    if all(value is None for value in values):
+        return 0
+    text = json.dumps(values, default=str).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 
 def judge(run: Run, plan: Plan, shard: str, names: Iterable[str]) -> Judgement:

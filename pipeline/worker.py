@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.manifest import Manifest, Plan
+from pipeline.pool import recovered
 from pipeline.store import Run
-from pipeline.verdicts import Judgement, Mask, annotated, judge
+from pipeline.verdicts import (
+    DIGEST,
+    Judgement,
+    Mask,
+    annotated,
+    judge,
+    measured_rows,
+    summary_digest,
+)
 from stages.base import GlobalStage, Stage
 from stages.download import DownloadStage
 from stages.export import ExportStage
@@ -49,15 +58,20 @@ class Worker:
         """The id of the process, once it answers."""
         return os.getpid()
 
-    def work(self, name: str, shard: str) -> dict[str, Any]:
+    def work(self, name: str, shard: str, retry: Sequence[str] = ()) -> dict[str, Any]:
         """Do what a stage, or export, has left to do on a shard.
+
+        Args:
+            name: The stage.
+            shard: The shard.
+            retry: Errors of download whose rows are downloaded anew.
 
         Returns:
             rows (newly done), seconds, and what else the driver counts.
         """
         started = time.perf_counter()
         if name == DownloadStage.name:
-            done = self._download(shard)
+            done = self._download(shard, retry)
         elif name == ExportStage.name:
             done = self._export(shard)
         else:
@@ -112,15 +126,21 @@ class Worker:
             self._loaded = (name, stage)
         return self._loaded[1]
 
-    def _download(self, shard: str) -> dict[str, Any]:
+    def _download(self, shard: str, retry: Sequence[str]) -> dict[str, Any]:
         file = f"{shard}.parquet"
-        if self.run.exists("pool", file):
-            return {"rows": 0, "reasons": {}}
+        old = self.run.read_table("pool", file) if self.run.exists("pool", file) else None
         rows = self.run.read_table("list", file)
+        if old is not None:
+            errors = pc.is_in(old["error"], pa.array(retry, pa.string()))
+            again = np.flatnonzero(np.asarray(errors))
+            if not len(again):
+                return {"rows": 0, "reasons": {}}
+            rows = rows.take(again)
         stage = self._stage(DownloadStage.name)
         found = _checked(stage, rows, stage.annotate(rows))
-        pool = pa.table({"uid": rows["uid"], **{n: found[n] for n in found.column_names}})
-        self.run.write_table(pool.select(POOL.names).cast(POOL), "pool", file)
+        new = pa.table({"uid": rows["uid"], **{n: found[n] for n in found.column_names}})
+        new = new.select(POOL.names).cast(POOL)
+        self.run.write_table(new if old is None else recovered(old, again, new), "pool", file)
         return {
             "rows": rows.num_rows,
             "bytes": pc.sum(pc.binary_length(found["image"])).as_py() or 0,
@@ -135,7 +155,7 @@ class Worker:
         measured = (
             np.zeros(len(before.live), bool)
             if old is None
-            else old["measured"].to_numpy(zero_copy_only=False)
+            else measured_rows(self.run, self.plan, name, shard, old)
         )
         todo = before.live & ~measured
         if old is not None and not todo.any():
@@ -158,7 +178,9 @@ class Worker:
                 },
                 schema=stage.writes,
             )
-        columns = {column: table[column] for column in stage.writes.names}
+        columns: dict[str, Any] = {column: table[column] for column in stage.writes.names}
+        if (taken := summary_digest(self.run, self.plan, name, shard)) is not None:
+            columns[DIGEST] = pa.array(taken)
         committed = pa.table({"uid": before.uids, "measured": pa.array(measured | todo), **columns})
         self.run.write_table(committed, *folder, file)
         reasons = (

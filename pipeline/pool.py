@@ -1,0 +1,68 @@
+"""The pool once it stands: which of its failures are worth another try, and what that changes.
+
+A retry replaces failed rows where they lie. Every other row, and all that later stages measured
+of it, stays; rows that it brings to life are measured by the next run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store import Run
+from stages.download import DownloadStage
+
+__all__ = ["due", "recovered", "retrying", "state"]
+
+_RETRIES = ("pool", "_retries.json")
+
+
+def state(run: Run, decision: str) -> str:
+    """What a result depends on beside the settings behind a decision: the state of the pool."""
+    retries = run.read_json(*_RETRIES) if run.exists(*_RETRIES) else []
+    return f"{decision}-{len(retries)}" if retries else decision
+
+
+def due(run: Run, reasons: Sequence[str]) -> dict[str, int]:
+    """How many rows of each shard failed for one of some reasons; shards without are left out.
+
+    Raises:
+        ValueError: A reason is none of download's.
+    """
+    known = list(DownloadStage.reasons)
+    for reason in reasons:
+        if reason not in known:
+            close = difflib.get_close_matches(reason, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+            raise ValueError(f"--retry: download has no reason {reason!r}{hint}")
+    found = {}
+    for shard in run.shards("pool"):
+        errors = run.read_table("pool", f"{shard}.parquet", columns=["error"])["error"]
+        if number := int(np.asarray(pc.is_in(errors, pa.array(reasons, pa.string()))).sum()):
+            found[shard] = number
+    return found
+
+
+def retrying(run: Run, reasons: Sequence[str], rows: int) -> None:
+    """Record a retry before its first row, so that no result of the old pool passes for whole."""
+    retries = run.read_json(*_RETRIES) if run.exists(*_RETRIES) else []
+    run.write_json([*retries, {"reasons": list(reasons), "rows": rows}], *_RETRIES)
+
+
+def recovered(old: pa.Table, positions: npt.NDArray[np.int64], new: pa.Table) -> pa.Table:
+    """A shard of the pool with some rows replaced.
+
+    Args:
+        old: n rows.
+        positions: (m,) which of them, ascending.
+        new: m rows of the same schema and uids.
+    """
+    index = np.arange(old.num_rows)
+    index[positions] = old.num_rows + np.arange(len(positions))
+    both: pa.Table = pa.concat_tables([old, new]).combine_chunks()
+    return both.take(index)
