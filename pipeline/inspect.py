@@ -62,7 +62,7 @@ def show(run: Run, plan: Plan, uid: str) -> dict[str, Any]:
 
 
 def write_verdicts(run: Run, plan: Plan, out: str) -> int:
-    """Write what became of every row of the pool: uid, source, url, caption, stage, reason.
+    """Write what became of every row of the pool: the columns of `verdicts.verdict_table`.
 
     Args:
         run: The run.

@@ -29,7 +29,7 @@ PLAIN_SECONDS = 10.0
 
 
 class Progress:
-    """What is known of the stage under way: shards, rows a second, time left, top reasons.
+    """What is known of the stage under way: shards, rows, those kept, rate, reasons, time left.
 
     Args:
         console: Where to write; a terminal gets bars, anything else plain lines.
@@ -95,9 +95,15 @@ class Progress:
 
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self.began, 1e-3)
-        parts = [f"{self.rows:,} rows", f"{self.rows / seconds:,.0f} rows/s"]
+        parts = [f"{self.rows:,} rows"]
+        if self.reasons:
+            parts.append(f"{_percent(self.rows - self.reasons.total(), self.rows)} ok")
+        parts.append(f"{self.rows / seconds:,.0f} rows/s")
         if self.bytes:
             parts.append(f"{self.bytes / seconds / 1e6:.1f} MB/s")
-        if self.rows:
-            parts += [f"{100 * n / self.rows:.0f}% {r}" for r, n in self.reasons.most_common(3)]
-        return "  ".join(parts)
+        top = [f"{_percent(n, self.rows)} {r}" for r, n in self.reasons.most_common(3)]
+        return "  ".join([*parts, ", ".join(top)] if top else parts)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(whole, 1):.{0 if part * 100 >= whole else 1}f}%"

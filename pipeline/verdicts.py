@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipeline.manifest import STAGES, Plan
 from pipeline.store import Run
 from stages.base import GlobalStage
+from stages.clean import CleanStage
 from stages.download import DownloadStage
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
 
 DIGEST = "taken"
 """The column beside `measured` in the file of a stage that takes columns of a summary."""
+
+FIRED = pa.field("clean_fired", pa.int64(), metadata={"bits": ",".join(CleanStage.reasons)})
 
 KEPT = "kept"
 """What stands for the stage in a table of verdicts when no stage rejected the row."""
@@ -199,7 +202,9 @@ def verdict_table(run: Run, plan: Plan, shards: Iterable[str]) -> Iterator[pa.Ta
     """What became of every row of the pool, a table a shard.
 
     Returns:
-        uid, source, url, caption, stage (the first that rejected it, or `kept`), reason.
+        uid, source, url, caption, stage (the first that rejected it, or `kept`), reason; where
+        clean is a stage, clean_fired, all its rules that fired on the row as a bitmask: bit i is
+        the i-th of its reasons, which the field's metadata lists.
     """
     for shard in shards:
         found = judge(run, plan, shard, plan.names)
@@ -212,9 +217,23 @@ def verdict_table(run: Run, plan: Plan, shards: Iterable[str]) -> Iterator[pa.Ta
             rejected = _mask(found.reasons[name].is_valid())
             stages[rejected] = name
             reasons = pc.coalesce(reasons, found.reasons[name])
-        yield columns.append_column("stage", pa.array(stages, pa.string())).append_column(
-            "reason", reasons
-        )
+        columns = columns.append_column("stage", pa.array(stages, pa.string()))
+        columns = columns.append_column("reason", reasons)
+        if CleanStage.name in plan.names:
+            columns = columns.append_column(FIRED, _fired(run, plan, shard, found))
+        yield columns
+
+
+def _fired(run: Run, plan: Plan, shard: str, found: Judgement) -> Any:
+    """The rules of clean that fired on each row it has measured, null for the others."""
+    measured = found.measured[CleanStage.name]
+    table = annotated(run, plan, CleanStage.name, shard)
+    stage = plan.stage(CleanStage.name)
+    assert isinstance(stage, CleanStage)
+    if table is None:
+        return pa.nulls(len(measured), pa.int64())
+    bits = pa.array(stage.fired(table.filter(pa.array(measured))), pa.int64())
+    return bits.take(pa.array(np.cumsum(measured) - 1, mask=~measured))
 
 
 def _mask(values: Any) -> Mask:

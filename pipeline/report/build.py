@@ -17,6 +17,7 @@ from pipeline.report.examples import Example, examples, locate
 from pipeline.report.page import Gallery, render
 from pipeline.report.survey import CELLS, Place, Survey, Texts, survey
 from pipeline.store import Run
+from stages.clean import CleanStage
 from stages.export import ExportStage
 from stages.filter import FilterConfig, FilterStage
 
@@ -27,6 +28,7 @@ MOST_LANGUAGES = 10
 MOST_PHRASES = 20
 MOST_CLUSTERS = 6
 MOST_SHARED = 8
+MOST_BESIDE = 3
 
 
 def write(
@@ -100,6 +102,7 @@ def _facts(run: Run, plan: Plan, funnel: Mapping[str, Any], found: Survey) -> di
         },
         "hosts": _hosts(found),
         "languages": _languages(found),
+        "rules": _rules(found),
         "clusters": {
             "number": len(found.clusters),
             "images": sum(cluster.size for cluster in found.clusters.values()),
@@ -160,6 +163,25 @@ def _languages(found: Survey) -> list[dict[str, Any]]:
     return [
         {"language": language, "rows": number, "kept": found.languages[language, True]}
         for language, number in ordered[:MOST_LANGUAGES]
+    ]
+
+
+def _rules(found: Survey) -> list[dict[str, Any]]:
+    """The rules of clean that fired: on how many rows, first, alone, and beside which others."""
+    names = list(CleanStage.reasons)
+    rules = {name: {"fired": 0, "first": 0, "alone": 0} for name in names}
+    beside: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for bits, number in found.fired.items():
+        fired = [name for bit, name in enumerate(names) if bits >> bit & 1]
+        for name in fired:
+            rules[name]["fired"] += number
+            rules[name]["first"] += number if name == fired[0] else 0
+            rules[name]["alone"] += number if len(fired) == 1 else 0
+            beside[name].update({other: number for other in fired if other != name})
+    return [
+        {"rule": name, **rules[name], "beside": dict(beside[name].most_common(MOST_BESIDE))}
+        for name in sorted(names, key=lambda name: -rules[name]["fired"])
+        if rules[name]["fired"]
     ]
 
 

@@ -139,6 +139,7 @@ class Survey:
         aspects: log2 of width / height, all and kept.
         hosts: How often each (host, download's reason or None) occurs.
         languages: How often each (language, whether clean keeps it) occurs.
+        fired: How many rows each set of clean's rules fired on, as `CleanStage.fired` writes it.
         phrases: How many images have each noun phrase: those select saw, those it keeps.
         shared: Captions on more than one image, by their cluster: how many images, and the text.
         clusters: Those of more than one image, by the uid of the representative.
@@ -156,6 +157,7 @@ class Survey:
     aspects: Histogram = field(default_factory=lambda: Histogram.empty(ASPECTS, "found", "kept"))
     hosts: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     languages: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    fired: Counter[int] = field(default_factory=Counter)
     phrases: tuple[Counter[str], Counter[str]] = field(
         default_factory=lambda: (Counter(), Counter())
     )
@@ -344,6 +346,9 @@ class _Shard:
         if (cleaned := self._measured(CleanStage.name)) is None:
             return
         table, mask = cleaned
+        stage = self.plan.stage(CleanStage.name)
+        assert isinstance(stage, CleanStage)
+        found.fired.update(stage.fired(table).tolist())
         kept = _bools(self.verdicts.reasons[CleanStage.name].is_null())[mask]
         languages = table["language"].to_pylist()
         found.languages.update(

@@ -21,7 +21,7 @@ from pipeline.inspect import show, verify, write_verdicts
 from pipeline.manifest import Manifest, Plan
 from pipeline.progress import Progress
 from pipeline.runner import IncompleteError
-from pipeline.session import Session
+from pipeline.session import Session, write_report
 from pipeline.status import funnel, open_plan
 from pipeline.store import Run
 
@@ -88,6 +88,40 @@ def test_every_row_is_accounted_for(done):
     assert reasons["dedup"] == {"duplicate_image": 1}
     assert found["stages"][-1]["pairs"] == {"web": 30}
     assert list(verify(run, plan)) == []
+
+
+def test_the_verdicts_tell_every_rule_of_clean_that_fired(photos, tmp_path, ray_here):
+    (folder := tmp_path / "photos").mkdir()
+    (folder / "good.jpg").write_bytes(fakes.jpeg(1))
+    (folder / "good.txt").write_text("A red house stands beside the river in the morning")
+    (folder / "tiny.jpg").write_bytes(fakes.jpeg(2, (30, 110)))
+    (folder / "tiny.txt").write_text("IMG_2034.JPG")
+    (folder / "broken.jpg").write_bytes(fakes.jpeg(3)[:900])
+    made = manifest(folder, tmp_path / "run", clean={"require_caption": True})
+    run, plan = carry_out(made)
+    write_verdicts(run, plan, str(tmp_path / "verdicts.parquet"))
+    table = pq.read_table(tmp_path / "verdicts.parquet")
+    names = table.schema.field("clean_fired").metadata[b"bits"].decode().split(",")
+    rows = {row["url"].rsplit("/", 1)[-1]: row for row in table.to_pylist()}
+    fired = {
+        name: None
+        if row["clean_fired"] is None
+        else [rule for bit, rule in enumerate(names) if row["clean_fired"] >> bit & 1]
+        for name, row in rows.items()
+    }
+    assert fired["good.jpg"] == [] and fired["broken.jpg"] is None
+    assert {"image_too_small", "aspect_ratio", "filename"} <= set(fired["tiny.jpg"])
+    assert rows["tiny.jpg"]["reason"] == fired["tiny.jpg"][0] == "image_too_small"
+    write_report(run, plan)
+    told = {rule["rule"]: rule for rule in run.read_json("report", "report.json")["rules"]}
+    assert told["filename"] == {
+        "rule": "filename",
+        "fired": 1,
+        "first": 0,
+        "alone": 0,
+        "beside": told["filename"]["beside"],
+    }
+    assert told["filename"]["beside"]["image_too_small"] == 1
 
 
 def test_the_annotations_lie_row_for_row_with_the_pool(done):
