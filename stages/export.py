@@ -59,13 +59,21 @@ class ExportConfig(StageConfig):
 class ExportStage:
     """From rows whose verdict is to keep, to pairs.
 
-    One image gives a pair for each of its texts that the filter keeps: none, its web caption, its
-    synthetic captions, or all of them. Without a filter every text is kept.
+    One image gives a pair for each of its texts that the filter keeps: none, its web captions (its
+    own, and those that dedup took over from its copies), its synthetic captions, or all of them.
+    Without a filter every text is kept.
     """
 
     name = "export"
     reads = ("image", "caption", "width", "height", "url", "source")
-    uses = ("text", "synthetic", "itm_web", "itm_synthetic")
+    uses = (
+        "text",
+        "further_captions",
+        "synthetic",
+        "itm_web",
+        "itm_further",
+        "itm_synthetic",
+    )
 
     def __init__(self, config: ExportConfig) -> None:
         self.config = config
@@ -75,8 +83,8 @@ class ExportStage:
 
         Args:
             rows: uid, `reads` and the columns of `uses` that exist; n rows.
-            keeps: keep_web (bool) and keep_synthetic (list<bool>) of the same rows, as the
-                filter gives them; None keeps every text.
+            keeps: keep_web (bool), keep_further and keep_synthetic (list<bool>) of the same
+                rows, as the filter gives them; None keeps every text.
 
         Returns:
             A table of schema PAIRS, pairs of one image together, the web caption first.
@@ -89,17 +97,11 @@ class ExportStage:
                 keep = pc.and_(keep, _column(keeps, "keep_web").fill_null(False))
             scores = _column(rows, "itm_web") if "itm_web" in rows.column_names else None
             parts.append(_Texts.choose("web", np.arange(len(rows)), captions, scores, keep))
-        if self.config.synthetic and "synthetic" in rows.column_names:
-            lists = _column(rows, "synthetic")
-            texts = lists.flatten()
-            keep = pc.greater(pc.utf8_length(texts), pa.scalar(0, pa.int32()))
-            if keeps is not None:
-                keep = pc.and_(keep, _column(keeps, "keep_synthetic").flatten())
-            scores = None
-            if "itm_synthetic" in rows.column_names:
-                scores = _column(rows, "itm_synthetic").flatten()
-            index = np.asarray(pc.list_parent_indices(lists))
-            parts.append(_Texts.choose("synthetic", index, texts, scores, keep))
+            parts += _lists("web", "further_captions", rows, "itm_further", keeps, "keep_further")
+        if self.config.synthetic:
+            parts += _lists(
+                "synthetic", "synthetic", rows, "itm_synthetic", keeps, "keep_synthetic"
+            )
         if not parts:
             return PAIRS.empty_table()
         index = np.concatenate([part.rows for part in parts])
@@ -154,6 +156,21 @@ class _Texts:
         scores = pa.nulls(len(captions), pa.float32()) if scores is None else scores.filter(keep)
         chosen = np.asarray(rows, np.int64)[keep.to_numpy(zero_copy_only=False)]
         return cls(source, chosen, captions, scores)
+
+
+def _lists(
+    source: str, column: str, rows: pa.Table, scores: str, keeps: pa.Table | None, keep: str
+) -> list[_Texts]:
+    """The texts of a column of lists, with the columns of their scores and verdicts."""
+    if column not in rows.column_names:
+        return []
+    lists = _column(rows, column)
+    texts = lists.flatten()
+    kept: Any = pc.greater(pc.utf8_length(texts), pa.scalar(0, pa.int32()))
+    if keeps is not None:
+        kept = pc.and_(kept, _column(keeps, keep).flatten())
+    found = _column(rows, scores).flatten() if scores in rows.column_names else None
+    return [_Texts.choose(source, np.asarray(pc.list_parent_indices(lists)), texts, found, kept)]
 
 
 def _column(table: pa.Table, name: str) -> Any:

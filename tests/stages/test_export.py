@@ -62,6 +62,25 @@ def test_web_and_synthetic_texts_are_kept_each_by_itself():
     assert pairs["image"].to_pylist()[2] == {"bytes": b"\x01", "path": None}
 
 
+def test_the_captions_of_copies_are_web_captions_of_what_is_kept():
+    rows = rows_of(["w0", "w1"], [["s0"], []], ([0.9, 0.1], [[0.8], []]))
+    further = pa.array([["f0", "g0"], None], pa.list_(pa.string()))
+    scores = pa.array([[0.7, 0.2], None], pa.list_(pa.float32()))
+    rows = rows.append_column("further_captions", further).append_column("itm_further", scores)
+    keeps = keeps_of([False, True], [[True], []]).append_column(
+        "keep_further", pa.array([[True, False], []], pa.list_(pa.bool_()))
+    )
+    pairs = ExportStage(ExportConfig()).pairs(rows, keeps)
+    assert [(r["caption"], r["caption_source"]) for r in pairs.to_pylist()] == [
+        ("f0", "web"),
+        ("s0", "synthetic"),
+        ("w1", "web"),
+    ]
+    assert round(pairs["itm_score"][0].as_py(), 3) == 0.7
+    unjudged = ExportStage(ExportConfig(synthetic=False)).pairs(rows, None)
+    assert unjudged["caption"].to_pylist() == ["w0", "f0", "g0", "w1"]
+
+
 def test_without_a_filter_every_text_is_kept():
     pairs = ExportStage(ExportConfig()).pairs(rows_of(["w0", None], [["s0"], ["s1"]]), None)
     assert pairs["caption"].to_pylist() == ["w0", "s0", "s1"]
