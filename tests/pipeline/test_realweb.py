@@ -1,15 +1,13 @@
 """The whole pipeline over real photographs, real alt-text and every fault of a real web."""
 
 import collections
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import fakes
 import pyarrow.parquet as pq
 import pytest
+import web
 from rich.console import Console
 
 from pipeline.inspect import verify, write_verdicts
@@ -19,62 +17,21 @@ from pipeline.session import Session, write_report
 from pipeline.status import funnel
 from pipeline.store import Run
 
-FAULTS = {
-    "http_403": {"http_403"},
-    "http_404": {"http_404"},
-    "http_500": {"http_5xx"},
-    "http_hang": {"timeout"},
-    "http_loop": {"redirect_loop"},
-    "http_reset": {"connect"},
-    "truncated": {"truncated"},
-    "html": {"not_an_image"},
-    "empty": {"empty"},
-    "corrupt": {"not_an_image", "undecodable"},
-    "opt_out": {"opted_out"},
-    "endless": {"too_large", "timeout"},
-    "bomb": {"too_many_pixels"},
-    "svg": {"svg"},
-}
 CLEAN = ("small", "wide", "flat", "foreign", "low_text")
 
-needs_shared = pytest.mark.skipif(
-    not (fakes.SHARED / "realweb").exists(), reason="needs ../shared/realweb and ../shared/data"
-)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory):
+def built(tmp_path_factory):
     """The real web, served until the tests of this module are done."""
     out = tmp_path_factory.mktemp("realweb")
-    data = fakes.SHARED / "data"
-    port = free_port()
-    command = [
-        sys.executable,
-        str(fakes.SHARED / "realweb" / "make.py"),
-        *("--photos", str(data / "flickr8k" / "images")),
-        *("--captions", str(data / "flickr8k" / "captions.tsv")),
-        *("--photos", str(data / "coco" / "images")),
-        *("--captions", str(data / "coco" / "captions.tsv")),
-        *("--alttext", str(data / "alttext" / "laion_10k.parquet")),
-        *("--out", str(out), "--base", f"http://127.0.0.1:{port}"),
-    ]
-    subprocess.run(command, check=True, capture_output=True, timeout=180)
-    serve = [sys.executable, str(fakes.SHARED / "realweb" / "serve.py"), str(out / "site")]
-    server = subprocess.Popen([*serve, "--port", str(port)], stdout=subprocess.PIPE)
-    assert server.stdout is not None and server.stdout.readline()
-    yield out
-    server.kill()
-    server.wait()
+    port = web.free_port()
+    web.build(out, f"http://127.0.0.1:{port}")
+    with web.served(out / "site", port):
+        yield out
 
 
 @pytest.fixture(scope="module")
-def ended(web, tmp_path_factory, ray_here):
+def ended(built, tmp_path_factory, ray_here):
     """A finished run over it, its verdicts beside the truth, and its seconds."""
     folder = tmp_path_factory.mktemp("run")
     models = fakes.tiny_blip(folder / "tiny")
@@ -84,7 +41,7 @@ def ended(web, tmp_path_factory, ray_here):
             "run": str(folder / "run"),
             "stages": {
                 "download": {
-                    "source": str(web / "pairs.parquet"),
+                    "source": str(built / "pairs.parquet"),
                     "image_size": 256,
                     "shard_size": 120,
                     "timeout": 3,
@@ -98,7 +55,7 @@ def ended(web, tmp_path_factory, ray_here):
                 },
                 "caption": {"model": str(models / "captioner"), "prompt": ""},
                 "filter": {"model": str(models / "matcher")},
-                "export": {"human": [str(web / "human.jsonl")]},
+                "export": {"human": [str(built / "human.jsonl")]},
             },
         }
     )
@@ -111,12 +68,12 @@ def ended(web, tmp_path_factory, ray_here):
     out = folder / "verdicts.parquet"
     write_verdicts(run, plan, str(out))
     verdicts = {(r["url"], r["caption"]): r for r in pq.read_table(out).to_pylist()}
-    truth = pq.read_table(web / "truth.parquet").to_pylist()
+    truth = pq.read_table(built / "truth.parquet").to_pylist()
     rows = [{**row, **verdicts[row["url"], row["caption"]]} for row in truth]
     return run, plan, rows, seconds
 
 
-@needs_shared
+@web.needs_shared
 def test_every_row_is_accounted_for_and_nothing_hangs(ended):
     run, plan, rows, seconds = ended
     found = funnel(run, plan)
@@ -128,7 +85,7 @@ def test_every_row_is_accounted_for_and_nothing_hangs(ended):
     assert seconds < 240
 
 
-@needs_shared
+@web.needs_shared
 def test_every_fault_is_caught_with_its_reason(ended):
     _, _, rows, _ = ended
     seen = collections.defaultdict(set)
@@ -136,13 +93,13 @@ def test_every_fault_is_caught_with_its_reason(ended):
         if row["drop_at"] == "download":
             assert row["stage"] == "download", row
             seen[row["kind"]].add(row["reason"])
-    assert seen.keys() == FAULTS.keys()
-    assert {kind: reasons - FAULTS[kind] for kind, reasons in seen.items()} == {
-        kind: set() for kind in FAULTS
+    assert seen.keys() == web.FAULTS.keys()
+    assert {kind: reasons - web.FAULTS[kind] for kind, reasons in seen.items()} == {
+        kind: set() for kind in web.FAULTS
     }
 
 
-@needs_shared
+@web.needs_shared
 @pytest.mark.parametrize("kind", CLEAN)
 def test_what_clean_should_drop_is_gone_after_it(ended, kind):
     _, _, rows, _ = ended
@@ -152,14 +109,14 @@ def test_what_clean_should_drop_is_gone_after_it(ended, kind):
     assert len(gone) >= 0.95 * len(due), kept
 
 
-@needs_shared
+@web.needs_shared
 def test_boilerplate_is_gone_after_dedup(ended):
     _, _, rows, _ = ended
     due = [row for row in rows if row["kind"] == "boilerplate"]
     assert due and all(row["stage"] in ("clean", "dedup") for row in due)
 
 
-@needs_shared
+@web.needs_shared
 def test_no_photo_survives_twice_and_few_good_ones_are_lost(ended):
     _, _, rows, _ = ended
     survivors = [row for row in rows if row["stage"] not in ("download", "clean", "dedup")]
@@ -171,7 +128,7 @@ def test_no_photo_survives_twice_and_few_good_ones_are_lost(ended):
     assert len(lost) <= 0.03 * len(good), why
 
 
-@needs_shared
+@web.needs_shared
 def test_the_report_and_the_export_stand(ended):
     run, _, _, _ = ended
     page = Path(run.at("report", "index.html")).read_text()
