@@ -1,0 +1,297 @@
+"""Documents: texts and images in the order of a web page, as Flamingo's M3W has them.
+
+The images of documents are rows of the pool like any others, without a caption. This module reads
+the documents, judges their texts, and cuts what is left into sequences (arXiv:2204.14198, A.1.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from models.prose import ProseMeasures, measure_prose
+from models.text import LanguageDetector
+from stages.base import StageConfig
+
+__all__ = ["EOC", "IMAGE", "Document", "Documents", "DocumentsConfig", "Excerpt", "parse"]
+
+IMAGE = "<image>"
+EOC = "<EOC>"
+
+Part = tuple[Literal["text", "image"], str]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A web page as its texts and the URLs of its images, in order.
+
+    Attributes:
+        uid: 128 bits of its URL and parts as 32 hex characters.
+        url: Of the page; empty where unknown.
+        parts: ("text", text) and ("image", URL).
+    """
+
+    uid: str
+    url: str
+    parts: tuple[Part, ...]
+
+    @property
+    def images(self) -> list[str]:
+        """The URLs of the images, in order."""
+        return [value for kind, value in self.parts if kind == "image"]
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts, in order."""
+        return [value for kind, value in self.parts if kind == "text"]
+
+
+def parse(record: Mapping[str, Any]) -> Document | None:
+    """A document out of a record of MMC4 or OBELICS; None where it is neither.
+
+    MMC4 (arXiv:2304.06939): `text_list`, and `image_info` with a `raw_url` and the index of the
+    text each image was matched to; the image stands before that text. OBELICS (arXiv:2306.16527):
+    `texts` and `images` of one length, one of which is null at each place.
+    """
+    parts: list[Part] = []
+    texts, images = record.get("text_list"), record.get("image_info")
+    if isinstance(texts, list) and isinstance(images, list):
+        before: dict[int, list[str]] = {}
+        for image in images:
+            if isinstance(image, dict) and isinstance(url := image.get("raw_url"), str):
+                index = image.get("matched_text_index")
+                before.setdefault(index if isinstance(index, int) else 0, []).append(url)
+        for index, text in enumerate(texts):
+            parts += [("image", url) for url in before.pop(index, [])]
+            parts += [("text", text)] if isinstance(text, str) else []
+        parts += [("image", url) for _, urls in sorted(before.items()) for url in urls]
+    elif isinstance(texts := record.get("texts"), list) and isinstance(
+        images := record.get("images"), list
+    ):
+        if len(texts) != len(images):
+            return None
+        for text, image in zip(texts, images, strict=True):
+            parts += [("image", image)] if isinstance(image, str) and image else []
+            parts += [("text", text)] if isinstance(text, str) and text else []
+    else:
+        return None
+    url = record.get("url")
+    url = url if isinstance(url, str) else ""
+    content = json.dumps([url, parts]).encode()
+    return Document(hashlib.blake2b(content, digest_size=16).hexdigest(), url, tuple(parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentsConfig(StageConfig):
+    """What a document must be to stay, and how it is cut.
+
+    Flamingo gives the order of the rules and the lengths; for the texts it points to MassiveText,
+    whose limits these are (arXiv:2112.11446, A.1 and table A1).
+
+    Attributes:
+        tokenizer: A folder of `save_pretrained` or a name on the hub; counts the tokens. The
+            paper's own is not public.
+        max_tokens: The longest sequence, `<image>` and `<EOC>` included.
+        max_images: The first images of a sequence that stay.
+        languages: The wanted languages as fastText labels them; empty for any.
+        min_language_score: The least probability of these together.
+        min_words: The least number of words.
+        max_words: The largest number of words.
+        min_word_length: The least mean length of a word, in characters.
+        max_word_length: The largest mean length of a word, in characters.
+        max_symbols: The most hash signs or ellipses for a word.
+        max_bullets: The largest share of texts that begin with a bullet.
+        max_ellipses: The largest share of texts that end with an ellipsis.
+        min_alphabetic: The least share of words that hold a letter.
+        min_stop_words: How many of eight English stop words must occur.
+        max_duplicate_lines: The largest share of repeated texts.
+        max_duplicate_line_characters: The largest share of characters in repeated texts.
+        max_top_ngrams: The largest share of characters in the most frequent 2-, 3-, 4-gram.
+        max_duplicate_ngrams: The largest share of characters in repeated 5- to 10-grams.
+        shard_size: Documents in a shard of the export.
+        seed: Of the choice of the subsequence.
+    """
+
+    tokenizer: str = "bert-base-uncased"
+    max_tokens: int = 256
+    max_images: int = 5
+    languages: tuple[str, ...] = ("en",)
+    min_language_score: float = 0.5
+    min_words: int = 50
+    max_words: int = 100_000
+    min_word_length: float = 3.0
+    max_word_length: float = 10.0
+    max_symbols: float = 0.1
+    max_bullets: float = 0.9
+    max_ellipses: float = 0.3
+    min_alphabetic: float = 0.8
+    min_stop_words: int = 2
+    max_duplicate_lines: float = 0.3
+    max_duplicate_line_characters: float = 0.2
+    max_top_ngrams: tuple[float, float, float] = (0.20, 0.18, 0.16)
+    max_duplicate_ngrams: tuple[float, float, float, float, float, float] = (
+        *(0.15, 0.14, 0.13),
+        *(0.12, 0.11, 0.10),
+    )
+    shard_size: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_images", "shard_size"):
+            if getattr(self, name) < (4 if name == "max_tokens" else 1):
+                raise ValueError(
+                    f"export.documents.{name} must be at least "
+                    f"{4 if name == 'max_tokens' else 1}, got {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """What is exported of a document.
+
+    Attributes:
+        text: Texts with `<image>` where an image stands and `<EOC>` before every image and at
+            the end.
+        images: The images, one for each `<image>`, as the uids of pool rows.
+        tokens: The length in tokens, both tags counted as one each.
+    """
+
+    text: str
+    images: tuple[str, ...]
+    tokens: int
+
+
+class Documents:
+    """Judges documents and cuts them to sequences.
+
+    Args:
+        config: The limits.
+    """
+
+    reasons: ClassVar[Mapping[str, str]] = {
+        "unreadable": "The line is no document in the form of MMC4 or OBELICS.",
+        "not_english": "The texts are in none of the wanted languages.",
+        "no_image": "The document has no image.",
+        "too_few_words": "The texts have fewer words than min_words.",
+        "too_many_words": "The texts have more words than max_words.",
+        "word_length": "The mean word is shorter or longer than words are.",
+        "symbols": "More hash signs or ellipses for each word than max_symbols.",
+        "bullets": "Nearly all texts are items of lists.",
+        "ellipses": "Too many texts are cut off with an ellipsis.",
+        "alphabetic": "Too few words hold a letter.",
+        "stop_words": "The texts lack the words that every English text has.",
+        "repetitive": "Texts or phrases repeat too much of what was said.",
+        "no_image_left": "None of its images passed the rules of images.",
+    }
+    """In the order of the paper; the first that holds is the verdict."""
+
+    def __init__(self, config: DocumentsConfig) -> None:
+        from transformers import AutoTokenizer
+
+        self.config = config
+        self._detect = LanguageDetector(config.languages) if config.languages else None
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, use_fast=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"export.documents.tokenizer: cannot load {config.tokenizer!r}: {error}. Name a "
+                "folder with a tokenizer, or one that the hub has"
+            ) from error
+
+    def judge(self, document: Document | None, live: Callable[[str], str | None]) -> str | None:
+        """The reason to reject a document, or None.
+
+        Args:
+            document: The document, or None for a line that is none.
+            live: Gives the uid of the pool row that stands for the image of a URL, or None where
+                no rule let it pass.
+        """
+        if document is None:
+            return "unreadable"
+        limits = self.config
+        if self._detect is not None:
+            _, score = self._detect(" ".join(document.texts))
+            if score < limits.min_language_score:
+                return "not_english"
+        if not document.images:
+            return "no_image"
+        reason = self._prose(measure_prose(document.texts))
+        if reason is None and not any(live(url) for url in document.images):
+            return "no_image_left"
+        return reason
+
+    def _prose(self, found: ProseMeasures) -> str | None:
+        limits = self.config
+        length = found.word_length
+        rules = {
+            "too_few_words": found.words < limits.min_words,
+            "too_many_words": found.words > limits.max_words,
+            "word_length": not limits.min_word_length <= length <= limits.max_word_length,
+            "symbols": found.symbols > limits.max_symbols,
+            "bullets": found.bullets > limits.max_bullets,
+            "ellipses": found.ellipses > limits.max_ellipses,
+            "alphabetic": found.alphabetic < limits.min_alphabetic,
+            "stop_words": found.stop_words < limits.min_stop_words,
+            "repetitive": found.duplicate_lines > limits.max_duplicate_lines
+            or found.duplicate_line_characters > limits.max_duplicate_line_characters
+            or _exceed(found.top_ngrams, limits.max_top_ngrams)
+            or _exceed(found.duplicate_ngrams, limits.max_duplicate_ngrams),
+        }
+        return next((name for name, fires in rules.items() if fires), None)
+
+    def cut(self, document: Document, live: Callable[[str], str | None]) -> Excerpt:
+        """A subsequence of at most `max_tokens` with the first `max_images` images in it.
+
+        Images that are not live are left out with their tags. A longer document gives a window
+        that the seed and its uid draw, uniform among those that show an image. The paper draws
+        one anew each time a page is read, images in it or not; here the draw is part of the data.
+        """
+        units: list[tuple[str, str | None]] = []  # a token's text, the uid of an image's tag
+        for kind, value in document.parts:
+            if kind == "text":
+                units += [(token, None) for token in self._tokens(value)]
+            elif (uid := live(value)) is not None:
+                units += [(EOC, None), (IMAGE, uid)]
+        units.append((EOC, None))
+        size = self.config.max_tokens
+        if len(units) > size:
+            start = self._start(document.uid, [uid is not None for _, uid in units])
+            units = units[start : start + size]
+        kept: list[tuple[str, str | None]] = []
+        images: list[str] = []
+        for text, uid in units:
+            if uid is not None:
+                if len(images) == self.config.max_images:
+                    kept = kept[:-1] if kept and kept[-1][0] == EOC else kept
+                    continue
+                images.append(uid)
+            kept.append((text, uid))
+        return Excerpt("".join(text for text, _ in kept).strip(), tuple(images), len(kept))
+
+    def _tokens(self, text: str) -> list[str]:
+        """The text cut at its tokens; joined, they are the text and a space after it."""
+        text = " ".join(text.split()).replace(IMAGE, " ").replace(EOC, " ")
+        offsets = self._tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )["offset_mapping"]
+        ends = [*(start for start, _ in offsets[1:]), len(text)] if offsets else []
+        cuts = [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        return [*cuts[:-1], f"{cuts[-1]} "] if cuts else []
+
+    def _start(self, uid: str, is_image: Sequence[bool]) -> int:
+        """Where the window begins, by seed and uid: an image in it, none of them without its EOC."""
+        size, last = self.config.max_tokens, len(is_image) - self.config.max_tokens
+        seen = np.concatenate([[0], np.cumsum(is_image)])
+        starts = np.arange(last + 1)
+        shows = starts[(seen[starts + size] > seen[starts]) & ~np.array(is_image)[starts]]
+        draw = hashlib.blake2b(f"{self.config.seed} {uid}".encode(), digest_size=8).digest()
+        return int(shows[int.from_bytes(draw, "little") % len(shows)])
+
+
+def _exceed(shares: Sequence[float], limits: Sequence[float]) -> bool:
+    return any(share > limit for share, limit in zip(shares, limits, strict=True))
