@@ -284,7 +284,7 @@ class Documents:
         return [*cuts[:-1], f"{cuts[-1]} "] if cuts else []
 
     def _start(self, uid: str, is_image: Sequence[bool]) -> int:
-        """Where the window begins, by seed and uid: an image in it, none of them without its EOC."""
+        """Where the window begins, by seed and uid; it shows an image and none without its EOC."""
         size, last = self.config.max_tokens, len(is_image) - self.config.max_tokens
         seen = np.concatenate([[0], np.cumsum(is_image)])
         starts = np.arange(last + 1)
