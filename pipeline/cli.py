@@ -155,12 +155,16 @@ def _parser() -> argparse.ArgumentParser:
 def _session(options: argparse.Namespace, console: Console) -> Any:
     """The manifest of a command, with a cluster and progress to carry it out."""
     from pipeline.manifest import Manifest
+
+    return _open(Manifest.load(options.manifest, options.set, options.run), options, console)
+
+
+def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
     from pipeline.progress import Progress
     from pipeline.session import Session
 
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
-    manifest = Manifest.load(options.manifest, options.set, options.run)
     return Session(
         manifest,
         address=options.address,
@@ -170,18 +174,24 @@ def _session(options: argparse.Namespace, console: Console) -> Any:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    session = _session(options, console)
-    if options.dry_run:
-        for line in session.outline(options.until):
-            console.print(line, highlight=False, markup=False)
-        return 0
-    with session:
-        session.run(options.until)
-    if options.until is None:
-        from pipeline.session import write_report
+    from pipeline.manifest import Manifest
+    from pipeline.rounds import rounds
+    from pipeline.session import write_report
 
-        path = write_report(session.runner.run, session.runner.plan)
-        console.print(f"report     {path}", highlight=False, markup=False)
+    manifest = Manifest.load(options.manifest, options.set, options.run)
+    for number, one in enumerate(rounds(manifest, options.manifest), 1):
+        session = _open(one, options, console)
+        if manifest.rounds > 1:
+            console.print(f"round      {number} of {manifest.rounds}", highlight=False)
+        if options.dry_run:
+            for line in session.outline(options.until):
+                console.print(line, highlight=False, markup=False)
+            continue
+        with session:
+            session.run(options.until)
+        if options.until is None:
+            path = write_report(session.runner.run, session.runner.plan)
+            console.print(f"report     {path}", highlight=False, markup=False)
     return 0
 
 
@@ -219,7 +229,7 @@ def _status(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import funnel, open_plan
     from pipeline.store import Run
 
-    run = Run(options.run)
+    run = Run.find(options.run)
     found = funnel(run, open_plan(run))
     if options.json:
         console.print_json(json.dumps(found))
@@ -233,7 +243,7 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import open_plan
     from pipeline.store import Run
 
-    run = Run(options.run)
+    run = Run.find(options.run)
     table = Table("column", Column("value", overflow="fold"))
     for name, value in show(run, open_plan(run), options.uid).items():
         table.add_row(name, cell(value))
@@ -246,7 +256,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import open_plan
     from pipeline.store import Run
 
-    run = Run(options.run)
+    run = Run.find(options.run)
     console.print(write_report(run, open_plan(run)), highlight=False, markup=False)
     return 0
 
@@ -256,7 +266,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import open_plan
     from pipeline.store import Run
 
-    run = Run(options.run)
+    run = Run.find(options.run)
     faults = list(verify(run, open_plan(run)))
     for fault in faults:
         console.print(fault, highlight=False, markup=False)
@@ -270,7 +280,7 @@ def _verdicts(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import open_plan
     from pipeline.store import Run
 
-    run = Run(options.run)
+    run = Run.find(options.run)
     rows = write_verdicts(run, open_plan(run), options.out)
     console.print(f"{rows:,} rows -> {options.out}", highlight=False, markup=False)
     return 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from models.weights import revision_of
+from pipeline import pool
 from pipeline.manifest import Manifest, Plan
 from pipeline.store import Run
 from stages.base import Resources, digest
@@ -43,8 +44,8 @@ class Training:
         self.manifest = manifest
         self.name = name
         self.config = manifest.train[name]
-        self.run = Run(manifest.run)
-        self.out = f"{manifest.run.rstrip('/')}/models/{name}"
+        self.run = Run(manifest.run, manifest.branch)
+        self.out = f"{manifest.models}/{name}"
 
     def paths(self) -> list[str]:
         """The files that its data are.
@@ -54,21 +55,36 @@ class Training:
         """
         paths: list[str] = []
         for entry in self.config.data:
-            if entry in (CURATED, POOL):
-                names = [f"{shard}.parquet" for shard in self.run.shards(entry)]
-                if not names or (entry == CURATED and not self.run.exists(entry, "manifest.json")):
-                    stage = "export" if entry == CURATED else "download"
+            if (folder := self._folder(entry)) is not None:
+                names = [f"{shard}.parquet" for shard in self.run.shards(*folder)]
+                is_pool = entry == POOL
+                if not names or not (is_pool or self.run.exists(*folder, "manifest.json")):
                     raise ValueError(
                         f"train.{self.name}.data: {self.run.root} has no whole {entry} yet; run "
-                        f"`capfilt {stage} MANIFEST` first"
+                        f"`capfilt {'download' if is_pool else 'run'} MANIFEST` first"
                     )
-                paths += [self.run.at(entry, name) for name in names]
+                paths += [self.run.at(*folder, name) for name in names]
                 continue
             found = sorted(glob.glob(entry)) if glob.has_magic(entry) else [entry]
             if not found or not all(Run(path).fs.exists(Run(path).path) for path in found):
                 raise ValueError(f"train.{self.name}.data: no file {entry}")
             paths += found
         return paths
+
+    def _folder(self, entry: str) -> tuple[str, ...] | None:
+        """Where the run keeps the data that a word of `data` stands for; None for a path."""
+        if entry == POOL:
+            return (POOL,)
+        if entry == CURATED:
+            return (CURATED,)
+        if entry in (plan := Plan(self.manifest)).exports:
+            return plan.folder(entry)
+        if entry.startswith("export:"):
+            raise ValueError(
+                f"train.{self.name}.data: the manifest has no {entry}; it has "
+                f"{', '.join(plan.exports) or 'no exports'}"
+            )
+        return None
 
     @property
     def resources(self) -> Resources:
@@ -84,11 +100,12 @@ class Training:
         """What the model depends on: its settings, its data and the weights it starts from."""
         data: dict[str, Any] = {}
         for entry in self.config.data:
-            if entry == CURATED:
-                data[entry] = self.run.read_json(CURATED, "manifest.json")["files"]
-            elif entry == POOL:
+            folder = self._folder(entry)
+            if entry == POOL:
                 listed = self.run.read_json("list", "_list.json")
-                data[entry] = [listed["fingerprint"], listed["content"]]
+                data[entry] = [listed["fingerprint"], pool.state(self.run, listed["content"])]
+            elif folder is not None:
+                data[entry] = self.run.read_json(*folder, "manifest.json")["files"]
         for path in self.paths():
             if path.endswith(".jsonl"):
                 with open(path, "rb") as file:

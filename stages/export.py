@@ -36,12 +36,15 @@ class ExportConfig(StageConfig):
             file) and `caption`, or `captions`.
         web: Whether web captions that pass are exported.
         synthetic: Whether synthetic captions that pass are exported.
+        filtered: Whether the filter decides; otherwise all texts of the rows that came as far as
+            the filter are exported, as the rows without F of the paper's table 1 have them.
         human_shard_size: Images in one shard of human pairs.
     """
 
     human: tuple[str, ...] = ()
     web: bool = True
     synthetic: bool = True
+    filtered: bool = True
     human_shard_size: int = 1000
 
     def __post_init__(self) -> None:

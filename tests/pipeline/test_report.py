@@ -177,7 +177,7 @@ def make_run(root, plan, *, shards=3, number=40, until=None):
         run.write_json({"seconds": 2.5}, *plan.folder(name), "_stage.json")
         if name == until:
             return run
-    if plan.export is not None:
+    if plan.exports:
         export(run, plan, pools)
     return run
 
@@ -227,7 +227,7 @@ def export(run, plan, pools):
         if "filter" in plan.names:
             scores = run.read_table(*plan.folder("filter"), f"{shard}.parquet").filter(live)
             keeps = plan.stage("filter").keep_texts(scores.drop_columns("measured"))
-        pairs = plan.export.pairs(rows.filter(live), keeps)
+        pairs = plan.export().pairs(rows.filter(live), keeps)
         assert pairs.schema.equals(PAIRS)
         run.write_table(pairs, "curated", f"{shard}.parquet")
         images += len(pairs["uid"].unique())
