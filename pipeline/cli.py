@@ -126,6 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", metavar="MODEL_DIR")
     evaluate.add_argument("--data", required=True, metavar="JSONL", help="image and captions")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+    ablate = add("ablate", _ablate, "carry out an ablation on the drawn web, over several seeds")
+    ablate.add_argument("ablation", metavar="ABLATION", help="a YAML file")
+    ablate.add_argument("--run", metavar="DIR", help="the folder of its runs")
+    ablate.add_argument("--workers", type=int, metavar="N", help="workers of each stage")
+    ablate.add_argument("--quiet", action="store_true", help="no progress")
+    ablate.add_argument("--json", action="store_true", help="print JSON")
     status = add("status", _status, "print the funnel of a run")
     status.add_argument("run", metavar="RUN")
     status.add_argument("--json", action="store_true", help="print JSON")
@@ -222,6 +228,25 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     for name, value in flat(found):
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     console.print(table)
+    return 0
+
+
+def _ablate(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.ablation import Ablation, collect
+    from pipeline.progress import Progress
+    from pipeline.report.ablation import write
+    from pipeline.tables import ablation_tables
+
+    ablation = Ablation.load(options.ablation, options.run)
+    ablation.carry_out(options.workers, Progress(console, options.quiet or options.json))
+    found = collect(ablation)
+    path = write(ablation.run, found)
+    if options.json:
+        console.print_json(json.dumps(found))
+        return 0
+    for table in ablation_tables(found):
+        console.print(table)
+    console.print(f"report     {path}", highlight=False, markup=False)
     return 0
 
 

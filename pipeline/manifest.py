@@ -12,6 +12,7 @@
       filter: {objective: filter, model: Salesforce/blip-itm-base-coco, data: [human.jsonl]}
     evaluate: {data: test.jsonl, models: [train:filter]}
 
+An entry of `train` with `like: NAME` is the entry of that name with some fields changed.
 Paths are relative to the working directory. `train:NAME` names the model that this manifest
 trains under that name.
 """
@@ -81,8 +82,8 @@ class Manifest:
         stages: The config of each stage, in order; download first, export last if at all.
         train: The config of each training, by the name of the model it makes.
         evaluate: What to evaluate at the end, if anything.
-        exports: The config of each further export, by its name; `export:NAME` in the data of a
-            training.
+        exports: The config of each further export, by its name: the export stage with some fields
+            changed. `export:NAME` in the data of a training.
         rounds: How often to bootstrap; see `pipeline.rounds`.
         branch: The folder under `run` for what a later round has of its own.
         source: The mapping it was read from, overrides applied, as the run records it.
@@ -170,11 +171,14 @@ class Manifest:
                 stages[key] = config
         exports: dict[str, ExportConfig] = {}
         for key, fields in sections["exports"].items():
+            if isinstance(fields, dict):
+                fields = {**(sections["stages"].get(ExportStage.name) or {}), **fields}
             config = mistakes.validate(f"exports.{key}", ExportConfig, fields, seed, trained)
             if config is not None:
                 exports[str(key)] = config
         train: dict[str, TrainConfig] = {}
         for key, fields in sections["train"].items():
+            fields = mistakes.inherit(f"train.{key}", fields, sections["train"])
             config = mistakes.validate(f"train.{key}", TrainConfig, fields, seed, trained)
             if config is not None:
                 train[str(key)] = config
@@ -250,6 +254,18 @@ class _Mistakes:
                         message = f"{message}, got {detail['input']!r}"
                 self.add(f"{where}.{field}".rstrip("."), message)
             return None
+
+    def inherit(self, where: str, fields: Any, others: Mapping[str, Any]) -> Any:
+        """The fields with those of the entry that `like` names before them."""
+        if not isinstance(fields, dict) or "like" not in fields:
+            return fields
+        fields = dict(fields)
+        like = fields.pop("like")
+        if not isinstance(others.get(like), dict) or "like" in others[like]:
+            known = [name for name, other in others.items() if "like" not in (other or {})]
+            self.add(f"{where}.like", f"no such entry: {like!r}{_did_you_mean(str(like), known)}")
+            return fields
+        return {**others[like], **fields}
 
     def _trained(self, where: str, key: str, value: Any, trained: Mapping[str, str]) -> Any:
         if isinstance(value, list):

@@ -150,11 +150,28 @@ class Training:
             f"{row['images_per_second']:.0f} images/s"
         )
 
+    def _is_in_the_run(self, fingerprint: str) -> bool:
+        """Take over the same model where the run itself has trained it for another branch."""
+        trunk, mark = Run(self.manifest.run), ("models", f"{self.name}.json")
+        if not self.run.branch or not trunk.exists(*mark):
+            return False
+        found = trunk.read_json(*mark)
+        if found["fingerprint"] != fingerprint:
+            return False
+        self.run.remove("models", self.name)
+        self.run.fs.copy(
+            trunk.at("models", self.name), self.run.at("models", self.name), recursive=True
+        )
+        self.run.write_json(found, *mark)
+        return True
+
     def carry_out(self) -> None:
         """Train, save the model, and say what it was trained on; resumes from a checkpoint."""
         from pipeline.train import train
 
         fingerprint = self.fingerprint
+        if self._is_in_the_run(fingerprint):
+            return
         result = train(self.config, self.paths(), self.out, tokenizer=self.config.tokenizer)
         self.run.write_json(
             {
