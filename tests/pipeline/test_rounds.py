@@ -1,6 +1,7 @@
 """Bootstrap rounds on real photos, real Ray and real, if tiny, models."""
 
 import json
+from pathlib import Path
 
 import fakes
 import pytest
@@ -11,7 +12,7 @@ from pipeline.inspect import verify
 from pipeline.manifest import Manifest, ManifestError, Plan
 from pipeline.progress import Progress
 from pipeline.rounds import compare, rounds
-from pipeline.session import Session
+from pipeline.session import Session, write_report
 from pipeline.status import open_plan
 from pipeline.store import Run
 
@@ -94,6 +95,12 @@ def test_a_second_round_starts_from_the_new_model_and_shares_what_is_the_same(tm
     assert [entry["round"] for entry in told] == [1, 2]
     assert all(entry["pairs"]["human"] == 6 for entry in told)
 
+    path = write_report(second, two)
+    told = second.read_json("report", "report.json")["rounds"]
+    assert [entry["human captions"] for entry in told] == [6, 6]
+    assert path.endswith("rounds/2/report/index.html")
+    assert "round 2</th>" in Path(path).read_text()
+
     again = [run.sha256("run.json") for run in (first, second)]
     carry_out(made)
     assert [run.sha256("run.json") for run in (first, second)] == again
@@ -111,7 +118,7 @@ def test_an_unfiltered_export_keeps_what_the_filter_rejects(tmp_path, ray_here):
     manifest = run.read_json(*plan.folder("export"), "manifest.json")
     unfiltered = run.read_json(*plan.folder("export:found"), "manifest.json")
     assert manifest["pairs"] == {"human": 6}
-    assert unfiltered["pairs"] == {"web": 12}
+    assert unfiltered["pairs"] == {"web": 12, "human": 6}
 
 
 def test_rounds_that_cannot_be_are_refused(tmp_path):
