@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.fetch import FETCH_REASONS, Fetcher, FetchError, is_public
+from stages.address import is_public
+from stages.fetch import FETCH_REASONS, Fetcher, FetchError
 
 Answer = Callable[[socket.socket, str], None]
 
