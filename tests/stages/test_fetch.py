@@ -6,6 +6,7 @@ import itertools
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -838,3 +839,84 @@ def test_robots_and_codings_work_over_https(
     assert robots_asked(safe_server) == 1
     with contextlib.closing(fetcher(resolve=_resolve_to_loopback, robots="capfilt-test")) as other:
         assert outcome(other, safe_server.url("/a", "other.test")) == "tls"
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a connection with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def test_a_connection_that_is_reset_has_its_reason(server: Server) -> None:
+    def midway(sock: socket.socket, path: str) -> None:
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nabc")
+        time.sleep(0.1)
+        reset(sock)
+
+    server.answers.update({"/at-once": lambda sock, path: reset(sock), "/midway": midway})
+    assert reason(server.url("/at-once")) == "connect"
+    assert reason(server.url("/midway")) == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), "timeout"),
+        (lambda sock, path: time.sleep(2), "timeout"),
+        (ok(b"x" * 100_001), "too_large"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000, "bad_response"),
+        (lambda sock, path: sock.sendall(ok(b"abc").replace(b": 3", b": 9")), "incomplete"),
+        (status(302, "Location: /"), "redirect_loop"),
+        (status(302, "Location: http://10.0.0.1/"), "connect"),
+        (status(404), "http_404"),
+        (status(503), "http_5xx"),
+    ],
+)
+def test_faults_have_the_same_reasons_over_https(
+    safe_server: Server,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: bytes | Answer,
+    expected: str,
+) -> None:
+    def dial(address: tuple[str, int], timeout: float) -> socket.socket:
+        if address[0] != "127.0.0.1":
+            raise ConnectionRefusedError
+        return socket.create_connection(address, timeout)
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    safe_server.answers["/"] = answer
+    given = {"resolve": _resolve_to_loopback, "dial": dial, "timeout": 0.8, "max_bytes": 100_000}
+    assert reason(safe_server.url("/", "safe.test"), **given) == expected
+
+
+def test_a_name_that_is_slowly_looked_up_occupies_one_thread(server: Server) -> None:
+    others_done = threading.Event()
+
+    def resolve(host: str) -> list[str]:
+        if host == "slow.test":
+            others_done.wait(20)
+        return ["127.0.0.1"]
+
+    server.answers["/"] = ok(b"a")
+    one = fetcher(resolve=resolve, timeout=20.0)
+    frontier: Frontier[Any] = Frontier(one.pace)
+    for index in range(10):
+        frontier.add(index, one.steps(server.url("/", "slow.test")))
+    frontier.add("quick", one.steps(server.url("/", "quick.test")))
+    ended: list[Any] = []
+
+    def work() -> None:
+        while (found := frontier.next()) is not None:
+            ended.append(found)
+            if found[0] == "quick":
+                others_done.set()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert ended[0][0] == "quick"
+    assert len(ended) == 11
+    assert not [found for found in ended if isinstance(found[1], Exception)]
