@@ -81,7 +81,12 @@ def serve(width: int, height: int, certificate: str) -> None:
 
 def ours(list_path: Path, folder: Path) -> Callable[[], tuple[int, int]]:
     config = DownloadConfig(
-        source=str(list_path), threads=THREADS, allow_private_addresses=True, shard_size=10**6
+        source=str(list_path),
+        threads=THREADS,
+        allow_private_addresses=True,
+        requests_per_second=None,
+        connections_per_host=None,
+        shard_size=10**6,
     )
     stage = DownloadStage(config)
     stage.load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -21,16 +22,31 @@ from models.images import FORMATS, MAX_PIXELS, ImageError, open_rgb
 from stages import sources
 from stages.base import Stage, StageConfig
 from stages.fetch import FETCH_REASONS, Fetcher, FetchError
+from stages.pace import Frontier, Pace, Steps
 from stages.schema import POOL
 from stages.sources import SourceConfig
 
 __all__ = ["DownloadConfig", "DownloadStage"]
 
+logger = logging.getLogger(__name__)
+
 OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
 """The X-Robots-Tag directives that img2dataset takes for a refusal."""
 
 # Fields that say how hard to try, not what to get: a pool made with other values is as good.
-_EFFORT = frozenset({"timeout", "retries", "threads", "user_agent", "contact"})
+_EFFORT = frozenset(
+    {
+        "timeout",
+        "retries",
+        "threads",
+        "user_agent",
+        "contact",
+        "requests_per_second",
+        "burst",
+        "connections_per_host",
+        "max_wait",
+    }
+)
 
 _AHEAD = 8  # downloads that may wait to be decoded while every thread fetches
 
@@ -53,10 +69,20 @@ class DownloadConfig(SourceConfig):
         encode_quality: 0 to 100 for jpg and webp; for png a compression of 0 to 9.
         honor_opt_out: Leave images whose X-Robots-Tag says noai, noimageai, noindex or
             noimageindex to everyone or to the name of `user_agent`.
+        robots: Ask the robots.txt of each host first, by the name of `user_agent` (RFC 9309), and
+            keep to its Crawl-delay. One that answers 5xx, or not at all, forbids everything; one
+            that answers 4xx nothing.
+        requests_per_second: To one host, from one worker; null for no limit.
+        burst: Requests that a host which had a rest may get at once.
+        connections_per_host: Downloads at once from one host in one worker; null for no limit.
+        max_wait: Seconds that a URL waits for its turn at its host, while nothing else is left to
+            do, before it is given up; also the longest Retry-After that is waited for.
         user_agent: The name and version sent with each request.
         contact: Where the owner of a site reaches you, sent beside `user_agent`.
-        timeout: Seconds for one try of one URL, redirects and name look-ups included.
-        retries: Further tries after a timeout, a broken connection, 429 or 5xx.
+        timeout: Seconds for one try of one URL, redirects and name look-ups included, waiting for
+            turns not.
+        retries: Further tries after a timeout, a broken connection, 429 or 5xx, each after a pause
+            twice as long as the one before, or as long as Retry-After says.
         threads: Downloads at once in one worker.
         max_bytes: The cap on one download.
         max_pixels: The cap on width x height, checked before anything is decoded.
@@ -72,6 +98,11 @@ class DownloadConfig(SourceConfig):
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
     encode_quality: int = 95
     honor_opt_out: bool = True
+    robots: bool = True
+    requests_per_second: float | None = 10.0
+    burst: int = 20
+    connections_per_host: int | None = 4
+    max_wait: float = 300.0
     user_agent: str = "capfilt/0.1"
     contact: str | None = None
     timeout: float = 10.0
@@ -87,10 +118,20 @@ class DownloadConfig(SourceConfig):
         _at_least("image_size", self.image_size, 1)
         _at_least("retries", self.retries, 0)
         _at_least("threads", self.threads, 1)
+        _at_least("burst", self.burst, 1)
         _at_least("max_bytes", self.max_bytes, 1)
         _at_least("max_redirects", self.max_redirects, 0)
         if not 0 < self.timeout < float("inf"):
             raise ValueError(f"download.timeout must be seconds above 0, got {self.timeout}")
+        if self.connections_per_host is not None:
+            _at_least("connections_per_host", self.connections_per_host, 1)
+        if self.requests_per_second is not None and not 0 < self.requests_per_second < float("inf"):
+            raise ValueError(
+                "download.requests_per_second must be above 0, or null for no limit, got "
+                f"{self.requests_per_second}"
+            )
+        if not 0 <= self.max_wait < float("inf"):
+            raise ValueError(f"download.max_wait must be seconds from 0, got {self.max_wait}")
         if not 1 <= self.max_pixels <= 2 * MAX_PIXELS:
             raise ValueError(
                 f"download.max_pixels must be from 1 to {2 * MAX_PIXELS}, over which Pillow opens "
@@ -111,8 +152,9 @@ class DownloadConfig(SourceConfig):
     def measurement(self) -> dict[str, Any]:
         """Every field but those that only say how hard to try.
 
-        More time, more tries or threads and another address to write to bring more rows of the
-        same pool, not other images, so what is there already stays good.
+        More time, more tries or threads, another pace and another address to write to bring more
+        rows of the same pool, not other images, so what is there already stays good. Whether a
+        refusal counts, in robots.txt or X-Robots-Tag, decides for good which rows arrive.
         """
         return {key: value for key, value in super().measurement().items() if key not in _EFFORT}
 
@@ -179,6 +221,13 @@ class DownloadStage(Stage[DownloadConfig]):
             encode_quality=config.encode_quality,
             encode_format=config.encode_format,
         )
+        off = [
+            field
+            for field in ("honor_opt_out", "robots", "requests_per_second", "connections_per_host")
+            if not getattr(config, field)
+        ]
+        if off:
+            logger.warning("download: by its settings without %s", ", ".join(off))
         contact = f" (+{config.contact})" if config.contact else ""
         token = config.user_agent.split("/")[0].strip().lower()
         self._fetcher = Fetcher(
@@ -188,6 +237,13 @@ class DownloadStage(Stage[DownloadConfig]):
             max_bytes=config.max_bytes,
             max_redirects=config.max_redirects,
             allow_private_addresses=config.allow_private_addresses,
+            robots=token if config.robots else None,
+            pace=Pace(
+                rate=config.requests_per_second,
+                burst=config.burst,
+                connections=config.connections_per_host,
+                max_wait=config.max_wait,
+            ),
             opted_out=functools.partial(
                 is_disallowed,
                 user_agent_token=token,
@@ -232,38 +288,35 @@ class DownloadStage(Stage[DownloadConfig]):
         all that comes after it.
         """
         arrived: SimpleQueue[tuple[int, bytes | str | Exception]] = SimpleQueue()
+        room = threading.Semaphore(self.config.threads + _AHEAD)
+        frontier: Frontier[bytes | str] = Frontier(self._fetcher.pace)
+        for index, (url, is_local) in enumerate(zip(urls, local, strict=True)):
+            frontier.add(index, self._content(url, is_local))
 
-        def bring(index: int) -> None:
-            content: bytes | str | Exception
-            try:
-                content = self._content(urls[index], local[index])
-            except Exception as error:  # raised again by the thread that waits for it
-                content = error
-            arrived.put((index, content))
+        def bring() -> None:
+            while room.acquire() and (ended := frontier.next()) is not None:
+                arrived.put(ended)
+            room.release()
 
-        def receive() -> tuple[int, bytes | str]:
-            index, content = arrived.get()
-            if isinstance(content, Exception):
-                raise content
-            return index, content
-
-        window = min(self.config.threads + _AHEAD, len(urls))
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="download") as pool:
             try:
-                for index in range(len(urls)):
-                    if index >= window:
-                        yield receive()
-                    pool.submit(bring, index)
-                for _ in range(window):
-                    yield receive()
+                for _ in range(min(self.config.threads, len(urls))):
+                    pool.submit(bring)
+                for _ in urls:
+                    index, content = arrived.get()
+                    if isinstance(content, Exception):
+                        raise content
+                    yield index, content
+                    room.release()
             finally:
-                pool.shutdown(cancel_futures=True)
+                frontier.close()
+                room.release(len(urls) + 1)  # to each thread that waits for room, so that it ends
 
-    def _content(self, url: str, local: bool) -> bytes | str:
+    def _content(self, url: str, local: bool) -> Steps[bytes | str]:
         if local:
             return self._read(url)
         try:
-            return self._fetcher.fetch(url).content
+            return (yield from self._fetcher.steps(url)).content
         except FetchError as error:
             return error.reason
 

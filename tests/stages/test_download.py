@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -37,6 +38,7 @@ class Web(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answers)
         self.files: dict[str, bytes] = {}
         self.headers: dict[str, dict[str, str]] = {}
+        self.statuses: dict[str, int] = {}
         self.held: set[str] = set()
         self.asked: set[str] = set()
         self.agents: set[str] = set()
@@ -63,7 +65,7 @@ class _Answers(BaseHTTPRequestHandler):
         if path in web.held:
             web.others_asked.wait(20)
         body = web.files.get(path)
-        self.send_response(404 if body is None else 200)
+        self.send_response(404 if body is None else web.statuses.get(path, 200))
         for name, value in web.headers.get(path, {}).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body or b"")))
@@ -94,7 +96,14 @@ def photo(width: int = 640, height: int = 480, seed: int = 0) -> Image.Image:
 
 
 def stage(**settings: Any) -> DownloadStage:
-    given = {"source": "list.csv", "retries": 0, "allow_private_addresses": True, "threads": 4}
+    given = {
+        "source": "list.csv",
+        "retries": 0,
+        "allow_private_addresses": True,
+        "threads": 4,
+        "requests_per_second": None,  # one host, our own
+        "connections_per_host": None,
+    }
     one = DownloadStage(DownloadConfig(**{**given, **settings}))
     one.load()
     return one
@@ -392,6 +401,103 @@ def test_a_local_path_is_not_fetched_and_a_listed_url_is_not_read(tmp_path: Path
     assert row["error"] == "outside_source"
 
 
+def test_a_host_that_holds_all_its_answers_back_holds_up_no_other(web: Web) -> None:
+    content = encode(photo(40, 30))
+    slow, quick = [f"slow/{i}" for i in range(40)], [f"quick/{i}" for i in range(20)]
+    web.files.update(dict.fromkeys(slow + quick, content))
+    web.held.update(slow)
+    urls = [web.url(path) for path in slow[:-1]]
+    urls += [f"http://localhost:{web.server_port}/{path}" for path in [*quick, slow[-1]]]
+    rows = measured(stage(threads=4, connections_per_host=3), urls)
+    assert [row["error"] for row in rows] == [None] * 60
+    assert web.others_asked.is_set()
+
+
+def test_a_host_with_too_many_rows_gives_up_those_whose_turn_does_not_come(web: Web) -> None:
+    web.files.update({str(index): encode(photo(40, 30)) for index in range(12)})
+    one = stage(requests_per_second=0.01, burst=6, max_wait=1.0)
+    errors = [row["error"] for row in measured(one, [web.url(str(index)) for index in range(12)])]
+    assert errors == [None] * 5 + ["no_turn"] * 7  # one turn went to robots.txt
+
+
+def test_robots_txt_is_kept_to_by_the_name_that_is_sent(web: Web) -> None:
+    web.files["robots.txt"] = b"User-agent: *\nDisallow: /\n\nUser-agent: CapFilt\nDisallow: /no\n"
+    web.files.update({name: encode(photo(40, 30)) for name in ("yes", "no")})
+    urls = [web.url("yes"), web.url("no")]
+    assert [row["error"] for row in measured(stage(), urls)] == [None, "robots"]
+    other = stage(user_agent="someone/2")
+    assert [row["error"] for row in measured(other, urls)] == ["robots"] * 2
+    assert [row["error"] for row in measured(stage(robots=False), urls)] == [None] * 2
+
+
+def test_what_is_switched_off_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    stage(robots=False)
+    assert "without robots, requests_per_second, connections_per_host" in caplog.text
+    caplog.clear()
+    stage(requests_per_second=5.0, connections_per_host=2)
+    assert not caplog.text
+
+
+INSIDE = ["127.0.0.1", "169.254.169.254", "::1", "10.0.0.1"]
+
+
+@pytest.mark.parametrize("robots", [True, False])
+def test_ten_thousand_private_addresses_see_no_connection(
+    monkeypatch: pytest.MonkeyPatch, robots: bool
+) -> None:
+    def getaddrinfo(host: str, *args: Any, **kwargs: Any) -> list[Any]:
+        return [(0, 0, 0, "", (INSIDE[int(host.split(".")[0][1:]) % 4], 0))]
+
+    dialled: list[Any] = []
+
+    def create_connection(address: Any, *args: Any, **kwargs: Any) -> socket.socket:
+        dialled.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        hosts = ["127.0.0.1", "169.254.169.254", "[::1]", "10.0.0.1", "name"]
+        urls = [
+            f"{('http', 'https')[i % 2]}://{hosts[i % 5].replace('name', f'n{i // 5}.test')}"
+            f":{port}/{i}.jpg"
+            for i in range(10_000)
+        ]
+        one = DownloadStage(DownloadConfig(source="list.csv", robots=robots))
+        one.load()
+        rows = measured(one, urls)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert {row["error"] for row in rows} == {"blocked_address"}
+    assert not dialled
+
+
+def test_a_redirect_of_a_public_host_leads_to_no_private_address(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, connect, dialled = "93.184.216.34", socket.create_connection, set()
+
+    def create_connection(address: Any, *args: Any, **kwargs: Any) -> socket.socket:
+        dialled.add(address)
+        return connect(("127.0.0.1", web.server_port), *args, **kwargs)
+
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    targets = ["127.0.0.1", "169.254.169.254", "[::1]", "10.0.0.1", "2130706433", "localhost"]
+    for index, host in enumerate(targets):
+        web.files[str(index)] = b""
+        web.statuses[str(index)] = 302
+        web.headers[str(index)] = {"Location": f"http://{host}:{web.server_port}/secret"}
+    urls = [f"http://{public}/{index}" for index in range(len(targets))]
+    rows = measured(stage(allow_private_addresses=False), urls)
+    assert [row["error"] for row in rows] == ["blocked_address"] * len(targets)
+    assert dialled == {(public, 80)}
+    assert "secret" not in web.asked
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -408,6 +514,11 @@ def test_a_local_path_is_not_fetched_and_a_listed_url_is_not_read(tmp_path: Path
         ({"max_pixels": 10**9}, "download.max_pixels"),
         ({"max_redirects": -1}, "download.max_redirects"),
         ({"shard_size": 0}, "download.shard_size"),
+        ({"requests_per_second": 0}, "download.requests_per_second must be above 0, or null"),
+        ({"requests_per_second": float("nan")}, "download.requests_per_second"),
+        ({"burst": 0}, "download.burst"),
+        ({"connections_per_host": 0}, "download.connections_per_host"),
+        ({"max_wait": float("inf")}, "download.max_wait"),
         ({"encode_quality": 101}, "download.encode_quality"),
         ({"encode_format": "png"}, "download.encode_quality must be from 0 to 9 for png, got 95"),
         ({"user_agent": " "}, "download.user_agent"),
@@ -434,7 +545,18 @@ def test_only_what_changes_the_pool_is_measured() -> None:
     config = DownloadConfig(source="a.csv")
     patient = dataclasses.replace(config, timeout=60, retries=5, threads=1, contact="us@lab.test")
     assert patient.measurement() == config.measurement()
-    for change in ({"image_size": 256}, {"limit": 3}, {"source": "b.csv"}, {"max_bytes": 9}):
+    slow = dataclasses.replace(
+        config, requests_per_second=1, burst=1, connections_per_host=1, max_wait=9
+    )
+    assert slow.measurement() == config.measurement()
+    for change in (
+        {"image_size": 256},
+        {"limit": 3},
+        {"source": "b.csv"},
+        {"max_bytes": 9},
+        {"robots": False},
+        {"honor_opt_out": False},
+    ):
         changed: Any = change
         assert dataclasses.replace(config, **changed).measurement() != config.measurement()
 
