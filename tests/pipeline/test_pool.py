@@ -68,6 +68,8 @@ def manifest(server, folder, rows=20):
         "image_size": 64,
         "shard_size": 6,
         "retries": 0,
+        "requests_per_second": None,
+        "connections_per_host": None,
         "allow_private_addresses": True,
     }
     return Manifest.parse(
