@@ -17,6 +17,7 @@ __all__ = ["elements", "kind", "pairs", "records"]
 _CHUNK = 2**20  # bytes
 _LONGEST = 16 * 2**20  # characters of one element, so that a broken file is not read whole
 _HEAD = 1000  # records that tell the columns
+_NUMBER = ("", *"0123456789+-.eE")
 _KINDS = {
     "images": "coco",
     "annotations": "coco",
@@ -155,7 +156,8 @@ class _Scanner:
         while True:
             try:
                 value, end = self._parse(self._text, self._at)
-                if end < len(self._text) or self._is_whole:  # a number may go on
+                # A number cut by the end of a chunk is a number too.
+                if self._is_whole or self._text[end : end + 1] not in _NUMBER:
                     self._at = end
                     return value
             except json.JSONDecodeError as error:
