@@ -12,7 +12,6 @@ import argparse
 import bz2
 import gzip
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -74,7 +73,9 @@ def main() -> None:
     if arguments.one is not None:
         started = time.perf_counter()
         rows = sum(cut(arguments.one, arguments.sample)) if arguments.one else 0
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # ru_maxrss would be that of the process that forked this one, where that is larger.
+        status = Path("/proc/self/status").read_text()
+        peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
         print(f"{rows:9,d} rows {time.perf_counter() - started:6.1f} s {peak:5.0f} MiB")
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from stages.sources.config import Source
 from stages.sources.row import clean
@@ -17,7 +17,7 @@ __all__ = [
     "UID_COLUMNS",
     "URL_COLUMNS",
     "Columns",
-    "find",
+    "Finder",
     "recognise",
     "text_of",
     "uid_text",
@@ -47,54 +47,70 @@ class Columns:
         return list(dict.fromkeys(name for name in names if name is not None))
 
 
-def find(
-    columns: Sequence[str], path: str, source: Source, *, needs: str | None = "url"
-) -> Columns:
-    """The columns of a list among those it has.
+@dataclass(frozen=True)
+class Finder:
+    """Finds the columns of a list among those it has.
 
-    Args:
-        columns: The names it has.
+    Attributes:
         path: The list, for messages.
         source: What may name columns.
         needs: url or file, where the list is of no use without such a column.
-
-    Raises:
-        ValueError: A named column is missing, or the needed one is not recognised.
+        without: A column that is none of these.
     """
-    for field in ("url_column", "caption_column"):
-        name = getattr(source, field)
-        if name is not None and name not in columns:
-            close = difflib.get_close_matches(name.lower(), [c.lower() for c in columns], n=1)
-            meant = [c for c in columns if close and c.lower() == close[0]]
-            hint = f"; did you mean {meant[0]!r}?" if meant else ""
+
+    path: str
+    source: Source
+    needs: Literal["url", "file"] | None = "url"
+    without: str | None = None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the source names a column, so that there must be names."""
+        return (self.source.url_column or self.source.caption_column) is not None
+
+    def find(self, columns: Sequence[str]) -> Columns:
+        """The columns among those with these names.
+
+        Raises:
+            ValueError: A named column is missing, or the needed one is not recognised.
+        """
+        for field in ("url_column", "caption_column"):
+            name = getattr(self.source, field)
+            if name is not None and name not in columns:
+                close = difflib.get_close_matches(name.lower(), [c.lower() for c in columns], n=1)
+                meant = [c for c in columns if close and c.lower() == close[0]]
+                hint = f"; did you mean {meant[0]!r}?" if meant else ""
+                raise ValueError(
+                    f"download.{field}: {self.path} has no column {name!r}, it has "
+                    f"{_listed(columns)}{hint}"
+                )
+        others = [name for name in columns if name != self.without]
+        url = self.source.url_column or recognise(others, URL_COLUMNS)
+        caption = self.source.caption_column or recognise(others, CAPTION_COLUMNS)
+        file = recognise(others, FILE_COLUMNS) if self.needs == "file" else None
+        if self.needs == "url" and url is None:
             raise ValueError(
-                f"download.{field}: {path} has no column {name!r}, it has {_listed(columns)}{hint}"
+                f"download.url_column: no column of {self.path} has a name known for URLs, it has "
+                f"{_listed(columns)}; set download.url_column"
             )
-    url = source.url_column or recognise(columns, URL_COLUMNS)
-    caption = source.caption_column or recognise(columns, CAPTION_COLUMNS)
-    file = recognise(columns, FILE_COLUMNS) if needs == "file" else None
-    if needs == "url" and url is None:
-        raise ValueError(
-            f"download.url_column: no column of {path} has a name known for URLs, it has "
-            f"{_listed(columns)}; set download.url_column"
+        if self.needs == "file" and file is None:
+            raise ValueError(
+                f"download.source: {self.path} needs a column `file_name`, it has "
+                f"{_listed(columns)}"
+            )
+        if caption is None and len(columns) > 1:
+            logger.warning(
+                "download.caption_column: no column of %s has a name known for captions, it has "
+                "%s; its rows have no captions",
+                self.path,
+                _listed(columns),
+            )
+        return Columns(
+            url=url,
+            caption=None if caption == url else caption,
+            uid=recognise(others, UID_COLUMNS),
+            file=file,
         )
-    if needs == "file" and file is None:
-        raise ValueError(
-            f"download.source: {path} needs a column `file_name`, it has {_listed(columns)}"
-        )
-    if caption is None and len(columns) > 1:
-        logger.warning(
-            "download.caption_column: no column of %s has a name known for captions, it has "
-            "%s; its rows have no captions",
-            path,
-            _listed(columns),
-        )
-    return Columns(
-        url=url,
-        caption=None if caption == url else caption,
-        uid=recognise(columns, UID_COLUMNS),
-        file=file,
-    )
 
 
 def recognise(columns: Sequence[str], names: Sequence[str]) -> str | None:

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from stages.sources.columns import text_of
-from stages.sources.lists import Find, Record, of_object
+from stages.sources.columns import Finder, text_of
+from stages.sources.lists import Record, of_object
 from stages.sources.place import Place
 
 __all__ = ["elements", "kind", "pairs", "records"]
@@ -37,7 +37,7 @@ def pairs(place: Place, urls: str, captions: str) -> Iterator[Record]:
         yield text_of(url), text_of(caption), None, None
 
 
-def records(place: Place, find: Find) -> Iterator[Record]:
+def records(place: Place, finder: Finder) -> Iterator[Record]:
     """The records of a document that is one array of objects.
 
     Raises:
@@ -47,7 +47,7 @@ def records(place: Place, find: Find) -> Iterator[Record]:
     head = list(itertools.islice(objects, _HEAD))
     if not head:
         return
-    columns = find(list(dict.fromkeys(key for entry in head for key in entry)))
+    columns = finder.find(list(dict.fromkeys(key for entry in head for key in entry)))
     for entry in itertools.chain(head, objects):
         yield of_object(entry, columns)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import posixpath
 from collections.abc import Iterator
 
-from stages.sources.columns import find
+from stages.sources.columns import Finder
 from stages.sources.config import Source
 from stages.sources.lists import records
 from stages.sources.place import Place, is_image
@@ -63,8 +62,7 @@ def _listed(place: Place, source: Source) -> Iterator[tuple[Row, str]]:
         if not place.fs.exists(path):
             continue
         metadata = dataclasses.replace(place, path=path, name=file, kind=kind)
-        columns = functools.partial(find, path=path, source=source, needs="file")
-        for url, caption, uid, name in records(metadata, columns):
+        for url, caption, uid, name in records(metadata, Finder(path, source, needs="file")):
             if name:
                 name = posixpath.normpath(name)
                 yield _row(place, name, url, caption, uid), name

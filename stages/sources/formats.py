@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.base import digest
 from stages.sources import coco, documents, folders, lists, pictures, tars
-from stages.sources.columns import Columns, find
+from stages.sources.columns import Finder
 from stages.sources.config import Source, SourceConfig
 from stages.sources.place import FOLDER, Place, folder, is_image, places
 from stages.sources.reader import Reader
@@ -89,18 +89,15 @@ def content_digest(config: SourceConfig) -> str:
 
 
 def _rows(place: Place, source: Source) -> Iterator[Row]:
-    def columns(names: list[str]) -> Columns:
-        return find(names, place.path, source)
-
     if place.kind == FOLDER:
         return folders.rows(place, source)
     if place.kind == "tar":
         return tars.rows(place, source)
-    if place.kind == "parquet" and pictures.has_pictures(place):
-        return pictures.rows(place, source)
+    if place.kind == "parquet" and (image := pictures.column_of(place)) is not None:
+        return pictures.rows(place, source, image)
     if place.kind == "json":
         return _document(place, source)
-    return lists.rows(place, columns)
+    return lists.rows(place, Finder(place.path, source))
 
 
 def _document(place: Place, source: Source) -> Iterator[Row]:
@@ -111,7 +108,7 @@ def _document(place: Place, source: Source) -> Iterator[Row]:
     if kind == "sbu":
         found = documents.pairs(place, "image_urls", "captions")
     else:
-        found = documents.records(place, lambda names: find(names, place.path, source))
+        found = documents.records(place, Finder(place.path, source))
     return (Row(url or "", caption, uid) for url, caption, uid, _ in found)
 
 

@@ -7,14 +7,14 @@ import io
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from stages.sources.columns import Columns, text_of, uid_text
+from stages.sources.columns import Columns, Finder, text_of, uid_text
 from stages.sources.place import Place
 from stages.sources.row import Row, decode
 
@@ -22,8 +22,6 @@ __all__ = ["READERS", "records", "rows", "texts"]
 
 logger = logging.getLogger(__name__)
 
-Find = Callable[[list[str]], Columns]
-"""Gives the columns to read among those that there are."""
 Record = tuple[str | None, str | None, str | None, str | None]
 """The url, caption, uid and file of a record, each null where it has none."""
 
@@ -32,27 +30,27 @@ _BLOCK = 16 * 2**20  # bytes read at once, and so the longest record of a CSV
 _HEAD = 1000  # records of JSON Lines that tell the columns
 
 
-def rows(place: Place, find: Find) -> Iterator[Row]:
+def rows(place: Place, finder: Finder) -> Iterator[Row]:
     """The rows of a list of URLs."""
-    for url, caption, uid, _ in records(place, find):
+    for url, caption, uid, _ in records(place, finder):
         yield Row(url or "", caption, uid)
 
 
-def records(place: Place, find: Find) -> Iterator[Record]:
+def records(place: Place, finder: Finder) -> Iterator[Record]:
     """The records of a list; one that cannot be read is empty.
 
     Raises:
         ValueError: The file cannot be read as what its name says, or lacks a column.
     """
     try:
-        yield from READERS[place.kind](place, find)
+        yield from READERS[place.kind](place, finder)
     except (OSError, EOFError, csv.Error, pa.ArrowException) as error:
         raise ValueError(
             f"download.source cannot be read as {place.kind}: {place.path}: {error}"
         ) from error
 
 
-def _read_delimited(place: Place, find: Find) -> Iterator[Record]:
+def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
     """CSV, and TSV, whose quotes are part of the text.
 
     A file whose first record holds a URL has no header: that column has the URLs, the first other
@@ -70,13 +68,13 @@ def _read_delimited(place: Place, find: Find) -> Iterator[Record]:
     )
     first = next(line for line in lines if line)
     urls = [index for index, value in enumerate(first) if _looks_like_url(value)]
-    if urls:
+    if urls and not finder.is_told:
         names: list[str] | None = [str(index) for index in range(len(first))]
         others = [str(index) for index in range(len(first)) if index not in urls]
         columns = Columns(url=str(urls[0]), caption=others[0] if others else None)
     else:
         names = None
-        columns = find(first)
+        columns = finder.find(first)
     skipped = 0
 
     def skip(row: pa_csv.InvalidRow) -> Literal["skip"]:
@@ -111,14 +109,14 @@ def _looks_like_url(text: str) -> bool:
     return text.strip().lower().startswith(("http://", "https://", "//"))
 
 
-def _read_parquet(place: Place, find: Find) -> Iterator[Record]:
+def _read_parquet(place: Place, finder: Finder) -> Iterator[Record]:
     with place.open() as stream, pq.ParquetFile(stream, buffer_size=2**20) as file:
-        columns = find(file.schema_arrow.names)
+        columns = finder.find(file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=BATCH, columns=columns.wanted()):
             yield from _of_batch(batch, columns, place)
 
 
-def _read_jsonl(place: Place, find: Find) -> Iterator[Record]:
+def _read_jsonl(place: Place, finder: Finder) -> Iterator[Record]:
     with place.open() as raw, io.BufferedReader(raw) as stream:
         lines = (line for line in stream if line.strip())
         # A record may leave out a key, so the columns are those of many records.
@@ -131,7 +129,7 @@ def _read_jsonl(place: Place, find: Find) -> Iterator[Record]:
                 f"download.source must have one JSON object a line: {place.path} starts with "
                 f"{head[0][:40]!r}"
             )
-        columns = find(keys)
+        columns = finder.find(keys)
         for line in itertools.chain(head, lines):
             yield of_object(_json_object(line), columns)
 

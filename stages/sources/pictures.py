@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.sources.columns import Columns, find
+from stages.sources.columns import Finder
 from stages.sources.config import Source
 from stages.sources.lists import records
 from stages.sources.place import Place
 from stages.sources.row import Location, Row
 
-__all__ = ["Pictures", "column", "has_pictures", "rows"]
+__all__ = ["Pictures", "column", "column_of", "rows"]
 
 BINARY_COLUMNS = frozenset({"image", "img", "image_bytes", "jpg", "jpeg", "png", "webp"})
 """Names, in any case, under which a column of plain bytes is one of images."""
@@ -26,28 +26,27 @@ _BATCH = 16  # rows read at once
 _KEPT = 8  # batches that stay, since threads do not ask quite in order
 
 
-def rows(place: Place, source: Source) -> Iterator[Row]:
+def rows(place: Place, source: Source, image: str) -> Iterator[Row]:
     """The rows of a file; one whose image is null fails.
+
+    Args:
+        place: The file.
+        source: What may name columns.
+        image: The column of images, of `column_of`.
 
     Raises:
         ValueError: The file cannot be read, or lacks a column that the source names.
     """
-
-    def columns(names: list[str]) -> Columns:
-        with place.open() as stream, pq.ParquetFile(stream) as file:
-            image = column(file.schema_arrow)
-        names = [name for name in names if name != (image or "").split(".")[0]]
-        return find(names, place.path, source, needs=None)
-
-    for number, (url, caption, uid, _) in enumerate(records(place, columns)):
+    finder = Finder(place.path, source, needs=None, without=image.split(".")[0])
+    for number, (url, caption, uid, _) in enumerate(records(place, finder)):
         yield Row(url or place.url(number), caption, uid, Location(place.file, row=number))
 
 
-def has_pictures(place: Place) -> bool:
-    """Whether a Parquet file has a column of images."""
+def column_of(place: Place) -> str | None:
+    """The column of images of a Parquet file, if it has one."""
     try:
         with place.open() as stream, pq.ParquetFile(stream) as file:
-            return column(file.schema_arrow) is not None
+            return column(file.schema_arrow)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
             f"download.source cannot be read as parquet: {place.path}: {error}"

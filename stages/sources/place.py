@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import os
 import posixpath
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import pyarrow as pa
 from stages.sources.config import Source
 
 __all__ = ["FOLDER", "Place", "folder", "is_image", "is_local", "places", "root"]
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
@@ -89,6 +92,8 @@ class Place:
 
         for folder, folders, names in os.walk(self.path, onerror=refuse):
             folders.sort()
+            for link in filter(os.path.islink, (os.path.join(folder, name) for name in folders)):
+                logger.warning("%s is a link to a folder, which is not followed", link)
             relative = os.path.relpath(folder, self.path).replace(os.sep, "/")
             yield "" if relative == "." else relative, sorted(names)
 
@@ -146,7 +151,9 @@ def folder(path: str, prefix: str) -> Place:
 def _places(given: str, prefix: str) -> list[Place]:
     fs, path = _opened(given)
     try:
-        if fs.isdir(path):
+        if _kind(path) and fs.isfile(path):  # first: over HTTP, isdir would read it all
+            base, names = posixpath.dirname(path), [posixpath.basename(path)]
+        elif fs.isdir(path):
             whole = folder(given, prefix)
             names = []
             for name in whole.files():
@@ -156,13 +163,11 @@ def _places(given: str, prefix: str) -> list[Place]:
                     names.append(name)
             tars = [name for name in names if _kind(name) == "tar"]
             base, names = path, tars or names
-        elif fs.exists(path):
-            base, names = posixpath.dirname(path), [posixpath.basename(path)]
         elif _fixed(path) != path:
             base = _fixed(path)
             names = [posixpath.relpath(p, base) for p in fs.glob(path) if fs.isfile(p)]
         else:
-            base, names = path, []
+            base, names = posixpath.dirname(path), [posixpath.basename(path)] * fs.exists(path)
     except OSError as error:
         raise ValueError(f"download.source cannot be opened: {given}: {error}") from error
     if not names:

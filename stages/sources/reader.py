@@ -18,6 +18,9 @@ from stages.sources.row import Location
 __all__ = ["Reader"]
 
 
+_OPEN = 2  # Parquet files at once, since threads do not ask quite in order
+
+
 class Reader:
     """Reads what the rows of the sources say, from many threads.
 
@@ -33,7 +36,7 @@ class Reader:
         self._config = config
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._pictures: tuple[str, Any, Pictures] | None = None
+        self._pictures: dict[str, tuple[Any, Pictures]] = {}
 
     def read(self, location: Location) -> bytes | str:
         """The bytes of an image, or the reason why there are none.
@@ -98,13 +101,12 @@ class Reader:
 
     def _picture(self, fs: Any, path: str, row: int) -> bytes | None:
         with self._lock:
-            if self._pictures is None or self._pictures[0] != path:
-                if self._pictures is not None:
-                    self._pictures[1].close()
-                    self._pictures = None
+            if path not in self._pictures:
+                if len(self._pictures) == _OPEN:
+                    self._pictures.pop(next(iter(self._pictures)))[0].close()
                 stream = fs.open(path, "rb")
-                self._pictures = (path, stream, Pictures(stream))
-            return self._pictures[2][row]
+                self._pictures[path] = (stream, Pictures(stream))
+            return self._pictures[path][1][row]
 
 
 def _range(fs: Any, path: str, start: int, length: int | None) -> bytes:

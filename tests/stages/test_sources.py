@@ -418,6 +418,12 @@ def test_rows_of_one_uid_meet_in_the_first_and_none_is_lost(
             {"caption_column": "Caption"},
             ["caption_column", "did you mean 'caption'?"],
         ),
+        (
+            "bare.tsv",
+            b"a cat\thttp://a.test/1\n",
+            {"url_column": "url"},
+            ["download.url_column", "no column 'url'"],
+        ),
         ("a.docx", b"x", {}, ["download.source", "csv, tsv, parquet, jsonl or json", "a.docx"]),
         ("a.parquet", b"PAR1 junk", {}, ["cannot be read as parquet", "a.parquet"]),
         ("a.csv.gz", b"not gzip", {}, ["cannot be read as csv", "a.csv.gz"]),
