@@ -8,10 +8,9 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from stages.sources.columns import Columns, Finder, text_of, uid_text
@@ -26,7 +25,7 @@ Record = tuple[str | None, str | None, str | None, str | None]
 """The url, caption, uid and file of a record, each null where it has none."""
 
 BATCH = 4096
-_BLOCK = 16 * 2**20  # bytes read at once, and so the longest record of a CSV
+_LONGEST = 16 * 2**20  # characters of a line
 _HEAD = 1000  # records of JSON Lines that tell the columns
 
 
@@ -56,53 +55,53 @@ def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
     A file whose first record holds a URL has no header: that column has the URLs, the first other
     column the captions, as in CC3M (caption, URL) and CC12M (URL, caption).
     """
-    delimiter = "\t" if place.kind == "tsv" else ","
-    quote: Literal[False] | str = False if place.kind == "tsv" else '"'
-    with place.open() as stream:
-        head = stream.read(2**20)
-    if not head.strip():
-        return
-    text = io.StringIO(decode(head), newline="")
-    lines = csv.reader(
-        text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
-    )
-    first = next(line for line in lines if line)
-    urls = [index for index, value in enumerate(first) if _looks_like_url(value)]
-    if urls and not finder.is_told:
-        names: list[str] | None = [str(index) for index in range(len(first))]
-        others = [str(index) for index in range(len(first)) if index not in urls]
-        columns = Columns(url=str(urls[0]), caption=others[0] if others else None)
-    else:
-        names = None
-        columns = finder.find(first)
-    skipped = 0
-
-    def skip(row: pa_csv.InvalidRow) -> Literal["skip"]:
-        nonlocal skipped
-        skipped += 1
-        return "skip"
-
-    wanted = columns.wanted()
-    with place.open() as stream:
-        reader = pa_csv.open_csv(
-            stream,
-            pa_csv.ReadOptions(block_size=_BLOCK, column_names=names),
-            pa_csv.ParseOptions(
-                delimiter=delimiter,
-                quote_char=quote,
-                newlines_in_values=bool(quote),
-                invalid_row_handler=skip,
-            ),
-            pa_csv.ConvertOptions(
-                column_types={name: pa.binary() for name in wanted}, include_columns=wanted
-            ),
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST))
+    with (
+        place.open() as raw,
+        io.TextIOWrapper(
+            io.BufferedReader(raw), encoding="utf-8-sig", errors="replace", newline=""
+        ) as stream,
+    ):
+        found: Iterator[list[str]] = csv.reader(
+            _lines(stream, place),
+            delimiter="\t" if place.kind == "tsv" else ",",
+            quoting=csv.QUOTE_NONE if place.kind == "tsv" else csv.QUOTE_MINIMAL,
         )
-        for block in reader:
-            for start in range(0, block.num_rows, BATCH):
-                yield from _of_batch(block.slice(start, BATCH), columns, place)
-    if skipped:
-        logger.warning("%s: %d records have a wrong number of columns", place.path, skipped)
-        yield from itertools.repeat((None, None, None, None), skipped)
+        first = next((record for record in found if any(map(str.strip, record))), None)
+        if first is None:
+            return
+        urls = [index for index, value in enumerate(first) if _looks_like_url(value)]
+        if urls and not finder.is_told:
+            others = [index for index in range(len(first)) if index not in urls]
+            indices: list[int | None] = [urls[0], others[0] if others else None, None, None]
+            found = itertools.chain([first], found)
+        else:
+            columns = finder.find(first)
+            names = (columns.url, columns.caption, columns.uid, columns.file)
+            indices = [None if name is None else first.index(name) for name in names]
+        wrong = 0
+        for record in found:
+            if len(record) == len(first):
+                url, caption, uid, file = (
+                    None if index is None else record[index] for index in indices
+                )
+                yield url, caption, uid, file
+            elif record:
+                wrong += 1
+                yield None, None, None, None
+    if wrong:
+        logger.warning("%s: %d records have a wrong number of columns", place.path, wrong)
+
+
+def _lines(stream: Any, place: Place) -> Iterator[Any]:
+    """The lines of a stream of text or of bytes."""
+    while line := stream.readline(_LONGEST):
+        if len(line) == _LONGEST:
+            raise ValueError(
+                f"download.source cannot be read as {place.kind}: {place.path}: a line is longer "
+                f"than {_LONGEST >> 20} MiB"
+            )
+        yield line
 
 
 def _looks_like_url(text: str) -> bool:
@@ -118,7 +117,7 @@ def _read_parquet(place: Place, finder: Finder) -> Iterator[Record]:
 
 def _read_jsonl(place: Place, finder: Finder) -> Iterator[Record]:
     with place.open() as raw, io.BufferedReader(raw) as stream:
-        lines = (line for line in stream if line.strip())
+        lines = (line for line in _lines(stream, place) if line.strip())
         # A record may leave out a key, so the columns are those of many records.
         head = list(itertools.islice(lines, _HEAD))
         if not head:

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -428,6 +430,9 @@ def test_rows_of_one_uid_meet_in_the_first_and_none_is_lost(
         ("a.parquet", b"PAR1 junk", {}, ["cannot be read as parquet", "a.parquet"]),
         ("a.csv.gz", b"not gzip", {}, ["cannot be read as csv", "a.csv.gz"]),
         ("a.jsonl", b"[\n1\n]\n", {}, ["one JSON object a line", "a.jsonl"]),
+        ("a.csv", b"url\n" + b"x" * 17 * 2**20, {}, ["longer than 16 MiB", "a.csv"]),
+        ("a.jsonl", b"x" * 17 * 2**20, {}, ["longer than 16 MiB", "a.jsonl"]),
+        ("a.csv", b'url\n"' + b"x\n" * 9 * 2**20, {}, ["cannot be read as csv", "field limit"]),
         ("a.parquet.gz", b"x", {}, ["unpack it", "a.parquet.gz"]),
         ("a.json", b"", {}, ["cannot be read as json", "a.json"]),
         ("a.json", b'{"url": "a"}\n{"url": "b"}', {}, ["a.json", "named .jsonl"]),
@@ -483,3 +488,42 @@ def test_ten_thousand_real_alt_texts_are_all_counted() -> None:
     assert sum(row["repeats"] + 1 for row in found) == table.num_rows
     assert len({row["uid"] for row in found}) == len(found)
     assert found[0]["caption"] == table["TEXT"][0].as_py()
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from stages import sources
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+before = peak()
+for path in sys.argv[1:]:
+    rows = sum(table.num_rows for table in sources.shards(sources.SourceConfig(source=path)))
+    print(rows, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_no_list_is_read_whole(tmp_path: Path) -> None:
+    number, caption = 25_000, "word " * 1000
+    urls = [f"http://a.test/{index}" for index in range(number)]
+    with (tmp_path / "a.csv").open("w") as file:
+        file.writelines(["url,caption\n", *(f"{url},{caption}\n" for url in urls)])
+    with (tmp_path / "a.jsonl").open("w") as file:
+        file.writelines(json.dumps({"url": url, "caption": caption}) + "\n" for url in urls)
+    with (tmp_path / "a.json").open("w") as file:
+        json.dump({"image_urls": urls, "captions": [caption] * number}, file)
+    paths = [str(tmp_path / name) for name in ("a.csv", "a.jsonl", "a.json")]
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *paths],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for line in done.stdout.splitlines():
+        rows, growth = line.split()
+        assert int(rows) == number
+        assert float(growth) < 100, f"{growth} MiB for a list of 120 MiB"
