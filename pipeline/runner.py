@@ -271,7 +271,7 @@ class Runner:
                         "source has changed since. Give another --run, or remove that folder"
                     )
             return [f"{index:05d}" for index in range(listed["shards"])]
-        self.progress.say(f"reading {', '.join(config.sources)}")
+        self.progress.say(f"reading {', '.join(map(str, config.sources))}")
         rows = repeats = 0
         shards: list[str] = []
         for table in sources.shards(config):

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +23,7 @@ from stages.base import Stage, StageConfig
 from stages.fetch import FETCH_REASONS, Fetcher, FetchError
 from stages.pace import Frontier, Pace, Steps
 from stages.schema import POOL
-from stages.sources import SourceConfig
+from stages.sources import Location, SourceConfig
 
 __all__ = ["DownloadConfig", "DownloadStage"]
 
@@ -190,14 +189,14 @@ class DownloadStage(Stage[DownloadConfig]):
     """
 
     name: ClassVar[str] = "download"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[StageConfig]] = DownloadConfig
-    reads: ClassVar[tuple[str, ...]] = ("uid", "source", "url", "caption", "repeats", "local")
+    reads: ClassVar[tuple[str, ...]] = tuple(sources.LIST.names)
     writes: ClassVar[pa.Schema] = pa.schema([field for field in POOL if field.name != "uid"])
     reasons: ClassVar[Mapping[str, str]] = {
         **FETCH_REASONS,
-        "missing": "There is no such local file.",
-        "outside_source": "The local file lies outside the folder it was listed in.",
+        "missing": "There is no such file, or no image where it should hold one.",
+        "outside_source": "The file lies outside the folder or file that its source names.",
         "svg": "It is a drawing in SVG, which has no pixels.",
         "not_an_image": "The bytes are no known image: often an HTML page.",
         "too_many_pixels": "Width times height is over `max_pixels`; it was not decoded.",
@@ -213,7 +212,7 @@ class DownloadStage(Stage[DownloadConfig]):
         from img2dataset.resizer import Resizer
 
         config = self.config
-        self._roots = sources.folders(config)
+        self._reader = sources.Reader(config, config.max_bytes)
         self._resizer = Resizer(
             config.image_size,
             config.resize_mode,
@@ -258,14 +257,18 @@ class DownloadStage(Stage[DownloadConfig]):
         encoded images of the rows given.
 
         Args:
-            rows: uid, source, url, caption, repeats, local; n rows.
+            rows: The columns of `sources.LIST`; n rows.
 
         Returns:
             n rows in the same order with the schema `writes`.
         """
         images: list[_Image | None] = [None] * rows.num_rows
         urls: list[Any] = rows["url"].to_pylist()
-        for index, content in self._arrivals(urls, rows["local"].to_pylist()):
+        places = [
+            None if place["file"] is None else Location(**place)
+            for place in rows.select(Location._fields).to_pylist()
+        ]
+        for index, content in self._arrivals(urls, places):
             images[index] = self._image(content)
         columns = [
             rows[field.name].cast(field.type)
@@ -281,7 +284,9 @@ class DownloadStage(Stage[DownloadConfig]):
         assert isinstance(errors, pa.StringArray)
         return errors
 
-    def _arrivals(self, urls: list[Any], local: list[Any]) -> Iterator[tuple[int, bytes | str]]:
+    def _arrivals(
+        self, urls: list[Any], places: list[Location | None]
+    ) -> Iterator[tuple[int, bytes | str]]:
         """The index of each row with its bytes, or with the reason why there are none.
 
         In the order of arrival: to keep that of the rows would let one server that hangs hold up
@@ -290,8 +295,8 @@ class DownloadStage(Stage[DownloadConfig]):
         arrived: SimpleQueue[tuple[int, bytes | str | Exception]] = SimpleQueue()
         room = threading.Semaphore(self.config.threads + _AHEAD)
         frontier: Frontier[bytes | str] = Frontier(self._fetcher.pace)
-        for index, (url, is_local) in enumerate(zip(urls, local, strict=True)):
-            frontier.add(index, self._content(url, is_local))
+        for index, (url, place) in enumerate(zip(urls, places, strict=True)):
+            frontier.add(index, self._content(url, place))
 
         def bring() -> None:
             while room.acquire() and (ended := frontier.next()) is not None:
@@ -312,29 +317,13 @@ class DownloadStage(Stage[DownloadConfig]):
                 frontier.close()
                 room.release(len(urls) + 1)  # to each thread that waits for room, so that it ends
 
-    def _content(self, url: str, local: bool) -> Steps[bytes | str]:
-        if local:
-            return self._read(url)
+    def _content(self, url: str, place: Location | None) -> Steps[bytes | str]:
+        if place is not None:
+            return self._reader.read(place)
         try:
             return (yield from self._fetcher.steps(url)).content
         except FetchError as error:
             return error.reason
-
-    def _read(self, path: str) -> bytes | str:
-        """The bytes of a local file, or the reason why there are none."""
-        try:
-            file = Path(path).resolve()
-            if not any(file.is_relative_to(root) for root in self._roots):
-                return "outside_source"
-            if not file.is_file():
-                return "missing"
-            with file.open("rb") as stream:
-                content = stream.read(self.config.max_bytes + 1)
-        except (OSError, ValueError):  # a path may hold what no path can
-            return "missing"
-        if len(content) > self.config.max_bytes:
-            return "too_large"
-        return content or "empty"
 
     def _image(self, content: bytes | str) -> _Image:
         """What the pool keeps of a download."""

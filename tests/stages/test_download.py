@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from stages import sources
 from stages.download import DownloadConfig, DownloadStage
 from stages.schema import POOL, uid_of
+from stages.sources import Source
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 
@@ -109,22 +110,29 @@ def stage(**settings: Any) -> DownloadStage:
     return one
 
 
-def listed(urls: list[str], local: bool = False) -> pa.Table:
+def listed(urls: list[str], files: list[str] | None = None) -> pa.Table:
+    nothing = [None] * len(urls)
     return pa.table(
         {
             "uid": [uid_of(url, None) for url in urls],
             "source": ["web"] * len(urls),
+            "source_uid": nothing,
             "url": urls,
-            "caption": [None] * len(urls),
+            "caption": nothing,
             "repeats": [0] * len(urls),
-            "local": [local] * len(urls),
+            "file": files or nothing,
+            "offset": nothing,
+            "length": nothing,
+            "row": nothing,
         },
         schema=sources.LIST,
     )
 
 
-def measured(one: DownloadStage, urls: list[str], local: bool = False) -> list[dict[str, Any]]:
-    table = one.annotate(listed(urls, local))
+def measured(
+    one: DownloadStage, urls: list[str], files: list[str] | None = None
+) -> list[dict[str, Any]]:
+    table = one.annotate(listed(urls, files))
     assert table.schema == one.writes
     assert table["url"].to_pylist() == urls
     rows: list[dict[str, Any]] = table.to_pylist()
@@ -397,8 +405,11 @@ def test_a_local_path_is_not_fetched_and_a_listed_url_is_not_read(tmp_path: Path
     for url in (str(tmp_path / "a.jpg"), (tmp_path / "a.jpg").as_uri()):
         (row,) = measured(one, [url])
         assert row["error"] == "bad_url"
-    (row,) = measured(one, ["http://127.0.0.1:9/a.jpg"], local=True)
-    assert row["error"] == "outside_source"
+    for file in ("http://127.0.0.1:9/a.jpg", f"{tmp_path}/x::http://127.0.0.1:9/a.jpg"):
+        (row,) = measured(one, ["http://127.0.0.1:9/a.jpg"], [file])
+        assert row["error"] in ("outside_source", "missing")
+    (row,) = measured(one, ["http://127.0.0.1:9/a.jpg"], [str(tmp_path / "a.jpg")])
+    assert row["error"] is None
 
 
 def test_a_host_that_holds_all_its_answers_back_holds_up_no_other(web: Web) -> None:
@@ -537,8 +548,8 @@ def test_a_config_is_read_from_plain_values() -> None:
     adapter = TypeAdapter(DownloadConfig)
     config = adapter.validate_python({"source": ["a.csv", "b.csv"], "timeout": 3})
     assert config == DownloadConfig(source=("a.csv", "b.csv"), timeout=3.0)
-    assert config.sources == ("a.csv", "b.csv")
-    assert adapter.validate_python({"source": "a.csv"}).sources == ("a.csv",)
+    assert config.sources == (Source(path=("a.csv", "b.csv")),)
+    assert adapter.validate_python({"source": "a.csv"}).sources == (Source(path="a.csv"),)
 
 
 def test_only_what_changes_the_pool_is_measured() -> None:
