@@ -419,7 +419,7 @@ def test_a_host_that_holds_all_its_answers_back_holds_up_no_other(web: Web) -> N
     web.held.update(slow)
     urls = [web.url(path) for path in slow[:-1]]
     urls += [f"http://localhost:{web.server_port}/{path}" for path in [*quick, slow[-1]]]
-    rows = measured(stage(threads=4, connections_per_host=3), urls)
+    rows = measured(stage(connections_per_host=3, timeout=60), urls)
     assert [row["error"] for row in rows] == [None] * 60
     assert web.others_asked.is_set()
 
