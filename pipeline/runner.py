@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from pipeline import pool
+from pipeline import documents, pool
 from pipeline.manifest import Manifest, Plan
 from pipeline.progress import Progress
 from pipeline.store import Run
@@ -348,6 +348,9 @@ class Runner:
             path = (*folder, f"human-{index:05d}.parquet")
             self.run.write_table(pairs, *path)
             files[path[-1]] = describe(self.run, path)
+        told: dict[str, Any] = {}
+        if export.config.documents is not None:
+            told["documents"] = documents.write(self.run, self.plan, name, shards)
         counts: dict[str, int] = {}
         for file in files.values():
             for source, number in file["pairs"].items():
@@ -358,6 +361,7 @@ class Runner:
             "pairs": counts,
             "images": sum(file["images"] for file in files.values()),
             "files": [files[name] for name in sorted(files)],
+            **told,
         }
         self.run.write(card.write(self.run, self.plan, manifest).encode(), *folder, "README.md")
         self.run.write_json(manifest, *whole)

@@ -103,6 +103,13 @@ def behind_tls(port: int, pem: Path) -> Iterator[int]:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(pipe(reader, inner_writer), pipe(inner_reader, writer))
 
+    async def end() -> None:
+        server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     server = loop.run_until_complete(
         asyncio.start_server(connect, "127.0.0.1", 0, ssl=context, backlog=256)
     )
@@ -111,6 +118,7 @@ def behind_tls(port: int, pem: Path) -> Iterator[int]:
     try:
         yield int(server.sockets[0].getsockname()[1])
     finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        server.close()
+        loop.close()

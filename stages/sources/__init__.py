@@ -6,7 +6,7 @@ record that cannot be read is a row with an empty URL, which download rejects as
 
 from stages.sources.config import Source, SourceConfig
 from stages.sources.cutter import shards
-from stages.sources.formats import content_digest, identity, images
+from stages.sources.formats import content_digest, identity, images, pages
 from stages.sources.reader import Reader
 from stages.sources.row import LIST, Location
 
@@ -19,5 +19,6 @@ __all__ = [
     "content_digest",
     "identity",
     "images",
+    "pages",
     "shards",
 ]

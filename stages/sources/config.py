@@ -23,6 +23,8 @@ class Source:
     Attributes:
         path: Paths, globs or fsspec URLs. Lists of URLs are csv, tsv, parquet, jsonl (or ndjson)
             and json (SBU's two arrays, or one array of objects), each also as .gz, .zst or .bz2.
+            JSON Lines of interleaved documents, as MMC4 and OBELICS have them, are lists of their
+            images.
             Images at hand are a folder of images, a COCO captions json, webdataset tars, and
             Parquet files with a column of images; img2dataset's output is one of these. A folder
             of tars or of lists stands for its files.

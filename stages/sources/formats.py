@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from stages.base import digest
-from stages.sources import coco, documents, folders, lists, pictures, tars
+from stages.documents import Document
+from stages.sources import coco, documents, folders, interleaved, lists, pictures, tars
 from stages.sources.columns import Finder
 from stages.sources.config import Source, SourceConfig
 from stages.sources.place import FOLDER, Place, folder, is_image, places
 from stages.sources.reader import Reader
 from stages.sources.row import Location, Row
 
-__all__ = ["content_digest", "identity", "images", "rows"]
+__all__ = ["content_digest", "identity", "images", "pages", "rows"]
 
 
 def rows(source: Source) -> Iterator[Row]:
@@ -60,6 +61,14 @@ def images(source: str | Source) -> Iterator[tuple[str, bytes]]:
             yield row.url.removeprefix(f"{source.name}/"), content
 
 
+def pages(config: SourceConfig) -> Iterator[Document | None]:
+    """The interleaved documents of all sources, in order; None for a line that is none."""
+    for source in config.sources:
+        for place in places(source):
+            if interleaved.is_interleaved(place):
+                yield from interleaved.documents(place)
+
+
 def identity(config: SourceConfig) -> dict[str, Any]:
     """What tells changed sources from unchanged ones without reading them.
 
@@ -97,6 +106,8 @@ def _rows(place: Place, source: Source) -> Iterator[Row]:
         return pictures.rows(place, source, image)
     if place.kind == "json":
         return _document(place, source)
+    if interleaved.is_interleaved(place):
+        return interleaved.rows(place)
     return lists.rows(place, Finder(place.path, source))
 
 

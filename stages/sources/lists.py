@@ -17,7 +17,7 @@ from stages.sources.columns import Columns, Finder, text_of, uid_text
 from stages.sources.place import Place
 from stages.sources.row import Row, decode
 
-__all__ = ["READERS", "records", "rows", "texts"]
+__all__ = ["READERS", "lines", "records", "rows", "texts"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
         ) as stream,
     ):
         found: Iterator[list[str]] = csv.reader(
-            _lines(stream, place),
+            lines(stream, place),
             delimiter="\t" if place.kind == "tsv" else ",",
             quoting=csv.QUOTE_NONE if place.kind == "tsv" else csv.QUOTE_MINIMAL,
         )
@@ -93,7 +93,7 @@ def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
         logger.warning("%s: %d records have a wrong number of columns", place.path, wrong)
 
 
-def _lines(stream: Any, place: Place) -> Iterator[Any]:
+def lines(stream: Any, place: Place) -> Iterator[Any]:
     """The lines of a stream of text or of bytes."""
     while line := stream.readline(_LONGEST):
         if len(line) == _LONGEST:
@@ -117,9 +117,9 @@ def _read_parquet(place: Place, finder: Finder) -> Iterator[Record]:
 
 def _read_jsonl(place: Place, finder: Finder) -> Iterator[Record]:
     with place.open() as raw, io.BufferedReader(raw) as stream:
-        lines = (line for line in _lines(stream, place) if line.strip())
+        filled = (line for line in lines(stream, place) if line.strip())
         # A record may leave out a key, so the columns are those of many records.
-        head = list(itertools.islice(lines, _HEAD))
+        head = list(itertools.islice(filled, _HEAD))
         if not head:
             return
         keys = list(dict.fromkeys(key for line in head for key in _json_object(line)))
@@ -129,7 +129,7 @@ def _read_jsonl(place: Place, finder: Finder) -> Iterator[Record]:
                 f"{head[0][:40]!r}"
             )
         columns = finder.find(keys)
-        for line in itertools.chain(head, lines):
+        for line in itertools.chain(head, filled):
             yield of_object(_json_object(line), columns)
 
 
