@@ -419,7 +419,9 @@ def _first(labels: Int64s, order: Int64s) -> Int64s:
 def _distinct(groups: Int64s, values: Int64s, num_groups: int) -> Int64s:
     """How many distinct values each of the groups 0, 1, ... has."""
     width = int(values.max(initial=0)) + 1
-    return np.bincount(np.unique(groups * width + values) // width, minlength=num_groups)
+    pairs = np.sort(groups * width + values)
+    is_first = np.diff(pairs, prepend=-1) > 0
+    return np.bincount(pairs[is_first] // width, minlength=num_groups)
 
 
 def _numpy(column: Any) -> npt.NDArray[Any]:

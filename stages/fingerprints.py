@@ -114,7 +114,7 @@ class Spilled:
         shape = (self._length, *self._shape)
         if not self._length:  # an empty file cannot be mapped
             return np.zeros(shape, self._dtype)
-        return np.memmap(self._file, self._dtype, "r", shape=shape)
+        return np.asarray(np.memmap(self._file, self._dtype, "r", shape=shape))
 
 
 @dataclass(frozen=True, kw_only=True)
