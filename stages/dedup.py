@@ -288,7 +288,7 @@ class DedupStage(GlobalStage[DedupConfig]):
         ranked = np.argsort(-images, kind="stable")
         rows_ranked = row_of[ranked]
         centres = caption_centres(
-            (band[rows_ranked] for band in rows.bands),
+            (band.read()[rows_ranked] for band in rows.bands),
             lambda position: caption_key(rows.text(rows_ranked[position])),
             len(ranked),
             min_jaccard=self.config.min_jaccard,

@@ -90,7 +90,7 @@ class ImagePrints:
 
 
 class Spilled:
-    """An array that grows along its first axis in a temporary file, and is mapped to be read.
+    """An array that grows along its first axis in a temporary file.
 
     Args:
         dtype: Of the elements.
@@ -108,7 +108,13 @@ class Spilled:
         self._file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
         self._length += len(rows)
 
-    def array(self) -> Array:
+    def read(self) -> Array:
+        """All rows, in memory."""
+        self._file.flush()
+        self._file.seek(0)
+        return np.fromfile(self._file, self._dtype).reshape(self._length, *self._shape)
+
+    def mapped(self) -> Array:
         """All rows, read from disk where they are looked at."""
         self._file.flush()
         shape = (self._length, *self._shape)
@@ -131,7 +137,7 @@ class Fingerprints:
         phash: (n,), 0 for an image that cannot be opened.
         contrast: (n,), -1 for an image that cannot be opened.
         colours: (n, 192), on disk.
-        bands: (n,) for each band of the MinHash, on disk; of no meaning without a caption.
+        bands: (n,) for each band of the MinHash; of no meaning without a caption.
     """
 
     uid: Digests
@@ -143,7 +149,7 @@ class Fingerprints:
     phash: npt.NDArray[np.uint64]
     contrast: npt.NDArray[np.float32]
     colours: npt.NDArray[np.uint8]
-    bands: tuple[npt.NDArray[np.uint64], ...]
+    bands: tuple[Spilled, ...]
     _characters: npt.NDArray[np.uint8]
     _ends: npt.NDArray[np.int64]
 
@@ -192,9 +198,9 @@ class Fingerprints:
         lengths = narrow.pop("length")
         return cls(
             **{name: np.concatenate(narrow.pop(name)) for name in tuple(narrow)},
-            colours=colours.array(),
-            bands=tuple(band.array() for band in keys),
-            _characters=characters.array(),
+            colours=colours.mapped(),
+            bands=tuple(keys),
+            _characters=characters.mapped(),
             _ends=np.cumsum(np.concatenate(lengths), dtype=np.int64),
         )
 
