@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.metadata
 import io
 import resource
@@ -194,15 +195,15 @@ def faiss_pairs(hashes: Any, radius: int) -> Any:
 
 
 def imagededup_pairs(hashes: Any, radius: int) -> Any:
-    from imagededup.methods import PHash
+    """The search of its `find_duplicates`, without the models that importing that loads."""
+    from imagededup.handlers.search.brute_force_cython import BruteForceCython
 
     names = {str(i): f"{one:016x}" for i, one in enumerate(hashes.tolist())}
-    near = PHash(verbose=False).find_duplicates(
-        encoding_map=names, max_distance_threshold=radius, num_dist_workers=0
-    )
-    return np.array(
-        sorted(int(i) * len(hashes) + int(j) for i in near for j in near[i] if int(i) < int(j))
-    )
+    search = BruteForceCython(names, None)
+    found = []
+    for i, text in names.items():
+        found += [(int(i), int(j)) for j, _ in search.search(text, radius) if int(i) < int(j)]
+    return np.array(sorted(i * len(hashes) + j for i, j in found))
 
 
 def compare_hashes(radius: int, repeats: int) -> None:
@@ -219,11 +220,7 @@ def compare_hashes(radius: int, repeats: int) -> None:
     for name, tool, sizes in tools:
         for size in sizes:
             hashes = random_hashes(size)
-            try:
-                seconds, found = timed(lambda t=tool, h=hashes: t(h, radius), repeats)  # type: ignore[misc]
-            except ImportError as error:
-                print(f"{name:34} {error}")
-                break
+            seconds, found = timed(functools.partial(tool, hashes, radius), repeats)
             quality = f"{'':>7} {'':>9}"
             if size <= 20_000:
                 truth = every_pair(hashes, radius)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -108,7 +109,12 @@ class DedupConfig(StageConfig):
         Raises:
             FileNotFoundError: A set is not there.
         """
-        return {**super().settings(), "against_content": [content(path) for path in self.against]}
+        return {**super().settings(), "against_content": self._contents}
+
+    @functools.cached_property
+    def _contents(self) -> list[str]:
+        # Asked for once: the plan wants the settings many times a shard.
+        return [content(path) for path in self.against]
 
 
 class DedupStage(GlobalStage[DedupConfig]):

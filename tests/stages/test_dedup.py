@@ -413,14 +413,20 @@ def test_every_copy_of_an_image_of_an_evaluation_set_is_out(tmp_path: Path) -> N
 
 def test_what_evaluation_sets_hold_is_part_of_the_settings(tmp_path: Path) -> None:
     against = evaluation_set(tmp_path / "set", zero=PAINTINGS[0])
-    config = DedupConfig(against=(against,))
-    before = config.settings()
-    assert config.settings() == before and config.measurement() == {}
+
+    def now() -> dict[str, Any]:
+        return DedupConfig(against=(against,)).settings()
+
+    before = now()
+    assert now() == before and DedupConfig(against=(against,)).measurement() == {}
     evaluation_set(tmp_path / "set", zero=PAINTINGS[1])
-    changed = config.settings()
+    changed = now()
     assert changed != before
     evaluation_set(tmp_path / "set", one=PAINTINGS[1])
-    assert config.settings() not in (before, changed)
+    assert now() not in (before, changed)
+    evaluation_set(tmp_path / "moved", zero=PAINTINGS[1], one=PAINTINGS[1])
+    moved = DedupConfig(against=(str(tmp_path / "moved"),)).settings()
+    assert moved["against_content"] == now()["against_content"]
     with pytest.raises(FileNotFoundError, match=r"dedup\.against: .*/gone does not exist"):
         DedupConfig(against=(str(tmp_path / "gone"),)).settings()
     (tmp_path / "empty").mkdir()
