@@ -80,7 +80,7 @@ class ImagePrints:
                 colours.append(hashing.colour_grid(opened))
                 is_lost.append(False)
         grey = np.array(lumas, np.uint8).reshape(-1, hashing.SIDE, hashing.SIDE)
-        contrast = grey.std(axis=(1, 2), dtype=np.float64).astype(np.float32)
+        contrast = np.array([one.std(dtype=np.float64) for one in grey], np.float32)
         lost = np.array(is_lost, bool)
         return cls(
             phash=np.where(lost, np.uint64(0), hashing.perceptual_hash(grey)),

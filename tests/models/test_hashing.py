@@ -31,6 +31,8 @@ def test_perceptual_hashes_are_those_of_the_imagehash_package() -> None:
     expected = [int(str(imagehash.phash(image)), 16) for image in images]
     assert perceptual_hash(np.stack([luma(image) for image in images])).tolist() == expected
     assert perceptual_hash(np.zeros((0, 32, 32), np.uint8)).shape == (0,)
+    many = np.random.default_rng(0).integers(0, 256, (1030, 32, 32), np.uint8)
+    assert (perceptual_hash(many)[1020:] == perceptual_hash(many[1020:])).all()
 
 
 def test_reduced_decoding_keeps_perceptual_hashes_near() -> None:
