@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from stages import sources
+from stages.base import digest
 from stages.digests import Digests
 from stages.fingerprints import ImagePrints
-from stages.sources import IMAGE_SUFFIXES
+from stages.sources import SourceConfig
 
 __all__ = ["EvaluationImages", "content"]
 
@@ -43,11 +43,10 @@ class EvaluationImages:
         """Open every image of every set.
 
         Args:
-            paths: Folders of images, and Parquet files (or folders of them) with an `image`
-                column.
+            paths: Folders of images, tars and Parquet files with a column of images.
 
         Raises:
-            ValueError: A set holds no image.
+            ValueError: A set is missing or holds no image.
         """
         sets: list[str] = []
         names: list[str] = []
@@ -56,11 +55,12 @@ class EvaluationImages:
         def encoded() -> Iterator[bytes]:
             for path in paths:
                 before = len(sets)
-                for name, data in _images(path):
-                    sets.append(path)
-                    names.append(name)
-                    sha256.append(hashlib.sha256(data).digest()[:16])
-                    yield data
+                with _named():
+                    for name, data in sources.images(path):
+                        sets.append(path)
+                        names.append(name)
+                        sha256.append(hashlib.sha256(data).digest()[:16])
+                        yield data
                 if len(sets) == before:
                     raise ValueError(
                         f"dedup.against: {path} holds no images; give a folder of images or "
@@ -81,58 +81,22 @@ def content(path: str) -> str:
     """A digest of everything that an evaluation set holds.
 
     Raises:
-        FileNotFoundError: There is no such file or folder.
+        ValueError: There is no such set.
     """
-    whole = hashlib.sha256()
-    for name, file in _files(path):
-        stat = file.stat()
-        whole.update(f"{name}\0{_sha256(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return whole.hexdigest()[:16]
+    with _named():
+        return _content(path, digest(sources.identity(SourceConfig(source=path))))
 
 
-@functools.lru_cache(maxsize=2**18)
-def _sha256(file: Path, size: int, modified_ns: int) -> str:
-    """The digest of a file, read again only when its size or time changes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+@functools.lru_cache(maxsize=256)
+def _content(path: str, identity: str) -> str:
+    """The digest of a set, read again only when sizes or times change."""
+    return sources.content_digest(SourceConfig(source=path))[:16]
 
 
-def _files(path: str) -> list[tuple[str, Path]]:
-    """The files of a folder with their names in it, or the one file."""
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise FileNotFoundError(
-            f"dedup.against: {path} does not exist; give a folder of images or a Parquet file"
-        )
-    if not place.is_dir():
-        return [(place.name, place)]
-    files = sorted(file for file in place.rglob("*") if file.is_file())
-    return [(file.relative_to(place).as_posix(), file) for file in files]
-
-
-def _images(path: str) -> Iterator[tuple[str, bytes]]:
-    """The name and the encoded bytes of every image of a folder or of Parquet."""
-    for name, file in _files(path):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
-            yield name, file.read_bytes()
-        elif file.suffix.lower() in (".parquet", ".pq"):
-            yield from _rows(name, file)
-
-
-def _rows(source: str, file: Path) -> Iterator[tuple[str, bytes]]:
-    """The images of a Parquet file, named by their path or their row."""
-    with pq.ParquetFile(file) as table:
-        if "image" not in table.schema_arrow.names:
-            raise ValueError(f"dedup.against: {file} has no column `image`; rename it")
-        start = 0
-        for batch in table.iter_batches(batch_size=256, columns=["image"]):
-            for number, image in enumerate(batch["image"].to_pylist(), start):
-                data, name = _unpacked(image)
-                if data is not None:
-                    yield f"{source}:{name or number}", data
-            start += len(batch)
-
-
-def _unpacked(image: Any) -> tuple[bytes | None, str | None]:
-    """Encoded bytes and name of an image as Hugging Face's struct or as plain bytes."""
-    return (image["bytes"], image.get("path")) if isinstance(image, dict) else (image, None)
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """What is wrong with a set, said of the field that names it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("download.source", "dedup.against")) from error

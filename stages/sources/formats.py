@@ -52,9 +52,11 @@ def images(source: str | Source) -> Iterator[tuple[str, bytes]]:
         source = Source(path=source)
     reader = Reader(SourceConfig(source=(source,)))
     for place in places(source):
+        if place.kind == "parquet" and pictures.column_of(place) is None:
+            raise ValueError(f"download.source: {place.path} holds no images, but URLs")
         for row in _images(place, source):
             if row.location is None:
-                raise ValueError(f"{place.path} holds no images, but URLs")
+                raise ValueError(f"download.source: {place.path} holds no images, but URLs")
             content = reader.read(row.location)
             if isinstance(content, str):
                 raise ValueError(f"{row.url}, an image of {place.path}, cannot be read: {content}")
