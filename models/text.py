@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LanguageDetector", "TextMeasures", "caption_key", "measure", "normalize"]
 
-# How deep sites nest what they escape: two in practice; bounded, because a caption may be hostile.
+# How deep sites nest what they escape, and frames in frames: two or three in practice; bounded,
+# because a caption may be hostile.
 DEPTH = 5
+MAX_FRAMES = 16
 AMPERSAND = re.compile(r"&(?:amp;)+", re.IGNORECASE)
 TAG = re.compile(r"<[a-zA-Z/!][^<>]*>")
 # Controls, lone surrogates, soft hyphens, zero-width spaces, marks of direction, tag characters:
@@ -153,7 +155,7 @@ def _unescape(text: str) -> str:
 def _crop(text: str) -> str:
     """A text without frames, and frames within frames, as long as a word is left."""
     start, end = 0, len(text)
-    while True:
+    for _ in range(MAX_FRAMES):
         low, high = start, end
         if match := PREFIX.match(text, start, end):
             low = match.end()
@@ -168,8 +170,9 @@ def _crop(text: str) -> str:
         while low < high and text[high - 1] == " ":
             high -= 1
         if (low, high) == (start, end) or not WORD.search(text, low, high):
-            return text[start:end]
+            break
         start, end = low, high
+    return text[start:end]
 
 
 def caption_key(text: str) -> str:

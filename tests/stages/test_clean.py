@@ -14,7 +14,7 @@ import spacy
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from pydantic import TypeAdapter, ValidationError
 
 from stages.clean import CleanConfig, CleanStage, single_colour
@@ -196,6 +196,23 @@ def test_a_row_is_measured_alike_in_any_company(
     verdicts = stage.judge(whole).to_pylist()
     assert set(verdicts) <= {None, *stage.reasons}
     assert [one is None for one in verdicts] == (stage.fired(whole) == 0).tolist()
+
+
+def test_hostile_captions_are_rows_like_any_other(stage: CleanStage, tmp_path: Path) -> None:
+    captions = [
+        "a\x00b",
+        "\u202egod nworb a",
+        "x" * 1_000_000,
+        "dog " * 250_000,
+        "\ufeff",
+        "\r\n\x85",
+    ]
+    rows = pool(*captions)
+    pq.write_table(stage.annotate(rows), tmp_path / "annotations.parquet")
+    read = pq.read_table(tmp_path / "annotations.parquet")
+    assert read["text"].to_pylist()[:2] == ["ab", "god nworb a"]
+    assert stage.judge(read).to_pylist()[4:] == ["empty_caption", "empty_caption"]
+    assert read["caption_words"].to_pylist()[3] == 250_000
 
 
 def test_single_colour_is_the_share_of_the_most_frequent_colour() -> None:
@@ -452,14 +469,66 @@ def test_most_alt_text_is_kept(stage: CleanStage) -> None:
     assert 0.8 < kept(stage, captions) < 0.95
 
 
-@needs_shared
-@pytest.mark.parametrize("name", ["FOREIGN", "LOW"])
-def test_foreign_and_junk_texts_of_a_real_web_are_rejected(stage: CleanStage, name: str) -> None:
+def realweb(name: str) -> list[str]:
+    """A list of texts that the real web is made of."""
     script = ast.parse((SHARED / "realweb/make.py").read_text("utf8"))
     (texts,) = (
         ast.literal_eval(node.value)
         for node in script.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
     )
-    assert len(texts) > 10
-    assert kept(stage, [text.format(n=4321) for text in texts]) == 0
+    assert len(texts) > 5
+    return [str(text) for text in texts]
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["FOREIGN", "LOW"])
+def test_foreign_and_junk_texts_of_a_real_web_are_rejected(stage: CleanStage, name: str) -> None:
+    texts = [text.format(n=n) for text in realweb(name) for n in (1000, 4321, 9999)]
+    assert kept(stage, texts) == 0
+
+
+@needs_shared
+def test_captions_of_a_real_web_come_out_as_people_wrote_them(stage: CleanStage) -> None:
+    lines = (SHARED / "data/flickr8k/captions.tsv").read_text("utf8").splitlines()
+    captions = [" ".join(line.split("\t")[1].strip('"').split()) for line in lines[:500]]
+    for style in realweb("DECORATE"):
+        rows = pool(*(style.format(c=caption) for caption in captions))
+        annotations = stage.annotate(rows)
+        texts = annotations["text"].to_pylist()
+        expected = [c + " & more" if "more" in style else c for c in captions]
+        assert sum(a == b for a, b in zip(texts, expected, strict=True)) >= 498
+        assert np.mean(stage.fired(annotations) == 0) > 0.98
+
+
+@needs_shared
+def test_faulty_images_of_a_real_web_are_rejected_and_photographs_kept(stage: CleanStage) -> None:
+    files = sorted((SHARED / "data/flickr8k/images").iterdir())[:40]
+    photos = [Image.open(file).convert("RGB") for file in files]
+    faults = {
+        "image_too_small": [ImageOps.fit(photo, (63, 200)) for photo in photos],
+        "aspect_ratio": [ImageOps.fit(photo, (480, 150)) for photo in photos],
+        "single_colour": [
+            Image.new("RGB", (300, 240), (7 * i % 256, 31 * i % 256, 99)) for i in range(40)
+        ],
+        None: photos,
+    }
+    for reason, images in faults.items():
+        rows = pool(
+            *[GOOD] * 40,
+            image=[encoded(image) for image in images],
+            original_width=[image.width for image in images],
+            original_height=[image.height for image in images],
+        )
+        assert reasons(stage, rows) == [reason] * 40
+
+
+@needs_shared
+def test_a_real_pipeline_tells_the_parts_of_real_captions() -> None:
+    model = str(SHARED / "data/en_core_web_sm_port")
+    lines = (SHARED / "data/flickr8k/captions.tsv").read_text("utf8").splitlines()
+    captions = [line.split("\t")[1].capitalize() for line in lines[:300]]
+    stage = stage_of(preset="coyo", model=model, min_bytes=0)
+    assert np.mean(stage.fired(stage.annotate(pool(*captions))) == 0) > 0.97
+    texts = pool("Running and jumping quickly", "A", "x" * 2_000_000)
+    assert stage.annotate(texts)["text_determiner"].to_pylist()[:2] == [False, True]
