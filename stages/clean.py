@@ -345,26 +345,27 @@ def _images(rows: pa.Table) -> dict[str, Any]:
         pc.coalesce(rows[f"original_{side}"], rows[side]) for side in ("width", "height")
     )
     shorter, longer = pc.min_element_wise(width, height), pc.max_element_wise(width, height)
-    colours: list[float | None] = []
-    entropies: list[float | None] = []
-    for image in rows["image"]:
-        try:
-            opened = open_rgb(image.as_py() or b"", min_size=(THUMBNAIL, THUMBNAIL))
-        except ImageError:
-            colours.append(None)
-            entropies.append(None)
-            continue
-        small = opened.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-        colours.append(single_colour(np.asarray(small)))
-        entropies.append(small.convert("L").entropy())
+    looks = [_look(image.as_py()) for image in rows["image"]]
     return {
         "image_width": width,
         "image_height": height,
         "image_aspect": pc.divide(pc.cast(longer, pa.float32()), pc.cast(shorter, pa.float32())),
         "image_bytes": pc.cast(pc.binary_length(rows["image"]), pa.int64()),
-        "image_single_colour": pa.array(colours, pa.float32()),
-        "image_entropy": pa.array(entropies, pa.float32()),
+        "image_single_colour": pa.array([colour for colour, _ in looks], pa.float32()),
+        "image_entropy": pa.array([entropy for _, entropy in looks], pa.float32()),
     }
+
+
+def _look(image: bytes | None) -> tuple[float, float] | tuple[None, None]:
+    """The share of one colour in an image and its entropy; None if it cannot be decoded."""
+    if not image:
+        return None, None
+    try:
+        opened = open_rgb(image, min_size=(THUMBNAIL, THUMBNAIL))
+    except ImageError:
+        return None, None
+    small = opened.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return single_colour(np.asarray(small)), small.convert("L").entropy()
 
 
 def single_colour(pixels: npt.NDArray[np.uint8]) -> float:
