@@ -34,7 +34,7 @@ PICTURE = (
 )
 STOCK = (
     rf"(?:(?:(?:royalty[- ])?free\s+)?stock\s+(?:{PICTURE}|(?:video\s+)?footage|videos?)"
-    rf"|royalty[- ]free\s+{PICTURE}|(?:foto|vector)(?:s|es)?\s+de\s+stock"
+    rf"|royalty[- ]free\s+{PICTURE}|fotos?\s+(?:de\s+)?stock|vector(?:es)?\s+de\s+stock"
     r"|(?:vetorial|vettoriali|vectoriels?)\s+stock|stock\s+(?:fotos?|fotografie|illustratie)"
     r"|stock(?:foto|vektor|vector)\w*)"
 )

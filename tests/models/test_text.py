@@ -39,6 +39,7 @@ from models.text import HINTS, SUFFIX, LanguageDetector, caption_key, measure, n
         ("A dog runs Stock photo \u00a9 lunamarina", "A dog runs"),
         ("A dog runs \u2014 Vetorial Stock", "A dog runs"),
         ("A dog runs - Stockvectorbeeld", "A dog runs"),
+        ("A dog runs \u2014 Foto Stock #3359431", "A dog runs"),
         ("A dog runs - screenshot thumbnail", "A dog runs"),
         ("A dog runs - jpg", "A dog runs"),
         ("A dog runs - click to enlarge picture", "A dog runs"),
