@@ -151,12 +151,12 @@ def _jpeg(
     """
     width, height = image.size
     scan = _first_scan(data)
-    if data.find(_END, scan) < 0:
-        in_one_scan = "progressive" not in image.info and data[scan + 4] == len(image.getbands())
-        if not in_one_scan:
+    is_progressive = "progressive" in image.info
+    if not data.endswith(_END) and data.find(_END, scan) < 0:
+        if is_progressive or data[scan + 4] != len(image.getbands()):
             raise ImageError("truncated", "no end after the last scan")
         data += _END
-    if data.count(_SCAN, scan) > _MAX_SCANS:
+    if is_progressive and data.count(_SCAN, scan) > _MAX_SCANS:
         raise ImageError("undecodable", f"more than {_MAX_SCANS} scans")
     room = min(width // min_size[0], height // min_size[1]) if min_size else 1
     reduction = next((one for one in (8, 4, 2) if one <= room), 1)

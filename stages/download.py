@@ -130,16 +130,13 @@ class _Image:
 class DownloadStage(Stage[DownloadConfig]):
     """Makes the rows of the pool out of the rows of a list.
 
-    Threads download while one thread decodes, so a server that hangs costs one thread.
-    img2dataset's Resizer resizes and encodes. It decodes upright colour JPEGs itself; all others
-    first become upright RGB (`models.images.open_rgb`) in an uncompressed PPM, since Resizer
-    ignores EXIF orientation, keeps grey and 16-bit images as such and accepts images that end
-    early. `original_width` and `original_height` are those of the upright image. Nothing depends
-    on `threads` or on the order in which servers answer.
+    Threads download while one thread resizes (`stages.resize.Resize`), so a server that hangs
+    costs one thread. `original_width` and `original_height` are those of the upright image.
+    Nothing depends on `threads` or on the order in which servers answer.
     """
 
     name: ClassVar[str] = "download"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[StageConfig]] = DownloadConfig
     reads: ClassVar[tuple[str, ...]] = ("uid", "source", "url", "caption", "repeats", "local")
     writes: ClassVar[pa.Schema] = pa.schema([field for field in POOL if field.name != "uid"])

@@ -158,19 +158,6 @@ def test_a_row_of_a_list_becomes_a_row_of_the_pool(web: Web) -> None:
     assert web.agents == {"capfilt/0.1"}
 
 
-def test_the_images_are_those_of_img2dataset(web: Web) -> None:
-    resizer = pytest.importorskip("img2dataset.resizer")
-    content = encode(photo(), quality=90)
-    for mode in ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"):
-        for kind, quality in (("jpg", 90), ("png", 6), ("webp", 90)):
-            settings = {"resize_mode": mode, "encode_format": kind, "encode_quality": quality}
-            theirs = resizer.Resizer(384, mode, True, encode_format=kind, encode_quality=quality)
-            encoded, width, height, *_ = theirs(io.BytesIO(content))
-            row = only(web, content, **settings)
-            assert (row["width"], row["height"]) == (width, height)
-            assert difference(row, Image.open(io.BytesIO(encoded))) < 0.5
-
-
 def test_small_images_are_enlarged_on_request_only(web: Web) -> None:
     content = encode(photo(100, 50))
     assert only(web, content)["width"] == 100
