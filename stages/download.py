@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
 
 # Fields that say how hard to try, not what to get: a pool made with other values is as good.
 _EFFORT = frozenset({"timeout", "retries", "threads", "user_agent", "contact"})
+
+_PATIENCE = 3  # downloads that may time out at a host that never answered
+_MAX_HOSTS = 100_000
 
 _AHEAD = 8  # downloads that may wait to be decoded while every thread fetches
 
@@ -127,11 +131,40 @@ class _Image:
     sha256: str | None = None
 
 
+class _Hosts:
+    """Which hosts to stop waiting for: three downloads timed out, and none ever got an answer.
+
+    Without this, a list with many rows of a host that hangs waits the full time for each.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._timeouts: dict[str, int | None] = {}  # nothing: it has answered
+
+    def is_dead(self, url: str) -> bool:
+        return (self._timeouts.get(_host(url)) or 0) >= _PATIENCE
+
+    def tell(self, url: str, *, answered: bool) -> None:
+        """Note how a download ended."""
+        host = _host(url)
+        with self._lock:
+            if len(self._timeouts) >= _MAX_HOSTS:
+                self._timeouts.clear()
+            before = self._timeouts.get(host, 0)
+            self._timeouts[host] = None if answered or before is None else before + 1
+
+
+def _host(url: str) -> str:
+    """The host and port of a URL, as written."""
+    return "".join(url.split("/", 3)[2:3]).lower()
+
+
 class DownloadStage(Stage[DownloadConfig]):
     """Makes the rows of the pool out of the rows of a list.
 
     Threads download while one thread resizes (`stages.resize.Resize`), so a server that hangs
-    costs one thread. `original_width` and `original_height` are those of the upright image.
+    costs one thread, and one that never answered is given up after three timeouts: its other rows
+    are timeouts, too. `original_width` and `original_height` are those of the upright image.
     Nothing depends on `threads` or on the order in which servers answer.
     """
 
@@ -161,6 +194,7 @@ class DownloadStage(Stage[DownloadConfig]):
         from img2dataset.downloader import is_disallowed
 
         self._roots = sources.folders(config)
+        self._hosts = _Hosts()
         contact = f" (+{config.contact})" if config.contact else ""
         token = config.user_agent.split("/")[0].strip().lower()
         self._fetcher = Fetcher(
@@ -244,10 +278,14 @@ class DownloadStage(Stage[DownloadConfig]):
     def _content(self, url: str, local: bool) -> bytes | str:
         if local:
             return self._read(url)
+        if self._hosts.is_dead(url):
+            return "timeout"
         try:
-            return self._fetcher.fetch(url).content
+            content: bytes | str = self._fetcher.fetch(url).content
         except FetchError as error:
-            return error.reason
+            content = error.reason
+        self._hosts.tell(url, answered=content != "timeout")
+        return content
 
     def _read(self, path: str) -> bytes | str:
         """The bytes of a local file, or the reason why there are none."""

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -328,6 +330,29 @@ def test_a_server_that_holds_an_answer_back_holds_up_no_other_row(web: Web) -> N
     assert [row["error"] for row in rows] == [None] * len(names)
     for index, row in enumerate(rows):
         assert row["sha256"] == hashlib.sha256(web.files[names[index]]).hexdigest()
+
+
+def test_a_host_that_never_answers_is_given_up(web: Web) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        base = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        rows = measured(stage(timeout=0.2, threads=1), [f"{base}/{index}" for index in range(40)])
+        assert {row["error"] for row in rows} == {"timeout"}
+        silent.setblocking(False)
+        asked = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                asked += 1
+    assert asked == 3
+
+
+def test_a_host_that_once_answered_is_not_given_up(web: Web) -> None:
+    web.held = {f"held{index}" for index in range(5)}
+    web.files = dict.fromkeys(["good", "unasked", *web.held], encode(photo()))
+    paths = ["good", *sorted(web.held), "good"]
+    rows = measured(stage(timeout=0.2, threads=1), [web.url(path) for path in paths])
+    assert [row["error"] for row in rows] == [None, *["timeout"] * 5, None]
+    assert web.asked == {"good", *web.held}
 
 
 def test_images_do_not_depend_on_threads_or_on_the_rows_around_them(web: Web) -> None:
