@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import logging
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +13,13 @@ from queue import SimpleQueue
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-from PIL import Image
 
-from models.images import FORMATS, MAX_PIXELS, ImageError, open_rgb
+from models.images import MAX_PIXELS
 from stages import sources
 from stages.base import Stage, StageConfig
 from stages.fetch import FETCH_REASONS, Fetcher, FetchError
 from stages.pace import Frontier, Pace, Steps
+from stages.resize import RESIZE_REASONS, Encoding, Mode, Resize
 from stages.schema import POOL
 from stages.sources import Location, SourceConfig
 
@@ -48,10 +46,6 @@ _EFFORT = frozenset(
 )
 
 _AHEAD = 8  # downloads that may wait to be decoded while every thread fetches
-
-# Resizer points the process's stdout and stderr elsewhere while it runs: two at once would lose
-# them.
-_RESIZING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +84,9 @@ class DownloadConfig(SourceConfig):
     """
 
     image_size: int = 384
-    resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = (
-        "keep_ratio"
-    )
+    resize_mode: Mode = "keep_ratio"
     resize_only_if_bigger: bool = True
-    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    encode_format: Encoding = "jpg"
     encode_quality: int = 95
     honor_opt_out: bool = True
     robots: bool = True
@@ -180,12 +172,10 @@ class _Image:
 class DownloadStage(Stage[DownloadConfig]):
     """Makes the rows of the pool out of the rows of a list.
 
-    Threads download while one thread decodes, so a server that hangs costs one thread.
-    img2dataset's Resizer resizes and encodes. It decodes upright colour JPEGs itself; all others
-    first become upright RGB (`models.images.open_rgb`) in an uncompressed PPM, since Resizer
-    ignores EXIF orientation, keeps grey and 16-bit images as such and accepts images that end
-    early. `original_width` and `original_height` are those of the upright image. Nothing depends
-    on `threads` or on the order in which servers answer.
+    Threads download while one thread resizes (`stages.resize.Resize`), so a server that hangs
+    costs one thread. With `robots`, a host that does not answer for its robots.txt fails all its
+    rows at the cost of one. `original_width` and `original_height` are those of the upright
+    image. Nothing depends on `threads` or on the order in which servers answer.
     """
 
     name: ClassVar[str] = "download"
@@ -197,28 +187,22 @@ class DownloadStage(Stage[DownloadConfig]):
         **FETCH_REASONS,
         "missing": "There is no such file, or no image where it should hold one.",
         "outside_source": "The file lies outside the folder or file that its source names.",
-        "svg": "It is a drawing in SVG, which has no pixels.",
-        "not_an_image": "The bytes are no known image: often an HTML page.",
-        "too_many_pixels": "Width times height is over `max_pixels`; it was not decoded.",
-        "truncated": "The image ends early.",
-        "undecodable": "The format is known, but the image is broken.",
-        "not_resized": "It cannot be resized or encoded, as with a side too long for JPEG.",
+        **RESIZE_REASONS,
     }
 
     def load(self) -> None:
         """Import img2dataset, which takes seconds, and make what the threads share."""
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its check goes to the internet
-        from img2dataset.downloader import is_disallowed
-        from img2dataset.resizer import Resizer
-
         config = self.config
+        from img2dataset.downloader import is_disallowed
+
         self._reader = sources.Reader(config, config.max_bytes)
-        self._resizer = Resizer(
-            config.image_size,
-            config.resize_mode,
-            config.resize_only_if_bigger,
-            encode_quality=config.encode_quality,
+        self._resize = Resize(
+            size=config.image_size,
+            mode=config.resize_mode,
+            only_if_bigger=config.resize_only_if_bigger,
             encode_format=config.encode_format,
+            encode_quality=config.encode_quality,
+            max_pixels=config.max_pixels,
         )
         off = [
             field
@@ -329,99 +313,9 @@ class DownloadStage(Stage[DownloadConfig]):
         """What the pool keeps of a download."""
         if isinstance(content, str):
             return _Image(status="failed_to_download", error=content)
-        sha256 = hashlib.sha256(content).hexdigest()
-        header = _Header.of(content)
-        try:
-            resized = self._resize(content) if self._is_plain(header, content) else None
-            if resized is None:
-                resized = self._resize(self._as_ppm(content))
-        except ImageError as error:
-            is_svg = error.reason == "not_an_image" and _is_svg(content)
-            reason = "svg" if is_svg else error.reason
-            return _Image(status="failed_to_resize", error=reason, sha256=sha256)
-        encoded, width, height = resized or (None, None, None)
+        resized = self._resize(content)
         return _Image(
-            status="success" if resized else "failed_to_resize",
-            error=None if resized else "not_resized",
-            image=encoded,
-            width=width,
-            height=height,
-            original_width=header.width if header else None,
-            original_height=header.height if header else None,
-            sha256=sha256,
+            status="failed_to_resize" if resized.error else "success",
+            sha256=hashlib.sha256(content).hexdigest(),
+            **vars(resized),
         )
-
-    def _is_plain(self, header: _Header | None, content: bytes) -> bool:
-        """Whether Resizer's own decoder gives what `_as_ppm` would, at less cost."""
-        if header is None or not header.is_plain_jpeg:
-            return False
-        if header.width * header.height > self.config.max_pixels or not _has_end(content):
-            return False
-        reducible = min(header.width, header.height) >= 4 * self.config.image_size
-        return self.config.resize_mode == "no" or not reducible
-
-    def _as_ppm(self, content: bytes) -> bytes:
-        """The image as upright RGB in a format that costs nothing to read.
-
-        A JPEG much larger than needed is decoded at a fraction of its size: at least two pixels
-        are left for each that is kept.
-        """
-        enough = 2 * self.config.image_size
-        reduce = None if self.config.resize_mode == "no" else (enough, enough)
-        image = open_rgb(content, self.config.max_pixels, min_size=reduce)
-        return b"P6 %d %d 255\n" % image.size + image.tobytes()
-
-    def _resize(self, content: bytes) -> tuple[bytes, int, int] | None:
-        """The resized and encoded image, its width and its height; nothing if Resizer fails."""
-        with _RESIZING:
-            encoded, width, height, _, _, failure = self._resizer(io.BytesIO(content))
-        return (encoded, width, height) if failure is None else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Header:
-    """What the first bytes of an image say: its size once upright, and its kind."""
-
-    width: int
-    height: int
-    is_plain_jpeg: bool
-
-    @classmethod
-    def of(cls, content: bytes) -> _Header | None:
-        """Read the header; nothing where there is none, of which `open_rgb` says why."""
-        try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
-                plain = image.format == "JPEG" and image.mode == "RGB"
-                orientation = _orientation(image)
-        except Exception:  # a parser of untrusted bytes may raise anything
-            return None
-        if orientation in (5, 6, 7, 8):
-            width, height = height, width
-        return cls(width=width, height=height, is_plain_jpeg=plain and orientation == 1)
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; broken EXIF turns nothing."""
-    try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:
-        return 1
-
-
-def _has_end(jpeg: bytes) -> bool:
-    """Whether the end-of-image marker comes after the start of the first scan.
-
-    One before it belongs to a thumbnail in the EXIF.
-    """
-    position = 2
-    while jpeg[position : position + 1] == b"\xff":
-        if jpeg[position + 1 : position + 2] == b"\xda":
-            return jpeg.find(b"\xff\xd9", position) >= 0
-        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
-    return False
-
-
-def _is_svg(content: bytes) -> bool:
-    head = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return head.startswith(b"<") and b"<svg" in head and b"<html" not in head

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -175,19 +176,6 @@ def test_a_row_of_a_list_becomes_a_row_of_the_pool(web: Web) -> None:
     assert web.agents == {"capfilt/0.1"}
 
 
-def test_the_images_are_those_of_img2dataset(web: Web) -> None:
-    resizer = pytest.importorskip("img2dataset.resizer")
-    content = encode(photo(), quality=90)
-    for mode in ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"):
-        for kind, quality in (("jpg", 90), ("png", 6), ("webp", 90)):
-            settings = {"resize_mode": mode, "encode_format": kind, "encode_quality": quality}
-            theirs = resizer.Resizer(384, mode, True, encode_format=kind, encode_quality=quality)
-            encoded, width, height, *_ = theirs(io.BytesIO(content))
-            row = only(web, content, **settings)
-            assert (row["width"], row["height"]) == (width, height)
-            assert difference(row, Image.open(io.BytesIO(encoded))) < 0.5
-
-
 def test_small_images_are_enlarged_on_request_only(web: Web) -> None:
     content = encode(photo(100, 50))
     assert only(web, content)["width"] == 100
@@ -358,6 +346,20 @@ def test_a_server_that_holds_an_answer_back_holds_up_no_other_row(web: Web) -> N
     assert [row["error"] for row in rows] == [None] * len(names)
     for index, row in enumerate(rows):
         assert row["sha256"] == hashlib.sha256(web.files[names[index]]).hexdigest()
+
+
+def test_a_host_that_never_answers_is_given_up(web: Web) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        base = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        rows = measured(stage(timeout=0.2, threads=1), [f"{base}/{index}" for index in range(40)])
+        assert {row["error"] for row in rows} == {"timeout"}
+        silent.setblocking(False)
+        asked = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                asked += 1
+    assert asked == 1  # for its robots.txt
 
 
 def test_images_do_not_depend_on_threads_or_on_the_rows_around_them(web: Web) -> None:
