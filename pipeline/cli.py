@@ -110,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
     for name, text in STAGE_HELP.items():
         on_manifest(add(name, _stage, text))
+    setup = add("setup", _setup, "install the spaCy pipeline that select needs")
+    setup.add_argument(
+        "--model", default="en_core_web_sm", metavar="NAME", help="its name, or its wheel"
+    )
+    setup.add_argument("--yes", action="store_true", help="do not ask")
     train = add("train", _train, "train the models of a manifest on its data")
     on_manifest(train)
     train.add_argument("--objective", choices=("pretrain", "captioner", "filter"))
@@ -149,10 +154,13 @@ def _session(options: argparse.Namespace, console: Console) -> Any:
     from pipeline.manifest import Manifest
     from pipeline.progress import Progress
     from pipeline.session import Session
+    from pipeline.setup import offer
 
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
     manifest = Manifest.load(options.manifest, options.set, options.run)
+    if not getattr(options, "dry_run", False):
+        offer(manifest, console)
     return Session(
         manifest,
         address=options.address,
@@ -181,6 +189,12 @@ def _stage(options: argparse.Namespace, console: Console) -> int:
     with _session(options, console) as session:
         session.stage(options.command)
     return 0
+
+
+def _setup(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.setup import setup
+
+    return 0 if setup(options.model, console, yes=options.yes) else 1
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:
