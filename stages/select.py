@@ -260,11 +260,10 @@ class SelectStage(GlobalStage[SelectConfig]):
             place = np.arange(len(rank)) - np.repeat(starts, np.diff(starts, append=len(rank)))
             np.minimum.at(first, row[place < size], rank[place < size])
         else:
-            for members in np.split(row, starts[1:]) if len(row) else ():
+            for phrase, members in enumerate(np.split(row, starts)[1:], num_whole):
                 free = members[first[members] == nobody]
                 pooled = len(members) - len(free) if variant == "quota" else 0
-                first[free[: max(size - pooled, 0)]] = num_whole
-                num_whole += 1
+                first[free[: max(size - pooled, 0)]] = phrase
         return np.append(ranked, -1)[first]
 
     def _balance(self, mentions: Mentions, uids: UInt64s) -> Int64s:
