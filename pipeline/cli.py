@@ -20,7 +20,7 @@ STAGE_HELP = {
     "download": "fetch the list's images into the pool",
     "clean": "measure captions and images, judge them by rules",
     "dedup": "find copies, near copies and boilerplate captions",
-    "select": "choose a subset balanced by noun phrase",
+    "select": "choose a subset: balanced by noun phrase, by a score, or at random",
     "caption": "write synthetic captions with BLIP",
     "filter": "score web and synthetic captions with BLIP's ITM head",
     "export": "write the curated pairs",
@@ -118,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
                 help="download anew the rows of a finished pool that failed so, as in "
                 "timeout,http_5xx",
             )
+    setup = add("setup", _setup, "install the spaCy pipeline that select needs")
+    setup.add_argument(
+        "--model", default="en_core_web_sm", metavar="NAME", help="its name, or its wheel"
+    )
+    setup.add_argument("--yes", action="store_true", help="do not ask")
     train = add("train", _train, "train the models of a manifest on its data")
     on_manifest(train)
     train.add_argument("--objective", choices=("pretrain", "captioner", "filter"))
@@ -168,9 +173,12 @@ def _session(options: argparse.Namespace, console: Console) -> Any:
 def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
     from pipeline.progress import Progress
     from pipeline.session import Session
+    from pipeline.setup import offer
 
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    if not getattr(options, "dry_run", False):
+        offer(manifest, console)
     return Session(
         manifest,
         address=options.address,
@@ -209,6 +217,12 @@ def _stage(options: argparse.Namespace, console: Console) -> int:
         else:
             session.retry([reason.strip() for reason in retry.split(",")])
     return 0
+
+
+def _setup(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.setup import setup
+
+    return 0 if setup(options.model, console, yes=options.yes) else 1
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:

@@ -316,7 +316,7 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
         mistakes.add("stages", "download must be the first stage; it fills the pool")
     if ExportStage.name in names and names[-1] != ExportStage.name:
         mistakes.add("stages", "export must be the last stage")
-    columns = {"uid", *POOL.names}
+    columns = {field.name: field for field in POOL}
     writers = {column: name for name in STAGES for column in STAGES[name].writes.names}
     for name in names:
         if name not in STAGES or name == DownloadStage.name:
@@ -332,7 +332,17 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
                 mistakes.add(
                     f"stages.{name}", f"takes {column!r} of {late}: put {late} before {name}"
                 )
-        columns.update(STAGES[name].writes.names)
+        try:
+            stages[name].check(pa.schema(list(columns.values())))
+        except ValueError as error:
+            mistakes.add(f"stages.{name}", str(error))
+        columns.update({field.name: field for field in _columns(STAGES[name])})
+
+
+def _columns(stage: type[Stage[Any]]) -> pa.Schema:
+    """The columns that a stage adds, its summary's included."""
+    summary = stage.summary if issubclass(stage, GlobalStage) else pa.schema([])
+    return pa.schema([*stage.writes, *summary])
 
 
 class Plan:
@@ -394,17 +404,14 @@ class Plan:
 
     def columns(self, name: str) -> pa.Schema:
         """The columns that a stage adds, its summary's included."""
-        stage = STAGES[name]
-        fields = list(stage.writes)
-        if issubclass(stage, GlobalStage):
-            fields += list(stage.summary)
-        return pa.schema(fields)
+        return _columns(STAGES[name])
 
     def inputs(self, name: str) -> dict[str, str]:
         """Each column that a stage (or export) takes, with the stage it comes from."""
         stage: Any = ExportStage if name in self.exports else STAGES[name]
         found = {}
-        for column in ("uid", *stage.reads, *stage.uses):
+        named = self.manifest.stages[name].reads
+        for column in ("uid", *stage.reads, *stage.uses, *named):
             if (origin := self.origin(name, column)) is not None:
                 found[column] = origin
         return found

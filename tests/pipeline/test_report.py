@@ -109,7 +109,7 @@ def annotated(plan, name, pool, mask, index):
         return stage.annotate(rows)
     if name == "select":
         phrases = [PHRASES[(index + row) % 5] for row in range(rows.num_rows)]
-        return pa.table({"noun_phrases": phrases}, schema=stage.writes)
+        return with_nulls(stage.writes, rows.num_rows, noun_phrases=phrases)
     if name == "caption":
         texts = [
             [
