@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pipeline.manifest import Plan
 from pipeline.report import health
 from pipeline.report.charts import Histogram
@@ -22,6 +24,7 @@ from pipeline.training import CURATED
 from stages.clean import CleanStage
 from stages.export import ExportStage
 from stages.filter import FilterConfig, FilterStage
+from stages.select import histogram
 
 __all__ = ["write"]
 
@@ -203,6 +206,10 @@ def _phrases(found: Survey) -> dict[str, Any]:
             {"phrase": phrase, "before": number, "after": after[phrase]}
             for phrase, number in ordered[:MOST_PHRASES]
         ],
+        "coverage": histogram(
+            np.fromiter(before.values(), np.int64, len(before)),
+            np.fromiter((after[phrase] for phrase in before), np.int64, len(before)),
+        ).to_pylist(),
     }
 
 
