@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
+import http.server
 import socket
 import ssl
 import subprocess
@@ -122,3 +124,40 @@ def behind_tls(port: int, pem: Path) -> Iterator[int]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+class Pictures:
+    """Pictures on loopback at /0, /1, ...; those whose number is in `broken` get its status."""
+
+    def __init__(self) -> None:
+        self.broken: dict[str, int] = {}
+        self.hits: collections.Counter[str] = collections.Counter()
+        pictures = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                pictures.hits[self.path] += 1
+                number = self.path.strip("/")
+                status = pictures.broken.get(number, 200) if number.isdigit() else 404
+                body = fakes.jpeg(int(number)) if status == 200 else b""
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.base = f"http://127.0.0.1:{self.http.server_port}"
+
+    def __enter__(self) -> Pictures:
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()
