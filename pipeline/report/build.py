@@ -26,7 +26,7 @@ from stages.export import ExportStage
 from stages.filter import FilterConfig, FilterStage
 from stages.select import histogram
 
-__all__ = ["facts_of", "measured_by", "write"]
+__all__ = ["facts_of", "lines_of", "measured_by", "write"]
 
 MOST_HOSTS = 12
 MOST_LANGUAGES = 10
@@ -59,7 +59,7 @@ def write(
     """
     names = measured_by(plan, funnel)
     found = survey(run, plan, names)
-    training = _lines(run, "metrics.jsonl", "step")
+    training = lines_of(run, "metrics.jsonl", "step")
     facts = facts_of(run, plan, funnel, found, evaluation or {})
     facts["truth"] = dict(truth) if isinstance(truth, Mapping) else {"stages": list(truth or ())}
     facts["training"] = {model: dict(_numbers(lines[-1])) for model, lines in training.items()}
@@ -247,10 +247,13 @@ def _phrases(found: Survey) -> dict[str, Any]:
             for phrase, number in ordered[:MOST_PHRASES]
         ],
         "frequencies": {"before": _ranked(before), "after": _ranked(after)},
-        "coverage": histogram(
-            np.fromiter(before.values(), np.int64, len(before)),
-            np.fromiter((after[phrase] for phrase in before), np.int64, len(before)),
-        ).to_pylist(),
+        "coverage": [
+            {name: int(value) for name, value in row.items()}
+            for row in histogram(
+                np.fromiter(before.values(), np.int64, len(before)),
+                np.fromiter((after[phrase] for phrase in before), np.int64, len(before)),
+            ).to_pylist()
+        ],
     }
 
 
@@ -259,8 +262,8 @@ def _ranked(counts: Counter[str]) -> list[tuple[int, int]]:
     ordered = sorted((number for number in counts.values() if number), reverse=True)
     if not ordered:
         return []
-    ranks = np.geomspace(1, len(ordered), min(CURVE_POINTS, len(ordered)))
-    return [(int(rank), ordered[rank - 1]) for rank in np.unique(ranks.round().astype(int))]
+    ranks = np.geomspace(1, len(ordered), CURVE_POINTS).round()
+    return [(int(rank), ordered[int(rank) - 1]) for rank in np.unique(ranks)]
 
 
 def _largest(found: Survey) -> list[str]:
@@ -386,7 +389,7 @@ def _numbers(values: Any) -> list[tuple[str, float]]:
     ]
 
 
-def _lines(run: Run, file: str, key: str) -> dict[str, list[dict[str, Any]]]:
+def lines_of(run: Run, file: str, key: str) -> dict[str, list[dict[str, Any]]]:
     """The lines of a JSON Lines file of each model that has it, those without a key left out."""
     found = {}
     for model in run.names("models"):
@@ -408,7 +411,7 @@ def _lines(run: Run, file: str, key: str) -> dict[str, list[dict[str, Any]]]:
 def _samples(run: Run) -> dict[str, list[dict[str, Any]]]:
     """Captions written during training at the first and the last step that has some."""
     found = {}
-    for model, lines in _lines(run, "samples.jsonl", "written").items():
+    for model, lines in lines_of(run, "samples.jsonl", "written").items():
         steps = [line.get("step") for line in lines]
         found[model] = [
             {key: line.get(key) for key in ("step", "caption", "written")}

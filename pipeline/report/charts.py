@@ -174,7 +174,7 @@ def overlay(
     highest = max((max(line, default=0.0) for line in shares.values()), default=0.0)
     step = _nice_step(highest, 4)
     axes = _Axes(edges[0], edges[-1], 0.0, max(step * math.ceil(highest / step), step))
-    marks = axes.grid(step, lambda value: f"{value:.3g}".lstrip("0") or "0")
+    marks = axes.grid(step, lambda value: f"{100 * value:.3g}%")
     for line, class_ in zip(shares.values(), classes, strict=True):
         corners = [
             (edge, share) for index, share in enumerate(line) for edge in edges[index : index + 2]

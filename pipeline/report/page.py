@@ -33,6 +33,7 @@ from pipeline.report.health import PAPER
 from pipeline.report.survey import CELLS
 
 __all__ = [
+    "DISTRIBUTIONS",
     "Figure",
     "Gallery",
     "Rows",
@@ -196,6 +197,7 @@ def environment() -> jinja2.Environment:
         "percent": _percent,
         "seconds": _seconds,
         "metric": _metric,
+        "change": _change,
         "words": lambda text: str(text).replace("_", " "),
         "sentence": _sentence,
     }
@@ -485,7 +487,7 @@ def _relevant(measures: Mapping[str, str], explanation: str) -> dict[str, str]:
     said = explanation.lower()
     hits = {name: sum(word in said for word in name.split("_")) for name in measures}
     most = max(hits.values(), default=0)
-    chosen = [name for name in measures if hits[name] == most]
+    chosen = [name for name in measures if hits[name] == most > 0]
     return {name: measures[name] for name in chosen[:MOST_MEASURES]}
 
 
@@ -520,6 +522,13 @@ def _seconds(value: float | None) -> str:
     if minutes < 90:
         return f"{minutes} min {seconds} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _change(value: float | None) -> str:
+    """A difference with its sign."""
+    if not value:
+        return "" if value is None else "0"
+    return ("+" if value > 0 else "\u2212") + _metric(abs(value))
 
 
 def _metric(value: Any) -> str:
