@@ -205,6 +205,12 @@ def opened(path: str) -> str:
     return f"loaded in {load:.2f} s, painted in {paint:.2f} s"
 
 
+def spent(since: tuple[float, float]) -> str:
+    """Seconds on the clock and of the CPU since then."""
+    wall, cpu = time.perf_counter() - since[0], time.process_time() - since[1]
+    return f"{wall:.1f} s ({cpu:.1f} CPU-s)"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -216,17 +222,14 @@ def main() -> None:
             for name, least in (("a", 0.5), ("b", 0.6))
         ]
         run, plan = runs[0]
-        started = time.perf_counter()
-        counts = funnel(run, plan)
-        middle = time.perf_counter()
-        build.write(run, plan, counts)
-        print(f"{options.rows:,} rows: funnel {middle - started:.1f} s, ", end="")
-        print(f"report {time.perf_counter() - middle:.1f} s, ", end="")
+        started = time.perf_counter(), time.process_time()
+        build.write(run, plan, funnel(run, plan))
+        print(f"{options.rows:,} rows: report in {spent(started)}, ", end="")
         page = run.at("report", "index.html")
         print(f"{Path(page).stat().st_size / 1e6:.2f} MB, {opened(page)}")
-        started = time.perf_counter()
+        started = time.perf_counter(), time.process_time()
         page, _ = compare.write(*runs[0], *runs[1])
-        print(f"compare {time.perf_counter() - started:.1f} s, ", end="")
+        print(f"compared with another in {spent(started)}, ", end="")
         print(f"{Path(page).stat().st_size / 1e6:.2f} MB, {opened(page)}")
 
 

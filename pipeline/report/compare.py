@@ -24,7 +24,7 @@ from pipeline.report.survey import CELLS, Place, ranks_of, survey
 from pipeline.status import funnel
 from pipeline.store import Run
 from pipeline.tables import flat
-from pipeline.verdicts import Judgement, Mask, annotated, judge
+from pipeline.verdicts import Judgement, Mask, judge
 from stages.filter import FilterStage
 
 __all__ = ["write"]
@@ -177,7 +177,7 @@ def _fates(run: Run, plan: Plan, names: list[str]) -> tuple[pa.Table, list[str]]
     for number, shard in enumerate(run.shards("pool")):
         found = judge(run, plan, shard, names)
         codes = np.full(len(found.uids), -1, np.int64)
-        for verdict, mask in _verdicts(run, plan, shard, found):
+        for verdict, mask in _verdicts(plan, found):
             codes[mask & (codes < 0)] = known.setdefault(verdict, len(known))
         tables.append(
             pa.table(
@@ -194,17 +194,16 @@ def _fates(run: Run, plan: Plan, names: list[str]) -> tuple[pa.Table, list[str]]
     return pa.concat_tables(tables or [pa.table({**empty, **places})]), list(known)
 
 
-def _verdicts(run: Run, plan: Plan, shard: str, found: Judgement) -> Iterator[tuple[str, Mask]]:
+def _verdicts(plan: Plan, found: Judgement) -> Iterator[tuple[str, Mask]]:
     """Verdicts with the rows they hold for; of several of a row the first counts."""
     for name, reasons in found.reasons.items():
         yield f"not measured by {name} yet", found.reached[name] & ~found.measured[name]
         values = np.array(reasons.to_pylist(), dtype=object)
         for reason in reasons.drop_null().unique().to_pylist():
             yield f"{name}: {reason}".replace("_", " "), values == reason
-    if FilterStage.name in found.measured:
-        table = annotated(run, plan, FilterStage.name, shard)
+    if (table := found.tables.get(FilterStage.name)) is not None:
         stage = plan.stage(FilterStage.name)
-        assert isinstance(stage, FilterStage) and table is not None
+        assert isinstance(stage, FilterStage)
         measured = found.measured[FilterStage.name]
         keeps = stage.keep_texts(table.filter(pa.array(measured)).drop_columns("measured"))
         web = np.zeros(len(measured), bool)

@@ -16,7 +16,7 @@ from pipeline.manifest import Plan
 from pipeline.report.borders import borders
 from pipeline.report.charts import Histogram
 from pipeline.store import Run
-from pipeline.verdicts import Judgement, Mask, annotated, judge
+from pipeline.verdicts import Judgement, Mask, judge
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
@@ -81,10 +81,12 @@ class Smallest(Generic[T]):
         """
         if nearness is not None:
             chosen = np.lexsort((ranks, nearness))[: self.size]
-        elif len(ranks) > self.size:
-            chosen = np.argpartition(ranks, self.size)[: self.size]
         else:
             chosen = np.arange(len(ranks))
+            if len(self._found) == self.size:
+                chosen = np.flatnonzero(ranks < self._found[-1][0][1])
+            if len(chosen) > self.size:
+                chosen = chosen[np.argpartition(ranks[chosen], self.size)[: self.size]]
         for index in chosen:
             near = 0.0 if nearness is None else float(nearness[index])
             self._found.append(((near, int(ranks[index])), value(int(index))))
@@ -246,12 +248,11 @@ class _Shard:
             f"{shard}.parquet",
             columns=["uid", "url", "caption", "repeats", "original_width", "original_height"],
         )
-        self.tables: dict[str, pa.Table] = {}
-        for name in names:
-            if name == DownloadStage.name:
-                continue
-            if (table := annotated(run, plan, name, shard)) is not None:
-                self.tables[name] = table
+        self.tables = {
+            name: table
+            for name, table in self.verdicts.tables.items()
+            if name != DownloadStage.name
+        }
         self.ranks = ranks_of(self.verdicts.uids, plan.manifest.seed)
 
     def add_to(self, found: Survey) -> None:
