@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BertTokenizer, BlipConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    BertTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    BlipConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from models.images import Preprocess
 
@@ -73,6 +84,42 @@ def save(folder: Path, architecture: Any, tokenizer: Any) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Preprocess(size=SIDE).save(folder)
+    return str(folder)
+
+
+def save_blip2(folder: Path) -> str:
+    """A tiny BLIP-2 of random weights, as `save_pretrained` leaves it."""
+    words = ["<pad>", "</s>", "<unk>", "<image>", *WORDS.split()]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Blip2Config(
+        vision_config={**small, "intermediate_size": 64, "image_size": SIDE, "patch_size": 16},
+        qformer_config={**small, "intermediate_size": 64, "encoder_hidden_size": 32},
+        text_config={
+            **small,
+            "model_type": "opt",
+            "vocab_size": len(words),
+            "ffn_dim": 64,
+            "word_embed_proj_dim": 32,
+            "max_position_embeddings": 128,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+        },
+        num_query_tokens=4,
+        image_token_id=3,
+    )
+    random_model(Blip2ForConditionalGeneration, config, spread=2.0).save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    Blip2Processor(images, tokenizer, num_query_tokens=4).save_pretrained(folder)
     return str(folder)
 
 
