@@ -116,9 +116,7 @@ class Batches:
                     done += size
         return results
 
-    def _opened(
-        self, images: Sequence[bytes], batch_size: int
-    ) -> Iterator[tuple[list[int], Any]]:
+    def _opened(self, images: Sequence[bytes], batch_size: int) -> Iterator[tuple[list[int], Any]]:
         """Batches of (positions, batch), one ahead; images that do not open are left out."""
         pin = self.device.type == "cuda"
         with ThreadPoolExecutor(self.threads) as openers, ThreadPoolExecutor(1) as gatherer:

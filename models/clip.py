@@ -1,7 +1,7 @@
 """CLIP similarity (arXiv:2103.00020): how alike an image and its texts are.
 
-    clip = Clip.from_pretrained("openai/clip-vit-large-patch14")
-    clip.score([jpeg], [["a dog", "a cat"]])   # [[0.27, 0.18]]
+clip = Clip.from_pretrained("openai/clip-vit-large-patch14")
+clip.score([jpeg], [["a dog", "a cat"]])   # [[0.27, 0.18]]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoConfig, AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from models.batches import Batches
@@ -49,23 +49,20 @@ class Clip:
         """Load a model; see `Blip.from_pretrained` for the arguments.
 
         Raises:
-            ValueError: The checkpoint lacks weights of a CLIPModel.
+            ValueError: The checkpoint is of another architecture.
         """
         device = device_of(device)
+        kind = AutoConfig.from_pretrained(model, revision=revision).model_type
+        if kind != "clip":
+            raise ValueError(f"{model!r} is not a CLIPModel but a {kind}; name a CLIP checkpoint")
         if threads is not None:
             torch.set_num_threads(threads)
-        loaded, info = CLIPModel.from_pretrained(
+        loaded = CLIPModel.from_pretrained(
             model,
             revision=revision,
             dtype=getattr(torch, dtype_of(dtype, device)),
             use_safetensors=True,
-            output_loading_info=True,
         )
-        if info["missing_keys"]:
-            raise ValueError(
-                f"{model!r} is not a CLIPModel: it lacks {len(info['missing_keys'])} weights, "
-                f"{min(info['missing_keys'])} among them"
-            )
         return cls(
             loaded.to(device),
             AutoTokenizer.from_pretrained(model, revision=revision or "main"),

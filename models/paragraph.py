@@ -15,8 +15,12 @@ __all__ = ["clean_paragraph", "sentences"]
 
 SENTENCE = re.compile(r"\S.*?(?:[.!?]+[\"')\]\u201d\u2019]*(?=\s|$)|$)")
 FINISHED = re.compile(r"[.!?][\"')\]\u201d\u2019]*$")
-MEANINGLESS = re.compile(r"#{2,}|[\ufffd\x00-\x08\x0b-\x1f\x7f-\x9f]|(?<!\S)[^\w\s\"'(.!?]{2,}(?!\S)")
-MISTAKE = re.compile(r"\bI(?:'m| am) sorry\b|\bI apologi[sz]e\b|\bI made a mistake\b", re.IGNORECASE)
+MEANINGLESS = re.compile(
+    r"#{2,}|[\ufffd\x00-\x08\x0b-\x1f\x7f-\x9f]|(?<!\S)[^\w\s\"'(.!?]{2,}(?!\S)"
+)
+MISTAKE = re.compile(
+    r"\bI(?:'m| am) sorry\b|\bI apologi[sz]e\b|\bI made a mistake\b", re.IGNORECASE
+)
 MIN_WORDS = 4
 """A sentence of fewer words says too little for its language to be told."""
 

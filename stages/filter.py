@@ -311,7 +311,9 @@ def _best(
     order = np.lexsort((-scores, rows))
     row, score = rows[order], scores[order]
     begins = np.concatenate([[True], row[1:] != row[:-1]])[: len(row)]
-    counts = ~np.isnan(score) & (begins | np.concatenate([[True], score[1:] != score[:-1]])[: len(row)])
+    counts = ~np.isnan(score) & (
+        begins | np.concatenate([[True], score[1:] != score[:-1]])[: len(row)]
+    )
     ranks = np.cumsum(counts)
     before = np.maximum.accumulate(np.where(begins, ranks - counts, 0)) if len(row) else ranks
     best = np.zeros(len(rows), bool)
@@ -337,4 +339,7 @@ def _named(
     texts: list[list[str]], scores: Sequence[Sequence[float]]
 ) -> list[dict[str | None, float]]:
     """The score of each text by itself; none where the image was not opened."""
-    return [dict(zip(some, found, strict=bool(found))) for some, found in zip(texts, scores, strict=True)]
+    return [
+        dict(zip(some, found, strict=bool(found)))
+        for some, found in zip(texts, scores, strict=True)
+    ]

@@ -218,9 +218,7 @@ def exact_nucleus(logits: np.ndarray[Any, Any], top_p: float, top_k: int) -> dic
     return dict(zip(order[:count].tolist(), chances[:count] / chances[:count].sum(), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("top_p", "top_k"), [(0.9, 0), (0.5, 0), (0.9, 3), (1.0, 0), (1.0, 4)]
-)
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.9, 0), (0.5, 0), (0.9, 3), (1.0, 0), (1.0, 4)])
 def test_samples_follow_the_exact_nucleus(captioner: Captioner, top_p: float, top_k: int) -> None:
     num_captions = 4000
     flat = random_model(BlipForConditionalGeneration, captioner.model.config, spread=1.0)
@@ -287,9 +285,7 @@ def test_a_model_is_saved_as_stock_transformers_loads_it(
 ) -> None:
     captioner.caption(IMAGES[:2], [0, 1])
     captioner.model.save_pretrained(tmp_path)
-    stock, info = BlipForConditionalGeneration.from_pretrained(
-        tmp_path, output_loading_info=True
-    )
+    stock, info = BlipForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     for name, weights in stock.state_dict().items():
         torch.testing.assert_close(weights, captioner.model.state_dict()[name], rtol=0, atol=0)

@@ -36,7 +36,8 @@ def test_scores_are_the_stock_models_own_similarity(clip: Clip, folder: str) -> 
             pixels = clip.processor(opened, return_tensors="pt")["pixel_values"]
             with torch.inference_mode():
                 logits = stock(**tokens, pixel_values=pixels).logits_per_image
-            assert score == pytest.approx(float(logits / stock.logit_scale.exp()), abs=1e-5)
+                similarity = float(logits / stock.logit_scale.exp())
+            assert score == pytest.approx(similarity, abs=1e-5)
     assert len({round(score, 4) for some in scores for score in some}) > 4
 
 

@@ -9,7 +9,7 @@ import torch
 from blips import SIDE, WORDS, config_of, drawn, random_model, save, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertTokenizer, BlipForConditionalGeneration, BlipForImageTextRetrieval
+from transformers import BertTokenizer, BlipForImageTextRetrieval
 
 from models.images import Preprocess
 from models.matcher import Match, Matcher
@@ -106,8 +106,6 @@ def test_bfloat16_on_a_cpu_gives_nearly_the_scores_of_float32() -> None:
     for some, found in zip(exact, rough, strict=True):
         for ours, theirs in zip(some, found, strict=True):
             assert tuple(ours) == pytest.approx(tuple(theirs), abs=0.03)
-
-
 
 
 def test_enc_tells_swapped_pairs_from_matched_ones() -> None:
