@@ -162,12 +162,12 @@ def matrix_rate(device: str) -> float:
     side = 8192 if device.startswith("cuda") else 2048
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in "ab")
     seconds = []
-    for _ in range(8):
+    for _ in range(20):
         start = time.perf_counter()
         left @ right
         wait(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / statistics.median(seconds[2:])
+    return 2 * side**3 / min(seconds)
 
 
 def operations(size: str, *, captions: int = 0, texts: Sequence[float] = ()) -> float:
@@ -288,7 +288,7 @@ def main() -> None:
                 {
                     "ours": (
                         len(images),
-                        lambda: captioner.caption(images, range(len(images)), settings),
+                        lambda how=settings: captioner.caption(images, range(len(images)), how),
                     ),
                     "card": (len(one), lambda k=number: card.caption(one, k, 1)),
                     "batched": (
@@ -300,7 +300,6 @@ def main() -> None:
             )
             limit = matrix / operations(args.size, captions=number)
             report(f"images captioned, {number} an image", rates, batch, limit)
-        del captioner, card, same
 
         matcher = Matcher.from_pretrained(str(folder / "filter"), dtype=args.dtype, **load)
         kind = BlipForImageTextRetrieval

@@ -101,7 +101,7 @@ class Blip:
         """The vision transformer's features of uint8 (n, size, size, 3), as (n, P, D)."""
         on_device = squares.to(self.device, non_blocking=True)
         at_once = self.seen_at_once if self.device.type == "cpu" else len(on_device)
-        pixels = (self.preprocess.normalize(part) for part in on_device.split(at_once))
+        pixels = (self.preprocess.normalize(part) for part in torch.split(on_device, at_once))
         return torch.cat([see(self.model.vision_model, part) for part in pixels])
 
 

@@ -185,7 +185,7 @@ class _Reader:
             read = _keys_and_values(layer, x)
             for cache, new in zip(self.cache[index], read, strict=True):
                 cache[:, :, : len(ids)] = new.repeat_interleave(num_captions, 0)
-            x = self._layer(index, layer, x, *read, causal=True)
+            x = self._layer(index, layer, x, read[0], read[1], causal=True)
         return self._logits(x)[:, None].expand(-1, num_captions, -1)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class _Reader:
         for index, layer in enumerate(self.layers):
             for cache, new in zip(self.cache[index], _keys_and_values(layer, x), strict=True):
                 cache.index_copy_(2, self.place, new)
-            x = self._layer(index, layer, x, *self.cache[index], mask=written)
+            x = self._layer(index, layer, x, self.cache[index, 0], self.cache[index, 1], written)
         return self._logits(x)
 
     def _layer(
@@ -236,6 +236,7 @@ class _Reader:
         key: Tensor,
         value: Tensor,
         mask: Tensor | None = None,
+        *,
         causal: bool = False,
     ) -> Tensor:
         own = layer.attention
@@ -250,7 +251,7 @@ class _Reader:
     def _record(self) -> None:
         """Record a step, or give it up for good where CUDA cannot."""
         try:
-            stream = torch.cuda.Stream()
+            stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 self._step()  # a first run, in which libraries make what must not be recorded

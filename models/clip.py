@@ -57,9 +57,9 @@ class Clip:
             raise ValueError(f"{model!r} is not a CLIPModel but a {kind}; name a CLIP checkpoint")
         if threads is not None:
             torch.set_num_threads(threads)
-        loaded = CLIPModel.from_pretrained(
+        loaded: Any = CLIPModel.from_pretrained(
             model,
-            revision=revision,
+            revision=revision or "main",
             dtype=getattr(torch, dtype_of(dtype, device)),
             use_safetensors=True,
         )

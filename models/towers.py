@@ -20,7 +20,7 @@ _CACHED = 2**22
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(n, L, width) as (n, heads, L, d)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def attend(
@@ -64,7 +64,7 @@ def attend(
         at_once = max(1, rows)
     parts = [
         _weigh(q, k, v, mask, dropout)
-        for q, k, v in zip(*(x.split(at_once) for x in (query, key, value)), strict=True)
+        for q, k, v in zip(*(torch.split(x, at_once) for x in (query, key, value)), strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -64,13 +64,15 @@ class GenericCaptioner:
         device = device_of(device)
         if threads is not None:
             torch.set_num_threads(threads)
-        loaded = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             model,
             revision=revision,
             dtype=getattr(torch, dtype_of(dtype, device)),
             use_safetensors=True,
         )
-        processor = AutoProcessor.from_pretrained(model, revision=revision)
+        processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            model, revision=revision
+        )
         return cls(loaded.to(device), processor, threads or min(8, os.cpu_count() or 1))
 
     def caption(

@@ -310,15 +310,18 @@ def _best(
     """
     order = np.lexsort((-scores, rows))
     row, score = rows[order], scores[order]
-    begins = np.concatenate([[True], row[1:] != row[:-1]])[: len(row)]
-    counts = ~np.isnan(score) & (
-        begins | np.concatenate([[True], score[1:] != score[:-1]])[: len(row)]
-    )
+    begins = _changes(row)
+    counts = ~np.isnan(score) & (begins | _changes(score))
     ranks = np.cumsum(counts)
-    before = np.maximum.accumulate(np.where(begins, ranks - counts, 0)) if len(row) else ranks
+    before = np.maximum.accumulate(np.where(begins, ranks - counts, 0))
     best = np.zeros(len(rows), bool)
     best[order[counts & (ranks - before <= count)]] = True
     return best
+
+
+def _changes(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether each value is unlike the one before it; the first is."""
+    return np.concatenate([np.ones(1, bool), values[1:] != values[:-1]])[: len(values)]
 
 
 def _texts(rows: pa.Table) -> list[dict[str, list[str | None]]]:

@@ -146,7 +146,7 @@ def test_any_vision_language_model_captions_by_its_name(generic: str) -> None:
 
 def test_a_blip_is_not_asked_to_continue(model: str) -> None:
     stage = CaptionStage(CaptionConfig(model=model, device="cpu", continue_up_to=80))
-    with pytest.raises(ValueError, match="caption.continue_up_to"):
+    with pytest.raises(ValueError, match=r"caption\.continue_up_to"):
         stage.load()
 
 
