@@ -230,8 +230,8 @@ def main() -> None:
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
     )
     parser.add_argument("--images", type=int, help="by default 512 on CUDA, 16 on a CPU")
-    parser.add_argument("--captions", type=int, nargs="+", default=[1, 5])
-    parser.add_argument("--texts", type=int, nargs="+", default=[2])
+    parser.add_argument("--captions", type=int, nargs="*", default=[1, 5])
+    parser.add_argument("--texts", type=int, nargs="*", default=[2])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
