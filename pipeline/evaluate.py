@@ -13,7 +13,8 @@ import torch
 from transformers import BlipConfig
 from transformers.utils.logging import disable_progress_bar
 
-from models.blip import Captioner
+from models.captioner import Captioner
+from models.decoding import Settings
 from models.images import Preprocess
 from models.med import MED, Part
 from models.metrics import bleu, cider, retrieval_recall, roc_auc
@@ -102,9 +103,9 @@ def captioning(
     captioner = Captioner.from_pretrained(folder)
     prompt = getattr(captioner.model.config, "caption_prompt", PROMPT)
     written = captioner.caption(
-        images, seeds=[0] * len(images), decoding="beam", prompt=prompt, batch_size=batch_size
+        images, [0] * len(images), Settings(decoding="beam"), prompt=prompt, batch_size=batch_size
     )
-    candidates = [captions[0] if captions else "" for captions in written]
+    candidates = [captions[0].text if captions else "" for captions in written]
     return {
         "BLEU@4": round(bleu(candidates, references), 6),
         "CIDEr": round(cider(candidates, references), 6),

@@ -113,7 +113,8 @@ class ModelConfig(StageConfig):
         batch_size: Images at a time; unset fits the device. Halved where memory is short.
         device: cpu, cuda, or auto for CUDA where there is one; a driver without a device that
             leads workers with one must say cuda.
-        dtype: Of the weights; auto is bfloat16 on CUDA and float32 on a CPU.
+        dtype: Of the weights; auto is bfloat16 on devices that compute in it (CUDA, CPUs with
+            AVX-512 BF16 or AMX) and float32 elsewhere.
         cpus: Cores of a worker: threads that decode images and, without CUDA, compute.
     """
 
