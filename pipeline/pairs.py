@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import fsspec
@@ -29,6 +30,7 @@ __all__ = [
     "files_of",
     "fingerprint_of",
     "pre_caption",
+    "read_folder",
     "read_json",
     "seed_of",
 ]
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 TEXTS = ("caption", "captions", "text", "texts")
 """Columns that hold the text of an image or a list of its texts; the first that is there counts."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 LINES_A_UNIT = 1000
 SHUFFLE_BUFFER = 10_000
@@ -240,6 +244,15 @@ def read_json(path: str, images: str | None = None) -> list[Sample]:
         Sample(f"{folder}/{image}", tuple(texts), labels.get(image))
         for image, texts in captions.items()
         if texts or image in labels
+    ]
+
+
+def read_folder(folder: str) -> list[Sample]:
+    """The images of a folder of folders, each named as the label of its images, in order."""
+    return [
+        Sample(str(path), (), path.parent.name)
+        for path in sorted(Path(folder).glob("*/*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
     ]
 
 
