@@ -87,19 +87,21 @@ class Contrastive(nn.Module):
         self.model: Any = model
         self.tokenizer = tokenizer
         self.mask_patches = 0.0
+        self._recomputes = False
         self.pad: int = tokenizer.pad_token_id
 
     @property
     def recompute(self) -> bool:
         """Whether layers are computed again in the backward pass, to keep less."""
-        return bool(self.model.is_gradient_checkpointing)
+        return self._recomputes
 
     @recompute.setter
     def recompute(self, wanted: bool) -> None:
-        if wanted:
+        if wanted and not self._recomputes:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
+        elif self._recomputes and not wanted:
             self.model.gradient_checkpointing_disable()
+        self._recomputes = wanted
 
     @property
     def temperature(self) -> Tensor:

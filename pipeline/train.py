@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 RECENT_STEPS = 50
 
 SAMPLES = 4
+SAMPLE_TOKENS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,14 +283,15 @@ class _Training:
     @torch.no_grad()
     def sample(self, loaded: Loaded) -> None:
         """Write what the captioner says of the first images of a batch, greedily."""
-        captioner = getattr(self.model, "captioner", None)
+        captioner: Any = getattr(self.model, "captioner", None)
         if captioner is None or rank():
             return
         self.model.eval()
         number = min(SAMPLES, len(loaded.captions))
         prompt = self.model.tokenize([self.config.prompt.strip()] * number, 64).to(self.device)
         pixels = loaded.batch.pixels[:number].to(self.device)
-        written = captioner.generate(pixels, prompt, max_length=30, num_beams=1, do_sample=False)
+        longest = min(SAMPLE_TOKENS, captioner.config.text_config.max_position_embeddings)
+        written = captioner.generate(pixels, prompt, max_length=longest, do_sample=False)
         self.model.train()
         texts = self.model.tokenizer.batch_decode(written, skip_special_tokens=True)
         with open(self.samples, "a", encoding="utf-8") as file:
