@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-import torch
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pipeline.objective import TrainConfig
 from pipeline.pairs import Source
@@ -92,12 +90,17 @@ class _Worker:
 
     def meet(self) -> tuple[str, int]:
         """Open the store where the ranks find each other, and say where it is."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self.store = TCPStore(host, 0, self.config.workers, is_master=True, wait_for_workers=False)
         return host, self.store.port
 
     def train(self, meeting: tuple[str, int], data: Sequence[Source], out: str) -> TrainResult:
         """Join the others and train."""
+        import torch
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
         host, port = meeting
         store = self.store or TCPStore(host, port, self.config.workers)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
