@@ -13,7 +13,8 @@
     evaluate: {data: test.jsonl, models: [train:filter]}
 
 Paths are relative to the working directory. `train:NAME` names the model that this manifest
-trains under that name.
+trains under that name, `train:NAME/captioner` and `train:NAME/matcher` the parts of one that has
+both. A manifest with `train` alone needs no stages.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class Manifest:
             evaluate = mistakes.validate(
                 "evaluate", EvaluateConfig, content["evaluate"], seed, trained
             )
-        if not mistakes.lines:
+        if not mistakes.lines and (stages or not train):
             _check_order(mistakes, stages)
         mistakes.close()
         return cls(
@@ -226,14 +227,14 @@ class _Mistakes:
             return [self._trained(where, key, entry, trained) for entry in value]
         if not isinstance(value, str) or not value.startswith(TRAINED):
             return value
-        name = value.removeprefix(TRAINED)
+        name, slash, part = value.removeprefix(TRAINED).partition("/")
         if name not in trained:
             self.add(
                 f"{where}.{key}",
                 f"`train` has no {name!r}{_did_you_mean(name, list(trained))}",
             )
             return value
-        return trained[name]
+        return trained[name] + slash + part
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:

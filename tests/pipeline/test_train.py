@@ -4,8 +4,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,42 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert_same(
         {k.replace("parts", ""): v for k, v in weights(out).items()},
         {k.replace("whole", ""): v for k, v in weights(tmp_path / "whole/model").items()},
+    )
+
+
+ALONE = """
+import json, sys
+from models import med
+from pipeline.objective import TrainConfig
+from pipeline.train import train
+settings, nano, pairs, out = json.loads(sys.argv[1])
+med.SIZES["nano"] = med.Size(**nano)
+train(TrainConfig(**settings), [pairs], out)
+"""
+
+
+def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
+    tokenizer: str, pairs: str, tmp_path: Path
+) -> None:
+    config = config_of(tokenizer, steps=80, checkpoint_every=3, loaders=1)
+    out = tmp_path / "killed"
+    told = [dataclasses.asdict(config), dataclasses.asdict(NANO), pairs, str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", ALONE, json.dumps(told)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    log = tmp_path / "killed.partial/metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 7):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    result = train(config, [pairs], out)
+    assert result.resumed_from > 0 and result.resumed_from % 3 == 0
+    train(config, [pairs], tmp_path / "whole")
+    assert metrics(out) == metrics(tmp_path / "whole")
+    assert_same(
+        load_file(out / "captioner/model.safetensors"),
+        load_file(tmp_path / "whole/captioner/model.safetensors"),
     )
 
 
