@@ -126,11 +126,18 @@ class Batch:
         moved = {name: getattr(self, name).to(device) for name in ("pixels", "tokens", "image_ids")}
         return dataclasses.replace(self, **moved)
 
-    def split(self, number: int) -> list[Batch]:
-        """The same pairs as so many batches of n / number."""
+    def split(self, number: int, streams: int = 1) -> list[Batch]:
+        """The same pairs as so many batches of n / number.
+
+        Where the pairs are those of several streams in turn, each has its share of every batch.
+        """
+        rows = torch.arange(len(self.tokens), device=self.tokens.device)
+        parts = rows.view(streams, number, -1).transpose(0, 1).flatten(1)
         names = ("pixels", "tokens", "image_ids")
-        parts = zip(*(getattr(self, name).chunk(number) for name in names), strict=True)
-        return [dataclasses.replace(self, **dict(zip(names, part, strict=True))) for part in parts]
+        return [
+            dataclasses.replace(self, **{name: getattr(self, name)[part] for name in names})
+            for part in parts
+        ]
 
 
 def lm_labels(tokens: Tensor, pad: int, prompt: int = 0) -> Tensor:
@@ -185,7 +192,8 @@ class MED(nn.Module):
         prompt: What captions begin with; saved as `caption_prompt` in config.json where not null.
         mask_patches: The share of an image's patches that is hidden in training (FLIP, arXiv
             2212.00794); whole images are seen in evaluation.
-        local_negatives: Whether the wrong partners of matching are of the rank's own pairs.
+        local_streams: Where not 0, the rank's pairs are those of so many streams in turn, and the
+            wrong partners of matching are of the own stream; else they are of all ranks.
         recompute: Whether layers are computed again in the backward pass, to keep less.
         mlm: The head of masked language modelling, or null.
     """
@@ -210,7 +218,7 @@ class MED(nn.Module):
         self.label_smoothing = label_smoothing
         self.prompt: str | None = None
         self.mask_patches = 0.0
-        self.local_negatives = False
+        self.local_streams = 0
         self.recompute = False
         self.mlm: MaskedHead | None = None
         self.momentum: Momentum | None = None
@@ -464,7 +472,7 @@ class MED(nn.Module):
     ) -> Tensor:
         """One positive, one wrong image and one wrong text for each pair, so labels 1:2."""
         assert self.matcher is not None
-        texts, is_local = batch.tokens, self.local_negatives or num_ranks() == 1
+        texts, is_local = batch.tokens, bool(self.local_streams) or num_ranks() == 1
         if is_local:
             first = rank() * len(texts)
             similarity = similarity[:, :, first : first + len(texts)]
@@ -473,7 +481,7 @@ class MED(nn.Module):
             texts = gather_texts(texts, self.pad)
         chances = chances_of(batch, (2,), generator)
         negative_texts, negative_images = (
-            hard_negatives(similarity[i], batch.image_ids, ids, chances[:, i]) for i in (0, 1)
+            self._negatives(similarity[i], batch.image_ids, ids, chances[:, i]) for i in (0, 1)
         )
         rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
         has_image, has_text = rows[negative_images >= 0], rows[negative_texts >= 0]
@@ -491,6 +499,19 @@ class MED(nn.Module):
         logits = self.match(asked, looked_at)
         labels = (torch.arange(len(asked), device=rows.device) < len(rows)).long()
         return F.cross_entropy(logits, labels) * balance(len(labels), rows.device)
+
+    def _negatives(
+        self, similarity: Tensor, ids: Tensor, all_ids: Tensor, chances: Tensor
+    ) -> Tensor:
+        """One wrong partner for each row, of its own stream where negatives are local."""
+        if not self.local_streams:
+            return hard_negatives(similarity, ids, all_ids, chances)
+        drawn, each = [], len(ids) // self.local_streams
+        for first in range(0, len(ids), each):
+            own = slice(first, first + each)
+            found = hard_negatives(similarity[own, own], ids[own], ids[own], chances[own])
+            drawn.append(torch.where(found < 0, found, found + first))
+        return torch.cat(drawn)
 
     def _mlm(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -157,8 +156,8 @@ class TrainConfig:
         momentum: Decay of the momentum encoders.
         alpha: Weight of the momentum model in the contrastive targets.
         alpha_epochs: Epochs over which alpha rises from 0.
-        negatives: Whether the wrong partners of matching are of the pairs of all workers
-            (`global`) or of the worker's own (`local`).
+        negatives: Whether the wrong partners of matching are of all pairs of the batch (`global`)
+            or of the same stream (`local`).
         label_smoothing: Of the LM loss.
         mask_patches: The share of the patches that is hidden from the image encoder (FLIP, arXiv
             2212.00794: 0.5), below 1.
@@ -253,11 +252,11 @@ class TrainConfig:
                 f"train.streams must be a multiple of the {self.workers} workers, "
                 f"got {self.streams}"
             )
-        dealt = math.lcm(self.streams, self.workers * self.accumulate)
+        dealt = self.streams * self.accumulate
         if self.batch_size % dealt:
             raise ValueError(
-                f"train.batch_size must be a multiple of {dealt}, so that streams, workers and "
-                f"accumulate divide it, got {self.batch_size}"
+                f"train.batch_size must be a multiple of {dealt}, {self.streams} streams times "
+                f"accumulate {self.accumulate}, got {self.batch_size}"
             )
         if "matcher" in self.parts:
             check_queue(self.queue_size, self.batch_size)

@@ -214,7 +214,7 @@ class _Training:
         config = self.config
         ramp = max(1.0, config.alpha_epochs * self.steps_an_epoch)
         alpha = config.alpha * min(1.0, self.step / ramp)
-        parts = batch.to(self.device).split(config.accumulate)
+        parts = batch.to(self.device).split(config.accumulate, len(self.streams))
         values: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
             # Every step draws from its own seed, so that a resumed step draws what it would have.
@@ -430,7 +430,8 @@ def make_model(config: TrainConfig, tokenizer: str | None) -> MED | Contrastive:
     )
     med.prompt = config.prompt
     med.mask_patches = config.mask_patches
-    med.local_negatives = config.negatives == "local"
+    if config.negatives == "local":
+        med.local_streams = config.streams // config.workers
     med.recompute = config.gradient_checkpointing
     if config.albef:
         med.start_masking()

@@ -566,6 +566,18 @@ def test_a_batch_is_split_into_equal_parts(tokenizer: str) -> None:
     assert [len(part.tokens) for part in parts] == [2, 2]
     assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
     assert torch.equal(torch.cat([part.image_ids for part in parts]), batch.image_ids)
+    # Of two streams in turn each part has a share of both.
+    assert [part.image_ids.tolist() for part in batch.split(2, 2)] == [[0, 2], [1, 3]]
+
+
+def test_local_negatives_are_of_the_own_stream(tokenizer: str) -> None:
+    med = make(tokenizer, "matcher")
+    med.local_streams = 2
+    ids, chances = torch.arange(8), torch.rand(8, generator=torch.Generator().manual_seed(0))
+    drawn = med._negatives(torch.zeros(8, 8), ids, ids, chances)
+    assert all(row // 4 == column // 4 and row != column for row, column in enumerate(drawn))
+    same = torch.tensor([5] * 4 + [0, 1, 2, 3])
+    assert med._negatives(torch.zeros(8, 8), same, same, chances)[:4].tolist() == [-1] * 4
 
 
 def test_albef_guesses_masked_tokens_and_saves_one_matcher(tokenizer: str, tmp_path: Path) -> None:

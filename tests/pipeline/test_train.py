@@ -323,6 +323,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "filter": {"objective": "filter", "mask_patches": 0.5},
     "albef": {"albef": True, "negatives": "global"},
     "clip": {"objective": "clip", "queue_size": 0},
+    "local": {"negatives": "local"},
+    "parts": {"objective": "joint", "accumulate": 2},
 }
 
 
