@@ -21,6 +21,7 @@ from models.images import Preprocess
 from models.med import MED
 from models.metrics import retrieval_recall, roc_auc
 from models.towers import see
+from pipeline.cli import main
 from pipeline.evaluate import evaluate
 
 IMAGES = 6
@@ -233,6 +234,20 @@ def test_an_image_that_cannot_be_opened_is_named(
     model = clip if kind == "clip" else models / "matcher"
     with pytest.raises(ValueError, match="image 2 of the test cannot be opened: not_an_image"):
         evaluate(str(model), str(tmp_path / "test.jsonl"))
+
+
+def test_the_table_has_the_interval_beside_the_value(
+    clip: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(clip), "--data", str(labelled), "--template", "a {}"]
+    assert main(arguments) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if "classification.acc" in x)
+    value, interval = (cell.strip() for cell in line.strip("│ ").split("│")[1:])
+    low, high = map(float, interval.split(" to "))
+    assert low <= float(value) <= high
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == evaluate(str(clip), str(labelled), templates=("a {}",))
 
 
 def test_a_set_of_one_image_is_refused(models: Path, tmp_path: Path) -> None:
