@@ -1,14 +1,18 @@
 """Download and resize: ours beside img2dataset, both as a library in one process.
 
-python -m benchmarks.download [--images 1000] [--https] [--size 640x480] [--repeats 3]
+python -m benchmarks.download [--images 3000] [--size 640x480] [--repeats 5] [--scheme http]
+python -m benchmarks.download --hang 0.2 [--threads 256]
 
 Drawn JPEGs on a loopback server in a process of its own; both keep the aspect ratio, shorter side
-to 384, JPEG quality 95, 32 threads. CPU seconds are this process's, imports left out.
+to 384, JPEG quality 95, 32 threads. Over https, a tenth of the images. CPU seconds are this
+process's, imports left out. With --hang, that share of 100 hosts takes connections and never
+answers; the wall time is compared with the slower of fetching alone and decoding alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import io
 import os
 import shutil
@@ -32,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stages import sources
 from stages.download import DownloadConfig, DownloadStage
+from stages.resize import Resize
 
 THREADS = 32
 
@@ -59,6 +64,14 @@ def serve(width: int, height: int, certificate: str) -> None:
             pass
 
         def do_GET(self) -> None:
+            if self.headers["Host"].startswith(HANGING):
+                self.close_connection = time.sleep(60) is None
+                return
+            if self.path == "/robots.txt":
+                self.send_response(404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             body = images[int(self.path[1:]) % len(images)]
             self.send_response(200)
             self.send_header("Content-Type", "image/jpeg")
@@ -66,8 +79,9 @@ def serve(width: int, height: int, certificate: str) -> None:
             self.end_headers()
             self.wfile.write(body)
 
-    ThreadingHTTPServer.request_queue_size = 256
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    ThreadingHTTPServer.request_queue_size = 4096
+    ThreadingHTTPServer.daemon_threads = True
+    server = ThreadingHTTPServer(("0.0.0.0", 0), Answers)
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
@@ -79,9 +93,19 @@ def serve(width: int, height: int, certificate: str) -> None:
     server.serve_forever()
 
 
+SHARD = 1000
+HANGING = "127.0.2."
+"""Where the hosts that never answer have their addresses."""
+
+
 def ours(list_path: Path, folder: Path) -> Callable[[], tuple[int, int]]:
     config = DownloadConfig(
-        source=str(list_path), threads=THREADS, allow_private_addresses=True, shard_size=10**6
+        source=str(list_path),
+        threads=THREADS,
+        allow_private_addresses=True,
+        requests_per_second=None,
+        connections_per_host=None,
+        shard_size=10**6,
     )
     stage = DownloadStage(config)
     stage.load()
@@ -131,63 +155,148 @@ def theirs(list_path: Path, folder: Path) -> Callable[[], tuple[int, int]]:
     return run
 
 
+def agreement(width: int, height: int) -> str:
+    """How far our images are from img2dataset's."""
+    from img2dataset.resizer import Resizer
+
+    ours, theirs = Resize(size=384), Resizer(384, "keep_ratio", True, encode_quality=95)
+    means, ratios = [], []
+    for index in range(20):
+        content = draw(index, width, height)
+        pair = [ours(content).image, theirs(io.BytesIO(content))[0]]
+        one, other = (np.asarray(Image.open(io.BytesIO(image)), np.float32) for image in pair)
+        means.append(float(np.abs(one - other).mean()))
+        ratios.append(10 * np.log10(255**2 / float(np.square(one - other).mean())))
+    mean, ratio = statistics.mean(means), statistics.mean(ratios)
+    return f"the images differ by {mean:.2f} of 255 on average; PSNR {ratio:.1f} dB"
+
+
+def compare(list_path: Path, folder: Path, images: int, repeats: int) -> None:
+    runs = {"capfilt": ours(list_path, folder), "img2dataset": theirs(list_path, folder)}
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            rows, lost = run()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            assert (rows, lost) == (images, 0), (name, rows, lost)
+            rates[name].append((rows / cpu, rows / wall))
+    medians = {
+        name: [statistics.median(column) for column in zip(*found, strict=True)]
+        for name, found in rates.items()
+    }
+    for name, (by_cpu, by_wall) in medians.items():
+        print(f"  {name:12} {by_cpu:6.0f} images per CPU second, {by_wall:6.0f} a second")
+    ratios = [a / b for a, b in zip(medians["capfilt"], medians["img2dataset"], strict=True)]
+    print(f"  {'ratio':12} {ratios[0]:6.2f} {'':23} {ratios[1]:6.2f}", flush=True)
+
+
+def hang(port: int, share: float, images: int, threads: int, repeats: int) -> None:
+    """The wall time with hosts that hang, beside fetching alone and decoding alone."""
+    stage = DownloadStage(
+        DownloadConfig(
+            source="list.csv",
+            threads=threads,
+            timeout=5,
+            retries=0,
+            allow_private_addresses=True,
+            requests_per_second=None,
+            connections_per_host=None,
+        )
+    )
+    stage.load()
+    hanging = round(100 * share)
+    hosts = [index * 37 % 100 for index in range(images)]
+    urls = [
+        f"http://{HANGING if host < hanging else '127.0.1.'}{host + 1}:{port}/{i}"
+        for i, host in enumerate(hosts)
+    ]
+    good = [url for url, host in zip(urls, hosts, strict=True) if host >= hanging]
+    walls: dict[str, list[float]] = {"network": [], "decode": [], "both, hanging": []}
+    for _ in range(repeats):
+        start = time.perf_counter()
+        contents = [content for _, content in stage._arrivals(good, [None] * len(good))]
+        walls["network"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for content in contents:
+            stage._image(content)
+        walls["decode"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        done = []
+        for first in range(0, images, SHARD):
+            shard = urls[first : first + SHARD]
+            answers = stage._arrivals(shard, [None] * len(shard))
+            done += [stage._image(content).status for _, content in answers]
+        walls["both, hanging"].append(time.perf_counter() - start)
+        assert done.count("success") == len(good), (done.count("success"), len(good))
+    medians = {name: statistics.median(found) for name, found in walls.items()}
+    for name, seconds in medians.items():
+        print(f"  {name:14} {seconds:6.1f} s")
+    slower = max(medians["network"], medians["decode"])
+    print(f"  {medians['both, hanging'] / slower:.2f} times the slower of network and decode")
+
+
+def certify(folder: Path) -> str:
+    """Make a certificate that this process trusts; needs the openssl command."""
+    certificate = str(folder / "both.pem")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", certificate, "-out", str(folder / "cert.pem")]
+    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
+    with open(certificate, "ab") as both:
+        both.write((folder / "cert.pem").read_bytes())
+    trusted = Path(ssl.get_default_verify_paths().cafile or os.devnull).read_bytes()
+    (folder / "trusted.pem").write_bytes(trusted + (folder / "cert.pem").read_bytes())
+    os.environ["SSL_CERT_FILE"] = str(folder / "trusted.pem")
+    return certificate
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--size", default="640x480")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--https", action="store_true", help="needs the openssl command")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--scheme", choices=("http", "https"), help="both where it is not given")
+    parser.add_argument("--hang", type=float, metavar="SHARE")
+    parser.add_argument("--threads", type=int, default=256, help="with --hang")
     parser.add_argument("--serve", metavar="CERTIFICATE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     if options.serve is not None:
         serve(width, height, options.serve)
+    packages = ("img2dataset", "simplejpeg", "opencv-python-headless", "pillow", "pyarrow")
+    print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages))
     folder = Path(tempfile.mkdtemp(prefix="capfilt-benchmark-"))
-    certificate = ""
-    if options.https:
-        certificate = str(folder / "both.pem")
-        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
-        names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-        files = ["-keyout", certificate, "-out", str(folder / "cert.pem")]
-        subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
-        with open(certificate, "ab") as both:
-            both.write((folder / "cert.pem").read_bytes())
-        trusted = Path(ssl.get_default_verify_paths().cafile or os.devnull).read_bytes()
-        (folder / "trusted.pem").write_bytes(trusted + (folder / "cert.pem").read_bytes())
-        os.environ["SSL_CERT_FILE"] = str(folder / "trusted.pem")
-    server = subprocess.Popen(
-        [sys.executable, __file__, "--serve", certificate, "--size", options.size],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None
+    schemes = [options.scheme] if options.scheme else ["http", "https"]
     try:
-        port, size = map(int, server.stdout.readline().split())
-        base = f"{'https' if options.https else 'http'}://127.0.0.1:{port}"
-        urls = [f"{base}/{index}" for index in range(options.images)]
-        captions = [f"picture {index}" for index in range(options.images)]
-        pq.write_table(pa.table({"url": urls, "caption": captions}), folder / "list.parquet")
-        print(f"{options.images} JPEGs of {options.size}, {size} bytes on average, over {base[:5]}")
-        runs = {
-            "capfilt": ours(folder / "list.parquet", folder),
-            "img2dataset": theirs(folder / "list.parquet", folder),
-        }
-        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-        for _ in range(options.repeats):
-            for name, run in runs.items():
-                wall, cpu = time.perf_counter(), time.process_time()
-                rows, lost = run()
-                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-                assert (rows, lost) == (options.images, 0), (name, rows, lost)
-                rates[name].append((rows / cpu, rows / wall))
-        for name, found in rates.items():
-            by_cpu, by_wall = (statistics.median(column) for column in zip(*found, strict=True))
-            print(f"{name:12} {by_cpu:6.0f} images per CPU second, {by_wall:6.0f} a second")
+        for scheme in ["http"] if options.hang else schemes:
+            images = options.images if scheme == "http" else max(1, options.images // 10)
+            certificate = certify(folder) if scheme == "https" else ""
+            server = subprocess.Popen(
+                [sys.executable, __file__, "--serve", certificate, "--size", options.size],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert server.stdout is not None
+            try:
+                port, size = map(int, server.stdout.readline().split())
+                print(f"{images} JPEGs of {options.size}, {size} bytes on average, over {scheme}")
+                if options.hang:
+                    hang(port, options.hang, images, options.threads, options.repeats)
+                    continue
+                urls = [f"{scheme}://127.0.0.1:{port}/{index}" for index in range(images)]
+                captions = [f"picture {index}" for index in range(images)]
+                list_path = folder / f"{scheme}.parquet"
+                pq.write_table(pa.table({"url": urls, "caption": captions}), list_path)
+                compare(list_path, folder, images, options.repeats)
+            finally:
+                server.terminate()
+                server.wait()
+        if not options.hang:
+            print(agreement(width, height))
     finally:
-        server.terminate()
-        server.wait()
         shutil.rmtree(folder)
 
 

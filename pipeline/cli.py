@@ -20,7 +20,7 @@ STAGE_HELP = {
     "download": "fetch the list's images into the pool",
     "clean": "measure captions and images, judge them by rules",
     "dedup": "find copies, near copies and boilerplate captions",
-    "select": "choose a subset balanced by noun phrase",
+    "select": "choose a subset: balanced by noun phrase, by a score, or at random",
     "caption": "write synthetic captions with BLIP",
     "filter": "score web and synthetic captions with BLIP's ITM head",
     "export": "write the curated pairs",
@@ -118,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
                 help="download anew the rows of a finished pool that failed so, as in "
                 "timeout,http_5xx",
             )
+    setup = add("setup", _setup, "install the spaCy pipeline that select needs")
+    setup.add_argument(
+        "--model", default="en_core_web_sm", metavar="NAME", help="its name, or its wheel"
+    )
+    setup.add_argument("--yes", action="store_true", help="do not ask")
     train = add("train", _train, "train the models of a manifest on its data")
     on_manifest(train)
     objectives = ("pretrain", "captioner", "filter", "joint", "clip")
@@ -138,6 +143,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what is said of a label, with {} in its place; may be repeated",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+    ablate = add("ablate", _ablate, "carry out an ablation on the drawn web, over several seeds")
+    ablate.add_argument("ablation", metavar="ABLATION", help="a YAML file")
+    ablate.add_argument("--run", metavar="DIR", help="the folder of its runs")
+    ablate.add_argument("--workers", type=int, metavar="N", help="workers of each stage")
+    ablate.add_argument("--quiet", action="store_true", help="no progress")
+    ablate.add_argument("--json", action="store_true", help="print JSON")
     status = add("status", _status, "print the funnel of a run")
     status.add_argument("run", metavar="RUN")
     status.add_argument("--json", action="store_true", help="print JSON")
@@ -167,12 +178,19 @@ def _parser() -> argparse.ArgumentParser:
 def _session(options: argparse.Namespace, console: Console) -> Any:
     """The manifest of a command, with a cluster and progress to carry it out."""
     from pipeline.manifest import Manifest
+
+    return _open(Manifest.load(options.manifest, options.set, options.run), options, console)
+
+
+def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
     from pipeline.progress import Progress
     from pipeline.session import Session
+    from pipeline.setup import offer
 
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
-    manifest = Manifest.load(options.manifest, options.set, options.run)
+    if not getattr(options, "dry_run", False):
+        offer(manifest, console)
     return Session(
         manifest,
         address=options.address,
@@ -182,18 +200,24 @@ def _session(options: argparse.Namespace, console: Console) -> Any:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    session = _session(options, console)
-    if options.dry_run:
-        for line in session.outline(options.until):
-            console.print(line, highlight=False, markup=False)
-        return 0
-    with session:
-        session.run(options.until)
-    if options.until is None:
-        from pipeline.session import write_report
+    from pipeline.manifest import Manifest
+    from pipeline.rounds import rounds
+    from pipeline.session import write_report
 
-        path = write_report(session.runner.run, session.runner.plan)
-        console.print(f"report     {path}", highlight=False, markup=False)
+    manifest = Manifest.load(options.manifest, options.set, options.run)
+    for number, one in enumerate(rounds(manifest, options.manifest), 1):
+        session = _open(one, options, console)
+        if manifest.rounds > 1:
+            console.print(f"round      {number} of {manifest.rounds}", highlight=False)
+        if options.dry_run:
+            for line in session.outline(options.until):
+                console.print(line, highlight=False, markup=False)
+            continue
+        with session:
+            session.run(options.until)
+        if options.until is None:
+            path = write_report(session.runner.run, session.runner.plan)
+            console.print(f"report     {path}", highlight=False, markup=False)
     return 0
 
 
@@ -205,6 +229,12 @@ def _stage(options: argparse.Namespace, console: Console) -> int:
         else:
             session.retry([reason.strip() for reason in retry.split(",")])
     return 0
+
+
+def _setup(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.setup import setup
+
+    return 0 if setup(options.model, console, yes=options.yes) else 1
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:
@@ -231,11 +261,30 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _ablate(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.ablation import Ablation, collect
+    from pipeline.progress import Progress
+    from pipeline.report.ablation import write
+    from pipeline.tables import ablation_tables
+
+    ablation = Ablation.load(options.ablation, options.run)
+    ablation.carry_out(options.workers, Progress(console, options.quiet or options.json))
+    found = collect(ablation)
+    path = write(ablation.run, found)
+    if options.json:
+        console.print_json(json.dumps(found))
+        return 0
+    for table in ablation_tables(found):
+        console.print(table)
+    console.print(f"report     {path}", highlight=False, markup=False)
+    return 0
+
+
 def _status(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import funnel, open_plan
     from pipeline.store import Run
 
-    run = Run(options.run)
+    run = Run.find(options.run)
     found = funnel(run, open_plan(run))
     if options.json:
         console.print_json(json.dumps(found))
@@ -249,7 +298,7 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import open_plan
     from pipeline.store import Run
 
-    run = Run(options.run)
+    run = Run.find(options.run)
     table = Table("column", Column("value", overflow="fold"))
     for name, value in show(run, open_plan(run), options.uid).items():
         table.add_row(name, cell(value))
@@ -262,7 +311,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import open_plan
     from pipeline.store import Run
 
-    run = Run(options.run)
+    run = Run.find(options.run)
     console.print(write_report(run, open_plan(run)), highlight=False, markup=False)
     return 0
 
@@ -272,7 +321,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import open_plan
     from pipeline.store import Run
 
-    run = Run(options.run)
+    run = Run.find(options.run)
     faults = list(verify(run, open_plan(run)))
     for fault in faults:
         console.print(fault, highlight=False, markup=False)
@@ -286,7 +335,7 @@ def _verdicts(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import open_plan
     from pipeline.store import Run
 
-    run = Run(options.run)
+    run = Run.find(options.run)
     rows = write_verdicts(run, open_plan(run), options.out)
     console.print(f"{rows:,} rows -> {options.out}", highlight=False, markup=False)
     return 0

@@ -134,14 +134,21 @@ def verify(run: Run, plan: Plan) -> Iterator[str]:
             rows != len(seen)
         ):
             yield f"{run.root}: the list has {rows} rows, the pool {len(seen)}"
-    if not run.exists("curated", "manifest.json"):
+    for name in plan.exports:
+        yield from _verify_export(run, plan.folder(name))
+
+
+def _verify_export(run: Run, folder: tuple[str, ...]) -> Iterator[str]:
+    """The faults of an export, if it is finished."""
+    if not run.exists(*folder, "manifest.json"):
         return
-    files = run.read_json("curated", "manifest.json")["files"]
+    files = run.read_json(*folder, "manifest.json")["files"]
     for file in files:
-        if not run.exists("curated", file["name"]):
-            yield f"{run.at('curated', file['name'])}: missing"
-        elif run.sha256("curated", file["name"]) != file["sha256"]:
-            yield f"{run.at('curated', file['name'])}: its bytes are not those of manifest.json"
-    extra = set(run.shards("curated")) - {f["name"].removesuffix(".parquet") for f in files}
+        path = (*folder, file["name"])
+        if not run.exists(*path):
+            yield f"{run.at(*path)}: missing"
+        elif run.sha256(*path) != file["sha256"]:
+            yield f"{run.at(*path)}: its bytes are not those of manifest.json"
+    extra = set(run.shards(*folder)) - {f["name"].removesuffix(".parquet") for f in files}
     for name in sorted(extra):
-        yield f"{run.at('curated', name)}.parquet: not in manifest.json"
+        yield f"{run.at(*folder, name)}.parquet: not in manifest.json"

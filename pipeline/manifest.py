@@ -12,6 +12,7 @@
       filter: {objective: filter, model: Salesforce/blip-itm-base-coco, data: [human.jsonl]}
     evaluate: {data: test.jsonl, models: [train:filter]}
 
+An entry of `train` with `like: NAME` is the entry of that name with some fields changed.
 Paths are relative to the working directory. `train:NAME` names the model that this manifest
 trains under that name, `train:NAME/captioner` and `train:NAME/matcher` the parts of one that has
 both. A manifest with `train` alone needs no stages.
@@ -82,6 +83,10 @@ class Manifest:
         stages: The config of each stage, in order; download first, export last if at all.
         train: The config of each training, by the name of the model it makes.
         evaluate: What to evaluate at the end, if anything.
+        exports: The config of each further export, by its name: the export stage with some fields
+            changed. `export:NAME` in the data of a training.
+        rounds: How often to bootstrap; see `pipeline.rounds`.
+        branch: The folder under `run` for what a later round has of its own.
         source: The mapping it was read from, overrides applied, as the run records it.
     """
 
@@ -91,6 +96,9 @@ class Manifest:
     stages: Mapping[str, StageConfig]
     train: Mapping[str, TrainConfig]
     evaluate: EvaluateConfig | None
+    exports: Mapping[str, ExportConfig]
+    rounds: int
+    branch: str
     source: Mapping[str, Any]
 
     @classmethod
@@ -121,10 +129,12 @@ class Manifest:
         return cls.parse(content, path)
 
     @classmethod
-    def parse(cls, content: Mapping[str, Any], path: str = "manifest") -> Manifest:
+    def parse(
+        cls, content: Mapping[str, Any], path: str = "manifest", branch: str = ""
+    ) -> Manifest:
         """Validate a manifest already read; `path` stands in the messages."""
         mistakes = _Mistakes(path)
-        known = ("name", "run", "seed", "stages", "train", "evaluate")
+        known = ("name", "run", "seed", "stages", "exports", "train", "evaluate", "rounds")
         for key in content:
             if key not in known:
                 mistakes.add(str(key), f"unknown key{_did_you_mean(str(key), known)}")
@@ -140,12 +150,16 @@ class Manifest:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             mistakes.add("seed", f"a whole number from 0, got {seed!r}")
             seed = 0
-        sections = {key: content.get(key) or {} for key in ("stages", "train")}
+        rounds = content.get("rounds", 1)
+        if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+            mistakes.add("rounds", f"a whole number from 1, got {rounds!r}")
+            rounds = 1
+        sections = {key: content.get(key) or {} for key in ("stages", "exports", "train")}
         for key, section in sections.items():
             if not isinstance(section, dict):
                 mistakes.add(key, "a mapping from names to their fields")
                 sections[key] = {}
-        trained = {str(key): f"{run.rstrip('/')}/models/{key}" for key in sections["train"]}
+        trained = {str(key): f"{_models(run, branch)}/{key}" for key in sections["train"]}
         stages: dict[str, StageConfig] = {}
         for key, fields in sections["stages"].items():
             if key not in STAGES and key != ExportStage.name:
@@ -156,8 +170,16 @@ class Manifest:
             config = mistakes.validate(f"stages.{key}", kind, fields, seed, trained)
             if config is not None:
                 stages[key] = config
+        exports: dict[str, ExportConfig] = {}
+        for key, fields in sections["exports"].items():
+            if isinstance(fields, dict):
+                fields = {**(sections["stages"].get(ExportStage.name) or {}), **fields}
+            config = mistakes.validate(f"exports.{key}", ExportConfig, fields, seed, trained)
+            if config is not None:
+                exports[str(key)] = config
         train: dict[str, TrainConfig] = {}
         for key, fields in sections["train"].items():
+            fields = mistakes.inherit(f"train.{key}", fields, sections["train"])
             config = mistakes.validate(f"train.{key}", TrainConfig, fields, seed, trained)
             if config is not None:
                 train[str(key)] = config
@@ -176,8 +198,20 @@ class Manifest:
             stages=stages,
             train=train,
             evaluate=evaluate,
+            exports=exports,
+            rounds=rounds,
+            branch=branch,
             source={**content, "run": run},
         )
+
+    @property
+    def models(self) -> str:
+        """The folder of the models that it trains."""
+        return _models(self.run, self.branch)
+
+
+def _models(run: str, branch: str) -> str:
+    return "/".join(part for part in (run.rstrip("/"), branch, "models") if part)
 
 
 class _Mistakes:
@@ -221,6 +255,18 @@ class _Mistakes:
                         message = f"{message}, got {detail['input']!r}"
                 self.add(f"{where}.{field}".rstrip("."), message)
             return None
+
+    def inherit(self, where: str, fields: Any, others: Mapping[str, Any]) -> Any:
+        """The fields with those of the entry that `like` names before them."""
+        if not isinstance(fields, dict) or "like" not in fields:
+            return fields
+        fields = dict(fields)
+        like = fields.pop("like")
+        if not isinstance(others.get(like), dict) or "like" in others[like]:
+            known = [name for name, other in others.items() if "like" not in (other or {})]
+            self.add(f"{where}.like", f"no such entry: {like!r}{_did_you_mean(str(like), known)}")
+            return fields
+        return {**others[like], **fields}
 
     def _trained(self, where: str, key: str, value: Any, trained: Mapping[str, str]) -> Any:
         if isinstance(value, list):
@@ -271,7 +317,7 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
         mistakes.add("stages", "download must be the first stage; it fills the pool")
     if ExportStage.name in names and names[-1] != ExportStage.name:
         mistakes.add("stages", "export must be the last stage")
-    columns = {"uid", *POOL.names}
+    columns = {field.name: field for field in POOL}
     writers = {column: name for name in STAGES for column in STAGES[name].writes.names}
     for name in names:
         if name not in STAGES or name == DownloadStage.name:
@@ -287,7 +333,17 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
                 mistakes.add(
                     f"stages.{name}", f"takes {column!r} of {late}: put {late} before {name}"
                 )
-        columns.update(STAGES[name].writes.names)
+        try:
+            stages[name].check(pa.schema(list(columns.values())))
+        except ValueError as error:
+            mistakes.add(f"stages.{name}", str(error))
+        columns.update({field.name: field for field in _columns(STAGES[name])})
+
+
+def _columns(stage: type[Stage[Any]]) -> pa.Schema:
+    """The columns that a stage adds, its summary's included."""
+    summary = stage.summary if issubclass(stage, GlobalStage) else pa.schema([])
+    return pa.schema([*stage.writes, *summary])
 
 
 class Plan:
@@ -308,13 +364,30 @@ class Plan:
         return STAGES[name](self.manifest.stages[name])
 
     @property
-    def export(self) -> ExportStage | None:
-        """The export, if the manifest has one."""
-        config = self.manifest.stages.get(ExportStage.name)
-        return None if config is None else ExportStage(config)  # type: ignore[arg-type]
+    def exports(self) -> tuple[str, ...]:
+        """The exports: `export`, where it is a stage, and `export:NAME` for the further ones."""
+        own = (ExportStage.name,) if ExportStage.name in self.manifest.stages else ()
+        return (*own, *(f"{ExportStage.name}:{name}" for name in self.manifest.exports))
+
+    def export(self, name: str = ExportStage.name) -> ExportStage:
+        """One of the exports."""
+        config: Any = self._export_config(name)
+        return ExportStage(config)
+
+    def _export_config(self, name: str) -> StageConfig:
+        if name == ExportStage.name:
+            return self.manifest.stages[name]
+        return self.manifest.exports[name.removeprefix(f"{ExportStage.name}:")]
+
+    def judges(self, name: str) -> tuple[str, ...]:
+        """The stages whose verdicts decide what reaches `name`, in order."""
+        before = self.before(name)
+        if name in self.exports and not self.export(name).config.filtered:
+            return tuple(stage for stage in before if stage != FilterStage.name)
+        return before
 
     def before(self, name: str) -> tuple[str, ...]:
-        """The annotating stages before `name`; all of them before export."""
+        """The annotating stages before `name`; all of them before an export."""
         return self.names[: self.names.index(name)] if name in self.names else self.names
 
     def origin(self, name: str, column: str) -> str | None:
@@ -332,17 +405,14 @@ class Plan:
 
     def columns(self, name: str) -> pa.Schema:
         """The columns that a stage adds, its summary's included."""
-        stage = STAGES[name]
-        fields = list(stage.writes)
-        if issubclass(stage, GlobalStage):
-            fields += list(stage.summary)
-        return pa.schema(fields)
+        return _columns(STAGES[name])
 
     def inputs(self, name: str) -> dict[str, str]:
         """Each column that a stage (or export) takes, with the stage it comes from."""
-        stage: Any = ExportStage if name == ExportStage.name else STAGES[name]
+        stage: Any = ExportStage if name in self.exports else STAGES[name]
         found = {}
-        for column in ("uid", *stage.reads, *stage.uses):
+        named = self.manifest.stages[name].reads
+        for column in ("uid", *stage.reads, *stage.uses, *named):
             if (origin := self.origin(name, column)) is not None:
                 found[column] = origin
         return found
@@ -376,17 +446,21 @@ class Plan:
 
     def decision(self, name: str) -> str:
         """What the verdicts up to and with a stage depend on: fingerprints and thresholds."""
-        if name == ExportStage.name:
-            own: list[Any] = [self.manifest.stages[name].settings()]
+        if name in self.exports:
+            own: list[Any] = [self._export_config(name).settings()]
         else:
             own = [self.fingerprint(name), self.stage(name).config.settings()]
         before = self.before(name)
         return digest([*([self.decision(before[-1])] if before else []), *own])
 
     def folder(self, name: str) -> tuple[str, ...]:
-        """Where a stage's annotations lie in the run."""
+        """Where a stage's annotations, or the pairs of an export, lie in the run."""
         if name == DownloadStage.name:
             return ("pool",)
+        if name == ExportStage.name:
+            return ("curated",)
+        if name in self.exports:
+            return ("exports", name.removeprefix(f"{ExportStage.name}:"))
         return ("annotations", f"{name}-{self.fingerprint(name)[:8]}")
 
     def summary_folder(self, name: str) -> tuple[str, ...]:
@@ -399,7 +473,7 @@ class Plan:
         In the order in which they are to be done.
         """
         model = getattr(config, "model", None)
-        root = f"{self.manifest.run.rstrip('/')}/models/"
+        root = f"{self.manifest.models}/"
         if not isinstance(model, str) or not model.startswith(root):
             return ()
         needed = model.removeprefix(root).split("/")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from rich.progress import (
 from rich.progress import (
     Progress as Bars,
 )
+
+from stages.download import DownloadStage
 
 __all__ = ["Progress"]
 
@@ -98,7 +101,8 @@ class Progress:
         parts = [f"{self.rows:,} rows"]
         if self.reasons:
             parts.append(f"{_percent(self.rows - self.reasons.total(), self.rows)} ok")
-        parts.append(f"{self.rows / seconds:,.0f} rows/s")
+        unit = "images/s" if self.name == DownloadStage.name else "rows/s"
+        parts.append(f"{self.rows / seconds:,.0f} {unit}")
         if self.bytes:
             parts.append(f"{self.bytes / seconds / 1e6:.1f} MB/s")
         top = [f"{_percent(n, self.rows)} {r}" for r, n in self.reasons.most_common(3)]
@@ -106,4 +110,10 @@ class Progress:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / max(whole, 1):.{0 if part * 100 >= whole else 1}f}%"
+    """A share that is neither nought nor all unless it is."""
+    share = 100 * part / max(whole, 1)
+    if 0 < share < 0.1:
+        return "<0.1%"
+    if 99 < share < 100:
+        share = math.floor(10 * share) / 10
+    return f"{share:.0f}%" if 1 <= share <= 99 or share in (0, 100) else f"{share:.1f}%"

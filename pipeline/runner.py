@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from pipeline import pool
+from pipeline import documents, pool
 from pipeline.manifest import Manifest, Plan
 from pipeline.progress import Progress
 from pipeline.store import Run
@@ -24,7 +24,6 @@ from pipeline.worker import Worker, describe
 from stages import sources
 from stages.base import GlobalStage, Resources
 from stages.download import DownloadStage
-from stages.export import ExportStage
 
 __all__ = ["Cluster", "IncompleteError", "Runner", "StageError"]
 
@@ -119,7 +118,7 @@ class Runner:
         self.cluster = cluster
         self.progress = progress
         self.plan = Plan(manifest)
-        self.run = Run(manifest.run)
+        self.run = Run(manifest.run, manifest.branch)
         self._workers: list[Any] = []
         self._held: Resources | None = None
 
@@ -128,6 +127,7 @@ class Runner:
         packages = ("ray", "torch", "transformers", "pyarrow", "img2dataset", "datasketch", "spacy")
         record: Any = {
             "manifest": dict(self.manifest.source),
+            "branch": self.manifest.branch,
             "settings": {n: c.settings() for n, c in self.manifest.stages.items()},
             "versions": {
                 "capfilt": metadata.version("capfilt"),
@@ -147,7 +147,7 @@ class Runner:
             IncompleteError: An earlier stage of the manifest has not measured all it should.
             StageError: Some shards failed.
         """
-        if name not in self.manifest.stages:
+        if name not in self.manifest.stages and name not in self.plan.exports:
             raise IncompleteError(
                 f"the manifest has no stage {name}; it has {', '.join(self.manifest.stages)}"
             )
@@ -157,8 +157,8 @@ class Runner:
         else:
             self._require(name)
             shards = self.run.shards("pool")
-        if name == ExportStage.name:
-            self._export(shards, started)
+        if name in self.plan.exports:
+            self._export(name, shards, started)
             return
         folder = self.plan.folder(name)
         reached = self._reached(name)
@@ -271,7 +271,7 @@ class Runner:
                         "source has changed since. Give another --run, or remove that folder"
                     )
             return [f"{index:05d}" for index in range(listed["shards"])]
-        self.progress.say(f"reading {', '.join(config.sources)}")
+        self.progress.say(f"reading {', '.join(map(str, config.sources))}")
         rows = repeats = 0
         shards: list[str] = []
         for table in sources.shards(config):
@@ -328,27 +328,29 @@ class Runner:
             self.run.read_json(*mark).get("reached") == self._reached(name)
         )
 
-    def _export(self, shards: list[str], started: float) -> None:
-        """Write the curated shards, then the manifest that says they are whole."""
+    def _export(self, name: str, shards: list[str], started: float) -> None:
+        """Write the shards of an export, then the manifest that says they are whole."""
         from pipeline import card
 
-        export = self.plan.export
-        assert export is not None
-        key = pool.state(self.run, self.plan.decision(ExportStage.name))
-        mark = ("curated", "_export.json")
+        export, folder = self.plan.export(name), self.plan.folder(name)
+        key = pool.state(self.run, self.plan.decision(name))
+        mark, whole = (*folder, "_export.json"), (*folder, "manifest.json")
         if not self.run.exists(*mark) or self.run.read_json(*mark)["decision"] != key:
-            self.run.remove("curated", "manifest.json")  # the sign of a whole export goes first
+            self.run.remove(*whole)  # the sign of a whole export goes first
             self.run.remove(*mark)
-            self.run.remove("curated")
-        elif self.run.exists("curated", "manifest.json"):
+            self.run.remove(*folder)
+        elif self.run.exists(*whole):
             return
         self.run.write_json({"decision": key}, *mark)
-        results = self._map(ExportStage.name, shards)
+        results = self._map(name, shards)
         files = {r["file"]["name"]: r["file"] for r in results if "file" in r}
         for index, pairs in enumerate(export.human_pairs()):
-            name = f"human-{index:05d}.parquet"
-            self.run.write_table(pairs, "curated", name)
-            files[name] = describe(self.run, name)
+            path = (*folder, f"human-{index:05d}.parquet")
+            self.run.write_table(pairs, *path)
+            files[path[-1]] = describe(self.run, path)
+        told: dict[str, Any] = {}
+        if export.config.documents is not None:
+            told["documents"] = documents.write(self.run, self.plan, name, shards)
         counts: dict[str, int] = {}
         for file in files.values():
             for source, number in file["pairs"].items():
@@ -359,16 +361,17 @@ class Runner:
             "pairs": counts,
             "images": sum(file["images"] for file in files.values()),
             "files": [files[name] for name in sorted(files)],
+            **told,
         }
-        self.run.write(card.write(self.run, self.plan, manifest).encode(), "curated", "README.md")
-        self.run.write_json(manifest, "curated", "manifest.json")
+        self.run.write(card.write(self.run, self.plan, manifest).encode(), *folder, "README.md")
+        self.run.write_json(manifest, *whole)
         self.run.write_json(
             {"decision": key, "seconds": round(time.perf_counter() - started, 3)}, *mark
         )
 
     def resources(self, name: str) -> Resources:
-        """What one worker of a stage occupies."""
-        return self.manifest.stages[name].resources
+        """What one worker of a stage, or of an export, occupies."""
+        return Resources() if name in self.plan.exports else self.manifest.stages[name].resources
 
     def release(self) -> None:
         """End the workers, so that what they hold is free for others."""

@@ -76,6 +76,7 @@ class Session:
                     lines.append(f"  train     {training}: {self.manifest.train[training]}")
             lines.append(f"  {name:<9} {self.manifest.stages[name]}")
         if until is None:
+            lines += [f"  {name}: {c}" for name, c in self.manifest.exports.items()]
             rest = [name for name in self.manifest.train if name not in trained]
             lines += [f"  train     {name}: {self.manifest.train[name]}" for name in rest]
             if self.manifest.evaluate is not None:
@@ -99,6 +100,8 @@ class Session:
             self.runner.stage(name)
         if until is not None:
             return
+        for name in self.runner.plan.exports:
+            self.runner.stage(name)
         self._train(tuple(self.manifest.train))
         self._evaluate()
 

@@ -27,7 +27,8 @@ def open_plan(run: Run) -> Plan:
             f"{run.root}: no run there; `capfilt run MANIFEST --run {run.root}` makes one"
         )
     record = run.read_json("run.json")
-    return Plan(Manifest.parse({**record["manifest"], "run": run.root}, f"{run.root}/run.json"))
+    content = {**record["manifest"], "run": run.root}
+    return Plan(Manifest.parse(content, run.at("run.json"), run.branch))
 
 
 def funnel(run: Run, plan: Plan) -> dict[str, Any]:

@@ -5,8 +5,10 @@
     RUN/pool/00042.parquet                         what download made of it
     RUN/annotations/clean-1f2e3d4c/00042.parquet   what a stage measured; _stage.json beside it
     RUN/curated/00042.parquet                      the export; manifest.json and README.md beside it
+    RUN/exports/NAME/                              further exports, as curated/
     RUN/models/NAME/                               save_pretrained folders
     RUN/report/index.html
+    RUN/rounds/2/                                  what a later round has of its own, named as here
 
 A file that stands under its own name is whole: it is written beside itself as `*.partial`, flushed
 and renamed, or put in one request on object storage.
@@ -32,6 +34,12 @@ import pyarrow.parquet as pq
 __all__ = ["Run", "RunBusyError"]
 
 
+OWN = frozenset(
+    ("curated", "exports", "models", "report", "run.json", "evaluation.json", "truth.json")
+)
+"""What each branch of a run has of its own; list, pool and annotations are for all of them."""
+
+
 class RunBusyError(RuntimeError):
     """Another process holds the run."""
 
@@ -41,10 +49,12 @@ class Run:
 
     Args:
         root: A local path or any fsspec URL.
+        branch: The folder under it for `OWN`, as of a later round; empty for the run itself.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, branch: str = "") -> None:
         self.root = root.rstrip("/")
+        self.branch = branch
         self.fs, path = fsspec.core.url_to_fs(self.root)
         self.path = str(path).rstrip("/")
         self.is_local = "file" in (
@@ -52,10 +62,21 @@ class Run:
         )
 
     def __repr__(self) -> str:
-        return f"Run({self.root!r})"
+        return f"Run({self.root!r}, {self.branch!r})"
+
+    @classmethod
+    def find(cls, path: str) -> Run:
+        """The run in a folder, or the branch of the run that lies above it."""
+        run = cls(path)
+        if not run.exists("run.json"):
+            return run
+        branch = run.read_json("run.json").get("branch", "")
+        return cls(run.root.removesuffix(f"/{branch}"), branch) if branch else run
 
     def at(self, *parts: str) -> str:
         """The path of a file of this run, as its file system knows it."""
+        if self.branch and parts and parts[0] in OWN:
+            parts = (self.branch, *parts)
         return posixpath.join(self.path, *parts)
 
     def exists(self, *parts: str) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["cell", "flat", "funnel_table"]
+__all__ = ["ablation_tables", "cell", "flat", "funnel_table", "interval"]
 
 
 def funnel_table(found: dict[str, Any]) -> Table:
@@ -32,6 +33,33 @@ def funnel_table(found: dict[str, Any]) -> Table:
             reasons,
         )
     return table
+
+
+def ablation_tables(found: dict[str, Any]) -> Iterator[Table]:
+    """The tables of `pipeline.ablation.collect` for the terminal."""
+    for entry in found["tables"]:
+        table = Table(title=entry["title"], title_justify="left")
+        table.add_column("")
+        for name in entry["rows"][0]["metrics"]:
+            table.add_column(name, justify="right")
+        for row in entry["rows"]:
+            cells = (interval(metric["estimate"]) for metric in row["metrics"].values())
+            table.add_row(row["label"], *cells)
+        for row in entry["rows"][1:]:
+            cells = (interval(metric["difference"], "+") for metric in row["metrics"].values())
+            table.add_row(f"{row['label']} against {entry['rows'][0]['label']}", *cells)
+        yield table
+
+
+def interval(estimate: dict[str, Any] | None, sign: str = "") -> str:
+    """A mean with its interval; three decimals at most."""
+    if estimate is None:
+        return "-"
+    if estimate["low"] is None:
+        return f"{estimate['mean']:{sign}.3f}"
+    return (
+        f"{estimate['mean']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+    )
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:

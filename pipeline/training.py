@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models.weights import revision_of
+from pipeline import pool
 from pipeline.manifest import Manifest, Plan
 from pipeline.objective import EFFORT
 from pipeline.pairs import Source, as_sources, files_of, fingerprint_of
@@ -39,8 +40,8 @@ class Training:
         self.manifest = manifest
         self.name = name
         self.config = manifest.train[name]
-        self.run = Run(manifest.run)
-        self.out = f"{manifest.run.rstrip('/')}/models/{name}"
+        self.run = Run(manifest.run, manifest.branch)
+        self.out = f"{manifest.models}/{name}"
 
     def sources(self) -> list[Source]:
         """Its data, the words for the run's own replaced by their folders.
@@ -50,18 +51,15 @@ class Training:
         """
         sources = []
         for source in as_sources(self.config.data):
-            if source.path in (CURATED, POOL):
-                entry = source.path
-                names = self.run.shards(entry)
-                if not names or (entry == CURATED and not self.run.exists(entry, "manifest.json")):
-                    stage = "export" if entry == CURATED else "download"
+            if (folder := self._folder(source.path)) is not None:
+                is_pool = source.path == POOL
+                names = self.run.shards(*folder)
+                if not names or not (is_pool or self.run.exists(*folder, "manifest.json")):
                     raise ValueError(
-                        f"train.{self.name}.data: {self.run.root} has no whole {entry} yet; run "
-                        f"`capfilt {stage} MANIFEST` first"
+                        f"train.{self.name}.data: {self.run.root} has no whole {source.path} yet; "
+                        f"run `capfilt {'download' if is_pool else 'run'} MANIFEST` first"
                     )
-                source = dataclasses.replace(
-                    source, path=f"{self.manifest.run.rstrip('/')}/{entry}"
-                )
+                source = dataclasses.replace(source, path=self.run.at(*folder))
             else:
                 try:
                     files_of(source)
@@ -69,6 +67,21 @@ class Training:
                     raise ValueError(f"train.{self.name}.data: {error}") from None
             sources.append(source)
         return sources
+
+    def _folder(self, entry: str) -> tuple[str, ...] | None:
+        """Where the run keeps the data that a word of `data` stands for; None for a path."""
+        if entry == POOL:
+            return (POOL,)
+        if entry == CURATED:
+            return (CURATED,)
+        if entry in (plan := Plan(self.manifest)).exports:
+            return plan.folder(entry)
+        if entry.startswith("export:"):
+            raise ValueError(
+                f"train.{self.name}.data: the manifest has no {entry}; it has "
+                f"{', '.join(plan.exports) or 'no exports'}"
+            )
+        return None
 
     @property
     def resources(self) -> Resources:
@@ -91,11 +104,12 @@ class Training:
         """What the model depends on: its settings, its data and the weights it starts from."""
         data: dict[str, Any] = {}
         for source in as_sources(self.config.data):
-            if source.path == CURATED:
-                data[CURATED] = self.run.read_json(CURATED, "manifest.json")["files"]
-            elif source.path == POOL:
+            folder = self._folder(source.path)
+            if source.path == POOL:
                 listed = self.run.read_json("list", "_list.json")
-                data[POOL] = [listed["fingerprint"], listed["content"]]
+                data[POOL] = [listed["fingerprint"], pool.state(self.run, listed["content"])]
+            elif folder is not None:
+                data[source.path] = self.run.read_json(*folder, "manifest.json")["files"]
             else:
                 data[source.path] = [fingerprint_of(file) for file in files_of(source)]
         model = Path(self.config.model)
@@ -138,11 +152,28 @@ class Training:
             f"{row['images_per_second']:.0f} images/s"
         )
 
+    def _is_in_the_run(self, fingerprint: str) -> bool:
+        """Take over the same model where the run itself has trained it for another branch."""
+        trunk, mark = Run(self.manifest.run), ("models", f"{self.name}.json")
+        if not self.run.branch or not trunk.exists(*mark):
+            return False
+        found = trunk.read_json(*mark)
+        if found["fingerprint"] != fingerprint:
+            return False
+        self.run.remove("models", self.name)
+        self.run.fs.copy(
+            trunk.at("models", self.name), self.run.at("models", self.name), recursive=True
+        )
+        self.run.write_json(found, *mark)
+        return True
+
     def carry_out(self) -> None:
         """Train, save the model, and say what it was trained on; resumes from a checkpoint."""
         from pipeline.workers import train_together
 
         fingerprint = self.fingerprint
+        if self._is_in_the_run(fingerprint):
+            return
         result = train_together(self.config, self.sources(), self.out, self.worker_resources)
         self.run.write_json(
             {

@@ -26,7 +26,6 @@ from pipeline.verdicts import (
 )
 from stages.base import GlobalStage, Stage
 from stages.download import DownloadStage
-from stages.export import ExportStage
 from stages.filter import FilterStage
 from stages.schema import POOL
 
@@ -51,7 +50,7 @@ class Worker:
             os.environ[variable] = str(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self.plan = Plan(manifest)
-        self.run = Run(manifest.run)
+        self.run = Run(manifest.run, manifest.branch)
         self._loaded: tuple[str, Stage[Any]] | None = None
 
     def ready(self) -> int:
@@ -72,8 +71,8 @@ class Worker:
         started = time.perf_counter()
         if name == DownloadStage.name:
             done = self._download(shard, retry)
-        elif name == ExportStage.name:
-            done = self._export(shard)
+        elif name in self.plan.exports:
+            done = self._export(name, shard)
         else:
             done = self._measure(name, shard)
         return {**done, "shard": shard, "seconds": time.perf_counter() - started}
@@ -143,7 +142,7 @@ class Worker:
         self.run.write_table(new if old is None else recovered(old, again, new), "pool", file)
         return {
             "rows": rows.num_rows,
-            "bytes": pc.sum(pc.binary_length(found["image"])).as_py() or 0,
+            "bytes": pc.sum(found["original_bytes"]).as_py() or 0,
             "reasons": _tally(stage.judge(found)),
         }
 
@@ -196,7 +195,7 @@ class Worker:
         Raises:
             ValueError: An earlier stage has not measured a row that reached it.
         """
-        found = judge(self.run, self.plan, shard, self.plan.before(name))
+        found = judge(self.run, self.plan, shard, self.plan.judges(name))
         if not found.is_complete:
             raise ValueError(
                 f"{name}: shard {shard} has rows that an earlier stage has not measured; run "
@@ -223,24 +222,23 @@ class Worker:
             columns.update({column: table[column] for column in names})
         return pa.table({"uid": uids.filter(mask), **columns})
 
-    def _export(self, shard: str) -> dict[str, Any]:
-        file = f"{shard}.parquet"
+    def _export(self, name: str, shard: str) -> dict[str, Any]:
+        path = (*self.plan.folder(name), f"{shard}.parquet")
         rows = 0
-        if not self.run.exists("curated", file):
-            found = self._judged(ExportStage.name, shard)
+        if not self.run.exists(*path):
+            found = self._judged(name, shard)
             rows = int(found.live.sum())
-            pairs = self._pairs(shard, found)
+            pairs = self._pairs(name, shard, found)
             if not pairs.num_rows:  # readers of the export trip over a file without rows
                 return {"rows": rows, "reasons": {}}
-            self.run.write_table(pairs, "curated", file)
-        return {"rows": rows, "reasons": {}, "file": describe(self.run, file)}
+            self.run.write_table(pairs, *path)
+        return {"rows": rows, "reasons": {}, "file": describe(self.run, path)}
 
-    def _pairs(self, shard: str, found: Judgement) -> pa.Table:
+    def _pairs(self, name: str, shard: str, found: Judgement) -> pa.Table:
         """The pairs of the rows that no stage rejected."""
-        export = self.plan.export
-        assert export is not None
-        rows = self._gather(ExportStage.name, shard, found.uids, found.live)
-        if FilterStage.name not in self.plan.names:
+        export = self.plan.export(name)
+        rows = self._gather(name, shard, found.uids, found.live)
+        if FilterStage.name not in self.plan.judges(name):
             return export.pairs(rows, None)
         scores = annotated(self.run, self.plan, FilterStage.name, shard)
         stage = self.plan.stage(FilterStage.name)
@@ -249,13 +247,13 @@ class Worker:
         return export.pairs(rows, stage.keep_texts(live))
 
 
-def describe(run: Run, file: str) -> dict[str, Any]:
-    """What the export's manifest says of one of its shards: rows, SHA-256, pairs, images."""
-    table = run.read_table("curated", file, columns=["uid", "caption_source"])
+def describe(run: Run, path: Sequence[str]) -> dict[str, Any]:
+    """What an export's manifest says of one of its shards: rows, SHA-256, pairs, images."""
+    table = run.read_table(*path, columns=["uid", "caption_source"])
     return {
-        "name": file,
+        "name": path[-1],
         "rows": table.num_rows,
-        "sha256": run.sha256("curated", file),
+        "sha256": run.sha256(*path),
         "pairs": _tally(table["caption_source"]),
         "images": pc.count_distinct(table["uid"]).as_py(),
     }

@@ -71,6 +71,22 @@ class StageConfig:
         """What one worker needs; known without loading any model."""
         return Resources()
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns that these settings name, needed beside those that the stage always reads."""
+        return ()
+
+    def check(self, columns: pa.Schema) -> None:
+        """Refuse settings that do not fit what stands before the stage.
+
+        Args:
+            columns: Those of the pool and of the earlier stages.
+
+        Raises:
+            ValueError: It names stage.field and the fix.
+        """
+        return None
+
     def measurement(self) -> dict[str, Any]:
         """The fields that change what is measured, thresholds left out, as plain values.
 
@@ -184,7 +200,8 @@ class Stage(ABC, Generic[ConfigT]):
         """Measure rows.
 
         Args:
-            rows: uid, the columns of `reads`, and those of `uses` that exist; n rows, all live.
+            rows: uid, the columns of `reads` and of the config's `reads`, and those of `uses`
+                that exist; n rows, all live.
 
         Returns:
             n rows in the same order with exactly the schema `writes`. A row that cannot be

@@ -1,11 +1,12 @@
-"""Dedup: one row for each image, and no caption that a whole site shares."""
+"""Dedup: one row for each image, none of an evaluation set, no caption that a whole site shares."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,36 +15,34 @@ import pyarrow.compute as pc
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from models import hashing
-from models.images import ImageError, open_rgb
+from models.hashing import colour_distance, hamming
+from models.minhash import caption_centres, minhash, shingles
+from models.neighbours import Near, image_centres, near_between
 from models.text import caption_key
+from stages import digests
 from stages.base import GlobalStage, StageConfig, threshold
+from stages.evaluation import EvaluationImages, content
+from stages.fingerprints import COLOURS, NUM_PERM, WRITES, Fingerprints, ImagePrints
 from stages.schema import web_captions
 
 __all__ = ["DedupConfig", "DedupStage"]
 
-NUM_PERM = 128
-COLOURS = 3 * hashing.GRID**2
+Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
-Positions = npt.NDArray[np.int64]
-Column: TypeAlias = "pa.ChunkedArray[Any]"
+DUPLICATES = ["duplicate_url", "duplicate_image", "near_duplicate_image"]
 
-WRITES: dict[str, pa.DataType] = {
-    "image_url": pa.binary(16),
-    "image_sha256": pa.binary(16),
-    "image_area": pa.int64(),
-    "image_phash": pa.int64(),
-    "image_contrast": pa.float32(),
-    "image_colours": pa.binary(COLOURS),
-    "caption_key": pa.string(),
-    "caption_minhash": pa.binary(4 * NUM_PERM),
-}
-SUMMARY: dict[str, pa.DataType] = {
+_SUMMARY: dict[str, pa.DataType] = {
     "image_cluster": pa.string(),
     "image_distance": pa.int32(),
     "image_duplicate": pa.string(),
+    "image_captions": pa.int32(),
+    "further_captions": pa.list_(pa.string()),
     "caption_cluster": pa.string(),
     "caption_images": pa.int32(),
+    "evaluation_set": pa.string(),
+    "evaluation_image": pa.string(),
+    "evaluation_distance": pa.int32(),
 }
 
 
@@ -60,9 +59,15 @@ class DedupConfig(StageConfig):
             is noise, and only its URL and its bytes can make it the same as another.
         max_images_per_caption: A caption on more distinct images than this belongs to the site,
             not to an image (ALIGN, arXiv:2102.05918).
+        max_captions_per_image: An image with more distinct captions than this is no image of
+            anything (ALIGN).
+        max_further_captions: Captions of its copies that an image is offered beside its own.
+        against: Evaluation sets: folders of images or Parquet files with an `image` column.
+            Images near one of theirs are out.
         min_jaccard: Shared among all word trigrams of two captions that count as one caption.
             Captions of fewer than five words must be equal but for case and punctuation.
-        bands: Bands of the LSH index of captions.
+        bands: Bands of the LSH index of captions. 18 of 7 find 98.5% of the pairs of similarity
+            0.8, and all but one in 10,000 of those of 0.9.
         rows: MinHash values in a band; bands x rows is at most 128.
     """
 
@@ -70,9 +75,12 @@ class DedupConfig(StageConfig):
     max_colour_distance: int = threshold(32)
     min_contrast: float = threshold(4.0)
     max_images_per_caption: int = threshold(10)
+    max_captions_per_image: int = threshold(1000)
+    max_further_captions: int = threshold(4)
+    against: tuple[str, ...] = threshold(())
     min_jaccard: float = threshold(0.9)
-    bands: int = threshold(16)
-    rows: int = threshold(8)
+    bands: int = threshold(18)
+    rows: int = threshold(7)
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -80,6 +88,8 @@ class DedupConfig(StageConfig):
             ("max_colour_distance", 0, 255),
             ("min_contrast", 0, 128),
             ("max_images_per_caption", 1, 2**31 - 1),
+            ("max_captions_per_image", 1, 2**31 - 1),
+            ("max_further_captions", 0, 1000),
             ("min_jaccard", 0, 1),
             ("bands", 2, NUM_PERM),
             ("rows", 1, NUM_PERM),
@@ -93,16 +103,32 @@ class DedupConfig(StageConfig):
                 f"got {self.bands} x {self.rows}; lower one of them"
             )
 
+    def settings(self) -> dict[str, Any]:
+        """Every field, and a digest of what each evaluation set holds.
+
+        Raises:
+            FileNotFoundError: A set is not there.
+        """
+        return {**super().settings(), "against_content": self._contents}
+
+    @functools.cached_property
+    def _contents(self) -> list[str]:
+        # Asked for once: the plan wants the settings many times a shard.
+        return [content(path) for path in self.against]
+
 
 class DedupStage(GlobalStage[DedupConfig]):
-    """Exact and near-identical images, and captions that stand on many images.
+    """Exact and near-identical images, images of evaluation sets, and captions on many images.
 
     Rows are one image when they share a URL or the bytes that were downloaded, directly or through
-    other rows, or when perceptual hash and colours are near (`hashing.image_centres`). Near images
-    form stars around their best-ranked image and never chains, so all of them resemble it. Of each
-    image one row stays, its representative: a row whose caption can be used before one whose
-    cannot, then the largest original image, the caption on fewest images, the caption of most
-    words, the smallest uid.
+    other rows, or when perceptual hash and colours are near (`neighbours.image_centres`). Near
+    images form stars around their best-ranked image and never chains, so all of them resemble it.
+    Of each image one row stays, its representative: a row whose caption can be used before one
+    whose cannot, then the largest original image, the caption on fewest images, the caption of
+    most words, the smallest uid. It is offered the usable captions of the others as further ones.
+
+    An image of which any row is near an image of an evaluation set, or has its bytes, is out as a
+    whole: its other rows are as much that image as the one that is near.
 
     A caption is rejected when it, or a nearly identical one, stands on too many distinct images.
     Captions too form stars, around the most frequent one, and two of them need a Jaccard similarity
@@ -112,7 +138,7 @@ class DedupStage(GlobalStage[DedupConfig]):
     """
 
     name: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[StageConfig]] = DedupConfig
     reads: ClassVar[tuple[str, ...]] = (
         "url",
@@ -123,9 +149,11 @@ class DedupStage(GlobalStage[DedupConfig]):
         "original_height",
     )
     uses: ClassVar[tuple[str, ...]] = ("text",)
-    writes: ClassVar[pa.Schema] = pa.schema(WRITES)
-    summary: ClassVar[pa.Schema] = pa.schema(SUMMARY)
+    writes: ClassVar[pa.Schema] = WRITES
+    summary: ClassVar[pa.Schema] = pa.schema(_SUMMARY)
     reasons: ClassVar[Mapping[str, str]] = {
+        "in_evaluation_set": "The image is one of an evaluation set, or nearly so.",
+        "too_many_captions": "The image has more captions than max_captions_per_image.",
         "boilerplate_caption": "The caption stands on more images than max_images_per_caption.",
         "duplicate_url": "Another row of the same URL is kept.",
         "duplicate_image": "Another row of the same image bytes is kept.",
@@ -133,50 +161,38 @@ class DedupStage(GlobalStage[DedupConfig]):
     }
 
     def annotate(self, rows: pa.Table) -> pa.Table:
-        """Take the fingerprints of rows.
-
-        Returns:
-            image_url and image_sha256, 128 bits each; image_area of the image as downloaded, in
-            pixels; image_phash, the 64 bits of `hashing.perceptual_hash` as a signed integer,
-            image_contrast and image_colours, the uint8 (8, 8, 3) of `hashing.colour_grid`, all
-            null for an image that cannot be opened; caption_key and caption_minhash, 128
-            little-endian uint32, null without a caption.
-        """
-        urls = [_digest(str(url)) for url in rows["url"]]
-        sha256 = [one and bytes.fromhex(one[:32]) for one in rows["sha256"].to_pylist()]
+        """Take the fingerprints of rows, as `fingerprints.WRITES` says."""
+        prints = ImagePrints.of(image.as_py() or b"" for image in rows["image"])
+        is_lost = prints.contrast < 0
+        colours = [
+            None if lost else grid.tobytes()
+            for lost, grid in zip(is_lost, prints.colours, strict=True)
+        ]
         sides = [pc.cast(rows[f"original_{side}"], pa.int64()) for side in ("width", "height")]
-
-        lumas = np.zeros((len(rows), hashing.SIDE, hashing.SIDE), np.uint8)
-        colours: list[bytes | None] = []
-        for square, image in zip(lumas, rows["image"], strict=True):
-            try:
-                # Below 96 pixels a JPEG's own reduction shows in the hash.
-                opened = open_rgb(image.as_py() or b"", min_size=(96, 96))
-            except ImageError:
-                colours.append(None)
-                continue
-            square[:] = hashing.luma(opened)
-            colours.append(hashing.colour_grid(opened).tobytes())
-        is_lost = np.array([one is None for one in colours], bool)
-        contrast = lumas.std(axis=(1, 2), dtype=np.float64).astype(np.float32)
-
-        keys = [None if text is None else caption_key(text) for text in _texts(rows)]
-        sets = [hashing.shingles(key) for key in keys if key is not None]
-        signatures = iter(hashing.minhash(sets, NUM_PERM).astype("<u4"))
-        minhashes = [None if key is None else next(signatures).tobytes() for key in keys]
-        return pa.table(
-            [
-                pa.array(urls, pa.binary(16)),
-                pa.array(sha256, pa.binary(16)),
-                pc.multiply(*sides),
-                pa.array(hashing.perceptual_hash(lumas).view(np.int64), mask=is_lost),
-                pa.array(contrast, mask=is_lost),
-                pa.array(colours, pa.binary(COLOURS)),
-                pa.array(keys, pa.string()),
-                pa.array(minhashes, pa.binary(4 * NUM_PERM)),
-            ],
-            schema=self.writes,
-        )
+        urls: list[Any] = rows["url"].to_pylist()
+        texts: list[str | None] = web_captions(rows).to_pylist()
+        keys = [None if text is None else caption_key(text) for text in texts]
+        present = [key for key in keys if key is not None]
+        signatures = iter(minhash([shingles(key) for key in present], NUM_PERM).astype("<u4"))
+        columns = [
+            pa.array([_digest(url) for url in urls], pa.binary(16)),
+            pa.array(
+                [one and bytes.fromhex(one[:32]) for one in rows["sha256"].to_pylist()],
+                pa.binary(16),
+            ),
+            pc.multiply(*sides),
+            pa.array(prints.phash.view(np.int64), mask=is_lost),
+            pa.array(prints.contrast, mask=is_lost),
+            pa.array(colours, pa.binary(COLOURS)),
+            pa.array(texts, pa.string()),
+            pa.array([key if key is None else _digest(key) for key in keys], pa.binary(16)),
+            pa.array([key if key is None else key.count(" ") + 1 for key in keys], pa.int32()),
+            pa.array(
+                [None if key is None else next(signatures).tobytes() for key in keys],
+                pa.binary(4 * NUM_PERM),
+            ),
+        ]
+        return pa.table(columns, schema=self.writes)
 
     def summarize(self, annotations: Iterator[pa.Table]) -> pa.Table:
         """Find the images, their representatives, and how far each caption spreads.
@@ -184,185 +200,236 @@ class DedupStage(GlobalStage[DedupConfig]):
         Returns:
             uid; image_cluster, the uid of the row that represents the image; image_distance, the
             bits between both hashes, null for the representative itself; image_duplicate, the
-            reason that makes a row its duplicate, null for the representative; caption_cluster, the
+            reason that makes a row its duplicate, null for the representative; image_captions, the
+            number of distinct captions of the image; further_captions, usable captions of its
+            duplicates, the best rank first, null but for the representative; caption_cluster, the
             uid of a row with the caption at the centre of the star, and caption_images, the number
-            of distinct images of the star, both null without a caption.
+            of distinct images of the star, both null without a caption; evaluation_set,
+            evaluation_image and evaluation_distance, the image of an evaluation set that the image
+            is near to and the bits between both hashes (null without one), null for the others.
         """
-        schema = pa.schema([("uid", pa.string()), *((f.name, f.type) for f in self.writes)])
-        tables = [table.select(schema.names).cast(schema) for table in annotations]
-        rows = pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
-        captioned = _numpy(pc.is_valid(rows["caption_key"]))
-        order = _ranking(rows, captioned, np.zeros(len(rows), np.int64))
-        same = _components(rows["image_url"], rows["image_sha256"])
+        rows = Fingerprints.gather(annotations, bands=self.config.bands, rows=self.config.rows)
+        caption = digests.codes(rows.caption)
+        captioned = caption >= 0
+        order = _ranking(rows, captioned, np.zeros(len(rows), np.int32))
+        same = _components(len(rows), digests.links(rows.url), digests.links(rows.sha256))
         image = self._image_centres(rows, order, _first(same, order)[same])
-        caption, caption_images = self._captions(rows, order, image)
+        star, spread = self._captions(rows, caption, order, image)
 
         # A cluster is represented by a row with a caption worth keeping, if it has one.
-        is_usable = captioned & (caption_images <= self.config.max_images_per_caption)
-        _, cluster = np.unique(image, return_inverse=True)
-        kept = _first(cluster, _ranking(rows, is_usable, caption_images))[cluster]
-
+        is_usable = captioned & (spread <= self.config.max_images_per_caption)
+        order = _ranking(rows, is_usable, spread)
+        cluster = np.unique(image, return_inverse=True)[1]
+        kept = _first(cluster, order)[cluster]
         is_kept = kept == np.arange(len(rows))
-        url, phash = _codes(rows["image_url"]), _phashes(rows)
-        reason = np.select(
-            [url == url[kept], same == same[kept]],
-            ["duplicate_url", "duplicate_image"],
-            "near_duplicate_image",
-        )
-        has_phash = _numpy(pc.is_valid(rows["image_phash"]))
-        distance = hashing.hamming(phash, phash[kept]).astype(np.int32)
-        uid = rows["uid"].combine_chunks()
-        return pa.table(
-            [
-                uid,
-                uid.take(kept),
-                pa.array(distance, mask=is_kept | ~has_phash | ~has_phash[kept]),
-                pa.array(reason, pa.string(), mask=is_kept),
-                pc.if_else(pa.array(captioned), uid.take(caption), None),
-                pa.array(caption_images.astype(np.int32), mask=~captioned),
-            ],
-            names=["uid", *self.summary.names],
-        )
+        del image, cluster
 
-    def _image_centres(self, rows: pa.Table, order: Positions, head: Positions) -> Positions:
+        why = np.full(len(rows), DUPLICATES.index("near_duplicate_image"), np.int8)
+        why[same == same[kept]] = DUPLICATES.index("duplicate_image")
+        why[(rows.url == rows.url[kept]).all(axis=1)] = DUPLICATES.index("duplicate_url")
+        captions = _distinct(kept[captioned], caption[captioned], len(rows))[kept]
+        is_lost = rows.contrast < 0
+        distance = hamming(rows.phash, rows.phash[kept]).astype(np.int32)
+        duplicate: Any = pa.array(why, mask=is_kept)
+        columns: dict[str, Any] = {
+            "uid": digests.to_hex(rows.uid),
+            "image_cluster": digests.to_hex(rows.uid[kept]),
+            "image_distance": pa.array(distance, mask=is_kept | is_lost | is_lost[kept]),
+            "image_duplicate": pa.array(DUPLICATES).take(duplicate),
+            "image_captions": pa.array(captions.astype(np.int32)),
+            "further_captions": self._further(
+                rows, caption, np.where(is_usable, kept, -1), order, is_kept
+            ),
+            "caption_cluster": digests.to_hex(np.where(captioned[:, None], rows.uid[star], 0)),
+            "caption_images": pa.array(spread, mask=~captioned),
+            **self._evaluation(rows, kept),
+        }
+        return pa.table(columns, pa.schema([pa.field("uid", pa.string()), *self.summary]))
+
+    def _image_centres(self, rows: Fingerprints, order: Int64s, head: Int64s) -> Int64s:
         """The centre of each row's star of near images; `head` is the best of its exact equals."""
-        contrast = _numpy(rows["image_contrast"].fill_null(pa.scalar(-1.0, pa.float32())))
-        is_candidate = (contrast >= self.config.min_contrast) & (head == np.arange(len(rows)))
+        is_candidate = rows.contrast >= self.config.min_contrast
+        is_candidate &= head == np.arange(len(rows))
         candidates = order[is_candidate[order]]
-        centres = hashing.image_centres(
-            _phashes(rows)[candidates],
-            _matrix(rows["image_colours"], "u1")[candidates],
-            max_hamming=self.config.max_hamming,
-            max_colour_distance=self.config.max_colour_distance,
-        )
         centre = np.arange(len(rows))
-        centre[candidates] = candidates[centres]
+        centre[candidates] = candidates[
+            image_centres(
+                rows.phash[candidates],
+                self._alike((rows.colours, candidates), (rows.colours, candidates)),
+                max_hamming=self.config.max_hamming,
+            )
+        ]
         return centre[head]
 
+    def _alike(self, ours: tuple[Any, Int64s], theirs: tuple[Any, Int64s]) -> Near:
+        """Whether the colours of two images agree; each is a place in a list of rows of grids."""
+
+        def near(a: Int64s, b: Int64s) -> Bools:
+            is_near = np.zeros(len(a), bool)
+            for start in range(0, len(a), 2**16):
+                some = slice(start, start + 2**16)
+                grids = [of[rows[at[some]]] for (of, rows), at in ((ours, a), (theirs, b))]
+                is_near[some] = colour_distance(*grids) <= self.config.max_colour_distance
+            return is_near
+
+        return near
+
     def _captions(
-        self, rows: pa.Table, order: Positions, image: Positions
-    ) -> tuple[Positions, Positions]:
-        """The row with the centre of each caption's star, and the images of the star.
+        self, rows: Fingerprints, caption: Int64s, order: Int64s, image: Int64s
+    ) -> tuple[Int64s, npt.NDArray[np.int32]]:
+        """The row with the centre of each caption's star, and the distinct images of the star.
 
         Args:
             rows: n rows.
-            order: (n,) the positions of the rows, the best rank first.
-            image: (n,) the image that each row shows, as the position of a row.
+            caption: (n,) the number of each row's caption, -1 without one.
+            order: (n,) the rows, the best rank first.
+            image: (n,) the image that each row shows, as a row.
 
         Returns:
-            (n,) and (n,), both 0 for a row without a caption.
+            (n,) and (n,), -1 and 0 for a row without a caption.
         """
-        codes = _codes(rows["caption_key"])
-        captioned = np.flatnonzero(codes >= 0)
-        row_of = _first(codes, order[codes[order] >= 0])
-        keys = rows["caption_key"].take(row_of)
-        images = pa.array(_distinct(codes[captioned], image[captioned], len(row_of)))
-        ranking = pa.table({"images": images, "key": keys})
-        star = hashing.caption_centres(
-            [str(key) for key in keys],
-            _matrix(rows["caption_minhash"], "<u4")[row_of],
-            _sorted(ranking, "images", then="key"),
-            bands=self.config.bands,
-            rows=self.config.rows,
+        captioned = np.flatnonzero(caption >= 0)
+        row_of = _first(caption, order[caption[order] >= 0])
+        images = _distinct(caption[captioned], image[captioned], len(row_of))
+        ranked = np.argsort(-images, kind="stable")
+        rows_ranked = row_of[ranked]
+        centres = caption_centres(
+            (band.read()[rows_ranked] for band in rows.bands),
+            lambda position: caption_key(rows.text(rows_ranked[position])),
+            len(ranked),
             min_jaccard=self.config.min_jaccard,
         )
-        own = star[codes[captioned]]
-        centre, spread = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        star_of = np.empty(len(ranked), np.int64)
+        star_of[ranked] = ranked[centres]
+        own = star_of[caption[captioned]]
+        centre, spread = np.full(len(rows), -1), np.zeros(len(rows), np.int32)
         centre[captioned] = row_of[own]
         spread[captioned] = _distinct(own, image[captioned], len(row_of))[own]
         return centre, spread
 
+    def _further(
+        self, rows: Fingerprints, caption: Int64s, usable: Int64s, order: Int64s, is_kept: Bools
+    ) -> pa.Array[Any]:
+        """The captions that each representative is offered, lists of strings.
+
+        Args:
+            rows: n rows.
+            caption: (n,) the number of each row's caption.
+            usable: (n,) the representative of each row with a usable caption, -1 for the others.
+            order: (n,) the rows, the best rank first.
+            is_kept: (n,) whether each is a representative.
+        """
+        found = order[(usable[order] >= 0) & ~is_kept[order]]
+        found = found[caption[found] != caption[usable[found]]]
+        found = found[np.argsort(usable[found], kind="stable")]
+        pairs = usable[found] * (int(caption.max(initial=0)) + 1) + caption[found]
+        found = found[np.sort(np.unique(pairs, return_index=True)[1])]
+        starts = np.flatnonzero(np.diff(usable[found], prepend=-1))
+        place = np.arange(len(found)) - np.repeat(starts, np.diff(starts, append=len(found)))
+        found = found[place < self.config.max_further_captions]
+        ends = np.cumsum(np.bincount(usable[found], minlength=len(rows)))
+        offsets: Any = np.append(0, ends).astype(np.int32)
+        texts = pa.array([rows.text(row) for row in found.tolist()], pa.string())
+        lists: pa.Array[Any] = pa.ListArray.from_arrays(
+            pa.array(offsets), texts, mask=pa.array(~is_kept)
+        )
+        return lists
+
+    def _evaluation(self, rows: Fingerprints, kept: Int64s) -> dict[str, pa.Array[Any]]:
+        """The columns of the image of an evaluation set that each row shows.
+
+        Args:
+            rows: n rows.
+            kept: (n,) the representative of each.
+        """
+        if not self.config.against:
+            return {
+                name: pa.nulls(len(rows), self.summary.field(name).type)
+                for name in self.summary.names
+                if name.startswith("evaluation_")
+            }
+        images = EvaluationImages.read(self.config.against)
+        prints = images.prints
+        found = [digests.matches(rows.sha256, images.sha256)]
+        ours = np.flatnonzero(rows.contrast >= self.config.min_contrast)
+        theirs = np.flatnonzero(prints.contrast >= self.config.min_contrast)
+        alike = self._alike((rows.colours, ours), (prints.colours, theirs))
+        for i, j in near_between(rows.phash[ours], prints.phash[theirs], self.config.max_hamming):
+            is_near = alike(i, j)
+            found.append((ours[i[is_near]], theirs[j[is_near]]))
+        i, j = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        is_lost, theirs_lost = rows.contrast < 0, prints.contrast < 0
+        ranked = np.lexsort((j, hamming(rows.phash[i], prints.phash[j])))[::-1]
+        i, j = i[ranked], j[ranked]
+        nearest = np.full(len(rows), -1)
+        nearest[kept[i]] = j  # of several, numpy keeps the last: the nearest of any of its rows
+        nearest = nearest[kept]
+        nearest[i] = j
+        is_clear = nearest < 0
+        distance = hamming(rows.phash, prints.phash[nearest]).astype(np.int32)
+        which: Any = pa.array(nearest, mask=is_clear)
+        return {
+            "evaluation_set": pa.array(images.sets).take(which),
+            "evaluation_image": pa.array(images.names).take(which),
+            "evaluation_distance": pa.array(
+                distance, mask=is_clear | is_lost | theirs_lost[nearest]
+            ),
+        }
+
     def judge(self, annotations: pa.Table) -> pa.StringArray:
-        """Reject captions that spread too far, and all but the representative of each image."""
+        """Reject images and captions as `reasons` says, and all but one row of each image."""
+        captions = _numpy(annotations["image_captions"])
         images = _numpy(annotations["caption_images"].fill_null(pa.scalar(0, pa.int32())))
-        spreads = pa.array(images > self.config.max_images_per_caption)
-        duplicate = annotations["image_duplicate"].combine_chunks()
-        verdicts: pa.StringArray = pc.if_else(spreads, "boilerplate_caption", duplicate)
-        return verdicts
+        verdicts: Any = annotations["image_duplicate"].combine_chunks()
+        for reason, applies in (
+            ("boilerplate_caption", images > self.config.max_images_per_caption),
+            ("too_many_captions", captions > self.config.max_captions_per_image),
+            ("in_evaluation_set", _numpy(annotations["evaluation_set"].is_valid())),
+        ):
+            verdicts = pc.if_else(pa.array(applies), reason, verdicts)
+        found: pa.StringArray = verdicts
+        return found
 
 
-def _digest(url: str) -> bytes:
-    return hashlib.blake2b(url.encode(), digest_size=16).digest()
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def _texts(rows: pa.Table) -> list[str | None]:
-    texts: list[str | None] = web_captions(rows).to_pylist()
-    return texts
-
-
-def _ranking(rows: pa.Table, is_usable: npt.NDArray[np.bool_], spread: Positions) -> Positions:
-    """The positions of rows from the one to keep first; the same rows for any order of them.
+def _ranking(rows: Fingerprints, is_usable: Bools, spread: npt.NDArray[np.int32]) -> Int64s:
+    """The rows from the one to keep first; the same for any order of them.
 
     Args:
         rows: n rows.
         is_usable: (n,) whether the caption of each can be used.
         spread: (n,) how many images share the caption of each.
     """
-    keys = pa.table(
-        {
-            "usable": pa.array(is_usable),
-            "area": rows["image_area"],
-            "rarity": pa.array(-spread),
-            "words": pc.count_substring(rows["caption_key"], " "),
-            "uid": rows["uid"],
-        }
-    )
-    return _sorted(keys, "usable", "area", "rarity", "words", then="uid")
+    high, low = rows.uid.T
+    return np.lexsort((low, high, -rows.words, spread, -rows.area, ~is_usable))
 
 
-def _sorted(table: pa.Table, *descending: str, then: str) -> Positions:
-    """The positions of rows in descending order of some columns, then by another; nulls last."""
-    keys: Any = [*((name, "descending") for name in descending), (then, "ascending")]
-    return _numpy(pc.sort_indices(table, keys)).astype(np.int64)
+def _components(n: int, *links: tuple[Int64s, Int64s]) -> Int64s:
+    """Number the groups of n rows that are linked, directly or through others."""
+    a, b = (np.concatenate(ends) for ends in zip(*links, strict=True))
+    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(n, n))
+    labels: Int64s = connected_components(graph, directed=False)[1].astype(np.int64)
+    return labels
 
 
-def _components(*columns: Column) -> Positions:
-    """Number the groups of rows that share a value of any column, directly or through others."""
-    n = nodes = len(columns[0])
-    edges = [np.zeros((2, 0), np.int64)]
-    for column in columns:
-        codes = _codes(column)
-        shared = np.flatnonzero(codes >= 0)
-        edges.append(np.stack((shared, nodes + codes[shared])))
-        nodes += int(codes.max(initial=-1)) + 1
-    a, b = np.concatenate(edges, axis=1)
-    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(nodes, nodes))
-    labels: Positions = connected_components(graph, directed=False)[1].astype(np.int64)
-    return np.unique(labels[:n], return_inverse=True)[1]
+def _first(labels: Int64s, order: Int64s) -> Int64s:
+    """The first of `order` with each of the labels 0, 1, ..."""
+    first = np.zeros(int(labels.max(initial=-1)) + 1, np.int64)
+    first[labels[order[::-1]]] = order[::-1]
+    return first
 
 
-def _first(labels: Positions, order: Positions) -> Positions:
-    """The first position in `order` of each label, labels ascending."""
-    _, first = np.unique(labels[order], return_index=True)
-    return order[first]
-
-
-def _distinct(groups: Positions, values: Positions, num_groups: int) -> Positions:
+def _distinct(groups: Int64s, values: Int64s, num_groups: int) -> Int64s:
     """How many distinct values each of the groups 0, 1, ... has."""
     width = int(values.max(initial=0)) + 1
-    return np.bincount(np.unique(groups * width + values) // width, minlength=num_groups)
+    pairs = np.sort(groups * width + values)
+    is_first = np.diff(pairs, prepend=-1) > 0
+    return np.bincount(pairs[is_first] // width, minlength=num_groups)
 
 
-def _codes(column: Column) -> Positions:
-    """A number for each distinct value, -1 for null."""
-    codes = column.combine_chunks().dictionary_encode().indices
-    return _numpy(codes.fill_null(pa.scalar(-1, codes.type))).astype(np.int64)
-
-
-def _phashes(rows: pa.Table) -> npt.NDArray[np.uint64]:
-    """The perceptual hashes as unsigned integers, 0 where there is none."""
-    return _numpy(rows["image_phash"].fill_null(pa.scalar(0, pa.int64()))).view(np.uint64)
-
-
-def _matrix(column: Column, dtype: str) -> npt.NDArray[Any]:
-    """A column of n binaries of one length as an (n, m) array; a null is any bytes."""
-    array: Any = column.combine_chunks()
-    width = array.type.byte_width
-    values = np.frombuffer(array.buffers()[1] or b"", np.uint8)
-    values = values[array.offset * width : (array.offset + len(array)) * width]
-    return values.view(dtype).reshape(len(array), width // np.dtype(dtype).itemsize)
-
-
-def _numpy(column: pa.Array[Any] | Column) -> npt.NDArray[Any]:
+def _numpy(column: Any) -> npt.NDArray[Any]:
     """A column without nulls as an array."""
     return np.asarray(column)

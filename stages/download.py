@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
-import os
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-from PIL import Image
 
-from models.images import FORMATS, MAX_PIXELS, ImageError, open_rgb
+from models.images import MAX_PIXELS
 from stages import sources
 from stages.base import Stage, StageConfig
 from stages.fetch import FETCH_REASONS, Fetcher, FetchError
+from stages.pace import Frontier, Pace, Steps
+from stages.resize import RESIZE_REASONS, Encoding, Mode, Resize
 from stages.schema import POOL
-from stages.sources import SourceConfig
+from stages.sources import Location, SourceConfig
 
 __all__ = ["DownloadConfig", "DownloadStage"]
+
+logger = logging.getLogger(__name__)
 
 OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
 """The X-Robots-Tag directives that img2dataset takes for a refusal."""
 
 # Fields that say how hard to try, not what to get: a pool made with other values is as good.
-_EFFORT = frozenset({"timeout", "retries", "threads", "user_agent", "contact"})
+_EFFORT = frozenset(
+    {
+        "timeout",
+        "retries",
+        "threads",
+        "user_agent",
+        "contact",
+        "requests_per_second",
+        "burst",
+        "connections_per_host",
+        "max_wait",
+    }
+)
 
 _AHEAD = 8  # downloads that may wait to be decoded while every thread fetches
-
-# Resizer points the process's stdout and stderr elsewhere while it runs: two at once would lose
-# them.
-_RESIZING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +62,20 @@ class DownloadConfig(SourceConfig):
         encode_quality: 0 to 100 for jpg and webp; for png a compression of 0 to 9.
         honor_opt_out: Leave images whose X-Robots-Tag says noai, noimageai, noindex or
             noimageindex to everyone or to the name of `user_agent`.
+        robots: Ask the robots.txt of each host first, by the name of `user_agent` (RFC 9309), and
+            keep to its Crawl-delay. One that answers 5xx, or not at all, forbids everything; one
+            that answers 4xx nothing.
+        requests_per_second: To one host, from one worker; null for no limit.
+        burst: Requests that a host which had a rest may get at once.
+        connections_per_host: Downloads at once from one host in one worker; null for no limit.
+        max_wait: Seconds that a URL waits for its turn at its host, while nothing else is left to
+            do, before it is given up; also the longest Retry-After that is waited for.
         user_agent: The name and version sent with each request.
         contact: Where the owner of a site reaches you, sent beside `user_agent`.
-        timeout: Seconds for one try of one URL, redirects and name look-ups included.
-        retries: Further tries after a timeout, a broken connection, 429 or 5xx.
+        timeout: Seconds for one try of one URL, redirects and name look-ups included, waiting for
+            turns not.
+        retries: Further tries after a timeout, a broken connection, 429 or 5xx, each after a pause
+            twice as long as the one before, or as long as Retry-After says.
         threads: Downloads at once in one worker.
         max_bytes: The cap on one download.
         max_pixels: The cap on width x height, checked before anything is decoded.
@@ -65,13 +84,16 @@ class DownloadConfig(SourceConfig):
     """
 
     image_size: int = 384
-    resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = (
-        "keep_ratio"
-    )
+    resize_mode: Mode = "keep_ratio"
     resize_only_if_bigger: bool = True
-    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    encode_format: Encoding = "jpg"
     encode_quality: int = 95
     honor_opt_out: bool = True
+    robots: bool = True
+    requests_per_second: float | None = 10.0
+    burst: int = 20
+    connections_per_host: int | None = 4
+    max_wait: float = 300.0
     user_agent: str = "capfilt/0.1"
     contact: str | None = None
     timeout: float = 10.0
@@ -87,10 +109,20 @@ class DownloadConfig(SourceConfig):
         _at_least("image_size", self.image_size, 1)
         _at_least("retries", self.retries, 0)
         _at_least("threads", self.threads, 1)
+        _at_least("burst", self.burst, 1)
         _at_least("max_bytes", self.max_bytes, 1)
         _at_least("max_redirects", self.max_redirects, 0)
         if not 0 < self.timeout < float("inf"):
             raise ValueError(f"download.timeout must be seconds above 0, got {self.timeout}")
+        if self.connections_per_host is not None:
+            _at_least("connections_per_host", self.connections_per_host, 1)
+        if self.requests_per_second is not None and not 0 < self.requests_per_second < float("inf"):
+            raise ValueError(
+                "download.requests_per_second must be above 0, or null for no limit, got "
+                f"{self.requests_per_second}"
+            )
+        if not 0 <= self.max_wait < float("inf"):
+            raise ValueError(f"download.max_wait must be seconds from 0, got {self.max_wait}")
         if not 1 <= self.max_pixels <= 2 * MAX_PIXELS:
             raise ValueError(
                 f"download.max_pixels must be from 1 to {2 * MAX_PIXELS}, over which Pillow opens "
@@ -111,8 +143,9 @@ class DownloadConfig(SourceConfig):
     def measurement(self) -> dict[str, Any]:
         """Every field but those that only say how hard to try.
 
-        More time, more tries or threads and another address to write to bring more rows of the
-        same pool, not other images, so what is there already stays good.
+        More time, more tries or threads, another pace and another address to write to bring more
+        rows of the same pool, not other images, so what is there already stays good. Whether a
+        refusal counts, in robots.txt or X-Robots-Tag, decides for good which rows arrive.
         """
         return {key: value for key, value in super().measurement().items() if key not in _EFFORT}
 
@@ -133,52 +166,52 @@ class _Image:
     height: int | None = None
     original_width: int | None = None
     original_height: int | None = None
+    original_bytes: int | None = None
     sha256: str | None = None
 
 
 class DownloadStage(Stage[DownloadConfig]):
     """Makes the rows of the pool out of the rows of a list.
 
-    Threads download while one thread decodes, so a server that hangs costs one thread.
-    img2dataset's Resizer resizes and encodes. It decodes upright colour JPEGs itself; all others
-    first become upright RGB (`models.images.open_rgb`) in an uncompressed PPM, since Resizer
-    ignores EXIF orientation, keeps grey and 16-bit images as such and accepts images that end
-    early. `original_width` and `original_height` are those of the upright image. Nothing depends
-    on `threads` or on the order in which servers answer.
+    Threads download while one thread resizes (`stages.resize.Resize`), so a server that hangs
+    costs one thread. With `robots`, a host that does not answer for its robots.txt fails all its
+    rows at the cost of one. `original_width` and `original_height` are those of the upright
+    image. Nothing depends on `threads` or on the order in which servers answer.
     """
 
     name: ClassVar[str] = "download"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[StageConfig]] = DownloadConfig
-    reads: ClassVar[tuple[str, ...]] = ("uid", "source", "url", "caption", "repeats", "local")
+    reads: ClassVar[tuple[str, ...]] = tuple(sources.LIST.names)
     writes: ClassVar[pa.Schema] = pa.schema([field for field in POOL if field.name != "uid"])
     reasons: ClassVar[Mapping[str, str]] = {
         **FETCH_REASONS,
-        "missing": "There is no such local file.",
-        "outside_source": "The local file lies outside the folder it was listed in.",
-        "svg": "It is a drawing in SVG, which has no pixels.",
-        "not_an_image": "The bytes are no known image: often an HTML page.",
-        "too_many_pixels": "Width times height is over `max_pixels`; it was not decoded.",
-        "truncated": "The image ends early.",
-        "undecodable": "The format is known, but the image is broken.",
-        "not_resized": "It cannot be resized or encoded, as with a side too long for JPEG.",
+        "missing": "There is no such file, or no image where it should hold one.",
+        "outside_source": "The file lies outside the folder or file that its source names.",
+        **RESIZE_REASONS,
     }
 
     def load(self) -> None:
         """Import img2dataset, which takes seconds, and make what the threads share."""
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its check goes to the internet
-        from img2dataset.downloader import is_disallowed
-        from img2dataset.resizer import Resizer
-
         config = self.config
-        self._roots = sources.folders(config)
-        self._resizer = Resizer(
-            config.image_size,
-            config.resize_mode,
-            config.resize_only_if_bigger,
-            encode_quality=config.encode_quality,
+        from img2dataset.downloader import is_disallowed
+
+        self._reader = sources.Reader(config, config.max_bytes)
+        self._resize = Resize(
+            size=config.image_size,
+            mode=config.resize_mode,
+            only_if_bigger=config.resize_only_if_bigger,
             encode_format=config.encode_format,
+            encode_quality=config.encode_quality,
+            max_pixels=config.max_pixels,
         )
+        off = [
+            field
+            for field in ("honor_opt_out", "robots", "requests_per_second", "connections_per_host")
+            if not getattr(config, field)
+        ]
+        if off:
+            logger.warning("download: by its settings without %s", ", ".join(off))
         contact = f" (+{config.contact})" if config.contact else ""
         token = config.user_agent.split("/")[0].strip().lower()
         self._fetcher = Fetcher(
@@ -188,6 +221,13 @@ class DownloadStage(Stage[DownloadConfig]):
             max_bytes=config.max_bytes,
             max_redirects=config.max_redirects,
             allow_private_addresses=config.allow_private_addresses,
+            robots=token if config.robots else None,
+            pace=Pace(
+                rate=config.requests_per_second,
+                burst=config.burst,
+                connections=config.connections_per_host,
+                max_wait=config.max_wait,
+            ),
             opted_out=functools.partial(
                 is_disallowed,
                 user_agent_token=token,
@@ -202,14 +242,18 @@ class DownloadStage(Stage[DownloadConfig]):
         encoded images of the rows given.
 
         Args:
-            rows: uid, source, url, caption, repeats, local; n rows.
+            rows: The columns of `sources.LIST`; n rows.
 
         Returns:
             n rows in the same order with the schema `writes`.
         """
         images: list[_Image | None] = [None] * rows.num_rows
         urls: list[Any] = rows["url"].to_pylist()
-        for index, content in self._arrivals(urls, rows["local"].to_pylist()):
+        places = [
+            None if place["file"] is None else Location(**place)
+            for place in rows.select(Location._fields).to_pylist()
+        ]
+        for index, content in self._arrivals(urls, places):
             images[index] = self._image(content)
         columns = [
             rows[field.name].cast(field.type)
@@ -225,161 +269,55 @@ class DownloadStage(Stage[DownloadConfig]):
         assert isinstance(errors, pa.StringArray)
         return errors
 
-    def _arrivals(self, urls: list[Any], local: list[Any]) -> Iterator[tuple[int, bytes | str]]:
+    def _arrivals(
+        self, urls: list[Any], places: list[Location | None]
+    ) -> Iterator[tuple[int, bytes | str]]:
         """The index of each row with its bytes, or with the reason why there are none.
 
         In the order of arrival: to keep that of the rows would let one server that hangs hold up
         all that comes after it.
         """
         arrived: SimpleQueue[tuple[int, bytes | str | Exception]] = SimpleQueue()
+        room = threading.Semaphore(self.config.threads + _AHEAD)
+        frontier: Frontier[bytes | str] = Frontier(self._fetcher.pace)
+        for index, (url, place) in enumerate(zip(urls, places, strict=True)):
+            frontier.add(index, self._content(url, place))
 
-        def bring(index: int) -> None:
-            content: bytes | str | Exception
-            try:
-                content = self._content(urls[index], local[index])
-            except Exception as error:  # raised again by the thread that waits for it
-                content = error
-            arrived.put((index, content))
+        def bring() -> None:
+            while room.acquire() and (ended := frontier.next()) is not None:
+                arrived.put(ended)
+            room.release()
 
-        def receive() -> tuple[int, bytes | str]:
-            index, content = arrived.get()
-            if isinstance(content, Exception):
-                raise content
-            return index, content
-
-        window = min(self.config.threads + _AHEAD, len(urls))
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="download") as pool:
             try:
-                for index in range(len(urls)):
-                    if index >= window:
-                        yield receive()
-                    pool.submit(bring, index)
-                for _ in range(window):
-                    yield receive()
+                for _ in range(min(self.config.threads, len(urls))):
+                    pool.submit(bring)
+                for _ in urls:
+                    index, content = arrived.get()
+                    if isinstance(content, Exception):
+                        raise content
+                    yield index, content
+                    room.release()
             finally:
-                pool.shutdown(cancel_futures=True)
+                frontier.close()
+                room.release(len(urls) + 1)  # to each thread that waits for room, so that it ends
 
-    def _content(self, url: str, local: bool) -> bytes | str:
-        if local:
-            return self._read(url)
+    def _content(self, url: str, place: Location | None) -> Steps[bytes | str]:
+        if place is not None:
+            return self._reader.read(place)
         try:
-            return self._fetcher.fetch(url).content
+            return (yield from self._fetcher.steps(url)).content
         except FetchError as error:
             return error.reason
-
-    def _read(self, path: str) -> bytes | str:
-        """The bytes of a local file, or the reason why there are none."""
-        try:
-            file = Path(path).resolve()
-            if not any(file.is_relative_to(root) for root in self._roots):
-                return "outside_source"
-            if not file.is_file():
-                return "missing"
-            with file.open("rb") as stream:
-                content = stream.read(self.config.max_bytes + 1)
-        except (OSError, ValueError):  # a path may hold what no path can
-            return "missing"
-        if len(content) > self.config.max_bytes:
-            return "too_large"
-        return content or "empty"
 
     def _image(self, content: bytes | str) -> _Image:
         """What the pool keeps of a download."""
         if isinstance(content, str):
             return _Image(status="failed_to_download", error=content)
-        sha256 = hashlib.sha256(content).hexdigest()
-        header = _Header.of(content)
-        try:
-            resized = self._resize(content) if self._is_plain(header, content) else None
-            if resized is None:
-                resized = self._resize(self._as_ppm(content))
-        except ImageError as error:
-            is_svg = error.reason == "not_an_image" and _is_svg(content)
-            reason = "svg" if is_svg else error.reason
-            return _Image(status="failed_to_resize", error=reason, sha256=sha256)
-        encoded, width, height = resized or (None, None, None)
+        resized = self._resize(content)
         return _Image(
-            status="success" if resized else "failed_to_resize",
-            error=None if resized else "not_resized",
-            image=encoded,
-            width=width,
-            height=height,
-            original_width=header.width if header else None,
-            original_height=header.height if header else None,
-            sha256=sha256,
+            status="failed_to_resize" if resized.error else "success",
+            original_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            **vars(resized),
         )
-
-    def _is_plain(self, header: _Header | None, content: bytes) -> bool:
-        """Whether Resizer's own decoder gives what `_as_ppm` would, at less cost."""
-        if header is None or not header.is_plain_jpeg:
-            return False
-        if header.width * header.height > self.config.max_pixels or not _has_end(content):
-            return False
-        reducible = min(header.width, header.height) >= 4 * self.config.image_size
-        return self.config.resize_mode == "no" or not reducible
-
-    def _as_ppm(self, content: bytes) -> bytes:
-        """The image as upright RGB in a format that costs nothing to read.
-
-        A JPEG much larger than needed is decoded at a fraction of its size: at least two pixels
-        are left for each that is kept.
-        """
-        enough = 2 * self.config.image_size
-        reduce = None if self.config.resize_mode == "no" else (enough, enough)
-        image = open_rgb(content, self.config.max_pixels, min_size=reduce)
-        return b"P6 %d %d 255\n" % image.size + image.tobytes()
-
-    def _resize(self, content: bytes) -> tuple[bytes, int, int] | None:
-        """The resized and encoded image, its width and its height; nothing if Resizer fails."""
-        with _RESIZING:
-            encoded, width, height, _, _, failure = self._resizer(io.BytesIO(content))
-        return (encoded, width, height) if failure is None else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Header:
-    """What the first bytes of an image say: its size once upright, and its kind."""
-
-    width: int
-    height: int
-    is_plain_jpeg: bool
-
-    @classmethod
-    def of(cls, content: bytes) -> _Header | None:
-        """Read the header; nothing where there is none, of which `open_rgb` says why."""
-        try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
-                plain = image.format == "JPEG" and image.mode == "RGB"
-                orientation = _orientation(image)
-        except Exception:  # a parser of untrusted bytes may raise anything
-            return None
-        if orientation in (5, 6, 7, 8):
-            width, height = height, width
-        return cls(width=width, height=height, is_plain_jpeg=plain and orientation == 1)
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; broken EXIF turns nothing."""
-    try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:
-        return 1
-
-
-def _has_end(jpeg: bytes) -> bool:
-    """Whether the end-of-image marker comes after the start of the first scan.
-
-    One before it belongs to a thumbnail in the EXIF.
-    """
-    position = 2
-    while jpeg[position : position + 1] == b"\xff":
-        if jpeg[position + 1 : position + 2] == b"\xda":
-            return jpeg.find(b"\xff\xd9", position) >= 0
-        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
-    return False
-
-
-def _is_svg(content: bytes) -> bool:
-    head = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return head.startswith(b"<") and b"<svg" in head and b"<html" not in head

@@ -19,6 +19,7 @@ from PIL import Image
 
 from models.images import ImageError, open_rgb
 from stages.base import StageConfig
+from stages.documents import DocumentsConfig
 from stages.schema import PAIRS, uid_of, web_captions
 
 __all__ = ["ExportConfig", "ExportStage"]
@@ -36,13 +37,18 @@ class ExportConfig(StageConfig):
             file) and `caption`, or `captions`.
         web: Whether web captions that pass are exported.
         synthetic: Whether synthetic captions that pass are exported.
+        filtered: Whether the filter decides; otherwise all texts of the rows that came as far as
+            the filter are exported, as the rows without F of the paper's table 1 have them.
         human_shard_size: Images in one shard of human pairs.
+        documents: How interleaved documents of the sources are judged and cut; null exports none.
     """
 
     human: tuple[str, ...] = ()
     web: bool = True
     synthetic: bool = True
+    filtered: bool = True
     human_shard_size: int = 1000
+    documents: DocumentsConfig | None = None
 
     def __post_init__(self) -> None:
         if not (self.web or self.synthetic or self.human):

@@ -1,7 +1,9 @@
 """One URL to its bytes over HTTP, from servers that cannot be trusted.
 
-A fetch ends by its deadline whatever the server does, keeps no more bytes than its cap, and
-connects only to public addresses: the address that was checked is the one that is connected to.
+A try ends by its deadline whatever the server does, keeps no more bytes than its cap, and connects
+only to public addresses: the address that was checked is the one that is connected to. No request
+is sent that a robots.txt forbids, and none before its host's turn; what waits for either occupies
+no thread.
 Proxies of the environment are not used; SSL_CERT_FILE and SSL_CERT_DIR are.
 """
 
@@ -11,20 +13,35 @@ import contextlib
 import http.client
 import io
 import ipaddress
+import itertools
 import re
 import socket
 import ssl
 import threading
 import time
+import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from email.message import Message
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal, cast, get_args
 from urllib.parse import quote, urljoin, urlsplit
 
-__all__ = ["FETCH_REASONS", "FetchError", "FetchReason", "Fetched", "Fetcher", "is_public"]
+from stages.address import Names, is_public, resolve
+from stages.coding import Inflater, codings_of
+from stages.pace import Frontier, Pace, Steps, Wait
+from stages.robots import MAX_BYTES, Origin, Robots, RobotsCache
+
+__all__ = [
+    "FETCH_REASONS",
+    "FetchError",
+    "FetchReason",
+    "Fetched",
+    "Fetcher",
+    "retry_after",
+]
 
 FetchReason = Literal[
     "bad_url",
@@ -41,6 +58,8 @@ FetchReason = Literal[
     "http_5xx",
     "bad_response",
     "redirect_loop",
+    "robots",
+    "no_turn",
     "opted_out",
     "too_large",
     "incomplete",
@@ -60,8 +79,10 @@ FETCH_REASONS: dict[str, str] = {
     "http_429": "429: the server asks for fewer requests.",
     "http_4xx": "Another status from 400 to 499.",
     "http_5xx": "A status from 500 to 599.",
-    "bad_response": "The answer is not HTTP, has too many headers or a status of no use.",
+    "bad_response": "The answer is not HTTP, has too many headers, or a useless status or coding.",
     "redirect_loop": "The redirects come back to a URL seen before, or are too many.",
+    "robots": "The host's robots.txt forbids it, or could not be had from a host that answers.",
+    "no_turn": "Its turn at its host did not come within `max_wait`.",
     "opted_out": "An X-Robots-Tag header asks that the image is not used.",
     "too_large": "It has more bytes than `max_bytes`.",
     "incomplete": "The connection closed before the announced end.",
@@ -71,22 +92,27 @@ assert set(FETCH_REASONS) == set(get_args(FetchReason))
 
 # What another try may change.
 _PASSING = frozenset({"connect", "timeout", "http_429", "http_5xx", "incomplete"})
+_BACK_OFF = 0.5  # seconds after the first try, twice as many after each further one
+_MAX_BACK_OFF = 30.0
+
+# A robots.txt that is not there forbids nothing (RFC 9309, section 2.3.1.3).
+_NO_ROBOTS = frozenset(
+    {"http_403", "http_404", "http_410", "http_429", "http_4xx", "redirect_loop", "empty"}
+)
+# A host that cannot be reached for its robots.txt cannot be for an image either: the same reason.
+_UNREACHED = frozenset(
+    {"bad_url", "dns", "blocked_address", "connect", "tls", "timeout", "no_turn"}
+)
 
 _WANTED = (200, 203)
 _MAX_URL = 8192
 _MAX_ADDRESSES = 4  # tried one after the other, each with its share of the time left
 _MAX_IDLE = 64  # connections kept open
 _DRAIN = 65_536  # bytes of an unwanted body that are read to keep its connection
-_LOOKUP_SECONDS = 60.0
-_MAX_LOOKUPS = 10_000
 
 _HOST = re.compile(r"[a-z0-9._-]{1,253}")
 # What a URL may hold as it is; the rest is percent-encoded. "%" stays, so nothing is encoded twice.
 _SAFE = "/%:=&?~+!$,;'@()*[]|"
-
-_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_AZURE_METADATA = ipaddress.IPv4Address("168.63.129.16")  # the one metadata service in public space
 
 
 class FetchError(Exception):
@@ -94,11 +120,15 @@ class FetchError(Exception):
 
     Attributes:
         reason: One of `FETCH_REASONS`.
+        may_pass: Whether another try may end differently.
     """
 
-    def __init__(self, reason: FetchReason, detail: str = "") -> None:
+    def __init__(
+        self, reason: FetchReason, detail: str = "", *, may_pass: bool | None = None
+    ) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason: FetchReason = reason
+        self.may_pass = reason in _PASSING if may_pass is None else may_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,40 +142,6 @@ class Fetched:
 
     content: bytes
     url: str
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet.
-
-    Loopback, private, link-local, shared, multicast, reserved and unspecified addresses and those
-    of cloud metadata services are not, nor are IPv6 addresses that carry such an IPv4 address
-    (mapped, 6to4, Teredo, NAT64).
-    """
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv4Address):
-        return ip.is_global and not ip.is_multicast and ip != _AZURE_METADATA
-    carried = _carried(ip)
-    if carried:
-        return all(is_public(str(inner)) for inner in carried)
-    return ip.is_global and ip in _GLOBAL_UNICAST
-
-
-def _carried(ip: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
-    """The IPv4 addresses that packets to an IPv6 address may be passed on to."""
-    if ip.ipv4_mapped is not None:
-        return [ip.ipv4_mapped]
-    if ip.sixtofour is not None:
-        return [ip.sixtofour]
-    if ip.teredo is not None:
-        return list(ip.teredo)
-    if ip in _NAT64:
-        return [ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)]
-    return []
-
-
-def _resolve(host: str) -> list[str]:
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def _dial(address: tuple[str, int], timeout: float) -> socket.socket:
@@ -169,7 +165,7 @@ class _Target:
             path = quote(parts.path or "/", safe=_SAFE)
             query = f"?{quote(parts.query, safe=_SAFE)}" if parts.query else ""
             if ":" not in host:
-                host = host.encode("idna").decode("ascii")
+                host = host.encode("idna").decode("ascii").removesuffix(".")
             else:
                 host = str(ipaddress.IPv6Address(host))
         except ValueError as error:  # UnicodeError is one
@@ -182,15 +178,19 @@ class _Target:
         return cls(scheme=parts.scheme, host=host, port=port or default, path=path + query)
 
     @property
-    def origin(self) -> tuple[str, str, int]:
+    def origin(self) -> Origin:
         return self.scheme, self.host, self.port
 
-    def request(self, user_agent: str) -> bytes:
+    @property
+    def authority(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        if self.port != (443 if self.scheme == "https" else 80):
-            host = f"{host}:{self.port}"
         return (
-            f"GET {self.path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {user_agent}\r\n"
+            host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
+        )
+
+    def request(self, user_agent: str) -> bytes:
+        return (
+            f"GET {self.path} HTTP/1.1\r\nHost: {self.authority}\r\nUser-Agent: {user_agent}\r\n"
             "Accept: image/*,*/*;q=0.5\r\nAccept-Encoding: identity\r\n\r\n"
         ).encode("latin-1")
 
@@ -251,16 +251,20 @@ def _left(deadline: float) -> float:
 class Fetcher:
     """Fetches URLs; one a worker, used by all its threads.
 
-    It holds the TLS context, the connections kept open and the names looked up.
+    It holds the TLS context, the connections kept open, the names looked up, what each robots.txt
+    asks, and when each host may be asked again.
 
     Args:
         user_agent: Sent with each request.
-        timeout: Seconds for one try, redirects and name look-ups included.
+        timeout: Seconds for one try, redirects and name look-ups included, waiting for turns not.
         retries: Further tries where another may end differently: time ran out, the connection
-            failed, 429, 5xx.
-        max_bytes: The cap on a body.
+            failed, 429, 5xx. Before each comes a pause, twice as long each time, or as long as
+            the server's Retry-After says; one longer than the pace's `max_wait` ends the tries.
+        max_bytes: The cap on a body, as sent and as decoded.
         max_redirects: How many redirects are followed.
         allow_private_addresses: Connect to addresses that are not public, too.
+        robots: The product token by which a robots.txt may name us; None asks for none.
+        pace: How fast each host is asked; None for as fast as can be.
         opted_out: Whether response headers ask that the content is not used.
         resolve: A host name to its addresses; raises OSError where it has none.
         dial: An (address, port) and seconds to a connected socket.
@@ -275,8 +279,10 @@ class Fetcher:
         max_bytes: int = 20_000_000,
         max_redirects: int = 5,
         allow_private_addresses: bool = False,
+        robots: str | None = None,
+        pace: Pace | None = None,
         opted_out: Callable[[Message], bool] = lambda headers: False,
-        resolve: Callable[[str], Sequence[str]] = _resolve,
+        resolve: Callable[[str], Sequence[str]] = resolve,
         dial: Callable[[tuple[str, int], float], socket.socket] = _dial,
     ) -> None:
         self.user_agent = user_agent
@@ -285,96 +291,177 @@ class Fetcher:
         self.max_bytes = max_bytes
         self.max_redirects = max_redirects
         self.allow_private_addresses = allow_private_addresses
+        self.robots = robots
+        self.pace = pace or Pace()
         self.opted_out = opted_out
-        self._resolve = resolve
         self._dial = dial
         self._tls = ssl.create_default_context()
+        self._names = Names(resolve)
         self._lock = threading.Lock()
-        self._idle: deque[tuple[tuple[str, str, int], _Connection]] = deque()
-        self._lookups: dict[str, tuple[float, Future[Sequence[str]]]] = {}
-        # A look-up knows no timeout, so it waits in a thread of its own.
-        self._resolver = ThreadPoolExecutor(32, thread_name_prefix="resolve")
+        self._idle: deque[tuple[Origin, _Connection]] = deque()
+        self._robots = RobotsCache[FetchError]()
 
     def fetch(self, url: str) -> Fetched:
-        """The bytes behind a URL.
+        """The bytes behind a URL, waited for.
 
         Raises:
             FetchError: They cannot be had; its `reason` says why.
         """
-        for attempt in range(self.retries + 1):
-            try:
-                return self._try(url, time.monotonic() + self.timeout)
-            except FetchError as error:
-                if attempt == self.retries or error.reason not in _PASSING:
-                    raise
-            time.sleep(min(0.25 * 2**attempt, self.timeout))
-        raise AssertionError("unreachable")
+        frontier: Frontier[Fetched] = Frontier(self.pace)
+        frontier.add(url, self.steps(url))
+        ended = frontier.next()
+        assert ended is not None
+        if isinstance(ended[1], Exception):
+            raise ended[1]
+        return ended[1]
+
+    def steps(self, url: str) -> Steps[Fetched]:
+        """The bytes behind a URL, in steps that a `Frontier` of `pace` goes through.
+
+        Raises:
+            FetchError: They cannot be had; its `reason` says why.
+        """
+        return (yield from self._persist(url, is_robots=False))
 
     def close(self) -> None:
         """Close the connections kept open."""
         with self._lock:
             while self._idle:
                 self._idle.pop()[1].close()
-        self._resolver.shutdown(wait=False, cancel_futures=True)
+        self._names.close()
 
-    def _try(self, url: str, deadline: float) -> Fetched:
+    def _persist(self, url: str, *, is_robots: bool) -> Steps[Fetched]:
+        """Try as often as another try may end differently."""
+        failure: FetchError | None = None
+        for attempt in itertools.count():
+            try:
+                return (yield from self._try(url, is_robots=is_robots))
+            except FetchError as error:
+                if failure is not None and error.reason == "no_turn":
+                    raise failure from error
+                if attempt >= self.retries or not error.may_pass:
+                    raise
+                failure = error
+            yield Wait(until=time.monotonic() + _back_off(url, attempt))
+        raise AssertionError("unreachable")
+
+    def _try(self, url: str, *, is_robots: bool) -> Steps[Fetched]:
+        left = self.timeout
         seen: set[str] = set()
         while url not in seen:
             if len(seen) > self.max_redirects:
                 raise FetchError("redirect_loop", f"more than {self.max_redirects} redirects")
             seen.add(url)
-            try:
-                answer = self._follow(url, deadline)
-            except TimeoutError as error:
-                raise FetchError("timeout", str(error)) from error
-            except ssl.SSLError as error:
-                raise FetchError("tls", str(error)) from error
-            except http.client.IncompleteRead as error:
-                raise FetchError("incomplete", str(error)) from error
-            except OSError as error:
-                raise FetchError("connect", str(error)) from error
-            except http.client.HTTPException as error:
-                raise FetchError("bad_response", type(error).__name__) from error
+            target = _Target.of(url)
+            began = time.monotonic()
+            addresses = yield from self._addresses(target.host, began + left)
+            left -= time.monotonic() - began
+            if self.robots is not None and not is_robots:
+                yield from self._ask_robots(target, self.robots)
+            if not (yield Wait(host=target.host)):
+                raise FetchError("no_turn", target.host)
+            began = time.monotonic()
+            with _reasons():
+                connection, response = self._exchange(target, addresses, began + left)
+                try:
+                    answer = self._answer(url, target, response, is_robots=is_robots)
+                finally:
+                    self._put_back(target, connection, response)
             if isinstance(answer, Fetched):
                 return answer
+            left -= time.monotonic() - began
             url = answer
         raise FetchError("redirect_loop", url)
 
-    def _follow(self, url: str, deadline: float) -> Fetched | str:
-        """The answer to one request: the content, or the URL that it redirects to."""
-        target = _Target.of(url)
-        connection, response = self._exchange(target, deadline)
-        try:
-            if response.status in (301, 302, 303, 307, 308):
-                return _redirect(url, response.headers["Location"])
-            _check_status(response.status)
-            if self.opted_out(response.headers):
-                raise FetchError("opted_out")
-            content = self._body(response)
-            return Fetched(content=content, url=url)
-        finally:
-            self._put_back(target, connection, response)
+    def _ask_robots(self, target: _Target, token: str) -> Steps[None]:
+        """Go on if the robots.txt of an origin lets us; the first to ask reads it.
 
-    def _body(self, response: http.client.HTTPResponse) -> bytes:
-        if (response.length or 0) > self.max_bytes:
+        Raises:
+            FetchError: It does not.
+        """
+        future, is_first = self._robots.claim(target.origin)
+        if is_first:
+            try:
+                found = yield from self._read_robots(target, token)
+            except BaseException:
+                self._robots.give_up(target.origin, FetchError("robots", "not read"))
+                raise
+            self._robots.keep(target.origin, found)
+        elif not future.done():
+            yield Wait(future=future)
+        verdict = future.result()
+        if isinstance(verdict, FetchError):
+            raise FetchError(verdict.reason, "robots.txt", may_pass=False)
+        if not verdict.allows(target.path):
+            raise FetchError("robots", target.path)
+
+    def _read_robots(self, target: _Target, token: str) -> Steps[Robots | FetchError]:
+        """What a robots.txt asks; an error where RFC 9309 takes everything for forbidden."""
+        try:
+            url = f"{target.scheme}://{target.authority}/robots.txt"
+            fetched = yield from self._persist(url, is_robots=True)
+        except FetchError as error:
+            if error.reason in _NO_ROBOTS:
+                return Robots()
+            return error if error.reason in _UNREACHED else FetchError("robots", str(error))
+        robots = Robots.parse(fetched.content, token)
+        if robots.crawl_delay is not None:
+            self.pace.slow(target.host, robots.crawl_delay)
+        return robots
+
+    def _answer(
+        self,
+        url: str,
+        target: _Target,
+        response: http.client.HTTPResponse,
+        *,
+        is_robots: bool,
+    ) -> Fetched | str:
+        """The content of a response, or the URL that it redirects to."""
+        if response.status in (301, 302, 303, 307, 308):
+            return _redirect(url, response.headers["Location"])
+        if response.status in (429, 503):
+            seconds = retry_after(response.headers["Retry-After"], time.time())
+            if seconds is not None:
+                self.pace.pause(target.host, seconds)
+                reason: FetchReason = "http_429" if response.status == 429 else "http_5xx"
+                raise FetchError(reason, may_pass=seconds <= self.pace.max_wait)
+        if is_robots and 200 <= response.status < 300:
+            return Fetched(content=self._body(response, MAX_BYTES, is_cut=True), url=url)
+        _check_status(response.status)
+        if self.opted_out(response.headers):
+            raise FetchError("opted_out")
+        return Fetched(content=self._body(response, self.max_bytes), url=url)
+
+    def _body(self, response: http.client.HTTPResponse, cap: int, *, is_cut: bool = False) -> bytes:
+        """A body, decoded; one over the cap is refused, or ends one byte after it."""
+        if (response.length or 0) > cap and not is_cut:
             raise FetchError("too_large", f"{response.length} bytes announced")
+        codings = codings_of(response.headers)
+        if len(codings) > 1 or not Inflater.CODINGS.issuperset(codings):
+            raise FetchError("bad_response", f"encoded as {', '.join(codings)}")
+        inflater = Inflater(codings[0]) if codings else None
         parts, size = [], 0
         try:
-            while part := response.read(65_536):
+            while size <= cap and (part := response.read(65_536)):
+                if inflater is not None:
+                    part = inflater.feed(part, cap + 1 - size)
                 parts.append(part)
                 size += len(part)
-                if size > self.max_bytes:
-                    raise FetchError("too_large", f"over {self.max_bytes} bytes")
         except ConnectionError as error:
             raise FetchError("incomplete", str(error)) from error
-        if response.length:
-            raise FetchError("incomplete", f"{response.length} bytes are missing")
+        if size > cap:
+            if is_cut:
+                return b"".join(parts)
+            raise FetchError("too_large", f"over {cap} bytes")
+        if response.length or (inflater is not None and inflater.is_cut):
+            raise FetchError("incomplete", "the end is missing")
         if not size:
             raise FetchError("empty")
         return b"".join(parts)
 
     def _exchange(
-        self, target: _Target, deadline: float
+        self, target: _Target, addresses: list[str], deadline: float
     ) -> tuple[_Connection, http.client.HTTPResponse]:
         request = target.request(self.user_agent)
         connection = self._take(target)
@@ -386,15 +473,14 @@ class Fetcher:
             except BaseException:
                 connection.close()
                 raise
-        connection = self._connect(target, deadline)
+        connection = self._connect(target, addresses, deadline)
         try:
             return connection, connection.get(request, deadline)
         except BaseException:
             connection.close()
             raise
 
-    def _connect(self, target: _Target, deadline: float) -> _Connection:
-        addresses = self._addresses(target.host, deadline)
+    def _connect(self, target: _Target, addresses: list[str], deadline: float) -> _Connection:
         for index, address in enumerate(addresses):
             untried = len(addresses) - index
             try:
@@ -412,12 +498,24 @@ class Fetcher:
             sock.close()
             raise
 
-    def _addresses(self, host: str, deadline: float) -> list[str]:
-        """The addresses of a host that may be connected to."""
+    def _addresses(self, host: str, deadline: float) -> Steps[list[str]]:
+        """The addresses of a host that may be connected to.
+
+        One thread waits for a look-up; what else needs it waits outside the threads.
+        """
+        found: Sequence[str]
         try:
-            found: Sequence[str] = [str(ipaddress.ip_address(host))]
+            found = [str(ipaddress.ip_address(host))]
         except ValueError:
-            found = self._look_up(host, deadline)
+            future, is_first = self._names.look_up(host)
+            if not (is_first or future.done()):
+                yield Wait(future=future, until=deadline)
+            try:
+                found = future.result(_left(deadline) if is_first else 0)
+            except TimeoutError as error:
+                raise FetchError("timeout", "the name server does not answer") from error
+            except (OSError, UnicodeError) as error:
+                raise FetchError("dns", str(error)) from error
         if not self.allow_private_addresses:
             public = [address for address in found if is_public(address)]
             if found and not public:
@@ -426,22 +524,6 @@ class Fetcher:
         if not found:
             raise FetchError("dns", host)
         return list(found[:_MAX_ADDRESSES])
-
-    def _look_up(self, host: str, deadline: float) -> Sequence[str]:
-        now = time.monotonic()
-        with self._lock:
-            since, future = self._lookups.get(host, (0.0, None))
-            if future is None or now - since > _LOOKUP_SECONDS:
-                if len(self._lookups) >= _MAX_LOOKUPS:
-                    self._lookups.clear()
-                future = self._resolver.submit(self._resolve, host)
-                self._lookups[host] = now, future
-        try:
-            return future.result(_left(deadline))
-        except TimeoutError:
-            raise
-        except (OSError, UnicodeError) as error:
-            raise FetchError("dns", str(error)) from error
 
     def _take(self, target: _Target) -> _Connection | None:
         with self._lock:
@@ -467,6 +549,52 @@ class Fetcher:
             self._idle.append((target.origin, connection))
             if len(self._idle) > _MAX_IDLE:
                 self._idle.popleft()[1].close()
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """What goes wrong with a connection, as the reason that it is for a row."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise FetchError("timeout", str(error)) from error
+    except ssl.SSLError as error:
+        raise FetchError("tls", str(error)) from error
+    except http.client.IncompleteRead as error:
+        raise FetchError("incomplete", str(error)) from error
+    except OSError as error:
+        raise FetchError("connect", str(error)) from error
+    except (http.client.HTTPException, zlib.error) as error:
+        raise FetchError("bad_response", type(error).__name__) from error
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """The seconds that a Retry-After header asks to wait, given as such or as a date.
+
+    Args:
+        value: The header; None or nonsense asks nothing.
+        now: Seconds since the epoch.
+    """
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:12])
+    try:
+        moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, moment.timestamp() - now)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _back_off(url: str, attempt: int) -> float:
+    """Seconds before another try: from half to the whole of a time that doubles.
+
+    Where between the two hangs on the URL, so that not all come back at once.
+    """
+    longest = min(_BACK_OFF * 2.0**attempt, _MAX_BACK_OFF)
+    share = zlib.crc32(f"{attempt} {url}".encode(errors="replace")) / 2**32
+    return longest * (1 + share) / 2
 
 
 def _redirect(url: str, location: str | None) -> str:

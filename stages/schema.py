@@ -13,6 +13,7 @@ __all__ = ["PAIRS", "POOL", "uid_of", "web_captions"]
 _POOL: list[pa.Field[Any]] = [
     pa.field("uid", pa.string(), nullable=False),
     pa.field("source", pa.string(), nullable=False),
+    pa.field("source_uid", pa.string()),
     pa.field("url", pa.string(), nullable=False),
     pa.field("caption", pa.string()),
     pa.field("repeats", pa.int32(), nullable=False),
@@ -23,15 +24,18 @@ _POOL: list[pa.Field[Any]] = [
     pa.field("height", pa.int32()),
     pa.field("original_width", pa.int32()),
     pa.field("original_height", pa.int32()),
+    pa.field("original_bytes", pa.int64()),
     pa.field("sha256", pa.string()),
 ]
 POOL = pa.schema(_POOL)
 """One row for each distinct (url, caption) of the input, failed downloads included.
 
-`caption` is as found; `repeats` counts the further input rows with the same uid; `status` is
-img2dataset's (success, failed_to_download, failed_to_resize); `error` is null on success and
-otherwise one of download's reasons; `image` is encoded bytes, free of EXIF, null on failure;
-`sha256` is of the bytes as downloaded, before any resize.
+`source_uid` is the id that the source itself gives, as DataComp's uid; `url` is a name within the
+source where an image at hand has no URL; `caption` is as found; `repeats` counts the further input
+rows with the same uid; `status` is img2dataset's (success, failed_to_download, failed_to_resize);
+`error` is null on success and otherwise one of download's reasons; `image` is encoded bytes, free
+of EXIF, null on failure; `original_bytes` (their number) and `sha256` are of what was downloaded,
+before any resize.
 """
 
 _IMAGE: pa.DataType = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

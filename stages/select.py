@@ -1,10 +1,12 @@
-"""Select: a subset balanced by noun phrase, as LLaVA chose 595,000 pairs of CC3M."""
+"""Select: a subset of the pool, balanced by noun phrase, best by a score, or drawn at random."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,162 +18,450 @@ from models.nouns import NounPhrases, PhraseForm, revision
 from stages.base import GlobalStage, StageConfig, threshold
 from stages.schema import web_captions
 
-__all__ = ["SelectConfig", "SelectStage"]
+__all__ = ["SelectConfig", "SelectStage", "coverage", "histogram"]
 
+Bools = npt.NDArray[np.bool_]
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 
+BY_PHRASE = ("noun_phrases", "balance")
+BY_SHARE = ("random", "top_fraction")
+
+WRITES: dict[str, pa.DataType] = {"noun_phrases": pa.list_(pa.string()), "score": pa.float64()}
 SUMMARY: dict[str, pa.DataType] = {"selected": pa.bool_(), "selected_by": pa.string()}
+
+CHUNK = 1 << 20
+"""Rows whose phrases `balance` holds as Python lists at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig(StageConfig):
-    """How captions are chosen by their noun phrases (LLaVA, arXiv:2304.08485, appendix).
+    """How rows are chosen.
 
     Attributes:
-        min_frequency: Phrases in fewer captions bring in nothing.
-        max_per_phrase: A phrase in more captions brings in a random choice of this many.
-        variant: Which captions a frequent phrase chooses from, where the paper can be read in
-            several ways. literal: from all that hold it. not_pooled: from those that no rarer
-            phrase has brought in. quota: as not_pooled, and those brought in count towards
+        method: noun_phrases, from rare phrases to common ones as LLaVA did (arXiv:2304.08485,
+            appendix); balance, the same walk under a hard cap: no phrase stands in more than
+            `max_per_phrase` of the rows chosen; random, by a hash of seed and uid; top_fraction,
+            the rows of the highest `score`, as DataComp ranks by CLIP (arXiv:2304.14108).
+        captions: Whose phrases count: web, synthetic, or both. A row is chosen as a whole, by the
+            phrases of all these captions of its, and a phrase counts once a row.
+        min_frequency: Phrases of fewer rows bring in nothing.
+        max_per_phrase: A phrase of more rows brings in a random choice of this many.
+        variant: Which rows a frequent phrase chooses from, where the paper can be read in several
+            ways; of noun_phrases. literal: from all that hold it. not_pooled: from those that no
+            rarer phrase has brought in. quota: as not_pooled, and those brought in count towards
             `max_per_phrase`.
         model: A spaCy pipeline, installed or in a folder.
-        phrase: How a phrase is written when it is counted: raw, lower, or no_determiner (lower
-            case, without leading determiners). The paper does not say, and the number of distinct
-            phrases, and with it the size of the subset, depends on it more than on `variant`.
-        require_caption: Whether a row without a web caption is rejected; otherwise it stays.
+        phrase: How a phrase is written when it is counted: raw; lower; no_determiner (lower case,
+            without leading determiners); or lemma (no_determiner, each word in its dictionary
+            form). The paper does not say, and the number of distinct phrases, and with it the
+            size of the subset, depends on it more than on `variant`.
+        require_caption: Whether a row without a caption to take phrases from is rejected;
+            otherwise it stays.
+        score: The column that top_fraction ranks by: a number, or a list of numbers of which the
+            largest counts, of the pool or of an earlier stage, such as itm_web.
+        fraction: What random and top_fraction choose, from 0 to 1. random judges each row by
+            itself, so that the size is the fraction in expectation and a row's fate depends on no
+            other; top_fraction rounds to whole rows.
+        number: The same as a number of rows; one of the two.
         seed: Of the random choices.
     """
 
+    method: Literal["noun_phrases", "balance", "random", "top_fraction"] = threshold("noun_phrases")
+    captions: Literal["web", "synthetic", "both"] = "web"
     min_frequency: int = threshold(3)
     max_per_phrase: int = threshold(100)
     variant: Literal["literal", "not_pooled", "quota"] = threshold("literal")
     model: str = "en_core_web_sm"
     phrase: PhraseForm = "lower"
     require_caption: bool = threshold(True)
+    score: str | None = None
+    fraction: float | None = threshold(None)
+    number: int | None = threshold(None)
     seed: int = threshold(0)
 
     def __post_init__(self) -> None:
-        for name in ("min_frequency", "max_per_phrase"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"select.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("min_frequency", "max_per_phrase", "number"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"select.{name} must be at least 1, got {value}")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise ValueError(
+                f"select.fraction must be above 0 and at most 1, got {self.fraction}; for a number "
+                "of rows there is select.number"
+            )
+        is_share, is_ranked = self.method in BY_SHARE, self.method == "top_fraction"
+        if (self.fraction is not None) + (self.number is not None) != is_share:
+            takes = "needs one of" if is_share else "takes none of"
+            raise ValueError(
+                f"select.method: {self.method} {takes} select.fraction and select.number"
+            )
+        if is_ranked and self.score is None:
+            raise ValueError("select.score must name the column to rank by, such as itm_web")
+        if self.score is not None and not is_ranked:
+            raise ValueError(
+                f"select.score is what top_fraction ranks by; remove it or change select.method, "
+                f"which is {self.method}"
+            )
         if not self.model:
             raise ValueError('select.model must name a spaCy pipeline, such as "en_core_web_sm"')
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The score, and the synthetic captions where they count."""
+        synthetic = ("synthetic",) if self.method in BY_PHRASE and self.captions != "web" else ()
+        return synthetic if self.score is None else (*synthetic, self.score)
+
+    def check(self, columns: pa.Schema) -> None:
+        """Refuse a score that is unknown or no number, and synthetic captions yet to be written."""
+        numbers = [field.name for field in columns if _is_numeric(field.type)]
+        if self.score is not None and self.score not in numbers:
+            what = "no number" if self.score in columns.names else "no column of an earlier stage"
+            raise ValueError(
+                f"select.score: {self.score!r} is {what}; known are {', '.join(numbers)}"
+            )
+        if "synthetic" in self.reads and "synthetic" not in columns.names:
+            raise ValueError(f"select.captions: {self.captions} needs caption before select")
+
     def measurement(self) -> dict[str, Any]:
-        """The fields that change the phrases, and the revision of the pipeline."""
-        return {**super().measurement(), "revision": revision(self.model)}
+        """The fields that change the phrases or the score, and the revision of the pipeline.
+
+        Raises:
+            FileNotFoundError: The method takes phrases and there is no such pipeline.
+        """
+        if self.method in BY_PHRASE:
+            fields = {name: getattr(self, name) for name in ("captions", "model", "phrase")}
+            return {**fields, "revision": revision(self.model)}
+        return {} if self.score is None else {"score": self.score}
 
 
 class SelectStage(GlobalStage[SelectConfig]):
-    """A subset in which rare concepts keep all their captions and common ones are sampled.
+    """A subset in which rare concepts keep all their rows and common ones are sampled.
 
     Phrases are taken from the least frequent up, equal frequencies in the order of their bytes.
-    Frequency is the number of live rows whose caption holds the phrase. A caption that one phrase
-    has brought in stays, so a frequent phrase may end with far more captions than
-    `max_per_phrase`: it is no cap on the subset.
+    Frequency is the number of live rows whose captions hold the phrase. Where `method` is
+    noun_phrases, a row that one phrase has brought in stays, so a frequent phrase may end with far
+    more rows than `max_per_phrase`; `balance` passes over each row one of whose phrases is full.
     """
 
     name: ClassVar[str] = "select"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[StageConfig]] = SelectConfig
     reads: ClassVar[tuple[str, ...]] = ("caption",)
     uses: ClassVar[tuple[str, ...]] = ("text",)
-    writes: ClassVar[pa.Schema] = pa.schema({"noun_phrases": pa.list_(pa.string())})
+    writes: ClassVar[pa.Schema] = pa.schema(WRITES)
     summary: ClassVar[pa.Schema] = pa.schema(SUMMARY)
     reasons: ClassVar[Mapping[str, str]] = {
-        "no_caption": "There is no web caption to choose by.",
-        "no_noun_phrase": "The caption holds no noun phrase.",
-        "not_selected": "No noun phrase of the caption brought it into the subset.",
+        "no_caption": "There is no caption to choose by.",
+        "no_noun_phrase": "The captions hold no noun phrase.",
+        "no_score": "There is no score to rank by.",
+        "not_selected": "Nothing brought the row into the subset.",
     }
 
     def load(self) -> None:
-        """Load the spaCy pipeline."""
-        self.extract = NounPhrases(self.config.model, self.config.phrase)
+        """Load the spaCy pipeline, where the method takes phrases."""
+        if self.config.method in BY_PHRASE:
+            self.extract = NounPhrases(self.config.model, self.config.phrase)
 
     def annotate(self, rows: pa.Table) -> pa.Table:
-        """Parse the captions.
+        """Parse the captions, or take over the score.
 
         Returns:
-            noun_phrases, the distinct ones of each caption in order; null without a caption.
+            noun_phrases, the distinct ones of each row in order, null without a caption; score,
+            null without one. The one that `method` does not need is null.
         """
-        captions = web_captions(rows).to_pylist()
-        phrases = iter(self.extract([text for text in captions if text is not None]))
-        lists = [None if text is None else next(phrases) for text in captions]
-        return pa.table([pa.array(lists, pa.list_(pa.string()))], schema=self.writes)
+        n = len(rows)
+        phrases: Any = pa.array([None] * n, WRITES["noun_phrases"])
+        scores: Any = pa.array([None] * n, WRITES["score"])
+        if self.config.method in BY_PHRASE:
+            phrases = pa.array(self._phrases(rows), WRITES["noun_phrases"])
+        elif self.config.score is not None:
+            scores = _scores(rows[self.config.score].combine_chunks())
+        return pa.table([phrases, scores], schema=self.writes)
+
+    def _phrases(self, rows: pa.Table) -> list[list[str] | None]:
+        texts: list[list[str]] = [[] for _ in range(len(rows))]
+        if self.config.captions != "synthetic":
+            for some, text in zip(texts, web_captions(rows).to_pylist(), strict=True):
+                some += [] if text is None else [text]
+        if self.config.captions != "web":
+            for some, written in zip(texts, rows["synthetic"].to_pylist(), strict=True):
+                some += [text for text in written or () if text is not None]
+        found = iter(self.extract([text for some in texts for text in some]))
+        lists = [[next(found) for _ in some] for some in texts]
+        return [list(dict.fromkeys(chain(*some))) if some else None for some in lists]
 
     def summarize(self, annotations: Iterator[pa.Table]) -> pa.Table:
         """Choose the subset.
 
         Returns:
             uid; selected; selected_by, the rarest phrase that brought the row in, null for the
-            others.
+            others and where the method knows no phrases.
         """
-        schema = pa.schema([pa.field("uid", pa.string()), *self.writes])
-        tables = [table.select(schema.names).cast(schema) for table in annotations]
-        rows = pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
-        uid, lists = rows["uid"].combine_chunks(), rows["noun_phrases"].combine_chunks()
-        encoded: Any = pc.list_flatten(lists).dictionary_encode()
-        phrases = encoded.dictionary
-        row = np.asarray(pc.list_parent_indices(lists)).astype(np.int64)
-        phrase = np.asarray(encoded.indices).astype(np.int64)
-        frequency = np.bincount(phrase, minlength=len(phrases))
-        ranked = pc.sort_indices(
-            pa.table({"frequency": frequency, "phrase": phrases}),
-            [("frequency", "ascending"), ("phrase", "ascending")],
-        )
-        rank = np.argsort(np.asarray(ranked))
-        tickets = draw(self.config.seed, hashes(phrases)[phrase], hashes(uid)[row])
-        by = self._choose(row, rank[phrase], frequency[phrase], tickets, len(rows))
-        selected = pa.array(by < len(phrases))
-        ranks: Any = pc.if_else(selected, by, None)
-        return pa.table(
-            [uid, selected, phrases.take(ranked.take(ranks))], names=["uid", *self.summary.names]
-        )
+        uids: list[Any] = []
+        parts: list[Any] = []
+        is_by_phrase = self.config.method in BY_PHRASE
+        for table in annotations:
+            uids.append(table["uid"].cast(pa.string()).combine_chunks())
+            if is_by_phrase:
+                parts.append(_encoded(table["noun_phrases"].combine_chunks()))
+            else:
+                parts.append(table["score"].combine_chunks())
+        uid = pa.chunked_array(uids, pa.string())
+        by: Any = pa.nulls(len(uid), pa.string())
+        if is_by_phrase:
+            mentions = Mentions.joined(parts)
+            choose = self._walk if self.config.method == "noun_phrases" else self._balance
+            first = choose(mentions, uid_hashes(uid))
+            by = mentions.phrases.take(pa.array(first, mask=first < 0))
+            selected = first >= 0
+        else:
+            score = pa.chunked_array(parts, pa.float64()).to_numpy()
+            selected = self._share(uid_hashes(uid), score)
+        return pa.table([uid, pa.array(selected), by], names=["uid", *self.summary.names])
 
-    def _choose(
-        self, row: Int64s, rank: Int64s, frequency: Int64s, tickets: UInt64s, num_rows: int
-    ) -> Int64s:
-        """The rank of the phrase that brings each row in; that after the last for the others.
+    def _ranked(self, mentions: Mentions) -> Int64s:
+        """The phrases that may bring rows in, by code, the first to be taken first."""
+        frequent = np.flatnonzero(mentions.frequency >= self.config.min_frequency)
+        keys = pa.table(
+            {
+                "frequency": mentions.frequency[frequent],
+                "phrase": mentions.phrases.take(pa.array(frequent)),
+            }
+        )
+        order = pc.sort_indices(keys, [("frequency", "ascending"), ("phrase", "ascending")])
+        return frequent[np.asarray(order).astype(np.int64)]
+
+    def _walk(self, mentions: Mentions, uids: UInt64s) -> Int64s:
+        """LLaVA's walk over the phrases.
 
         Args:
-            row: (m,) the row of each mention of a phrase.
-            rank: (m,) the rank of the phrase, 0 the first to be taken.
-            frequency: (m,) its frequency.
-            tickets: (m,) the mention's lot; the lowest of a phrase are drawn.
-            num_rows: Rows in all.
+            mentions: Those of n rows.
+            uids: (n,) the hashes of their uids.
+
+        Returns:
+            (n,) the code of the phrase that brings each row in, -1 for the others.
         """
         size, variant = self.config.max_per_phrase, self.config.variant
-        nobody = int(rank.max(initial=-1)) + 1
-        by = np.full(num_rows, nobody)
-        is_drawn = frequency >= self.config.min_frequency
-        order = np.lexsort((tickets, rank))
-        order = order[is_drawn[order]]
-        row, rank, frequency = row[order], rank[order], frequency[order]
+        ranked = self._ranked(mentions)
+        num_whole = int(np.searchsorted(mentions.frequency[ranked], size, "right"))
+        row, rank = mentions.by_rank(ranked)
+        nobody = len(ranked)
+        first = np.full(len(uids), nobody, np.int32)
+        is_whole = rank < num_whole
+        np.minimum.at(first, row[is_whole], rank[is_whole])
+        row, rank = row[~is_whole], rank[~is_whole]
+        names = hashes(mentions.phrases.take(pa.array(ranked[num_whole:])))
+        lots = draw(self.config.seed, names[rank - num_whole], uids[row])
+        order = np.lexsort((lots, rank))
+        row, rank = row[order], rank[order]
         starts = np.flatnonzero(np.diff(rank, prepend=-1))
-        place = np.arange(len(rank)) - np.repeat(starts, np.diff(starts, append=len(rank)))
-        whole = (place < size) if variant == "literal" else (frequency <= size)
-        np.minimum.at(by, row[whole], rank[whole])
         if variant == "literal":
-            return by
-        for start in starts[frequency[starts] > size]:
-            members = row[start : start + frequency[start]]
-            free = members[by[members] == nobody]
-            pooled = len(members) - len(free) if variant == "quota" else 0
-            by[free[: max(size - pooled, 0)]] = rank[start]
+            place = np.arange(len(rank)) - np.repeat(starts, np.diff(starts, append=len(rank)))
+            np.minimum.at(first, row[place < size], rank[place < size])
+        else:
+            for phrase, members in enumerate(np.split(row, starts)[1:], num_whole):
+                free = members[first[members] == nobody]
+                pooled = len(members) - len(free) if variant == "quota" else 0
+                first[free[: max(size - pooled, 0)]] = phrase
+        return np.append(ranked, -1)[first]
+
+    def _balance(self, mentions: Mentions, uids: UInt64s) -> Int64s:
+        """The same walk, passing over rows of which a phrase is full; see `_walk`.
+
+        A row passed over once is never taken later, so each is looked at once, with its rarest
+        phrase.
+        """
+        ranked = self._ranked(mentions)
+        row, rank = mentions.by_rank(ranked)
+        first = np.full(len(uids), len(ranked), np.int32)
+        np.minimum.at(first, row, rank)
+        rows = np.flatnonzero(first < len(ranked))
+        names = hashes(mentions.phrases.take(pa.array(ranked)))
+        lots = draw(self.config.seed, names[first[rows]], uids[rows])
+        rows = rows[np.lexsort((lots, first[rows]))]
+
+        may_fill = mentions.frequency[mentions.code] > self.config.max_per_phrase
+        code = mentions.code[may_fill]
+        ends = np.cumsum(np.bincount(mentions.row[may_fill], minlength=len(uids)))
+        lengths = np.diff(ends, prepend=0)
+        room = [self.config.max_per_phrase] * len(mentions.phrases)
+        by = np.full(len(uids), -1)
+        for start in range(0, len(rows), CHUNK):
+            some = rows[start : start + CHUNK]
+            many = lengths[some]
+            stops = np.cumsum(many)
+            held = code[np.arange(many.sum()) + np.repeat(ends[some] - stops, many)].tolist()
+            taken, low = [], 0
+            for high in stops.tolist():
+                phrases = held[low:high]
+                low = high
+                is_taken = all([room[phrase] for phrase in phrases])
+                taken.append(is_taken)
+                if is_taken:
+                    for phrase in phrases:
+                        room[phrase] -= 1
+            some = some[np.array(taken, bool)]
+            by[some] = ranked[first[some]]
         return by
+
+    def _share(self, uids: UInt64s, score: npt.NDArray[np.float64]) -> Bools:
+        """A random part, or that of the highest scores.
+
+        Args:
+            uids: (n,) hashes of the uids.
+            score: (n,) of top_fraction, NaN without one.
+        """
+        fraction, number = self.config.fraction, self.config.number
+        lots = splitmix(uids ^ splitmix(np.array([self.config.seed % 2**64], np.uint64)))
+        if self.config.method == "random" and fraction is not None:
+            drawn: Bools = (lots >> np.uint64(11)) < fraction * 2.0**53
+            return drawn
+        is_ranked = np.ones(len(uids), bool)
+        if self.config.method == "top_fraction":
+            is_ranked = ~np.isnan(score)
+        size = number if fraction is None else round(fraction * int(is_ranked.sum()))
+        keys = (lots,) if self.config.method == "random" else (lots, -score)
+        order = np.lexsort(keys)
+        chosen = np.zeros(len(uids), bool)
+        chosen[order[is_ranked[order]][:size]] = True
+        return chosen
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
         """Reject rows outside the subset."""
-        lengths = pc.list_value_length(annotations["noun_phrases"])
-        lengths = np.asarray(lengths.fill_null(pa.scalar(-1, pa.int32())))
-        is_selected = np.asarray(annotations["selected"].fill_null(pa.scalar(False)))
-        reason = np.select(
-            [lengths < 0, lengths == 0], ["no_caption", "no_noun_phrase"], "not_selected"
-        )
-        is_kept = is_selected | ((lengths < 0) & (not self.config.require_caption))
+        is_kept = np.asarray(annotations["selected"].fill_null(pa.scalar(False)))
+        reason = np.full(len(annotations), "not_selected", object)
+        if self.config.method in BY_PHRASE:
+            lengths = pc.list_value_length(annotations["noun_phrases"])
+            lengths = np.asarray(lengths.fill_null(pa.scalar(-1, pa.int32())))
+            reason[lengths < 0] = "no_caption"
+            reason[lengths == 0] = "no_noun_phrase"
+            is_kept = is_kept | ((lengths < 0) & (not self.config.require_caption))
+        elif self.config.method == "top_fraction":
+            reason[np.asarray(annotations["score"].is_null())] = "no_score"
         verdicts: pa.StringArray = pa.array(reason, pa.string(), mask=is_kept)
         return verdicts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mentions:
+    """Which row holds which phrase.
+
+    Attributes:
+        row: (m,) the row of each mention, ascending.
+        code: (m,) its phrase, an index of `phrases`.
+        phrases: The k distinct ones.
+        frequency: (k,) the rows that hold each.
+    """
+
+    row: Int64s
+    code: npt.NDArray[np.int32]
+    phrases: Any
+    frequency: Int64s
+
+    @classmethod
+    def joined(cls, parts: list[tuple[Int64s, Any, int]]) -> Mentions:
+        """Of the rows of several tables, each as `_encoded` gives it."""
+        kind: Any = pa.dictionary(pa.int32(), pa.string())
+        chunks: Any = pa.chunked_array([encoded for _, encoded, _ in parts], kind)
+        chunks = chunks.unify_dictionaries()
+        starts = np.cumsum([0, *(n for _, _, n in parts)])
+        codes = [np.asarray(chunk.indices) for chunk in chunks.chunks]
+        code = np.concatenate([np.zeros(0, np.int32), *codes])
+        rows = [row + start for (row, _, _), start in zip(parts, starts[:-1], strict=True)]
+        phrases: Any = chunks.chunk(0).dictionary if parts else pa.array([], pa.string())
+        return cls(
+            row=np.concatenate([np.zeros(0, np.int64), *rows]),
+            code=code,
+            phrases=phrases,
+            frequency=np.bincount(code, minlength=len(phrases)),
+        )
+
+    def by_rank(self, ranked: Int64s) -> tuple[Int64s, npt.NDArray[np.int32]]:
+        """The row and the rank of each mention of the phrases `ranked`."""
+        rank = np.full(len(self.phrases), -1, np.int32)
+        rank[ranked] = np.arange(len(ranked))
+        found = rank[self.code]
+        return self.row[found >= 0], found[found >= 0]
+
+
+def _encoded(lists: Any) -> tuple[Int64s, Any, int]:
+    """The row and the phrase of each mention in a column of lists, and the number of rows."""
+    rows = np.asarray(pc.list_parent_indices(lists)).astype(np.int64)
+    return rows, pc.list_flatten(lists).dictionary_encode(), len(lists)
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.ListType):
+        kind = kind.value_type
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _scores(column: Any) -> Any:
+    """A number for each row, the largest of a list; null for null, NaN and the empty list."""
+    rows, values = np.arange(len(column)), column
+    if isinstance(column.type, pa.ListType):
+        rows, values = np.asarray(pc.list_parent_indices(column)), pc.list_flatten(column)
+    largest = np.full(len(column), np.nan)
+    np.fmax.at(largest, rows, values.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    return pa.array(largest, mask=np.isnan(largest))
+
+
+BINS: tuple[int, ...] = (*range(11), *(round(10 ** (n / 2)) for n in range(3, 20)))
+"""The least frequency of each bin of a coverage: 0 to 9 each by itself, then half decades."""
+
+
+def coverage(lists: pa.ChunkedArray[Any], selected: Bools) -> pa.Table:
+    """How often concepts are seen before and after a selection.
+
+    Args:
+        lists: The noun phrases of n rows, null for none.
+        selected: (n,) which rows are chosen.
+
+    Returns:
+        As `histogram`.
+    """
+    mentions = Mentions.joined([_encoded(chunk) for chunk in lists.chunks])
+    after = np.bincount(mentions.code[selected[mentions.row]], minlength=len(mentions.phrases))
+    return histogram(mentions.frequency, after)
+
+
+def histogram(before: Int64s, after: Int64s) -> pa.Table:
+    """How many phrases there are at each frequency, before and after a selection.
+
+    Args:
+        before: (k,) the rows that hold each phrase.
+        after: (k,) those of them that are chosen.
+
+    Returns:
+        from and to, the least and the greatest frequency of a bin (0 to 9 each by itself, then
+        half decades); before and after, the phrases in it. Bins up to the last that is not empty;
+        phrases that are lost stand at frequency 0 after.
+    """
+    counts = [
+        np.bincount(np.searchsorted(BINS, values, "right") - 1, minlength=len(BINS))
+        for values in (before, after)
+    ]
+    last = int(np.flatnonzero(counts[0] + counts[1]).max(initial=-1)) + 1
+    return pa.table(
+        {
+            "from": np.array(BINS)[:last],
+            "to": np.array([*BINS[1:], 2**63])[:last] - 1,
+            "before": counts[0][:last],
+            "after": counts[1][:last],
+        }
+    )
+
+
+def uid_hashes(uids: pa.ChunkedArray[Any]) -> UInt64s:
+    """64 bits of each uid, of 32 characters, the same in every process."""
+    found = [np.zeros(0, np.uint64)]
+    for chunk in uids.cast(pa.binary()).cast(pa.binary(32)).chunks:
+        buffer: Any = chunk.buffers()[1]
+        words: UInt64s = np.frombuffer(buffer, "<u8").reshape(-1, 4)
+        words = words[chunk.offset : chunk.offset + len(chunk)]
+        found.append(functools.reduce(lambda mixed, word: splitmix(mixed ^ word), words.T))
+    return np.concatenate(found)
 
 
 def hashes(texts: pa.Array[Any]) -> UInt64s:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
+import http.server
 import socket
 import ssl
 import subprocess
@@ -103,6 +105,13 @@ def behind_tls(port: int, pem: Path) -> Iterator[int]:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(pipe(reader, inner_writer), pipe(inner_reader, writer))
 
+    async def end() -> None:
+        server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     server = loop.run_until_complete(
         asyncio.start_server(connect, "127.0.0.1", 0, ssl=context, backlog=256)
     )
@@ -111,6 +120,44 @@ def behind_tls(port: int, pem: Path) -> Iterator[int]:
     try:
         yield int(server.sockets[0].getsockname()[1])
     finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        server.close()
+        loop.close()
+
+
+class Pictures:
+    """Pictures on loopback at /0, /1, ...; those whose number is in `broken` get its status."""
+
+    def __init__(self) -> None:
+        self.broken: dict[str, int] = {}
+        self.hits: collections.Counter[str] = collections.Counter()
+        pictures = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                pictures.hits[self.path] += 1
+                number = self.path.strip("/")
+                status = pictures.broken.get(number, 200) if number.isdigit() else 404
+                body = fakes.jpeg(int(number)) if status == 200 else b""
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.base = f"http://127.0.0.1:{self.http.server_port}"
+
+    def __enter__(self) -> Pictures:
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()

@@ -10,16 +10,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pipeline.manifest import Plan
 from pipeline.report import health
 from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples, locate
 from pipeline.report.page import Gallery, render
 from pipeline.report.survey import CELLS, Place, Survey, Texts, survey
+from pipeline.rounds import compare
 from pipeline.store import Run
+from pipeline.training import CURATED
 from stages.clean import CleanStage
 from stages.export import ExportStage
 from stages.filter import FilterConfig, FilterStage
+from stages.select import histogram
 
 __all__ = ["write"]
 
@@ -54,6 +59,7 @@ def write(
     found = survey(run, plan, names)
     facts = _facts(run, plan, funnel, found)
     facts["evaluation"] = _metrics(plan, evaluation or {})
+    facts["rounds"] = _rounds(run, plan)
     facts["truth"] = dict(truth) if isinstance(truth, Mapping) else {"stages": list(truth or ())}
     training = _training(run)
     facts["training"] = {model: lines[-1] for model, lines in training.items()}
@@ -200,6 +206,10 @@ def _phrases(found: Survey) -> dict[str, Any]:
             {"phrase": phrase, "before": number, "after": after[phrase]}
             for phrase, number in ordered[:MOST_PHRASES]
         ],
+        "coverage": histogram(
+            np.fromiter(before.values(), np.int64, len(before)),
+            np.fromiter((after[phrase] for phrase in before), np.int64, len(before)),
+        ).to_pylist(),
     }
 
 
@@ -249,6 +259,26 @@ def _metrics(plan: Plan, evaluation: Mapping[str, Any]) -> dict[str, dict[str, f
         values = entry.get("metrics", entry) if isinstance(entry, Mapping) else {}
         found[model] = dict(_numbers(values))
     return {model: values for model, values in found.items() if values}
+
+
+def _rounds(run: Run, plan: Plan) -> list[dict[str, Any]]:
+    """What each finished bootstrap round came to: pairs, and the model that it trained anew."""
+    if plan.manifest.rounds == 1:
+        return []
+    fresh = [
+        name
+        for name, config in plan.manifest.train.items()
+        if config.objective == "pretrain" and CURATED in config.data
+    ]
+    return [
+        {
+            "round": entry["round"],
+            "images": entry["images"],
+            **{f"{source} captions": number for source, number in entry["pairs"].items()},
+            **dict(_numbers(entry["evaluation"].get(fresh[0], {}) if fresh else {})),
+        }
+        for entry in compare(run.root)
+    ]
 
 
 def _numbers(values: Any, prefix: str = "") -> list[tuple[str, float]]:

@@ -13,7 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup, escape
 
-__all__ = ["Histogram", "curves", "histogram", "printable", "share_bar", "stacked_bar"]
+__all__ = [
+    "Histogram",
+    "curves",
+    "histogram",
+    "intervals",
+    "printable",
+    "share_bar",
+    "stacked_bar",
+]
 
 WIDTH = 360
 HEIGHT = 212
@@ -213,6 +221,51 @@ def curves(
     marks.append(_text(WIDTH - RIGHT, HEIGHT - BOTTOM + 15, f"{right:,.0f}", anchor="end"))
     marks.append(_text(LEFT + width / 2, HEIGHT - 5, x_label, class_="label"))
     return _chart(marks, label)
+
+
+def intervals(
+    rows: Sequence[tuple[str, float, float | None, float | None, Sequence[float]]],
+    *,
+    x_label: str,
+    label: str,
+) -> Markup:
+    """A mean with its interval and the values behind it, a line for each row.
+
+    Args:
+        rows: Label, mean, low and high end of the interval or None, and the values.
+        x_label: What x is.
+        label: What a screen reader says.
+    """
+    ends = [x for _, mean, low, high, values in rows for x in (mean, low, high, *values)]
+    known = [x for x in ends if x is not None]
+    step = _nice_step((max(known) - min(known)) or abs(max(known)) or 1.0, 4)
+    start, stop = (
+        step * f(edge / step) for f, edge in ((math.floor, min(known)), (math.ceil, max(known)))
+    )
+    stop = max(stop, start + step)
+    margin, width, height = 130, WIDTH - 130 - 14, 26 * len(rows)
+
+    def at_x(value: float) -> float:
+        return margin + width * (value - start) / (stop - start)
+
+    marks = []
+    for value in _multiples(step, stop, start):
+        x = at_x(value)
+        marks.append(tag("line", x1=x, x2=x, y1=TOP, y2=TOP + height, class_="grid"))
+        marks.append(_text(x, TOP + height + 15, f"{value:g}"))
+    for index, (name, mean, low, high, values) in enumerate(rows):
+        y = TOP + 26 * index + 13
+        told = f"{name}: {mean:.3f}"
+        parts = [tag("circle", cx=at_x(one), cy=y, r=2.5, class_="dot faint") for one in values]
+        if low is not None and high is not None:
+            told += f", interval {low:.3f} to {high:.3f}"
+            parts.append(tag("line", x1=at_x(low), x2=at_x(high), y1=y, y2=y, class_="whisker"))
+        parts.append(tag("circle", cx=at_x(mean), cy=y, r=4.5, class_="dot"))
+        marks.append(tag("g", tag("title", told), *parts))
+        marks.append(_text(margin - 8, y + 3.5, name, anchor="end"))
+    marks.append(_text(margin + width / 2, TOP + height + 32, x_label, class_="label"))
+    view = f"0 0 {WIDTH} {TOP + height + 38}"
+    return tag("svg", *marks, class_="chart", viewBox=view, role="img", aria_label=label)
 
 
 def _chart(marks: Sequence[Markup], label: str) -> Markup:

@@ -129,6 +129,7 @@ def render(
         curves=_curves(training),
         metrics=_columns(facts["evaluation"].values()),
         best=_best(facts["evaluation"]),
+        round_facts=[name for name in _columns(facts["rounds"]) if name != "round"],
         verdicts=sorted(_columns(facts["truth"].get("stages", ())), key=_score_order),
         truths=TRUTHS,
         headlines=_headlines(facts),

@@ -50,6 +50,34 @@ def test_phrases_are_written_as_asked_for(folder: str) -> None:
     assert NounPhrases(folder, "no_determiner")(captions) == [["old bridge", "bridge"], []]
 
 
+def test_lemmas_need_a_pipeline_that_gives_them(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"select\.phrase: .* has no lemmatizer"):
+        NounPhrases(folder, "lemma")
+    nlp = spacy.load(folder)
+    lemmatizer = nlp.add_pipe("lemmatizer", config={"mode": "lookup"})
+    lemmatizer.lookups.add_table("lemma_lookup", {"bridges": "bridge", "Rivers": "River"})
+    nlp.to_disk(tmp_path / "pipeline")
+    extract = NounPhrases(str(tmp_path / "pipeline"), "lemma")
+    assert extract(["The old bridges on Rivers", "a bridge"]) == [
+        ["old bridge", "river"],
+        ["bridge"],
+    ]
+    assert "lemmatizer" not in NounPhrases(str(tmp_path / "pipeline"), "lower").nlp.pipe_names
+
+
+def test_the_words_of_captions_are_forgotten_with_them(folder: str) -> None:
+    extract = NounPhrases(folder)
+    extract(["a dog"])
+    before = len(extract.nlp.vocab.strings)
+    extract([f"a thing{n}" for n in range(500)])
+    assert len(extract.nlp.vocab.strings) < before + 10
+
+
+def test_the_beginning_of_an_endless_caption_is_read(folder: str) -> None:
+    found = NounPhrases(folder)(["the dog" + " on" * 500_000, "a cat"])
+    assert found == [["the dog"], ["a cat"]]
+
+
 def test_a_phrase_that_a_caption_repeats_counts_once(folder: str) -> None:
     assert NounPhrases(folder)(["a dog with a dog"]) == [["a dog"]]
 
@@ -74,7 +102,7 @@ def test_equal_captions_are_parsed_once(folder: str) -> None:
 
 
 def test_a_missing_pipeline_says_how_to_install_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"python -m spacy download en_core_web_nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"capfilt setup --model en_core_web_nowhere"):
         NounPhrases("en_core_web_nowhere")
     with pytest.raises(FileNotFoundError, match=r"select\.model: no spaCy pipeline"):
         NounPhrases(str(tmp_path))
@@ -107,3 +135,7 @@ def test_a_trained_pipeline_finds_the_phrases_of_captions_in_any_batch() -> None
     assert found[1] == ["two young boys", "a sandy beach"]
     extract.batch_size = 3
     assert extract(captions[::-1]) == found[::-1]
+    docs = spacy.load(PORT).pipe(captions)
+    assert found == [
+        list(dict.fromkeys(chunk.text.lower() for chunk in doc.noun_chunks)) for doc in docs
+    ]

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.text import LanguageDetector, caption_key, measure, normalize
+from models.text import HINTS, SUFFIX, LanguageDetector, caption_key, measure, normalize
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,31 @@ from models.text import LanguageDetector, caption_key, measure, normalize
         ("a photo of a dog", "a photo of a dog"),
         ("a photo-realistic dog", "a photo-realistic dog"),
         ("Photography of birds - a guide", "Photography of birds - a guide"),
+        ("A dog runs | Shutterstock .eps vector #93891250", "A dog runs"),
+        ("A dog runs - Getty Images", "A dog runs"),
+        ("A dog runs | Flickr", "A dog runs"),
+        ("A dog runs Stock Image - Image: 24840161", "A dog runs"),
+        ("A dog runs Stock photo \u00a9 lunamarina", "A dog runs"),
+        ("A dog runs \u2014 Vetorial Stock", "A dog runs"),
+        ("A dog runs - Stockvectorbeeld", "A dog runs"),
+        ("A dog runs \u2014 Foto Stock #3359431", "A dog runs"),
+        ("A dog runs - screenshot thumbnail", "A dog runs"),
+        ("A dog runs - jpg", "A dog runs"),
+        ("A dog runs - click to enlarge picture", "A dog runs"),
+        ("A dog runs. Click to enlarge", "A dog runs"),
+        ("Click to view larger image of a dog", "a dog"),
+        ("Stock Video Footage of a dog", "a dog"),
+        ("Free Stock Photo: A dog runs", "A dog runs"),
+        ("Thumbnail for a dog", "a dog"),
+        ("Load image into Gallery viewer, valentine&#39;s day roses", "valentine's day roses"),
         ("Stock Photo", "Stock Photo"),
+        ("Photo | Stock Photo", "Stock Photo"),
+        ("people click to take photos of a stock", "people click to take photos of a stock"),
+        ("family photos by Getty Images", "family photos by Getty Images"),
+        ("salt &amp;amp;amp;amp;amp;amp; pepper", "salt & pepper"),
+        ("a &unknown; dog", "a &unknown; dog"),
+        ("a<b<i>>dog", "a dog"),
+        ("dog\U000e0041\u202e\ud800 runs", "dog runs"),
         ("   ", ""),
     ],
 )
@@ -40,18 +64,87 @@ def test_a_caption_loses_its_markup_and_its_frame(caption: str, text: str) -> No
     assert normalize(caption) == text
 
 
-@given(st.text(max_size=200))
-def test_no_caption_comes_out_longer_or_with_stray_whitespace(caption: str) -> None:
+# Pieces of what sites write around captions, and of what attackers do.
+PIECES = (
+    "a dog", " ", "\n", ": ", " | ", " - ", "photo", "Stock Photo", "royalty free", "of ",
+    "click to", " enlarge", "(click here)", "&", "amp;", "&lt;", "&#8203;", "<", "b>", ">", '"',
+    "\u201c", "\u201d", "\u200f", "e\u0301", "\u00a0", "\ud800", "\x00", "!", "12345", "http://",
+    "Getty Images",
+)  # fmt: skip
+CAPTIONS = st.text(st.characters(), max_size=80) | st.lists(
+    st.sampled_from(PIECES), max_size=12
+).map("".join)
+
+
+@settings(max_examples=500)
+@given(CAPTIONS)
+def test_a_normalised_caption_stays_as_it_is_and_never_grows(caption: str) -> None:
     text = normalize(caption)
+    assert normalize(text) == text
     assert text == " ".join(text.split())
     assert len(text) <= len(caption) * 3  # NFC makes a few characters three
+    text.encode()  # no lone surrogate is left
 
 
-def test_a_hostile_caption_takes_no_time() -> None:
-    text = normalize(
-        "photo: " * 20_000 + "<a" * 20_000 + " &amp;" * 20_000 + "stock photo 1" * 9999
-    )
-    assert measure(text).words > 0
+@given(CAPTIONS)
+def test_a_caption_with_a_word_outside_markup_keeps_one(caption: str) -> None:
+    assert normalize(f"{caption}> dogs").strip()
+
+
+@settings(max_examples=300)
+@given(CAPTIONS)
+def test_any_text_can_be_measured(text: str) -> None:
+    found = measure(text)
+    assert found.characters == len(text)
+    assert 0 <= found.repeats <= found.words <= found.characters
+    for share in (found.repeat_share, found.unique_share, found.letters, found.capitals):
+        assert 0 <= share <= 1
+    if text and not text.isspace() and normalize(text) == text:
+        assert found.letters + found.digits + found.symbols == pytest.approx(1)
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=60))
+def test_ascii_is_counted_as_any_text_is(text: str) -> None:
+    plain, other = measure(text), measure(text + "\u2014")
+    assert plain.characters + 1 == other.characters
+    visible = len(text) - text.count(" ")
+    if visible:
+        for name in ("letters", "digits"):
+            share = getattr(other, name) * (visible + 1) / visible
+            assert getattr(plain, name) == pytest.approx(share)
+    assert (plain.capitals, plain.capitalised) == (other.capitals, other.capitalised)
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_every_hint_of_a_frame_is_lower_case(hint: str) -> None:
+    assert hint == hint.lower()
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
+def test_no_frame_lacks_its_hint(text: str) -> None:
+    if SUFFIX.search(text):
+        assert any(hint in text.lower() for hint in HINTS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "photo: " * 150_000,
+        " | stock photo" * 80_000,
+        "!" * 500_000 + " | stock photo" * 40_000,
+        "&" + "amp;" * 250_000,
+        "<b" * 300_000 + ">" * 300_000,
+        '"' * 1_000_000,
+        "1-" * 500_000,
+        "a@" * 500_000,
+        "\u0301" * 1_000_000,
+        "\u202e" * 1_000_000,
+        "photo: " * 20_000 + "<a" * 20_000 + " &amp;" * 20_000 + "stock photo 1" * 9999,
+    ],
+    ids=lambda text: ascii(text[:8]),
+)
+def test_a_hostile_megabyte_is_a_text_like_any_other(text: str) -> None:
+    assert measure(normalize(text)).characters <= len(text)
 
 
 def test_keys_ignore_case_punctuation_and_spacing() -> None:
@@ -66,6 +159,41 @@ def test_what_can_be_counted_is_counted() -> None:
     assert found.repeat_share == pytest.approx(3 / 9)
     assert found.unique_share == pytest.approx(5 / 9)
     assert found.letters == pytest.approx(19 / 22)
+    assert found.digits == pytest.approx(1 / 22)
+    assert found.symbols == pytest.approx(2 / 22)
+    assert found.capitals == pytest.approx(4 / 19)
+    assert found.capitalised
+
+
+def test_the_first_letter_decides_whether_a_caption_is_capitalised() -> None:
+    assert measure('"12 Dogs').capitalised
+    assert measure("\u00c9t\u00e9").capitalised
+    assert not measure("a DOG").capitalised
+    assert not measure("12 !").capitalised
+    assert not measure("\u96ea").capitalised  # without case
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("mail me at jo.doe+x@example.com now", True),
+        ("call (555) 123-4567", True),
+        ("call 1-800-555-0199 today", True),
+        ("+44 20 7946 0958", True),
+        ("on 2018-06-03 at 10:30", False),
+        ("ISBN 978-0-340-82975-2", False),
+        ("1920 x 1080, 100 200 300", False),
+        ("code 400-04986850", False),
+        ("@example on a sign", False),
+    ],
+)
+def test_addresses_and_telephone_numbers_are_recognised(text: str, holds: bool) -> None:
+    assert measure(text).contact == holds
+
+
+def test_what_is_left_of_an_entity_is_recognised() -> None:
+    assert measure("a &unknown; dog").entity
+    assert not measure("salt & pepper; more").entity
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,7 @@
 """Retrying the failures of a finished pool, against a real server that gets better."""
 
-import collections
-import http.server
-import threading
-
-import fakes
 import pytest
+import web
 from rich.console import Console
 
 from pipeline.inspect import verify
@@ -17,42 +13,10 @@ from pipeline.status import funnel
 from pipeline.store import Run
 
 
-class Server:
-    """Pictures on loopback; those whose number is in `broken` get its status instead."""
-
-    def __init__(self):
-        self.broken = {}
-        self.hits = collections.Counter()
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                server.hits[self.path] += 1
-                number = self.path.strip("/")
-                status = server.broken.get(number, 200) if number.isdigit() else 404
-                body = fakes.jpeg(int(number)) if status == 200 else b""
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.base = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
 def server():
-    served = Server()
-    yield served
-    served.http.shutdown()
-    served.http.server_close()
+    with web.Pictures() as served:
+        yield served
 
 
 def open_session(made):
@@ -68,6 +32,8 @@ def manifest(server, folder, rows=20):
         "image_size": 64,
         "shard_size": 6,
         "retries": 0,
+        "requests_per_second": None,
+        "connections_per_host": None,
         "allow_private_addresses": True,
     }
     return Manifest.parse(

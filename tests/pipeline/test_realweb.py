@@ -46,6 +46,8 @@ def ended(built, tmp_path_factory, ray_here):
                     "shard_size": 120,
                     "timeout": 3,
                     "allow_private_addresses": True,
+                    "requests_per_second": None,
+                    "connections_per_host": None,
                 },
                 "clean": {},
                 "dedup": {},

@@ -94,6 +94,7 @@ def pool_rows(number, shard):
                 "height": None if error else 90,
                 "original_width": None if error else 96 + place % 5 * 20,
                 "original_height": None if error else 90,
+                "original_bytes": None if error else 9000,
                 "sha256": None if error else f"{drawn + 1:08x}" * 8,
             }
         )
@@ -109,7 +110,7 @@ def annotated(plan, name, pool, mask, index):
         return stage.annotate(rows)
     if name == "select":
         phrases = [PHRASES[(index + row) % 5] for row in range(rows.num_rows)]
-        return pa.table({"noun_phrases": phrases}, schema=stage.writes)
+        return with_nulls(stage.writes, rows.num_rows, noun_phrases=phrases)
     if name == "caption":
         texts = [
             [
@@ -177,7 +178,7 @@ def make_run(root, plan, *, shards=3, number=40, until=None):
         run.write_json({"seconds": 2.5}, *plan.folder(name), "_stage.json")
         if name == until:
             return run
-    if plan.export is not None:
+    if plan.exports:
         export(run, plan, pools)
     return run
 
@@ -227,7 +228,7 @@ def export(run, plan, pools):
         if "filter" in plan.names:
             scores = run.read_table(*plan.folder("filter"), f"{shard}.parquet").filter(live)
             keeps = plan.stage("filter").keep_texts(scores.drop_columns("measured"))
-        pairs = plan.export.pairs(rows.filter(live), keeps)
+        pairs = plan.export().pairs(rows.filter(live), keeps)
         assert pairs.schema.equals(PAIRS)
         run.write_table(pairs, "curated", f"{shard}.parquet")
         images += len(pairs["uid"].unique())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -282,6 +283,194 @@ def test_every_cluster_keeps_its_representative_and_only_it(kinds: list[tuple[in
     assert {one["image_cluster"] for one in found} == kept
 
 
+SHOP = "the best of all shops in town"
+
+
+def test_the_captions_of_copies_are_offered_to_the_one_that_stays() -> None:
+    image = PAINTINGS[0]
+    rows = [
+        row(image, "http://a/0", "A red house", original_width=900),
+        row(image, "http://a/1", "a red HOUSE!", original_width=800),
+        row(image, "http://a/2", "a house by the sea", original_width=700),
+        row(image, "http://a/3", "A House by the Sea.", original_width=701),
+        row(image, "http://a/4", original_width=600),
+        row(image, "http://a/5", SHOP),
+        row(image, "http://a/6", "three words here", original_width=500),
+        *(row(PAINTINGS[i], f"http://b/{i}", SHOP) for i in range(1, 11)),
+    ]
+    found = summarized(pool(*rows))
+    assert found[0]["further_captions"] == ["A House by the Sea.", "three words here"]
+    assert found[0]["image_captions"] == 4
+    assert [one["further_captions"] for one in found[1:7]] == [None] * 6
+    assert [one["further_captions"] for one in found[7:]] == [[]] * 10
+    first = summarized(pool(*rows), max_further_captions=1)[0]
+    assert first["further_captions"] == ["A House by the Sea."]
+    assert summarized(pool(*rows), max_further_captions=0)[0]["further_captions"] == []
+
+
+def test_the_further_captions_are_the_normalised_ones() -> None:
+    rows = pool(
+        row(PAINTINGS[0], "http://a/0", "A red house | Stock Photo", original_width=900),
+        row(PAINTINGS[0], "http://a/1", "By the sea &amp; sand"),
+    )
+    rows = rows.append_column("text", pa.array(["A red house", "By the sea & sand"]))
+    assert summarized(rows)[0]["further_captions"] == ["By the sea & sand"]
+
+
+def test_an_image_with_too_many_captions_is_out_with_all_its_copies() -> None:
+    rows = [row(PAINTINGS[0], f"http://a/{i}", f"caption {i}") for i in range(4)]
+    rows += [row(PAINTINGS[0], "http://a/4", "Caption 3"), row(PAINTINGS[1], "http://b", "one")]
+    found = summarized(pool(*rows), max_captions_per_image=3)
+    assert [one["reason"] for one in found] == ["too_many_captions"] * 5 + [None]
+    assert [one["image_captions"] for one in found] == [4] * 5 + [1]
+    kept = Counter(reasons(*rows, max_captions_per_image=4))
+    assert kept == {None: 2, "duplicate_image": 4}
+
+
+def test_distinct_captions_of_one_to_four_words_are_neither_merged_nor_lost() -> None:
+    texts = ["dog", "dogs", "red dog", "dog red", "a red dog", "the red dog", "a red dog runs"]
+    rows = [row(PAINTINGS[i], f"http://a/{i}", text) for i, text in enumerate(texts)]
+    found = summarized(pool(*rows), max_images_per_caption=1, min_jaccard=0.1)
+    assert [one["reason"] for one in found] == [None] * len(texts)
+    assert len({one["caption_cluster"] for one in found}) == len(texts)
+
+
+def evaluation_set(folder: Path, **images: bytes) -> str:
+    folder.mkdir(exist_ok=True)
+    for name, data in images.items():
+        (folder / f"{name}.jpg").write_bytes(data)
+    return str(folder)
+
+
+def test_images_of_an_evaluation_set_are_out_and_say_which(tmp_path: Path) -> None:
+    grey = Image.new("RGB", (160, 120), (120, 120, 120))
+    near = jpeg(painting(0), quality=70, scale=0.8)
+    photos = evaluation_set(
+        tmp_path / "photos", one=PAINTINGS[1], zero=PAINTINGS[0], broken=b"junk", flat=jpeg(grey)
+    )
+    parquet = str(tmp_path / "set.parquet")
+    image = {"bytes": PAINTINGS[2], "path": "two.jpg"}
+    pq.write_table(pa.table({"image": [image, {"bytes": PAINTINGS[3]}]}), parquet)
+    found = summarized(
+        pool(
+            row(near, "http://a/0"),
+            row(PAINTINGS[2], "http://a/1"),
+            row(PAINTINGS[3], "http://a/2"),
+            row(PAINTINGS[4], "http://a/3"),
+            row(jpeg(grey), "http://a/4"),
+            row(jpeg(grey, quality=80), "http://a/5"),
+            row(b"junk", "http://a/6"),
+        ),
+        against=(photos, parquet),
+    )
+    assert [(one["evaluation_set"], one["evaluation_image"]) for one in found] == [
+        (photos, "zero.jpg"),
+        (parquet, "set.parquet/0"),
+        (parquet, "set.parquet/1"),
+        (None, None),
+        (photos, "flat.jpg"),
+        (None, None),
+        (photos, "broken.jpg"),
+    ]
+    assert [one["reason"] for one in found] == [
+        *["in_evaluation_set"] * 3,
+        None,
+        "in_evaluation_set",
+        None,
+        "in_evaluation_set",
+    ]
+    assert found[0]["evaluation_distance"] <= 6
+    assert [one["evaluation_distance"] for one in found[1:]] == [0, 0, None, 0, None, None]
+
+
+def test_colour_tells_an_image_from_that_of_an_evaluation_set(tmp_path: Path) -> None:
+    red, blue = (
+        jpeg(Image.merge("RGB", [painting(0).convert("L").point(lambda v, k=k: v * k) for k in ks]))
+        for ks in ((1, 0.6, 0.6), (0.6, 0.6, 1))
+    )
+    against = (evaluation_set(tmp_path / "set", red=red),)
+    assert reasons(row(blue, "http://a/0"), against=against) == [None]
+    assert reasons(row(blue, "http://a/0"), against=against, max_colour_distance=255) == [
+        "in_evaluation_set"
+    ]
+
+
+def test_every_copy_of_an_image_of_an_evaluation_set_is_out(tmp_path: Path) -> None:
+    against = (evaluation_set(tmp_path / "set", zero=PAINTINGS[0]),)
+    found = summarized(
+        pool(
+            row(PAINTINGS[0], "http://a/0"),
+            row(PAINTINGS[1], "http://a/0", "the same address showed another one"),
+            row(PAINTINGS[1], "http://a/1"),
+            row(PAINTINGS[2], "http://a/2"),
+        ),
+        against=against,
+    )
+    assert [one["reason"] for one in found] == ["in_evaluation_set"] * 3 + [None]
+    assert {one["evaluation_image"] for one in found[:3]} == {"zero.jpg"}
+    assert found[0]["evaluation_distance"] == 0 and found[2]["evaluation_distance"] > 6
+
+
+def test_what_evaluation_sets_hold_is_part_of_the_settings(tmp_path: Path) -> None:
+    against = evaluation_set(tmp_path / "set", zero=PAINTINGS[0])
+
+    def now() -> dict[str, Any]:
+        return DedupConfig(against=(against,)).settings()
+
+    before = now()
+    assert now() == before and DedupConfig(against=(against,)).measurement() == {}
+    evaluation_set(tmp_path / "set", zero=PAINTINGS[1])
+    changed = now()
+    assert changed != before
+    evaluation_set(tmp_path / "set", one=PAINTINGS[1])
+    assert now() not in (before, changed)
+    evaluation_set(tmp_path / "moved", zero=PAINTINGS[1], one=PAINTINGS[1])
+    moved = DedupConfig(against=(str(tmp_path / "moved"),)).settings()
+    assert moved["against_content"] == now()["against_content"]
+    with pytest.raises(ValueError, match=r"dedup\.against has no such list or images: .*/gone"):
+        DedupConfig(against=(str(tmp_path / "gone"),)).settings()
+    (tmp_path / "empty").mkdir()
+    stage = DedupStage(DedupConfig(against=(str(tmp_path / "empty"),)))
+    with pytest.raises(ValueError, match=r"dedup\.against has no such list or images: .*/empty"):
+        stage.summarize(iter([]))
+
+
+def test_a_parquet_file_without_images_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "set.parquet")
+    pq.write_table(pa.table({"picture": [PAINTINGS[0]]}), path)
+    with pytest.raises(ValueError, match=r"set\.parquet holds no images"):
+        DedupStage(DedupConfig(against=(path,))).summarize(iter([]))
+
+
+def test_shards_added_to_a_finished_pool_need_no_new_fingerprints_of_the_old() -> None:
+    rows = pool(
+        *(row(PAINTINGS[i % 7], f"http://a/{i % 9}", f"caption {i % 4} {i}") for i in range(30))
+    )
+    stage = DedupStage(DedupConfig())
+    old, new = annotated(stage, rows[:20]), annotated(stage, rows[20:])
+    whole = annotated(stage, rows)
+    assert stage.summarize(iter([old, new])).equals(stage.summarize(iter([whole])))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=1, max_size=15))
+def test_further_rows_change_nothing_of_what_stands_apart_from_them(
+    kinds: list[tuple[int, int]],
+) -> None:
+    rows = [
+        row(PAINTINGS[image], f"http://a/{url}", f"caption {i}", original_width=900)
+        for i, (image, url) in enumerate(kinds)
+    ]
+    others = [row(PAINTINGS[20 + i], f"http://b/{i}", f"other {i}") for i in range(5)]
+    copies = [row(PAINTINGS[image], f"http://c/{image}", "x") for image, _ in kinds]
+    alone = summarized(pool(*rows))
+    assert summarized(pool(*rows, *others))[: len(rows)] == alone
+    unique = {one["uid"]: one for one in copies}.values()
+    with_copies = summarized(pool(*rows, *unique))
+    assert [one["reason"] for one in with_copies[: len(rows)]] == [one["reason"] for one in alone]
+    assert all(one["reason"] is not None for one in with_copies[len(rows) :])
+
+
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"dedup\.max_hamming must be from 0 to 16, got 20"):
         DedupConfig(max_hamming=20)
@@ -316,3 +505,44 @@ def test_copies_that_a_public_image_set_holds_are_found() -> None:
     groups = Counter(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
     exact = sum(one["reason"] == "duplicate_image" for one in found)
     assert exact == sum(n - 1 for n in groups.values()) > 0
+
+
+@needs_shared
+def test_one_photo_in_many_formats_is_one_image_and_other_photos_are_not() -> None:
+    folder = SHARED / "data/imagededup_fixtures"
+    formats = sorted((folder / "formats_images").glob("ukbench09380.*"))
+    formats = [path for path in formats if path.suffix != ".svg"]
+    others = sorted(path for path in (folder / "base_images").iterdir() if "09380" not in path.name)
+    found = summarized(
+        pool(*(row(path.read_bytes(), path.as_uri()) for path in (*formats, *others)))
+    )
+    assert len(formats) == 4
+    assert len({one["image_cluster"] for one in found[:4]}) == 1
+    assert len({one["image_cluster"] for one in found}) == 1 + len(others)
+    assert sum(one["reason"] is None for one in found[:4]) == 1
+
+
+@needs_shared
+def test_exactly_one_variant_of_every_photograph_survives() -> None:
+    def saved(image: Image.Image, kind: str, **how: Any) -> bytes:
+        file = io.BytesIO()
+        image.save(file, kind, **how)
+        return file.getvalue()
+
+    photos, rows = sorted((SHARED / "data/flickr8k/images").iterdir())[:40], []
+    for number, path in enumerate(photos):
+        photo = Image.open(path)
+        turned = Image.Exif()
+        turned[274] = 6
+        rows += [
+            row(path.read_bytes(), f"http://{number}/jpeg"),
+            row(saved(photo, "WEBP"), f"http://{number}/webp"),
+            row(saved(photo.convert("RGBA"), "PNG"), f"http://{number}/alpha"),
+            row(saved(photo.convert("CMYK"), "JPEG"), f"http://{number}/cmyk"),
+            row(saved(photo.convert("P"), "GIF"), f"http://{number}/gif"),
+            row(saved(photo.rotate(90, expand=True), "JPEG", exif=turned), f"http://{number}/exif"),
+            row(jpeg(photo, quality=60, scale=0.55), f"http://{number}/small"),
+        ]
+    found = summarized(pool(*rows))
+    survivors = [i // 7 for i, one in enumerate(found) if one["reason"] is None]
+    assert sorted(survivors) == list(range(len(photos)))

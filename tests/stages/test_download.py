@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from stages import sources
 from stages.download import DownloadConfig, DownloadStage
 from stages.schema import POOL, uid_of
+from stages.sources import Source
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 
@@ -37,6 +40,7 @@ class Web(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answers)
         self.files: dict[str, bytes] = {}
         self.headers: dict[str, dict[str, str]] = {}
+        self.statuses: dict[str, int] = {}
         self.held: set[str] = set()
         self.asked: set[str] = set()
         self.agents: set[str] = set()
@@ -63,7 +67,7 @@ class _Answers(BaseHTTPRequestHandler):
         if path in web.held:
             web.others_asked.wait(20)
         body = web.files.get(path)
-        self.send_response(404 if body is None else 200)
+        self.send_response(404 if body is None else web.statuses.get(path, 200))
         for name, value in web.headers.get(path, {}).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body or b"")))
@@ -94,28 +98,42 @@ def photo(width: int = 640, height: int = 480, seed: int = 0) -> Image.Image:
 
 
 def stage(**settings: Any) -> DownloadStage:
-    given = {"source": "list.csv", "retries": 0, "allow_private_addresses": True, "threads": 4}
+    given = {
+        "source": "list.csv",
+        "retries": 0,
+        "allow_private_addresses": True,
+        "threads": 4,
+        "requests_per_second": None,  # one host, our own
+        "connections_per_host": None,
+    }
     one = DownloadStage(DownloadConfig(**{**given, **settings}))
     one.load()
     return one
 
 
-def listed(urls: list[str], local: bool = False) -> pa.Table:
+def listed(urls: list[str], files: list[str] | None = None) -> pa.Table:
+    nothing = [None] * len(urls)
     return pa.table(
         {
             "uid": [uid_of(url, None) for url in urls],
             "source": ["web"] * len(urls),
+            "source_uid": nothing,
             "url": urls,
-            "caption": [None] * len(urls),
+            "caption": nothing,
             "repeats": [0] * len(urls),
-            "local": [local] * len(urls),
+            "file": files or nothing,
+            "offset": nothing,
+            "length": nothing,
+            "row": nothing,
         },
         schema=sources.LIST,
     )
 
 
-def measured(one: DownloadStage, urls: list[str], local: bool = False) -> list[dict[str, Any]]:
-    table = one.annotate(listed(urls, local))
+def measured(
+    one: DownloadStage, urls: list[str], files: list[str] | None = None
+) -> list[dict[str, Any]]:
+    table = one.annotate(listed(urls, files))
     assert table.schema == one.writes
     assert table["url"].to_pylist() == urls
     rows: list[dict[str, Any]] = table.to_pylist()
@@ -156,19 +174,6 @@ def test_a_row_of_a_list_becomes_a_row_of_the_pool(web: Web) -> None:
     assert difference(row, photo()) < 3
     assert [field.name for field in POOL] == ["uid", *DownloadStage.writes.names]
     assert web.agents == {"capfilt/0.1"}
-
-
-def test_the_images_are_those_of_img2dataset(web: Web) -> None:
-    resizer = pytest.importorskip("img2dataset.resizer")
-    content = encode(photo(), quality=90)
-    for mode in ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"):
-        for kind, quality in (("jpg", 90), ("png", 6), ("webp", 90)):
-            settings = {"resize_mode": mode, "encode_format": kind, "encode_quality": quality}
-            theirs = resizer.Resizer(384, mode, True, encode_format=kind, encode_quality=quality)
-            encoded, width, height, *_ = theirs(io.BytesIO(content))
-            row = only(web, content, **settings)
-            assert (row["width"], row["height"]) == (width, height)
-            assert difference(row, Image.open(io.BytesIO(encoded))) < 0.5
 
 
 def test_small_images_are_enlarged_on_request_only(web: Web) -> None:
@@ -343,6 +348,20 @@ def test_a_server_that_holds_an_answer_back_holds_up_no_other_row(web: Web) -> N
         assert row["sha256"] == hashlib.sha256(web.files[names[index]]).hexdigest()
 
 
+def test_a_host_that_never_answers_is_given_up(web: Web) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        base = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        rows = measured(stage(timeout=0.2, threads=1), [f"{base}/{index}" for index in range(40)])
+        assert {row["error"] for row in rows} == {"timeout"}
+        silent.setblocking(False)
+        asked = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                asked += 1
+    assert asked == 1  # for its robots.txt
+
+
 def test_images_do_not_depend_on_threads_or_on_the_rows_around_them(web: Web) -> None:
     urls = []
     for index, (content, _) in enumerate(modes().values()):
@@ -388,8 +407,108 @@ def test_a_local_path_is_not_fetched_and_a_listed_url_is_not_read(tmp_path: Path
     for url in (str(tmp_path / "a.jpg"), (tmp_path / "a.jpg").as_uri()):
         (row,) = measured(one, [url])
         assert row["error"] == "bad_url"
-    (row,) = measured(one, ["http://127.0.0.1:9/a.jpg"], local=True)
-    assert row["error"] == "outside_source"
+    for file in ("http://127.0.0.1:9/a.jpg", f"{tmp_path}/x::http://127.0.0.1:9/a.jpg"):
+        (row,) = measured(one, ["http://127.0.0.1:9/a.jpg"], [file])
+        assert row["error"] in ("outside_source", "missing")
+    (row,) = measured(one, ["http://127.0.0.1:9/a.jpg"], [str(tmp_path / "a.jpg")])
+    assert row["error"] is None
+
+
+def test_a_host_that_holds_all_its_answers_back_holds_up_no_other(web: Web) -> None:
+    content = encode(photo(40, 30))
+    slow, quick = [f"slow/{i}" for i in range(40)], [f"quick/{i}" for i in range(20)]
+    web.files.update(dict.fromkeys(slow + quick, content))
+    web.held.update(slow)
+    urls = [web.url(path) for path in slow[:-1]]
+    urls += [f"http://localhost:{web.server_port}/{path}" for path in [*quick, slow[-1]]]
+    rows = measured(stage(connections_per_host=3, timeout=60), urls)
+    assert [row["error"] for row in rows] == [None] * 60
+    assert web.others_asked.is_set()
+
+
+def test_a_host_with_too_many_rows_gives_up_those_whose_turn_does_not_come(web: Web) -> None:
+    web.files.update({str(index): encode(photo(40, 30)) for index in range(12)})
+    one = stage(requests_per_second=0.01, burst=6, max_wait=1.0)
+    errors = [row["error"] for row in measured(one, [web.url(str(index)) for index in range(12)])]
+    assert errors == [None] * 5 + ["no_turn"] * 7  # one turn went to robots.txt
+
+
+def test_robots_txt_is_kept_to_by_the_name_that_is_sent(web: Web) -> None:
+    web.files["robots.txt"] = b"User-agent: *\nDisallow: /\n\nUser-agent: CapFilt\nDisallow: /no\n"
+    web.files.update({name: encode(photo(40, 30)) for name in ("yes", "no")})
+    urls = [web.url("yes"), web.url("no")]
+    assert [row["error"] for row in measured(stage(), urls)] == [None, "robots"]
+    other = stage(user_agent="someone/2")
+    assert [row["error"] for row in measured(other, urls)] == ["robots"] * 2
+    assert [row["error"] for row in measured(stage(robots=False), urls)] == [None] * 2
+
+
+def test_what_is_switched_off_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    stage(robots=False)
+    assert "without robots, requests_per_second, connections_per_host" in caplog.text
+    caplog.clear()
+    stage(requests_per_second=5.0, connections_per_host=2)
+    assert not caplog.text
+
+
+INSIDE = ["127.0.0.1", "169.254.169.254", "::1", "10.0.0.1"]
+
+
+@pytest.mark.parametrize("robots", [True, False])
+def test_ten_thousand_private_addresses_see_no_connection(
+    monkeypatch: pytest.MonkeyPatch, robots: bool
+) -> None:
+    def getaddrinfo(host: str, *args: Any, **kwargs: Any) -> list[Any]:
+        return [(0, 0, 0, "", (INSIDE[int(host.split(".")[0][1:]) % 4], 0))]
+
+    dialled: list[Any] = []
+
+    def create_connection(address: Any, *args: Any, **kwargs: Any) -> socket.socket:
+        dialled.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        hosts = ["127.0.0.1", "169.254.169.254", "[::1]", "10.0.0.1", "name"]
+        urls = [
+            f"{('http', 'https')[i % 2]}://{hosts[i % 5].replace('name', f'n{i // 5}.test')}"
+            f":{port}/{i}.jpg"
+            for i in range(10_000)
+        ]
+        one = DownloadStage(DownloadConfig(source="list.csv", robots=robots))
+        one.load()
+        rows = measured(one, urls)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert {row["error"] for row in rows} == {"blocked_address"}
+    assert not dialled
+
+
+def test_a_redirect_of_a_public_host_leads_to_no_private_address(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, connect, dialled = "93.184.216.34", socket.create_connection, set()
+
+    def create_connection(address: Any, *args: Any, **kwargs: Any) -> socket.socket:
+        dialled.add(address)
+        return connect(("127.0.0.1", web.server_port), *args, **kwargs)
+
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    targets = ["127.0.0.1", "169.254.169.254", "[::1]", "10.0.0.1", "2130706433", "localhost"]
+    for index, host in enumerate(targets):
+        web.files[str(index)] = b""
+        web.statuses[str(index)] = 302
+        web.headers[str(index)] = {"Location": f"http://{host}:{web.server_port}/secret"}
+    urls = [f"http://{public}/{index}" for index in range(len(targets))]
+    rows = measured(stage(allow_private_addresses=False), urls)
+    assert [row["error"] for row in rows] == ["blocked_address"] * len(targets)
+    assert dialled == {(public, 80)}
+    assert "secret" not in web.asked
 
 
 @pytest.mark.parametrize(
@@ -408,6 +527,11 @@ def test_a_local_path_is_not_fetched_and_a_listed_url_is_not_read(tmp_path: Path
         ({"max_pixels": 10**9}, "download.max_pixels"),
         ({"max_redirects": -1}, "download.max_redirects"),
         ({"shard_size": 0}, "download.shard_size"),
+        ({"requests_per_second": 0}, "download.requests_per_second must be above 0, or null"),
+        ({"requests_per_second": float("nan")}, "download.requests_per_second"),
+        ({"burst": 0}, "download.burst"),
+        ({"connections_per_host": 0}, "download.connections_per_host"),
+        ({"max_wait": float("inf")}, "download.max_wait"),
         ({"encode_quality": 101}, "download.encode_quality"),
         ({"encode_format": "png"}, "download.encode_quality must be from 0 to 9 for png, got 95"),
         ({"user_agent": " "}, "download.user_agent"),
@@ -426,15 +550,26 @@ def test_a_config_is_read_from_plain_values() -> None:
     adapter = TypeAdapter(DownloadConfig)
     config = adapter.validate_python({"source": ["a.csv", "b.csv"], "timeout": 3})
     assert config == DownloadConfig(source=("a.csv", "b.csv"), timeout=3.0)
-    assert config.sources == ("a.csv", "b.csv")
-    assert adapter.validate_python({"source": "a.csv"}).sources == ("a.csv",)
+    assert config.sources == (Source(path=("a.csv", "b.csv")),)
+    assert adapter.validate_python({"source": "a.csv"}).sources == (Source(path="a.csv"),)
 
 
 def test_only_what_changes_the_pool_is_measured() -> None:
     config = DownloadConfig(source="a.csv")
     patient = dataclasses.replace(config, timeout=60, retries=5, threads=1, contact="us@lab.test")
     assert patient.measurement() == config.measurement()
-    for change in ({"image_size": 256}, {"limit": 3}, {"source": "b.csv"}, {"max_bytes": 9}):
+    slow = dataclasses.replace(
+        config, requests_per_second=1, burst=1, connections_per_host=1, max_wait=9
+    )
+    assert slow.measurement() == config.measurement()
+    for change in (
+        {"image_size": 256},
+        {"limit": 3},
+        {"source": "b.csv"},
+        {"max_bytes": 9},
+        {"robots": False},
+        {"honor_opt_out": False},
+    ):
         changed: Any = change
         assert dataclasses.replace(config, **changed).measurement() != config.measurement()
 

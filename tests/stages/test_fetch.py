@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import itertools
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from email.message import Message
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.fetch import FETCH_REASONS, Fetcher, FetchError, is_public
+from stages.address import is_public
+from stages.coding import Inflater
+from stages.fetch import FETCH_REASONS, Fetcher, FetchError, retry_after
+from stages.pace import Frontier, Pace, Steps, Wait
 
 Answer = Callable[[socket.socket, str], None]
 
@@ -407,61 +414,273 @@ def test_only_what_may_pass_is_tried_again(server: Server) -> None:
     assert len(server.requests) == before + 1
 
 
-PRIVATE = [
-    "0.0.0.0",
-    "10.0.0.1",
-    "100.64.0.1",
-    "127.0.0.1",
-    "127.255.255.254",
-    "168.63.129.16",
-    "169.254.169.254",
-    "172.16.0.1",
-    "192.168.1.1",
-    "198.18.0.1",
-    "224.0.0.1",
-    "240.0.0.1",
-    "255.255.255.255",
-    "::",
-    "::1",
-    "::127.0.0.1",
-    "::ffff:10.0.0.1",
-    "::ffff:127.0.0.1",
-    "2002:7f00:1::",
-    "64:ff9b::7f00:1",
-    "fc00::1",
-    "fd00:ec2::254",
-    "fe80::1",
-    "fec0::1",
-    "ff02::1",
-    "2001:db8::1",
-]
+def test_a_server_that_says_when_to_come_back_is_asked_then_and_by_nobody_before(
+    server: Server,
+) -> None:
+    busy = iter([status(429, "Retry-After: 1"), ok(b"at last")])
+    server.answers["/busy"] = lambda sock, path: sock.sendall(next(busy))
+    server.answers["/other"] = ok(b"other")
+    one = fetcher(retries=1)
+    began = time.monotonic()
+    thread = threading.Thread(target=one.fetch, args=(server.url("/busy"),))
+    thread.start()
+    while not server.requests:
+        time.sleep(0.005)
+    time.sleep(0.2)
+    assert one.fetch(server.url("/other")).content == b"other"
+    assert time.monotonic() - began >= 1.0
+    thread.join(5)
+    assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("address", PRIVATE)
-def test_private_addresses_are_not_public(address: str) -> None:
-    assert not is_public(address)
+@pytest.mark.parametrize("value", ["3600", formatdate(time.time() + 3600, usegmt=True), "9" * 400])
+def test_a_server_that_says_to_come_back_too_late_is_not_waited_for(
+    server: Server, value: str
+) -> None:
+    server.answers["/"] = status(429, f"Retry-After: {value}")
+    with contextlib.closing(fetcher(retries=3, pace=Pace(max_wait=60.0))) as one:
+        assert outcome(one, server.url("/")) == "http_429"
+        assert outcome(one, server.url("/")) == "no_turn"
+    assert len(server.requests) == 1
+
+
+@given(value=st.none() | st.text() | st.dates().map(lambda day: day.strftime("%a, %d %b %Y")))
+def test_no_retry_after_raises_or_is_negative(value: str | None) -> None:
+    seconds = retry_after(value, 1.7e9)
+    assert seconds is None or seconds >= 0
+
+
+@given(seconds=st.integers(0, 10**9))
+def test_retry_after_is_seconds_or_a_date(seconds: int) -> None:
+    assert retry_after(f" {seconds} ", 0.0) == seconds
+    assert retry_after(formatdate(seconds, usegmt=True), 0.0) == seconds
+    assert retry_after(formatdate(seconds, usegmt=True), seconds + 1.0) == 0
+
+
+@pytest.mark.parametrize("value", [None, "", "soon", "-5", "1.5", "\u0661", "Thu, 99 Foo 1970"])
+def test_nonsense_asks_for_no_wait(value: str | None) -> None:
+    assert retry_after(value, 0.0) is None
+
+
+BODY = bytes(range(256)) * 500
+
+
+def raw_deflate(body: bytes) -> bytes:
+    deflate = zlib.compressobj(wbits=-15)
+    return deflate.compress(body) + deflate.flush()
 
 
 @pytest.mark.parametrize(
-    "address",
-    ["8.8.8.8", "93.184.216.34", "2606:2800:220:1::1", "::ffff:8.8.8.8", "64:ff9b::808:808"],
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(BODY)),
+        ("X-GZIP", gzip.compress(BODY)),
+        ("gzip", gzip.compress(BODY[:1000]) + gzip.compress(BODY[1000:])),
+        ("gzip", gzip.compress(BODY) + b"\0" * 100),
+        ("gzip", BODY),
+        ("deflate", zlib.compress(BODY)),
+        ("deflate", raw_deflate(BODY)),
+        ("identity", BODY),
+        ("UTF-8", BODY),
+        ("", BODY),
+    ],
 )
-def test_addresses_of_the_internet_are_public(address: str) -> None:
-    assert is_public(address)
+def test_a_body_sent_compressed_arrives_as_it_was(server: Server, coding: str, body: bytes) -> None:
+    server.answers["/"] = ok(body, f"Content-Encoding: {coding}")
+    assert fetcher(max_bytes=len(BODY)).fetch(server.url("/")).content == BODY
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "expected"),
+    [
+        ("gzip", gzip.compress(bytes(50_000_000)), "too_large"),
+        ("deflate", zlib.compress(bytes(50_000_000)), "too_large"),
+        ("gzip", gzip.compress(BODY)[:-20], "incomplete"),
+        ("gzip", gzip.compress(BODY)[:40] + b"\xff" * 400, "bad_response"),
+        ("deflate", b"\xff" * 400, "bad_response"),
+        ("gzip", gzip.compress(b""), "empty"),
+        ("br", BODY, "bad_response"),
+        ("zstd", BODY, "bad_response"),
+        ("gzip, gzip", gzip.compress(gzip.compress(BODY)), "bad_response"),
+    ],
+)
+def test_a_compressed_body_has_the_same_cap_and_reasons(
+    server: Server, coding: str, body: bytes, expected: str
+) -> None:
+    server.answers["/"] = ok(body, f"Content-Encoding: {coding}")
+    assert reason(server.url("/"), max_bytes=1_000_000) == expected
+
+
+@given(body=st.binary(max_size=200), coding=st.sampled_from(["gzip", "deflate"]))
+def test_no_compressed_bytes_raise_anything_but_their_own_error(body: bytes, coding: str) -> None:
+    with contextlib.suppress(zlib.error):
+        assert len(Inflater(coding).feed(body, 1000)) <= 1000
+
+
+ROBOTS = b"User-agent: capfilt-test\nDisallow: /private\n"
+
+
+def robots_asked(server: Server) -> int:
+    return sum(b" /robots.txt " in request for request in server.requests)
+
+
+def test_a_robots_txt_is_read_once_and_kept_to(server: Server) -> None:
+    server.answers.update({"/robots.txt": ok(ROBOTS), "/a": ok(b"a"), "/private/a": ok(b"p")})
+    server.answers["/there"] = status(302, "Location: /private/a")
+    with contextlib.closing(fetcher(robots="capfilt-test")) as one:
+        assert one.fetch(server.url("/a")).content == b"a"
+        assert outcome(one, server.url("/private/a?b")) == "robots"
+        assert outcome(one, server.url("/%70rivate/a")) == "robots"
+        assert outcome(one, server.url("/there")) == "robots"
+    assert robots_asked(server) == 1
+    assert not any(b"/private" in request for request in server.requests)
+    assert outcome(fetcher(robots="another"), server.url("/private/a")) == "success"
+    assert outcome(fetcher(), server.url("/private/a")) == "success"
+    assert robots_asked(server) == 2
+
+
+def test_many_who_need_a_robots_txt_ask_for_it_once(server: Server) -> None:
+    asked = threading.Event()
+
+    def slow(sock: socket.socket, path: str) -> None:
+        asked.wait(10)
+        sock.sendall(ok(ROBOTS, "Connection: close"))
+
+    server.answers.update({"/robots.txt": slow, "/a": ok(b"a")})
+    one = fetcher(robots="capfilt-test")
+    frontier: Frontier[Any] = Frontier(one.pace)
+    for index in range(20):
+        frontier.add(index, one.steps(server.url("/a")))
+
+    def wait_for_robots() -> Steps[None]:  # one thread is left for what needs no robots.txt
+        while not robots_asked(server):
+            yield Wait(until=time.monotonic() + 0.01)
+        asked.set()
+
+    frontier.add("last", wait_for_robots())
+    ended: list[Any] = []
+
+    def work() -> None:
+        while (found := frontier.next()) is not None:
+            ended.append(found)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(ended) == 21
+    assert not [found for found in ended if isinstance(found[1], Exception)]
+    assert robots_asked(server) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (status(404), "success"),
+        (status(401), "success"),
+        (status(429), "success"),
+        (status(204), "success"),
+        (status(500), "robots"),
+        (status(503), "robots"),
+        (b"SSH-2.0\r\n", "robots"),
+        (ok(b""), "success"),
+        (ok(b"<html><body>not found</body></html>"), "success"),
+        (ok(b"User-agent: *\nDisallow: /"), "robots"),
+        (ok(gzip.compress(b"User-agent: *\nDisallow: /"), "Content-Encoding: gzip"), "robots"),
+        (status(301, "Location: /moved.txt"), "robots"),
+        (status(301, "Location: /robots.txt"), "success"),
+        (ok(b"User-agent: *\nDisallow: /i\n" + b"#" * 600_000 + b"\nAllow: /image"), "robots"),
+        (lambda sock, path: sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"),
+         "robots"),
+        (lambda sock, path: None, "connect"),
+        (lambda sock, path: time.sleep(3), "timeout"),
+        (drip(b"HTTP/1.1 200 OK\r\n\r\n", b"#"), "timeout"),
+    ],
+)  # fmt: skip
+def test_what_a_robots_txt_answers_decides_as_rfc_9309_says(
+    server: Server, answer: bytes | Answer, expected: str
+) -> None:
+    server.answers.update({"/robots.txt": answer, "/image": ok(b"image")})
+    server.answers["/moved.txt"] = ok(b"User-agent: *\nDisallow: /image")
+    assert reason(server.url("/image"), robots="capfilt-test", timeout=1.0) == expected
+    assert any(b" /image " in request for request in server.requests) is (expected == "success")
+
+
+def test_a_robots_txt_that_never_ends_is_read_to_its_cap(server: Server) -> None:
+    def endless(sock: socket.socket, path: str) -> None:
+        sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nUser-agent: *\nDisallow: /private\n")
+        for _ in range(4000):
+            sock.sendall(b"#" * 65_535 + b"\n")
+
+    server.answers.update({"/robots.txt": endless, "/a": ok(b"a"), "/private": ok(b"p")})
+    with contextlib.closing(fetcher(robots="capfilt-test")) as one:
+        assert outcome(one, server.url("/a")) == "success"
+        assert outcome(one, server.url("/private")) == "robots"
+
+
+def test_a_host_without_a_robots_txt_to_be_had_is_asked_for_nothing_else(server: Server) -> None:
+    server.answers["/robots.txt"] = lambda sock, path: time.sleep(2)
+    with contextlib.closing(fetcher(robots="capfilt-test", timeout=0.3, retries=1)) as one:
+        assert [outcome(one, server.url(f"/{index}")) for index in range(5)] == ["timeout"] * 5
+    assert len(server.requests) == 2
+
+
+def test_a_crawl_delay_sets_the_pace(server: Server) -> None:
+    server.answers["/robots.txt"] = ok(b"User-agent: *\nCrawl-delay: 0.4\n")
+    server.answers["/a"] = ok(b"a")
+    with contextlib.closing(fetcher(robots="capfilt-test")) as one:
+        one.fetch(server.url("/a"))
+        began = time.monotonic()
+        for _ in range(2):
+            one.fetch(server.url("/a"))
+        assert time.monotonic() - began >= 0.7
+    with contextlib.closing(fetcher(robots="capfilt-test", pace=Pace(max_wait=0.1))) as one:
+        one.fetch(server.url("/a"))
+        assert outcome(one, server.url("/a")) == "no_turn"
+
+
+@pytest.mark.parametrize("location", ["http://127.0.0.1/", "http://inside.test/robots.txt"])
+def test_a_robots_txt_leads_to_no_private_address(server: Server, location: str) -> None:
+    server.answers["/robots.txt"] = status(302, f"Location: {location}")
+    internet = Internet(
+        server, {"outside.test": [["93.184.216.34"]], "inside.test": [["192.168.0.7"]]}
+    )
+    one = internet.fetcher(robots="capfilt-test")
+    assert outcome(one, "http://outside.test/a") == "blocked_address"
+    assert internet.dialled == ["93.184.216.34"]
+
+
+def test_one_host_is_asked_no_faster_than_its_pace(server: Server) -> None:
+    server.answers["/a"] = ok(b"a")
+    with contextlib.closing(fetcher(pace=Pace(rate=20.0, burst=2))) as one:
+        began = time.monotonic()
+        for _ in range(8):
+            one.fetch(server.url("/a"))
+        assert time.monotonic() - began >= 6 / 20.0 - 0.01
 
 
 SPELLINGS = [
     *["127.0.0.1", "127.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "0", "0.0.0.0"],
     *["localhost", "LOCALHOST", "10.0.0.1", "169.254.169.254", "\uff11\uff12\uff17.0.0.1"],
     *["[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[fe80::1]"],
-    *["user@127.0.0.1", "example.org@127.0.0.1"],
+    *["user@127.0.0.1", "example.org@127.0.0.1", "example.org%40127.0.0.1@127.0.0.1"],
+    *[
+        "127.0.0.1.",
+        "localhost.",
+        "0x7f.0.0.0x1",
+        "017700000001",
+        "[::7f00:1]",
+        "[64:ff9b::7f00:1]",
+    ],
+    *["[2002:7f00:1::]", "[::1%25lo]", "\u2460\u2461\u2466.0.0.1", "127\u30020\u30020\u30021"],
 ]
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
 def test_no_spelling_of_a_private_address_is_connected_to(server: Server, host: str) -> None:
     url = f"http://{host}:{server.port}/"
-    assert reason(url, allow_private_addresses=False) in ("blocked_address", "dns")
+    assert reason(url, allow_private_addresses=False) in ("blocked_address", "dns", "bad_url")
     assert server.connections == 0
 
 
@@ -483,8 +702,9 @@ class Internet:
         assert is_public(address[0])
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
-    def fetcher(self) -> Fetcher:
-        return fetcher(allow_private_addresses=False, resolve=self.resolve, dial=self.dial)
+    def fetcher(self, **changes: Any) -> Fetcher:
+        given = {"allow_private_addresses": False, "resolve": self.resolve, "dial": self.dial}
+        return fetcher(**given, **changes)
 
 
 def test_the_address_that_was_checked_is_the_one_connected_to(server: Server) -> None:
@@ -601,3 +821,102 @@ def test_a_handshake_that_hangs_does_not_outlast_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"https://127.0.0.1:{silent.getsockname()[1]}/"
         assert reason(url, timeout=0.3) == "timeout"
+
+
+def test_robots_and_codings_work_over_https(
+    safe_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    safe_server.answers["/robots.txt"] = ok(ROBOTS)
+    safe_server.answers["/a"] = ok(gzip.compress(b"image"), "Content-Encoding: gzip")
+    safe_server.answers["/private"] = ok(b"private")
+    busy = iter([status(503, "Retry-After: 0"), ok(b"at last")])
+    safe_server.answers["/busy"] = lambda sock, path: sock.sendall(next(busy))
+    one = fetcher(resolve=_resolve_to_loopback, robots="capfilt-test", retries=1)
+    assert one.fetch(safe_server.url("/a", "safe.test")).content == b"image"
+    assert outcome(one, safe_server.url("/private", "safe.test")) == "robots"
+    assert one.fetch(safe_server.url("/busy", "safe.test")).content == b"at last"
+    assert robots_asked(safe_server) == 1
+    with contextlib.closing(fetcher(resolve=_resolve_to_loopback, robots="capfilt-test")) as other:
+        assert outcome(other, safe_server.url("/a", "other.test")) == "tls"
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a connection with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def test_a_connection_that_is_reset_has_its_reason(server: Server) -> None:
+    def midway(sock: socket.socket, path: str) -> None:
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nabc")
+        time.sleep(0.1)
+        reset(sock)
+
+    server.answers.update({"/at-once": lambda sock, path: reset(sock), "/midway": midway})
+    assert reason(server.url("/at-once")) == "connect"
+    assert reason(server.url("/midway")) == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), "timeout"),
+        (lambda sock, path: time.sleep(2), "timeout"),
+        (ok(b"x" * 100_001), "too_large"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000, "bad_response"),
+        (lambda sock, path: sock.sendall(ok(b"abc").replace(b": 3", b": 9")), "incomplete"),
+        (status(302, "Location: /"), "redirect_loop"),
+        (status(302, "Location: http://10.0.0.1/"), "connect"),
+        (status(404), "http_404"),
+        (status(503), "http_5xx"),
+    ],
+)
+def test_faults_have_the_same_reasons_over_https(
+    safe_server: Server,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: bytes | Answer,
+    expected: str,
+) -> None:
+    def dial(address: tuple[str, int], timeout: float) -> socket.socket:
+        if address[0] != "127.0.0.1":
+            raise ConnectionRefusedError
+        return socket.create_connection(address, timeout)
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    safe_server.answers["/"] = answer
+    given = {"resolve": _resolve_to_loopback, "dial": dial, "timeout": 0.8, "max_bytes": 100_000}
+    assert reason(safe_server.url("/", "safe.test"), **given) == expected
+
+
+def test_a_name_that_is_slowly_looked_up_occupies_one_thread(server: Server) -> None:
+    others_done = threading.Event()
+
+    def resolve(host: str) -> list[str]:
+        if host == "slow.test":
+            others_done.wait(20)
+        return ["127.0.0.1"]
+
+    server.answers["/"] = ok(b"a")
+    one = fetcher(resolve=resolve, timeout=20.0)
+    frontier: Frontier[Any] = Frontier(one.pace)
+    for index in range(10):
+        frontier.add(index, one.steps(server.url("/", "slow.test")))
+    frontier.add("quick", one.steps(server.url("/", "quick.test")))
+    ended: list[Any] = []
+
+    def work() -> None:
+        while (found := frontier.next()) is not None:
+            ended.append(found)
+            if found[0] == "quick":
+                others_done.set()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert ended[0][0] == "quick"
+    assert len(ended) == 11
+    assert not [found for found in ended if isinstance(found[1], Exception)]

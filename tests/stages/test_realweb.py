@@ -42,6 +42,8 @@ def test_every_fault_has_its_reason_and_no_good_image_is_lost(site, scheme, tmp_
             image_size=64,
             shard_size=10_000,
             allow_private_addresses=True,
+            requests_per_second=None,
+            connections_per_host=None,
         )
         (rows,) = sources.shards(config)
         stage = DownloadStage(config)

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -14,22 +16,25 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from stages import sources
 from stages.download import DownloadConfig
 from stages.schema import uid_of
+from stages.sources import Source, documents
+from stages.sources.place import places
 
 CAPTIONS = Path(__file__).resolve().parents[2] / "../shared/data/alttext/laion_10k.parquet"
 
 
-def rows(source: Path | str | tuple[str, ...], **settings: Any) -> list[dict[str, Any]]:
+def rows(source: Any, **settings: Any) -> list[dict[str, Any]]:
     given = source if isinstance(source, tuple) else str(source)
     tables = list(sources.shards(DownloadConfig(source=given, **settings)))
     assert all(table.schema == sources.LIST for table in tables)
     return [row for table in tables for row in table.to_pylist()]
 
 
-def pairs(source: Path | str | tuple[str, ...], **settings: Any) -> list[tuple[str, str | None]]:
+def pairs(source: Any, **settings: Any) -> list[tuple[str, str | None]]:
     return [(row["url"], row["caption"]) for row in rows(source, **settings)]
 
 
@@ -44,6 +49,11 @@ def zstd(content: bytes) -> bytes:
 
 
 TWO = [("http://a.test/1", "a cat"), ("http://a.test/2", "a dog")]
+SBU = {
+    "info": {"captions": ["not these"]},
+    "image_urls": [url for url, _ in TWO],
+    "captions": [caption for _, caption in TWO],
+}
 CSV = b"url,caption\nhttp://a.test/1,a cat\nhttp://a.test/2,a dog\n"
 
 
@@ -63,6 +73,10 @@ CSV = b"url,caption\nhttp://a.test/1,a cat\nhttp://a.test/2,a dog\n"
         ("cc12m.tsv", b"http://a.test/1\ta cat\nhttp://a.test/2\ta dog\n"),
         ("laion.csv", CSV.replace(b"url,caption", b"URL,TEXT")),
         ("alt.csv", b"Alt Text,id,Image URL\na cat,1,http://a.test/1\na dog,2,http://a.test/2\n"),
+        ("sbu.json", json.dumps(SBU).encode()),
+        ("sbu.json.gz", gzip.compress(json.dumps(SBU, indent=1).encode())),
+        ("blip.json", json.dumps([{"caption": c, "url": u} for u, c in TWO]).encode()),
+        ("bom.json", b"\xef\xbb\xbf" + json.dumps(SBU).encode()),
         ("list.jsonl", "".join(json.dumps({"url": u, "text": c}) + "\n" for u, c in TWO).encode()),
     ],
 )
@@ -91,8 +105,12 @@ def test_a_row_has_its_uid_source_and_place(tmp_path: Path) -> None:
         "source": "cc3m",
         "url": "http://a.test/1",
         "caption": "a cat",
+        "source_uid": None,
         "repeats": 0,
-        "local": False,
+        "file": None,
+        "offset": None,
+        "length": None,
+        "row": None,
     }
     assert second["uid"] == uid_of("http://a.test/2", "a dog")
 
@@ -200,15 +218,162 @@ def test_a_list_on_any_filesystem_is_read() -> None:
         assert pairs("memory://lists/a.csv.gz") == TWO
         config = DownloadConfig(source="memory://lists/*.gz")
         assert len(sources.content_digest(config)) == 64
-        assert sources.identity(config)["memory://lists/*.gz"][0]["size"] > 0
+        assert sources.identity(config)["web"][0]["size"] > 0
     finally:
         filesystem.rm("/lists", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("columns", "uids"),
+    [
+        ({"uid": ["ab", "cd"], "key": ["000", "001"]}, ["ab", "cd"]),  # DataComp
+        ({"id": [841814333321, None], "width": [1, 2]}, ["841814333321", None]),  # COYO
+        ({"SAMPLE_ID": [7, 8]}, ["7", "8"]),  # LAION
+        ({"id": [[1], [2]]}, [None, None]),
+        ({"key": [b"k\xff", b"l"]}, ["k\ufffd", "l"]),
+    ],
+)
+def test_the_id_that_a_source_gives_is_kept(
+    tmp_path: Path, columns: dict[str, Any], uids: list[str | None]
+) -> None:
+    urls, texts = zip(*TWO, strict=True)
+    pq.write_table(pa.table({"url": urls, "text": texts, **columns}), tmp_path / "a.parquet")
+    found = rows(tmp_path / "a.parquet")
+    assert [row["source_uid"] for row in found] == uids
+    assert [(row["url"], row["caption"]) for row in found] == TWO
+
+
+def test_the_id_of_every_kind_of_list_is_kept(tmp_path: Path) -> None:
+    given = [{"uid": 7, "url": "http://a.test/1"}, {"uid": "x", "url": "http://a.test/2"}]
+    write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, given)))
+    write(tmp_path / "b.csv", "url,uid\nhttp://a.test/1,7\nhttp://a.test/2,x\n")
+    write(tmp_path / "c.json", json.dumps(given))
+    for name in ("a.jsonl", "b.csv", "c.json"):
+        assert [row["source_uid"] for row in rows(tmp_path / name)] == ["7", "x"]
 
 
 def test_limit_ends_the_sources_early(tmp_path: Path) -> None:
     one, two = write(tmp_path / "a.csv", CSV), write(tmp_path / "b.csv", CSV)
     assert pairs((str(one), str(two)), limit=1) == TWO[:1]
     assert [row["repeats"] for row in rows((str(one), str(two)), limit=3)] == [1, 0]
+
+
+def numbered(path: Path, number: int) -> Path:
+    return write(path, "url\n" + "".join(f"http://a.test/{index}\n" for index in range(number)))
+
+
+def test_a_seed_draws_a_sample_that_it_alone_decides(tmp_path: Path) -> None:
+    path = str(numbered(tmp_path / "a.csv", 20_000))
+
+    def drawn(limit: int, seed: int) -> list[int]:
+        found = rows((Source(path=path, limit=limit, seed=seed),))
+        return [int(row["url"].rsplit("/", 1)[1]) for row in found]
+
+    sample = drawn(500, 3)
+    assert len(sample) == len(set(sample)) == 500
+    assert sample == sorted(sample) == drawn(500, 3)
+    assert set(sample) < set(drawn(1000, 3))
+    assert len(set(sample) & set(drawn(500, 4))) < 40  # 12.5 are expected
+    quarters = [sum(number // 5000 == quarter for number in sample) for quarter in range(4)]
+    assert all(85 < quarter < 165 for quarter in quarters)  # 125 are expected, give or take 10
+    assert drawn(20_000, 3) == drawn(30_000, 3) == list(range(20_000))
+
+
+def test_rows_of_one_uid_in_a_sample_are_counted_as_they_were_drawn(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "url\n" + "http://a.test/\n" * 100)
+    (row,) = rows((Source(path=str(path), limit=30, seed=0),))
+    assert row["repeats"] == 29
+
+
+def test_each_source_has_its_own_name_limit_and_columns(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.csv", CSV)
+    two = write(tmp_path / "b.csv", "url,caption,words\nhttp://a.test/9,x,a bird\n")
+    named = (
+        Source(path=str(one), name="one", limit=1),
+        Source(path=str(two), name="two", caption_column="words"),
+        Source(path=str(one), name="again"),
+    )
+    found = [(row["source"], row["url"], row["caption"], row["repeats"]) for row in rows(named)]
+    assert found == [
+        ("one", "http://a.test/1", "a cat", 1),
+        ("two", "http://a.test/9", "a bird", 0),
+        ("again", "http://a.test/2", "a dog", 0),
+    ]
+
+
+def test_sources_are_read_from_plain_values() -> None:
+    adapter = TypeAdapter(DownloadConfig)
+    given = [{"name": "a", "path": "a.csv"}, {"name": "b", "path": ["b.csv"], "limit": 3}]
+    config = adapter.validate_python({"source": given})
+    assert config.sources == (
+        Source(name="a", path="a.csv"),
+        Source(name="b", path=("b.csv",), limit=3),
+    )
+    assert adapter.validate_python({"source": given[0]}).sources == config.sources[:1]
+    plain = config.measurement()
+    assert json.loads(json.dumps(plain))["source"][0]["path"] == "a.csv"
+    changes: list[dict[str, Any]] = [
+        {"name": "c"},
+        {"limit": 4},
+        {"limit": 3, "seed": 1},
+        {"url_column": "u"},
+        {"caption_column": "c"},
+        {"images": "photos"},
+        {"path": "c.csv"},
+    ]
+    for change in changes:
+        other = adapter.validate_python({"source": [{**given[0], **change}, given[1]]})
+        assert other.measurement() != plain
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ([{"path": "a"}, {"path": "b"}], "each source needs a `name` of its own, got 'web' twice"),
+        ([{"path": "a", "nmae": "x"}], r"\[1\] nmae: unknown field; did you mean 'name'"),
+        ([{"name": "x"}], r"\[1\] path: Field required"),
+        ([{"path": "a", "limit": 0}], "download.limit must be at least 1, got 0"),
+        ([{"path": "a", "seed": 1}], "a seed samples `limit` rows"),
+        ([{"path": "a", "name": "x/y"}], "a text without `/`"),
+        ([{"path": ""}], "download.source must name a list or images"),
+        ([{"path": "a"}, "b"], "texts or mappings, not both"),
+        ([{"path": "a", "limit": "many"}], "got 'many'"),
+    ],
+)
+def test_a_source_that_is_wrong_says_what_to_mend(source: Any, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TypeAdapter(DownloadConfig).validate_python({"source": source})
+
+
+@pytest.mark.parametrize("field", ["name", "limit", "url_column", "caption_column"])
+def test_the_fields_of_texts_are_refused_beside_mappings(field: str) -> None:
+    value: Any = 3 if field == "limit" else "x"
+    with pytest.raises(ValueError, match=rf"download\.{field} is for a source given as text"):
+        DownloadConfig(source=(Source(path="a.csv"),), **{field: value})
+
+
+def test_elements_of_a_document_are_found_at_every_split_of_its_bytes(tmp_path: Path) -> None:
+    given = {"info": {"a": [1]}, "image_urls": ["é\n", 12, -3.5e2, None, []], "captions": []}
+    path = write(tmp_path / "a.json", json.dumps(given, ensure_ascii=False, indent=2))
+    (place,) = places(Source(path=str(path)))
+    for size in (1, 2, 3, 7, 2**20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(documents, "_CHUNK", size)
+            assert list(documents.elements(place, "image_urls")) == given["image_urls"]
+            assert documents.kind(place) == "sbu"
+
+
+def test_sbu_arrays_of_different_lengths_lose_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for extra, row in (
+        ({"image_urls": ["http://a.test/1"], "captions": ["a", "b"]}, ("", "b")),
+        (
+            {"image_urls": ["http://a.test/1", "http://a.test/2"], "captions": ["a"]},
+            ("http://a.test/2", None),
+        ),
+    ):
+        write(path, json.dumps(extra))
+        assert pairs(path) == [("http://a.test/1", "a"), row]
 
 
 LISTS = st.lists(
@@ -255,10 +420,33 @@ def test_rows_of_one_uid_meet_in_the_first_and_none_is_lost(
             {"caption_column": "Caption"},
             ["caption_column", "did you mean 'caption'?"],
         ),
-        ("a.docx", b"x", {}, ["download.source", "csv, tsv, parquet or jsonl", "a.docx"]),
+        (
+            "bare.tsv",
+            b"a cat\thttp://a.test/1\n",
+            {"url_column": "url"},
+            ["download.url_column", "no column 'url'"],
+        ),
+        ("a.docx", b"x", {}, ["download.source", "csv, tsv, parquet, jsonl or json", "a.docx"]),
         ("a.parquet", b"PAR1 junk", {}, ["cannot be read as parquet", "a.parquet"]),
         ("a.csv.gz", b"not gzip", {}, ["cannot be read as csv", "a.csv.gz"]),
         ("a.jsonl", b"[\n1\n]\n", {}, ["one JSON object a line", "a.jsonl"]),
+        ("a.csv", b"url\n" + b"x" * 17 * 2**20, {}, ["longer than 16 MiB", "a.csv"]),
+        ("a.jsonl", b"x" * 17 * 2**20, {}, ["longer than 16 MiB", "a.jsonl"]),
+        (
+            "a.csv",
+            b'url\n"' + (b"x" * 2**20 + b"\n") * 17,
+            {},
+            ["cannot be read as csv", "field limit"],
+        ),
+        ("a.parquet.gz", b"x", {}, ["unpack it", "a.parquet.gz"]),
+        ("a.json", b"", {}, ["cannot be read as json", "a.json"]),
+        ("a.json", b'{"url": "a"}\n{"url": "b"}', {}, ["a.json", "named .jsonl"]),
+        ("a.json", b'{"a": 1}', {}, ["a.json", "`image_urls` and `captions` (SBU)"]),
+        ("a.json", b'{"image_urls": ["a", "b', {}, ["a.json", "character 21"]),
+        ("a.json", b'{"image_urls": ["a" "b"]}', {}, ["a.json", "in place of ']'"]),
+        ("a.json", b'[{"url": "a"}', {}, ["a.json", "the end of the file"]),
+        ("a.json", b'{"captions": ' + b"[" * 10**5, {}, ["a.json", "cannot be read as json"]),
+        ("a.json", b'["' + b"x" * 17 * 2**20, {}, ["a.json", "within 16 MiB"]),
     ],
 )
 def test_a_source_that_cannot_be_read_says_what_to_mend(
@@ -298,58 +486,6 @@ def test_a_changed_list_has_another_identity_and_digest(tmp_path: Path) -> None:
     assert sources.content_digest(config) != content
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    (folder / "more").mkdir(parents=True)
-    for name in ("b.jpg", "a.PNG", "more/c.webp", "notes.md"):
-        write(folder / name, name)
-    return folder
-
-
-def test_a_folder_of_images_takes_captions_from_the_files_beside_them(photos: Path) -> None:
-    write(photos / "b.txt", b"a \xff cat\n")
-    write(photos / "more/c.txt", "a dog\nin two lines\n")
-    found = rows(photos)
-    assert all(row["local"] for row in found)
-    assert [(row["url"], row["caption"]) for row in found] == [
-        (str(photos / "a.PNG"), None),
-        (str(photos / "b.jpg"), "a \ufffd cat"),
-        (str(photos / "more/c.webp"), "a dog\nin two lines"),
-    ]
-    assert sources.folders(DownloadConfig(source=str(photos))) == (photos.resolve(),)
-
-
-@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
-def test_a_folder_of_images_takes_captions_from_its_metadata(photos: Path, name: str) -> None:
-    listed = [
-        ("more/c.webp", "a dog"),
-        ("b.jpg", "a cat"),
-        ("b.jpg", "one more"),
-        ("no.jpg", "lost"),
-    ]
-    if name.endswith("csv"):
-        lines = ["file_name,text", *(",".join(pair) for pair in listed)]
-    else:
-        lines = [json.dumps({"file_name": file, "text": text}) for file, text in listed]
-    write(photos / name, "\n".join(lines))
-    assert pairs(photos) == [
-        (str(photos / "a.PNG"), None),
-        (str(photos / "b.jpg"), "a cat"),
-        (str(photos / "b.jpg"), "one more"),
-        (str(photos / "more/c.webp"), "a dog"),
-        (str(photos / "no.jpg"), "lost"),
-    ]
-
-
-def test_a_changed_image_changes_the_identity_and_digest_of_its_folder(photos: Path) -> None:
-    config = DownloadConfig(source=str(photos))
-    identity, content = sources.identity(config), sources.content_digest(config)
-    write(photos / "b.jpg", "another")
-    assert sources.identity(config) != identity
-    assert sources.content_digest(config) != content
-
-
 @pytest.mark.skipif(not CAPTIONS.exists(), reason="../shared/data/alttext is not here")
 def test_ten_thousand_real_alt_texts_are_all_counted() -> None:
     found = rows(CAPTIONS)
@@ -357,3 +493,43 @@ def test_ten_thousand_real_alt_texts_are_all_counted() -> None:
     assert sum(row["repeats"] + 1 for row in found) == table.num_rows
     assert len({row["uid"] for row in found}) == len(found)
     assert found[0]["caption"] == table["TEXT"][0].as_py()
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from stages import sources
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+before = peak()
+for path in sys.argv[1:]:
+    config = sources.SourceConfig(source=path, shard_size=100)
+    rows = sum(table.num_rows for table in sources.shards(config))
+    print(rows, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_no_list_is_read_whole(tmp_path: Path) -> None:
+    number, caption = 20_000, "word " * 1000
+    urls = [f"http://a.test/{index}" for index in range(number)]
+    with (tmp_path / "a.csv").open("w") as file:
+        file.writelines(["url,caption\n", *(f"{url},{caption}\n" for url in urls)])
+    with (tmp_path / "a.jsonl").open("w") as file:
+        file.writelines(json.dumps({"url": url, "caption": caption}) + "\n" for url in urls)
+    with (tmp_path / "a.json").open("w") as file:
+        json.dump({"image_urls": urls, "captions": [caption] * number}, file)
+    paths = [str(tmp_path / name) for name in ("a.csv", "a.jsonl", "a.json")]
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *paths],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for line in done.stdout.splitlines():
+        rows, growth = line.split()
+        assert int(rows) == number
+        assert float(growth) < 70, f"{growth} MiB for a list of 95 MiB"

@@ -1,0 +1,235 @@
+"""Ablations: one manifest with parts of it changed, over several seeds, as tables with intervals.
+
+    name: ablation
+    manifest: demo.yaml             # beside this file; its web is drawn anew for each seed
+    seeds: [0, 1, 2]
+    chains:                         # what each changes in the manifest; the first is the run itself
+      nucleus: {train: {none: {like: curated, data: [export:none]}}}
+      beam: {stages: {caption: {decoding: beam}}}
+    metrics: {TR@1: retrieval.itm.TR@1, noise: report.texts.synthetic.reject_rate}
+    tables:
+      - title: Decoding
+        rows: {beam: beam/curated, nucleus: nucleus/curated}
+
+A row is the model that a chain trains. Chains of one seed share pool, annotations and models that
+are the same; everything done is reused, so the same command resumes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pydantic
+import yaml
+from scipy.stats import t as student
+
+from pipeline.demo import run as drawn
+from pipeline.demo.server import SiteServer
+from pipeline.manifest import Manifest, ManifestError
+from pipeline.progress import Progress
+from pipeline.session import Session, write_report
+from pipeline.store import Run
+
+__all__ = ["Ablation", "Table", "collect", "estimate"]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table of an ablation.
+
+    Attributes:
+        title: Its title.
+        rows: `CHAIN/MODEL` by the label of the row; the first is what the others are compared to.
+        metrics: Those shown, of the ablation's; all if none are named.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    title: str
+    rows: dict[str, str]
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """A validated ablation.
+
+    Attributes:
+        name: What it is called.
+        manifest: The manifest that every chain changes, a path relative to the file.
+        seeds: Of the drawn web, the stages and the trainings; one run each.
+        chains: The mapping that each chain merges into the manifest.
+        metrics: Where each metric stands in the evaluation of a model, or, after `report.`, in
+            the report of its chain.
+        tables: The tables.
+        run: The folder of all its runs.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    name: str
+    manifest: str
+    seeds: tuple[int, ...]
+    chains: dict[str, dict[str, Any]]
+    metrics: dict[str, str]
+    tables: tuple[Table, ...]
+    run: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
+        if not self.chains:
+            raise ValueError("chains must name at least one")
+        for table in self.tables:
+            for label, row in table.rows.items():
+                chain, slash, model = row.partition("/")
+                if chain not in self.chains or not slash or not model:
+                    raise ValueError(
+                        f"tables: row {label!r} of {table.title!r} must be CHAIN/MODEL with a "
+                        f"chain of {', '.join(self.chains)}, got {row!r}"
+                    )
+            for metric in table.metrics:
+                if metric not in self.metrics:
+                    raise ValueError(
+                        f"tables: {table.title!r} shows {metric!r}; metrics has "
+                        f"{', '.join(self.metrics)}"
+                    )
+
+    @classmethod
+    def load(cls, path: str, run: str | None = None) -> Ablation:
+        """Read and validate an ablation.
+
+        Raises:
+            ManifestError: The file is no ablation; the message says where.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ManifestError(
+                    f"{path}: an ablation is a mapping with `manifest` and `tables`"
+                )
+            given = {"run": f"runs/{content.get('name')}", **content}
+            given["manifest"] = str(Path(path).parent / str(content.get("manifest", "")))
+            if run is not None:
+                given["run"] = run
+            return pydantic.TypeAdapter(cls).validate_python(given)
+        except FileNotFoundError:
+            raise ManifestError(f"{path}: no such file") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ManifestError(f"{path}: not YAML: {error}") from None
+        except pydantic.ValidationError as error:
+            lines = []
+            for detail in error.errors():
+                where = ".".join(map(str, detail["loc"])) or "ablation"
+                lines.append(f"{path}: {where}: {detail['msg'].removeprefix('Value error, ')}")
+            raise ManifestError("\n".join(lines)) from None
+
+    def folder(self, seed: int) -> str:
+        """The run of a seed."""
+        return f"{self.run}/seed-{seed}"
+
+    def branch(self, chain: str) -> str:
+        """The folder under the run for what a chain has of its own."""
+        return "" if chain == next(iter(self.chains)) else f"chains/{chain}"
+
+    def carry_out(self, workers: int | None, progress: Progress) -> None:
+        """Run every chain of every seed, as far as that is not done."""
+        for seed in self.seeds:
+            web = Path(self.folder(seed)) / "web"
+            port = drawn.prepare(web, seed, progress)
+            manifests = [self._manifest(seed, chain, web) for chain in self.chains]
+            with SiteServer(web / "site", port=port):
+                for chain, manifest in zip(self.chains, manifests, strict=True):
+                    progress.say(f"chain      {chain}, seed {seed}")
+                    with Session(manifest, workers=workers, progress=progress) as session:
+                        session.run()
+                    write_report(session.runner.run, session.runner.plan)
+
+    def _manifest(self, seed: int, chain: str, web: Path) -> Manifest:
+        models = (drawn.SHIPPED / "captioner", drawn.SHIPPED / "matcher")
+        overrides = [f"seed={seed}", *drawn.paths(web, *models)]
+        base = Manifest.load(self.manifest, overrides, self.folder(seed))
+        content = merge(base.source, self.chains[chain])
+        return Manifest.parse(content, f"{self.manifest} + {chain}", self.branch(chain))
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with some entries changed; a list is replaced as a whole."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def collect(ablation: Ablation) -> dict[str, Any]:
+    """What an ablation has measured so far.
+
+    Returns:
+        name, seeds, and for each table its title and rows: label, chain, model, and for each
+        metric `values` (one a seed, null where missing), its `estimate`, and the estimate of its
+        `difference` to the first row of the same seeds.
+    """
+    tables = []
+    for table in ablation.tables:
+        names = table.metrics or tuple(ablation.metrics)
+        first: dict[str, list[float | None]] = {}
+        rows: list[dict[str, Any]] = []
+        for label, row in table.rows.items():
+            chain, _, model = row.partition("/")
+            metrics = {}
+            for name in names:
+                values = [_value(ablation, seed, chain, model, name) for seed in ablation.seeds]
+                base = first.setdefault(name, values)
+                differences = [
+                    value - other
+                    for value, other in zip(values, base, strict=True)
+                    if value is not None and other is not None
+                ]
+                metrics[name] = {
+                    "values": values,
+                    "estimate": estimate([value for value in values if value is not None]),
+                    "difference": estimate(differences) if rows else None,
+                }
+            rows.append({"label": label, "chain": chain, "model": model, "metrics": metrics})
+        tables.append({"title": table.title, "rows": rows})
+    return {"name": ablation.name, "seeds": list(ablation.seeds), "tables": tables}
+
+
+def _value(ablation: Ablation, seed: int, chain: str, model: str, name: str) -> float | None:
+    run = Run(ablation.folder(seed), ablation.branch(chain))
+    path = ablation.metrics[name]
+    if path.startswith("report."):
+        if not run.exists("report", "report.json"):
+            return None
+        value = run.read_json("report", "report.json")
+        path = path.removeprefix("report.")
+    else:
+        if not run.exists("evaluation.json"):
+            return None
+        value = run.read_json("evaluation.json").get(model, {}).get("metrics")
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def estimate(values: Sequence[float]) -> dict[str, float | None] | None:
+    """The mean of n values and its 95 % interval by Student's t; no interval for a single one."""
+    if not values:
+        return None
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return {"mean": mean, "low": None, "high": None}
+    quantile = float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1))
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half}

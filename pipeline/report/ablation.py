@@ -1,0 +1,106 @@
+"""The page of an ablation, its tables as Markdown, and its numbers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline.report.charts import intervals
+from pipeline.store import Run
+from pipeline.tables import interval
+
+__all__ = ["markdown", "write"]
+
+FOLDER = Path(__file__).parent
+
+
+def write(folder: str, found: Mapping[str, Any]) -> str:
+    """Write report/index.html, ablation.md and ablation.json under a folder.
+
+    Args:
+        folder: That of the ablation.
+        found: What `pipeline.ablation.collect` gave.
+
+    Returns:
+        The path of the page.
+    """
+    run = Run(folder)
+    run.write_json(found, "report", "ablation.json")
+    run.write(markdown(found).encode(), "report", "ablation.md")
+    style = (FOLDER / "report.css").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("ablation.html.j2").render(
+        name=found["name"],
+        seeds=found["seeds"],
+        tables=[_table(table) for table in found["tables"]],
+        style=Markup(style),
+        digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+    )
+    run.write((page.strip() + "\n").encode(), "report", "index.html")
+    return run.at("report", "index.html")
+
+
+def _table(table: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = list(table["rows"][0]["metrics"])
+    figures = []
+    for metric in metrics:
+        rows = []
+        for row in table["rows"]:
+            known, whole = row["metrics"][metric]["values"], row["metrics"][metric]["estimate"]
+            if whole is not None:
+                values = [value for value in known if value is not None]
+                rows.append((row["label"], whole["mean"], whole["low"], whole["high"], values))
+        if rows:
+            told = "; ".join(f"{label} {mean:.3f}" for label, mean, *_ in rows)
+            svg = intervals(rows, x_label=metric, label=f"{metric} of {table['title']}: {told}")
+            figures.append({"title": metric, "svg": svg})
+    return {
+        "title": table["title"],
+        "metrics": metrics,
+        "rows": list(_lines(table)),
+        "figures": figures,
+    }
+
+
+def _lines(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows, then the differences to the first."""
+    first, *others = table["rows"]
+    lines = [
+        {
+            "label": row["label"],
+            "cells": [interval(metric["estimate"]) for metric in row["metrics"].values()],
+        }
+        for row in table["rows"]
+    ]
+    lines += [
+        {
+            "label": f"{row['label']} against {first['label']}",
+            "cells": [interval(metric["difference"], "+") for metric in row["metrics"].values()],
+        }
+        for row in others
+    ]
+    return lines
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The tables in Markdown."""
+    parts = []
+    for table in found["tables"]:
+        metrics = list(table["rows"][0]["metrics"])
+        parts += [f"### {table['title']}", "", f"| | {' | '.join(metrics)} |"]
+        parts.append("| --- |" + " ---: |" * len(metrics))
+        parts += [f"| {line['label']} | {' | '.join(line['cells'])} |" for line in _lines(table)]
+        parts.append("")
+    return "\n".join(parts)

@@ -1,0 +1,107 @@
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.ablation import Ablation, collect, estimate, merge
+from pipeline.manifest import Manifest, ManifestError
+from pipeline.report.ablation import markdown, write
+from pipeline.store import Run
+
+ROOT = Path(__file__).parents[2]
+
+CONTENT = {
+    "name": "small",
+    "manifest": "demo.yaml",
+    "seeds": [0, 1, 2],
+    "chains": {"one": {}, "two": {"stages": {"caption": {"decoding": "beam"}}}},
+    "metrics": {"CIDEr": "captioning.CIDEr", "noise": "report.texts.synthetic.reject_rate"},
+    "tables": [{"title": "A <b>table</b>", "rows": {"first": "one/a", "second": "two/b"}}],
+}
+
+
+def ablation(tmp_path, **changes):
+    path = tmp_path / "ablation.yaml"
+    path.write_text(yaml.safe_dump({**CONTENT, **changes}))
+    return Ablation.load(str(path), str(tmp_path / "runs"))
+
+
+def test_an_interval_is_students():
+    # The 97.5 % quantile of t with 2 degrees of freedom is 4.30265.
+    found = estimate([1.0, 2.0, 3.0])
+    assert found is not None and found["mean"] == 2
+    assert found["low"] == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-4)
+    assert found["high"] == pytest.approx(2 + 4.30265 / math.sqrt(3), abs=1e-4)
+    assert estimate([5.0]) == {"mean": 5.0, "low": None, "high": None}
+    assert estimate([]) is None
+
+
+def test_differences_are_taken_seed_by_seed(tmp_path):
+    made = ablation(tmp_path)
+    scores = {("", "a"): [1.0, 2.0, 3.0], ("chains/two", "b"): [1.5, 2.6, 3.4]}
+    for (branch, model), values in scores.items():
+        for seed, value in zip(made.seeds, values, strict=True):
+            run = Run(made.folder(seed), branch)
+            run.write_json(
+                {model: {"model": "x", "metrics": {"captioning": {"CIDEr": value}}}},
+                "evaluation.json",
+            )
+    found = collect(made)
+    (table,) = found["tables"]
+    second = table["rows"][1]["metrics"]["CIDEr"]
+    assert second["values"] == scores["chains/two", "b"]
+    assert second["difference"]["mean"] == pytest.approx(0.5)
+    assert second["difference"]["low"] > 0 < second["estimate"]["high"]
+    assert table["rows"][0]["metrics"]["CIDEr"]["difference"] is None
+    assert table["rows"][0]["metrics"]["noise"]["estimate"] is None
+    page = Path(write(made.run, found)).read_text()
+    assert "<b>table</b>" not in page and "&lt;b&gt;table" in page and "<script" not in page
+    assert re.search(
+        r"\| second against first \| \+0\.500 \[\+0\.\d+, \+0\.\d+\] \|", markdown(found)
+    )
+
+
+def test_the_shipped_ablation_makes_manifests_that_hold(tmp_path):
+    made = Ablation.load(str(ROOT / "manifests" / "ablation.yaml"), str(tmp_path))
+    content = yaml.safe_load((ROOT / "manifests" / "demo.yaml").read_text())
+    for chain, changes in made.chains.items():
+        manifest = Manifest.parse(merge(content, changes), chain, made.branch(chain))
+        rows = [row.split("/") for table in made.tables for row in table.rows.values()]
+        models = {model for name, model in rows if name == chain}
+        assert models <= set(manifest.train)
+        evaluated = {model.rsplit("/", 1)[-1] for model in manifest.evaluate.models}
+        assert models <= evaluated
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "seeds"),
+        ({"tables": [{"title": "t", "rows": {"x": "three/a"}}]}, "CHAIN/MODEL"),
+        ({"tables": [{"title": "t", "rows": {"x": "one/a"}, "metrics": ["F1"]}]}, "shows 'F1'"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, changes, message):
+    with pytest.raises(ManifestError, match=message):
+        ablation(tmp_path, **changes)
+
+
+def test_an_entry_like_another_takes_over_its_fields():
+    content = {
+        "name": "like",
+        "stages": {"download": {"source": "list.csv"}, "export": {"human": ["h.jsonl"]}},
+        "exports": {"bare": {"synthetic": False}},
+        "train": {
+            "one": {"objective": "captioner", "lr": 0.5, "data": ["a"]},
+            "two": {"like": "one", "data": ["b"]},
+        },
+    }
+    made = Manifest.parse(content)
+    assert (made.train["two"].lr, made.train["two"].data) == (0.5, ("b",))
+    assert made.exports["bare"].human == ("h.jsonl",)
+    content["train"]["two"]["like"] = "oen"
+    with pytest.raises(ManifestError, match="did you mean 'one'"):
+        Manifest.parse(content)
