@@ -409,10 +409,11 @@ class Plan:
 
     def inputs(self, name: str) -> dict[str, str]:
         """Each column that a stage (or export) takes, with the stage it comes from."""
-        stage: Any = ExportStage if name in self.exports else STAGES[name]
+        is_export = name in self.exports
+        stage: Any = ExportStage if is_export else STAGES[name]
+        config = self.export(name).config if is_export else self.manifest.stages[name]
         found = {}
-        named = self.manifest.stages[name].reads
-        for column in ("uid", *stage.reads, *stage.uses, *named):
+        for column in ("uid", *stage.reads, *stage.uses, *config.reads):
             if (origin := self.origin(name, column)) is not None:
                 found[column] = origin
         return found
