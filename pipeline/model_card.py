@@ -67,7 +67,7 @@ def text(
             for entry in data
         ),
         "",
-        "Of several files it is the first 16 characters of that of the JSON list of theirs.",
+        "Of several files it is that of the list of theirs, its first 16 characters.",
         "",
         "## Settings",
         "",
