@@ -130,7 +130,7 @@ class Contrastive(nn.Module):
         """
         name = os.fspath(model)
         if name not in CLIP_SIZES:
-            loaded: Any = CLIPModel.from_pretrained(name, dtype=torch.float32)
+            loaded: Any = CLIPModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
             side = loaded.config.vision_config.image_size
             if image_size not in (None, side):
                 raise ValueError(f"train.image_size must be {side} for {name}, got {image_size}")

@@ -304,7 +304,7 @@ class MED(nn.Module):
             )
         for part, path in found.items():
             loaded[part] = _CLASSES[part].from_pretrained(
-                path, revision=revision, dtype=torch.float32
+                path, revision=revision, dtype=torch.float32, use_safetensors=True
             )
         path = next(iter(found.values()))
         reader = _load_tokenizer(tokenizer or path, revision=None if tokenizer else revision)
