@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as _checkpoint
 
 __all__ = ["Memory", "attend", "read_texts", "remember", "see", "split_heads"]
 
@@ -16,6 +18,8 @@ Memory = list[tuple[Tensor, Tensor]]
 
 _CACHED = 2**22
 """Scores that a CPU's caches hold: attention in parts takes no more at once."""
+
+checkpoint = functools.partial(_checkpoint, use_reentrant=False)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -79,19 +83,31 @@ def _weigh(
     return (weights @ value).transpose(1, 2).flatten(2)
 
 
-def see(vision: Any, pixels: Tensor, *, first_only: bool = False) -> Tensor:
+def see(
+    vision: Any,
+    pixels: Tensor,
+    *,
+    first_only: bool = False,
+    kept: Tensor | None = None,
+    recompute: bool = False,
+) -> Tensor:
     """Encode images: what `BlipVisionModel` gives as last_hidden_state.
 
     Args:
         vision: A `BlipVisionModel`.
         pixels: (n, 3, S, S).
         first_only: Leave out of the last layer all that [CLS] does not need.
+        kept: int64 (n, k): the patches that are seen, all of them by default.
+        recompute: Keep a layer's input alone and compute the layer again in the backward pass.
 
     Returns:
         (n, 1 + patches, width), [CLS] first and, with `first_only`, alone.
     """
     x = vision.embeddings(pixels)
-    for layer in vision.encoder.layers:
+    if kept is not None:
+        x = torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[:, :, None], 1)], 1)
+
+    def pass_through(layer: Any, x: Tensor) -> Tensor:
         attention = layer.self_attn
         dropout = attention.dropout.p if attention.training else 0.0
         qkv = attention.qkv(layer.layer_norm1(x))
@@ -99,7 +115,11 @@ def see(vision: Any, pixels: Tensor, *, first_only: bool = False) -> Tensor:
         if first_only and layer is vision.encoder.layers[-1]:
             x, q = x[:, :1], q[:, :, :1]
         x = x + attention.projection(attend(q, k, v, dropout=dropout))
-        x = x + layer.mlp(layer.layer_norm2(x))
+        passed: Tensor = x + layer.mlp(layer.layer_norm2(x))
+        return passed
+
+    for layer in vision.encoder.layers:
+        x = checkpoint(pass_through, layer, x) if recompute else pass_through(layer, x)
     hidden: Tensor = vision.post_layernorm(x)
     return hidden
 
@@ -124,6 +144,7 @@ def read_texts(
     *,
     causal: bool = False,
     first_only: bool = False,
+    recompute: bool = False,
 ) -> Tensor:
     """Encode texts: what `BlipTextModel` gives as last_hidden_state.
 
@@ -135,13 +156,15 @@ def read_texts(
         memory: Of the images the texts look at; without it the reading is unimodal.
         causal: Whether a token sees only those before it, as in the decoder.
         first_only: Leave out of the last layer all that the first token does not need.
+        recompute: As in `see`.
 
     Returns:
         (n, L, width), or (n, 1, width) with `first_only`.
     """
     x = text.embeddings(input_ids=tokens)
     readable = None if mask is None else mask[:, None, None, :]
-    for i, layer in enumerate(text.encoder.layer):
+
+    def pass_through(i: int, layer: Any, x: Tensor) -> Tensor:
         own = layer.attention.self
         dropout = own.dropout.p if own.training else 0.0
         heads = own.num_attention_heads
@@ -155,6 +178,10 @@ def read_texts(
             cross = layer.crossattention
             q = split_heads(cross.self.query(x), heads)
             x = cross.output(attend(q, *memory[i], dropout=dropout), x)
-        x = layer.feed_forward_chunk(x)
+        passed: Tensor = layer.feed_forward_chunk(x)
+        return passed
+
+    for i, layer in enumerate(text.encoder.layer):
+        x = checkpoint(pass_through, i, layer, x) if recompute else pass_through(i, layer, x)
     hidden: Tensor = x
     return hidden
