@@ -31,7 +31,7 @@ import pydantic
 import yaml
 
 from pipeline.objective import TrainConfig
-from stages.base import GlobalStage, Stage, StageConfig, digest
+from stages.base import GlobalStage, ModelConfig, Stage, StageConfig, digest
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
@@ -469,15 +469,18 @@ class Plan:
         return (*self.folder(name), f"summary-{self.decision(name)[:8]}")
 
     def trainings(self, config: Any) -> tuple[str, ...]:
-        """The trainings behind the model that the config of a stage or of a training names.
+        """The trainings behind the models that the config of a stage or of a training names.
 
         In the order in which they are to be done.
         """
-        model = getattr(config, "model", None)
+        if isinstance(config, ModelConfig):
+            models = [name for name, _ in config.models().values()]
+        else:
+            models = [config.model] if isinstance(config, TrainConfig) else []
         root = f"{self.manifest.models}/"
-        if not isinstance(model, str) or not model.startswith(root):
-            return ()
-        needed = model.removeprefix(root).split("/")[0]
-        if needed not in self.manifest.train:
-            return ()
-        return (*self.trainings(self.manifest.train[needed]), needed)
+        found: list[str] = []
+        for model in models:
+            needed = model.removeprefix(root).split("/")[0]
+            if model.startswith(root) and needed in self.manifest.train:
+                found += [*self.trainings(self.manifest.train[needed]), needed]
+        return tuple(dict.fromkeys(found))

@@ -139,6 +139,10 @@ class ModelConfig(StageConfig):
         gpus = 1.0 if device_of(self.device).startswith("cuda") else 0.0
         return Resources(cpus=self.cpus, gpus=gpus)
 
+    def models(self) -> dict[str, tuple[str, str | None]]:
+        """The name and the revision of each model that is loaded, by its role."""
+        return {"model": (self.model, self.revision)}
+
     def measurement(self) -> dict[str, Any]:
         """The fields that change an answer, and which weights exactly in the place of the model.
 
