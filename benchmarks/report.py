@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from browser import CHROMIUM, Browser
+from pages import CHROMIUM, PageBrowser
 from PIL import Image
 
 from pipeline.manifest import STAGES, Manifest, Plan
@@ -195,11 +195,11 @@ def opened(path: str) -> str:
         return "no chromium"
     seconds = []
     frame = "new Promise(d => requestAnimationFrame(() => setTimeout(d, 0)))"
-    with tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as browser:
+    with tempfile.TemporaryDirectory() as profile, PageBrowser(Path(profile)) as browser:
         for _ in range(5):
-            loaded = browser.open(path)
+            loaded = browser.visit(path)
             started = time.monotonic()
-            browser.evaluate(frame)
+            browser.value(frame)
             seconds.append((loaded, loaded + time.monotonic() - started))
     load, paint = (statistics.median(some) for some in zip(*seconds, strict=True))
     return f"loaded in {load:.2f} s, painted in {paint:.2f} s"

@@ -3,7 +3,7 @@ import re
 
 import pyarrow as pa
 import pytest
-from browser import CHROMIUM, Browser
+from pages import CHROMIUM, PageBrowser
 from runs import HOSTILE, Page, make_run, manifest
 
 from pipeline.cli import main
@@ -135,10 +135,10 @@ def test_an_overlay_shows_shares_of_each_series():
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 @pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
 def test_a_browser_shows_it_and_asks_for_nothing(written, tmp_path, width, dark):
-    with Browser(tmp_path / "profile") as browser:
-        browser.open(written[0], width=width, dark=dark)
-        browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    with PageBrowser(tmp_path / "profile") as browser:
+        browser.visit(written[0], width=width, dark=dark)
+        browser.value("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert browser.value("document.documentElement.scrollWidth") <= width
         assert browser.requests == [f"file://{written[0]}"]
         assert browser.complaints == []
-        assert browser.screenshot(tmp_path / "page.png").stat().st_size > 20_000
+        assert browser.picture_of_all(tmp_path / "page.png").stat().st_size > 20_000

@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
-from browser import CHROMIUM, Browser
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import CHROMIUM, PageBrowser
 from PIL import Image
 from runs import BREAKOUT, COMMIT, FULL, SCRIPT, Page, make_run, manifest, with_nulls
 
@@ -403,54 +403,52 @@ def browser(tmp_path_factory):
     """A browser without a window."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
-    with Browser(tmp_path_factory.mktemp("profile")) as found:
+    with PageBrowser(tmp_path_factory.mktemp("profile")) as found:
         yield found
 
 
 def test_a_browser_asks_for_nothing_complains_of_nothing_and_runs_no_caption(whole, browser):
     path = whole[0].at("report", "index.html")
-    browser.open(path)
-    browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    browser.evaluate(
-        "Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))"
-    )
+    browser.visit(path)
+    browser.value("document.querySelectorAll('details').forEach(one => one.open = true)")
+    browser.value("Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))")
     assert browser.requests == [f"file://{path}"]
     assert browser.complaints == []
-    assert browser.evaluate("document.title") == "hostile <b>run \u00b7 capfilt report"
-    assert browser.evaluate("document.scripts.length") == 1
-    assert "document.title='pwned'" in browser.evaluate("document.body.innerText")
+    assert browser.value("document.title") == "hostile <b>run \u00b7 capfilt report"
+    assert browser.value("document.scripts.length") == 1
+    assert "document.title='pwned'" in browser.value("document.body.innerText")
 
 
 def test_a_reason_opens_its_gallery_by_click_and_by_key(whole, browser):
-    browser.open(whole[0].at("report", "index.html"))
+    browser.visit(whole[0].at("report", "index.html"))
     shown = "document.querySelector('#reason-filter-unmatched .example').checkVisibility()"
     summary = "document.querySelector('#reason-filter-unmatched > summary')"
-    assert not browser.evaluate(shown)
-    browser.evaluate(f"{summary}.click()")
-    assert browser.evaluate(shown)
-    browser.evaluate(f"{summary}.focus()")
-    browser.press("Enter", "\r")
-    assert not browser.evaluate(shown)
+    assert not browser.value(shown)
+    browser.value(f"{summary}.click()")
+    assert browser.value(shown)
+    browser.value(f"{summary}.focus()")
+    browser.press("Enter")
+    assert not browser.value(shown)
 
 
 def test_a_chart_tells_its_values_by_key_and_its_legend_hides_a_series(whole, browser):
-    browser.open(whole[0].at("report", "index.html"))
-    browser.evaluate("document.querySelector('#filter svg.chart').focus()")
+    browser.visit(whole[0].at("report", "index.html"))
+    browser.value("document.querySelector('#filter svg.chart').focus()")
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
         browser.press(key)
-    told = browser.evaluate("document.querySelector('#filter output').textContent")
-    first = browser.evaluate("document.querySelector('#filter g.mark title').textContent")
+    told = browser.value("document.querySelector('#filter output').textContent")
+    first = browser.value("document.querySelector('#filter g.mark title').textContent")
     assert told == first and "kept" in told
-    browser.evaluate("document.querySelector('#filter .legend button').click()")
-    assert browser.evaluate("document.querySelectorAll('#filter rect.web.off').length") > 0
+    browser.value("document.querySelector('#filter .legend button').click()")
+    assert browser.value("document.querySelectorAll('#filter rect.web.off').length") > 0
     assert browser.complaints == []
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
 def test_the_page_fits_its_window_and_can_be_seen(whole, browser, tmp_path, width, dark):
-    browser.open(whole[0].at("report", "index.html"), width=width, dark=dark)
-    assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    picture = Image.open(browser.screenshot(tmp_path / "report.png"))
+    browser.visit(whole[0].at("report", "index.html"), width=width, dark=dark)
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    picture = Image.open(browser.picture_of_all(tmp_path / "report.png"))
     assert picture.width == width
     brightness = np.asarray(picture.convert("L")).mean()
     assert brightness < 80 if dark else brightness > 180
