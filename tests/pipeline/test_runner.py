@@ -86,7 +86,7 @@ def test_every_row_is_accounted_for(done):
     assert reasons["download"] == {"truncated": 1}
     assert reasons["clean"] == {"image_too_small": 1}
     assert reasons["dedup"] == {"duplicate_image": 1}
-    assert found["stages"][-1]["pairs"] == {"web": 30}
+    assert found["stages"][-1]["pairs"] == {"web": 31}  # one image has the caption of its copy too
     assert list(verify(run, plan)) == []
 
 
@@ -141,7 +141,7 @@ def test_shards_added_to_a_finished_pool_leave_the_old_measurements(photos, tmp_
     found = funnel(run, plan)["stages"]
     assert [(s["state"], s["not_measured"]) for s in found] == [("done", 0)] * 4
     assert found[2]["reasons"]["duplicate_image"] == 8  # the six first photos are in both pools
-    assert found[-1]["pairs"] == {"web": 30}
+    assert found[-1]["pairs"] == {"web": 32}  # thirty images, two with the caption of a copy too
 
 
 def test_the_annotations_lie_row_for_row_with_the_pool(done):
