@@ -95,7 +95,7 @@ def borders(stage: Stage[Any], table: pa.Table) -> Iterator[Border]:
             yield Border(reason, name, limit, values)
     elif isinstance(stage, FilterStage):
         for reason, (name, score) in FILTER.items():
-            least = getattr(stage.config, name, None)
+            least = getattr(stage.config, name)
             columns = [c for c in table.column_names if c.startswith(f"{score}_")]
             if least is not None and reason in stage.reasons and columns:
                 best = np.fmax.reduce([_best(table[column]) for column in columns])

@@ -89,9 +89,9 @@ def facts_of(
     is_exported = states.get(ExportStage.name) == "done"
     exported = run.read_json("curated", "manifest.json") if is_exported else None
     config = plan.manifest.stages.get(FilterStage.name)
-    thresholds = dict.fromkeys(("itm", "clip"))
+    thresholds: dict[str, float | None] = {"itm": None, "clip": None}
     if isinstance(config, FilterConfig):
-        thresholds = {score: getattr(config, f"min_{score}", None) for score in thresholds}
+        thresholds = {"itm": config.min_itm, "clip": config.min_clip}
     return {
         **funnel,
         "name": plan.manifest.name,

@@ -36,7 +36,7 @@ SHOWN = 6
 KEPT = "kept"
 KEPT_TEXTS = {
     "both": "kept with web and synthetic captions",
-    "web": "kept with its web caption",
+    "web": "kept with web captions",
     "synthetic": "kept with synthetic captions",
 }
 SERIES = {"words": "kept", "itm": "texts", "clip": "judged", "side": "kept", "aspect": "kept"}
@@ -208,7 +208,8 @@ def _verdicts(plan: Plan, found: Judgement) -> Iterator[tuple[str, Mask]]:
         keeps = stage.keep_texts(table.filter(pa.array(measured)).drop_columns("measured"))
         web = np.zeros(len(measured), bool)
         synthetic = np.zeros(len(measured), bool)
-        web[measured] = keeps["keep_web"].to_numpy()
+        further = [any(flags or ()) for flags in keeps["keep_further"].to_pylist()]
+        web[measured] = keeps["keep_web"].to_numpy() | np.array(further, bool)
         synthetic[measured] = [any(flags or ()) for flags in keeps["keep_synthetic"].to_pylist()]
         masks = (web & synthetic, web & ~synthetic, ~web & synthetic)
         for cell, mask in zip(CELLS[:3], masks, strict=True):

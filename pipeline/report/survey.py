@@ -228,12 +228,16 @@ def survey(run: Run, plan: Plan, names: Sequence[str]) -> Survey:
 
 
 class _Fate(NamedTuple):
-    """Which texts came as far as the filter, and which of these it keeps."""
+    """Which texts came as far as the filter, and which of these it keeps.
+
+    `further_kept` are the rows of which it keeps a further web caption.
+    """
 
     web: Mask
     web_kept: Mask
     synthetic: Mask
     synthetic_kept: Mask
+    further_kept: Mask
 
 
 class _Shard:
@@ -369,7 +373,7 @@ class _Shard:
                     source.similarities.add("kept", _there(similar[passed[judged]]))
             any_synthetic = np.zeros(len(live), bool)
             any_synthetic[parents[fate.synthetic_kept]] = True
-            self._cells(found, measured, fate.web_kept, any_synthetic)
+            self._cells(found, measured, fate.web_kept | fate.further_kept, any_synthetic)
         elif written is not None:
             captioned = live & self.verdicts.measured[CaptionStage.name]
             self._offer(found.shown["both"], np.flatnonzero(captioned))
@@ -385,13 +389,16 @@ class _Shard:
         if (scored := self._measured(FilterStage.name)) is None:
             live = self.verdicts.live
             web, synthetic = web & live, synthetic & live[parents]
-            return _Fate(web, web, synthetic, synthetic)
+            return _Fate(web, web, synthetic, synthetic, np.zeros(len(web), bool))
         table, measured = scored
         stage = self.plan.stage(FilterStage.name)
         assert isinstance(stage, FilterStage)
         keeps = stage.keep_texts(table.drop_columns("measured"))
         flags, _ = _flat(keeps["keep_synthetic"])
-        fate = _Fate(*np.zeros((2, len(web)), bool), *np.zeros((2, len(synthetic)), bool))
+        further, rows = _flat(keeps["keep_further"])
+        of_rows, of_texts = np.zeros((3, len(web)), bool), np.zeros((2, len(synthetic)), bool)
+        fate = _Fate(of_rows[0], of_rows[1], of_texts[0], of_texts[1], of_rows[2])
+        fate.further_kept[np.flatnonzero(measured)[rows[_bools(further)]]] = True
         fate.web[measured] = _is_scored(table, "web")
         fate.web_kept[measured] = _bools(keeps["keep_web"])
         fate.synthetic[measured[parents]] = _is_scored(table, "synthetic")

@@ -65,7 +65,7 @@ def test_settings_counts_and_changes_stand_on_the_page(runs, written):
     assert "clean.min_words 3 8" in text
     assert "filter.min_itm 0.5 0.65" in text
     assert "too few words 0 4 +4" in text
-    assert "kept with its web caption \u2192 filter: unmatched" in text
+    assert "kept with web captions \u2192 filter: unmatched" in text
     assert "kept with web and synthetic captions \u2192 kept with synthetic captions" in text
     changes = re.findall(r'<details class="card change".*?</details>', written[2], re.S)
     assert changes and all("<img" in change for change in changes[:1])

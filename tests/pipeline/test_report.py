@@ -377,7 +377,8 @@ def test_clip_similarities_are_counted_where_the_filter_writes_them(tmp_path):
         table = run.read_table(*file)
         similar = table["itm_web"].combine_chunks().cast(pa.float32())
         judged += len(similar) - similar.null_count
-        run.write_table(table.append_column("clip_web", similar), *file)
+        place = table.schema.get_field_index("clip_web")
+        run.write_table(table.set_column(place, "clip_web", similar), *file)
     build.write(run, plan, funnel(run, plan))
     series = facts_of(run)["histograms"]["web_clip"]["series"]
     assert sum(series["judged"]) == judged
@@ -449,6 +450,6 @@ def test_the_page_fits_its_window_and_can_be_seen(whole, browser, tmp_path, widt
     browser.visit(whole[0].at("report", "index.html"), width=width, dark=dark)
     assert browser.value("document.documentElement.scrollWidth") <= width
     picture = Image.open(browser.picture_of_all(tmp_path / "report.png"))
-    assert picture.width == width
+    assert width - 20 < picture.width <= width  # without the scroll bar
     brightness = np.asarray(picture.convert("L")).mean()
     assert brightness < 80 if dark else brightness > 180
