@@ -85,7 +85,7 @@ def borders(stage: Stage[Any], table: pa.Table) -> Iterator[Border]:
             if limits[name] is not False:
                 columns = [column.format(counts=limits["counts"]) for column in columns]
                 sides = [_floats(table[column]) for column in columns]
-                yield Border(reason, name, float(limits[name]), np.minimum.reduce(sides))
+                yield Border(reason, name, float(limits[name]), np.fmin.reduce(sides))
     elif isinstance(stage, DedupStage):
         for reason, (name, column) in DEDUP.items():
             limit = float(getattr(stage.config, name))

@@ -1,5 +1,6 @@
 // What the page can do beyond showing itself: charts tell their values under pointer, finger and
-// arrow keys, and a legend hides its series. Without it every mark still has its <title>.
+// arrow keys, a legend hides its series, and a link to a reason opens it. Without it every mark
+// still has its <title>.
 "use strict";
 for (const chart of document.querySelectorAll("svg.chart")) {
   const marks = [...chart.querySelectorAll("g.mark")];
@@ -35,7 +36,7 @@ for (const chart of document.querySelectorAll("svg.chart")) {
   });
 }
 for (const entry of document.querySelectorAll("figure .legend li[data-series]")) {
-  const series = entry.closest("figure").querySelectorAll(`svg.chart > .line, svg.chart .mark > rect`);
+  const series = entry.closest("figure").querySelectorAll("svg.chart > .line, svg.chart .mark > rect");
   const own = [...series].filter((mark) => mark.getAttribute("class").replace(/^line /, "") === entry.dataset.series);
   if (!own.length) continue;
   const button = document.createElement("button");
@@ -49,3 +50,9 @@ for (const entry of document.querySelectorAll("figure .legend li[data-series]"))
     for (const mark of own) mark.classList.toggle("off", !shown);
   });
 }
+const reveal = () => {
+  const named = document.getElementById(location.hash.slice(1));
+  if (named instanceof HTMLDetailsElement) named.open = true;
+};
+addEventListener("hashchange", reveal);
+reveal();

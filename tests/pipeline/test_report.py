@@ -430,6 +430,8 @@ def test_a_reason_opens_its_gallery_by_click_and_by_key(whole, browser):
     browser.value(f"{summary}.focus()")
     browser.press("Enter")
     assert not browser.value(shown)
+    browser.visit(whole[0].at("report", "index.html") + "#reason-filter-unmatched")
+    assert browser.value(shown)
 
 
 def test_a_chart_tells_its_values_by_key_and_its_legend_hides_a_series(whole, browser):
