@@ -18,6 +18,8 @@ from pipeline import pool
 from pipeline.manifest import Manifest, Plan
 from pipeline.store import Run
 from stages.base import Resources, digest
+from stages.export import ExportStage
+from stages.formats import VALIDATION
 
 __all__ = ["CURATED", "POOL", "Training"]
 
@@ -48,16 +50,28 @@ class Training:
         self.out = f"{manifest.models}/{name}"
 
     def paths(self) -> list[str]:
-        """The files that its data are.
+        """The files that its data are, those of a validation split left out.
 
         Raises:
-            ValueError: A path matches no file, or the run has no pool or export yet.
+            ValueError: A path matches no file, or the run has no pool or export yet, or one that is
+                not Parquet.
         """
         paths: list[str] = []
         for entry in self.config.data:
             if (folder := self._folder(entry)) is not None:
-                names = [f"{shard}.parquet" for shard in self.run.shards(*folder)]
                 is_pool = entry == POOL
+                names = [
+                    f"{shard}.parquet"
+                    for shard in self.run.shards(*folder)
+                    if not shard.startswith(f"{VALIDATION}-")
+                ]
+                plan, name = Plan(self.manifest), ExportStage.name if entry == CURATED else entry
+                if name in plan.exports and plan.export(name).config.format != "parquet":
+                    raise ValueError(
+                        f"train.{self.name}.data: {entry} is written as "
+                        f"{plan.export(name).config.format}, and training reads parquet; name an "
+                        "export of that format"
+                    )
                 if not names or not (is_pool or self.run.exists(*folder, "manifest.json")):
                     raise ValueError(
                         f"train.{self.name}.data: {self.run.root} has no whole {entry} yet; run "
