@@ -127,7 +127,7 @@ def test_every_format_has_the_same_images_in_the_same_splits_and_is_sound(done):
 
 
 def test_shards_are_of_equal_size_and_splits_share_no_image(done):
-    run, plan = done
+    run, _ = done
     shas, sizes = {}, {}
     for shard in run.shards("curated"):
         table = run.read_table("curated", f"{shard}.parquet")
@@ -157,7 +157,7 @@ def test_lists_are_whole_and_name_images_that_stand(done):
 )
 def test_datasets_loads_an_export_by_its_card(done, tmp_path, name):
     datasets = pytest.importorskip("datasets")
-    run, plan = done
+    run, _ = done
     folder = tuple(name.split("/"))
     splits = run.read_json(*folder, "manifest.json")["splits"]
     read = datasets.load_dataset(run.at(*folder), cache_dir=str(tmp_path))
@@ -245,7 +245,7 @@ def test_a_lost_or_changed_image_is_told(done, tmp_path):
 
 
 def test_training_reads_the_train_split_of_parquet_alone(done):
-    run, plan = done
+    _, plan = done
     paths = [Path(path).name for path in Training(plan.manifest, "new").paths()]
     assert paths and all(name.startswith("train-") for name in paths)
     with pytest.raises(ValueError, match="export:blip is written as blip, and training reads"):
