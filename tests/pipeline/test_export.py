@@ -16,6 +16,7 @@ from rich.console import Console
 from pipeline.export import Layout, digest
 from pipeline.inspect import verify
 from pipeline.manifest import Manifest, Plan
+from pipeline.pairs import files_of
 from pipeline.progress import Progress
 from pipeline.session import Session
 from pipeline.store import Run
@@ -245,11 +246,12 @@ def test_a_lost_or_changed_image_is_told(done, tmp_path):
 
 
 def test_training_reads_the_train_split_of_parquet_alone(done):
-    _, plan = done
-    paths = [Path(path).name for path in Training(plan.manifest, "new").paths()]
-    assert paths and all(name.startswith("train-") for name in paths)
+    run, plan = done
+    (source,) = Training(plan.manifest, "new").sources()
+    names = [Path(path).name for path in files_of(source)]
+    assert names == [f"{n}.parquet" for n in run.shards("curated") if n.startswith("train-")]
     with pytest.raises(ValueError, match="export:blip is written as blip, and training reads"):
-        Training(plan.manifest, "wrong").paths()
+        Training(plan.manifest, "wrong").sources()
 
 
 def test_one_export_can_be_asked_for_by_name(place, done, tmp_path):
