@@ -119,7 +119,7 @@ def test_every_format_has_the_same_images_in_the_same_splits_and_is_sound(done):
     told = [run.read_json(*plan.folder(name), "manifest.json") for name in plan.exports]
     assert len(told) == len(FORMATS)
     assert all(one["pairs"] == {"web": 23, "human": 10} for one in told)
-    assert all(one["sources"] == {"photos": 23, "people": 10} for one in told)
+    assert all(one["sources"] == {"web": 23, "people": 10} for one in told)
     assert len({json.dumps(one["splits"]) for one in told}) == 1
     assert sum(told[0]["splits"].values()) == told[0]["images"] == 28
     for name in plan.exports:
@@ -178,7 +178,7 @@ def test_the_card_tells_sources_rights_and_how_to_load(done):
         assert front["license"] == "other" and "TARS" not in card
         assert ("configs" in front) == (form.name not in ("llava", "blip"))
         for part in (
-            "| `photos` | 23 |",
+            "| `web` | 23 |",
             "## Rights",
             "## Funnel",
             "## Rebuild",
