@@ -23,7 +23,7 @@ STAGE_HELP = {
     "select": "choose a subset: balanced by noun phrase, by a score, or at random",
     "caption": "write synthetic captions with BLIP",
     "filter": "score web and synthetic captions with BLIP's ITM head",
-    "export": "write the curated pairs",
+    "export": "write the curated pairs and the further exports",
 }
 
 EXAMPLES = """\
@@ -118,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
                 help="download anew the rows of a finished pool that failed so, as in "
                 "timeout,http_5xx",
             )
+        if name == "export":
+            stage.add_argument("--name", help="only this one: curated, or a name of `exports`")
     setup = add("setup", _setup, "install the spaCy pipeline that select needs")
     setup.add_argument(
         "--model", default="en_core_web_sm", metavar="NAME", help="its name, or its wheel"
@@ -224,7 +226,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 def _stage(options: argparse.Namespace, console: Console) -> int:
     retry = getattr(options, "retry", None)
     with _session(options, console) as session:
-        if retry is None:
+        if options.command == "export":
+            session.export(options.name)
+        elif retry is None:
             session.stage(options.command)
         else:
             session.retry([reason.strip() for reason in retry.split(",")])

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
+from pipeline import export
 from pipeline.manifest import Plan
 from pipeline.store import Run
 from pipeline.verdicts import KEPT, annotated, judge, verdict_table
@@ -144,10 +145,10 @@ def _verify_export(run: Run, folder: tuple[str, ...]) -> Iterator[str]:
         return
     files = run.read_json(*folder, "manifest.json")["files"]
     for file in files:
-        path = (*folder, file["name"])
+        path = (*folder, *file["name"].split("/"))
         if not run.exists(*path):
             yield f"{run.at(*path)}: missing"
-        elif run.sha256(*path) != file["sha256"]:
+        elif export.digest(run, *path) != file["sha256"]:
             yield f"{run.at(*path)}: its bytes are not those of manifest.json"
     extra = set(run.shards(*folder)) - {f["name"].removesuffix(".parquet") for f in files}
     for name in sorted(extra):

@@ -109,6 +109,18 @@ class Session:
         """One stage of the manifest; what it reads must be complete."""
         self.runner.stage(name)
 
+    def export(self, name: str | None = None) -> None:
+        """The exports of the manifest, or one: `curated` or a name of `exports`.
+
+        Raises:
+            ValueError: The manifest has none such.
+        """
+        names = {self.runner.plan.folder(one)[-1]: one for one in self.runner.plan.exports}
+        if not names or name not in (None, *names):
+            raise ValueError(f"the manifest has no such export; it has {', '.join(names) or '-'}")
+        for one in names.values() if name is None else (names[str(name)],):
+            self.runner.stage(one)
+
     def retry(self, reasons: Sequence[str]) -> None:
         """Download anew what failed for some reasons; see `Runner.retry`."""
         self.runner.retry(reasons)

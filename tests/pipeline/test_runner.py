@@ -172,7 +172,7 @@ def test_the_export_is_what_datasets_loads(done):
         cache_dir=run.at("cache"),
         split="train",
     )
-    assert len(loaded) == 30
+    assert len(loaded) == 31
     assert loaded[0]["image"].size == (85, 64) and loaded[0]["caption_source"] == "web"
 
 
@@ -188,7 +188,7 @@ def test_a_changed_threshold_measures_nothing_anew(done, tmp_path):
     found = {s["name"]: s for s in funnel(run, changed)["stages"]}
     assert found["clean"]["reasons"] == {}
     assert found["dedup"]["rows"] == 32 and found["dedup"]["not_measured"] == 0
-    assert found["export"]["pairs"] == {"web": 31}
+    assert found["export"]["pairs"] == {"web": 32}
     assert before == {p.name: os.stat(p).st_mtime_ns for p in folder.glob("0*.parquet")}
     assert list(verify(run, changed)) == []
     with session(plan.manifest) as opened:  # as it was, for the tests that follow
