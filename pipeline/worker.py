@@ -27,6 +27,7 @@ from pipeline.verdicts import (
 from stages.base import GlobalStage, Stage
 from stages.download import DownloadStage
 from stages.filter import FilterStage
+from stages.review import revised
 from stages.schema import POOL
 
 __all__ = ["Worker", "describe"]
@@ -42,12 +43,13 @@ class Worker:
 
     Args:
         manifest: The manifest of the run.
-        threads: Threads that numerical libraries may use.
+        threads: Threads that numerical libraries may use; None leaves that to them.
     """
 
-    def __init__(self, manifest: Manifest, threads: int = 1) -> None:
+    def __init__(self, manifest: Manifest, threads: int | None = 1) -> None:
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[variable] = str(threads)
+            if threads is not None:
+                os.environ[variable] = str(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self.plan = Plan(manifest)
         self.run = Run(manifest.run, manifest.branch)
@@ -237,7 +239,7 @@ class Worker:
     def _pairs(self, name: str, shard: str, found: Judgement) -> pa.Table:
         """The pairs of the rows that no stage rejected."""
         export = self.plan.export(name)
-        rows = self._gather(name, shard, found.uids, found.live)
+        rows = revised(self._gather(name, shard, found.uids, found.live))
         if FilterStage.name not in self.plan.judges(name):
             return export.pairs(rows, None)
         scores = annotated(self.run, self.plan, FilterStage.name, shard)
