@@ -144,9 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", _show, "print all that is known of one sample")
     show.add_argument("run", metavar="RUN")
     show.add_argument("uid", metavar="UID", help="a uid or its beginning")
-    review = add(
-        "review", _review, "accept, reject or fix pairs by hand, on a local page"
-    )
+    review = add("review", _review, "accept, reject or fix pairs by hand, on a local page")
     review.add_argument("run", metavar="RUN")
     review.add_argument(
         "--sample", type=int, default=200, metavar="N", help="pairs to show (default 200)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -34,8 +35,7 @@ class Browser:
     """One page. `events` holds all that the protocol told, requests and console among it."""
 
     def __init__(self, profile: Path, size: tuple[int, int] = (1280, 860)) -> None:
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
+        (theirs_in, self._out), (self._in, theirs_out) = _pipe(), _pipe()
         self._chromium = subprocess.Popen(
             [
                 "sh",
@@ -135,3 +135,12 @@ class Browser:
     def told(self, method: str) -> list[dict[str, Any]]:
         """The parameters of the events of a kind so far."""
         return [event["params"] for event in self.events if event.get("method") == method]
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose ends are none of 3 and 4, where Chromium wants its own."""
+    ends = os.pipe()
+    one, other = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return one, other

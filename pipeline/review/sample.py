@@ -246,12 +246,14 @@ def _reached(run: Run, plan: Plan, shard: str) -> Mask:
 
 
 def _filtered(run: Run, plan: Plan, shard: str, live: Any) -> pa.Table | None:
-    """The scores of the filter and which texts it keeps, of live rows; None without a filter."""
+    """The scores of the filter and which texts it keeps, of live rows; None without any."""
     if FilterStage.name not in plan.names:
         return None
     table = annotated(run, plan, FilterStage.name, shard)
     stage = plan.stage(FilterStage.name)
-    assert table is not None and isinstance(stage, FilterStage)
+    assert isinstance(stage, FilterStage)
+    if table is None:
+        return None
     scored = table.drop_columns("measured").filter(live)
     keeps = stage.keep_texts(scored)
     for name in keeps.column_names:
@@ -262,7 +264,7 @@ def _filtered(run: Run, plan: Plan, shard: str, live: Any) -> pa.Table | None:
 def _is_first(rows: npt.NDArray[np.int64], texts: Any) -> Mask:
     """Whether each of m texts is not blank and its row has not said the same before; (m,)."""
     lengths = pc.utf8_length(pc.utf8_trim_whitespace(texts))
-    codes = texts.dictionary_encode().combine_chunks().indices.fill_null(0).to_numpy()
+    codes = texts.dictionary_encode().combine_chunks().indices.fill_null(-1).to_numpy()
     _, firsts = np.unique(np.stack([rows, codes]), axis=1, return_index=True)
     is_first = np.zeros(len(rows), bool)
     is_first[firsts] = True
