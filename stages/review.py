@@ -27,6 +27,9 @@ __all__ = [
 
 VERDICTS = ("accept", "reject", "fix")
 
+SCORES = ("itm", "itc", "clip", "second_clip")
+"""What the filter's columns are named by."""
+
 
 class Decision(NamedTuple):
     """What people said of a caption of an image.
@@ -145,7 +148,7 @@ def revised(rows: pa.Table) -> pa.Table:
 
     Returns:
         The n rows. A fixed caption stands where the one before it stood, so that it keeps its
-        source, and has no ITM score, since the filter has not seen it; a rejected web caption is
+        source, and has no score, since the filter has not seen it; a rejected web caption is
         null, another rejected one empty.
     """
     if "reviews" not in rows.column_names or rows["reviews"].null_count == rows.num_rows:
@@ -156,28 +159,25 @@ def revised(rows: pa.Table) -> pa.Table:
         if entries
     }
     web = "text" if "text" in rows.column_names else "caption"
-    for column, scores in (
-        (web, "itm_web"),
-        ("further_captions", "itm_further"),
-        ("synthetic", "itm_synthetic"),
-    ):
+    for column, kind in ((web, "web"), ("further_captions", "further"), ("synthetic", "synthetic")):
         if column not in rows.column_names:
             continue
         texts: list[Any] = rows[column].to_pylist()
-        marks: list[Any] = [None] * len(texts)
-        if scores in rows.column_names:
-            marks = rows[scores].to_pylist()
+        was_changed: dict[int, Any] = {}
         for row, said in decisions.items():
             if column == web:
-                texts[row], marks[row] = _left(said, texts[row], marks[row], None)
+                texts[row], was_changed[row] = _left(said, texts[row], None)
             elif texts[row]:
-                old = marks[row] or [None] * len(texts[row])
-                pairs = [_left(said, *pair, "") for pair in zip(texts[row], old, strict=True)]
-                texts[row] = [text for text, _ in pairs]
-                marks[row] = marks[row] and [mark for _, mark in pairs]
+                found = [_left(said, text, "") for text in texts[row]]
+                texts[row] = [text for text, _ in found]
+                was_changed[row] = [changed for _, changed in found]
         rows = _replaced(rows, column, texts)
-        if scores in rows.column_names:
-            rows = _replaced(rows, scores, marks)
+        for name in rows.column_names:
+            if name in {f"{score}_{kind}" for score in SCORES}:
+                scores: list[Any] = rows[name].to_pylist()
+                for row, changed in was_changed.items():
+                    scores[row] = _blanked(scores[row], changed)
+                rows = _replaced(rows, name, scores)
     return rows
 
 
@@ -226,15 +226,19 @@ def _captions(rows: pa.Table, row: int) -> list[str]:
 
 
 def _left(
-    said: Mapping[str, Mapping[str, Any]], text: str | None, mark: float | None, nothing: str | None
-) -> tuple[str | None, float | None]:
-    """A caption and its score after what people said of it."""
-    if text is None or text not in said:
-        return text, mark
-    verdict = said[text]["verdict"]
-    if verdict == "accept":
-        return text, mark
-    return (said[text]["fixed"], None) if verdict == "fix" else (nothing, None)
+    said: Mapping[str, Mapping[str, Any]], text: str | None, nothing: str | None
+) -> tuple[str | None, bool]:
+    """What people left of a caption, and whether that is something else."""
+    if text is None or text not in said or said[text]["verdict"] == "accept":
+        return text, False
+    return said[text]["fixed"] if said[text]["verdict"] == "fix" else nothing, True
+
+
+def _blanked(score: Any, changed: Any) -> Any:
+    """A score, or the scores of a list, null for the captions that changed."""
+    if isinstance(score, list) and score:
+        return [None if gone else one for one, gone in zip(score, changed, strict=True)]
+    return None if changed is True else score
 
 
 def _replaced(rows: pa.Table, column: str, values: list[Any]) -> pa.Table:

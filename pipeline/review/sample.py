@@ -83,6 +83,11 @@ def draw(run: Run, plan: Plan, choice: Choice, number: int) -> list[Pair]:
     config = plan.manifest.stages.get(FilterStage.name)
     if choice in ("rejected", "borderline") and not isinstance(config, FilterConfig):
         raise ValueError(f"--of {choice}: the manifest of {run.root} has no filter; use --of kept")
+    if choice == "borderline" and isinstance(config, FilterConfig) and config.recipe != "blip":
+        raise ValueError(
+            f"--of borderline: the filter of {run.root} goes by {config.recipe} and not by the "
+            "threshold of ITM; use --of any"
+        )
     found: Smallest[Pair] = Smallest(number)
     for shard in run.shards("pool"):
         some = _Shard(run, plan, shard)
@@ -146,13 +151,14 @@ class _Shard:
         parts = [_Texts.of(name, columns[name], filtered) for name in TEXTS if name in columns]
         rows = np.concatenate([part.rows for part in parts])
         texts = pa.chunked_array([part.texts for part in parts], pa.string())
-        chosen = np.flatnonzero(_is_first(rows, texts))
+        kept = np.concatenate([part.is_kept for part in parts])
+        chosen, kept = _distinct(rows, texts, kept)
         self._rows = rows[chosen]
         self._texts: Any = texts.take(chosen)
         self._sources = np.repeat([TEXTS[p.name] for p in parts], [len(p.rows) for p in parts])
         self._sources = self._sources[chosen]
         self.scores = np.concatenate([part.scores for part in parts])[chosen]
-        self.is_kept = np.concatenate([part.is_kept for part in parts])[chosen]
+        self.is_kept = kept
         seed = splitmix(np.array([plan.manifest.seed % 2**64], np.uint64))
         images = splitmix(uid_hashes(self._pool["uid"]) ^ seed)
         ordinals = np.concatenate([part.ordinals for part in parts])
@@ -261,14 +267,20 @@ def _filtered(run: Run, plan: Plan, shard: str, live: Any) -> pa.Table | None:
     return scored
 
 
-def _is_first(rows: npt.NDArray[np.int64], texts: Any) -> Mask:
-    """Whether each of m texts is not blank and its row has not said the same before; (m,)."""
-    lengths = pc.utf8_length(pc.utf8_trim_whitespace(texts))
-    codes = texts.dictionary_encode().combine_chunks().indices.fill_null(-1).to_numpy()
-    _, firsts = np.unique(np.stack([rows, codes]), axis=1, return_index=True)
-    is_first = np.zeros(len(rows), bool)
-    is_first[firsts] = True
-    return is_first & _bools(lengths)
+def _distinct(
+    rows: npt.NDArray[np.int64], texts: Any, is_kept: Mask
+) -> tuple[npt.NDArray[np.int64], Mask]:
+    """Which of m texts are not blank, one of those that say the same of a row, and its verdict.
+
+    A recipe of the filter may keep one text of many that are equal; then people judge that.
+    """
+    places = np.flatnonzero(_bools(pc.utf8_length(pc.utf8_trim_whitespace(texts))))
+    codes = texts.take(places).dictionary_encode().combine_chunks().indices.to_numpy()
+    keys = np.stack([rows[places], codes.astype(np.int64)])
+    _, firsts, groups = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    kept = np.zeros(len(firsts), bool)
+    np.logical_or.at(kept, groups.ravel(), is_kept[places])
+    return places[firsts], kept
 
 
 def _bools(values: Any) -> Mask:

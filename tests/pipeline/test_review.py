@@ -147,7 +147,7 @@ def serving(run, choice="any", number=100):
     plan = open_plan(run)
     pairs = draw(run, plan, choice, number)
     with ReviewServer(run, plan, pairs, Ledger(plan.manifest.reviews)) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield server
