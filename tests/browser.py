@@ -38,7 +38,7 @@ class Browser:
         (theirs_in, self._out), (self._in, theirs_out) = _pipe(), _pipe()
         self._chromium = subprocess.Popen(
             [
-                "sh",
+                "bash",
                 "-c",
                 f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}',
                 "sh",
@@ -97,8 +97,9 @@ class Browser:
         return json.loads(message)
 
     def open(self, url: str) -> None:
-        """Go to a page."""
+        """Go to a page, and wait until it is there."""
         self.call("Page.navigate", url=url)
+        self.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression comes to."""
