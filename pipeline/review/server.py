@@ -16,6 +16,7 @@ import contextlib
 import hmac
 import io
 import json
+import re
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,9 @@ LARGEST = (1024, 1024)
 QUALITY = 90
 PATIENCE = 30.0
 """Seconds that a connection may be silent."""
+
+OVERRIDES = re.compile("[\u202a-\u202e\u2066-\u2069]")
+"""What embeds, isolates or overrides the direction of a text."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -132,9 +136,9 @@ class ReviewServer(ThreadingHTTPServer):
             "pairs": [
                 {
                     "caption": pair.caption,
-                    "shown": printable(pair.caption),
+                    "shown": _shown(pair.caption),
                     "source": pair.source,
-                    "url": printable(pair.url),
+                    "url": _shown(pair.url),
                     "uid": pair.uid,
                     "score": pair.score,
                     "is_kept": pair.is_kept if self._is_filtered else None,
@@ -297,7 +301,7 @@ class _Request(BaseHTTPRequestHandler):
         nonce = secrets.token_urlsafe(16)
         policy = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
-            "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+            "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
             "frame-ancestors 'none'; require-trusted-types-for 'script'"
         )
         content = self.server.page(nonce).encode()
@@ -332,12 +336,17 @@ class _Request(BaseHTTPRequestHandler):
 def _fix(pair: Pair, fixed: Any) -> Decision:
     """The decision to put another text in the place of a caption."""
     text = " ".join(fixed.split()) if isinstance(fixed, str) else ""
-    if not text or len(text) > MOST_CAPTION or printable(text) != text or not _is_unicode(text):
+    if not text or len(text) > MOST_CAPTION or _shown(text) != text or not _is_unicode(text):
         raise RequestError(
             HTTPStatus.BAD_REQUEST,
             f"a fixed caption is a text of 1 to {MOST_CAPTION} characters, none of them a control",
         )
     return Decision("accept") if text == pair.caption else Decision("fix", text)
+
+
+def _shown(text: str) -> str:
+    """A text with nothing in it that hides or turns around what it says."""
+    return OVERRIDES.sub("\ufffd", printable(text))
 
 
 def _is_unicode(text: str) -> bool:

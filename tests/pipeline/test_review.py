@@ -342,6 +342,7 @@ def test_a_decision_from_elsewhere_is_refused(fresh, headers, status):
         ({"pair": 0, "verdict": "fix", "fixed": " \n "}, 400),
         ({"pair": 0, "verdict": "fix", "fixed": "x" * 2001}, 400),
         ({"pair": 0, "verdict": "fix", "fixed": "a \x1b b"}, 400),
+        ({"pair": 0, "verdict": "fix", "fixed": "a \u202e b"}, 400),
         ({"pair": 0, "verdict": "fix", "fixed": "\ud800"}, 400),
     ],
 )
@@ -364,7 +365,8 @@ def test_the_page_allows_itself_and_nothing_else(fresh):
     assert policy != other["Content-Security-Policy"]
     text = page.decode()
     assert text.count(f'nonce="{nonce}"') == text.count("<script") + text.count("<style") == 2
-    assert not re.search(r"(src|href)=|https?://|url\(|@import", text)
+    assert re.findall(r'(?:src|href)="([^"]*)', text) == ["data:,"]
+    assert not re.search(r"https?://|url\(|@import", text)
     assert "<b>run" not in text and "hostile &lt;b&gt;run" in text
     for found in (headers, *kinds):
         assert found["X-Content-Type-Options"] == "nosniff"
@@ -694,7 +696,7 @@ def test_keys_decide_in_a_browser(run, tmp_path):
         shown = "document.querySelector('#caption').textContent"
         place = "document.querySelector('#number').textContent"
         number = len(texts)
-        assert browser.value(shown) == texts[0].replace("\x1b", "\ufffd")
+        assert browser.value(shown) == visible(texts[0])
         browser.picture(tmp_path / "one.png")
         browser.press("a")
         browser.press("r")
@@ -723,7 +725,7 @@ def test_keys_decide_in_a_browser(run, tmp_path):
                 browser.press("ArrowRight")
             while browser.value("current") > index:
                 browser.press("ArrowLeft")
-            assert browser.value(shown) == texts[index].replace("\x1b", "\ufffd")
+            assert browser.value(shown) == visible(texts[index])
             assert browser.value("document.querySelectorAll('#caption *').length") == 0
             assert browser.value("getComputedStyle(caption).unicodeBidi") == "isolate"
         browser.press("g")
@@ -732,16 +734,27 @@ def test_keys_decide_in_a_browser(run, tmp_path):
             "[...document.querySelectorAll('#grid img')].slice(0, 8).every((i) => i.complete)"
         )
         browser.picture(tmp_path / "grid.png")
+        browser.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark"}],
+        )
+        browser.press("g")
+        browser.picture(tmp_path / "dark.png")
         assert "pwned" not in browser.value("document.title")
         assert browser.value("[...document.images].every((image) => image.alt)")
         browser.value("done()")
         browser.wait("document.querySelector('#finished') !== null")
         sent = [told["request"]["url"] for told in browser.told("Network.requestWillBeSent")]
-        assert sent and all(url.startswith(server.url) for url in sent)
+        assert server.url in sent
+        assert all(url.startswith(server.url) or url == "data:," for url in sent)
         assert not browser.told("Runtime.exceptionThrown")
         entries = [told["entry"] for told in browser.told("Log.entryAdded")]
         assert not [e for e in entries if not e.get("url", "").endswith(broken(server))]
         assert not browser.told("Runtime.consoleAPICalled")
+
+
+def visible(text):
+    return text.replace("\x1b", "\ufffd").replace("\u202e", "\ufffd")
 
 
 def broken(server):
