@@ -765,15 +765,14 @@ def broken(server):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 def test_a_decision_that_is_not_saved_is_told_and_taken_back(run, tmp_path):
-    with Browser(tmp_path / "profile", (390, 844)) as browser:
-        with serving(run, "kept") as server:
-            browser.open(server.url)
-            browser.wait("!document.querySelector('#one').hidden && image.complete")
-            browser.picture(tmp_path / "phone.png")
-            assert browser.value("document.documentElement.scrollWidth <= innerWidth")
-            os.mkdir(open_plan(run).manifest.reviews)  # nothing can be renamed onto a folder
-            browser.press("r")
-            browser.wait("saving.then(() => true)")
-            assert not browser.value("document.querySelector('#trouble').hidden")
-            assert browser.value("current") == 0
-            assert browser.value("pairs[0].decision") is None
+    with Browser(tmp_path / "profile", (390, 844)) as browser, serving(run, "kept") as server:
+        browser.open(server.url)
+        browser.wait("!document.querySelector('#one').hidden && image.complete")
+        browser.picture(tmp_path / "phone.png")
+        assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+        os.mkdir(open_plan(run).manifest.reviews)  # nothing can be renamed onto a folder
+        browser.press("r")
+        browser.wait("saving.then(() => true)")
+        assert not browser.value("document.querySelector('#trouble').hidden")
+        assert browser.value("current") == 0
+        assert browser.value("pairs[0].decision") is None
