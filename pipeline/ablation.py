@@ -162,9 +162,12 @@ class Ablation:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings with some entries changed; a list is replaced as a whole."""
+    """Nested mappings with some entries changed; null removes one, a list is replaced whole."""
     merged = copy.deepcopy(dict(base))
     for key, value in changes.items():
+        if value is None:
+            merged.pop(key, None)
+            continue
         old = merged.get(key)
         merged[key] = (
             merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value

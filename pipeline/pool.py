@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store import Run
+from stages.base import digest
 from stages.download import DownloadStage
 
 __all__ = ["due", "recovered", "retrying", "state"]
@@ -23,9 +24,9 @@ _RETRIES = ("pool", "_retries.json")
 
 
 def state(run: Run, decision: str) -> str:
-    """What a result depends on beside the settings behind a decision: the state of the pool."""
+    """A decision with the pool it was taken on: its shards, and how often it was mended."""
     retries = run.read_json(*_RETRIES) if run.exists(*_RETRIES) else []
-    return f"{decision}-{len(retries)}" if retries else decision
+    return digest([decision, run.shards("pool"), len(retries)])
 
 
 def due(run: Run, reasons: Sequence[str]) -> dict[str, int]:

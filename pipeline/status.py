@@ -54,7 +54,7 @@ def funnel(run: Run, plan: Plan) -> dict[str, Any]:
     stages = []
     for name, total in counts.items():
         if name == DownloadStage.name and listed is not None:
-            missing = listed["rows"] - total["rows"]
+            missing = max(listed["rows"] - total["rows"], 0)  # shards may have been added
             total["rows"] += missing
             total["not_measured"] += missing
         measured = total["rows"] - total["not_measured"]

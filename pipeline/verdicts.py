@@ -140,7 +140,7 @@ def summary_digest(run: Run, plan: Plan, name: str, shard: str) -> npt.NDArray[n
 
 
 def _digest(values: tuple[Any, ...]) -> int:
-    if all(value is None for value in values):
+    if not any(values):
         return 0
     text = json.dumps(values, default=str).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)

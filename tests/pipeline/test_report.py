@@ -14,13 +14,14 @@ import pytest
 from fakes import jpeg
 
 from pipeline.manifest import STAGES, Manifest, Plan
+from pipeline.pool import state
 from pipeline.report import build
 from pipeline.report.charts import Histogram, curves, histogram
 from pipeline.report.health import variety
 from pipeline.report.survey import Smallest
 from pipeline.status import funnel
 from pipeline.store import Run
-from pipeline.verdicts import judge
+from pipeline.verdicts import judge, summary_digest
 from stages.schema import PAIRS, POOL, uid_of
 
 CHROMIUM = shutil.which("chromium")
@@ -195,6 +196,8 @@ def measure(run, plan, name, pools):
         parts[shard] = found.add_column(0, "uid", pool["uid"].filter(pa.array(live[shard])))
         scattered = scatter(live[shard], found)
         columns = {column: scattered[column] for column in found.column_names}
+        if (taken := summary_digest(run, plan, name, shard)) is not None:
+            columns["taken"] = pa.array(taken)
         table = pa.table({"uid": pool["uid"], "measured": live[shard], **columns})
         run.write_table(table, *plan.folder(name), f"{shard}.parquet")
     if name not in ("dedup", "select"):
@@ -235,7 +238,7 @@ def export(run, plan, pools):
         for entry in pairs["caption_source"].value_counts().to_pylist():
             counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
         files.append({"name": f"{shard}.parquet", "rows": pairs.num_rows})
-    decision = plan.decision("export")
+    decision = state(run, plan.decision("export"))
     content = {"decision": decision, "pairs": counts, "images": images, "files": files}
     run.write_json(content, "curated", "manifest.json")
     run.write_json({"decision": decision, "seconds": 1.0}, "curated", "_export.json")

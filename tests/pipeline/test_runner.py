@@ -86,7 +86,7 @@ def test_every_row_is_accounted_for(done):
     assert reasons["download"] == {"truncated": 1}
     assert reasons["clean"] == {"image_too_small": 1}
     assert reasons["dedup"] == {"duplicate_image": 1}
-    assert found["stages"][-1]["pairs"] == {"web": 30}
+    assert found["stages"][-1]["pairs"] == {"web": 31}  # one image has the caption of its copy too
     assert list(verify(run, plan)) == []
 
 
@@ -122,6 +122,26 @@ def test_the_verdicts_tell_every_rule_of_clean_that_fired(photos, tmp_path, ray_
         "beside": told["filename"]["beside"],
     }
     assert told["filename"]["beside"]["image_too_small"] == 1
+
+
+def test_shards_added_to_a_finished_pool_leave_the_old_measurements(photos, tmp_path, ray_here):
+    made = manifest(photos, tmp_path / "run", shard_size=40)
+    run, plan = carry_out(made)
+    before = {n: run.sha256(*plan.folder(n), "00000.parquet") for n in ("clean", "dedup")}
+    more = fakes.photo_folder(tmp_path / "more", 6)
+    for file in list(more.iterdir()):
+        file.rename(more / f"more-{file.name}")
+    (more / "copy.jpg").write_bytes((photos / "0003.jpg").read_bytes())
+    (more / "copy.txt").write_text("One more copy of a picture that the other pool has")
+    other, _ = carry_out(manifest(more, tmp_path / "other"), until="download")
+    run.write_table(other.read_table("pool", "00000.parquet"), "pool", "00001.parquet")
+    assert funnel(run, plan)["stages"][1]["not_measured"] == 7
+    carry_out(made)
+    assert before == {n: run.sha256(*plan.folder(n), "00000.parquet") for n in before}
+    found = funnel(run, plan)["stages"]
+    assert [(s["state"], s["not_measured"]) for s in found] == [("done", 0)] * 4
+    assert found[2]["reasons"]["duplicate_image"] == 8  # the six first photos are in both pools
+    assert found[-1]["pairs"] == {"web": 32}  # thirty images, two with the caption of a copy too
 
 
 def test_the_annotations_lie_row_for_row_with_the_pool(done):
