@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from pipeline.tables import cell, flat, funnel_table
+from pipeline.tables import agreement_table, cell, flat, funnel_table
 
 __all__ = ["main"]
 
@@ -157,6 +158,19 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", _show, "print all that is known of one sample")
     show.add_argument("run", metavar="RUN")
     show.add_argument("uid", metavar="UID", help="a uid or its beginning")
+    review = add("review", _review, "accept, reject or fix pairs by hand, on a local page")
+    review.add_argument("run", metavar="RUN")
+    review.add_argument(
+        "--sample", type=int, default=200, metavar="N", help="pairs to show (default 200)"
+    )
+    review.add_argument(
+        "--of",
+        choices=("kept", "rejected", "borderline", "any"),
+        default="kept",
+        help="of which: those that export writes (default), those that the filter rejects, those "
+        "that it is least sure of first, or any",
+    )
+    review.add_argument("--port", type=int, default=0, metavar="N", help="a free one otherwise")
     report = add("report", _report, "write report/index.html and report/report.json")
     report.add_argument("run", metavar="RUN")
     verify = add("verify", _verify, "check every file of a run: readable, aligned, conserved")
@@ -307,6 +321,55 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     for name, value in show(run, open_plan(run), options.uid).items():
         table.add_row(name, cell(value))
     console.print(table)
+    return 0
+
+
+def _review(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.progress import Progress
+    from pipeline.review.agreement import of_run
+    from pipeline.review.ledger import Ledger
+    from pipeline.review.sample import draw
+    from pipeline.review.server import ReviewServer
+    from pipeline.runner import IncompleteError
+    from pipeline.session import Session
+    from pipeline.status import open_plan
+    from pipeline.store import Run
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    if options.sample < 1:
+        raise ValueError(f"--sample must be at least 1, got {options.sample}")
+    if not 0 <= options.port <= 65535:
+        raise ValueError(f"--port must be from 0 to 65535, got {options.port}")
+    run = Run.find(options.run)
+    plan = open_plan(run)
+    with run.lock():
+        ledger = Ledger(plan.manifest.reviews)
+        pairs = draw(run, plan, options.of, options.sample)
+        number = sum(pair.key in ledger.decisions for pair in pairs)
+        with ReviewServer(run, plan, pairs, ledger, options.port) as server:
+            say(f"review     {len(pairs):,} pairs, {number:,} of them reviewed before")
+            say(f"open       {server.url}")
+            say("           every decision is saved at once; Done on the page, or Ctrl-C, ends it")
+            sys.stdout.flush()
+            with contextlib.suppress(KeyboardInterrupt):
+                server.serve_forever()
+    if not ledger.decisions:
+        say("review     nothing is decided")
+        return 0
+    plan = open_plan(run)
+    try:
+        with Session(plan.manifest, progress=Progress(console, quiet=True)) as session:
+            session.stage("review")
+    except IncompleteError:
+        say("review     the run is not finished; the next `capfilt run` counts the decisions in")
+    found: Any = of_run(run, plan)
+    told = ", ".join(f"{found[name]:,} {name}" for name in ("accept", "reject", "fix"))
+    say(f"review     {found['pairs']:,} pairs: {told}")
+    if "agreement" in found:
+        console.print(agreement_table(found["agreement"]))
+    say("next       `capfilt export MANIFEST` writes the curated pairs accordingly")
     return 0
 
 

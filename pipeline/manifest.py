@@ -31,6 +31,7 @@ import pydantic
 import yaml
 
 from pipeline.objective import TrainConfig
+from pipeline.store import Run
 from stages.base import GlobalStage, ModelConfig, Stage, StageConfig, digest
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
@@ -38,6 +39,7 @@ from stages.dedup import DedupStage
 from stages.download import DownloadStage
 from stages.export import ExportConfig, ExportStage
 from stages.filter import FilterStage
+from stages.review import ReviewConfig, ReviewStage
 from stages.schema import POOL
 from stages.select import SelectStage
 
@@ -45,9 +47,20 @@ __all__ = ["STAGES", "TRAINED", "EvaluateConfig", "Manifest", "ManifestError", "
 
 STAGES: dict[str, type[Stage[Any]]] = {
     stage.name: stage
-    for stage in (DownloadStage, CleanStage, DedupStage, SelectStage, CaptionStage, FilterStage)
+    for stage in (
+        DownloadStage,
+        CleanStage,
+        DedupStage,
+        SelectStage,
+        CaptionStage,
+        FilterStage,
+        ReviewStage,
+    )
 }
 """The stages that annotate, by name; export, the last, is apart."""
+
+REVIEWS = "reviews.jsonl"
+"""Where `capfilt review` writes what people decided, under the run."""
 
 TRAINED = "train:"
 """What stands before the name of a model that the manifest itself trains."""
@@ -159,6 +172,7 @@ class Manifest:
             if not isinstance(section, dict):
                 mistakes.add(key, "a mapping from names to their fields")
                 sections[key] = {}
+        sections["stages"] = _reviewed(sections["stages"], run)
         trained = {str(key): f"{_models(run, branch)}/{key}" for key in sections["train"]}
         stages: dict[str, StageConfig] = {}
         for key, fields in sections["stages"].items():
@@ -209,9 +223,35 @@ class Manifest:
         """The folder of the models that it trains."""
         return _models(self.run, self.branch)
 
+    @property
+    def reviews(self) -> str:
+        """The file of what people decided on pairs."""
+        config = self.stages.get(ReviewStage.name)
+        return config.file if isinstance(config, ReviewConfig) else _reviews(self.run)
+
 
 def _models(run: str, branch: str) -> str:
     return "/".join(part for part in (run.rstrip("/"), branch, "models") if part)
+
+
+def _reviewed(stages: dict[str, Any], run: str) -> dict[str, Any]:
+    """The stages with review, which stands before export once people have looked at the run."""
+    name = ReviewStage.name
+    if name not in stages and not Run(run).exists(REVIEWS):
+        return stages
+    fields = stages.get(name) or {}
+    if isinstance(fields, dict):
+        fields = {"file": _reviews(run), **fields}
+    if name in stages:
+        return {**stages, name: fields}
+    entries = list(stages.items())
+    is_exported = bool(entries) and entries[-1][0] == ExportStage.name
+    entries.insert(len(entries) - is_exported, (name, fields))
+    return dict(entries)
+
+
+def _reviews(run: str) -> str:
+    return f"{run.rstrip('/')}/{REVIEWS}"
 
 
 class _Mistakes:
@@ -317,6 +357,9 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
         mistakes.add("stages", "download must be the first stage; it fills the pool")
     if ExportStage.name in names and names[-1] != ExportStage.name:
         mistakes.add("stages", "export must be the last stage")
+    judging = [name for name in names if name != ExportStage.name]
+    if ReviewStage.name in judging and judging[-1] != ReviewStage.name:
+        mistakes.add("stages", "review must be the last stage before export")
     columns = {field.name: field for field in POOL}
     writers = {column: name for name in STAGES for column in STAGES[name].writes.names}
     for name in names:
@@ -380,9 +423,14 @@ class Plan:
         return self.manifest.exports[name.removeprefix(f"{ExportStage.name}:")]
 
     def judges(self, name: str) -> tuple[str, ...]:
-        """The stages whose verdicts decide what reaches `name`, in order."""
+        """The stages whose verdicts decide what reaches `name`, in order.
+
+        Without the filter for an export that is not filtered, and for review, which serves those
+        exports too.
+        """
         before = self.before(name)
-        if name in self.exports and not self.export(name).config.filtered:
+        is_filtered = name not in self.exports or self.export(name).config.filtered
+        if name == ReviewStage.name or not is_filtered:
             return tuple(stage for stage in before if stage != FilterStage.name)
         return before
 

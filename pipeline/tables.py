@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["ablation_tables", "cell", "flat", "funnel_table", "interval"]
+__all__ = ["ablation_tables", "agreement_table", "cell", "flat", "funnel_table", "interval"]
 
 
 def funnel_table(found: dict[str, Any]) -> Table:
@@ -49,6 +49,22 @@ def ablation_tables(found: dict[str, Any]) -> Iterator[Table]:
             cells = (interval(metric["difference"], "+") for metric in row["metrics"].values())
             table.add_row(f"{row['label']} against {entry['rows'][0]['label']}", *cells)
         yield table
+
+
+def agreement_table(found: dict[str, Any]) -> Table:
+    """The agreement of `pipeline.review.agreement.told` for the terminal."""
+    measures = [
+        f"{name} {found[key]:.3f}"
+        for key, name in (("accuracy", "accuracy"), ("kappa", "Cohen's kappa"))
+        if found[key] is not None
+    ]
+    table = Table(title=", ".join(["agreement", *measures]), title_justify="left")
+    table.add_column("pairs")
+    for name in ("people accept", "people reject or fix"):
+        table.add_column(name, justify="right")
+    table.add_row("filter keeps", f"{found['both_keep']:,}", f"{found['only_filter']:,}")
+    table.add_row("filter rejects", f"{found['only_people']:,}", f"{found['neither']:,}")
+    return table
 
 
 def interval(estimate: dict[str, Any] | None, sign: str = "") -> str:

@@ -29,6 +29,7 @@ from pipeline.verdicts import (
 from stages.base import GlobalStage, Stage
 from stages.download import DownloadStage
 from stages.filter import FilterStage
+from stages.review import revised
 from stages.schema import POOL
 
 __all__ = ["Worker"]
@@ -44,12 +45,13 @@ class Worker:
 
     Args:
         manifest: The manifest of the run.
-        threads: Threads that numerical libraries may use.
+        threads: Threads that numerical libraries may use; None leaves that to them.
     """
 
-    def __init__(self, manifest: Manifest, threads: int = 1) -> None:
+    def __init__(self, manifest: Manifest, threads: int | None = 1) -> None:
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[variable] = str(threads)
+            if threads is not None:
+                os.environ[variable] = str(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self.plan = Plan(manifest)
         self.run = Run(manifest.run, manifest.branch)
@@ -249,7 +251,7 @@ class Worker:
     ) -> tuple[pa.Table, pa.Table | None]:
         """What an export takes of the rows that no stage rejected, and which texts are kept."""
         found = self._judged(name, shard)
-        rows = self._gather(name, shard, found.uids, found.live, without)
+        rows = revised(self._gather(name, shard, found.uids, found.live, without))
         if FilterStage.name not in self.plan.judges(name):
             return rows, None
         scores = annotated(self.run, self.plan, FilterStage.name, shard)

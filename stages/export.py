@@ -97,6 +97,7 @@ class ExportStage:
         "itm_web",
         "itm_further",
         "itm_synthetic",
+        "reviews",
     )
 
     def __init__(self, config: ExportConfig) -> None:

@@ -18,6 +18,7 @@ from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples, locate
 from pipeline.report.page import Gallery, render
 from pipeline.report.survey import CELLS, Place, Survey, Texts, survey
+from pipeline.review import agreement
 from pipeline.rounds import compare
 from pipeline.store import Run
 from pipeline.training import CURATED
@@ -60,6 +61,7 @@ def write(
     facts = _facts(run, plan, funnel, found)
     facts["evaluation"] = _metrics(plan, evaluation or {})
     facts["rounds"] = _rounds(run, plan)
+    facts["review"] = agreement.of_run(run, plan)
     facts["truth"] = dict(truth) if isinstance(truth, Mapping) else {"stages": list(truth or ())}
     training = _training(run)
     facts["training"] = {model: lines[-1] for model, lines in training.items()}
