@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
-from pipeline.tables import cell, flat, funnel_table
+from pipeline.completion import SHELLS, autocomplete
+from pipeline.guide import WAY, Parser, examples, way
 
 __all__ = ["main"]
 
@@ -26,15 +28,8 @@ STAGE_HELP = {
     "export": "write the curated pairs",
 }
 
-EXAMPLES = """\
-examples:
-  capfilt demo                                      the whole job on a drawn web, in minutes
-  capfilt run manifests/cc3m.yaml --dry-run         what would be done
-  capfilt run manifests/folder.yaml --set download.source=photos/ --run runs/photos
-  capfilt status runs/photos                        the funnel so far
-  capfilt verdicts runs/photos --out verdicts.csv   every row and what became of it
-
-exit status: 0 done, 1 something failed and can be resumed, 2 the input is wrong"""
+PLAIN_WIDTH = 10_000
+"""Of what is no terminal, so that nothing is folded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,12 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     parser = _parser()
+    autocomplete(parser)
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
+        print("".join(f"\n{line}" for line in way()))
         return 0
     command: Callable[[argparse.Namespace, Console], int] = options.call
-    console = Console(stderr=False, soft_wrap=not sys.stdout.isatty())
+    is_plain = not sys.stdout.isatty()
+    console = Console(soft_wrap=is_plain, width=PLAIN_WIDTH if is_plain else None)
     return _guarded(command, options, console)
 
 
@@ -76,17 +74,23 @@ def _guarded(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="capfilt",
         description="From a list of web image-text pairs to a clean, captioned, filtered data "
         "set, and to the models retrained on it.",
-        epilog=EXAMPLES,
+        epilog=WAY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(name: str, call: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=examples(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.set_defaults(call=call)
         return command
 
@@ -104,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--address", help="a Ray cluster's address; RAY_ADDRESS otherwise")
         command.add_argument("--quiet", action="store_true", help="no progress")
 
+    init = add("init", _init, "look at a list or a folder and write a manifest that fits it")
+    init.add_argument("source", metavar="SOURCE", nargs="+", help="lists, or images at hand")
+    init.add_argument("--out", metavar="FILE", default="manifest.yaml", help="the manifest")
+    init.add_argument("--force", action="store_true", help="replace FILE")
     run = add("run", _run, "carry out a manifest from the list to the report")
     on_manifest(run)
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
@@ -140,9 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _status, "print the funnel of a run")
     status.add_argument("run", metavar="RUN")
     status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument("--watch", action="store_true", help="again and again until all is done")
     show = add("show", _show, "print all that is known of one sample")
     show.add_argument("run", metavar="RUN")
-    show.add_argument("uid", metavar="UID", help="a uid or its beginning")
+    show.add_argument("uid", metavar="UID", help="a uid, a URL, or the beginning or end of one")
+    show.add_argument("--json", action="store_true", help="print JSON")
     report = add("report", _report, "write report/index.html and report/report.json")
     report.add_argument("run", metavar="RUN")
     verify = add("verify", _verify, "check every file of a run: readable, aligned, conserved")
@@ -150,6 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     verdicts = add("verdicts", _verdicts, "write every input row and what became of it")
     verdicts.add_argument("run", metavar="RUN")
     verdicts.add_argument("--out", required=True, metavar="FILE", help=".parquet, .csv or .jsonl")
+    completion = add("completion", _completion, "print what a shell needs to complete commands")
+    completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=" ".join(SHELLS))
     demo = add("demo", _demo, "the main job on a drawn web with known truth")
     demo.add_argument("--run", default="runs/demo", metavar="DIR")
     demo.add_argument("--seed", type=int, default=0)
@@ -161,6 +173,28 @@ def _parser() -> argparse.ArgumentParser:
         help="train the miniature's starting point too, instead of taking the one that ships",
     )
     return parser
+
+
+def _init(options: argparse.Namespace, console: Console) -> int:
+    from pipeline import init
+
+    found = init.look(options.source)
+    for line in init.lines(found):
+        console.print(line, highlight=False, markup=False)
+    init.write(found, options.out, force=options.force)
+    for told in (
+        f"{options.out} is written; look at it, then",
+        f"  capfilt run {shlex.quote(options.out)} --dry-run",
+    ):
+        console.print(told, highlight=False, markup=False)
+    return 0
+
+
+def _completion(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.completion import script
+
+    sys.stdout.write(script(options.shell))
+    return 0
 
 
 def _session(options: argparse.Namespace, console: Console) -> Any:
@@ -233,6 +267,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
     from pipeline.evaluate import evaluate
+    from pipeline.tables import flat, put
 
     found = evaluate(options.model, options.data)
     if options.json:
@@ -241,7 +276,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     table = Table("metric", "value", title=options.model)
     for name, value in flat(found):
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    console.print(table)
+    put(console, table)
     return 0
 
 
@@ -249,7 +284,7 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
     from pipeline.ablation import Ablation, collect
     from pipeline.progress import Progress
     from pipeline.report.ablation import write
-    from pipeline.tables import ablation_tables
+    from pipeline.tables import ablation_tables, put
 
     ablation = Ablation.load(options.ablation, options.run)
     ablation.carry_out(options.workers, Progress(console, options.quiet or options.json))
@@ -259,7 +294,7 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
         console.print_json(json.dumps(found))
         return 0
     for table in ablation_tables(found):
-        console.print(table)
+        put(console, table)
     console.print(f"report     {path}", highlight=False, markup=False)
     return 0
 
@@ -267,26 +302,37 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
 def _status(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import funnel, open_plan
     from pipeline.store import Run
+    from pipeline.tables import funnel_table, put
+    from pipeline.watch import watch
 
     run = Run.find(options.run)
+    if options.watch:
+        watch(run, console, as_json=options.json)
+        return 0
     found = funnel(run, open_plan(run))
     if options.json:
         console.print_json(json.dumps(found))
     else:
-        console.print(funnel_table(found))
+        put(console, funnel_table(found))
     return 0
 
 
 def _show(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.inspect import show
+    from pipeline.evidence import evidence
+    from pipeline.picture import draw
     from pipeline.status import open_plan
     from pipeline.store import Run
+    from pipeline.tables import put, sample_tables
 
     run = Run.find(options.run)
-    table = Table("column", Column("value", overflow="fold"))
-    for name, value in show(run, open_plan(run), options.uid).items():
-        table.add_row(name, cell(value))
-    console.print(table)
+    found = evidence(run, open_plan(run), options.uid)
+    if options.json:
+        console.print_json(json.dumps(found.plain(), default=str))
+        return 0
+    if found.image is not None:
+        draw(console, found.image)
+    for table in sample_tables(found):
+        put(console, table)
     return 0
 
 

@@ -215,7 +215,7 @@ def _curation(found: Look) -> Iterator[str]:
         yield "  # dedup: {}  # drops all but the best of nearly the same images"
         return
     yield "  clean:"
-    yield "    preset: flamingo  # or datacomp, cc12m, ...: docs/manifest.md"
+    yield "    preset: flamingo  # or cc12m, datacomp_basic, ...: docs/manifest.md"
     languages = list(found.languages) or ["en"]
     if languages != ["en"]:
         shares = ", ".join(f"{share:.0%} {code}" for code, share in found.languages.items())
