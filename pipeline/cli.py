@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command: Callable[[argparse.Namespace, Console], int] = options.call
     is_plain = not sys.stdout.isatty()
-    console = Console(soft_wrap=is_plain, width=PLAIN_WIDTH if is_plain else None)
+    console = Console(emoji=False, soft_wrap=is_plain, width=PLAIN_WIDTH if is_plain else None)
     return _guarded(command, options, console)
 
 
@@ -57,7 +57,14 @@ def _guarded(
     """Errors that people can mend become one message and an exit status."""
     from pipeline.store import RunBusyError
 
-    error = Console(stderr=True, soft_wrap=True)
+    error = Console(stderr=True, soft_wrap=True, emoji=False)
+
+    def say(problem: Exception) -> None:
+        told = str(problem)
+        if isinstance(problem, OSError) and problem.filename and problem.strerror:
+            told = f"{problem.filename}: {problem.strerror.lower()}"
+        error.print(f"capfilt {options.command}: {told}", highlight=False, markup=False)
+
     try:
         return command(options, console)
     except KeyboardInterrupt:
@@ -66,10 +73,10 @@ def _guarded(
     except BrokenPipeError:
         return 1
     except (ValueError, FileNotFoundError) as problem:
-        error.print(f"capfilt {options.command}: {problem}", highlight=False, markup=False)
+        say(problem)
         return 2
     except (RunBusyError, RuntimeError, OSError) as problem:
-        error.print(f"capfilt {options.command}: {problem}", highlight=False, markup=False)
+        say(problem)
         return 1
 
 
@@ -178,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
 def _init(options: argparse.Namespace, console: Console) -> int:
     from pipeline import init
 
+    init.check(options.out, force=options.force)
     found = init.look(options.source)
     for line in init.lines(found):
         console.print(line, highlight=False, markup=False)

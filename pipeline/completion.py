@@ -15,9 +15,9 @@ SHELLS = ("bash", "zsh", "fish")
 
 def script(shell: str) -> str:
     """What a shell has to evaluate, once for each session."""
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    code: str = argcomplete.shellcode(["capfilt"], shell=shell)
+    code: str = shellcode(["capfilt"], shell=shell)
     return code
 
 
@@ -25,10 +25,11 @@ def autocomplete(parser: argparse.ArgumentParser) -> None:
     """Answer the shell, if it is the one that asks, and end; else do nothing."""
     if "_ARGCOMPLETE" not in os.environ:
         return
-    import argcomplete
+    from argcomplete.completers import FilesCompleter
+    from argcomplete.finders import CompletionFinder
 
     completers = {
-        "MANIFEST": argcomplete.FilesCompleter(["yaml", "yml"]),
+        "MANIFEST": FilesCompleter(["yaml", "yml"]),
         "RUN": _runs,
         "STAGE": _stages,
         "STAGE.FIELD=VALUE": _settings,
@@ -37,7 +38,7 @@ def autocomplete(parser: argparse.ArgumentParser) -> None:
     for action in _actions(parser):
         if isinstance(action.metavar, str) and action.metavar in completers:
             action.completer = completers[action.metavar]  # type: ignore[attr-defined]
-    argcomplete.autocomplete(parser)
+    CompletionFinder()(parser)
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

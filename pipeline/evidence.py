@@ -178,8 +178,9 @@ def _locate(run: Run, sample: str) -> tuple[str, int]:
     ending = sample if sample.startswith("/") else f"/{sample}"
     for shard in shards:
         names = run.read_table("pool", f"{shard}.parquet", columns=["uid", "url"])
-        is_uid = pc.starts_with(names["uid"], sample)
-        is_url = pc.or_(pc.equal(names["url"], sample), pc.ends_with(names["url"], ending))
+        is_uid: Any = pc.starts_with(names["uid"], sample)
+        is_same: Any = pc.equal(names["url"], pa.scalar(sample))
+        is_url: Any = pc.or_(is_same, pc.ends_with(names["url"], ending))
         for found, mask in ((by_uid, is_uid), (by_url, is_url)):
             found += [(shard, int(row)) for row in mask.to_numpy().nonzero()[0]]
     found = by_uid or by_url
@@ -187,7 +188,9 @@ def _locate(run: Run, sample: str) -> tuple[str, int]:
         return found[0]
     if found:
         what = "a uid that begins with" if by_uid else "a URL that is or ends in"
-        raise ValueError(f"{run.root}: {len(found)} samples have {what} {sample!r}; give more of it")
+        raise ValueError(
+            f"{run.root}: {len(found)} samples have {what} {sample!r}; give more of it"
+        )
     raise ValueError(
         f"{run.root}: no sample has a uid that begins with {sample!r}, nor such a URL; "
         f"`capfilt verdicts {run.root} --out verdicts.csv` lists all"
@@ -239,7 +242,8 @@ def _copies(run: Run, plan: Plan, uid: str, cluster: str | None) -> list[dict[st
             f"{shard}.parquet",
             columns=["uid", "image_cluster", "image_duplicate"],
         )
-        mask = pc.and_(pc.equal(table["image_cluster"], cluster), pc.not_equal(table["uid"], uid))
+        same: Any = pc.equal(table["image_cluster"], pa.scalar(cluster))
+        mask: Any = pc.and_(same, pc.not_equal(table["uid"], pa.scalar(uid)))
         rows = mask.fill_null(False).to_numpy().nonzero()[0][: COPIES - len(found)]
         if len(rows):
             urls = run.read_table("pool", f"{shard}.parquet", columns=["url"]).take(pa.array(rows))

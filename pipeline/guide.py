@@ -104,6 +104,10 @@ class Parser(argparse.ArgumentParser):
             if not word.startswith("-"):
                 return f"{unknown[1]!r} is one argument too many"
             return f"no option {word!r}{_meant(word, sorted(self._options()))}"
+        value = re.match(r"argument (\S+): invalid (int|float) value: (.*)", message)
+        if value is not None:
+            what = {"int": "a whole number", "float": "a number"}[value[2]]
+            return f"{value[1]}: must be {what}, got {value[3]}"
         return message.replace("the following arguments are required:", "still needed:")
 
     def _options(self) -> set[str]:

@@ -31,7 +31,7 @@ from stages.sources.interleaved import is_interleaved
 from stages.sources.pictures import column_of
 from stages.sources.place import FOLDER, Place, places
 
-__all__ = ["Look", "lines", "look", "manifest", "write"]
+__all__ = ["Look", "check", "lines", "look", "manifest", "write"]
 
 MOST = 200_000
 """Rows that are looked at; of a longer list it is said that there are more."""
@@ -46,6 +46,8 @@ LANGUAGE_SHARE = 0.1
 """Of the captions, from which on a language is one of the list's."""
 
 FIRST = 3
+
+ENDINGS = re.compile(r"(\.(csv|tsv|parquet|pq|jsonl|ndjson|json|tar|gz|zst|bz2))+$", re.I)
 
 T = TypeVar("T")
 
@@ -123,8 +125,7 @@ def look(paths: Sequence[str]) -> Look:
 
 def lines(found: Look) -> Iterator[str]:
     """What was seen, a line each."""
-    number = _number(found)
-    yield f"{found.source}: {found.kind}, {number}"
+    yield f"{found.source}: {found.kind}, {_number(found)}"
     if found.columns:
         yield "  columns    " + ", ".join(f"{role}: {n}" for role, n in found.columns.items())
     if found.others:
@@ -156,7 +157,7 @@ def manifest(found: Look, name: str | None = None) -> str:
         [
             f"# {_plain(str(found.source), 200)}: {found.kind}, {_number(found)}.",
             f"# Captions: {_captions(found)}.",
-            "# All fields: docs/manifest.md. `--set stage.field=value` overrides one for a command.",
+            "# All fields: docs/manifest.md. `--set stage.field=value` overrides one for once.",
             f"name: {_yaml(name)}",
             f"run: {_yaml(f'runs/{name}')}  # holds everything; the same command resumes",
             "seed: 0",
@@ -172,20 +173,24 @@ def manifest(found: Look, name: str | None = None) -> str:
     return text
 
 
-def write(found: Look, out: str, *, force: bool = False) -> None:
-    """Write the manifest of a source to a file.
+def check(out: str, *, force: bool = False) -> None:
+    """Refuse a file to write to that is there, unless it may be replaced.
 
     Raises:
-        ValueError: The file is there and not to be replaced.
+        ValueError: It is there.
     """
-    text = manifest(found)
-    try:
-        with open(out, "w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
+    if os.path.exists(out) and not force:
         raise ValueError(
             f"--out {out}: there is such a file; name another, or replace it with --force"
-        ) from None
+        )
+
+
+def write(found: Look, out: str, *, force: bool = False) -> None:
+    """Write the manifest of a source to a file; see `manifest` and `check`."""
+    text = manifest(found)
+    check(out, force=force)
+    with open(out, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _download(found: Look) -> Iterator[str]:
@@ -366,9 +371,7 @@ def _keep(kept: list[T], one: T, seen: int, most: int, rng: random.Random) -> No
         kept[place] = one
 
 
-def _measured(
-    source: Source, locations: Sequence[Location]
-) -> tuple[list[tuple[int, int]], int]:
+def _measured(source: Source, locations: Sequence[Location]) -> tuple[list[tuple[int, int]], int]:
     """Width and height of images, and how many there are that cannot be decoded."""
     reader = Reader(SourceConfig(source=(source,)))
     sizes = []
@@ -456,7 +459,9 @@ def _sizes(found: Look) -> str:
 def _name(source: Source) -> str:
     path = source.paths[0].rstrip("/")
     stem = os.path.basename(os.path.abspath(path) if path in ("", ".", "..") else path)
-    stem = re.sub(r"(\.(csv|tsv|parquet|pq|jsonl|ndjson|json|tar|gz|zst|bz2))+$", "", stem, flags=re.I)
+    stem = re.sub(
+        r"(\.(csv|tsv|parquet|pq|jsonl|ndjson|json|tar|gz|zst|bz2))+$", "", stem, flags=re.I
+    )
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "pairs"
 
 

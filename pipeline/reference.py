@@ -26,6 +26,9 @@ from stages.sources import Source
 
 __all__ = ["Field", "fields", "kinds", "manifest", "reasons", "write"]
 
+ARTICLE = ("text", "whole", "number", "list", "mapping")
+"""First words of types that take an article."""
+
 NOTICE = "<!-- Made by `make docs` out of the code's own docstrings. -->"
 
 
@@ -48,6 +51,14 @@ class Field:
     default: str | None
     text: str
     is_threshold: bool
+
+    @property
+    def wanted(self) -> str:
+        """What it must be, for a sentence."""
+        parts = self.type.replace("`", "").split(" or ")
+        if ", " in parts[0]:
+            parts[0] = f"one of {parts[0]}"
+        return " or ".join(f"a {p}" if p.split()[0] in ARTICLE else p for p in parts)
 
 
 def kinds() -> dict[str, type]:

@@ -107,9 +107,7 @@ def sample_tables(found: Evidence) -> Iterator[Table]:
         for caption in found.captions:
             verdict = {True: "kept", False: "dropped", None: "-"}[caption.is_kept]
             scores = [None if s is None else f"{s:.3f}" for s in (caption.itm, caption.itc)]
-            table.add_row(
-                caption.source, _styled(verdict), *map(cell, scores), cell(caption.text)
-            )
+            table.add_row(caption.source, _styled(verdict), *map(cell, scores), cell(caption.text))
         yield table
     if found.copies:
         table = Table("same image", "verdict")

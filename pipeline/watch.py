@@ -36,7 +36,9 @@ def watch(run: Run, console: Console, *, as_json: bool = False) -> None:
     """
     before: dict[str, Any] | None = None
     told = time.monotonic()
-    live = Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
+    live = (
+        Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
+    )
     try:
         if live is not None:
             live.start()
