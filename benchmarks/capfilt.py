@@ -1,12 +1,13 @@
-"""Captions and matched pairs a second, beside stock transformers on the same weights.
+"""Captions and judged texts a second, beside stock transformers on the same weights.
 
-    python benchmarks/capfilt.py                      # a small BLIP, minutes on two cores
-    python benchmarks/capfilt.py --size base --device cuda --dtype bfloat16 --images 512
+    python -m benchmarks.capfilt                      # BLIP-base; under four minutes on two cores
+    python -m benchmarks.capfilt --size large --images 512 --device cuda
 
 Weights are random, so no caption ends early and everyone writes to the longest. All start from
-the same JPEG bytes and end with texts or probabilities. `card` is the loop of the model card, one
-image (or one pair) at a time; `batched` gives stock transformers the same batches as ours.
-Needs torch, transformers, pillow and numpy alone.
+the same JPEG bytes and end with texts or probabilities. `card` is the loop of the model card, in
+float32, one image (or one pair) at a time; `batched` is stock transformers in our dtype at the
+best of several batch sizes; `limit` is the floating-point operations of the work over the rate of
+a large matrix product in bfloat16. Needs torch, transformers, pillow and numpy alone.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from transformers import (
     BertTokenizer,
@@ -35,8 +38,11 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.blip import Captioner, Matcher
+from models.captioner import Captioner
+from models.decoding import Settings
 from models.images import Preprocess
+from models.matcher import Matcher
+from models.weights import dtype_of
 
 SIZES = {
     "small": {"width": 384, "layers": 6, "heads": 6, "side": 224},
@@ -44,6 +50,12 @@ SIZES = {
     "large": {"width": 1024, "layers": 24, "heads": 16, "side": 384},
 }
 PROMPT = "a picture of "
+LONGEST = 20
+NUM_BEGUN = 4  # [DEC] and the prompt
+VOCABULARY = 30524
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+Rates = dict[str, float]
 
 
 def make_models(folder: Path, size: str) -> None:
@@ -117,8 +129,8 @@ class Stock:
                 do_sample=True,
                 top_p=0.9,
                 top_k=0,
-                max_length=20,
-                min_length=5,
+                max_length=LONGEST,
+                min_length=LONGEST,
                 num_return_sequences=num_captions,
             )
             decoded = self.tokenizer.batch_decode(found, skip_special_tokens=True)
@@ -145,104 +157,184 @@ class Stock:
         return scores
 
 
-def medians(runs: dict[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, float]:
-    """The median seconds of each, taken in turns, after a round that is not counted."""
-    clock = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(args.repeats + 1):
-        for name, run in runs.items():
-            start = clock()
-            run()
-            if args.device.startswith("cuda"):
-                torch.cuda.synchronize()
-            seconds[name].append(clock() - start)
-    return {name: statistics.median(some[1:]) for name, some in seconds.items()}
+def matrix_rate(device: str) -> float:
+    """Floating-point operations a second of a large product in bfloat16."""
+    side = 8192 if device.startswith("cuda") else 2048
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in "ab")
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        left @ right
+        wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds)
 
 
-def report(what: str, amount: int, seconds: dict[str, float]) -> dict[str, Any]:
-    rates = {name: amount / taken for name, taken in seconds.items()}
-    ratios = {name: rates["ours"] / rate for name, rate in rates.items() if name != "ours"}
-    print(
-        f"{what:24}"
-        + "".join(f"  {name} {rate:8.2f}/s" for name, rate in rates.items())
-        + "".join(f"  x{ratio:5.2f} {name}" for name, ratio in ratios.items()),
-        flush=True,
-    )
-    return {"what": what, "rates": rates, "ratios": ratios}
+def operations(size: str, *, captions: int = 0, texts: Sequence[float] = ()) -> float:
+    """Floating-point operations of an image: seen once, captioned or matched with texts.
+
+    Args:
+        size: A key of SIZES.
+        captions: Captions of the image, each to the longest, the prompt read once.
+        texts: Tokens of each text, read once alone and once with the image.
+    """
+    shape, text = SIZES[size], SIZES["base" if size == "large" else size]
+    patches, width = (shape["side"] // 16) ** 2 + 1, shape["width"]
+    layers, inner = text["layers"], text["width"]
+    seeing = shape["layers"] * (24 * patches * width**2 + 4 * patches**2 * width)
+    remembering = layers * 4 * patches * width * inner
+    own = layers * 24 * inner**2
+    crossing = layers * (4 * inner**2 + 4 * patches * inner)
+    saying = 2 * inner * VOCABULARY
+    if not captions:
+        return seeing + remembering + sum(texts) * (2 * own + crossing)
+    steps = captions * (LONGEST - NUM_BEGUN - 1)
+    reading = (NUM_BEGUN + steps) * (own + crossing)
+    return seeing + remembering + reading + (1 + steps) * saying
+
+
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def rate(run: Callable[[], Any], amount: int, args: argparse.Namespace) -> float:
+    start = CLOCKS[args.clock]()
+    run()
+    wait(args.device)
+    return amount / (CLOCKS[args.clock]() - start)
+
+
+def compare(runs: dict[str, tuple[int, Callable[[], Any]]], args: argparse.Namespace) -> Rates:
+    """The median rate of each, taken in turns; the first round is not counted on CUDA."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    warm = args.device.startswith("cuda")
+    for _ in range(args.repeats + warm):
+        for name, (amount, run) in runs.items():
+            found[name].append(rate(run, amount, args))
+    return {name: statistics.median(some[warm:]) for name, some in found.items()}
+
+
+def best_size(run: Callable[[int], Any], args: argparse.Namespace) -> int:
+    """The batch size at which stock transformers is fastest."""
+    sizes = (16, 64, 256) if args.device.startswith("cuda") else (1, 4)
+    run(sizes[0])
+    return max(sizes, key=lambda size: rate(lambda: run(size), 1, args))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--size", choices=sorted(SIZES), default="base")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--captions", type=int, nargs="+", default=[1, 5])
-    parser.add_argument("--texts", type=int, nargs="+", default=[2, 4])
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
+    )
+    parser.add_argument("--images", type=int, help="by default 512 on CUDA, 16 on a CPU")
+    parser.add_argument("--captions", type=int, nargs="*", default=[1, 5])
+    parser.add_argument("--texts", type=int, nargs="*", default=[2])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--clock",
-        choices=("wall", "cpu"),
+        choices=sorted(CLOCKS),
         default="wall",
         help="cpu counts this process alone, for a machine that others use too",
     )
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args()
+    on_cuda = args.device.startswith("cuda")
+    args.dtype = dtype_of(args.dtype, args.device)
+    args.images = args.images or (512 if on_cuda else 16)
     torch.set_num_threads(args.threads)
     images = [draw(seed) for seed in range(args.images)]
-    results = []
+    few, one = images[: max(1, len(images) // (1 if on_cuda else 4))], images[:2]
+    matrix = matrix_rate(args.device)
+    where = torch.cuda.get_device_name() if on_cuda else f"{platform.machine()} CPU"
     print(
-        f"BLIP-{args.size}, {args.dtype} on {args.device}, {args.threads} threads, "
-        f"{args.images} images in batches of {args.batch_size}, median of {args.repeats}, "
-        f"{args.clock} seconds",
+        f"BLIP-{args.size}, {args.dtype}, {where}, {args.threads} threads, {args.images} images, "
+        f"median of {args.repeats}, {args.clock} seconds; torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, numpy {np.__version__}, "
+        f"Python {platform.python_version()}; bfloat16 products {matrix / 1e12:.2f} Tflop/s\n\n"
+        "| work | ours /s | card /s | batched /s | over card | over batched | of the limit |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |",
         flush=True,
     )
+    results = []
+
+    def report(what: str, rates: Rates, batch: int, limit: float) -> None:
+        ours, card, batched = rates["ours"], rates["card"], rates["batched"]
+        results.append({"work": what, "rates": rates, "batched_size": batch, "limit": limit})
+        print(
+            f"| {what} | {ours:.2f} | {card:.2f} | {batched:.2f} (at {batch}) "
+            f"| {ours / card:.2f}x | {ours / batched:.2f}x | {ours / limit:.0%} |",
+            flush=True,
+        )
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_models(folder, args.size)
-        load = {"device": args.device, "dtype": args.dtype, "threads": args.threads}
+        load: dict[str, Any] = {"device": args.device, "threads": args.threads}
 
-        captioner = Captioner.from_pretrained(str(folder / "captioner"), **load)
-        stock = Stock(BlipForConditionalGeneration, folder / "captioner", args.device, args.dtype)
+        captioner = Captioner.from_pretrained(str(folder / "captioner"), dtype=args.dtype, **load)
+        kind = BlipForConditionalGeneration
+        card = Stock(kind, folder / "captioner", args.device, "float32")
+        same = Stock(kind, folder / "captioner", args.device, args.dtype)
+        captioner.caption(one, [0] * len(one))
+        card.caption(one, 1, 1)
         for number in args.captions:
-            runs: dict[str, Callable[[], Any]] = {
-                "ours": lambda number=number: captioner.caption(
-                    images, range(len(images)), num_captions=number, batch_size=args.batch_size
-                ),
-                "card": lambda number=number: stock.caption(images, number, 1),
-                "batched": lambda number=number: stock.caption(images, number, args.batch_size),
-            }
-            seconds = medians(runs, args)
-            results.append(report(f"captions, {number} an image", number * len(images), seconds))
+            settings = Settings(num_captions=number, max_length=LONGEST, min_length=LONGEST)
+            batch = best_size(lambda size, k=number: same.caption(few, k, size), args)
+            rates = compare(
+                {
+                    "ours": (
+                        len(images),
+                        lambda how=settings: captioner.caption(images, range(len(images)), how),
+                    ),
+                    "card": (len(one), lambda k=number: card.caption(one, k, 1)),
+                    "batched": (
+                        len(few),
+                        lambda k=number, size=batch: same.caption(few, k, size),
+                    ),
+                },
+                args,
+            )
+            limit = matrix / operations(args.size, captions=number)
+            report(f"images captioned, {number} an image", rates, batch, limit)
 
-        matcher = Matcher.from_pretrained(str(folder / "filter"), **load)
-        stock = Stock(BlipForImageTextRetrieval, folder / "filter", args.device, args.dtype)
+        matcher = Matcher.from_pretrained(str(folder / "filter"), dtype=args.dtype, **load)
+        kind = BlipForImageTextRetrieval
+        card = Stock(kind, folder / "filter", args.device, "float32")
+        same = Stock(kind, folder / "filter", args.device, args.dtype)
         rng = np.random.default_rng(0)
         for number in args.texts:
+            lengths = rng.integers(4, 16, (len(images), number))
             texts = [
-                [
-                    " ".join(f"word{word}" for word in rng.integers(0, 30000, rng.integers(4, 16)))
-                    for _ in range(number)
-                ]
-                for _ in images
+                [" ".join(f"word{w}" for w in rng.integers(0, 30000, n)) for n in some]
+                for some in lengths
             ]
             pairs = [
                 (image, text) for image, some in zip(images, texts, strict=True) for text in some
             ]
-            runs = {
-                "ours": lambda texts=texts: matcher.score(images, texts, args.batch_size),
-                "card": lambda pairs=pairs: stock.score(pairs, 1),
-                "batched": lambda pairs=pairs: stock.score(pairs, args.batch_size),
-            }
-            seconds = medians(runs, args)
-            ours = [match.itm for some in matcher.score(images, texts) for match in some]
-            apart = float(np.abs(np.array(ours) - stock.score(pairs, args.batch_size)).max())
-            results.append(report(f"pairs, {number} an image", len(pairs), seconds))
-            print(
-                f"    largest difference of an ITM probability: {apart:.1e} (ours also gives ITC)"
+            short, least = pairs[: len(few) * number], pairs[: len(one) * number]
+            matcher.score(one, texts[: len(one)])
+            batch = best_size(lambda size, some=short: same.score(some, size), args)
+            rates = compare(
+                {
+                    "ours": (len(pairs), lambda some=texts: matcher.score(images, some)),
+                    "card": (len(least), lambda some=least: card.score(some, 1)),
+                    "batched": (
+                        len(short),
+                        lambda some=short, size=batch: same.score(some, size),
+                    ),
+                },
+                args,
             )
+            tokens = [float(n) + 2 for n in lengths.mean(0)]
+            limit = number * matrix / operations(args.size, texts=tokens)
+            report(f"texts judged, {number} an image", rates, batch, limit)
+            ours = [match.itm for some in matcher.score(few, texts[: len(few)]) for match in some]
+            apart = np.abs(np.array(ours) - card.score(short, 1)).max()
+            print(f"\nITM probabilities differ from float32's by at most {apart:.1e}", flush=True)
     if args.json:
         args.json.write_text(json.dumps({"arguments": vars(args), "results": results}, default=str))
 

@@ -89,6 +89,7 @@ def pool(captions: Sequence[str | None], images: Sequence[bytes | None]) -> pa.T
             "image": pa.array(images, pa.binary()),
             **{"width": width, "height": height, "original_width": width},
             "original_height": height,
+            "original_bytes": [len(image or b"") for image in images],
         }
     )
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import BlipForImageTextRetrieval
 
 from models.queue import check_queue
-from models.towers import read_texts, see
+from models.towers import read_texts
 
-__all__ = ["Momentum", "contrast_loss", "contrast_targets", "gather", "hard_negatives"]
+__all__ = ["Momentum", "contrast_loss", "contrast_targets", "hard_negatives"]
 
 NOT_WRITTEN = -100
 """The image id of a place in the queue that holds no pair yet."""
@@ -45,40 +45,32 @@ def contrast_loss(similarity: Tensor, targets: Tensor) -> Tensor:
     return -(F.log_softmax(similarity, dim=1) * targets).sum(dim=1).mean()
 
 
-def hard_negatives(
-    similarity: Tensor, ids: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
+def hard_negatives(similarity: Tensor, ids: Tensor, all_ids: Tensor, chances: Tensor) -> Tensor:
     """One wrong partner for each row, drawn in proportion to softmax(similarity) + 1e-4.
 
     The constant is BLIP's, and keeps rows whose weights underflow from failing.
 
     Args:
-        similarity: (n, n) similarities over temperature within the batch.
-        ids: (n,) image ids; a candidate with the row's image is never drawn.
-        generator: Source of the draw, on the device of `similarity`.
+        similarity: (n, m) similarities over temperature with the candidates.
+        ids: (n,) image ids of the rows.
+        all_ids: (m,) image ids of the candidates; one with the row's image is never drawn.
+        chances: float32 (n,) in [0, 1), what decides the draw of each row.
 
     Returns:
         int64 (n,), -1 where every candidate has the row's image.
     """
-    weights = similarity.detach().float().softmax(dim=1) + 1e-4
-    weights = weights.masked_fill(ids[:, None] == ids[None, :], 0.0)
-    alone = weights.sum(dim=1) == 0
-    weights = weights.masked_fill(alone[:, None], 1.0)
-    drawn = torch.multinomial(weights, 1, generator=generator).squeeze(1)
-    return drawn.masked_fill(alone, -1)
-
-
-def gather(x: Tensor) -> Tensor:
-    """The rows of every rank, in rank order; the rows themselves where there is one."""
-    if not torch.distributed.is_initialized():
-        return x
-    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    weights = similarity.detach().double().softmax(dim=1) + 1e-4
+    weights = weights.masked_fill(ids[:, None] == all_ids[None, :], 0.0)
+    mass = weights.cumsum(dim=1)
+    whole = mass[:, -1:].contiguous()
+    drawn = torch.searchsorted(mass, chances[:, None].double() * whole, right=True).squeeze(1)
+    return drawn.masked_fill(whole.squeeze(1) == 0, -1)
 
 
 class Momentum(nn.Module):
     """A slow copy of the contrastive encoders and the last embeddings it made (MoCo's queue).
+
+    With a head of masked language modelling it is ALBEF's: it reads texts beside images, too.
 
     Candidates that were never written are left out, where BLIP starts from random vectors: the
     same after the first `size` pairs.
@@ -89,14 +81,22 @@ class Momentum(nn.Module):
     ids: Tensor
     written: Tensor
 
-    def __init__(self, matcher: BlipForImageTextRetrieval, size: int, decay: float) -> None:
+    def __init__(
+        self,
+        matcher: BlipForImageTextRetrieval,
+        size: int,
+        decay: float,
+        mlm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.decay = decay
         self.size = size
         self.vision_model = copy.deepcopy(matcher.vision_model)
         self.text_encoder = copy.deepcopy(matcher.text_encoder)
-        for layer in self.text_encoder.encoder.layer:
-            del layer.crossattention  # the contrastive reading is unimodal
+        self.mlm = copy.deepcopy(mlm)
+        if mlm is None:
+            for layer in self.text_encoder.encoder.layer:
+                del layer.crossattention  # the contrastive reading is unimodal
         self.vision_proj = copy.deepcopy(matcher.vision_proj)
         self.text_proj = copy.deepcopy(matcher.text_proj)
         self.requires_grad_(False)
@@ -107,20 +107,21 @@ class Momentum(nn.Module):
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, matcher: BlipForImageTextRetrieval) -> None:
+    def update(self, matcher: BlipForImageTextRetrieval, mlm: nn.Module | None = None) -> None:
         """Move each weight towards the trained one: decay * own + (1 - decay) * trained."""
         trained = dict(matcher.named_parameters())
+        if mlm is not None:
+            trained |= {f"mlm.{name}": weight for name, weight in mlm.named_parameters()}
         own = dict(self.named_parameters())
         torch._foreach_lerp_(
             list(own.values()), [trained[name].detach() for name in own], 1 - self.decay
         )
 
-    def embed(self, pixels: Tensor, tokens: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-        """Unit embeddings (n, d) of images and of texts."""
-        seen = see(self.vision_model, pixels, first_only=True)
+    def embed(self, images: Tensor, tokens: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+        """Unit embeddings (n, d) of images that `see` has encoded, and of texts."""
         read = read_texts(self.text_encoder, tokens, tokens != pad, first_only=True)
         return (
-            F.normalize(self.vision_proj(seen[:, 0]).float(), dim=-1),
+            F.normalize(self.vision_proj(images[:, 0]).float(), dim=-1),
             F.normalize(self.text_proj(read[:, 0]).float(), dim=-1),
         )
 
@@ -131,14 +132,13 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, images: Tensor, texts: Tensor, ids: Tensor) -> None:
-        """Write the pairs of all ranks over the oldest ones; the queue holds whole batches.
+        """Write a batch, of all ranks, over the oldest pairs; the queue holds whole batches.
 
         Raises:
             ValueError: The queue is not a multiple of the batch.
         """
         if not self.size:
             return
-        images, texts, ids = gather(images), gather(texts), gather(ids)
         check_queue(self.size, len(ids))
         at = int(self.written) % self.size
         self.images[at : at + len(ids)] = images

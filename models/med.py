@@ -31,14 +31,13 @@ from transformers import (
 
 from models.contrast import Momentum, contrast_loss, contrast_targets, hard_negatives
 from models.images import Preprocess
+from models.masking import IGNORED, MaskedHead, distilled, kept_patches, mask_tokens
+from models.ranks import balance, gather, gather_texts, gather_with_gradient, num_ranks, rank
 from models.towers import Memory, read_texts, remember, see
 
-__all__ = ["IGNORED", "MED", "SIZES", "Batch", "Part", "Size", "lm_labels", "lm_loss"]
+__all__ = ["IGNORED", "MED", "SIZES", "Batch", "Part", "Size", "chances_of", "lm_labels", "lm_loss"]
 
 Part = Literal["captioner", "matcher"]
-
-IGNORED = -100
-"""The label of a token that the language-modelling loss leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +126,19 @@ class Batch:
         moved = {name: getattr(self, name).to(device) for name in ("pixels", "tokens", "image_ids")}
         return dataclasses.replace(self, **moved)
 
+    def split(self, number: int, streams: int = 1) -> list[Batch]:
+        """The same pairs as so many batches of n / number.
+
+        Where the pairs are those of several streams in turn, each has its share of every batch.
+        """
+        rows = torch.arange(len(self.tokens), device=self.tokens.device)
+        parts = rows.view(streams, number, -1).transpose(0, 1).flatten(1)
+        names = ("pixels", "tokens", "image_ids")
+        return [
+            dataclasses.replace(self, **{name: getattr(self, name)[part] for name in names})
+            for part in parts
+        ]
+
 
 def lm_labels(tokens: Tensor, pad: int, prompt: int = 0) -> Tensor:
     """The next token of each position; IGNORED at padding and within the prompt.
@@ -158,7 +170,12 @@ class MED(nn.Module):
     """The mixture, or the one part of it that an objective trains.
 
     With both parts its loss is BLIP's pre-training (ITC + ITM + LM, 1:1:1); with the captioner
-    alone it is captioner fine-tuning (LM); with the matcher alone filter fine-tuning (ITC + ITM).
+    alone it is captioner fine-tuning (LM); with the matcher alone filter fine-tuning (ITC + ITM);
+    with a matcher and `start_masking` it is ALBEF's (ITC + ITM + MLM, arXiv 2107.07651), whose
+    head is of pre-training only and is not saved.
+
+    Under `torch.distributed` a batch is a rank's share of one batch: contrast has the candidates
+    of all ranks, and the mean of the ranks' gradients is that of one rank with all pairs.
 
     Example:
         >>> med = MED.from_pretrained("tiny", tokenizer="tokenizer/")
@@ -173,6 +190,12 @@ class MED(nn.Module):
         tokenizer: BERT's, with [DEC] and [ENC].
         temperature: Of the contrastive loss, trained; saved as `itc_temperature` in config.json.
         prompt: What captions begin with; saved as `caption_prompt` in config.json where not null.
+        mask_patches: The share of an image's patches that is hidden in training (FLIP, arXiv
+            2212.00794); whole images are seen in evaluation.
+        local_streams: Where not 0, the rank's pairs are those of so many streams in turn, and the
+            wrong partners of matching are of the own stream; else they are of all ranks.
+        recompute: Whether layers are computed again in the backward pass, to keep less.
+        mlm: The head of masked language modelling, or null.
     """
 
     temperature: nn.Parameter
@@ -194,6 +217,10 @@ class MED(nn.Module):
         self.tokenizer = tokenizer
         self.label_smoothing = label_smoothing
         self.prompt: str | None = None
+        self.mask_patches = 0.0
+        self.local_streams = 0
+        self.recompute = False
+        self.mlm: MaskedHead | None = None
         self.momentum: Momentum | None = None
         config = self.config.text_config
         self.pad: int = config.pad_token_id
@@ -217,6 +244,10 @@ class MED(nn.Module):
         part = self.matcher if self.matcher is not None else self.captioner
         assert part is not None
         return part.vision_model
+
+    @property
+    def _recomputes(self) -> bool:
+        return self.recompute and self.training and torch.is_grad_enabled()
 
     @classmethod
     def from_pretrained(
@@ -273,7 +304,7 @@ class MED(nn.Module):
             )
         for part, path in found.items():
             loaded[part] = _CLASSES[part].from_pretrained(
-                path, revision=revision, dtype=torch.float32
+                path, revision=revision, dtype=torch.float32, use_safetensors=True
             )
         path = next(iter(found.values()))
         reader = _load_tokenizer(tokenizer or path, revision=None if tokenizer else revision)
@@ -299,7 +330,14 @@ class MED(nn.Module):
         """Copy the contrastive encoders as momentum encoders and empty the queue."""
         if self.matcher is None:
             raise ValueError("only a MED with a matcher has a contrastive loss")
-        self.momentum = Momentum(self.matcher, queue_size, decay)
+        self.momentum = Momentum(self.matcher, queue_size, decay, self.mlm)
+
+    def start_masking(self) -> None:
+        """Put a head of masked language modelling on the matcher; `start_momentum` comes after."""
+        if self.matcher is None or self.captioner is not None:
+            raise ValueError("masked language modelling takes the place of the captioner")
+        text = self.config.text_config
+        self.mlm = MaskedHead(text.hidden_size, text.vocab_size, text.initializer_range)
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
         """int64 (n, L): [CLS] text [SEP], cut to `max_tokens`, padded to the longest."""
@@ -321,7 +359,13 @@ class MED(nn.Module):
     def embed_texts(self, tokens: Tensor) -> Tensor:
         """Unit contrastive embeddings (n, d) of texts read alone."""
         assert self.matcher is not None
-        hidden = read_texts(self.matcher.text_encoder, tokens, tokens != self.pad, first_only=True)
+        hidden = read_texts(
+            self.matcher.text_encoder,
+            tokens,
+            tokens != self.pad,
+            first_only=True,
+            recompute=self._recomputes,
+        )
         return F.normalize(self.matcher.text_proj(hidden[:, 0]).float(), dim=-1)
 
     def match(self, tokens: Tensor, memory: Memory) -> Tensor:
@@ -330,29 +374,54 @@ class MED(nn.Module):
         tokens = tokens.clone()
         mask = tokens != self.pad
         tokens[:, 0] = self.enc
-        hidden = read_texts(self.matcher.text_encoder, tokens, mask, memory, first_only=True)
+        hidden = read_texts(
+            self.matcher.text_encoder,
+            tokens,
+            mask,
+            memory,
+            first_only=True,
+            recompute=self._recomputes,
+        )
         logits: Tensor = self.matcher.itm_head(hidden[:, 0])
         return logits.float()
 
     def forward(
         self, batch: Batch, *, alpha: float = 0.4, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """The losses to sum: `itc` and `itm` where there is a matcher, `lm` with a captioner.
+        """The losses to sum: a matcher's `itc` and `itm`, its head's `mlm`, a captioner's `lm`.
 
         In training mode this also moves the momentum encoders and the queue.
 
         Args:
             batch: n pairs on the device of the model.
             alpha: Weight of the momentum model in the targets of ITC.
-            generator: Draws the hard negatives.
+            generator: Draws negatives, masked tokens and patches; in the same state on each rank.
         """
-        images = see(self.vision, batch.pixels)
+        kept = None
+        if self.training and self.mask_patches:
+            side = batch.pixels.shape[-1] // self.config.vision_config.patch_size
+            kept = kept_patches(chances_of(batch, (side * side,), generator), self.mask_patches)
+        images = see(self.vision, batch.pixels, kept=kept, recompute=self._recomputes)
         losses: dict[str, Tensor] = {}
         memory: Memory | None = None
         if self.matcher is not None:
-            losses["itc"], similarity = self._itc(batch, images, alpha)
+            assert self.momentum is not None, "start_momentum comes first"
+            with torch.no_grad():
+                self.temperature.clamp_(0.001, 0.5)
+                if self.training:
+                    self.momentum.update(self.matcher, self.mlm)
+                slow = see(
+                    self.momentum.vision_model,
+                    batch.pixels,
+                    first_only=self.mlm is None,
+                    kept=kept,
+                )
+            ids = gather(batch.image_ids)
+            losses["itc"], similarity = self._itc(batch, ids, images, slow, alpha)
             memory = remember(self.matcher.text_encoder, images)
-            losses["itm"] = self._itm(batch, memory, similarity, generator)
+            losses["itm"] = self._itm(batch, ids, images, memory, similarity, generator)
+            if self.mlm is not None:
+                losses["mlm"] = self._mlm(batch, memory, slow, alpha, generator)
         if self.captioner is not None:
             decoder = self.captioner.text_decoder
             if memory is None:
@@ -360,20 +429,21 @@ class MED(nn.Module):
             losses["lm"] = self._lm(batch, memory)
         return losses
 
-    def _itc(self, batch: Batch, images: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-        """The contrastive loss, and (2, n, n) similarities: image to text, text to image."""
-        assert self.momentum is not None, "start_momentum comes first"
-        assert self.matcher is not None
-        slow = self.momentum
+    def _itc(
+        self, batch: Batch, ids: Tensor, images: Tensor, slow: Tensor, alpha: float
+    ) -> tuple[Tensor, Tensor]:
+        """The contrastive loss, and (2, n, m) similarities: image to text, text to image.
+
+        The m candidates are those of the batch, of all ranks, in the order of `ids`.
+        """
+        assert self.momentum is not None
         with torch.no_grad():
-            self.temperature.clamp_(0.001, 0.5)
-            if self.training:
-                slow.update(self.matcher)
-            slow_images, slow_texts = slow.embed(batch.pixels, batch.tokens, self.pad)
-            queued_images, queued_texts, queued_ids = slow.candidates()
-            all_images = torch.cat([slow_images, queued_images])
-            all_texts = torch.cat([slow_texts, queued_texts])
-            all_ids = torch.cat([batch.image_ids, queued_ids])
+            slow_images, slow_texts = self.momentum.embed(slow, batch.tokens, self.pad)
+            fresh_images, fresh_texts = gather(slow_images), gather(slow_texts)
+            queued_images, queued_texts, queued_ids = self.momentum.candidates()
+            all_images = torch.cat([fresh_images, queued_images])
+            all_texts = torch.cat([fresh_texts, queued_texts])
+            all_ids = torch.cat([ids, queued_ids])
         image_features = self.embed_images(images)
         text_features = self.embed_texts(batch.tokens)
         with torch.autocast(images.device.type, enabled=False):  # cosines need their precision
@@ -387,28 +457,95 @@ class MED(nn.Module):
             loss = contrast_loss(image_to_text, image_targets)
             loss = (loss + contrast_loss(text_to_image, text_targets)) / 2
         if self.training:
-            slow.enqueue(slow_images, slow_texts, batch.image_ids)
-        n = len(batch.image_ids)
-        return loss, torch.stack([image_to_text[:, :n], text_to_image[:, :n]]).detach()
+            self.momentum.enqueue(fresh_images, fresh_texts, ids)
+        m = len(ids)
+        return loss, torch.stack([image_to_text[:, :m], text_to_image[:, :m]]).detach()
 
     def _itm(
         self,
         batch: Batch,
+        ids: Tensor,
+        images: Tensor,
         memory: Memory,
         similarity: Tensor,
         generator: torch.Generator | None,
     ) -> Tensor:
         """One positive, one wrong image and one wrong text for each pair, so labels 1:2."""
-        negative_texts = hard_negatives(similarity[0], batch.image_ids, generator)
-        negative_images = hard_negatives(similarity[1], batch.image_ids, generator)
+        assert self.matcher is not None
+        texts, is_local = batch.tokens, bool(self.local_streams) or num_ranks() == 1
+        if is_local:
+            first = rank() * len(texts)
+            similarity = similarity[:, :, first : first + len(texts)]
+            ids = batch.image_ids
+        else:
+            texts = gather_texts(texts, self.pad)
+        chances = chances_of(batch, (2,), generator)
+        negative_texts, negative_images = (
+            self._negatives(similarity[i], batch.image_ids, ids, chances[:, i]) for i in (0, 1)
+        )
         rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
         has_image, has_text = rows[negative_images >= 0], rows[negative_texts >= 0]
-        texts = torch.cat([rows, has_image, negative_texts[has_text]])
-        images = torch.cat([rows, negative_images[has_image], has_text])
-        looked_at = [(key[images], value[images]) for key, value in memory]
-        logits = self.match(batch.tokens[texts], looked_at)
-        labels = (torch.arange(len(texts), device=rows.device) < len(rows)).long()
-        return F.cross_entropy(logits, labels)
+        own = F.pad(batch.tokens, (0, texts.shape[1] - batch.tokens.shape[1]), value=self.pad)
+        asked = torch.cat([own, own[has_image], texts[negative_texts[has_text]]])
+        wrong = negative_images[has_image]
+        if is_local:
+            looked_at = [(key[wrong], value[wrong]) for key, value in memory]
+        else:
+            looked_at = remember(self.matcher.text_encoder, gather_with_gradient(images)[wrong])
+        looked_at = [
+            (torch.cat([key, more_keys, key[has_text]]), torch.cat([value, more, value[has_text]]))
+            for (key, value), (more_keys, more) in zip(memory, looked_at, strict=True)
+        ]
+        logits = self.match(asked, looked_at)
+        labels = (torch.arange(len(asked), device=rows.device) < len(rows)).long()
+        return F.cross_entropy(logits, labels) * balance(len(labels), rows.device)
+
+    def _negatives(
+        self, similarity: Tensor, ids: Tensor, all_ids: Tensor, chances: Tensor
+    ) -> Tensor:
+        """One wrong partner for each row, of its own stream where negatives are local."""
+        if not self.local_streams:
+            return hard_negatives(similarity, ids, all_ids, chances)
+        drawn, each = [], len(ids) // self.local_streams
+        for first in range(0, len(ids), each):
+            own = slice(first, first + each)
+            found = hard_negatives(similarity[own, own], ids[own], ids[own], chances[own])
+            drawn.append(torch.where(found < 0, found, found + first))
+        return torch.cat(drawn)
+
+    def _mlm(
+        self,
+        batch: Batch,
+        memory: Memory,
+        slow: Tensor,
+        alpha: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Masked language modelling beside the image, distilled from the momentum model."""
+        assert self.matcher is not None and self.mlm is not None and self.momentum is not None
+        tokenizer, longest = self.tokenizer, self.config.text_config.max_position_embeddings
+        chances = chances_of(batch, (longest, 3), generator)[:, : batch.tokens.shape[1]]
+        tokens, labels = mask_tokens(
+            batch.tokens,
+            chances,
+            special=(self.pad, tokenizer.cls_token_id),
+            mask=tokenizer.mask_token_id,
+            vocabulary=self.dec,
+        )
+        tokens[:, 0] = self.enc
+        asked, mask = labels != IGNORED, batch.tokens != self.pad
+
+        def guess(encoder: Any, head: Any, memory: Memory) -> Tensor:
+            hidden = read_texts(encoder, tokens, mask, memory, recompute=self._recomputes)
+            logits: Tensor = head(hidden[asked], encoder.embeddings.word_embeddings.weight)
+            return logits
+
+        with torch.no_grad():
+            encoder = self.momentum.text_encoder
+            believed = guess(encoder, self.momentum.mlm, remember(encoder, slow))
+        logits = guess(self.matcher.text_encoder, self.mlm, memory)
+        loss = distilled(logits, labels[asked], believed, alpha)
+        return loss * balance(len(logits), tokens.device)
 
     def _lm(self, batch: Batch, memory: Memory) -> Tensor:
         assert self.captioner is not None
@@ -416,9 +553,12 @@ class MED(nn.Module):
         tokens = batch.tokens.clone()
         tokens[:, 0] = self.dec
         labels = lm_labels(tokens, self.pad, batch.prompt)
-        hidden = read_texts(decoder.bert, tokens[:, :-1], None, memory, causal=True)
+        hidden = read_texts(
+            decoder.bert, tokens[:, :-1], None, memory, causal=True, recompute=self._recomputes
+        )
         asked = labels != IGNORED
-        return lm_loss(decoder.cls(hidden[asked]), labels[asked], self.label_smoothing)
+        loss = lm_loss(decoder.cls(hidden[asked]), labels[asked], self.label_smoothing)
+        return loss * balance(int(asked.sum()), tokens.device)
 
     def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
         """Write plain BLIP folders: `captioner/` and `matcher/`, or the one part itself.
@@ -493,6 +633,13 @@ def architecture(size: Size, tokenizer: Any, *, image_size: int | None = None) -
         image_text_hidden_size=size.embedding,
         initializer_range=size.spread,
     )
+
+
+def chances_of(batch: Batch, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Numbers in [0, 1) for each pair, (n, *shape): the same however pairs are dealt to ranks."""
+    n, device = len(batch.tokens), batch.tokens.device
+    drawn = torch.rand(n * num_ranks(), *shape, generator=generator, device=device)
+    return drawn[rank() * n : (rank() + 1) * n]
 
 
 def _load_tokenizer(name: str, revision: str | None = None) -> Any:

@@ -5,15 +5,27 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["bleu", "cider", "retrieval_recall", "roc_auc", "words_of"]
+__all__ = [
+    "bleu",
+    "bleu_counts",
+    "bleu_of",
+    "bootstrap",
+    "cider",
+    "cider_scores",
+    "retrieval_hits",
+    "retrieval_recall",
+    "roc_auc",
+    "words_of",
+]
 
 Ngrams = Counter[tuple[str, ...]]
 Floats = npt.NDArray[np.floating]
+Bools = npt.NDArray[np.bool_]
 
 MAX_ORDER = 4
 
@@ -40,26 +52,42 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> floa
         candidates: One caption an image.
         references: The true captions of each image.
     """
-    matched = [0] * MAX_ORDER
-    proposed = [0] * MAX_ORDER
-    length = reference_length = 0
+    return bleu_of(bleu_counts(candidates, references).sum(0))
+
+
+def bleu_counts(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> npt.NDArray[np.int64]:
+    """What BLEU@4 adds up, (images, 10).
+
+    The n-grams that match and those proposed, n = 1 to 4 each, then the words of the candidate and
+    of the reference closest in length.
+    """
+    rows = []
     for candidate, truths in zip(candidates, references, strict=True):
         words = words_of(candidate)
         split = [words_of(truth) for truth in truths]
-        length += len(words)
-        reference_length += min((abs(len(t) - len(words)), len(t)) for t in split)[1]
+        matched, proposed = [], []
         for order in range(1, MAX_ORDER + 1):
             found = _ngrams(words, order)
             most: Ngrams = Counter()
             for truth in split:
                 most |= _ngrams(truth, order)
-            matched[order - 1] += sum((found & most).values())
-            proposed[order - 1] += sum(found.values())
-    if not all(matched):
+            matched.append(sum((found & most).values()))
+            proposed.append(sum(found.values()))
+        closest = min((abs(len(t) - len(words)), len(t)) for t in split)[1]
+        rows.append([*matched, *proposed, len(words), closest])
+    return np.array(rows, np.int64)
+
+
+def bleu_of(counts: npt.NDArray[np.number]) -> float:
+    """BLEU@4 of the sum of rows of `bleu_counts`."""
+    matched, proposed = counts[:MAX_ORDER], counts[MAX_ORDER : 2 * MAX_ORDER]
+    length, reference_length = counts[-2:]
+    if not matched.all():
         return 0.0
-    precisions = [m / p for m, p in zip(matched, proposed, strict=True)]
     brevity = min(0.0, 1 - reference_length / length)
-    return math.exp(brevity + sum(math.log(p) for p in precisions) / MAX_ORDER)
+    return math.exp(brevity + float(np.log(matched / proposed).mean()))
 
 
 def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -74,6 +102,13 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> flo
         candidates: One caption an image.
         references: The true captions of each image.
     """
+    return float(cider_scores(candidates, references).mean())
+
+
+def cider_scores(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> npt.NDArray[np.float64]:
+    """CIDEr-D of each image."""
     frequency: Counter[tuple[str, ...]] = Counter()
     for truths in references:
         seen: set[tuple[str, ...]] = set()
@@ -105,7 +140,7 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> flo
                     dot = sum(min(own[g], other[g]) * other[g] for g in own.keys() & other.keys())
                     total += penalty * dot / norm
         scores.append(10 * total / MAX_ORDER / len(truths))
-    return sum(scores) / len(scores)
+    return np.array(scores)
 
 
 def retrieval_recall(
@@ -121,21 +156,82 @@ def retrieval_recall(
         owners: For each text the row of its image; every image has a text.
         ks: Cut-offs.
     """
+    by_image, by_text = retrieval_hits(similarity, owners, ks)
+    return {
+        **{f"TR@{k}": float(hits.mean()) for k, hits in by_image.items()},
+        **{f"IR@{k}": float(hits.mean()) for k, hits in by_text.items()},
+    }
+
+
+def retrieval_hits(
+    similarity: Floats, owners: Sequence[int], ks: Sequence[int] = (1, 5, 10)
+) -> tuple[dict[int, Bools], dict[int, Bools]]:
+    """Which images find a text of theirs among the k best, and which texts their image.
+
+    Args:
+        similarity: (images, texts).
+        owners: For each text the row of its image; every image has a text.
+        ks: Cut-offs.
+
+    Returns:
+        For each k, (images,) and (texts,).
+    """
     own = np.asarray(owners)
     columns = np.arange(len(own))
     theirs = own[None, :] == np.arange(len(similarity))[:, None]
     best = np.where(theirs, similarity, -np.inf).max(axis=1)
     text_ranks = ((similarity >= best[:, None]) & ~theirs).sum(axis=1)
     image_ranks = (similarity >= similarity[own, columns][None, :]).sum(axis=0) - 1
-    return {
-        **{f"TR@{k}": float((text_ranks < k).mean()) for k in ks},
-        **{f"IR@{k}": float((image_ranks < k).mean()) for k in ks},
-    }
+    return {k: text_ranks < k for k in ks}, {k: image_ranks < k for k in ks}
 
 
-def roc_auc(positive: Floats, negative: Floats) -> float:
-    """The chance that a positive scores above a negative, a tie counted half."""
-    ordered = np.sort(negative)
-    below = np.searchsorted(ordered, positive, side="left")
-    upto = np.searchsorted(ordered, positive, side="right")
-    return float((below + upto).mean() / (2 * len(ordered)))
+def roc_auc(
+    positive: Floats,
+    negative: Floats,
+    positive_weights: Floats | None = None,
+    negative_weights: Floats | None = None,
+) -> float:
+    """The chance that a positive scores above a negative, a tie counted half.
+
+    Args:
+        positive: Scores of the true pairs.
+        negative: Scores of the others.
+        positive_weights: How often each counts, once by default.
+        negative_weights: The same.
+    """
+    if positive_weights is None:
+        positive_weights = np.ones(len(positive))
+    if negative_weights is None:
+        negative_weights = np.ones(len(negative))
+    order = np.argsort(negative, kind="stable")
+    mass = np.concatenate([[0.0], np.cumsum(negative_weights[order])])
+    below = mass[np.searchsorted(negative[order], positive, side="left")]
+    upto = mass[np.searchsorted(negative[order], positive, side="right")]
+    whole = 2 * mass[-1] * positive_weights.sum()
+    return float(((below + upto) * positive_weights).sum() / whole)
+
+
+def bootstrap(
+    statistic: Callable[[npt.NDArray[np.float64]], dict[str, float]],
+    num_images: int,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals over the choice of the test images (Efron, 1979).
+
+    The images that are searched stay the same; what is drawn anew is which of them count.
+
+    Args:
+        statistic: The metrics where image i counts weights[i] times.
+        num_images: n.
+        seed: Of the draws.
+        resamples: How many.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(resamples):
+        chosen = rng.integers(num_images, size=num_images)
+        drawn.append(statistic(np.bincount(chosen, minlength=num_images).astype(np.float64)))
+    bounds = {name: np.percentile([row[name] for row in drawn], (2.5, 97.5)) for name in drawn[0]}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}

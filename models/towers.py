@@ -1,65 +1,125 @@
-"""BLIP's towers out of stock modules, with fused attention: seeing images, reading texts."""
+"""BLIP's towers out of stock modules, with the attention that a device does fastest."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as _checkpoint
 
-__all__ = ["Memory", "read_texts", "remember", "see"]
+__all__ = ["Memory", "attend", "read_texts", "remember", "see", "split_heads"]
 
 Memory = list[tuple[Tensor, Tensor]]
 """For each text layer, the keys and values (n, heads, patches, d) of its cross-attention."""
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
+_CACHED = 2**22
+"""Scores that a CPU's caches hold: attention in parts takes no more at once."""
+
+checkpoint = functools.partial(_checkpoint, use_reentrant=False)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(n, L, width) as (n, heads, L, d)."""
     return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """Attention of (n, heads, L, d), heads joined again; `mask` is additive."""
-    mask = None if mask is None else mask.to(query.dtype)
-    if query.device.type != "cpu":
+    """Attention of each head by the fastest way the device has.
+
+    Args:
+        query: (n, heads, L, d).
+        key: (n, heads, M, d).
+        value: (n, heads, M, d).
+        mask: Boolean, true where a key may be read; it broadcasts to (n, heads, L, M).
+        causal: Whether a query reads only keys up to its own place.
+        dropout: Share of the weights set to zero.
+
+    Returns:
+        (n, L, heads * d), in the dtype of `query`.
+    """
+    # A CPU's fused kernel is several times slower than two products in half precision, and in
+    # its backward pass in any.
+    in_parts = query.device.type == "cpu" and (
+        torch.is_grad_enabled() or query.dtype != torch.float32
+    )
+    if not in_parts:
         context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, dropout_p=dropout
         )
         return context.transpose(1, 2).flatten(2)
-    # On a CPU the fused kernel's backward is several times slower than two products.
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if causal:
-        length = scores.shape[-1]
-        mask = torch.full((length, length), -torch.inf, dtype=scores.dtype).triu(1)
+        length = query.shape[2]
+        mask = torch.ones(length, length, dtype=torch.bool).tril()
+    rows = len(query)
+    at_once = max(1, _CACHED // (query.shape[1] * query.shape[2] * key.shape[2]))
+    if torch.is_grad_enabled() or at_once >= rows or (mask is not None and mask.dim() > 2):
+        at_once = max(1, rows)
+    parts = [
+        _weigh(q, k, v, mask, dropout)
+        for q, k, v in zip(*(torch.split(x, at_once) for x in (query, key, value)), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _weigh(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
     if mask is not None:
-        scores = scores + mask
-    weights = F.dropout(scores.softmax(dim=-1).to(value.dtype), dropout)
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = F.dropout(scores.softmax(dim=-1), dropout)
     return (weights @ value).transpose(1, 2).flatten(2)
 
 
-def see(vision: Any, pixels: Tensor, *, first_only: bool = False) -> Tensor:
+def see(
+    vision: Any,
+    pixels: Tensor,
+    *,
+    first_only: bool = False,
+    kept: Tensor | None = None,
+    recompute: bool = False,
+) -> Tensor:
     """Encode images: what `BlipVisionModel` gives as last_hidden_state.
 
     Args:
         vision: A `BlipVisionModel`.
         pixels: (n, 3, S, S).
         first_only: Leave out of the last layer all that [CLS] does not need.
+        kept: int64 (n, k): the patches that are seen, all of them by default.
+        recompute: Keep a layer's input alone and compute the layer again in the backward pass.
 
     Returns:
         (n, 1 + patches, width), [CLS] first and, with `first_only`, alone.
     """
     x = vision.embeddings(pixels)
-    for layer in vision.encoder.layers:
+    if kept is not None:
+        x = torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[:, :, None], 1)], 1)
+
+    def pass_through(layer: Any, x: Tensor) -> Tensor:
         attention = layer.self_attn
         dropout = attention.dropout.p if attention.training else 0.0
         qkv = attention.qkv(layer.layer_norm1(x))
-        q, k, v = (_split(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
+        q, k, v = (split_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
         if first_only and layer is vision.encoder.layers[-1]:
             x, q = x[:, :1], q[:, :, :1]
-        x = x + attention.projection(_attend(q, k, v, None, False, dropout))
-        x = x + layer.mlp(layer.layer_norm2(x))
+        x = x + attention.projection(attend(q, k, v, dropout=dropout))
+        passed: Tensor = x + layer.mlp(layer.layer_norm2(x))
+        return passed
+
+    for layer in vision.encoder.layers:
+        x = checkpoint(pass_through, layer, x) if recompute else pass_through(layer, x)
     hidden: Tensor = vision.post_layernorm(x)
     return hidden
 
@@ -69,8 +129,8 @@ def remember(text: Any, images: Tensor) -> Memory:
     crosses = [layer.crossattention.self for layer in text.encoder.layer]
     return [
         (
-            _split(cross.key(images), cross.num_attention_heads),
-            _split(cross.value(images), cross.num_attention_heads),
+            split_heads(cross.key(images), cross.num_attention_heads),
+            split_heads(cross.value(images), cross.num_attention_heads),
         )
         for cross in crosses
     ]
@@ -84,6 +144,7 @@ def read_texts(
     *,
     causal: bool = False,
     first_only: bool = False,
+    recompute: bool = False,
 ) -> Tensor:
     """Encode texts: what `BlipTextModel` gives as last_hidden_state.
 
@@ -95,28 +156,32 @@ def read_texts(
         memory: Of the images the texts look at; without it the reading is unimodal.
         causal: Whether a token sees only those before it, as in the decoder.
         first_only: Leave out of the last layer all that the first token does not need.
+        recompute: As in `see`.
 
     Returns:
         (n, L, width), or (n, 1, width) with `first_only`.
     """
     x = text.embeddings(input_ids=tokens)
-    bias = None
-    if mask is not None:
-        bias = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
-        bias = bias[:, None, None, :]
-    for i, layer in enumerate(text.encoder.layer):
+    readable = None if mask is None else mask[:, None, None, :]
+
+    def pass_through(i: int, layer: Any, x: Tensor) -> Tensor:
         own = layer.attention.self
         dropout = own.dropout.p if own.training else 0.0
         heads = own.num_attention_heads
-        k, v = _split(own.key(x), heads), _split(own.value(x), heads)
+        k, v = split_heads(own.key(x), heads), split_heads(own.value(x), heads)
         if first_only and layer is text.encoder.layer[-1]:
             x = x[:, :1]
-        q = _split(own.query(x), heads)
-        x = layer.attention.output(_attend(q, k, v, bias, causal, dropout), x)
+        q = split_heads(own.query(x), heads)
+        own_context = attend(q, k, v, readable, causal=causal, dropout=dropout)
+        x = layer.attention.output(own_context, x)
         if memory is not None:
             cross = layer.crossattention
-            q = _split(cross.self.query(x), heads)
-            x = cross.output(_attend(q, *memory[i], None, False, dropout), x)
-        x = layer.feed_forward_chunk(x)
+            q = split_heads(cross.self.query(x), heads)
+            x = cross.output(attend(q, *memory[i], dropout=dropout), x)
+        passed: Tensor = layer.feed_forward_chunk(x)
+        return passed
+
+    for i, layer in enumerate(text.encoder.layer):
+        x = checkpoint(pass_through, i, layer, x) if recompute else pass_through(i, layer, x)
     hidden: Tensor = x
     return hidden

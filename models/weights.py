@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Dtype", "device_of", "pinned", "revision_of"]
+__all__ = ["Dtype", "device_of", "dtype_of", "pinned", "revision_of"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-"""Of weights; auto is bfloat16 on CUDA and float32 elsewhere."""
+"""Of weights; auto is bfloat16 on devices that compute in it, and float32 elsewhere."""
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,25 @@ def device_of(device: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dtype_of(dtype: Dtype, device: str) -> Literal["float32", "bfloat16", "float16"]:
+    """The dtype that a name means on a device.
+
+    auto is bfloat16 on CUDA and on CPUs with instructions for products in it (AVX-512 BF16,
+    AMX), and float32 elsewhere.
+    """
+    if dtype != "auto":
+        return dtype
+    import torch
+
+    if device.startswith("cuda"):
+        return "bfloat16"
+    can = [
+        getattr(torch.cpu, name, lambda: False)()
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
+    return "bfloat16" if device == "cpu" and any(can) else "float32"
 
 
 def _revision_of_folder(folder: Path) -> str:

@@ -140,11 +140,23 @@ def _parser() -> argparse.ArgumentParser:
     setup.add_argument("--yes", action="store_true", help="do not ask")
     train = add("train", _train, "train the models of a manifest on its data")
     on_manifest(train)
-    train.add_argument("--objective", choices=("pretrain", "captioner", "filter"))
+    objectives = ("pretrain", "captioner", "filter", "joint", "clip")
+    train.add_argument("--objective", choices=objectives)
     train.add_argument("--name", help="only the model of this name")
     evaluate = add("evaluate", _evaluate, "measure a model on held-out images")
     evaluate.add_argument("model", metavar="MODEL_DIR")
-    evaluate.add_argument("--data", required=True, metavar="JSONL", help="image and captions")
+    evaluate.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="JSON lines of image and captions or label, COCO's JSON, or a folder of labelled ones",
+    )
+    evaluate.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help="what is said of a label, with {} in its place; may be repeated",
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     ablate = add("ablate", _ablate, "carry out an ablation on the drawn web, over several seeds")
     ablate.add_argument("ablation", metavar="ABLATION", help="a YAML file")
@@ -274,16 +286,20 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.evaluate import evaluate
+    from pipeline.evaluate import TEMPLATES, evaluate
     from pipeline.tables import flat, put
 
-    found = evaluate(options.model, options.data)
+    found = evaluate(options.model, options.data, templates=options.template or TEMPLATES)
     if options.json:
         console.print_json(json.dumps(found))
         return 0
-    table = Table("metric", "value", title=options.model)
+    bounds = dict(flat(found.pop("intervals", {})))
+    table = Table("metric", "value", "95 % interval", title=options.model)
     for name, value in flat(found):
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+        table.add_row(
+            name, shown, "{:.4f} to {:.4f}".format(*bounds[name]) if name in bounds else ""
+        )
     put(console, table)
     return 0
 

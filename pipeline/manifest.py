@@ -14,7 +14,8 @@
 
 An entry of `train` with `like: NAME` is the entry of that name with some fields changed.
 Paths are relative to the working directory. `train:NAME` names the model that this manifest
-trains under that name.
+trains under that name, `train:NAME/captioner` and `train:NAME/matcher` the parts of one that has
+both. A manifest with `train` alone needs no stages.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import pydantic
 import yaml
 
 from pipeline.objective import TrainConfig
-from stages.base import GlobalStage, Stage, StageConfig, digest
+from stages.base import GlobalStage, ModelConfig, Stage, StageConfig, digest
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
@@ -202,7 +203,7 @@ class Manifest:
             evaluate = mistakes.validate(
                 "evaluate", EvaluateConfig, content["evaluate"], seed, trained
             )
-        if not mistakes.lines:
+        if not mistakes.lines and (stages or not train):
             _check_order(mistakes, stages)
         mistakes.close()
         return cls(
@@ -291,14 +292,14 @@ class _Mistakes:
             return [self._trained(where, key, entry, trained) for entry in value]
         if not isinstance(value, str) or not value.startswith(TRAINED):
             return value
-        name = value.removeprefix(TRAINED)
+        name, slash, part = value.removeprefix(TRAINED).partition("/")
         if name not in trained:
             self.add(
                 f"{where}.{key}",
                 f"`train` has no {name!r}{_did_you_mean(name, list(trained))}",
             )
             return value
-        return trained[name]
+        return trained[name] + slash + part
 
 
 def _holder(kind: type[Any], loc: Sequence[str]) -> tuple[type[Any], list[str]]:
@@ -469,10 +470,11 @@ class Plan:
 
     def inputs(self, name: str) -> dict[str, str]:
         """Each column that a stage (or export) takes, with the stage it comes from."""
-        stage: Any = ExportStage if name in self.exports else STAGES[name]
+        is_export = name in self.exports
+        stage: Any = ExportStage if is_export else STAGES[name]
+        config = self.export(name).config if is_export else self.manifest.stages[name]
         found = {}
-        named = self.manifest.stages[name].reads
-        for column in ("uid", *stage.reads, *stage.uses, *named):
+        for column in ("uid", *stage.reads, *stage.uses, *config.reads):
             if (origin := self.origin(name, column)) is not None:
                 found[column] = origin
         return found
@@ -528,15 +530,18 @@ class Plan:
         return (*self.folder(name), f"summary-{self.decision(name)[:8]}")
 
     def trainings(self, config: Any) -> tuple[str, ...]:
-        """The trainings behind the model that the config of a stage or of a training names.
+        """The trainings behind the models that the config of a stage or of a training names.
 
         In the order in which they are to be done.
         """
-        model = getattr(config, "model", None)
+        if isinstance(config, ModelConfig):
+            models = [name for name, _ in config.models().values()]
+        else:
+            models = [config.model] if isinstance(config, TrainConfig) else []
         root = f"{self.manifest.models}/"
-        if not isinstance(model, str) or not model.startswith(root):
-            return ()
-        needed = model.removeprefix(root).split("/")[0]
-        if needed not in self.manifest.train:
-            return ()
-        return (*self.trainings(self.manifest.train[needed]), needed)
+        found: list[str] = []
+        for model in models:
+            needed = model.removeprefix(root).split("/")[0]
+            if model.startswith(root) and needed in self.manifest.train:
+                found += [*self.trainings(self.manifest.train[needed]), needed]
+        return tuple(dict.fromkeys(found))

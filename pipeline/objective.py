@@ -8,60 +8,111 @@ from typing import Any, ClassVar, Literal
 
 from models.augmentation import Augment
 from models.queue import check_queue
+from pipeline.pairs import Source
 
-__all__ = ["PARTS", "Objective", "TrainConfig"]
+__all__ = ["EFFORT", "Objective", "TrainConfig"]
 
 Part = Literal["captioner", "matcher"]
 
-Objective = Literal["pretrain", "captioner", "filter"]
+Objective = Literal["pretrain", "captioner", "filter", "joint", "clip"]
 
 PARTS: Mapping[Objective, tuple[Part, ...]] = {
     "pretrain": ("captioner", "matcher"),
     "captioner": ("captioner",),
     "filter": ("matcher",),
+    "joint": ("captioner", "matcher"),
+    "clip": (),
 }
 
-PAPER: Mapping[Objective, Mapping[str, Any]] = {
-    "pretrain": {
-        "image_size": 224,
-        "batch_size": 2880,
-        "epochs": 20,
-        "lr": 3e-4,
-        "min_lr": 1e-6,
-        "warmup_steps": 3000,
-        "schedule": "exponential",
-        "alpha_epochs": 2,
-        "prompt": "",
-        "max_text_tokens": 30,
-        "crop_scale": 0.2,
-    },
-    "captioner": {
-        "image_size": 384,
-        "batch_size": 256,
-        "epochs": 5,
-        "lr": 1e-5,
-        "min_lr": 0.0,
-        "warmup_steps": 0,
+FINE: Mapping[str, Any] = {
+    "image_size": 384,
+    "batch_size": 256,
+    "epochs": 6,
+    "lr": 1e-5,
+    "min_lr": 0.0,
+    "warmup_steps": 0,
+    "schedule": "cosine",
+    "weight_decay": 0.05,
+    "beta2": 0.999,
+    "queue_size": 57600,
+    "alpha_epochs": 1,
+    "prompt": "",
+    "max_text_tokens": 35,
+    "crop_scale": 0.5,
+    "negatives": "global",
+    "augment": "paper",
+}
+
+PRETRAIN: Mapping[str, Any] = {
+    **FINE,
+    "image_size": 224,
+    "batch_size": 2880,
+    "epochs": 20,
+    "lr": 3e-4,
+    "min_lr": 1e-6,
+    "warmup_steps": 3000,
+    "schedule": "exponential",
+    "alpha_epochs": 2,
+    "max_text_tokens": 30,
+    "crop_scale": 0.2,
+    "negatives": "local",
+}
+
+PAPER: Mapping[str, Mapping[str, Any]] = {
+    "pretrain": PRETRAIN,
+    "captioner": {**FINE, "epochs": 5, "prompt": "a picture of ", "max_text_tokens": 40},
+    "filter": FINE,
+    "joint": {**FINE, "epochs": 5, "max_text_tokens": 40},
+    "albef": {
+        **PRETRAIN,
+        "image_size": 256,
+        "batch_size": 512,
+        "epochs": 30,
+        "lr": 1e-4,
+        "min_lr": 1e-5,
         "schedule": "cosine",
+        "weight_decay": 0.02,
+        "queue_size": 65536,
         "alpha_epochs": 1,
-        "prompt": "a picture of ",
-        "max_text_tokens": 40,
-        "crop_scale": 0.5,
+        "max_text_tokens": 25,
     },
-    "filter": {
-        "image_size": 384,
-        "batch_size": 256,
-        "epochs": 6,
-        "lr": 1e-5,
+    "clip": {
+        **PRETRAIN,
+        "batch_size": 32768,
+        "epochs": 32,
+        "lr": 5e-4,
         "min_lr": 0.0,
-        "warmup_steps": 0,
+        "warmup_steps": 2000,
         "schedule": "cosine",
-        "alpha_epochs": 1,
-        "prompt": "",
-        "max_text_tokens": 35,
-        "crop_scale": 0.5,
+        "weight_decay": 0.2,
+        "beta2": 0.98,
+        "queue_size": 0,
+        "max_text_tokens": 77,
+        "crop_scale": 0.9,
+        "augment": "crop",
     },
 }
+"""BLIP's released configs and Table 14, ALBEF's released config, CLIP's ViT-B."""
+
+POSITIVE = (
+    "image_size",
+    "batch_size",
+    "epochs",
+    "max_text_tokens",
+    "accumulate",
+    "workers",
+    "streams",
+    "shuffle_buffer",
+)
+
+EFFORT = (
+    "checkpoint_every",
+    "loaders",
+    "sample_every",
+    "tensorboard",
+    "workers",
+)
+"""Fields of a training that do not change its model."""
 
 BY_OBJECTIVE: Any = None
 """The default of a field whose paper value `PAPER` gives for each objective."""
@@ -71,20 +122,26 @@ BY_OBJECTIVE: Any = None
 class TrainConfig:
     """What is trained, on what, and for how long.
 
-    Defaults are those of BLIP (arXiv 2201.12086, its released configs, Table 14) for the
-    objective.
+    Defaults are those of the objective's paper: BLIP (arXiv 2201.12086, its released configs, Table
+    14), ALBEF (arXiv 2107.07651) and CLIP (arXiv 2103.00020).
 
     Attributes:
         objective: `pretrain` is ITC + ITM + LM and saves `captioner/` and `matcher/`; `captioner`
             is LM with the prompt masked and saves one captioner; `filter` is ITC + ITM with the
-            texts of one image as equal targets, and saves one matcher.
+            texts of one image as equal targets, and saves one matcher; `joint` fine-tunes both as
+            one model that shares what pre-training shares (Table 4) and saves both; `clip` is
+            symmetric InfoNCE and saves one `CLIPModel`.
+        albef: With `pretrain`: masked language modelling with momentum distillation in place of
+            LM; saves one matcher.
         model: What it starts from: a size (tiny, base, large; random weights), a folder of
-            `train`, or a plain BLIP model, local or on the hub.
+            `train`, or a plain model of the objective's kind, local or on the hub.
         data: `curated`, the pairs that the run exports; `pool`, its web pairs as downloaded; or
-            Parquet files or JSON lines {"image", "caption" or "captions"}.
-        tokenizer: A BERT tokenizer, needed where `model` is a size.
+            Parquet files, folders of them, JSON lines {"image", "caption" or "captions"}, a JSON
+            list of the same or COCO's JSON. {path, weight, images} in place of a text passes over
+            it `weight` times an epoch, and says where the images lie that a JSON file names.
+        tokenizer: A BERT tokenizer, or CLIP's with `clip`; needed where `model` is a size.
         image_size: Side in pixels.
-        batch_size: Pairs a step on each rank.
+        batch_size: Pairs a step, those of all workers together.
         epochs: Passes over the images; `steps`, where it is not 0, decides instead.
         steps: Optimiser steps.
         lr: Peak learning rate.
@@ -92,30 +149,44 @@ class TrainConfig:
         warmup_steps: Steps of a linear rise from 1e-6.
         schedule: `cosine` over the steps after warm-up, or `exponential`, times `decay_rate` an
             epoch.
-        decay_rate: Of the exponential schedule.
+        decay_rate: Of the exponential schedule; BLIP's config says 0.9, its paper 0.85.
         weight_decay: On matrices only: biases, norms and the temperature have none.
         beta2: AdamW's second decay.
-        queue_size: Pairs in the contrastive queue; a multiple of the global batch.
+        queue_size: Pairs in the contrastive queue; a multiple of `batch_size`.
         momentum: Decay of the momentum encoders.
         alpha: Weight of the momentum model in the contrastive targets.
         alpha_epochs: Epochs over which alpha rises from 0.
+        negatives: Whether the wrong partners of matching are of all pairs of the batch (`global`)
+            or of the same stream (`local`).
         label_smoothing: Of the LM loss.
+        mask_patches: The share of the patches that is hidden from the image encoder (FLIP, arXiv
+            2212.00794: 0.5), below 1.
         prompt: Put before every caption and left out of the LM loss.
         max_text_tokens: Longer texts are cut.
         augment: See `models.augmentation.View`; `crop` and `none` do not mirror.
         crop_scale: The least share of the area that a crop keeps.
         precision: `bf16` is autocast; `auto` takes it where the device has instructions for it.
+        gradient_checkpointing: Compute the layers again in the backward pass, and keep less.
+        accumulate: Parts of a batch that are computed one after the other. Contrast and matching
+            see the pairs of a part; the parts count the same.
+        workers: Processes that train together, each with its share of a batch.
+        streams: Disjoint streams that the data are dealt to, a multiple of `workers`; 0 is one a
+            worker. Trainings that differ in `workers` alone are the same.
+        shuffle_buffer: Images of a stream in memory, shuffled among themselves.
         threads: Of torch on a CPU; 0 leaves them as they are.
         loaders: Threads that decode images ahead of the training.
         seed: Of weights, order, captions, views and negatives.
         checkpoint_every: Steps between checkpoints; 0 keeps none.
+        sample_every: Steps between samples of captions; 0 writes none.
+        tensorboard: Write what metrics.jsonl holds as TensorBoard's events, too.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": False}
 
     objective: Objective = "pretrain"
+    albef: bool = False
     model: str = "base"
-    data: tuple[str, ...] = ()
+    data: tuple[str | Source, ...] = ()
     tokenizer: str | None = None
     image_size: int = BY_OBJECTIVE
     batch_size: int = BY_OBJECTIVE
@@ -126,28 +197,43 @@ class TrainConfig:
     warmup_steps: int = BY_OBJECTIVE
     schedule: Literal["cosine", "exponential"] = BY_OBJECTIVE
     decay_rate: float = 0.9
-    weight_decay: float = 0.05
-    beta2: float = 0.999
-    queue_size: int = 57600
+    weight_decay: float = BY_OBJECTIVE
+    beta2: float = BY_OBJECTIVE
+    queue_size: int = BY_OBJECTIVE
     momentum: float = 0.995
     alpha: float = 0.4
     alpha_epochs: float = BY_OBJECTIVE
+    negatives: Literal["global", "local"] = BY_OBJECTIVE
     label_smoothing: float = 0.1
+    mask_patches: float = 0.0
     prompt: str = BY_OBJECTIVE
     max_text_tokens: int = BY_OBJECTIVE
-    augment: Augment = "paper"
+    augment: Augment = BY_OBJECTIVE
     crop_scale: float = BY_OBJECTIVE
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
+    accumulate: int = 1
+    workers: int = 1
+    streams: int = 0
+    shuffle_buffer: int = 10_000
     threads: int = 0
     loaders: int = 0
     seed: int = 0
     checkpoint_every: int = 1000
+    sample_every: int = 1000
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for field, value in PAPER[self.objective].items():
+        if self.albef and self.objective != "pretrain":
+            raise ValueError(
+                f"train.albef goes with objective pretrain, not {self.objective}: leave it out"
+            )
+        for field, value in PAPER["albef" if self.albef else self.objective].items():
             if getattr(self, field) is None:
                 object.__setattr__(self, field, value)
-        for field in ("image_size", "batch_size", "epochs", "max_text_tokens"):
+        if not self.streams:
+            object.__setattr__(self, "streams", self.workers)
+        for field in POSITIVE:
             if getattr(self, field) < 1:
                 raise ValueError(f"train.{field} must be at least 1, got {getattr(self, field)}")
         for field in ("momentum", "alpha", "label_smoothing", "crop_scale"):
@@ -155,7 +241,27 @@ class TrainConfig:
                 raise ValueError(
                     f"train.{field} must be between 0 and 1, got {getattr(self, field)}"
                 )
+        if not 0 <= self.mask_patches < 1:
+            raise ValueError(
+                f"train.mask_patches must be from 0 to below 1, got {self.mask_patches}"
+            )
         if self.lr <= 0:
             raise ValueError(f"train.lr must be positive, got {self.lr}")
-        if "matcher" in PARTS[self.objective]:
+        if self.streams % self.workers:
+            raise ValueError(
+                f"train.streams must be a multiple of the {self.workers} workers, "
+                f"got {self.streams}"
+            )
+        dealt = self.streams * self.accumulate
+        if self.batch_size % dealt:
+            raise ValueError(
+                f"train.batch_size must be a multiple of {dealt}, {self.streams} streams times "
+                f"accumulate {self.accumulate}, got {self.batch_size}"
+            )
+        if "matcher" in self.parts:
             check_queue(self.queue_size, self.batch_size)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of BLIP that are trained; none with `clip`."""
+        return ("matcher",) if self.albef else PARTS[self.objective]

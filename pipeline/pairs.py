@@ -1,24 +1,72 @@
-"""Training pairs out of Parquet and JSON lines, in a seeded order that can be taken up again."""
+"""Training pairs out of Parquet and JSON, in a seeded order that can be taken up again."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import logging
+import math
+import os
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import fsspec
+import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
-__all__ = ["Example", "Pairs", "Position", "pre_caption", "read_lines", "seed_of"]
+__all__ = [
+    "Example",
+    "Pairs",
+    "Position",
+    "Source",
+    "as_sources",
+    "files_of",
+    "fingerprint_of",
+    "pre_caption",
+    "read_folder",
+    "read_json",
+    "seed_of",
+]
+
+logger = logging.getLogger(__name__)
+
+TEXTS = ("caption", "captions", "text", "texts")
+"""Columns that hold the text of an image or a list of its texts; the first that is there counts."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 LINES_A_UNIT = 1000
-ROWS_A_BLOCK = 10_000
+SHUFFLE_BUFFER = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Some of what a training learns from.
+
+    Attributes:
+        path: A Parquet file, a folder of them such as an export, JSON lines, a JSON list, or COCO's
+            JSON of captions; globs allowed.
+        weight: How often an epoch passes over it. A third takes a third of it an epoch, the next
+            third in the next, as BLIP takes a fifth of LAION an epoch.
+        images: The folder of the images that JSON names, where it is not the JSON's own.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    path: str
+    weight: float = 1.0
+    images: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"train.data.weight must be positive, got {self.weight}")
 
 
 def seed_of(*parts: object) -> int:
@@ -38,9 +86,9 @@ class Example:
     """An image with one of its texts.
 
     Attributes:
-        image: Encoded.
+        image: Encoded; empty where the file that names it is alone.
         caption: As it was found.
-        image_id: The uid of the sample, or the path of the image; equal for equal images.
+        image_id: The SHA-256 of the image, so that a training does not depend on where files lie.
         epoch: How often the pairs had been seen before.
     """
 
@@ -52,7 +100,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a rank stands: `offset` examples into a block of an epoch have been given."""
+    """Where a stream stands: `offset` examples into a block of an epoch have been given."""
 
     epoch: int = 0
     block: int = 0
@@ -61,17 +109,23 @@ class Position:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image, encoded or by its path, and all the texts it has in one unit."""
+    """An image, encoded or by its path, with what is said of it.
 
-    image_id: str
-    captions: tuple[str, ...]
+    Attributes:
+        image: The encoded image or its path.
+        captions: All the texts it has in one unit.
+        label: Its class, where the file gives one.
+    """
+
     image: bytes | str
+    captions: tuple[str, ...]
+    label: str | None = None
 
     def read(self) -> bytes:
         """The encoded image.
 
         Raises:
-            FileNotFoundError: The path that a JSON-lines file names is not there.
+            FileNotFoundError: The path that a JSON file names is not there.
         """
         if isinstance(self.image, bytes):
             return self.image
@@ -81,7 +135,7 @@ class Sample:
 
 
 class Unit(Protocol):
-    """What is read at once: a row group of a Parquet file, or some lines of a JSON-lines file."""
+    """What is read at once: a row group of a Parquet file, or some entries of a JSON file."""
 
     num_images: int
 
@@ -91,90 +145,176 @@ class Unit(Protocol):
 
 
 class RowGroup:
-    """A row group with `image`, `caption` and, to join the texts of an image, `uid`."""
+    """A row group with `image`, a column of `TEXTS` and, to join the texts of an image, `uid`."""
 
     def __init__(self, path: str, index: int, file: pq.ParquetFile) -> None:
         self.path = path
         self.index = index
         names = set(file.schema_arrow.names)
-        if missing := {"image", "caption"} - names:
+        self.text = next((name for name in TEXTS if name in names), TEXTS[0])
+        if missing := {"image", self.text} - names:
             raise ValueError(
                 f"{path} has no column {' or '.join(sorted(missing))}; training reads image "
-                f"(binary, or a struct with bytes), caption and, where present, uid"
+                f"(binary, or a struct with bytes), {' or '.join(TEXTS)} (a text or a list of "
+                f"them) and, where present, uid"
             )
-        self.columns = [name for name in ("uid", "caption", "image") if name in names]
+        self.columns = [name for name in ("uid", self.text, "image") if name in names]
         narrow = file.read_row_group(index, columns=self.columns[:-1]).to_pylist()
         self.num_images = len(
-            {row.get("uid", i) for i, row in enumerate(narrow) if row["caption"] is not None}
+            {row.get("uid", i) for i, row in enumerate(narrow) if _texts(row[self.text])}
         )
 
     def load(self) -> list[Sample]:
-        """The samples whose image and caption are not null; rows of one uid are joined."""
+        """The samples whose image and text are not null; rows of one uid are joined."""
         with open_parquet(self.path) as file:
             rows = file.read_row_group(self.index, columns=self.columns)
-        images: dict[str, bytes] = {}
-        captions: dict[str, list[str]] = {}
+        images: dict[object, bytes] = {}
+        captions: dict[object, list[str]] = {}
         for i, row in enumerate(rows.to_pylist()):
             image = row["image"]
             if isinstance(image, dict):
                 image = image["bytes"]
-            if image is None or row["caption"] is None:
+            texts = _texts(row[self.text])
+            if image is None or not texts:
                 continue
-            uid = row.get("uid") or f"{self.path}#{self.index}.{i}"
+            uid = row.get("uid") or i
             images.setdefault(uid, image)
-            captions.setdefault(uid, []).append(row["caption"])
-        return [Sample(uid, tuple(captions[uid]), image) for uid, image in images.items()]
+            captions.setdefault(uid, []).extend(texts)
+        return [Sample(image, tuple(captions[uid])) for uid, image in images.items()]
 
 
-class Lines:
-    """Lines `{"image": path, "caption": text}` or `{"image": path, "captions": [text, ...]}`."""
+class Entries:
+    """Some images of a JSON file, by their paths."""
 
     def __init__(self, samples: list[Sample]) -> None:
         self.samples = samples
         self.num_images = len(samples)
 
     def load(self) -> list[Sample]:
-        """The samples of these lines."""
+        """The samples of these entries."""
         return self.samples
 
 
-def read_lines(path: str) -> list[Sample]:
-    """The samples of a JSON-lines file; lines of one image are joined.
+def read_json(path: str, images: str | None = None) -> list[Sample]:
+    """The samples of JSON lines, of a JSON list of the same objects, or of COCO's JSON.
+
+    Objects are {"image": path, "caption": text} or {"image": path, "captions": [text, ...]}, with
+    {"label": text} beside or in place of the texts. COCO's is one object with `images` (id,
+    file_name) and `annotations` (image_id, caption). Texts of one image are joined.
 
     Args:
-        path: Image paths in it are relative to it.
+        path: The file.
+        images: The folder of the images; by default that of the file.
 
     Raises:
-        ValueError: A line is not an object with an image and captions.
+        ValueError: An entry is not such an object, or the file is no JSON.
     """
-    folder = path.rpartition("/")[0] if "://" in path else str(Path(path).resolve().parent)
+    with fsspec.open(path, "r", encoding="utf-8") as file:
+        text = file.read()
+    rows: list[Any] = []
+    unit = "entry"
+    try:
+        content = json.loads(text)
+        rows = _coco(content) if isinstance(content, dict) and "annotations" in content else content
+        rows = rows if isinstance(rows, list) else [rows]
+    except json.JSONDecodeError:
+        unit = "line"
+        for number, line in enumerate(text.split("\n"), 1):
+            try:
+                rows.append(json.loads(line) if line.strip() else None)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+    folder = path.rpartition("/")[0] or "." if images is None else images.rstrip("/")
     captions: dict[str, list[str]] = {}
-    with fsspec.open(path, "r", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            row = json.loads(line) if line.strip() else {}
-            if not row:
-                continue
-            texts = row.get("captions", row.get("caption"))
-            if not isinstance(row.get("image"), str) or texts is None:
-                raise ValueError(
-                    f'{path}, line {number}: expected {{"image": path, "caption": text}} or '
-                    f'{{"image": path, "captions": [text, ...]}}'
-                )
-            texts = [texts] if isinstance(texts, str) else texts
-            captions.setdefault(row["image"], []).extend(text for text in texts if text)
+    labels: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        if row is None:
+            continue
+        is_sample = isinstance(row, dict) and isinstance(row.get("image"), str)
+        if not is_sample or not {"caption", "captions", "label"} & row.keys():
+            raise ValueError(
+                f'{path}, {unit} {number}: expected {{"image": path, "caption": text}}, '
+                f'{{"image": path, "captions": [text, ...]}} or {{"image": path, "label": text}}'
+            )
+        texts = _texts(row.get("captions", row.get("caption")))
+        captions.setdefault(row["image"], []).extend(texts)
+        if row.get("label") is not None:
+            labels[row["image"]] = str(row["label"])
     return [
-        Sample(f"{folder}/{image}", tuple(texts), f"{folder}/{image}")
+        Sample(f"{folder}/{image}", tuple(texts), labels.get(image))
         for image, texts in captions.items()
-        if texts
+        if texts or image in labels
     ]
 
 
-def units_of(path: str) -> list[Unit]:
+def read_folder(folder: str) -> list[Sample]:
+    """The images of a folder of folders, each named as the label of its images, in order."""
+    return [
+        Sample(str(path), (), path.parent.name)
+        for path in sorted(Path(folder).glob("*/*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+
+
+def _coco(content: dict[str, Any]) -> list[dict[str, Any]]:
+    names = {image["id"]: image["file_name"] for image in content.get("images", ())}
+    return [
+        {"image": names.get(entry.get("image_id")), "caption": entry.get("caption")}
+        for entry in content["annotations"]
+    ]
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts that a cell or a field holds, blank ones left out."""
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str) and text.strip()]
+
+
+def files_of(source: Source) -> list[str]:
+    """The files of a source: those of a folder or a glob by name, or the one that it is.
+
+    Raises:
+        ValueError: There is none.
+    """
+    fs, path = fsspec.core.url_to_fs(source.path)
+    if fs.isdir(path):
+        found = sorted(fs.glob(f"{path.rstrip('/')}/*.parquet"))
+    elif "*" in path or "?" in path:
+        found = sorted(fs.glob(path))
+    else:
+        found = [path] if fs.exists(path) else []
+    if not found:
+        raise ValueError(f"train.data: no file {source.path}")
+    is_local = "file" in fs.protocol if isinstance(fs.protocol, tuple) else fs.protocol == "file"
+    return found if is_local else [fs.unstrip_protocol(file) for file in found]
+
+
+def fingerprint_of(file: str) -> str:
+    """The SHA-256 of a file, out of the manifest of the export that it is part of where it is."""
+    fs, path = fsspec.core.url_to_fs(file)
+    folder, _, name = path.rpartition("/")
+    if name.endswith(".parquet") and fs.exists(f"{folder}/manifest.json"):
+        listed = json.loads(fs.cat_file(f"{folder}/manifest.json")).get("files", [])
+        for entry in listed:
+            if entry.get("name") == name and "sha256" in entry:
+                return str(entry["sha256"])
+    info = fs.info(path)
+    return _sha256(file, info["size"], str(info.get("mtime", info.get("LastModified", ""))))
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(file: str, size: int, modified: str) -> str:
+    with fsspec.open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def units_of(path: str, images: str | None = None) -> list[Unit]:
     """The units of a file."""
     if path.endswith((".jsonl", ".json")):
-        samples = read_lines(path)
-        starts = range(0, len(samples), LINES_A_UNIT)
-        return [Lines(samples[start : start + LINES_A_UNIT]) for start in starts]
+        samples = [sample for sample in read_json(path, images) if sample.captions]
+        # Small files too can be dealt to several streams.
+        size = max(1, min(LINES_A_UNIT, len(samples) // 64))
+        return [Entries(samples[at : at + size]) for at in range(0, len(samples), size)]
     with open_parquet(path) as file:
         return [RowGroup(path, index, file) for index in range(file.num_row_groups)]
 
@@ -186,66 +326,166 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         yield pq.ParquetFile(file)
 
 
-class Pairs:
-    """An endless, seeded stream of pairs over files, split between ranks.
+@dataclass(frozen=True)
+class Placed:
+    """A unit within its source: its first image is number `first` of `size`."""
 
-    Each epoch meets every image once with one of its texts. Row groups (or runs of lines) are put
-    in a random order and dealt to the ranks; images are shuffled within blocks of about
-    `ROWS_A_BLOCK`, which is what is held in memory. The stream is a function of the names and
-    content of the files, the seed, the rank and the number of ranks.
+    unit: Unit
+    weight: float
+    first: int
+    size: int
+
+    def passes(self, epoch: int) -> npt.NDArray[np.int64]:
+        """How often an epoch meets each image of the unit.
+
+        Image k of n has been met floor(epoch * weight + k / n) times before, so that all images
+        are met equally often, give or take one, whatever the weight.
+        """
+        share = np.arange(self.first, self.first + self.unit.num_images) / self.size
+        upto = np.floor((epoch + 1) * self.weight + share)
+        return (upto - np.floor(epoch * self.weight + share)).astype(np.int64)
+
+
+class Pairs:
+    """An endless, seeded stream of pairs over files; one of several that share the data.
+
+    Each epoch meets every image as often as the weight of its source says, each time with one of
+    its texts. Row groups (or runs of JSON entries) are put in a random order and dealt to the
+    streams; images are shuffled within blocks of about `shuffle_buffer`, which is what is held in
+    memory. The stream is a function of the content of the files, their order, the seed, the number
+    of the stream and how many there are, and not of where the files lie.
 
     Attributes:
-        num_images: Images with a text, of all ranks; a pool's failed downloads included.
+        num_images: Images with a text, of all streams; a pool's failed downloads included.
+        images_an_epoch: The same, times the weights.
+        files: Of each source, its files.
     """
 
     def __init__(
-        self, paths: Sequence[str], *, seed: int = 0, rank: int = 0, num_ranks: int = 1
+        self,
+        sources: Sequence[Source],
+        *,
+        seed: int = 0,
+        stream: int = 0,
+        num_streams: int = 1,
+        shuffle_buffer: int = SHUFFLE_BUFFER,
     ) -> None:
         self.seed = seed
-        self.rank = rank
-        self.num_ranks = num_ranks
-        self.units = [unit for path in sorted(paths) for unit in units_of(path)]
-        self.num_images = sum(unit.num_images for unit in self.units)
+        self.stream = stream
+        self.num_streams = num_streams
+        self.shuffle_buffer = shuffle_buffer
+        self.files = {source: files_of(source) for source in sources}
+        self.sizes: dict[Source, int] = {}
+        self.units: list[Placed] = []
+        for source, files in self.files.items():
+            units = [unit for file in files for unit in units_of(file, source.images)]
+            self.sizes[source] = size = sum(unit.num_images for unit in units)
+            first = 0
+            for unit in units:
+                self.units.append(Placed(unit, source.weight, first, size))
+                first += unit.num_images
+        self.num_images = sum(self.sizes.values())
+        self.images_an_epoch = int(sum(s.weight * size for s, size in self.sizes.items()))
         if not self.num_images:
-            raise ValueError(f"no pairs in {', '.join(sorted(paths)) or 'no files'}")
-        if len(self.units) < num_ranks:
+            named = ", ".join(source.path for source in sources)
+            raise ValueError(f"no pairs in {named or 'no files'}")
+        if len(self.units) < num_streams:
             raise ValueError(
-                f"{len(self.units)} row groups cannot be dealt to {num_ranks} ranks; write smaller "
-                f"shards or train on fewer ranks"
+                f"{len(self.units)} row groups cannot be dealt to {num_streams} streams; write "
+                f"smaller shards or train with fewer train.workers"
             )
+        # Within so many epochs every source is met.
+        self.patience = math.ceil(1 / min(source.weight for source in sources))
+
+    def of_stream(self, stream: int) -> Pairs:
+        """Another stream of the same data."""
+        other = object.__new__(Pairs)
+        other.__dict__ |= self.__dict__ | {"stream": stream}
+        return other
 
     def examples(self, position: Position | None = None) -> Iterator[tuple[Example, Position]]:
-        """Examples from a position on, each with the position behind it, without end."""
+        """Examples from a position on, each with the position behind it, without end.
+
+        Raises:
+            ValueError: No image of the stream's is left to give.
+        """
         at = position or Position()
+        barren = 0
         while True:
             blocks = self.blocks(at.epoch)
+            barren = 0 if blocks else barren + 1
+            if barren > 8 * self.patience:
+                raise ValueError(
+                    f"train.data: nothing is dealt to stream {self.stream} of {self.num_streams}; "
+                    f"write smaller shards or train with fewer train.workers"
+                )
             for number in range(at.block, len(blocks)):
-                samples = [sample for unit in blocks[number] for sample in unit.load()]
-                order = random.Random(seed_of(self.seed, "order", at.epoch, self.rank, number))
+                samples = _load(blocks[number])
+                order = random.Random(seed_of(self.seed, "order", at.epoch, self.stream, number))
                 order.shuffle(samples)
                 first = at.offset if number == at.block else 0
                 for offset in range(first, len(samples)):
-                    sample = samples[offset]
-                    draw = seed_of(self.seed, "caption", at.epoch, sample.image_id)
-                    example = Example(
-                        image=sample.read(),
-                        caption=sample.captions[draw % len(sample.captions)],
-                        image_id=sample.image_id,
-                        epoch=at.epoch,
+                    yield (
+                        self._example(samples[offset], at.epoch),
+                        Position(epoch=at.epoch, block=number, offset=offset + 1),
                     )
-                    yield example, Position(epoch=at.epoch, block=number, offset=offset + 1)
             at = Position(epoch=at.epoch + 1)
 
-    def blocks(self, epoch: int) -> list[list[Unit]]:
-        """This rank's units of an epoch, in the order of that epoch."""
-        units = list(self.units)
-        random.Random(seed_of(self.seed, "units", epoch)).shuffle(units)
-        blocks: list[list[Unit]] = []
+    def _example(self, sample: Sample, epoch: int) -> Example:
+        try:
+            image = sample.read()
+        except FileNotFoundError:
+            logger.warning("no image at %s", sample.image)
+            image = b""
+        identity = hashlib.sha256(image).hexdigest()
+        draw = seed_of(self.seed, "caption", epoch, identity)
+        return Example(
+            image=image,
+            caption=sample.captions[draw % len(sample.captions)],
+            image_id=identity,
+            epoch=epoch,
+        )
+
+    def blocks(self, epoch: int) -> list[list[tuple[Unit, npt.NDArray[np.bool_]]]]:
+        """This stream's units of an epoch in its order, each with the images that are met."""
+        visits: list[tuple[Unit, npt.NDArray[np.bool_]]] = []
+        for placed in self.units:
+            passes = placed.passes(epoch)
+            turns = range(passes.max(initial=0))
+            visits += [(placed.unit, passes > turn) for turn in turns]
+        random.Random(seed_of(self.seed, "units", epoch)).shuffle(visits)
+        blocks: list[list[tuple[Unit, npt.NDArray[np.bool_]]]] = []
         room = 0
-        for unit in units[self.rank :: self.num_ranks]:
-            if not blocks or unit.num_images > room:
+        for unit, is_met in visits[self.stream :: self.num_streams]:
+            number = int(is_met.sum())
+            if not blocks or number > room:
                 blocks.append([])
-                room = ROWS_A_BLOCK
-            blocks[-1].append(unit)
-            room -= unit.num_images
+                room = self.shuffle_buffer
+            blocks[-1].append((unit, is_met))
+            room -= number
         return blocks
+
+
+def _load(block: list[tuple[Unit, npt.NDArray[np.bool_]]]) -> list[Sample]:
+    """The samples of a block; a unit that is met twice is read once."""
+    loaded: dict[int, list[Sample]] = {}
+    samples = []
+    for unit, is_met in block:
+        if id(unit) not in loaded:
+            loaded[id(unit)] = unit.load()
+        # A pool's failed downloads have no sample: there may be fewer than were counted.
+        samples += [s for s, met in zip(loaded[id(unit)], is_met, strict=False) if met]
+    return samples
+
+
+def as_sources(data: Sequence[str | Source]) -> tuple[Source, ...]:
+    """Plain paths as sources of weight 1; one that is named twice is met twice."""
+    weights: dict[Source, float] = {}
+    for entry in data:
+        source = Source(path=os.fspath(entry)) if not isinstance(entry, Source) else entry
+        plain = Source(path=source.path, images=source.images)
+        weights[plain] = weights.get(plain, 0.0) + source.weight
+    return tuple(
+        Source(path=plain.path, weight=weight, images=plain.images)
+        for plain, weight in weights.items()
+    )

@@ -12,6 +12,7 @@ import copy
 from typing import Any
 
 from pipeline.manifest import Manifest, ManifestError
+from pipeline.pairs import as_sources
 from pipeline.store import Run
 from pipeline.training import CURATED
 
@@ -34,12 +35,13 @@ def rounds(manifest: Manifest, path: str = "manifest") -> list[Manifest]:
     new = [
         name
         for name, config in manifest.train.items()
-        if config.objective == "pretrain" and CURATED in config.data
+        if config.objective == "pretrain"
+        and CURATED in {source.path for source in as_sources(config.data)}
     ]
     tuned = [
         name
         for name, config in manifest.train.items()
-        if config.objective in ("captioner", "filter")
+        if config.objective in ("captioner", "filter", "joint")
     ]
     if len(new) != 1:
         raise ManifestError(
@@ -48,9 +50,9 @@ def rounds(manifest: Manifest, path: str = "manifest") -> list[Manifest]:
         )
     if not tuned:
         raise ManifestError(
-            f"{path}: rounds: no training has the objective captioner or filter, so a new model "
-            "would change nothing in the next round; add one and name it in caption.model or "
-            "filter.model as train:NAME"
+            f"{path}: rounds: no training has the objective captioner, filter or joint, so a new "
+            "model would change nothing in the next round; add one and name it in caption.model "
+            "or filter.model as train:NAME"
         )
     for number in range(2, manifest.rounds + 1):
         content: dict[str, Any] = copy.deepcopy(dict(manifest.source))

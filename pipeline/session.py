@@ -174,7 +174,7 @@ class Session:
             waiting = {}
             for name in wave:
                 training = self._training(name)
-                training.paths()  # what is missing is said before anything starts
+                training.sources()  # what is missing is said before anything starts
                 resources = training.resources
                 remote = ray.remote(
                     num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0

@@ -4,50 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import glob
 import json
 import logging
 import math
 import os
-import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.augmentation import View
-from models.contrast import gather
-from models.images import ImageError, Preprocess, open_rgb
+from models.contrastive import Contrastive
 from models.med import MED, Batch
 from models.queue import check_queue
+from models.ranks import gather, num_ranks, rank
 from models.weights import revision_of
-from pipeline.objective import PARTS, TrainConfig
-from pipeline.pairs import Example, Pairs, Position, pre_caption, seed_of
+from pipeline import model_card
+from pipeline.batches import Loaded, ahead, make_batches
+from pipeline.objective import EFFORT, TrainConfig
+from pipeline.pairs import Pairs, Position, Source, as_sources, fingerprint_of, seed_of
 from stages.base import digest
 
 __all__ = ["TrainResult", "train"]
 
 logger = logging.getLogger(__name__)
 
-CACHE_BYTES = 1 << 30
-"""Decoded images that are kept in memory; the images behind them are decoded every time."""
-
 RECENT_STEPS = 50
 
-Loaded = tuple[Batch, Position, int]
-"""A batch, the position behind it, and how many images before it could not be opened."""
+SAMPLES = 4
+SAMPLE_TOKENS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +49,7 @@ class TrainResult:
         folder: Where the model stands.
         steps: Optimiser steps in all.
         images: Images seen in all, on all ranks.
-        unreadable: Images left out because they cannot be opened, on this rank.
+        unreadable: Images left out because they cannot be opened, on all ranks.
         losses: Mean of each part of the loss over the last steps.
         seconds: Of this call.
         resumed_from: The step of the checkpoint it went on from, 0 for none.
@@ -75,24 +66,25 @@ class TrainResult:
 
 def train(
     config: TrainConfig,
-    paths: Sequence[str],
+    data: Sequence[str | Source],
     out: str | os.PathLike[str],
     *,
     tokenizer: str | None = None,
     stop_at: int | None = None,
 ) -> TrainResult:
-    """Train a model and save it as plain BLIP folders.
+    """Train a model and save it as folders that stock transformers loads.
 
     Until it is finished all lies in OUT.partial. A call that was killed goes on from the last
     checkpoint there, with the losses it would have had; a checkpoint of another config or of
     other files is ignored. Under `torch.distributed` every rank calls this; gradients are
-    averaged and rank 0 writes.
+    averaged and rank 0 writes. OUT must then be where all ranks see it.
 
     Args:
         config: What to do.
-        paths: Parquet files (columns image, caption, uid) or JSON lines; globs allowed.
+        data: What to learn from, in place of the config's; plain texts are paths of weight 1.
         out: The model folder, local. It appears, or is replaced, when the training is finished:
-            the model, and `metrics.jsonl` with losses, lr and images a second of each step.
+            the model; README.md, its card; `metrics.jsonl` with losses, lr and images a second of
+            each step; and `samples.jsonl` with captions written on the way.
         tokenizer: In place of the config's.
         stop_at: Leave after this step with a checkpoint.
 
@@ -100,7 +92,7 @@ def train(
         ValueError: The config does not fit the files or the number of ranks.
         FloatingPointError: The loss is no longer a number.
     """
-    return _Training(config, paths, Path(out), tokenizer or config.tokenizer).run(stop_at)
+    return _Training(config, data, Path(out), tokenizer or config.tokenizer).run(stop_at)
 
 
 class _Training:
@@ -109,7 +101,7 @@ class _Training:
     def __init__(
         self,
         config: TrainConfig,
-        paths: Sequence[str],
+        data: Sequence[str | Source],
         out: Path,
         tokenizer: str | None,
     ) -> None:
@@ -117,45 +109,52 @@ class _Training:
         self.out = out
         self.partial = out.with_name(out.name + ".partial")
         self.log = self.partial / "metrics.jsonl"
+        self.samples = self.partial / "samples.jsonl"
         self.checkpoint = self.partial / "checkpoint.safetensors"
         if config.threads:
             torch.set_num_threads(config.threads)
-        distributed = torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if distributed else 0
-        self.num_ranks = torch.distributed.get_world_size() if distributed else 1
+        if config.workers != num_ranks():
+            raise ValueError(f"train.workers is {config.workers}, and {num_ranks()} train together")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.autocast = use_bf16(config, self.device)
 
-        files = [file for path in paths for file in sorted(glob.glob(path)) or [path]]
-        self.pairs = Pairs(files, seed=config.seed, rank=self.rank, num_ranks=self.num_ranks)
-        global_batch = config.batch_size * self.num_ranks
-        self.steps_an_epoch = self.pairs.num_images // global_batch
+        share = config.streams // config.workers
+        whole = Pairs(
+            as_sources(data),
+            seed=config.seed,
+            num_streams=config.streams,
+            shuffle_buffer=config.shuffle_buffer,
+        )
+        self.streams = [whole.of_stream(rank() * share + i) for i in range(share)]
+        self.steps_an_epoch = whole.images_an_epoch // config.batch_size
         if not self.steps_an_epoch:
             raise ValueError(
-                f"train.batch_size makes batches of {global_batch}, more than the "
-                f"{self.pairs.num_images} images there are: use a smaller one"
+                f"train.batch_size makes batches of {config.batch_size}, more than the "
+                f"{whole.images_an_epoch} images there are: use a smaller one"
             )
         self.steps = config.steps or config.epochs * self.steps_an_epoch
+        self.data = [
+            {
+                "path": source.path,
+                "weight": source.weight,
+                "images": whole.sizes[source],
+                "sha256": together([fingerprint_of(file) for file in files]),
+            }
+            for source, files in whole.files.items()
+        ]
 
         torch.manual_seed(seed_of(config.seed, "weights"))
-        parts = PARTS[config.objective]
-        self.med = MED.from_pretrained(
-            config.model,
-            parts=parts,
-            tokenizer=tokenizer,
-            image_size=config.image_size,
-            label_smoothing=config.label_smoothing,
-        )
-        self.med.prompt = config.prompt
-        if "matcher" in parts:
-            check_queue(config.queue_size, global_batch)
-            self.med.start_momentum(queue_size=config.queue_size, decay=config.momentum)
-        self.med.to(self.device).train()
-        self.optimizer = make_optimizer(self.med, config)
-        settings = dataclasses.asdict(config) | {"data": (), "checkpoint_every": 0}
-        self.identity = digest([settings, start_of(config), contents(files), self.num_ranks])
+        self.start = start_of(config)
+        self.model = make_model(config, tokenizer).to(self.device).train()
+        self.optimizer = make_optimizer(self.model, config)
+        settings = dataclasses.asdict(config) | {"tokenizer": None, "data": ()}
+        settings |= {"model": config.model if not self.start else None}
+        for field in EFFORT:
+            del settings[field]
+        content = [(entry["weight"], entry["sha256"]) for entry in self.data]
+        self.identity = digest([settings, self.start, content])
         self.step = 0
-        self.position = Position()
+        self.positions = [Position()] * share
         self.unreadable = 0
 
     def run(self, stop_at: int | None) -> TrainResult:
@@ -165,101 +164,164 @@ class _Training:
         resumed_from = self.resume()
         self.partial.mkdir(parents=True, exist_ok=True)
         self.keep_log(resumed_from)
-        prompt = self.prompt_length()
         recent: list[dict[str, float]] = []
-        batches = make_batches(config, self.pairs, self.med, self.position, prompt)
+        batches = make_batches(
+            config, self.streams, self.model, self.positions, self.prompt_length()
+        )
         if config.loaders:
             batches = ahead(batches)
-        with (
-            open(self.log, "a", encoding="utf-8") if self.rank == 0 else contextlib.nullcontext()
-        ) as log:
+        with contextlib.ExitStack() as opened:
+            logs = self.open_logs(opened)
             while self.step < self.steps:
                 if stop_at is not None and self.step >= stop_at:
                     self.save_checkpoint()
                     break
                 started = time.monotonic()
-                batch, self.position, unreadable = next(batches)
-                self.unreadable += unreadable
+                loaded = next(batches)
+                self.positions = list(loaded.positions)
+                self.unreadable += loaded.unreadable
                 lr = learning_rate(config, self.step, self.steps, self.steps_an_epoch)
-                losses = self.update(batch, lr)
+                losses = self.update(loaded.batch, lr)
                 self.step += 1
                 recent = [*recent[1 - RECENT_STEPS :], losses]
-                seconds = time.monotonic() - started
-                if log is not None:
-                    row = self.log_row(losses, lr, seconds)
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
+                row = self.log_row(losses, lr, time.monotonic() - started)
+                for log in logs:
+                    log(row)
+                every = config.sample_every
+                if every and (self.step % every == 0 or self.step == self.steps):
+                    self.sample(loaded)
                 if config.checkpoint_every and self.step % config.checkpoint_every == 0:
                     self.save_checkpoint()
-        if self.step >= self.steps and self.rank == 0:
-            self.med.write(self.partial)
-            self.checkpoint.unlink(missing_ok=True)
-            shutil.rmtree(self.out, ignore_errors=True)
-            self.partial.rename(self.out)
-        seconds = time.monotonic() - began
-        if self.unreadable:
-            logger.warning("%s: %d images could not be opened", self.out.name, self.unreadable)
+        unreadable = int(gather(torch.tensor([self.unreadable], device=self.device)).sum())
+        if self.step >= self.steps and rank() == 0:
+            self.finish()
+        if unreadable:
+            logger.warning("%s: %d images could not be opened", self.out.name, unreadable)
         return TrainResult(
             folder=str(self.out),
             steps=self.step,
-            images=self.step * config.batch_size * self.num_ranks,
-            unreadable=self.unreadable,
+            images=self.step * config.batch_size,
+            unreadable=unreadable,
             losses={k: sum(row[k] for row in recent) / len(recent) for k in recent[0]}
             if recent
             else {},
-            seconds=seconds,
+            seconds=time.monotonic() - began,
             resumed_from=resumed_from,
         )
 
     def update(self, batch: Batch, lr: float) -> dict[str, float]:
-        """One step of the optimiser; the losses of this rank."""
+        """One step of the optimiser; the losses, of all ranks."""
         config = self.config
-        # Every step draws from its own seed, so that a resumed step draws what it would have.
-        seed = seed_of(config.seed, "step", self.step, self.rank)
-        torch.manual_seed(seed)
-        generator = torch.Generator(self.device).manual_seed(seed)
         ramp = max(1.0, config.alpha_epochs * self.steps_an_epoch)
         alpha = config.alpha * min(1.0, self.step / ramp)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            losses = self.med(batch.to(self.device), alpha=alpha, generator=generator)
-        total = torch.stack(list(losses.values())).sum()
-        torch.autograd.backward(total)
-        average_gradients(self.med, self.num_ranks)
+        parts = batch.to(self.device).split(config.accumulate, len(self.streams))
+        values: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            # Every step draws from its own seed, so that a resumed step draws what it would have.
+            seed = seed_of(config.seed, "step", self.step, number)
+            torch.manual_seed(seed_of(seed, "dropout", rank()))
+            generator = torch.Generator(self.device).manual_seed(seed)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                losses = self.model(part, alpha=alpha, generator=generator)
+            torch.autograd.backward(torch.stack(list(losses.values())).sum() / len(parts))
+            for name, loss in losses.items():
+                values[name] = values.get(name, 0) + loss.detach() / len(parts)
+        average_gradients(self.model)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        values = {name: loss.item() for name, loss in losses.items()}
-        values["loss"] = sum(values.values())
-        if not math.isfinite(values["loss"]):
+        means = gather(torch.stack(list(values.values()))[None]).mean(0).tolist()
+        found = dict(zip(values, means, strict=True))
+        found["loss"] = sum(means)
+        if not math.isfinite(found["loss"]):
             raise FloatingPointError(
-                f"train: the loss is {values} at step {self.step}; lower lr "
+                f"train: the loss is {found} at step {self.step}; lower lr "
                 f"({config.lr}) or use precision fp32"
             )
-        return values
+        return found
 
     def log_row(self, losses: Mapping[str, float], lr: float, seconds: float) -> dict[str, Any]:
         """What the log keeps of a step."""
-        row: dict[str, Any] = {"step": self.step, "epoch": self.position.epoch}
+        row: dict[str, Any] = {"step": self.step, "epoch": self.positions[0].epoch}
         row |= {name: round(value, 6) for name, value in losses.items()}
         row["lr"] = lr
-        if self.med.matcher is not None:
-            row["temperature"] = round(self.med.temperature.item(), 6)
-        row["images_per_second"] = round(self.config.batch_size * self.num_ranks / seconds, 1)
+        temperature = getattr(self.model, "temperature", None)
+        if temperature is not None:
+            row["temperature"] = round(temperature.item(), 6)
+        row["images_per_second"] = round(self.config.batch_size / seconds, 1)
         return row
+
+    def open_logs(self, opened: contextlib.ExitStack) -> list[Callable[[dict[str, Any]], None]]:
+        """What takes the row of each step; nothing on ranks other than 0."""
+        if rank():
+            return []
+        file = opened.enter_context(self.log.open("a", encoding="utf-8"))
+
+        def write(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        if not self.config.tensorboard:
+            return [write]
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError(
+                "train.tensorboard needs a package: pip install 'capfilt[tensorboard]'"
+            ) from None
+        events = SummaryWriter(str(self.partial / "tensorboard"), purge_step=self.step + 1)
+        opened.callback(events.close)
+
+        def show(row: dict[str, Any]) -> None:
+            for name, value in row.items():
+                if name != "step":
+                    events.add_scalar(name, value, row["step"])
+
+        return [write, show]
+
+    @torch.no_grad()
+    def sample(self, loaded: Loaded) -> None:
+        """Write what the captioner says of the first images of a batch, greedily."""
+        captioner: Any = getattr(self.model, "captioner", None)
+        if captioner is None or rank():
+            return
+        self.model.eval()
+        number = min(SAMPLES, len(loaded.captions))
+        prompt = self.model.tokenize([self.config.prompt.strip()] * number, 64).to(self.device)
+        pixels = loaded.batch.pixels[:number].to(self.device)
+        longest = min(SAMPLE_TOKENS, captioner.config.text_config.max_position_embeddings)
+        written = captioner.generate(pixels, prompt, max_length=longest, do_sample=False)
+        self.model.train()
+        texts = self.model.tokenizer.batch_decode(written, skip_special_tokens=True)
+        with open(self.samples, "a", encoding="utf-8") as file:
+            for caption, text in zip(loaded.captions, texts, strict=False):
+                row = {"step": self.step, "caption": caption, "written": text}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def finish(self) -> None:
+        """Write the model and its card, and put the folder in its place."""
+        self.model.write(self.partial)
+        card = model_card.text(self.config, self.data, self.start, self.step, self.identity)
+        for folder in (self.partial, *(path.parent for path in self.partial.glob("*/config.json"))):
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        self.checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.partial.rename(self.out)
 
     def prompt_length(self) -> int:
         """Tokens of the prompt, [CLS] included and [SEP] not; 0 without one."""
         if not self.config.prompt.strip():
             return 0
-        return len(self.med.tokenizer(self.config.prompt)["input_ids"]) - 1
+        return len(self.model.tokenizer(self.config.prompt)["input_ids"]) - 1
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a step changes, by name; shared weights once."""
-        named = dict(self.med.named_parameters())
+        named = dict(self.model.named_parameters())
         state: dict[str, Tensor] = {f"model.{name}": p for name, p in named.items()}
-        if self.med.momentum is not None:
-            buffers = self.med.momentum.named_buffers()
+        momentum = getattr(self.model, "momentum", None)
+        if momentum is not None:
+            buffers = momentum.named_buffers()
             state |= {f"queue.{k}": v for k, v in buffers if "." not in k}
         for name, parameter in named.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -268,9 +330,11 @@ class _Training:
 
     def save_checkpoint(self) -> None:
         """Write everything a later call needs into one file, or leave the old one."""
-        at = [self.position.epoch, self.position.block, self.position.offset, self.unreadable]
-        ranks = gather(torch.tensor([at], device=self.device)).tolist()
-        if self.rank:
+        # The rank's count stands with its first stream.
+        counts = [self.unreadable] + [0] * len(self.positions[1:])
+        at = [(p.epoch, p.block, p.offset, n) for p, n in zip(self.positions, counts, strict=True)]
+        streams = gather(torch.tensor(at, device=self.device)).tolist()
+        if rank():
             return
         tensors = {
             name: value.detach().cpu().contiguous() for name, value in self.tensors().items()
@@ -278,46 +342,68 @@ class _Training:
         state = {
             "identity": self.identity,
             "step": self.step,
-            "ranks": ranks,
+            "streams": streams,
         }
         partial = self.checkpoint.with_name(self.checkpoint.name + ".partial")
         save_file(tensors, partial, metadata={"state": json.dumps(state)})
         partial.replace(self.checkpoint)
 
     def resume(self) -> int:
-        """Take up this training's checkpoint; the step it is of, 0 for none."""
-        if not self.checkpoint.exists():
+        """Take up this training's checkpoint; the step it is of, 0 for none.
+
+        Raises:
+            ValueError: Not every rank sees it.
+        """
+        state = self.checkpoint_state()
+        found = torch.tensor([state.get("step", 0)], device=self.device)
+        if len(set(gather(found).tolist())) > 1:
+            raise ValueError(f"train: {self.out} must be on storage that all workers share")
+        if not state:
             return 0
-        with safe_open(self.checkpoint, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            if state["identity"] != self.identity:
-                logger.warning("%s is of another training and is ignored", self.checkpoint)
-                return 0
-            named = dict(self.med.named_parameters())
+        named = dict(self.model.named_parameters())
+        with safe_open(self.checkpoint, "pt") as file, torch.no_grad():
             for key in file.keys():  # noqa: SIM118
                 kind, _, name = key.partition(".")
                 if kind == "optimizer":
                     slot, _, name = name.partition(".")
                     value = file.get_tensor(key).to(self.device)
                     self.optimizer.state[named[name]][slot] = value
-        with safe_open(self.checkpoint, "pt") as file, torch.no_grad():
             for key, tensor in self.tensors().items():
                 if not key.startswith("optimizer."):
                     tensor.copy_(file.get_tensor(key))
         self.step = state["step"]
-        epoch, block, offset, self.unreadable = state["ranks"][self.rank]
-        self.position = Position(epoch=epoch, block=block, offset=offset)
+        share = len(self.positions)
+        own = state["streams"][rank() * share : (rank() + 1) * share]
+        self.positions = [Position(epoch=e, block=b, offset=o) for e, b, o, _ in own]
+        self.unreadable = sum(entry[3] for entry in own)
         logger.info("%s goes on from step %d", self.out.name, self.step)
         return self.step
 
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What the checkpoint says of itself; empty where there is none of this training."""
+        if not self.checkpoint.exists():
+            return {}
+        with safe_open(self.checkpoint, "pt") as file:
+            state: dict[str, Any] = json.loads(file.metadata()["state"])
+        if state["identity"] != self.identity:
+            logger.warning("%s is of another training and is ignored", self.checkpoint)
+            return {}
+        return state
+
     def keep_log(self, step: int) -> None:
-        """Cut the log behind the step that this call goes on from."""
-        if self.rank or not self.log.exists():
-            return
-        rows = self.log.read_text(encoding="utf-8").splitlines()
-        # A row that a killed call left unfinished is behind the checkpoint.
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
-        self.log.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+        """Cut the logs behind the step that this call goes on from."""
+        for log in (self.log, self.samples):
+            if rank() or not log.exists():
+                continue
+            rows = log.read_text(encoding="utf-8").split("\n")
+            # A row that a killed call left unfinished is behind the checkpoint.
+            kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
+            log.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+
+
+def together(fingerprints: Sequence[str]) -> str:
+    """One fingerprint for several files: that of the only one, or the digest of all."""
+    return fingerprints[0] if len(fingerprints) == 1 else digest(list(fingerprints))
 
 
 def start_of(config: TrainConfig) -> list[str]:
@@ -326,10 +412,35 @@ def start_of(config: TrainConfig) -> list[str]:
     return [revision_of(str(f)) for f in folders if (f / "model.safetensors").is_file()]
 
 
-def contents(files: Sequence[str]) -> list[tuple[str, int]]:
-    """Name and size of each file."""
-    found = [fsspec.core.url_to_fs(file) for file in files]
-    return [(os.path.basename(path), fs.size(path)) for fs, path in found]
+def make_model(config: TrainConfig, tokenizer: str | None) -> MED | Contrastive:
+    """The model that a training starts from, with the momentum encoders of its objective."""
+    if config.objective == "clip":
+        contrastive = Contrastive.from_pretrained(
+            config.model, tokenizer=tokenizer, image_size=config.image_size
+        )
+        contrastive.mask_patches = config.mask_patches
+        contrastive.recompute = config.gradient_checkpointing
+        return contrastive
+    med = MED.from_pretrained(
+        config.model,
+        parts=config.parts,
+        tokenizer=tokenizer,
+        image_size=config.image_size,
+        label_smoothing=config.label_smoothing,
+    )
+    med.prompt = config.prompt
+    med.mask_patches = config.mask_patches
+    if config.negatives == "local":
+        med.local_streams = config.streams // config.workers
+    med.recompute = config.gradient_checkpointing
+    if config.albef:
+        med.start_masking()
+    if "matcher" in config.parts:
+        check_queue(config.queue_size, config.batch_size)
+        # The parts of a batch each move the momentum encoders: together as far as one whole would.
+        decay = config.momentum ** (1 / config.accumulate)
+        med.start_momentum(queue_size=config.queue_size, decay=decay)
+    return med
 
 
 def use_bf16(config: TrainConfig, device: torch.device) -> bool:
@@ -341,9 +452,9 @@ def use_bf16(config: TrainConfig, device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def make_optimizer(med: MED, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with decay on matrices only."""
-    trained = [p for p in med.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -361,102 +472,17 @@ def learning_rate(config: TrainConfig, step: int, steps: int, steps_an_epoch: in
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
 
 
-def average_gradients(med: MED, num_ranks: int) -> None:
+def average_gradients(model: torch.nn.Module) -> None:
     """Replace each gradient by its mean over the ranks."""
-    if num_ranks == 1:
+    if num_ranks() == 1:
         return
-    for parameter in med.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= num_ranks
-
-
-class Decoder:
-    """Examples to views, with the decoded images of the first GiB kept in memory."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.view = View(
-            size=config.image_size, augment=config.augment, crop_scale=config.crop_scale
-        )
-        self.seed = config.seed
-        self.room = CACHE_BYTES
-        self.kept: dict[str, npt.NDArray[np.uint8]] = {}
-
-    def __call__(self, example: Example) -> npt.NDArray[np.uint8] | None:
-        """A view, uint8 (size, size, 3), or null where the image cannot be opened."""
-        pixels = self.kept.get(example.image_id)
-        if pixels is None:
-            least = (2 * self.view.size, 2 * self.view.size)
-            try:
-                pixels = np.asarray(open_rgb(example.image, min_size=least))
-            except ImageError as error:
-                logger.debug("%s: %s", example.image_id, error)
-                return None
-            if pixels.nbytes <= self.room:
-                self.room -= pixels.nbytes
-                self.kept[example.image_id] = pixels
-        rng = random.Random(seed_of(self.seed, "view", example.epoch, example.image_id))
-        return self.view(Image.fromarray(pixels), rng)
-
-
-def make_batches(
-    config: TrainConfig, pairs: Pairs, med: MED, position: Position, prompt: int
-) -> Iterator[Loaded]:
-    """Full batches without end, the position behind each, and how many images were unreadable.
-
-    An epoch's last, incomplete batch is left out.
-
-    Raises:
-        ValueError: An epoch holds no full batch of readable images.
-    """
-    decode = Decoder(config)
-    normalize = Preprocess(size=config.image_size).normalize
-    stream = pairs.examples(position)
-    epoch = full_epoch = position.epoch
-    examples: list[Example] = []
-    views: list[npt.NDArray[np.uint8]] = []
-    unreadable = 0
-    with ThreadPoolExecutor(max(1, config.loaders)) as pool:
-        while True:
-            wanted = [next(stream) for _ in range(config.batch_size - len(views))]
-            position = wanted[-1][1]
-            if position.epoch != epoch:
-                epoch, examples, views = position.epoch, [], []
-                wanted = [(example, at) for example, at in wanted if example.epoch == epoch]
-            if epoch > full_epoch + 1:
-                raise ValueError(
-                    f"train.batch_size is {config.batch_size}, and fewer images can "
-                    f"be read in an epoch on rank {pairs.rank}: use a smaller one"
-                )
-            fresh = [example for example, _ in wanted]
-            decoded = (pool.map if config.loaders else map)(decode, fresh)
-            for example, view in zip(fresh, decoded, strict=True):
-                if view is None:
-                    unreadable += 1
-                else:
-                    examples.append(example)
-                    views.append(view)
-            if len(views) < config.batch_size:
-                continue
-            captions = [config.prompt + pre_caption(example.caption) for example in examples]
-            ids = [seed_of(example.image_id) for example in examples]
-            batch = Batch(
-                pixels=normalize(torch.from_numpy(np.stack(views))),
-                tokens=med.tokenize(captions, config.max_text_tokens),
-                image_ids=torch.tensor(ids),
-                prompt=prompt,
-            )
-            yield batch, position, unreadable
-            full_epoch, examples, views, unreadable = epoch, [], [], 0
-
-
-def ahead(batches: Iterator[Loaded]) -> Iterator[Loaded]:
-    """The same batches, the next one made while the last is trained on."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches)
-        while True:
-            batch = coming.result()
-            coming = pool.submit(next, batches)
-            yield batch
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    torch.distributed.all_reduce(flat)
+    flat /= num_ranks()
+    parts = torch.split(flat, [p.numel() for p in trained])
+    for parameter, part in zip(trained, parts, strict=True):
+        parameter.grad = part.view_as(parameter)

@@ -7,8 +7,6 @@ RUN/models/NAME.json    written last: what it was trained on, which makes it don
 from __future__ import annotations
 
 import dataclasses
-import glob
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,8 @@ from typing import Any
 from models.weights import revision_of
 from pipeline import pool
 from pipeline.manifest import Manifest, Plan
+from pipeline.objective import EFFORT
+from pipeline.pairs import Source, as_sources, files_of, fingerprint_of
 from pipeline.store import Run
 from stages.base import Resources, digest
 
@@ -26,10 +26,6 @@ CURATED = "curated"
 
 POOL = "pool"
 """The word in a training's `data` for the web pairs as downloaded, nothing judged."""
-
-
-EFFORT = ("checkpoint_every", "loaders")
-"""Fields of a training that do not change its model."""
 
 
 class Training:
@@ -47,29 +43,30 @@ class Training:
         self.run = Run(manifest.run, manifest.branch)
         self.out = f"{manifest.models}/{name}"
 
-    def paths(self) -> list[str]:
-        """The files that its data are.
+    def sources(self) -> list[Source]:
+        """Its data, the words for the run's own replaced by their folders.
 
         Raises:
             ValueError: A path matches no file, or the run has no pool or export yet.
         """
-        paths: list[str] = []
-        for entry in self.config.data:
-            if (folder := self._folder(entry)) is not None:
-                names = [f"{shard}.parquet" for shard in self.run.shards(*folder)]
-                is_pool = entry == POOL
+        sources = []
+        for source in as_sources(self.config.data):
+            if (folder := self._folder(source.path)) is not None:
+                is_pool = source.path == POOL
+                names = self.run.shards(*folder)
                 if not names or not (is_pool or self.run.exists(*folder, "manifest.json")):
                     raise ValueError(
-                        f"train.{self.name}.data: {self.run.root} has no whole {entry} yet; run "
-                        f"`capfilt {'download' if is_pool else 'run'} MANIFEST` first"
+                        f"train.{self.name}.data: {self.run.root} has no whole {source.path} yet; "
+                        f"run `capfilt {'download' if is_pool else 'run'} MANIFEST` first"
                     )
-                paths += [self.run.at(*folder, name) for name in names]
-                continue
-            found = sorted(glob.glob(entry)) if glob.has_magic(entry) else [entry]
-            if not found or not all(Run(path).fs.exists(Run(path).path) for path in found):
-                raise ValueError(f"train.{self.name}.data: no file {entry}")
-            paths += found
-        return paths
+                source = dataclasses.replace(source, path=self.run.at(*folder))
+            else:
+                try:
+                    files_of(source)
+                except ValueError as error:
+                    raise ValueError(f"train.{self.name}.data: {error}") from None
+            sources.append(source)
+        return sources
 
     def _folder(self, entry: str) -> tuple[str, ...] | None:
         """Where the run keeps the data that a word of `data` stands for; None for a path."""
@@ -88,7 +85,14 @@ class Training:
 
     @property
     def resources(self) -> Resources:
-        """What the training occupies."""
+        """What the training occupies; nothing where it only leads workers that do."""
+        if self.config.workers > 1:
+            return Resources(cpus=0, gpus=0.0)
+        return self.worker_resources
+
+    @property
+    def worker_resources(self) -> Resources:
+        """What each of its workers occupies."""
         import torch
 
         return Resources(
@@ -99,17 +103,15 @@ class Training:
     def fingerprint(self) -> str:
         """What the model depends on: its settings, its data and the weights it starts from."""
         data: dict[str, Any] = {}
-        for entry in self.config.data:
-            folder = self._folder(entry)
-            if entry == POOL:
+        for source in as_sources(self.config.data):
+            folder = self._folder(source.path)
+            if source.path == POOL:
                 listed = self.run.read_json("list", "_list.json")
-                data[entry] = [listed["fingerprint"], pool.state(self.run, listed["content"])]
+                data[POOL] = [listed["fingerprint"], pool.state(self.run, listed["content"])]
             elif folder is not None:
-                data[entry] = self.run.read_json(*folder, "manifest.json")["files"]
-        for path in self.paths():
-            if path.endswith(".jsonl"):
-                with open(path, "rb") as file:
-                    data[path] = hashlib.file_digest(file, "sha256").hexdigest()
+                data[source.path] = self.run.read_json(*folder, "manifest.json")["files"]
+            else:
+                data[source.path] = [fingerprint_of(file) for file in files_of(source)]
         model = Path(self.config.model)
         folders = (model, model / "captioner", model / "matcher")
         start = [revision_of(str(f)) for f in folders if any(f.glob("*.safetensors"))]
@@ -167,17 +169,17 @@ class Training:
 
     def carry_out(self) -> None:
         """Train, save the model, and say what it was trained on; resumes from a checkpoint."""
-        from pipeline.train import train
+        from pipeline.workers import train_together
 
         fingerprint = self.fingerprint
         if self._is_in_the_run(fingerprint):
             return
-        result = train(self.config, self.paths(), self.out, tokenizer=self.config.tokenizer)
+        result = train_together(self.config, self.sources(), self.out, self.worker_resources)
         self.run.write_json(
             {
                 "name": self.name,
                 "fingerprint": fingerprint,
-                "data": list(self.config.data),
+                "data": [source.path for source in as_sources(self.config.data)],
                 "result": dataclasses.asdict(result),
             },
             "models",

@@ -142,7 +142,7 @@ class Worker:
         self.run.write_table(new if old is None else recovered(old, again, new), "pool", file)
         return {
             "rows": rows.num_rows,
-            "bytes": pc.sum(pc.binary_length(found["image"])).as_py() or 0,
+            "bytes": pc.sum(found["original_bytes"]).as_py() or 0,
             "reasons": _tally(stage.judge(found)),
         }
 

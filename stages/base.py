@@ -113,7 +113,8 @@ class ModelConfig(StageConfig):
         batch_size: Images at a time; unset fits the device. Halved where memory is short.
         device: cpu, cuda, or auto for CUDA where there is one; a driver without a device that
             leads workers with one must say cuda.
-        dtype: Of the weights; auto is bfloat16 on CUDA and float32 on a CPU.
+        dtype: Of the weights; auto is bfloat16 on devices that compute in it (CUDA, CPUs with
+            AVX-512 BF16 or AMX) and float32 elsewhere.
         cpus: Cores of a worker: threads that decode images and, without CUDA, compute.
     """
 
@@ -137,6 +138,10 @@ class ModelConfig(StageConfig):
         """A CUDA device where `device` means one, and `cpus` cores."""
         gpus = 1.0 if device_of(self.device).startswith("cuda") else 0.0
         return Resources(cpus=self.cpus, gpus=gpus)
+
+    def models(self) -> dict[str, tuple[str, str | None]]:
+        """The name and the revision of each model that is loaded, by its role."""
+        return {"model": (self.model, self.revision)}
 
     def measurement(self) -> dict[str, Any]:
         """The fields that change an answer, and which weights exactly in the place of the model.

@@ -179,6 +179,7 @@ class CleanStage(Stage[CleanConfig]):
         "height",
         "original_width",
         "original_height",
+        "original_bytes",
     )
     writes: ClassVar[pa.Schema] = pa.schema(WRITES)
     reasons: ClassVar[Mapping[str, str]] = {
@@ -227,7 +228,7 @@ class CleanStage(Stage[CleanConfig]):
             rule asks; language, the most probable one, and language_score, the probability of
             the wanted ones together; all null without a caption. image_width and image_height of
             the image as downloaded, in pixels, and image_aspect, the longer by the shorter;
-            image_bytes, of the image as the pool keeps it; image_single_colour, the share of the
+            image_bytes, of the image as downloaded; image_single_colour, the share of the
             image within a small tolerance of its most frequent colour, and image_entropy, of its
             brightness in bits, both null for an image that cannot be decoded.
         """
@@ -350,7 +351,7 @@ def _images(rows: pa.Table) -> dict[str, Any]:
         "image_width": width,
         "image_height": height,
         "image_aspect": pc.divide(pc.cast(longer, pa.float32()), pc.cast(shorter, pa.float32())),
-        "image_bytes": pc.cast(pc.binary_length(rows["image"]), pa.int64()),
+        "image_bytes": pc.coalesce(rows["original_bytes"], pc.binary_length(rows["image"])),
         "image_single_colour": pa.array([colour for colour, _ in looks], pa.float32()),
         "image_entropy": pa.array([entropy for _, entropy in looks], pa.float32()),
     }

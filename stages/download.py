@@ -166,6 +166,7 @@ class _Image:
     height: int | None = None
     original_width: int | None = None
     original_height: int | None = None
+    original_bytes: int | None = None
     sha256: str | None = None
 
 
@@ -316,6 +317,7 @@ class DownloadStage(Stage[DownloadConfig]):
         resized = self._resize(content)
         return _Image(
             status="failed_to_resize" if resized.error else "success",
+            original_bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
             **vars(resized),
         )

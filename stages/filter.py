@@ -1,42 +1,74 @@
-"""Filter: the ITM model scores every text of every live image, web and synthetic alike."""
+"""Filter: every text of every live image, web and synthetic alike, is scored against its image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.weights import pinned, revision_of
 from stages.base import ModelConfig, Stage, threshold
 from stages.schema import web_captions
 
 if TYPE_CHECKING:
-    from models.blip import Match, Matcher
+    from models.clip import Clip
+    from models.matcher import Matcher
 
 __all__ = ["FilterConfig", "FilterStage"]
+
+Recipe = Literal["blip", "clip", "blip2", "laion_coco"]
+
+OPENAI_CLIP = "openai/clip-vit-large-patch14"
+SECOND_CLIP = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+LISTS: pa.DataType = pa.list_(pa.float32())
+KINDS = ("web", "synthetic", "further")
+"""The texts of an image: its web caption, synthetic ones, and web captions of its duplicates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig(ModelConfig):
-    """What matches (CapFilt, arXiv:2201.12086, section 3.3).
+    """What matches.
 
     Attributes:
-        model: The filter: a folder of `save_pretrained` or a name on the hub; by default the
-            released one, fine-tuned on COCO. It should not share its training with the
-            captioner: where they share parameters it believes nearly all that the captioner
+        recipe: Which texts of an image are kept. blip (CapFilt, arXiv:2201.12086, section 3.3):
+            each by itself, by the ITM model. clip (LAION, arXiv:2111.02114): each by itself, by
+            CLIP similarity. blip2 (arXiv:2301.12597, section 3.4): the two most similar by CLIP
+            of synthetic and web texts together, whatever their similarity. laion_coco: of the
+            synthetic captions, the five most similar by CLIP, and of them the one most similar
+            by a second CLIP.
+        model: The ITM model of blip: a folder of `save_pretrained` or a name on the hub; by
+            default the released one, fine-tuned on COCO. It should not share its training with
+            the captioner: where they share parameters it believes nearly all that the captioner
             says (section 4.5, table 4).
-        min_itm: The least ITM probability of a text that is kept; 0.5 is the paper's rule, that
-            the ITM head does not call the text unmatched.
+        min_itm: The least ITM probability of a text that blip keeps; 0.5 is the paper's rule,
+            that the ITM head does not call the text unmatched.
+        clip: The CLIP of the other recipes, OpenAI's ViT-L/14 where unset; with blip, a CLIP that
+            measures beside ITM, none where unset.
+        clip_revision: A branch, tag or commit of the hub.
+        min_clip: The least CLIP similarity of a text that is kept, whatever the recipe; unset is
+            none. LAION has 0.28 to 0.3 with ViT-B/32; DataComp's best 30 % (arXiv:2304.14108) is
+            0.243 with ViT-L/14.
+        second_clip: The second CLIP of laion_coco. (The original's, RN50x64, has no checkpoint
+            that transformers loads; the default is LAION's ViT-H/14.)
+        second_clip_revision: A branch, tag or commit of the hub.
     """
 
     stage = "filter"
 
+    recipe: Recipe = "blip"
     model: str = "Salesforce/blip-itm-base-coco"
     min_itm: float = threshold(0.5)
+    clip: str | None = None
+    clip_revision: str | None = None
+    min_clip: float | None = threshold(None)
+    second_clip: str = SECOND_CLIP
+    second_clip_revision: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,12 +77,44 @@ class FilterConfig(ModelConfig):
                 f"filter.min_itm must be a probability from 0 to 1, got {self.min_itm}; the "
                 f"paper's is 0.5"
             )
+        if self.min_clip is not None and not -1 <= self.min_clip <= 1:
+            raise ValueError(
+                f"filter.min_clip must be a cosine from -1 to 1, got {self.min_clip}; LAION's is "
+                f"0.28"
+            )
+        if self.min_clip is not None and self.recipe == "blip" and self.clip is None:
+            raise ValueError(
+                f"filter.min_clip needs a CLIP with recipe: blip; set filter.clip, for example to "
+                f"{OPENAI_CLIP}"
+            )
+        if self.min_clip is None and self.recipe == "clip":
+            raise ValueError("filter.min_clip must be set with recipe: clip; LAION's is 0.28")
+
+    def models(self) -> dict[str, tuple[str, str | None]]:
+        """What the recipe needs, and nothing else: name and revision of itm, clip, second_clip."""
+        needed: dict[str, tuple[str, str | None]] = {}
+        if self.recipe == "blip":
+            needed["itm"] = self.model, self.revision
+        if self.recipe != "blip" or self.clip is not None:
+            needed["clip"] = self.clip or OPENAI_CLIP, self.clip_revision
+        if self.recipe == "laion_coco":
+            needed["second_clip"] = self.second_clip, self.second_clip_revision
+        return needed
+
+    def measurement(self) -> dict[str, Any]:
+        """The dtype and which weights exactly of each model; recipes of the same models share it.
+
+        Raises:
+            FileNotFoundError: A model is neither a folder nor known to the hub.
+        """
+        weights = {role: revision_of(*name) for role, name in self.models().items()}
+        return {"dtype": self.dtype, "weights": weights}
 
 
 class FilterStage(Stage[FilterConfig]):
-    """Scores the web caption and the synthetic captions of each image, each by itself.
+    """Scores the web caption, further web captions and synthetic captions of each image.
 
-    The paper's rule: a text is dropped if the ITM head calls it unmatched with its image. Web
+    The rule of CapFilt: a text is dropped if the ITM head calls it unmatched with its image. Web
     and synthetic texts are not compared; an image keeps none, one or all of them, and with none
     it leaves the set. Human pairs do not pass here: they are never filtered.
 
@@ -61,108 +125,224 @@ class FilterStage(Stage[FilterConfig]):
     """
 
     name = "filter"
-    version = 1
+    version = 2
     config_type = FilterConfig
     reads = ("image", "caption")
-    uses = ("text", "synthetic")
+    uses = ("text", "synthetic", "further_captions")
     writes = pa.schema(
         [
-            pa.field("itm_web", pa.float32()),
-            pa.field("itm_synthetic", pa.list_(pa.float32())),
-            pa.field("itc_web", pa.float32()),
-            pa.field("itc_synthetic", pa.list_(pa.float32())),
+            *(
+                pa.field(f"{score}_{kind}", pa.float32() if kind == "web" else LISTS)
+                for score in ("itm", "itc", "clip")
+                for kind in KINDS
+            ),
+            pa.field("second_clip_synthetic", LISTS),
             pa.field("itm_decoded", pa.bool_()),
         ]
     )
-    """ITM probabilities and ITC cosines: of the web caption, null without one, and of each
-    synthetic caption in its place, null where it is blank; all null where the image could not
-    be decoded, which `itm_decoded` tells."""
+    """ITM probabilities, ITC cosines and CLIP similarities: of the web caption, null without one,
+    and of each synthetic and further web caption in its place, null where it is blank; all null
+    where the recipe does not measure them or the image could not be decoded, which `itm_decoded`
+    tells. A text that is said again has the scores of the first."""
     reasons: ClassVar[Mapping[str, str]] = {
         "undecodable": "The image cannot be decoded, so no text can match it.",
         "no_text": "The image has neither a web caption nor a synthetic one.",
         "unmatched": "The filter finds that no text of the image describes it.",
+        "dissimilar": "CLIP finds no text of the image, of those that match, similar enough.",
     }
 
     _matcher: Matcher | None = None
+    _clip: Clip | None = None
+    _second_clip: Clip | None = None
 
     def load(self) -> None:
-        """Load the filter's model."""
-        from models.blip import Matcher
+        """Load the models of the recipe."""
+        needed = self.config.models()
+        if "itm" in needed:
+            from models.matcher import Matcher
 
-        config = self.config
-        self._matcher = Matcher.from_pretrained(config.model, **config.placement())
+            self._matcher = Matcher.from_pretrained(**self._placed(*needed["itm"]))
+        if "clip" in needed:
+            from models.clip import Clip
+
+            self._clip = Clip.from_pretrained(**self._placed(*needed["clip"]))
+            if "second_clip" in needed:
+                self._second_clip = Clip.from_pretrained(**self._placed(*needed["second_clip"]))
+
+    def _placed(self, model: str, revision: str | None) -> dict[str, Any]:
+        return {
+            "model": model,
+            "revision": pinned(model, revision),
+            "device": self.config.device,
+            "dtype": self.config.dtype,
+            "threads": self.config.cpus,
+        }
 
     def annotate(self, rows: pa.Table) -> pa.Table:
         """Score the texts of rows; see `Stage.annotate`."""
-        if self._matcher is None:
+        if self._matcher is None and self._clip is None:
             self.load()
-        assert self._matcher is not None
-        texts: list[list[str | None]] = [[caption] for caption in web_captions(rows).to_pylist()]
-        if "synthetic" in rows.column_names:
-            for some, synthetic in zip(texts, rows["synthetic"].to_pylist(), strict=True):
-                some.extend(synthetic or [])
-        scores = self._matcher.score(
-            [image or b"" for image in rows["image"].to_pylist()],
-            [[text for text in some if text and text.strip()] for some in texts],
-            batch_size=self.config.batch_size,
-        )
-        return pa.Table.from_pylist(
-            [_row(some, found) for some, found in zip(texts, scores, strict=True)],
-            schema=self.writes,
-        )
+        texts = _texts(rows)
+        images = [image or b"" for image in rows["image"].to_pylist()]
+        asked = [_distinct([text for own in some.values() for text in own]) for some in texts]
+        size = self.config.batch_size
+        found: dict[str, list[dict[str | None, float]]] = {}
+        if self._matcher is not None:
+            matches = self._matcher.score(images, asked, size)
+            found["itm"] = _named(asked, [[match.itm for match in some] for some in matches])
+            found["itc"] = _named(asked, [[match.itc for match in some] for some in matches])
+        if self._clip is not None:
+            found["clip"] = _named(asked, self._clip.score(images, asked, size))
+        if self._second_clip is not None:
+            synthetic = [_distinct(some["synthetic"]) for some in texts]
+            scores = self._second_clip.score(images, synthetic, size)
+            found["second_clip"] = _named(synthetic, scores)
+        table = []
+        for index, some in enumerate(texts):
+            row: dict[str, Any] = {}
+            for name in self.writes.names[:-1]:
+                score, kind = name.rsplit("_", 1)
+                known = found[score][index] if score in found else {}
+                row[name] = [known.get(text) for text in some[kind]]
+                if kind == "web":
+                    [row[name]] = row[name]
+            opened = any(known[index] for known in found.values())
+            table.append({**row, "itm_decoded": opened or not asked[index]})
+        return pa.Table.from_pylist(table, schema=self.writes)
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
         """Reject the rows none of whose texts is kept."""
-        keeps = self.keep_texts(annotations)
-        kept = keeps["keep_web"].to_numpy() | _any(keeps["keep_synthetic"], pc.equal, True)
-        has_text = pc.is_valid(annotations["itm_web"]).to_numpy()
-        has_text = has_text | _any(annotations["itm_synthetic"], pc.greater_equal, 0)
-        reasons = np.full(len(annotations), "unmatched", object)
-        reasons[~has_text] = "no_text"
+        texts = _Scored(annotations)
+        role = next(iter(self.config.models()))
+        scores = texts.scores(role)
+        matched = scores >= np.float32(self.config.min_itm) if role == "itm" else scores > -np.inf
+        reasons = np.full(len(annotations), "no_text", object)
+        reasons[texts.rows[~np.isnan(scores)]] = "unmatched"
+        reasons[texts.rows[matched]] = "dissimilar"
         reasons[~annotations["itm_decoded"].to_numpy()] = "undecodable"
-        reasons[kept] = None
+        reasons[texts.rows[self._keeps(texts)]] = None
         return pa.array(reasons, pa.string())
 
     def keep_texts(self, annotations: pa.Table) -> pa.Table:
-        """Which texts of each row are kept, web and synthetic independently.
+        """Which texts of each row are kept.
 
         Args:
             annotations: `writes` of n rows.
 
         Returns:
-            keep_web (bool, False without a score) and keep_synthetic (list<bool>, as long as
-            `itm_synthetic`, False without a score) of the n rows.
+            keep_web (bool), keep_synthetic and keep_further (list<bool>, as long as
+            `itm_synthetic` and `itm_further`) of the n rows, False without a score.
         """
-        # The scores are float32: read in float64, one of 0.7 would miss a threshold of 0.7.
-        least = pa.scalar(np.float32(self.config.min_itm), pa.float32())
-        scores = annotations["itm_synthetic"].combine_chunks()
-        lengths = pc.list_value_length(scores).fill_null(0).to_numpy(zero_copy_only=False)
-        keep_synthetic = pa.ListArray.from_arrays(
-            pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()),
-            pc.greater_equal(pc.list_flatten(scores), least).fill_null(False),
-            type=pa.list_(pa.bool_()),
-        )
-        keep_web = pc.greater_equal(annotations["itm_web"], least).fill_null(False)
-        return pa.table({"keep_web": keep_web, "keep_synthetic": keep_synthetic})
+        texts = _Scored(annotations)
+        keeps = self._keeps(texts)
+        columns: dict[str, Any] = {}
+        for kind in KINDS:
+            values = pa.array(keeps[texts.parts[kind]])
+            columns[f"keep_{kind}"] = (
+                values
+                if kind == "web"
+                else pa.ListArray.from_arrays(
+                    pa.array(np.concatenate([[0], np.cumsum(texts.lengths[kind])]), pa.int32()),
+                    values,
+                    type=pa.list_(pa.bool_()),
+                )
+            )
+        return pa.table(columns)
+
+    def _keeps(self, texts: _Scored) -> npt.NDArray[np.bool_]:
+        """The verdict on every text, by the recipe. Scores are float32, and so are thresholds."""
+        config = self.config
+        keep = np.ones(len(texts.rows), bool)
+        if config.recipe == "blip":
+            keep &= texts.scores("itm") >= np.float32(config.min_itm)
+        if config.min_clip is not None:
+            keep &= texts.scores("clip") >= np.float32(config.min_clip)
+        if config.recipe == "blip2":
+            keep &= _best(texts.rows, texts.scores("clip"), 2)
+        if config.recipe == "laion_coco":
+            synthetic = np.zeros(len(texts.rows), bool)
+            synthetic[texts.parts["synthetic"]] = True
+            first = np.where(synthetic, texts.scores("clip"), np.nan)
+            five = _best(texts.rows, first, 5)
+            keep &= _best(texts.rows, np.where(five, texts.scores("second_clip"), np.nan), 1)
+        return keep
 
 
-def _row(texts: list[str | None], scores: list[Match]) -> dict[str, Any]:
-    """The annotation of a row: its texts, web first, and the scores of those not blank."""
-    found = iter(scores)
-    asked = [bool(text and text.strip()) for text in texts]
-    matches = [next(found, None) if was_asked else None for was_asked in asked]
-    itm, itc = ([None if match is None else match[i] for match in matches] for i in (0, 1))
-    return {
-        "itm_web": itm[0],
-        "itm_synthetic": itm[1:],
-        "itc_web": itc[0],
-        "itc_synthetic": itc[1:],
-        "itm_decoded": len(scores) == sum(asked),
-    }
+class _Scored:
+    """The texts of annotated rows, one after another: all web captions, synthetic ones, further.
+
+    Attributes:
+        rows: The row of each text.
+        lengths: How many texts of a kind each row has.
+        parts: Where the texts of a kind are.
+    """
+
+    def __init__(self, annotations: pa.Table) -> None:
+        self.annotations = annotations
+        count = len(annotations)
+        self.lengths = {"web": np.ones(count, np.int64)}
+        for kind in KINDS[1:]:
+            lengths: Any = pc.list_value_length(annotations[f"itm_{kind}"]).fill_null(0)
+            self.lengths[kind] = lengths.to_numpy().astype(np.int64)
+        every = np.arange(count)
+        self.rows = np.concatenate([np.repeat(every, self.lengths[kind]) for kind in KINDS])
+        stops = np.cumsum([self.lengths[kind].sum() for kind in KINDS])
+        starts = [0, *stops[:-1]]
+        self.parts = {k: slice(a, b) for k, a, b in zip(KINDS, starts, stops, strict=True)}
+
+    def scores(self, score: str) -> npt.NDArray[np.float32]:
+        """A score of every text, NaN where it has none."""
+        values = np.full(len(self.rows), np.nan, np.float32)
+        for kind, part in self.parts.items():
+            if f"{score}_{kind}" in self.annotations.column_names:
+                column: Any = self.annotations[f"{score}_{kind}"]
+                flat = column if kind == "web" else pc.list_flatten(column)
+                values[part] = flat.to_numpy()
+        return values
 
 
-def _any(lists: Any, compare: Callable[[Any, Any], Any], value: Any) -> npt.NDArray[np.bool_]:
-    """Whether a list has an element that compares so with a value; a null never does."""
-    hits = compare(pc.list_flatten(lists), value).fill_null(False).to_numpy()
-    parents = pc.list_parent_indices(lists).to_numpy()
-    return np.bincount(parents[hits], minlength=len(lists)) > 0
+def _best(
+    rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], count: int
+) -> npt.NDArray[np.bool_]:
+    """The texts with the `count` highest scores of each row.
+
+    Of texts with one score, which are one text said again, the first stands for all.
+    """
+    order = np.lexsort((-scores, rows))
+    row, score = rows[order], scores[order]
+    begins = _changes(row)
+    counts = ~np.isnan(score) & (begins | _changes(score))
+    ranks = np.cumsum(counts)
+    before = np.maximum.accumulate(np.where(begins, ranks - counts, 0))
+    best = np.zeros(len(rows), bool)
+    best[order[counts & (ranks - before <= count)]] = True
+    return best
+
+
+def _changes(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether each value is unlike the one before it; the first is."""
+    return np.concatenate([np.ones(1, bool), values[1:] != values[:-1]])[: len(values)]
+
+
+def _texts(rows: pa.Table) -> list[dict[str, list[str | None]]]:
+    """The texts of each row by kind, exactly one of the web."""
+    columns: dict[str, list[Any]] = {"web": [[text] for text in web_captions(rows).to_pylist()]}
+    for kind, name in (("synthetic", "synthetic"), ("further", "further_captions")):
+        found = rows[name].to_pylist() if name in rows.column_names else [None] * len(rows)
+        columns[kind] = [some or [] for some in found]
+    return [dict(zip(KINDS, some, strict=True)) for some in zip(*columns.values(), strict=True)]
+
+
+def _distinct(texts: Sequence[str | None]) -> list[str]:
+    """Texts that say something, each once, in order."""
+    return list(dict.fromkeys(text for text in texts if text and text.strip()))
+
+
+def _named(
+    texts: list[list[str]], scores: Sequence[Sequence[float]]
+) -> list[dict[str | None, float]]:
+    """The score of each text by itself; none where the image was not opened."""
+    return [
+        dict(zip(some, found, strict=bool(found)))
+        for some, found in zip(texts, scores, strict=True)
+    ]

@@ -20,8 +20,7 @@ class Rules(StageConfig):
     Attributes:
         min_side: The least width and height of the image as downloaded, in pixels.
         max_aspect: The most that one side may be of the other.
-        min_bytes: The least size of the encoded image as the pool keeps it, which is what was
-            downloaded only where nothing was resized.
+        min_bytes: The least size of the encoded image as downloaded.
         max_single_colour: The largest share of an image that may have one colour.
         min_entropy: The least entropy of the image's brightness, in bits, 0 to 8.
         filename: Whether a caption that is the name of a file is rejected.

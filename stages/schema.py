@@ -24,6 +24,7 @@ _POOL: list[pa.Field[Any]] = [
     pa.field("height", pa.int32()),
     pa.field("original_width", pa.int32()),
     pa.field("original_height", pa.int32()),
+    pa.field("original_bytes", pa.int64()),
     pa.field("sha256", pa.string()),
 ]
 POOL = pa.schema(_POOL)
@@ -33,7 +34,8 @@ POOL = pa.schema(_POOL)
 source where an image at hand has no URL; `caption` is as found; `repeats` counts the further input
 rows with the same uid; `status` is img2dataset's (success, failed_to_download, failed_to_resize);
 `error` is null on success and otherwise one of download's reasons; `image` is encoded bytes, free
-of EXIF, null on failure; `sha256` is of the bytes as downloaded, before any resize.
+of EXIF, null on failure; `original_bytes` (their number) and `sha256` are of what was downloaded,
+before any resize.
 """
 
 _IMAGE: pa.DataType = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -9,7 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BertTokenizer, BlipConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    BertTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    BlipConfig,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from models.images import Preprocess
 
@@ -54,9 +69,9 @@ def config_of(tokenizer: Any) -> BlipConfig:
     )
 
 
-def random_model(architecture: Any, config: BlipConfig, spread: float = 3.0) -> Any:
+def random_model(architecture: Any, config: Any, spread: float = 3.0, seed: int = 0) -> Any:
     """Random weights, wide enough that images and prompts change the answers."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = architecture(config).eval()
     with torch.no_grad():
         for name, weights in model.named_parameters():
@@ -73,6 +88,68 @@ def save(folder: Path, architecture: Any, tokenizer: Any) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Preprocess(size=SIDE).save(folder)
+    return str(folder)
+
+
+def save_blip2(folder: Path) -> str:
+    """A tiny BLIP-2 of random weights, as `save_pretrained` leaves it."""
+    words = ["<pad>", "</s>", "<unk>", "<image>", *WORDS.split()]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Blip2Config(
+        vision_config={**small, "intermediate_size": 64, "image_size": SIDE, "patch_size": 16},
+        qformer_config={**small, "intermediate_size": 64, "encoder_hidden_size": 32},
+        text_config={
+            **small,
+            "model_type": "opt",
+            "vocab_size": len(words),
+            "ffn_dim": 64,
+            "word_embed_proj_dim": 32,
+            "max_position_embeddings": 128,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+        },
+        num_query_tokens=4,
+        image_token_id=3,
+    )
+    random_model(Blip2ForConditionalGeneration, config, spread=2.0).save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    Blip2Processor(images, tokenizer, num_query_tokens=4).save_pretrained(folder)
+    return str(folder)
+
+
+def save_clip(folder: Path, seed: int = 0) -> str:
+    """A tiny CLIP of random weights, as `save_pretrained` leaves it."""
+    letters = sorted(set(WORDS) - {" "})
+    units = [*letters, *(f"{letter}</w>" for letter in letters)]
+    words = [*units, "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={
+            **small,
+            "intermediate_size": 64,
+            "vocab_size": len(words),
+            "max_position_embeddings": 77,
+            "bos_token_id": len(words) - 2,
+            "eos_token_id": len(words) - 1,
+        },
+        vision_config={**small, "intermediate_size": 64, "image_size": 32, "patch_size": 16},
+        projection_dim=16,
+    )
+    random_model(CLIPModel, config, seed=seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"shortest_edge": 32}, {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size=size[0], crop_size=size[1]).save_pretrained(folder)
     return str(folder)
 
 

@@ -422,7 +422,9 @@ def test_a_hard_negative_is_never_of_the_same_image(
     similarity = torch.randn(len(ids), len(ids), generator=generator)
     if underflow:
         similarity = 1e4 * torch.eye(len(ids))
-    drawn = hard_negatives(similarity, image_ids, generator)
+    drawn = hard_negatives(
+        similarity, image_ids, image_ids, torch.rand(len(ids), generator=generator)
+    )
     for row, column in enumerate(drawn.tolist()):
         if set(ids) == {ids[row]}:
             assert column == -1
@@ -432,14 +434,20 @@ def test_a_hard_negative_is_never_of_the_same_image(
 
 def test_hard_negatives_are_drawn_in_proportion_to_the_softmax() -> None:
     similarity = torch.tensor([[9.0, math.log(3), 0.0]]).repeat(4000, 1)
-    square = torch.zeros(4000, 4000).fill_(-1e4)
-    square[:, :3] = similarity
-    ids = torch.arange(4000)
-    ids[3:] = 0  # every later row is the image of column 0
-    drawn = hard_negatives(square, ids, torch.Generator().manual_seed(0))[3:]
-    share = (drawn == 1).sum() / ((drawn == 1) | (drawn == 2)).sum()
+    ids = torch.zeros(4000).long()  # every row is the image of column 0
+    chances = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    drawn = hard_negatives(similarity, ids, torch.arange(3), chances)
+    assert set(drawn.tolist()) == {1, 2}
     weights = torch.tensor([3.0, 1.0]) / (math.exp(9) + 4) + 1e-4
+    share = (drawn == 1).float().mean()
     assert share.item() == pytest.approx((weights[0] / weights.sum()).item(), abs=0.03)
+
+
+def test_the_least_and_the_greatest_chance_draw_the_first_and_the_last() -> None:
+    similarity, ids = torch.zeros(2, 4), torch.tensor([5, 6])
+    chances = torch.tensor([0.0, 1 - 2**-24])
+    drawn = hard_negatives(similarity, ids, torch.tensor([5, 7, 8, 6]), chances)
+    assert drawn.tolist() == [1, 2]
 
 
 def test_matching_asks_for_one_right_and_two_wrong_partners_of_each_pair(
@@ -515,6 +523,151 @@ def test_the_prompt_carries_no_loss(tokenizer: str) -> None:
     logits = med.captioner.text_decoder.cls(hidden)
     expected = lm_loss(logits[:, 3:], one.tokens[:, 4:], 0.1)
     assert med(with_prompt)["lm"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# --- gradients worked by hand
+
+
+def test_the_gradient_of_the_smoothed_loss_is_probability_less_target() -> None:
+    logits = torch.tensor([[[math.log(2), 0.0, 0.0]]], requires_grad=True)
+    lm_loss(logits, torch.tensor([[0]]), 0.3).backward()
+    expected = torch.tensor([[[0.5 - 0.8, 0.25 - 0.1, 0.25 - 0.1]]])
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_the_gradient_of_contrast_is_probability_less_target_over_the_rows() -> None:
+    similarity = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]], requires_grad=True)
+    contrast_loss(similarity, torch.tensor([[0.6, 0.4], [1.0, 0.0]])).backward()
+    expected = torch.tensor([[0.75 - 0.6, 0.25 - 0.4], [0.5 - 1.0, 0.5]]) / 2
+    torch.testing.assert_close(similarity.grad, expected)
+
+
+def test_a_shared_weight_has_the_gradients_of_encoder_and_decoder(tokenizer: str) -> None:
+    med = make(tokenizer).train()
+    med.start_momentum(queue_size=0)
+    word = med.matcher.text_encoder.embeddings.word_embeddings.weight
+    gradients = {}
+    for name in ("itc", "itm", "lm", "all"):
+        losses = med(batch_of(med), generator=torch.Generator().manual_seed(0))
+        med.zero_grad()
+        (sum(losses.values()) if name == "all" else losses[name]).backward()
+        gradients[name] = word.grad.clone()
+    parts = gradients["itc"] + gradients["itm"] + gradients["lm"]
+    torch.testing.assert_close(gradients["all"], parts, rtol=1e-3, atol=1e-5)
+    assert all(gradients[name].abs().sum() > 0 for name in gradients)
+
+
+# --- ALBEF, FLIP, recomputation
+
+
+def test_a_batch_is_split_into_equal_parts(tokenizer: str) -> None:
+    batch = batch_of(make(tokenizer))
+    parts = batch.split(2)
+    assert [len(part.tokens) for part in parts] == [2, 2]
+    assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
+    assert torch.equal(torch.cat([part.image_ids for part in parts]), batch.image_ids)
+    # Of two streams in turn each part has a share of both.
+    assert [part.image_ids.tolist() for part in batch.split(2, 2)] == [[0, 2], [1, 3]]
+
+
+def test_local_negatives_are_of_the_own_stream(tokenizer: str) -> None:
+    med = make(tokenizer, "matcher")
+    med.local_streams = 2
+    ids, chances = torch.arange(8), torch.rand(8, generator=torch.Generator().manual_seed(0))
+    drawn = med._negatives(torch.zeros(8, 8), ids, ids, chances)
+    assert all(row // 4 == column // 4 and row != column for row, column in enumerate(drawn))
+    same = torch.tensor([5] * 4 + [0, 1, 2, 3])
+    assert med._negatives(torch.zeros(8, 8), same, same, chances)[:4].tolist() == [-1] * 4
+
+
+def test_albef_guesses_masked_tokens_and_saves_one_matcher(tokenizer: str, tmp_path: Path) -> None:
+    med = make(tokenizer, "matcher").train()
+    med.start_masking()
+    med.start_momentum(queue_size=0)
+    captions = [" ".join(["red dog bird"] * 7)] * 4
+    losses = med(batch_of(med, captions), generator=torch.Generator().manual_seed(0))
+    assert losses.keys() == {"itc", "itm", "mlm"}
+    losses["mlm"].backward()
+    cross = med.matcher.text_encoder.encoder.layer[0].crossattention.self.query.weight
+    assert cross.grad.abs().sum() > 0 and med.mlm.dense.weight.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in med.momentum.parameters())
+    med.save(tmp_path / "albef")
+    BlipForImageTextRetrieval.from_pretrained(tmp_path / "albef")
+
+
+def test_the_masked_loss_is_worked_out_over_what_both_models_guess(tokenizer: str) -> None:
+    med = make(tokenizer, "matcher").eval()
+    med.start_masking()
+    med.start_momentum(queue_size=0)
+    batch = batch_of(med, ["a red dog on the house"] * 4)
+    found = [
+        med(batch, alpha=alpha, generator=torch.Generator().manual_seed(1))["mlm"].item()
+        for alpha in (0.0, 1.0, 0.4)
+    ]
+    # The momentum model is the model itself: its belief is the entropy of the guess.
+    assert found[2] == pytest.approx(0.6 * found[0] + 0.4 * found[1], rel=1e-4)
+    assert found[1] <= math.log(len(med.tokenizer)) + 1e-3
+
+
+def test_masking_a_captioner_is_refused(tokenizer: str) -> None:
+    for parts in (("captioner",), ("captioner", "matcher")):
+        with pytest.raises(ValueError, match="takes the place of the captioner"):
+            make(tokenizer, *parts).start_masking()
+
+
+def test_momentum_follows_the_masked_head_too(tokenizer: str) -> None:
+    med = make(tokenizer, "matcher").train()
+    med.start_masking()
+    med.start_momentum(queue_size=0, decay=0.9)
+    with torch.no_grad():
+        med.mlm.bias += 1.0
+    med(batch_of(med))
+    torch.testing.assert_close(med.momentum.mlm.bias, torch.full_like(med.mlm.bias, 0.1))
+
+
+@pytest.mark.parametrize("parts", [("captioner",), ("captioner", "matcher")])
+def test_hidden_patches_are_not_seen_in_training_and_all_are_in_evaluation(
+    tokenizer: str, parts: tuple[str, ...]
+) -> None:
+    med = make(tokenizer, *parts)
+    if "matcher" in parts:
+        med.start_momentum(queue_size=0)
+    whole = med.eval()(batch_of(med), generator=torch.Generator().manual_seed(0))
+    med.mask_patches = 0.5
+    again = med(batch_of(med), generator=torch.Generator().manual_seed(0))
+    assert {k: v.item() for k, v in whole.items()} == {k: v.item() for k, v in again.items()}
+    med.train()
+    name = "lm" if parts == ("captioner",) else "itc"
+    draws = [
+        med(batch_of(med), generator=torch.Generator().manual_seed(seed), alpha=0.0)[name].item()
+        for seed in (0, 1)
+    ]
+    assert len({whole[name].item(), *draws}) == 3
+
+
+def test_a_subset_of_all_patches_is_the_whole_image(tokenizer: str) -> None:
+    med = make(tokenizer).eval()
+    pixels = batch_of(med).pixels
+    everything = torch.arange(4).expand(4, -1)
+    torch.testing.assert_close(see(med.vision, pixels, kept=everything), see(med.vision, pixels))
+    first = see(med.vision, pixels, kept=everything[:, :1])
+    changed = pixels.clone()
+    changed[:, :, 16:, 16:] = 9.0  # the last patch, which is hidden
+    torch.testing.assert_close(see(med.vision, changed, kept=everything[:, :1]), first)
+
+
+def test_layers_computed_again_give_the_same_gradients(tokenizer: str) -> None:
+    gradients = []
+    for recompute in (False, True):
+        med = make(tokenizer).train()
+        med.start_momentum(queue_size=8)
+        med.recompute = recompute
+        losses = med(batch_of(med), generator=torch.Generator().manual_seed(0))
+        sum(losses.values()).backward()
+        gradients.append({n: p.grad for n, p in med.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
 def test_the_parts_decide_the_losses(tokenizer: str) -> None:

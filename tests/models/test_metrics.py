@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.metrics import bleu, cider, retrieval_recall, roc_auc, words_of
+from models.metrics import bleu, bootstrap, cider, retrieval_recall, roc_auc, words_of
 
 
 def test_words_are_lower_case_and_free_of_punctuation() -> None:
@@ -87,3 +87,27 @@ def test_auc_is_the_share_of_pairs_in_order(positive: list[float], negative: lis
     wins = [(p > n) + (p == n) / 2 for p in positive for n in negative]
     expected = sum(wins) / len(wins)
     assert roc_auc(np.array(positive), np.array(negative)) == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(1, 3)), min_size=1, max_size=6), scores)
+def test_a_weight_is_so_many_copies(pairs: list[tuple[int, int]], negative: list[float]) -> None:
+    values = np.array([float(value) for value, _ in pairs])
+    weights = np.array([float(weight) for _, weight in pairs])
+    copies = np.repeat(values, weights.astype(int))
+    found = roc_auc(values, np.array(negative), weights)
+    assert found == pytest.approx(roc_auc(copies, np.array(negative)))
+    turned = roc_auc(np.array(negative), values, None, weights)
+    assert turned == pytest.approx(roc_auc(np.array(negative), copies))
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_law() -> None:
+    values = np.random.default_rng(0).normal(5, 2, 400)
+
+    def mean(weights: np.ndarray) -> dict[str, float]:
+        assert weights.sum() == 400
+        return {"mean": float(weights @ values / weights.sum())}
+
+    low, high = bootstrap(mean, 400, seed=1)["mean"]
+    error = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.05)
+    assert bootstrap(mean, 400, seed=1)["mean"] == (low, high)

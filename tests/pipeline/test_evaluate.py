@@ -1,3 +1,4 @@
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -6,11 +7,21 @@ import numpy as np
 import pytest
 import torch
 from blips import WORDS, config_of, drawn, random_model, tokenizer_of
-from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    CLIPModel,
+)
 
+from models.contrastive import Contrastive
 from models.images import Preprocess
 from models.med import MED
 from models.metrics import retrieval_recall, roc_auc
+from models.towers import see
+from pipeline.cli import main
 from pipeline.evaluate import evaluate
 
 IMAGES = 6
@@ -72,6 +83,7 @@ OWNERS = [i for i, texts in enumerate(TEXTS) for _ in texts]
 def test_retrieval_is_that_of_the_stock_model(models: Path, test_set: str) -> None:
     cosine, logits = stock_scores(models)
     found = evaluate(str(models), test_set, top_k=12)["retrieval"]
+    assert found["scores"]["itc"] == "cosine" and "12 best" in found["scores"]["itm"]
     assert found["itc"] == pytest.approx(retrieval_recall(cosine, OWNERS), abs=1e-6)
     # With every candidate ranked again the score is logit plus cosine, as in BLIP's code.
     expected = retrieval_recall(logits[..., 1] + cosine, OWNERS)
@@ -105,7 +117,9 @@ def test_matching_is_that_of_the_stock_model(models: Path, test_set: str) -> Non
 
 def test_an_evaluation_is_json_and_the_same_twice(models: Path, test_set: str) -> None:
     found = evaluate(str(models), test_set)
-    assert found.keys() == {"images", "captions", "retrieval", "matching", "captioning"}
+    parts = {"retrieval", "matching", "captioning"}
+    assert found.keys() == {"images", "captions", "intervals"} | parts
+    assert found["intervals"].keys() == parts
     assert (found["images"], found["captions"]) == (6, 12)
     assert json.loads(json.dumps(found)) == found == evaluate(str(models), test_set)
 
@@ -119,8 +133,121 @@ def test_one_part_is_measured_at_what_it_does(
 ) -> None:
     whole = evaluate(str(models), test_set)
     found = evaluate(str(models / part), test_set)
-    assert found.keys() == {"images", "captions"} | measured
+    assert found.keys() == {"images", "captions", "intervals"} | measured
     assert all(found[name] == whole[name] for name in measured)
+
+
+def test_intervals_hold_the_value_and_are_drawn_by_seed(models: Path, test_set: str) -> None:
+    found = evaluate(str(models / "matcher"), test_set)
+    for name, value in found["matching"].items():
+        low, high = found["intervals"]["matching"][name]
+        assert 0 <= low <= value <= high <= 1
+    assert "intervals" not in evaluate(str(models / "matcher"), test_set, resamples=0)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP, as training leaves it."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer_of(WORDS.split()).save_pretrained(folder / "tokenizer")
+    torch.manual_seed(0)
+    model = Contrastive.from_pretrained("tiny", tokenizer=str(folder / "tokenizer"))
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    model.write(folder / "model")
+    return folder / "model"
+
+
+def test_a_clip_is_measured_as_the_stock_model_would_be(clip: Path, test_set: str) -> None:
+    found = evaluate(str(clip), test_set)
+    assert found.keys() == {"images", "captions", "intervals", "retrieval"}
+    model = CLIPModel.from_pretrained(clip).eval()
+    processor = AutoImageProcessor.from_pretrained(clip)
+    tokenizer = AutoTokenizer.from_pretrained(clip)
+    images = [Image.open(io.BytesIO(drawn(i))) for i in range(IMAGES)]
+    texts = [text for texts in TEXTS for text in texts]
+    with torch.no_grad():
+        stock = model(
+            **processor(images, return_tensors="pt"),
+            **tokenizer(texts, padding=True, return_tensors="pt"),
+        )
+    cosine = (stock.image_embeds @ stock.text_embeds.T).numpy()
+    expected = retrieval_recall(cosine, OWNERS)
+    assert found["retrieval"]["itc"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images of three labels, as a folder of folders."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for i in range(IMAGES):
+        (folder / ("cat", "dog", "bird")[i % 3]).mkdir(exist_ok=True)
+        (folder / ("cat", "dog", "bird")[i % 3] / f"{i}.png").write_bytes(drawn(i))
+    (folder / "cat" / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.mark.parametrize("templates", [("a {}.",), ("a {}.", "a big {} on a tree")])
+def test_classification_takes_the_nearest_label(
+    models: Path, labelled: Path, templates: tuple[str, ...]
+) -> None:
+    found = evaluate(str(models), str(labelled), templates=templates)
+    assert found.keys() == {"images", "captions", "intervals", "classification"}
+    med = MED.from_pretrained(models, parts=("matcher",)).eval()
+    pixels = Preprocess.from_pretrained(models / "matcher")([drawn(i) for i in range(IMAGES)])
+    names = ["bird", "cat", "dog"]
+    with torch.no_grad():
+        images = med.embed_images(see(med.vision, pixels))
+        said = [[t.replace("{}", name).replace(".", "") for t in templates] for name in names]
+        texts = torch.stack([med.embed_texts(med.tokenize(some, 35)).mean(0) for some in said])
+    nearest = (images @ (texts / texts.norm(dim=1, keepdim=True)).T).argmax(1).tolist()
+    own = [names.index(("cat", "dog", "bird")[i % 3]) for i in range(IMAGES)]
+    expected = sum(a == b for a, b in zip(nearest, own, strict=True)) / IMAGES
+    accuracy = found["classification"]
+    assert accuracy == {"accuracy@1": pytest.approx(expected, abs=1e-6), "accuracy@5": 1.0}
+
+
+def test_labels_in_json_are_classified_beside_captions(clip: Path, test_set: str) -> None:
+    rows = [json.loads(line) for line in Path(test_set).read_text().splitlines()]
+    lines = [json.dumps({**row, "label": "cat" if i % 2 else "dog"}) for i, row in enumerate(rows)]
+    path = Path(test_set).with_name("labels.jsonl")
+    path.write_text("\n".join(lines))
+    found = evaluate(str(clip), str(path))
+    assert {"retrieval", "classification"} <= found.keys()
+
+
+def test_a_template_without_a_place_for_the_label_is_refused(clip: Path, labelled: Path) -> None:
+    with pytest.raises(ValueError, match=r"no \{\} for the label"):
+        evaluate(str(clip), str(labelled), templates=("a photo",))
+
+
+@pytest.mark.parametrize("kind", ["clip", "matcher"])
+def test_an_image_that_cannot_be_opened_is_named(
+    models: Path, clip: Path, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "0.png").write_bytes(drawn(0))
+    (tmp_path / "1.png").write_bytes(b"no image")
+    rows = [{"image": f"{i}.png", "caption": "a dog"} for i in range(2)]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = clip if kind == "clip" else models / "matcher"
+    with pytest.raises(ValueError, match="image 2 of the test cannot be opened: not_an_image"):
+        evaluate(str(model), str(tmp_path / "test.jsonl"))
+
+
+def test_the_table_has_the_interval_beside_the_value(
+    clip: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(clip), "--data", str(labelled), "--template", "a {}"]
+    assert main(arguments) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if "classification.acc" in x)
+    value, interval = (cell.strip() for cell in line.strip("│ ").split("│")[1:])
+    low, high = map(float, interval.split(" to "))
+    assert low <= float(value) <= high
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == evaluate(str(clip), str(labelled), templates=("a {}",))
 
 
 def test_a_set_of_one_image_is_refused(models: Path, tmp_path: Path) -> None:
@@ -131,5 +258,5 @@ def test_a_set_of_one_image_is_refused(models: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_blip_is_refused(test_set: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "blip", "architectures": ["Other"]}')
-    with pytest.raises(ValueError, match="neither a BLIP captioner nor a BLIP matcher"):
+    with pytest.raises(ValueError, match="neither a BLIP captioner nor a BLIP matcher nor a CLIP"):
         evaluate(str(tmp_path), test_set)

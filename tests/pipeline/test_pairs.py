@@ -1,3 +1,4 @@
+import hashlib
 import json
 import random
 from collections import Counter
@@ -11,7 +12,16 @@ from fakes import jpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.pairs import Example, Pairs, Position, pre_caption
+from pipeline.pairs import (
+    Example,
+    Pairs,
+    Position,
+    Source,
+    as_sources,
+    fingerprint_of,
+    pre_caption,
+    read_json,
+)
 from stages.schema import PAIRS
 
 
@@ -23,71 +33,138 @@ def write_pool(path: Path, names: list[str], group: int = 3) -> str:
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
     folder = tmp_path_factory.mktemp("pool")
     names = [f"{i:02d}" for i in range(20)]
     return [
-        write_pool(folder / "00000.parquet", names[:11]),
-        write_pool(folder / "00001.parquet", names[11:]),
+        Source(path=write_pool(folder / "00000.parquet", names[:11])),
+        Source(path=write_pool(folder / "00001.parquet", names[11:])),
     ]
+
+
+def names_of(examples: list[Example]) -> list[str]:
+    return [example.image.decode() for example in examples]
 
 
 def take(pairs: Pairs, number: int, position: Position | None = None) -> list[Example]:
     return [example for example, _ in islice(pairs.examples(position), number)]
 
 
-def test_an_epoch_meets_every_image_once_and_each_epoch_in_another_order(pool: list[str]) -> None:
+def test_an_epoch_meets_every_image_once_and_each_epoch_in_another_order(
+    pool: list[Source],
+) -> None:
     examples = take(Pairs(pool), 60)
-    epochs = [[e.image_id for e in examples[i : i + 20]] for i in (0, 20, 40)]
+    epochs = [names_of(examples[i : i + 20]) for i in (0, 20, 40)]
     assert [e.epoch for e in examples] == [0] * 20 + [1] * 20 + [2] * 20
-    for ids in epochs:
-        assert sorted(ids) == [f"{i:02d}" for i in range(20)]
-    assert len({tuple(ids) for ids in epochs}) == 3
+    for names in epochs:
+        assert sorted(names) == [f"{i:02d}" for i in range(20)]
+    assert len({tuple(names) for names in epochs}) == 3
     assert all(e.caption == f"caption of {e.image.decode()}" for e in examples)
 
 
-def test_the_order_is_of_the_seed_and_not_of_the_order_of_the_paths(pool: list[str]) -> None:
-    once = [e.image_id for e in take(Pairs(pool, seed=1), 40)]
-    assert once == [e.image_id for e in take(Pairs(pool[::-1], seed=1), 40)]
-    assert once != [e.image_id for e in take(Pairs(pool, seed=2), 40)]
+def test_the_order_is_of_the_seed(pool: list[Source]) -> None:
+    once = names_of(take(Pairs(pool, seed=1), 40))
+    assert once == names_of(take(Pairs(pool, seed=1), 40))
+    assert once != names_of(take(Pairs(pool, seed=2), 40))
+
+
+def test_the_stream_does_not_depend_on_where_the_files_lie(tmp_path: Path) -> None:
+    streams = []
+    # By their whole paths the two folders order the files differently.
+    for first, second in (("a", "b"), ("z", "y")):
+        for folder in (first, second):
+            (tmp_path / folder / "images").mkdir(parents=True)
+        write_pool(tmp_path / first / "00000.parquet", ["p", "q", "r"])
+        for name in "uvw":
+            (tmp_path / second / "images" / name).write_bytes(name.encode())
+        rows = [{"image": f"images/{n}", "captions": [f"{n} one", f"{n} two"]} for n in "uvw"]
+        (tmp_path / second / "human.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        paths = [str(tmp_path / first), str(tmp_path / second / "human.jsonl")]
+        streams.append(take(Pairs(as_sources(paths)), 30))
+    assert streams[0] == streams[1]
+
+
+def test_the_identity_of_an_image_is_its_content(tmp_path: Path) -> None:
+    rows = [{"uid": uid, "image": b"same", "caption": uid} for uid in "ab"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    (tmp_path / "file").write_bytes(b"same")
+    (tmp_path / "x.jsonl").write_text('{"image": "file", "caption": "c"}')
+    sources = as_sources([str(tmp_path / "x.parquet"), str(tmp_path / "x.jsonl")])
+    examples = take(Pairs(sources), 3)
+    assert {e.image_id for e in examples} == {hashlib.sha256(b"same").hexdigest()}
+    assert {e.caption for e in examples} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("weight", [0.2, 0.5, 1.0, 1.7, 3.0])
+def test_a_weight_is_how_often_an_epoch_passes_over_a_source(tmp_path: Path, weight: float) -> None:
+    write_pool(tmp_path / "w.parquet", [f"w{i}" for i in range(10)])
+    write_pool(tmp_path / "h.parquet", [f"h{i}" for i in range(4)])
+    pairs = Pairs(
+        [
+            Source(path=str(tmp_path / "w.parquet"), weight=weight),
+            Source(path=str(tmp_path / "h.parquet")),
+        ]
+    )
+    assert pairs.images_an_epoch == int(10 * weight + 4)
+    met: Counter[tuple[int, str]] = Counter()
+    for example, _ in pairs.examples():
+        if example.epoch == 10:
+            break
+        met[example.epoch, example.image.decode()] += 1
+    for epoch in range(10):
+        counts = [met[epoch, f"w{i}"] for i in range(10)]
+        assert abs(sum(counts) - 10 * weight) <= 1
+        assert max(counts) - min(counts) <= 1
+        assert all(met[epoch, f"h{i}"] == 1 for i in range(4))
+    totals = [sum(met[epoch, f"w{i}"] for epoch in range(10)) for i in range(10)]
+    assert sum(totals) == round(100 * weight)
+    assert max(totals) - min(totals) <= 1
+
+
+def test_a_weight_must_be_positive() -> None:
+    for weight in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"data\.weight must be positive"):
+            Source(path="x", weight=weight)
+
+
+def test_a_source_that_is_named_twice_is_met_twice(pool: list[Source]) -> None:
+    sources = as_sources([pool[0].path, Source(path=pool[0].path, weight=0.5), pool[1].path])
+    assert [source.weight for source in sources] == [1.5, 1.0]
 
 
 @given(taken=st.integers(0, 70), rank=st.integers(0, 1))
 @settings(deadline=None, max_examples=20)
-def test_a_position_goes_on_where_it_was_taken(pool: list[str], taken: int, rank: int) -> None:
-    pairs = Pairs(pool, seed=3, rank=rank, num_ranks=2)
+def test_a_position_goes_on_where_it_was_taken(pool: list[Source], taken: int, rank: int) -> None:
+    pairs = Pairs(pool, seed=3, stream=rank, num_streams=2)
     whole = list(islice(pairs.examples(), taken + 10))
     position = whole[taken - 1][1] if taken else Position()
-    rest = list(islice(Pairs(pool, seed=3, rank=rank, num_ranks=2).examples(position), 10))
+    rest = list(islice(Pairs(pool, seed=3, stream=rank, num_streams=2).examples(position), 10))
     assert rest == whole[taken:]
 
 
-def test_ranks_share_an_epoch_between_them(pool: list[str]) -> None:
+def test_streams_share_an_epoch_between_them(pool: list[Source]) -> None:
     epoch: Counter[str] = Counter()
     for rank in range(3):
-        stream = Pairs(pool, rank=rank, num_ranks=3).examples()
+        stream = Pairs(pool, stream=rank, num_streams=3).examples()
         for example, _ in stream:
             if example.epoch:
                 break
-            epoch[example.image_id] += 1
+            epoch[example.image.decode()] += 1
     assert set(epoch.values()) == {1}
     assert len(epoch) == 20
 
 
-def test_blocks_are_shuffled_within_and_end_at_their_size(
-    pool: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.pairs.ROWS_A_BLOCK", 7)
-    pairs = Pairs(pool)
+def test_what_is_in_memory_is_bounded(pool: list[Source]) -> None:
+    pairs = Pairs(pool, shuffle_buffer=7)
     blocks = pairs.blocks(0)
     assert len(blocks) > 2
-    assert all(sum(unit.num_images for unit in block) <= 7 for block in blocks)
-    assert sorted(e.image_id for e in take(pairs, 20)) == [f"{i:02d}" for i in range(20)]
+    assert all(sum(int(met.sum()) for _, met in block) <= 7 for block in blocks)
+    assert sorted(names_of(take(pairs, 20))) == [f"{i:02d}" for i in range(20)]
 
 
-def test_more_ranks_than_row_groups_are_refused(pool: list[str]) -> None:
-    with pytest.raises(ValueError, match="smaller shards or train on fewer ranks"):
-        Pairs(pool, num_ranks=30)
+def test_more_streams_than_row_groups_are_refused(pool: list[Source]) -> None:
+    with pytest.raises(ValueError, match=r"smaller shards or train with fewer train\.workers"):
+        Pairs(pool, num_streams=30)
 
 
 def test_both_kinds_of_image_column_are_read_and_nulls_left_out(tmp_path: Path) -> None:
@@ -112,8 +189,9 @@ def test_both_kinds_of_image_column_are_read_and_nulls_left_out(tmp_path: Path) 
     ]
     pq.write_table(pa.Table.from_pylist(pool), tmp_path / "pool.parquet")
     paths = [str(tmp_path / name) for name in ("pairs.parquet", "pool.parquet")]
-    examples = take(Pairs(paths), 24)
-    assert {e.image_id for e in examples} == {"a", "d"}
+    pairs = Pairs(as_sources(paths))
+    assert pairs.num_images == 5  # what has a text
+    examples = take(pairs, 24)
     assert all(e.image == image for e in examples)
     # Over the epochs each text of an image has its turn.
     assert {e.caption for e in examples} == {"one", "two", "four"}
@@ -130,7 +208,7 @@ def test_lines_of_one_image_are_its_texts(tmp_path: Path) -> None:
     ]
     path = tmp_path / "human.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n")
-    pairs = Pairs([str(path)])
+    pairs = Pairs(as_sources([str(path)]))
     assert pairs.num_images == 2
     examples = take(pairs, 40)
     assert {(e.image, e.caption) for e in examples} == {
@@ -145,20 +223,109 @@ def test_a_line_without_an_image_is_refused_by_its_number(tmp_path: Path) -> Non
     path = tmp_path / "human.jsonl"
     path.write_text('{"image": "a", "caption": "x"}\n{"caption": "y"}\n')
     with pytest.raises(ValueError, match="line 2"):
-        Pairs([str(path)])
+        Pairs(as_sources([str(path)]))
 
 
 def test_a_file_without_captions_is_refused_by_its_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="no column caption"):
-        Pairs([str(tmp_path / "x.parquet")])
+        Pairs(as_sources([str(tmp_path / "x.parquet")]))
+
+
+def test_parquet_of_the_hub_is_read_whatever_its_text_is_called(tmp_path: Path) -> None:
+    tables = {
+        "caption": pa.table({"image": [{"bytes": b"a", "path": "a.jpg"}], "caption": [["x", "y"]]}),
+        "text": pa.table({"image": [{"bytes": b"a", "path": None}], "text": ["x"]}),
+        "captions": pa.table({"image": [b"a"], "captions": [["x", " ", "y"]]}),
+    }
+    for name, table in tables.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        examples = take(Pairs(as_sources([str(tmp_path / f"{name}.parquet")])), 30)
+        assert {e.image for e in examples} == {b"a"}
+        assert {e.caption for e in examples} == ({"x"} if name == "text" else {"x", "y"})
+
+
+def test_cocos_json_is_read_beside_its_images(tmp_path: Path) -> None:
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "val2017/7.jpg").write_bytes(b"seven")
+    content = {
+        "info": {},
+        "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "caption": "one"},
+            {"id": 2, "image_id": 7, "caption": "two"},
+        ],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(content, indent=1))
+    source = Source(path=str(tmp_path / "captions.json"), images=str(tmp_path / "val2017"))
+    examples = take(Pairs([source]), 30)
+    assert {(e.image, e.caption) for e in examples} == {(b"seven", "one"), (b"seven", "two")}
+
+
+def test_a_json_list_is_read_as_lines_are(tmp_path: Path) -> None:
+    rows = [{"image": "a", "caption": "one\u2028two"}, {"image": "a", "captions": ["three"]}]
+    (tmp_path / "list.json").write_text(json.dumps(rows, ensure_ascii=False))
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "lines.jsonl").write_text(lines)
+    found = [read_json(str(tmp_path / name)) for name in ("list.json", "lines.jsonl")]
+    assert found[0] == found[1]
+    assert found[0][0].captions == ("one\u2028two", "three")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"image": "a", "caption": "x"}\n{"image": "a", ', "line 2: not JSON"),
+        ('[{"image": "a", "caption": "x"}, 3]', "entry 2: expected"),
+        ('{"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}', "entry 1: expected"),
+    ],
+)
+def test_json_that_holds_no_pairs_is_refused_by_its_place(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_json(str(tmp_path / "x.json"))
+
+
+def test_an_image_that_is_not_there_is_an_unreadable_one(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"image": "gone.jpg", "caption": "x"}')
+    assert take(Pairs(as_sources([str(tmp_path / "x.jsonl")])), 1)[0].image == b""
+
+
+def test_small_json_is_dealt_to_several_streams(tmp_path: Path) -> None:
+    rows = [{"image": f"{i}", "caption": "x"} for i in range(10)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = Pairs(as_sources([str(tmp_path / "x.jsonl")]), num_streams=4)
+    assert len(pairs.units) == 10
+
+
+def test_a_source_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "no.parquet", tmp_path / "*.parquet", tmp_path):
+        with pytest.raises(ValueError, match="no file"):
+            Pairs([Source(path=str(path))])
+
+
+def test_the_fingerprint_of_a_file_is_its_content(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    before = fingerprint_of(str(tmp_path / "a.jsonl"))
+    assert before == hashlib.sha256(b"{}").hexdigest()
+    (tmp_path / "a.jsonl").write_text("{} ")
+    assert fingerprint_of(str(tmp_path / "a.jsonl")) != before
+
+
+def test_the_fingerprint_of_an_exported_shard_is_that_of_its_manifest(tmp_path: Path) -> None:
+    write_pool(tmp_path / "00000.parquet", ["a"])
+    listed = {"files": [{"name": "00000.parquet", "sha256": "f" * 64}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(listed))
+    assert fingerprint_of(str(tmp_path / "00000.parquet")) == "f" * 64
 
 
 def test_no_pairs_at_all_are_refused(tmp_path: Path) -> None:
     schema = pa.schema([("uid", pa.string()), ("image", pa.binary()), ("caption", pa.string())])
     pq.write_table(schema.empty_table(), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="no pairs in"):
-        Pairs([str(tmp_path / "x.parquet")])
+        Pairs(as_sources([str(tmp_path / "x.parquet")]))
 
 
 def test_captions_are_cleaned_as_blip_does() -> None:

@@ -94,6 +94,7 @@ def pool_rows(number, shard):
                 "height": None if error else 90,
                 "original_width": None if error else 96 + place % 5 * 20,
                 "original_height": None if error else 90,
+                "original_bytes": None if error else 9000,
                 "sha256": None if error else f"{drawn + 1:08x}" * 8,
             }
         )

@@ -24,6 +24,7 @@ def test_a_score_of_an_earlier_stage_reaches_select_of_live_rows_alone(tmp_path)
             "image": fakes.jpeg(n, (300, 260)),
             **dict.fromkeys(("width", "original_width"), 300),
             **dict.fromkeys(("height", "original_height"), 260),
+            "original_bytes": 9000,
             "sha256": f"{n:064x}",
         }
         for n, caption in enumerate(captions)

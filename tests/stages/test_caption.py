@@ -7,10 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from blips import WORDS, drawn, save, tokenizer_of
+from blips import WORDS, drawn, save, save_blip2, tokenizer_of
 from pydantic import TypeAdapter, ValidationError
 from transformers import BlipForConditionalGeneration
 
+from models.captioner import Captioner
+from models.vlm import GenericCaptioner
 from stages.caption import CaptionConfig, CaptionStage, _repeated
 
 
@@ -80,7 +82,12 @@ def test_no_rows_give_no_rows(stage: CaptionStage) -> None:
 def test_an_image_that_the_captioner_is_silent_about_is_kept() -> None:
     stage = CaptionStage(CaptionConfig())
     silent = pa.table(
-        {"synthetic": [[""]], "synthetic_words": [[0]], "synthetic_repeated": [[0.0]]},
+        {
+            "synthetic": [[""]],
+            "synthetic_words": [[0]],
+            "synthetic_repeated": [[0.0]],
+            "synthetic_truncated": [[False]],
+        },
         schema=stage.writes,
     )
     assert stage.judge(silent).to_pylist() == [None]
@@ -94,6 +101,63 @@ def test_reasons_are_the_ones_declared(stage: CaptionStage) -> None:
 def test_repetition_is_measured() -> None:
     assert _repeated(["dai", "dai", "dai"]) == pytest.approx(2 / 3)
     assert _repeated(["a", "dog", "and", "cat"]) == 0 == _repeated([])
+
+
+def test_a_caption_cut_at_the_greatest_length_is_told_from_one_that_ended(model: str) -> None:
+    def truncated(longest: int) -> list[bool]:
+        config = CaptionConfig(model=model, device="cpu", max_length=longest, min_length=0)
+        lists = CaptionStage(config).annotate(ROWS)["synthetic_truncated"].to_pylist()
+        return [cut for some in lists for cut in some]
+
+    assert all(truncated(5)) and not all(truncated(64))
+
+
+def test_the_nucleus_is_the_papers_or_by_name_the_repositorys(model: str) -> None:
+    paper, repository = CaptionConfig(model=model), CaptionConfig(model=model, nucleus="repository")
+    assert (paper.sampling(), repository.sampling()) == ((0, 1.0), (50, 1.1))
+    spelt = CaptionConfig(model=model, top_k=50, repetition_penalty=1.1)
+    assert spelt.measurement() == repository.measurement() != paper.measurement()
+    assert CaptionConfig(nucleus="repository", top_k=7).sampling() == (7, 1.1)
+    assert CaptionConfig(nucleus="repository", decoding="beam").sampling() == (0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def generic(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_blip2(tmp_path_factory.mktemp("blip2"))
+
+
+def test_the_kind_of_captioner_goes_by_the_models_config(model: str, generic: str) -> None:
+    for name, kind in ((model, Captioner), (generic, GenericCaptioner)):
+        stage = CaptionStage(CaptionConfig(model=name, device="cpu"))
+        stage.load()
+        assert type(stage._captioner) is kind
+
+
+def test_any_vision_language_model_captions_by_its_name(generic: str) -> None:
+    config = CaptionConfig(model=generic, device="cpu", num_captions=2, prompt="a picture of")
+    stage = CaptionStage(config)
+    rows = rows_of([drawn(0), b"junk", drawn(1)])
+    written = stage.annotate(rows)
+    assert written.schema == stage.writes
+    assert [len(some) for some in written["synthetic"].to_pylist()] == [2, 0, 2]
+    alone = stage.annotate(rows.slice(2, 1))
+    assert alone.to_pylist() == written.slice(2, 1).to_pylist()
+
+
+def test_a_blip_is_not_asked_to_continue(model: str) -> None:
+    stage = CaptionStage(CaptionConfig(model=model, device="cpu", continue_up_to=80))
+    with pytest.raises(ValueError, match=r"caption\.continue_up_to"):
+        stage.load()
+
+
+def test_captions_are_cleaned_where_asked(model: str) -> None:
+    plain = CaptionStage(CaptionConfig(model=model, device="cpu"))
+    cleaned = CaptionStage(CaptionConfig(model=model, device="cpu", clean_up=True))
+    cleaned.load()
+    text = "A dog runs on the green grass. A dog runs on the green grass. It has a"
+    assert cleaned._cleaned(text) == "A dog runs on the green grass."
+    assert plain._cleaned(text) == text
+    assert cleaned._cleaned("Ein Hund rennt mit dem Ball über die grüne Wiese.") == ""
 
 
 def test_the_measurement_names_the_weights_and_not_the_effort(model: str, tmp_path: Path) -> None:
@@ -122,6 +186,8 @@ def test_resources_follow_the_device() -> None:
         ({"num_captions": 4, "decoding": "beam"}, "caption.num_captions"),
         ({"top_p": 0}, "caption.top_p"),
         ({"top_k": -1}, "caption.top_k"),
+        ({"continue_up_to": -1}, "caption.continue_up_to"),
+        ({"continue_up_to": 80, "captioner": "blip"}, "caption.continue_up_to"),
         ({"repetition_penalty": 0}, "caption.repetition_penalty"),
         ({"min_length": 21}, "caption.min_length"),
         ({"batch_size": 0}, "caption.batch_size"),

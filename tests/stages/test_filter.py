@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from blips import WORDS, drawn, save, tokenizer_of
+from blips import WORDS, drawn, save, save_clip, tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from transformers import BlipForImageTextRetrieval
 
-from stages.filter import FilterConfig, FilterStage
+from models.clip import Clip
+from stages.filter import LISTS, FilterConfig, FilterStage
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,7 @@ def test_an_image_keeps_none_one_or_all_of_its_texts() -> None:
         "undecodable",
     ]
     keeps = stage.keep_texts(table)
+    assert keeps["keep_further"].to_pylist() == [[]] * 7
     assert keeps["keep_web"].to_pylist() == [True, True, False, False, False, False, False]
     assert keeps["keep_synthetic"].to_pylist() == [
         [True],
@@ -166,6 +168,166 @@ def test_a_row_is_kept_if_and_only_if_a_text_of_it_is(
             assert reason == ("unmatched" if scored else "no_text")
 
 
+FURTHER = ROWS.append_column(
+    "further_captions",
+    pa.array([["a bird", "A Dog"], None, ["a cat"], [" ", None], ["a dog"], []]),
+)
+
+
+def test_further_web_captions_are_scored_and_kept_like_others(stage: FilterStage) -> None:
+    written, before = stage.annotate(FURTHER), stage.annotate(ROWS)
+    lists = written["itm_further"].to_pylist()
+    assert [[score is None for score in some] for some in lists] == [
+        [False, False],
+        [],
+        [False],
+        [True, True],
+        [True],
+        [],
+    ]
+    assert [len(some) for some in written["itc_further"].to_pylist()] == [2, 0, 1, 2, 1, 0]
+    assert before["itm_further"].to_pylist() == [[]] * 6
+    assert written["itm_decoded"].equals(before["itm_decoded"])
+    scores = [score for some in lists for score in some if score is not None]
+    for least in (0.0, *scores, 1.0):
+        judged = FilterStage(FilterConfig(min_itm=least))
+        keeps = judged.keep_texts(written)
+        assert keeps["keep_further"].to_pylist() == [
+            [score is not None and np.float32(score) >= np.float32(least) for score in some]
+            for some in lists
+        ]
+    only = annotations([(0.1, [0.2], True)])
+    place = only.schema.get_field_index("itm_further")
+    only = only.set_column(place, "itm_further", pa.array([[0.9]], LISTS))
+    assert FilterStage(FilterConfig()).judge(only).to_pylist() == [None]
+
+
+def test_a_text_said_again_has_one_score(stage: FilterStage) -> None:
+    rows = ROWS.slice(0, 1).set_column(4, "synthetic", pa.array([["a dog", "a red dog", "a dog"]]))
+    [scores] = stage.annotate(rows)["itm_synthetic"].to_pylist()
+    assert scores[0] == scores[2] and scores[1] == stage.annotate(rows)["itm_web"][0].as_py()
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    first, second = (tmp_path_factory.mktemp(name) for name in ("clip", "second"))
+    return save_clip(first), save_clip(second, seed=1)
+
+
+def recipe_of(recipe: Any, clips: tuple[str, str], **settings: Any) -> FilterStage:
+    first, second = clips
+    settings = {"device": "cpu", "model": "nobody/none", **settings}
+    stage = FilterStage(FilterConfig(recipe=recipe, clip=first, second_clip=second, **settings))
+    stage.load()
+    return stage
+
+
+def test_a_recipe_loads_what_it_needs_alone(model: str, clips: tuple[str, str]) -> None:
+    def loaded(stage: FilterStage) -> list[bool]:
+        models = stage._matcher, stage._clip, stage._second_clip
+        return [model is not None for model in models]
+
+    assert loaded(recipe_of("blip", clips, model=model)) == [True, True, False]
+    assert loaded(recipe_of("clip", clips, min_clip=0.28)) == [False, True, False]
+    assert loaded(recipe_of("blip2", clips)) == [False, True, False]
+    assert loaded(recipe_of("laion_coco", clips)) == [False, True, True]
+    blip = FilterStage(FilterConfig(model=model, device="cpu"))
+    blip.load()
+    assert loaded(blip) == [True, False, False]
+
+
+def test_clip_measures_beside_itm_and_alone(model: str, clips: tuple[str, str]) -> None:
+    both = recipe_of("blip", clips, model=model).annotate(FURTHER)
+    alone = recipe_of("clip", clips, min_clip=0.0).annotate(FURTHER)
+    for kind in ("web", "synthetic", "further"):
+        assert both[f"clip_{kind}"].equals(alone[f"clip_{kind}"])
+    assert alone["itm_web"].null_count == 6 and alone["clip_web"].null_count == 4
+    assert alone["itm_synthetic"].to_pylist()[0] == [None, None]
+    expected = Clip.from_pretrained(clips[0]).score([drawn(0)], [["a red dog"]])
+    assert alone["clip_web"][0].as_py() == pytest.approx(expected[0][0], abs=1e-2)
+    web = sorted(score for score in alone["clip_web"].to_pylist() if score is not None)
+    judged = FilterStage(FilterConfig(recipe="clip", min_clip=web[1]))
+    assert sum(judged.keep_texts(alone)["keep_web"].to_pylist()) == 1
+    beside = FilterStage(FilterConfig(clip=clips[0], min_itm=0.0, min_clip=1.0))
+    assert set(beside.judge(both).to_pylist()) == {"dissimilar", "no_text", "undecodable"}
+    keeps = FilterStage(FilterConfig(clip=clips[0], min_itm=1.0, min_clip=-1.0)).judge(both)
+    assert "unmatched" in keeps.to_pylist()
+
+
+def clip_rows(rows: list[tuple[Any, list[Any], list[Any], list[Any]]]) -> pa.Table:
+    """Similarities of web, synthetic, further; and of synthetic captions by the second CLIP."""
+    columns = [
+        {
+            "clip_web": web,
+            "clip_synthetic": synthetic,
+            "clip_further": further,
+            "second_clip_synthetic": second,
+            "itm_synthetic": [None] * len(synthetic),
+            "itm_further": [None] * len(further),
+            "itm_decoded": True,
+        }
+        for web, synthetic, further, second in rows
+    ]
+    return pa.Table.from_pylist(columns, schema=FilterStage.writes)
+
+
+def test_blip2_keeps_the_two_most_similar_texts_whatever_they_are() -> None:
+    table = clip_rows(
+        [
+            (0.3, [0.1, 0.2, 0.4], [], []),
+            (0.1, [0.2, 0.2, 0.3], [], []),
+            (0.2, [-0.1, 0.1], [0.3, 0.05], []),
+            (None, [-0.9], [], []),
+            (None, [None], [], []),
+        ]
+    )
+    stage = FilterStage(FilterConfig(recipe="blip2"))
+    keeps = stage.keep_texts(table)
+    assert keeps["keep_web"].to_pylist() == [True, False, True, False, False]
+    assert keeps["keep_synthetic"].to_pylist() == [
+        [False, False, True],
+        [True, False, True],
+        [False, False],
+        [True],
+        [False],
+    ]
+    assert keeps["keep_further"].to_pylist() == [[], [], [True, False], [], []]
+    assert stage.judge(table).to_pylist() == [None] * 4 + ["no_text"]
+    floored = FilterStage(FilterConfig(recipe="blip2", min_clip=0.35))
+    assert floored.judge(table).to_pylist() == [None, *["dissimilar"] * 3, "no_text"]
+
+
+def test_laion_coco_ranks_synthetic_captions_to_five_and_then_to_one() -> None:
+    first = [0.1, 0.6, 0.5, 0.4, 0.3, 0.2]
+    table = clip_rows([(0.9, first, [0.9], [0.9, 0.1, 0.2, 0.3, 0.2, 0.1]), (0.9, [], [], [])])
+    stage = FilterStage(FilterConfig(recipe="laion_coco"))
+    keeps = stage.keep_texts(table)
+    assert keeps["keep_synthetic"].to_pylist() == [[False] * 3 + [True] + [False] * 2, []]
+    assert keeps["keep_web"].to_pylist() == [False, False]
+    assert keeps["keep_further"].to_pylist() == [[False], []]
+
+
+@given(st.lists(st.tuples(score, st.lists(score, max_size=5), st.lists(score, max_size=3))))
+def test_blip2_keeps_no_text_less_similar_than_one_it_drops(rows: list[Any]) -> None:
+    table = clip_rows([(*row, [None] * len(row[1])) for row in rows])
+    keeps = FilterStage(FilterConfig(recipe="blip2")).keep_texts(table).to_pylist()
+    for (web, synthetic, further), keep in zip(rows, keeps, strict=True):
+        scores = [web, *synthetic, *further]
+        kept = [keep["keep_web"], *keep["keep_synthetic"], *keep["keep_further"]]
+        best = sorted({np.float32(s) for s in scores if s is not None})[-2:]
+        found = [np.float32(s) for s, k in zip(scores, kept, strict=True) if k]
+        assert sorted(found) == best
+
+
+def test_recipes_with_the_same_models_share_what_they_measured(clips: tuple[str, str]) -> None:
+    first, second = clips
+    blip2 = FilterConfig(recipe="blip2", clip=first, model="nobody/none")
+    alone = FilterConfig(recipe="clip", clip=first, min_clip=0.28, model="nobody/none")
+    assert blip2.measurement() == alone.measurement()
+    other = dataclasses.replace(blip2, clip=second)
+    assert other.measurement() != blip2.measurement()
+
+
 def test_the_threshold_is_no_part_of_the_measurement(model: str, tmp_path: Path) -> None:
     config = FilterConfig(model=model)
     measured = config.measurement()
@@ -188,6 +350,10 @@ def test_a_model_that_is_nowhere_is_named_with_its_remedy() -> None:
         ({"batch_size": 0}, "filter.batch_size"),
         ({"cpus": 0}, "filter.cpus"),
         ({"max_itm": 1}, "max_itm"),
+        ({"min_clip": 1.5, "recipe": "clip"}, "filter.min_clip"),
+        ({"min_clip": 0.3}, "set filter.clip"),
+        ({"recipe": "clip"}, "filter.min_clip must be set"),
+        ({"recipe": "best"}, "recipe"),
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -1,0 +1,96 @@
+"""What a training hides: tokens to be guessed (BERT, ALBEF) and patches to be spared (FLIP)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["IGNORED", "MaskedHead", "distilled", "kept_patches", "mask_tokens"]
+
+IGNORED = -100
+"""The label of a token that a loss over tokens leaves out."""
+
+MASKED = 0.15
+"""BERT's share of the tokens that are to be guessed."""
+
+
+def kept_patches(chances: Tensor, masked: float) -> Tensor:
+    """Which patches an image encoder sees (FLIP, arXiv 2212.00794): a random subset of a size.
+
+    Args:
+        chances: (n, patches) in [0, 1); those of the least chance stay.
+        masked: The share of the patches that is left out, below 1.
+
+    Returns:
+        int64 (n, k), ascending, with k = patches - floor(masked * patches).
+    """
+    patches = chances.shape[1]
+    number = patches - int(masked * patches)
+    return chances.argsort(dim=1)[:, :number].sort(dim=1).values
+
+
+def mask_tokens(
+    tokens: Tensor, chances: Tensor, *, special: tuple[int, ...], mask: int, vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """Hide tokens as BERT does (arXiv 1810.04805) and ALBEF after it (arXiv 2107.07651).
+
+    Each token has a chance of 15 % of being asked for: 80 % of these are read as [MASK], 10 % as a
+    token drawn at random, 10 % as they are.
+
+    Args:
+        tokens: int64 (n, L).
+        chances: (n, L, 3) in [0, 1): whether a token is asked for, how it is hidden, by which.
+        special: Tokens that are never asked for: ALBEF names padding and [CLS].
+        mask: The id of [MASK].
+        vocabulary: The number of tokens to draw from.
+
+    Returns:
+        The tokens to read, and the labels: the token where it is asked for, IGNORED elsewhere.
+    """
+    whether, how, which = chances.unbind(dim=2)
+    asked = (whether < MASKED) & ~torch.isin(tokens, torch.tensor(special, device=tokens.device))
+    drawn = (which.double() * vocabulary).long()
+    hidden = torch.where(how < 0.8, mask, torch.where(how < 0.9, drawn, tokens))
+    return torch.where(asked, hidden, tokens), tokens.masked_fill(~asked, IGNORED)
+
+
+def distilled(logits: Tensor, labels: Tensor, momentum_logits: Tensor, alpha: float) -> Tensor:
+    """Masked language modelling with momentum distillation (ALBEF, arXiv 2107.07651).
+
+    Args:
+        logits: (m, V) at the tokens asked for.
+        labels: int64 (m,).
+        momentum_logits: (m, V) of the momentum model, a constant.
+        alpha: Weight of the momentum model, 0 to 1.
+
+    Returns:
+        The mean of (1 - alpha) * cross-entropy with the label + alpha * cross-entropy with the
+        momentum model's probabilities; 0 where no token is asked for.
+    """
+    log = F.log_softmax(logits.float(), dim=1)
+    truth = F.nll_loss(log, labels, reduction="sum")
+    belief = -(log * momentum_logits.float().softmax(dim=1)).sum()
+    return ((1 - alpha) * truth + alpha * belief) / max(1, len(labels))
+
+
+class MaskedHead(nn.Module):
+    """BERT's head of masked language modelling; its output weights are the word embeddings.
+
+    Args:
+        width: Of the text encoder.
+        vocabulary: Number of tokens.
+        spread: Standard deviation of new weights.
+    """
+
+    def __init__(self, width: int, vocabulary: int, spread: float = 0.02) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        nn.init.normal_(self.dense.weight, std=spread)
+        nn.init.zeros_(self.dense.bias)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """Logits (m, V) of hidden states (m, width) over the word embeddings (V, width)."""
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
