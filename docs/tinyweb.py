@@ -44,7 +44,7 @@ CAPTIONS = {
     for number in range(20)
 }
 CAPTIONS["/7.jpg"] = "IMG_2034.JPG"
-CAPTIONS["/copy.jpg"] = "The train"
+CAPTIONS["/copy.jpg"] = "A train seen for a second time"
 CAPTIONS["/thumb.jpg"] = "A small picture of a boat in the harbour"
 CAPTIONS["/page.jpg"] = "A picture that is a page"
 CAPTIONS["/gone.jpg"] = "A picture that is not there"

@@ -36,6 +36,7 @@ class Caption:
         text: The text, as the filter saw it.
         itm: The probability that it matches the image, where the filter was asked.
         itc: The cosine of image and text.
+        clip: Their similarity by CLIP, where one measures.
         is_kept: Whether the filter keeps it.
     """
 
@@ -43,6 +44,7 @@ class Caption:
     text: str
     itm: float | None = None
     itc: float | None = None
+    clip: float | None = None
     is_kept: bool | None = None
 
 
@@ -220,6 +222,7 @@ def _captions(
                 text=text,
                 itm=_nth(columns.get(f"itm_{source}"), number),
                 itc=_nth(columns.get(f"itc_{source}"), number),
+                clip=_nth(columns.get(f"clip_{source}"), number),
                 is_kept=_nth(keeps.get(f"keep_{source}"), number),
             )
 

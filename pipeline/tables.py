@@ -101,13 +101,23 @@ def sample_tables(found: Evidence) -> Iterator[Table]:
     yield table
     if found.captions:
         table = Table("caption", "verdict")
-        for name in ("ITM", "ITC"):
-            table.add_column(name, justify="right")
+        scores = {
+            name: [getattr(caption, name) for caption in found.captions]
+            for name in ("itm", "itc", "clip")
+        }
+        scores = {name: some for name, some in scores.items() if any(s is not None for s in some)}
+        for name in scores:
+            table.add_column(name.upper(), justify="right")
         table.add_column("text", overflow="fold")
-        for caption in found.captions:
+        for number, caption in enumerate(found.captions):
             verdict = {True: "kept", False: "dropped", None: "-"}[caption.is_kept]
-            scores = [None if s is None else f"{s:.3f}" for s in (caption.itm, caption.itc)]
-            table.add_row(caption.source, _styled(verdict), *map(cell, scores), cell(caption.text))
+            some = [scores[name][number] for name in scores]
+            table.add_row(
+                caption.source,
+                _styled(verdict),
+                *("-" if score is None else f"{score:.3f}" for score in some),
+                cell(caption.text),
+            )
         yield table
     if found.copies:
         table = Table("same image", "verdict")
@@ -128,7 +138,7 @@ def _evidence(step: Step) -> Text:
         f"{name} {told}"
         for name, value in step.measures.items()
         if not name.endswith(INTERNAL)
-        and not name.startswith(("itm_", "itc_"))
+        and not name.startswith(("itm_", "itc_", "clip_"))
         and name not in CAPTIONS
         and (told := _short(value)) is not None
     ]
@@ -139,9 +149,9 @@ def _evidence(step: Step) -> Text:
 
 
 def _short(value: Any) -> str | None:
-    """A measure in few characters, or None where it has none."""
+    """A measure in few characters, or None where there is nothing to tell."""
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return "yes" if value else None
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
