@@ -125,6 +125,10 @@ def look(paths: Sequence[str]) -> Look:
 
 def lines(found: Look) -> Iterator[str]:
     """What was seen, a line each."""
+    yield from (_plain(line, 300) for line in _lines(found))
+
+
+def _lines(found: Look) -> Iterator[str]:
     yield f"{found.source}: {found.kind}, {_number(found)}"
     if found.columns:
         yield "  columns    " + ", ".join(f"{role}: {n}" for role, n in found.columns.items())
@@ -466,7 +470,9 @@ def _name(source: Source) -> str:
 
 
 def _yaml(value: object) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    # PyYAML folds what it takes for the ends of lines, unless it escapes them.
+    is_plain = str(value).isprintable()
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=is_plain, width=10**6)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

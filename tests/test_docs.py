@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "folder.md", "list.md", "recipes.md")
-"""Those with commands, in the order in which they are read; later ones use what earlier ones made."""
+"""Those with commands, in the order of reading; later ones use what earlier ones made."""
 
 NOISE = re.compile(r"^Generating train split: .*$", re.M)
 """What `datasets` says by itself in the page's own Python."""
