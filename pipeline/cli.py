@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.completion import SHELLS, autocomplete
-from pipeline.guide import WAY, Parser, examples, way
+from pipeline.guide import WAY, Help, Parser, examples, way
 
 __all__ = ["main"]
 
@@ -36,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     parser = _parser()
     autocomplete(parser)
     options = parser.parse_args(arguments)
@@ -86,9 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         description="From a list of web image-text pairs to a clean, captioned, filtered data "
         "set, and to the models retrained on it.",
         epilog=WAY,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     def add(name: str, call: Any, text: str) -> argparse.ArgumentParser:
         command: argparse.ArgumentParser = commands.add_parser(
@@ -96,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog=examples(name),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Help,
         )
         command.set_defaults(call=call)
         return command
@@ -286,9 +290,12 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from models.weights import revision_of
     from pipeline.evaluate import TEMPLATES, evaluate
     from pipeline.tables import flat, put
 
+    if not os.path.isdir(options.model):
+        revision_of(options.model)  # says what is missing at once, where loading would try again
     found = evaluate(options.model, options.data, templates=options.template or TEMPLATES)
     if options.json:
         console.print_json(json.dumps(found))

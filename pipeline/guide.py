@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
-__all__ = ["EXAMPLES", "Parser", "examples", "way"]
+__all__ = ["EXAMPLES", "WAY", "Help", "Parser", "examples", "way"]
 
 EXAMPLES: Mapping[str, Sequence[str]] = {
     "demo": ("capfilt demo", "capfilt demo --seed 1 --run runs/demo1"),
@@ -81,6 +81,19 @@ def way(folder: str = ".") -> Iterator[str]:
         yield f"here: the run {run}; `capfilt status {run}`"
     elif os.path.isfile(os.path.join(folder, "manifest.yaml")):
         yield "here: manifest.yaml; `capfilt run manifest.yaml --dry-run`"
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help in narrow columns, examples as they stand."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=18)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Leave commands the room that argparse forgets: they stand two columns further in."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += 2
 
 
 class Parser(argparse.ArgumentParser):

@@ -52,7 +52,7 @@ def draw(console: Console, image: bytes, environ: Mapping[str, str] = os.environ
         return
     columns, rows = _cells(picture, min(COLUMNS, console.width), ROWS)
     if protocol == "blocks":
-        console.print(blocks(picture, columns, rows))
+        console.print(blocks(picture, columns, rows), end="")
         return
     console.file.write(escape(protocol, picture, columns, rows) + "\n")
     console.file.flush()

@@ -135,7 +135,7 @@ def _evidence(step: Step) -> Text:
     if step.also:
         text.append("\n" * bool(text) + f"also: {', '.join(step.also)}")
     shown = [
-        f"{name} {told}"
+        f"{name}={told}"
         for name, value in step.measures.items()
         if not name.endswith(INTERNAL)
         and not name.startswith(("itm_", "itc_", "clip_"))
@@ -144,7 +144,7 @@ def _evidence(step: Step) -> Text:
     ]
     if shown:
         text.append("\n" * bool(text))
-        text.append_text(cell(" \N{MIDDLE DOT} ".join(shown)))
+        text.append_text(cell(" ".join(shown)))
     return text
 
 
@@ -160,7 +160,7 @@ def _short(value: Any) -> str | None:
         return value if len(value) <= 40 else None
     if isinstance(value, list) and value and not isinstance(value[0], int):
         shown = [_short(part) for part in value[:12]]
-        return ", ".join(filter(None, shown)) + ", ..." * (len(value) > 12) or None
+        return ",".join(filter(None, shown)) + ",..." * (len(value) > 12) or None
     return None
 
 

@@ -1,5 +1,6 @@
 """The commands that the pages in docs/ show, each carried out as a reader would."""
 
+import os
 import re
 import shlex
 import shutil
@@ -64,7 +65,7 @@ class Reader:
             command = shlex.join([program, verb, manifest, *self.weights, *rest])
         environ = {
             "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin",
-            "PYTHONPATH": ":".join([str(ROOT), *filter(None, sys.path)]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "HOME": str(self.folder),
             "HF_HUB_OFFLINE": "1",
         }
