@@ -200,10 +200,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _init(options: argparse.Namespace, console: Console) -> int:
     from pipeline import init
+    from pipeline.look import lines, look
 
     init.check(options.out, force=options.force)
-    found = init.look(options.source)
-    for line in init.lines(found):
+    found = look(options.source)
+    for line in lines(found):
         console.print(line, highlight=False, markup=False)
     init.write(found, options.out, force=options.force)
     for told in (

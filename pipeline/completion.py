@@ -65,11 +65,12 @@ def _stages(**_: Any) -> list[str]:
 
 def _settings(prefix: str, **_: Any) -> dict[str, str]:
     """Each `stage.field=` with what it means, or the values of one."""
-    from pipeline.reference import fields, kinds
+    from pipeline.fields import describe
+    from pipeline.reference import kinds
 
     found = {}
     for stage, kind in kinds().items():
-        for field in fields(kind) if stage != "train" else ():
+        for field in describe(kind) if stage != "train" else ():
             name = f"{stage}.{field.name}="
             if prefix.startswith(name):
                 found.update({name + value: field.text for value in field.values})

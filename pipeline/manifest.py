@@ -33,6 +33,7 @@ import pyarrow as pa
 import pydantic
 import yaml
 
+from pipeline.fields import describe
 from pipeline.objective import TrainConfig
 from stages.base import GlobalStage, ModelConfig, Stage, StageConfig, digest
 from stages.caption import CaptionStage
@@ -318,9 +319,7 @@ def _holder(kind: type[Any], loc: Sequence[str]) -> tuple[type[Any], list[str]]:
 
 def _wanted(kind: type[Any], name: str, value: Any) -> str:
     """What a field holds, and what was given."""
-    from pipeline.reference import fields
-
-    found = next((field for field in fields(kind) if field.name == name), None)
+    found = next((field for field in describe(kind) if field.name == name), None)
     told = "nothing" if value is None else repr(value)
     if found is None:
         return f"is wrong, got {told}"

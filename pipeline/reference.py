@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 import sys
-import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
+from pipeline.fields import as_yaml, attributes, describe
 from pipeline.manifest import STAGES, EvaluateConfig, Manifest
 from pipeline.objective import PAPER, TrainConfig
 from stages.documents import Documents, DocumentsConfig
@@ -24,72 +22,15 @@ from stages.export import ExportConfig, ExportStage
 from stages.presets import PRESETS
 from stages.sources import Source
 
-__all__ = ["Field", "fields", "kinds", "manifest", "reasons", "write"]
-
-ARTICLE = ("text", "whole", "number", "list", "mapping")
-"""First words of types that take an article."""
+__all__ = ["kinds", "manifest", "reasons", "write"]
 
 NOTICE = "<!-- Made by `make docs` out of the code's own docstrings. -->"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """A field of a config.
-
-    Attributes:
-        name: Its name.
-        type: What it holds, in words.
-        values: What it may be, where these can be listed.
-        default: Its default as YAML has it; None where it is needed.
-        text: What it means.
-        is_threshold: Whether a changed value costs no measuring.
-    """
-
-    name: str
-    type: str
-    values: tuple[str, ...]
-    default: str | None
-    text: str
-    is_threshold: bool
-
-    @property
-    def wanted(self) -> str:
-        """What it must be, for a sentence."""
-        parts = self.type.replace("`", "").split(" or ")
-        if ", " in parts[0]:
-            parts[0] = f"one of {parts[0]}"
-        return " or ".join(f"a {p}" if p.split()[0] in ARTICLE else p for p in parts)
 
 
 def kinds() -> dict[str, type]:
     """The config of each section of a manifest, by its key."""
     stages = {name: stage.config_type for name, stage in STAGES.items()}
     return {**stages, ExportStage.name: ExportConfig, "train": TrainConfig}
-
-
-def fields(kind: type) -> list[Field]:
-    """The fields of a config with what its docstring, or that of a base, says of them.
-
-    Raises:
-        ValueError: A field has no line in a docstring.
-    """
-    told = {name: text for base in reversed(kind.__mro__) for name, text in _told(base).items()}
-    hints = get_type_hints(kind, include_extras=True)
-    found = []
-    for field in dataclasses.fields(kind):
-        if field.name not in told:
-            raise ValueError(f"{kind.__name__}.{field.name}: no docstring tells what it is")
-        found.append(
-            Field(
-                name=field.name,
-                type=_type(hints[field.name]),
-                values=_values(hints[field.name]),
-                default=None if field.default is dataclasses.MISSING else _yaml(field.default),
-                text=told[field.name],
-                is_threshold=bool(field.metadata.get("threshold")),
-            )
-        )
-    return found
 
 
 def write(folder: Path) -> None:
@@ -100,7 +41,7 @@ def write(folder: Path) -> None:
 
 def manifest() -> str:
     """The page of every field of a manifest, as Markdown."""
-    own = _told(Manifest)
+    own = attributes(Manifest)
     top = ("name", "run", "seed", "stages", "train", "evaluate", "exports", "rounds")
     return "\n".join(
         [
@@ -176,7 +117,7 @@ def _section(title: str, kind: type) -> Iterator[str]:
     yield ""
     yield "| field | type | default | meaning |"
     yield "| --- | --- | --- | --- |"
-    for field in fields(kind):
+    for field in describe(kind):
         default = "needed" if field.default is None else f"`{field.default}`"
         if kind is TrainConfig and field.name in PAPER["pretrain"]:
             default = "by objective"
@@ -195,7 +136,7 @@ def _presets() -> Iterator[str]:
     yield f"| --- {'| --- ' * len(PRESETS)}|"
     for name in used:
         cells = (_preset(preset, name) for preset in PRESETS)
-        shown = ("" if value is None else f"`{_yaml(value)}`" for value in cells)
+        shown = ("" if value is None else f"`{as_yaml(value)}`" for value in cells)
         yield f"| `{name}` | {' | '.join(shown)} |"
     yield ""
 
@@ -211,56 +152,9 @@ def _papers() -> Iterator[str]:
     yield f"| field | {' | '.join(PAPER)} |"
     yield f"| --- {'| --- ' * len(PAPER)}|"
     for name in PAPER["pretrain"]:
-        values = (f"`{_yaml(defaults[name])}`" for defaults in PAPER.values())
+        values = (f"`{as_yaml(defaults[name])}`" for defaults in PAPER.values())
         yield f"| `{name}` | {' | '.join(values)} |"
     yield ""
-
-
-def _told(kind: type) -> dict[str, str]:
-    """What the section `Attributes` of a class's own docstring says, by name."""
-    text = inspect.cleandoc(kind.__dict__.get("__doc__") or "")
-    _, _, section = text.partition("Attributes:\n")
-    entries = re.split(r"^ {4}(?=\w+:)", section.split("\n\n")[0], flags=re.M)
-    parts = (entry.partition(":") for entry in entries if entry.strip())
-    return {name: " ".join(meaning.split()) for name, _, meaning in parts}
-
-
-def _type(hint: Any) -> str:
-    """A type in words."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _type(inner[0])
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in inner)
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_type(part) for part in inner))
-    if origin is tuple:
-        whole = inner[:1] if inner[-1] is Ellipsis else inner
-        return f"list of {' or '.join(dict.fromkeys(_type(part) for part in whole))}"
-    if dataclasses.is_dataclass(hint):
-        return "mapping"
-    names = {str: "text", int: "whole number", float: "number", bool: "on/off", type(None): "null"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _values(hint: Any) -> tuple[str, ...]:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return tuple(map(_yaml, inner))
-    if origin in (Union, types.UnionType):
-        return tuple(value for part in inner for value in _values(part))
-    return {bool: ("true", "false"), type(None): ("null",)}.get(hint, ())
-
-
-def _yaml(value: Any) -> str:
-    """A default as a manifest would have it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_yaml, value))}]"
-    if isinstance(value, str):
-        return value if value and value.strip() == value else f'"{value}"'
-    return str(value)
 
 
 def _cell(text: str) -> str:

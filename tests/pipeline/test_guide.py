@@ -13,8 +13,9 @@ import pytest
 
 from pipeline import cli
 from pipeline.cli import main
+from pipeline.fields import describe
 from pipeline.guide import EXAMPLES, WAY
-from pipeline.reference import fields, kinds
+from pipeline.reference import kinds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -184,4 +185,4 @@ def test_each_shell_gets_its_script(capsys, shell):
 
 def test_every_field_of_every_config_is_told():
     for kind in kinds().values():
-        assert all(field.text and field.type for field in fields(kind))
+        assert all(field.text and field.type for field in describe(kind))

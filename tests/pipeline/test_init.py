@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import init
+from pipeline import init, look
 from pipeline.cli import main
 from pipeline.manifest import Manifest
 
@@ -20,7 +20,7 @@ GERMAN = "Ein brauner Hund rennt am Strand hinter einem roten Ball her"
 
 
 def written(tmp_path, *sources):
-    found = init.look([str(source) for source in sources])
+    found = look.look([str(source) for source in sources])
     init.write(found, str(tmp_path / "m.yaml"))
     return found, Manifest.load(str(tmp_path / "m.yaml")), (tmp_path / "m.yaml").read_text()
 
@@ -126,7 +126,7 @@ def test_the_hours_that_the_busiest_host_takes_are_told(tmp_path):
 
 
 def test_a_list_is_not_read_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(init, "MOST", 7)
+    monkeypatch.setattr(look, "MOST", 7)
     rows = [f"http://a.org/{n}.jpg,{ENGLISH}" for n in range(8)]
     found, _, text = written(tmp_path, csv(tmp_path / "l.csv", "url,caption", *rows))
     assert found.rows == 7 and not found.is_all and "more than 7 rows" in text
@@ -161,19 +161,19 @@ def test_parquet_with_images_is_images_at_hand(tmp_path):
     st.text(string.printable, min_size=1),
 )
 def test_no_name_or_host_of_a_list_breaks_out_of_its_line(column, host):
-    found = init.Look(
-        source=init.Source(path=f"{column}.csv", url_column=column),
+    found = look.Look(
+        source=look.Source(path=f"{column}.csv", url_column=column),
         kind="csv",
         rows=9_000,
         columns={"url": column},
         first=[(column, host)],
-        hosts=init.Counter({host: 9_000}),
+        hosts=look.Counter({host: 9_000}),
     )
     text = init.manifest(found, "m")
     content = yaml.safe_load(text)
     assert content["stages"]["download"]["url_column"] == column
     assert content["stages"]["download"]["source"] == f"{column}.csv"
-    for line in init.lines(found):
+    for line in look.lines(found):
         assert "\n" not in line and "\x1b" not in line
 
 
