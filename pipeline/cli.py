@@ -6,14 +6,16 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
-from pipeline.tables import agreement_table, cell, flat, funnel_table
+from pipeline.completion import SHELLS, autocomplete
+from pipeline.guide import WAY, Help, Parser, examples, way
 
 __all__ = ["main"]
 
@@ -27,28 +29,28 @@ STAGE_HELP = {
     "export": "write the curated pairs and the further exports",
 }
 
-EXAMPLES = """\
-examples:
-  capfilt demo                                      the whole job on a drawn web, in minutes
-  capfilt run manifests/cc3m.yaml --dry-run         what would be done
-  capfilt run manifests/folder.yaml --set download.source=photos/ --run runs/photos
-  capfilt status runs/photos                        the funnel so far
-  capfilt verdicts runs/photos --out verdicts.csv   every row and what became of it
-
-exit status: 0 done, 1 something failed and can be resumed, 2 the input is wrong"""
+PLAIN_WIDTH = 10_000
+"""Of what is no terminal, so that nothing is folded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     parser = _parser()
+    autocomplete(parser)
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
+        print("".join(f"\n{line}" for line in way()))
         return 0
     command: Callable[[argparse.Namespace, Console], int] = options.call
-    console = Console(stderr=False, soft_wrap=not sys.stdout.isatty())
+    is_plain = not sys.stdout.isatty()
+    console = Console(emoji=False, soft_wrap=is_plain, width=PLAIN_WIDTH if is_plain else None)
     return _guarded(command, options, console)
 
 
@@ -60,7 +62,14 @@ def _guarded(
     """Errors that people can mend become one message and an exit status."""
     from pipeline.store import RunBusyError
 
-    error = Console(stderr=True, soft_wrap=True)
+    error = Console(stderr=True, soft_wrap=True, emoji=False)
+
+    def say(problem: Exception) -> None:
+        told = str(problem)
+        if isinstance(problem, OSError) and problem.filename and problem.strerror:
+            told = f"{problem.filename}: {problem.strerror.lower()}"
+        error.print(f"capfilt {options.command}: {told}", highlight=False, markup=False)
+
     try:
         return command(options, console)
     except KeyboardInterrupt:
@@ -69,25 +78,31 @@ def _guarded(
     except BrokenPipeError:
         return 1
     except (ValueError, FileNotFoundError) as problem:
-        error.print(f"capfilt {options.command}: {problem}", highlight=False, markup=False)
+        say(problem)
         return 2
     except (RunBusyError, RuntimeError, OSError) as problem:
-        error.print(f"capfilt {options.command}: {problem}", highlight=False, markup=False)
+        say(problem)
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="capfilt",
         description="From a list of web image-text pairs to a clean, captioned, filtered data "
         "set, and to the models retrained on it.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=WAY,
+        formatter_class=Help,
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     def add(name: str, call: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=examples(name),
+            formatter_class=Help,
+        )
         command.set_defaults(call=call)
         return command
 
@@ -105,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--address", help="a Ray cluster's address; RAY_ADDRESS otherwise")
         command.add_argument("--quiet", action="store_true", help="no progress")
 
+    init = add("init", _init, "look at a list or a folder and write a manifest that fits it")
+    init.add_argument("source", metavar="SOURCE", nargs="+", help="lists, or images at hand")
+    init.add_argument("--out", metavar="FILE", default="manifest.yaml", help="the manifest")
+    init.add_argument("--force", action="store_true", help="replace FILE")
     run = add("run", _run, "carry out a manifest from the list to the report")
     on_manifest(run)
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
@@ -155,9 +174,11 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _status, "print the funnel of a run")
     status.add_argument("run", metavar="RUN")
     status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument("--watch", action="store_true", help="again and again until all is done")
     show = add("show", _show, "print all that is known of one sample")
     show.add_argument("run", metavar="RUN")
-    show.add_argument("uid", metavar="UID", help="a uid or its beginning")
+    show.add_argument("uid", metavar="UID", help="a uid, a URL, or the beginning or end of one")
+    show.add_argument("--json", action="store_true", help="print JSON")
     review = add("review", _review, "accept, reject or fix pairs by hand, on a local page")
     review.add_argument("run", metavar="RUN")
     review.add_argument(
@@ -178,6 +199,8 @@ def _parser() -> argparse.ArgumentParser:
     verdicts = add("verdicts", _verdicts, "write every input row and what became of it")
     verdicts.add_argument("run", metavar="RUN")
     verdicts.add_argument("--out", required=True, metavar="FILE", help=".parquet, .csv or .jsonl")
+    completion = add("completion", _completion, "print what a shell needs to complete commands")
+    completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=" ".join(SHELLS))
     demo = add("demo", _demo, "the main job on a drawn web with known truth")
     demo.add_argument("--run", default="runs/demo", metavar="DIR")
     demo.add_argument("--seed", type=int, default=0)
@@ -189,6 +212,30 @@ def _parser() -> argparse.ArgumentParser:
         help="train the miniature's starting point too, instead of taking the one that ships",
     )
     return parser
+
+
+def _init(options: argparse.Namespace, console: Console) -> int:
+    from pipeline import init
+    from pipeline.look import lines, look
+
+    init.check(options.out, force=options.force)
+    found = look(options.source)
+    for line in lines(found):
+        console.print(line, highlight=False, markup=False)
+    init.write(found, options.out, force=options.force)
+    for told in (
+        f"{options.out} is written; look at it, then",
+        f"  capfilt run {shlex.quote(options.out)} --dry-run",
+    ):
+        console.print(told, highlight=False, markup=False)
+    return 0
+
+
+def _completion(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.completion import script
+
+    sys.stdout.write(script(options.shell))
+    return 0
 
 
 def _session(options: argparse.Namespace, console: Console) -> Any:
@@ -262,8 +309,12 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from models.weights import revision_of
     from pipeline.evaluate import TEMPLATES, evaluate
+    from pipeline.tables import flat, put
 
+    if not os.path.isdir(options.model):
+        revision_of(options.model)  # says what is missing at once, where loading would try again
     found = evaluate(options.model, options.data, templates=options.template or TEMPLATES)
     if options.json:
         console.print_json(json.dumps(found))
@@ -275,7 +326,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         table.add_row(
             name, shown, "{:.4f} to {:.4f}".format(*bounds[name]) if name in bounds else ""
         )
-    console.print(table)
+    put(console, table)
     return 0
 
 
@@ -283,7 +334,7 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
     from pipeline.ablation import Ablation, collect
     from pipeline.progress import Progress
     from pipeline.report.ablation import write
-    from pipeline.tables import ablation_tables
+    from pipeline.tables import ablation_tables, put
 
     ablation = Ablation.load(options.ablation, options.run)
     ablation.carry_out(options.workers, Progress(console, options.quiet or options.json))
@@ -293,7 +344,7 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
         console.print_json(json.dumps(found))
         return 0
     for table in ablation_tables(found):
-        console.print(table)
+        put(console, table)
     console.print(f"report     {path}", highlight=False, markup=False)
     return 0
 
@@ -301,26 +352,37 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
 def _status(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import funnel, open_plan
     from pipeline.store import Run
+    from pipeline.tables import funnel_table, put
+    from pipeline.watch import watch
 
     run = Run.find(options.run)
+    if options.watch:
+        watch(run, console, as_json=options.json)
+        return 0
     found = funnel(run, open_plan(run))
     if options.json:
         console.print_json(json.dumps(found))
     else:
-        console.print(funnel_table(found))
+        put(console, funnel_table(found))
     return 0
 
 
 def _show(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.inspect import show
+    from pipeline.evidence import evidence
+    from pipeline.picture import draw
     from pipeline.status import open_plan
     from pipeline.store import Run
+    from pipeline.tables import put, sample_tables
 
     run = Run.find(options.run)
-    table = Table("column", Column("value", overflow="fold"))
-    for name, value in show(run, open_plan(run), options.uid).items():
-        table.add_row(name, cell(value))
-    console.print(table)
+    found = evidence(run, open_plan(run), options.uid)
+    if options.json:
+        console.print_json(json.dumps(found.plain(), default=str))
+        return 0
+    if found.image is not None:
+        draw(console, found.image)
+    for table in sample_tables(found):
+        put(console, table)
     return 0
 
 
@@ -334,6 +396,7 @@ def _review(options: argparse.Namespace, console: Console) -> int:
     from pipeline.session import Session
     from pipeline.status import open_plan
     from pipeline.store import Run
+    from pipeline.tables import agreement_table, put
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False)
@@ -368,7 +431,7 @@ def _review(options: argparse.Namespace, console: Console) -> int:
     told = ", ".join(f"{found[name]:,} {name}" for name in ("accept", "reject", "fix"))
     say(f"review     {found['pairs']:,} pairs: {told}")
     if "agreement" in found:
-        console.print(agreement_table(found["agreement"]))
+        put(console, agreement_table(found["agreement"]))
     say("next       `capfilt export MANIFEST` writes the curated pairs accordingly")
     return 0
 

@@ -22,6 +22,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import glob
+import os
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,6 +33,7 @@ import pyarrow as pa
 import pydantic
 import yaml
 
+from pipeline.fields import describe
 from pipeline.objective import TrainConfig
 from pipeline.store import Run
 from stages.base import GlobalStage, ModelConfig, Stage, StageConfig, digest
@@ -61,6 +65,12 @@ STAGES: dict[str, type[Stage[Any]]] = {
 
 REVIEWS = "reviews.jsonl"
 """Where `capfilt review` writes what people decided, under the run."""
+
+RECIPES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "manifests")
+"""Where the recipes lie that ship."""
+
+KEYS = ("name", "run", "seed", "stages", "exports", "train", "evaluate", "rounds")
+"""What a manifest may hold."""
 
 TRAINED = "train:"
 """What stands before the name of a model that the manifest itself trains."""
@@ -130,11 +140,18 @@ class Manifest:
             with open(path, encoding="utf-8") as file:
                 content = yaml.safe_load(file)
         except FileNotFoundError:
-            raise ManifestError(f"{path}: no such manifest") from None
+            raise ManifestError(f"{path}: no such manifest{_beside(path)}") from None
+        except IsADirectoryError:
+            raise ManifestError(
+                f"{path}: a folder, not a manifest; `capfilt init {path}` writes one for it"
+            ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ManifestError(f"{path}: not YAML: {error}") from None
         if not isinstance(content, dict):
-            raise ManifestError(f"{path}: a manifest is a mapping with `name` and `stages`")
+            raise ManifestError(
+                f"{path}: a manifest is a mapping with `name` and `stages`; `capfilt init {path}` "
+                "writes one for a list"
+            )
         for override in overrides:
             _override(content, override)
         if run is not None:
@@ -147,10 +164,9 @@ class Manifest:
     ) -> Manifest:
         """Validate a manifest already read; `path` stands in the messages."""
         mistakes = _Mistakes(path)
-        known = ("name", "run", "seed", "stages", "exports", "train", "evaluate", "rounds")
         for key in content:
-            if key not in known:
-                mistakes.add(str(key), f"unknown key{_did_you_mean(str(key), known)}")
+            if key not in KEYS:
+                mistakes.add(str(key), f"unknown key{_did_you_mean(str(key), KEYS)}")
         name = content.get("name")
         if not isinstance(name, str) or not name or "/" in name:
             mistakes.add("name", "a manifest needs a name, a text without `/`")
@@ -276,24 +292,28 @@ class _Mistakes:
         if not isinstance(fields, dict):
             self.add(where, f"a mapping of fields, got {fields!r}")
             return None
-        names = [field.name for field in dataclasses.fields(kind)]
-        if "seed" in names:
+        if "seed" in (field.name for field in dataclasses.fields(kind)):
             fields = {"seed": seed, **fields}
         resolved = {key: self._trained(where, key, fields[key], trained) for key in fields}
         try:
             return pydantic.TypeAdapter(kind).validate_python(resolved)
         except pydantic.ValidationError as error:
             for detail in error.errors():
-                field = ".".join(str(part) for part in detail["loc"])
+                loc = [str(part) for part in detail["loc"]]
+                holder, path = _holder(kind, loc)
+                field = ".".join(path)
                 if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-                    message = f"unknown field{_did_you_mean(field, names)}"
+                    known = [field.name for field in dataclasses.fields(holder)]
+                    message = f"unknown field{_did_you_mean(path[-1], known)}"
                 elif detail["type"] == "missing":
                     message = "this field is needed"
-                else:
+                elif detail["type"] == "value_error":
                     message = detail["msg"].removeprefix("Value error, ")
-                    if detail["type"] != "value_error":
-                        message = f"{message}, got {detail['input']!r}"
-                self.add(f"{where}.{field}".rstrip("."), message)
+                else:
+                    message = _wanted(holder, path[-1], detail["input"])
+                line = f"{self.path}: {where}.{field}".rstrip(".") + f": {message}"
+                if line not in self.lines:  # each part of a union complains
+                    self.lines.append(line)
             return None
 
     def inherit(self, where: str, fields: Any, others: Mapping[str, Any]) -> Any:
@@ -323,6 +343,43 @@ class _Mistakes:
         return trained[name] + slash + part
 
 
+def _holder(kind: type[Any], loc: Sequence[str]) -> tuple[type[Any], list[str]]:
+    """The config that a mistake is in, `kind` or one in it, and the fields that lead there."""
+    holder, path = kind, []
+    inside: Any = kind
+    for part in loc:
+        if inside is None:  # what follows names a member of a union
+            break
+        holder = inside
+        path.append(part)
+        held = typing.get_args(typing.get_type_hints(holder).get(part))
+        inside = next((one for one in held if dataclasses.is_dataclass(one)), None)
+    return holder, path
+
+
+def _wanted(kind: type[Any], name: str, value: Any) -> str:
+    """What a field holds, and what was given."""
+    found = next((field for field in describe(kind) if field.name == name), None)
+    told = "nothing" if value is None else repr(value)
+    if found is None:
+        return f"is wrong, got {told}"
+    hint = ""
+    if isinstance(value, str) and found.values:
+        close = difflib.get_close_matches(value, found.values, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"must be {found.wanted}, got {told}{hint}"
+
+
+def _beside(path: str) -> str:
+    """A manifest beside a missing one, or a recipe that ships, with such a name."""
+    folders = (RECIPES, "manifests", os.path.dirname(path))
+    found = [other for f in folders for other in glob.glob(os.path.join(f, "*.y*ml"))]
+    names = {os.path.splitext(os.path.basename(other))[0]: other for other in found}
+    stem = os.path.splitext(os.path.basename(path))[0]
+    close = difflib.get_close_matches(stem, names, n=1)
+    return f"; did you mean {os.path.relpath(names[close[0]])}?" if close else ""
+
+
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
@@ -335,6 +392,9 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ManifestError(f"--set {override}: write stage.field=value")
     if keys[0] in STAGES or keys[0] == ExportStage.name:
         keys.insert(0, "stages")
+    if keys[0] not in KEYS:
+        known = (*STAGES, ExportStage.name, *KEYS)
+        raise ManifestError(f"--set {override}: no {keys[0]!r}{_did_you_mean(keys[0], known)}")
     place = content
     for key in keys[:-1]:
         if place.get(key) is None:

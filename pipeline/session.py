@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -73,12 +74,12 @@ class Session:
             for training in self._needed(name):
                 if training not in trained:
                     trained.add(training)
-                    lines.append(f"  train     {training}: {self.manifest.train[training]}")
-            lines.append(f"  {name:<9} {self.manifest.stages[name]}")
+                    lines.append(f"  train     {training}: {_told(self.manifest.train[training])}")
+            lines.append(f"  {name:<9} {_told(self.manifest.stages[name])}")
         if until is None:
-            lines += [f"  {name}: {c}" for name, c in self.manifest.exports.items()]
+            lines += [f"  {name}: {_told(c)}" for name, c in self.manifest.exports.items()]
             rest = [name for name in self.manifest.train if name not in trained]
-            lines += [f"  train     {name}: {self.manifest.train[name]}" for name in rest]
+            lines += [f"  train     {name}: {_told(self.manifest.train[name])}" for name in rest]
             if self.manifest.evaluate is not None:
                 lines.append(f"  evaluate  {', '.join(self.manifest.evaluate.models)}")
             lines.append("  report")
@@ -235,6 +236,16 @@ class Session:
             if training.out == model:
                 return training.fingerprint
         return model
+
+
+def _told(config: Any) -> str:
+    """The model of a config, and the fields that are not as by default."""
+    values = (
+        (field.name, getattr(config, field.name), field.default)
+        for field in dataclasses.fields(config)
+    )
+    told = [f"{n}={value}" for n, value, default in values if value != default or n == "model"]
+    return ", ".join(told) or "as by default"
 
 
 def _carry_out(training: Training) -> None:
