@@ -194,6 +194,12 @@ def _parser() -> argparse.ArgumentParser:
     review.add_argument("--port", type=int, default=0, metavar="N", help="a free one otherwise")
     report = add("report", _report, "write report/index.html and report/report.json")
     report.add_argument("run", metavar="RUN")
+    compare = add("compare", _compare, "write a page on what differs between two runs")
+    compare.add_argument("before", metavar="RUN_A")
+    compare.add_argument("after", metavar="RUN_B")
+    compare.add_argument(
+        "--out", metavar="FILE", help="the page; by default report/compare.html of the second run"
+    )
     verify = add("verify", _verify, "check every file of a run: readable, aligned, conserved")
     verify.add_argument("run", metavar="RUN")
     verdicts = add("verdicts", _verdicts, "write every input row and what became of it")
@@ -443,6 +449,21 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
     run = Run.find(options.run)
     console.print(write_report(run, open_plan(run)), highlight=False, markup=False)
+    return 0
+
+
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.report.compare import write
+    from pipeline.status import open_plan
+    from pipeline.store import Run
+
+    before, after = Run.find(options.before), Run.find(options.after)
+    path, counts = write(before, open_plan(before), after, open_plan(after), options.out)
+    console.print(
+        f"{counts['both']:,} rows in both, {counts['changed']:,} with another verdict -> {path}",
+        highlight=False,
+        markup=False,
+    )
     return 0
 
 

@@ -56,6 +56,7 @@ class Judgement:
         reached: Rows that were alive when each stage came.
         measured: Rows that each stage has measured, among those that reached it.
         reasons: The reason of each stage for each of the n rows, null where it rejects none.
+        tables: What each stage measured, as `annotated` gives it, where it has run.
     """
 
     uids: Any
@@ -63,6 +64,7 @@ class Judgement:
     reached: dict[str, Mask] = field(default_factory=dict)
     measured: dict[str, Mask] = field(default_factory=dict)
     reasons: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, pa.Table] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -159,6 +161,7 @@ def judge(run: Run, plan: Plan, shard: str, names: Iterable[str]) -> Judgement:
             found.reasons[name] = pa.nulls(len(uids), pa.string())
             continue
         _check_alignment(run, name, shard, table["uid"], pool["uid"])
+        found.tables[name] = table
         measured = found.live & _mask(table["measured"])
         rows = table.drop_columns("measured").filter(pa.array(measured))
         reasons: Any = plan.stage(name).judge(rows)

@@ -7,7 +7,7 @@ import datetime
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from pipeline.manifest import Plan
 from pipeline.report import health
 from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples, locate
-from pipeline.report.page import Gallery, render
-from pipeline.report.survey import CELLS, Place, Survey, Texts, survey
+from pipeline.report.page import Gallery, Rows, render
+from pipeline.report.survey import CELLS, Borderline, Place, Smallest, Survey, Texts, survey
 from pipeline.review import agreement
 from pipeline.rounds import compare
 from pipeline.store import Run
@@ -27,7 +27,7 @@ from stages.export import ExportStage
 from stages.filter import FilterConfig, FilterStage
 from stages.select import histogram
 
-__all__ = ["write"]
+__all__ = ["facts_of", "lines_of", "measured_by", "write"]
 
 MOST_HOSTS = 12
 MOST_LANGUAGES = 10
@@ -35,6 +35,9 @@ MOST_PHRASES = 20
 MOST_CLUSTERS = 6
 MOST_SHARED = 8
 MOST_BESIDE = 3
+MOST_SAMPLES = 4
+CURVE_POINTS = 160
+"""Ranks at which the frequencies of noun phrases are drawn."""
 
 
 def write(
@@ -55,16 +58,14 @@ def write(
         truth: Where the truth is known, how right each stage was, a mapping with `stage` for each;
             or these under `stages`, beside shares of the whole.
     """
-    waiting = {stage["name"] for stage in funnel["stages"] if stage["state"] == "waiting"}
-    names = list(itertools.takewhile(lambda name: name not in waiting, plan.names))
+    names = measured_by(plan, funnel)
     found = survey(run, plan, names)
-    facts = _facts(run, plan, funnel, found)
-    facts["evaluation"] = _metrics(plan, evaluation or {})
-    facts["rounds"] = _rounds(run, plan)
+    training = lines_of(run, "metrics.jsonl", "step")
+    facts = facts_of(run, plan, funnel, found, evaluation or {})
     facts["review"] = agreement.of_run(run, plan)
     facts["truth"] = dict(truth) if isinstance(truth, Mapping) else {"stages": list(truth or ())}
-    training = _training(run)
-    facts["training"] = {model: lines[-1] for model, lines in training.items()}
+    facts["training"] = {model: dict(_numbers(lines[-1])) for model, lines in training.items()}
+    facts["samples"] = _samples(run)
     facts["notes"] = [dataclasses.asdict(note) for note in health.notes(facts)]
     record = run.read_json("run.json") if run.exists("run.json") else {}
     page = render(facts, plan, _gallery(run, plan, names, found), training, record)
@@ -72,13 +73,27 @@ def write(
     run.write(page.encode(), "report", "index.html")
 
 
-def _facts(run: Run, plan: Plan, funnel: Mapping[str, Any], found: Survey) -> dict[str, Any]:
-    """What report.json holds, models and truth left out."""
+def measured_by(plan: Plan, funnel: Mapping[str, Any]) -> list[str]:
+    """The stages of a run that have measured something, up to the first that has not."""
+    waiting = {stage["name"] for stage in funnel["stages"] if stage["state"] == "waiting"}
+    return list(itertools.takewhile(lambda name: name not in waiting, plan.names))
+
+
+def facts_of(
+    run: Run,
+    plan: Plan,
+    funnel: Mapping[str, Any],
+    found: Survey,
+    evaluation: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What report.json holds, truth and training left out; arguments as of `write`."""
     states = {stage["name"]: stage["state"] for stage in funnel["stages"]}
     is_exported = states.get(ExportStage.name) == "done"
     exported = run.read_json("curated", "manifest.json") if is_exported else None
     config = plan.manifest.stages.get(FilterStage.name)
-    least = config.min_itm if isinstance(config, FilterConfig) else None
+    thresholds: dict[str, float | None] = {"itm": None, "clip": None}
+    if isinstance(config, FilterConfig):
+        thresholds = {"itm": config.min_itm, "clip": config.min_clip}
     return {
         **funnel,
         "name": plan.manifest.name,
@@ -97,7 +112,7 @@ def _facts(run: Run, plan: Plan, funnel: Mapping[str, Any], found: Survey) -> di
             else None,
         },
         "texts": {"web": _texts(found.web), "synthetic": _texts(found.synthetic)},
-        "threshold": least,
+        "thresholds": thresholds,
         "paper": [dataclasses.asdict(band) for band in health.PAPER],
         "cells": {cell: found.cells[cell] for cell in CELLS} if found.cells else {},
         "histograms": {
@@ -105,6 +120,8 @@ def _facts(run: Run, plan: Plan, funnel: Mapping[str, Any], found: Survey) -> di
             "synthetic_words": _histogram(found.synthetic.words),
             "web_itm": _histogram(found.web.scores),
             "synthetic_itm": _histogram(found.synthetic.scores),
+            "web_clip": _histogram(found.web.similarities),
+            "synthetic_clip": _histogram(found.synthetic.similarities),
             "log2_shorter_side": _histogram(found.sides),
             "log2_aspect": _histogram(found.aspects),
         },
@@ -121,7 +138,30 @@ def _facts(run: Run, plan: Plan, funnel: Mapping[str, Any], found: Survey) -> di
         },
         "shared_captions": _shared(found),
         "phrases": _phrases(found),
+        "models": _models(plan),
+        "evaluation": _metrics(plan, evaluation),
+        "intervals": _intervals(evaluation),
+        "rounds": _rounds(run, plan),
     }
+
+
+def _models(plan: Plan) -> list[dict[str, str]]:
+    """The models behind the stages, each with the revision of its weights."""
+    found = []
+    for name in plan.names:
+        config = plan.manifest.stages[name]
+        try:
+            measurement = config.measurement()
+        except FileNotFoundError:  # a model that is still to be trained, or is gone
+            continue
+        for key in ("weights", "revision", "parts_of_speech"):
+            revision = measurement.get(key)
+            named = revision if isinstance(revision, Mapping) else {"model": revision}
+            for role, value in named.items():
+                if value is not None:
+                    model = getattr(config, role, None) or getattr(config, "model", role)
+                    found.append({"stage": name, "model": str(model), "revision": str(value)})
+    return found
 
 
 def _is_conserved(stage: Mapping[str, Any]) -> bool:
@@ -208,11 +248,24 @@ def _phrases(found: Survey) -> dict[str, Any]:
             {"phrase": phrase, "before": number, "after": after[phrase]}
             for phrase, number in ordered[:MOST_PHRASES]
         ],
-        "coverage": histogram(
-            np.fromiter(before.values(), np.int64, len(before)),
-            np.fromiter((after[phrase] for phrase in before), np.int64, len(before)),
-        ).to_pylist(),
+        "frequencies": {"before": _ranked(before), "after": _ranked(after)},
+        "coverage": [
+            {name: int(value) for name, value in row.items()}
+            for row in histogram(
+                np.fromiter(before.values(), np.int64, len(before)),
+                np.fromiter((after[phrase] for phrase in before), np.int64, len(before)),
+            ).to_pylist()
+        ],
     }
+
+
+def _ranked(counts: Counter[str]) -> list[tuple[int, int]]:
+    """(rank, frequency) from the most frequent phrase on, at ranks that grow by a factor."""
+    ordered = sorted((number for number in counts.values() if number), reverse=True)
+    if not ordered:
+        return []
+    ranks = np.geomspace(1, len(ordered), CURVE_POINTS).round()
+    return [(int(rank), ordered[int(rank) - 1]) for rank in np.unique(ranks)]
 
 
 def _largest(found: Survey) -> list[str]:
@@ -229,6 +282,12 @@ def _gallery(run: Run, plan: Plan, names: Sequence[str], found: Survey) -> Galle
         for sample in samples
         for place in sample.values
     ]
+    places += [
+        place
+        for line in found.borders.values()
+        for sample in (line.rejected, line.kept)
+        for place in sample.values
+    ]
     places += [place for members in strips.values() for place in members]
     seen = examples(run, plan, names, places)
     firsts = {e.cluster for e in seen.values() if e.cluster not in (None, e.uid)} | set(strips)
@@ -239,7 +298,10 @@ def _gallery(run: Run, plan: Plan, names: Sequence[str], found: Survey) -> Galle
         return [seen[place] for place in sample]
 
     return Gallery(
-        reasons={key: take(sample.values) for key, sample in found.reasons.items()},
+        reasons={
+            key: _rows(sample, found.borders.get(key), take)
+            for key, sample in found.reasons.items()
+        },
         cells={cell: take(found.shown[cell].values) for cell in CELLS if cell in found.shown},
         clusters=[
             (found.clusters[uid].size, take([there[uid], *members]))
@@ -247,6 +309,24 @@ def _gallery(run: Run, plan: Plan, names: Sequence[str], found: Survey) -> Galle
             if uid in there
         ],
         firsts={uid: seen[place] for uid, place in there.items()},
+    )
+
+
+def _rows(
+    sample: Smallest[Place],
+    line: Borderline | None,
+    take: Callable[[Sequence[Place]], list[Example]],
+) -> Rows:
+    """The rows of a reason: those nearest its threshold, and others drawn at random."""
+    if line is None or not line.rejected.values:
+        return Rows(sample=take(sample.values))
+    near = line.rejected.values
+    return Rows(
+        name=line.name,
+        limit=line.limit,
+        rejected=take(near),
+        kept=take(line.kept.values),
+        sample=take([place for place in sample.values if place not in near]),
     )
 
 
@@ -259,8 +339,19 @@ def _metrics(plan: Plan, evaluation: Mapping[str, Any]) -> dict[str, dict[str, f
         evaluation.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1
     ):
         values = entry.get("metrics", entry) if isinstance(entry, Mapping) else {}
-        found[model] = dict(_numbers(values))
+        found[model] = {
+            name: value for name, value in _numbers(values) if not name.startswith("intervals ")
+        }
     return {model: values for model, values in found.items() if values}
+
+
+def _intervals(evaluation: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """The two ends of the interval of each metric of each model, where it was given."""
+    return {
+        model: dict(_leaves(entry["metrics"]["intervals"]))
+        for model, entry in evaluation.items()
+        if isinstance(entry, Mapping) and "intervals" in entry.get("metrics", {})
+    }
 
 
 def _rounds(run: Run, plan: Plan) -> list[dict[str, Any]]:
@@ -283,31 +374,50 @@ def _rounds(run: Run, plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _numbers(values: Any, prefix: str = "") -> list[tuple[str, float]]:
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What stands in nested mappings, its keys joined by a space."""
     if isinstance(values, Mapping):
-        return [
-            pair
-            for key, value in values.items()
-            for pair in _numbers(value, f"{prefix} {key}".strip())
-        ]
-    is_number = isinstance(values, int | float) and not isinstance(values, bool)
-    return [(prefix, values)] if is_number else []
+        for key, value in values.items():
+            yield from _leaves(value, f"{prefix} {key}".strip())
+    else:
+        yield prefix, values
 
 
-def _training(run: Run) -> dict[str, list[dict[str, float]]]:
-    """The lines of metrics.jsonl of each model that has them."""
+def _numbers(values: Any) -> list[tuple[str, float]]:
+    return [
+        (name, value)
+        for name, value in _leaves(values)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+
+
+def lines_of(run: Run, file: str, key: str) -> dict[str, list[dict[str, Any]]]:
+    """The lines of a JSON Lines file of each model that has it, those without a key left out."""
     found = {}
     for model in run.names("models"):
-        if not run.exists("models", model, "metrics.jsonl"):
+        if not run.exists("models", model, file):
             continue
         lines = []
-        for line in run.read("models", model, "metrics.jsonl").decode().splitlines():
+        for line in run.read("models", model, file).decode().splitlines():
             try:
                 values = json.loads(line)
             except json.JSONDecodeError:  # a last line cut short by a crash
                 continue
-            if isinstance(values, dict) and "step" in values:
-                lines.append(dict(_numbers(values)))
+            if isinstance(values, dict) and key in values:
+                lines.append(values)
         if lines:
             found[model] = lines
+    return found
+
+
+def _samples(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Captions written during training at the first and the last step that has some."""
+    found = {}
+    for model, lines in lines_of(run, "samples.jsonl", "written").items():
+        steps = [line.get("step") for line in lines]
+        found[model] = [
+            {key: line.get(key) for key in ("step", "caption", "written")}
+            for step in dict.fromkeys((steps[0], steps[-1]))
+            for line in [line for line in lines if line.get("step") == step][:MOST_SAMPLES]
+        ]
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = [
     "curves",
     "histogram",
     "intervals",
+    "overlay",
     "printable",
     "share_bar",
     "stacked_bar",
@@ -27,6 +28,9 @@ WIDTH = 360
 HEIGHT = 212
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 12, 38
 MAX_POINTS = 240
+MAX_MARKS = 60
+"""Places along a line at which its values are told."""
+
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
@@ -120,7 +124,7 @@ def histogram(
     ticks: Mapping[float, str],
     x_label: str,
     label: str,
-    threshold: float | None = None,
+    thresholds: Sequence[float] = (),
 ) -> Markup:
     """Bars over bins, a later series over an earlier one.
 
@@ -131,51 +135,57 @@ def histogram(
         ticks: Labels of the x axis by the value they stand at.
         x_label: What x is.
         label: What a screen reader says.
-        threshold: Where to draw a vertical line.
+        thresholds: Where to draw vertical lines.
     """
     edges = list(found.edges)
     highest = max((max(counts, default=0) for counts in found.series.values()), default=0)
     step = max(_nice_step(highest, 4), 1.0)
-    top = max(step * math.ceil(highest / step), step)
-    width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-
-    def at_x(value: float) -> float:
-        return LEFT + width * (value - edges[0]) / (edges[-1] - edges[0])
-
-    def at_y(value: float) -> float:
-        return TOP + height * (1 - value / top)
-
-    marks = []
-    for value in _multiples(step, top):
-        marks.append(_grid(at_y(value)))
-        marks.append(_text(LEFT - 6, at_y(value) + 3.5, f"{value:,.0f}", anchor="end"))
+    axes = _Axes(edges[0], edges[-1], 0.0, max(step * math.ceil(highest / step), step))
+    marks = axes.grid(step, lambda value: f"{value:,.0f}")
     for index, (low, high) in enumerate(itertools.pairwise(edges)):
         values = {name: counts[index] for name, counts in found.series.items()}
         if not any(values.values()):
             continue
-        x = at_x(low)
         bars = [
-            tag(
-                "rect",
-                x=x + 0.5,
-                y=at_y(value),
-                width=max(at_x(high) - x - 1, 0.5),
-                height=at_y(0) - at_y(value),
-                class_=class_,
-            )
+            axes.bar(low, high, value, class_)
             for class_, value in zip(classes, values.values(), strict=True)
         ]
         sizes = ", ".join(f"{value:,} {name}" for name, value in values.items())
-        marks.append(tag("g", tag("title", f"{bins[index]}: {sizes}"), *bars))
-    marks.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at_y(0), y2=at_y(0), class_="axis"))
-    for value, text in ticks.items():
-        anchor = "end" if value >= edges[-1] else "middle"
-        marks.append(_text(at_x(value), HEIGHT - BOTTOM + 15, text, anchor=anchor))
-    marks.append(_text(LEFT + width / 2, HEIGHT - 5, x_label, class_="label"))
-    if threshold is not None:
-        x = at_x(threshold)
-        marks.append(tag("line", x1=x, x2=x, y1=TOP - 6, y2=at_y(0), class_="threshold"))
-    return _chart(marks, label)
+        marks.append(_mark(f"{bins[index]}: {sizes}", *bars))
+    return axes.chart(marks, ticks, x_label, label, thresholds)
+
+
+def overlay(
+    found: Histogram,
+    classes: Sequence[str],
+    *,
+    bins: Sequence[str],
+    ticks: Mapping[float, str],
+    x_label: str,
+    label: str,
+    thresholds: Sequence[float] = (),
+) -> Markup:
+    """Outlines over bins, each series as shares of its own sum; otherwise as `histogram`."""
+    edges = list(found.edges)
+    shares = {
+        name: [count / (sum(counts) or 1) for count in counts]
+        for name, counts in found.series.items()
+    }
+    highest = max((max(line, default=0.0) for line in shares.values()), default=0.0)
+    step = _nice_step(highest, 4)
+    axes = _Axes(edges[0], edges[-1], 0.0, max(step * math.ceil(highest / step), step))
+    marks = axes.grid(step, lambda value: f"{100 * value:.3g}%")
+    for line, class_ in zip(shares.values(), classes, strict=True):
+        corners = [
+            (edge, share) for index, share in enumerate(line) for edge in edges[index : index + 2]
+        ]
+        corners = [(edges[0], 0.0), *corners, (edges[-1], 0.0)]
+        marks.append(tag("polyline", points=axes.path(corners), class_=f"line {class_}"))
+    for index, (low, high) in enumerate(itertools.pairwise(edges)):
+        if any(line[index] for line in shares.values()):
+            told = ", ".join(f"{line[index]:.1%} of {name}" for name, line in shares.items())
+            marks.append(_mark(f"{bins[index]}: {told}", axes.bar(low, high, axes.top, "hit")))
+    return axes.chart(marks, ticks, x_label, label, thresholds)
 
 
 def curves(
@@ -184,6 +194,7 @@ def curves(
     *,
     x_label: str,
     label: str,
+    is_log: bool = False,
 ) -> Markup:
     """Lines over a shared x axis.
 
@@ -192,35 +203,43 @@ def curves(
         classes: The CSS class of each line.
         x_label: What x is.
         label: What a screen reader says.
+        is_log: Both axes are logarithmic; points must be positive.
     """
-    points = [point for line in series.values() for point in line]
+    scale = math.log10 if is_log else float
+    lines = {name: [(scale(x), scale(y)) for x, y in line] for name, line in series.items()}
+    points = [point for line in lines.values() for point in line]
     if not points:
         return Markup("")
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    left, right = min(xs), max(xs)
-    step = _nice_step(max(ys) - min(0.0, min(ys)), 4)
-    low = step * math.floor(min(0.0, min(ys)) / step)
-    high = max(step * math.ceil(max(ys) / step), low + step)
-    width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-
-    def at_x(value: float) -> float:
-        return LEFT + width * (value - left) / ((right - left) or 1)
-
-    def at_y(value: float) -> float:
-        return TOP + height * (high - value) / (high - low)
-
-    marks = []
-    for value in _multiples(step, high, low):
-        marks.append(_grid(at_y(value)))
-        marks.append(_text(LEFT - 6, at_y(value) + 3.5, f"{value:g}", anchor="end"))
-    for (name, line), class_ in zip(series.items(), classes, strict=True):
-        path = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in _thinned(line))
-        title = f"{name}: {line[0][1]:.4g} at {line[0][0]:g}, {line[-1][1]:.4g} at {line[-1][0]:g}"
-        marks.append(tag("polyline", tag("title", title), points=path, class_=f"line {class_}"))
-    marks.append(_text(LEFT, HEIGHT - BOTTOM + 15, f"{left:,.0f}", anchor="start"))
-    marks.append(_text(WIDTH - RIGHT, HEIGHT - BOTTOM + 15, f"{right:,.0f}", anchor="end"))
-    marks.append(_text(LEFT + width / 2, HEIGHT - 5, x_label, class_="label"))
-    return _chart(marks, label)
+    least = min(0.0, min(ys))
+    step = 1.0 if is_log else _nice_step(max(ys) - least, 4)
+    low = step * math.floor(least / step)
+    right = max(max(xs), math.ceil(max(xs)) if is_log else max(xs))
+    axes = _Axes(min(xs), right, low, max(step * math.ceil(max(ys) / step), low + step))
+    marks = axes.grid(step, lambda value: f"{10**value:,.0f}" if is_log else f"{value:g}")
+    for (name, line), class_ in zip(lines.items(), classes, strict=True):
+        (x0, y0), (x1, y1) = series[name][0], series[name][-1]
+        title = f"{name}: {y0:.4g} at {x0:g}, {y1:.4g} at {x1:g}"
+        shown = line if is_log else _thinned(line)
+        marks.append(
+            tag("polyline", tag("title", title), points=axes.path(shown), class_=f"line {class_}")
+        )
+    width = (axes.right - axes.left) / MAX_MARKS
+    told: dict[int, dict[str, tuple[float, float]]] = {}
+    for name, line in lines.items():
+        for (at, _), point in zip(line, series[name], strict=True):
+            index = min(int((at - axes.left) / width), MAX_MARKS - 1) if width else 0
+            told.setdefault(index, {})[name] = point
+    for index, values in sorted(told.items()):
+        text = ", ".join(f"{name} {y:,.4g}" for name, (_, y) in values.items())
+        start = axes.left + index * width
+        hit = axes.bar(start, start + width, axes.top, "hit")
+        marks.append(_mark(f"{x_label} {max(x for x, _ in values.values()):,.0f}: {text}", hit))
+    if is_log:
+        ticks = {float(n): f"{10**n:,}" for n in range(int(right) + 1)}
+    else:
+        ticks = {axes.left: f"{axes.left:,.0f}", right: f"{right:,.0f}"}
+    return axes.chart(marks, ticks, x_label, label)
 
 
 def intervals(
@@ -261,24 +280,73 @@ def intervals(
             told += f", interval {low:.3f} to {high:.3f}"
             parts.append(tag("line", x1=at_x(low), x2=at_x(high), y1=y, y2=y, class_="whisker"))
         parts.append(tag("circle", cx=at_x(mean), cy=y, r=4.5, class_="dot"))
-        marks.append(tag("g", tag("title", told), *parts))
+        marks.append(_mark(told, *parts))
         marks.append(_text(margin - 8, y + 3.5, name, anchor="end"))
     marks.append(_text(margin + width / 2, TOP + height + 32, x_label, class_="label"))
     view = f"0 0 {WIDTH} {TOP + height + 38}"
     return tag("svg", *marks, class_="chart", viewBox=view, role="img", aria_label=label)
 
 
-def _chart(marks: Sequence[Markup], label: str) -> Markup:
-    view = f"0 0 {WIDTH} {HEIGHT}"
-    return tag("svg", *marks, class_="chart", viewBox=view, role="img", aria_label=label)
+class _Axes:
+    """The area of a chart, from values to places in it."""
+
+    def __init__(self, left: float, right: float, bottom: float, top: float) -> None:
+        self.left, self.right, self.bottom, self.top = left, right, bottom, top
+
+    def x(self, value: float) -> float:
+        share = (value - self.left) / ((self.right - self.left) or 1)
+        return LEFT + (WIDTH - LEFT - RIGHT) * share
+
+    def y(self, value: float) -> float:
+        share = (self.top - value) / (self.top - self.bottom)
+        return TOP + (HEIGHT - TOP - BOTTOM) * share
+
+    def path(self, line: Sequence[tuple[float, float]]) -> str:
+        return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in line)
+
+    def bar(self, low: float, high: float, value: float, class_: str) -> Markup:
+        x, y = self.x(low), self.y(value)
+        width, height = max(self.x(high) - x - 1, 0.5), self.y(self.bottom) - y
+        return tag("rect", x=x + 0.5, y=y, width=width, height=height, class_=class_)
+
+    def grid(self, step: float, form: Callable[[float], str]) -> list[Markup]:
+        """Lines at multiples of a step, with their values beside them."""
+        marks = []
+        for value in _multiples(step, self.top, self.bottom):
+            y = self.y(value)
+            marks.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+            marks.append(_text(LEFT - 6, y + 3.5, form(value), anchor="end"))
+        return marks
+
+    def chart(
+        self,
+        marks: Sequence[Markup],
+        ticks: Mapping[float, str],
+        x_label: str,
+        label: str,
+        thresholds: Sequence[float] = (),
+    ) -> Markup:
+        """The whole, with the x axis and vertical lines at the thresholds."""
+        y = self.y(self.bottom)
+        rest = [tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="axis")]
+        for value, text in ticks.items():
+            anchor = "end" if value >= self.right else "middle"
+            rest.append(_text(self.x(value), HEIGHT - BOTTOM + 15, text, anchor=anchor))
+        middle = LEFT + (WIDTH - LEFT - RIGHT) / 2
+        rest.append(_text(middle, HEIGHT - 5, x_label, class_="label"))
+        for x in map(self.x, thresholds):
+            rest.append(tag("line", x1=x, x2=x, y1=TOP - 6, y2=y, class_="threshold"))
+        view = f"0 0 {WIDTH} {HEIGHT}"
+        return tag("svg", *marks, *rest, class_="chart", viewBox=view, role="img", aria_label=label)
+
+
+def _mark(title: str, *children: Markup) -> Markup:
+    """A place of a chart with what it says."""
+    return tag("g", tag("title", title), *children, class_="mark")
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "middle", class_: str = "tick") -> Markup:
     return tag("text", text, x=x, y=y, text_anchor=anchor, class_=class_)
-
-
-def _grid(y: float) -> Markup:
-    return tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
 
 
 def _thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -44,10 +44,11 @@ class Thumbnail:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A caption with its ITM score and whether the filter keeps it; None where it did not say."""
+    """A caption, its scores and whether the filter keeps it; None where it did not say."""
 
     text: str
     score: float | None = None
+    similarity: float | None = None
     is_kept: bool | None = None
 
 
@@ -152,6 +153,7 @@ def _example(
     text = notes[CleanStage.name]["text"] if CleanStage.name in notes else pool["caption"]
     texts = notes.get(CaptionStage.name, {}).get("synthetic") or []
     marks = scores.get("itm_synthetic") or [None] * len(texts)
+    similar = scores.get("clip_synthetic") or [None] * len(texts)
     flags = keep.get("keep_synthetic") or [None] * len(texts)
     size = (pool["original_width"], pool["original_height"])
     return Example(
@@ -163,10 +165,15 @@ def _example(
         caption=None if pool["caption"] is None else _short(pool["caption"]),
         web=None
         if text is None
-        else Text(text=_short(text), score=scores.get("itm_web"), is_kept=keep.get("keep_web")),
+        else Text(
+            text=_short(text),
+            score=scores.get("itm_web"),
+            similarity=scores.get("clip_web"),
+            is_kept=keep.get("keep_web"),
+        ),
         synthetic=[
-            Text(text=_short(text), score=score, is_kept=is_kept)
-            for text, score, is_kept in zip(texts, marks, flags, strict=True)
+            Text(text=_short(text), score=score, similarity=similarity, is_kept=is_kept)
+            for text, score, similarity, is_kept in zip(texts, marks, similar, flags, strict=True)
         ],
         measures={name: _measures(name, values) for name, values in notes.items()},
         cluster=notes.get(DedupStage.name, {}).get("image_cluster"),

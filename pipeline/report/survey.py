@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.manifest import Plan
+from pipeline.report.borders import borders
 from pipeline.report.charts import Histogram
 from pipeline.store import Run
-from pipeline.verdicts import Judgement, Mask, annotated, judge
+from pipeline.verdicts import Judgement, Mask, judge
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
@@ -25,10 +26,13 @@ from stages.review import ReviewStage
 from stages.schema import web_captions
 from stages.select import SelectStage, splitmix
 
-__all__ = ["CELLS", "Cluster", "Place", "Survey", "Texts", "survey"]
+__all__ = ["CELLS", "Borderline", "Cluster", "Place", "Survey", "Texts", "ranks_of", "survey"]
 
 GALLERY = 8
 """Rows shown for a reason."""
+
+NEAREST = 4
+"""Rows shown on each side of the threshold that a reason stands for."""
 
 PAIRS_SHOWN = 6
 """Rows shown for a fate of web and synthetic caption."""
@@ -44,6 +48,7 @@ CELLS = ("both", "web", "synthetic", "none")
 
 WORDS = tuple(float(n) for n in range(0, 32))
 SCORES = tuple(round(n / 40, 3) for n in range(41))
+SIMILARITIES = tuple(round(n / 50, 2) for n in range(-5, 31))
 SIDES = tuple(n / 4 for n in range(16, 49))
 ASPECTS = tuple(n / 4 for n in range(-10, 11))
 
@@ -63,21 +68,34 @@ class Smallest(Generic[T]):
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._found: list[tuple[int, T]] = []
+        self._found: list[tuple[tuple[float, int], T]] = []
 
-    def offer(self, ranks: Ranks, value: Callable[[int], T]) -> None:
-        """Offer a value for each rank; `value` makes those that are taken."""
-        if len(ranks) > self.size:
-            chosen = np.argpartition(ranks, self.size)[: self.size]
+    def offer(
+        self,
+        ranks: Ranks,
+        value: Callable[[int], T],
+        nearness: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        """Offer a value for each rank; `value` makes those that are taken.
+
+        Where `nearness` is given it comes before the rank.
+        """
+        if nearness is not None:
+            chosen = np.lexsort((ranks, nearness))[: self.size]
         else:
             chosen = np.arange(len(ranks))
+            if len(self._found) == self.size:
+                chosen = np.flatnonzero(ranks < self._found[-1][0][1])
+            if len(chosen) > self.size:
+                chosen = chosen[np.argpartition(ranks[chosen], self.size)[: self.size]]
         for index in chosen:
-            self._found.append((int(ranks[index]), value(int(index))))
+            near = 0.0 if nearness is None else float(nearness[index])
+            self._found.append(((near, int(ranks[index])), value(int(index))))
         self._cut()
 
     def put(self, rank: int, value: T) -> None:
         """Offer one value."""
-        self._found.append((rank, value))
+        self._found.append(((0.0, rank), value))
         self._cut()
 
     def _cut(self) -> None:
@@ -101,6 +119,7 @@ class Texts:
         kept: Those of images that are kept, themselves kept.
         words: Their lengths, all and kept.
         scores: ITM scores of those judged.
+        similarities: CLIP similarities of those judged, and of those of them that are kept.
         sample: A seeded sample of those that reached the filter, or the end where none ran.
     """
 
@@ -110,6 +129,9 @@ class Texts:
     kept: int = 0
     words: Histogram = field(default_factory=lambda: Histogram.empty(WORDS, "found", "kept"))
     scores: Histogram = field(default_factory=lambda: Histogram.empty(SCORES, "texts"))
+    similarities: Histogram = field(
+        default_factory=lambda: Histogram.empty(SIMILARITIES, "judged", "kept")
+    )
     sample: Smallest[str] = field(default_factory=lambda: Smallest(TEXT_SAMPLE))
 
     def offer(self, texts: Any, ranks: Ranks, mask: Mask) -> None:
@@ -124,6 +146,23 @@ class Cluster:
 
     size: int = 1
     members: Smallest[Place] = field(default_factory=lambda: Smallest(CLUSTER_MEMBERS))
+
+
+@dataclass
+class Borderline:
+    """The rows nearest a threshold on both of its sides.
+
+    Attributes:
+        name: The field that sets it.
+        limit: Its value; None where the pool decides it.
+        rejected: Those rejected for its reason.
+        kept: Those that the stage keeps.
+    """
+
+    name: str
+    limit: float | None
+    rejected: Smallest[Place] = field(default_factory=lambda: Smallest(NEAREST))
+    kept: Smallest[Place] = field(default_factory=lambda: Smallest(NEAREST))
 
 
 @dataclass
@@ -146,6 +185,7 @@ class Survey:
         clusters: Those of more than one image, by the uid of the representative.
         cells: How many images have each of `CELLS`.
         reasons: Sampled rows for each (stage, reason).
+        borders: The rows nearest the threshold of each (stage, reason) that has one.
         shown: Sampled rows for each of `CELLS`.
     """
 
@@ -168,6 +208,7 @@ class Survey:
     reasons: dict[tuple[str, str], Smallest[Place]] = field(
         default_factory=lambda: defaultdict(lambda: Smallest(GALLERY))
     )
+    borders: dict[tuple[str, str], Borderline] = field(default_factory=dict)
     shown: dict[str, Smallest[Place]] = field(
         default_factory=lambda: defaultdict(lambda: Smallest(PAIRS_SHOWN))
     )
@@ -188,12 +229,16 @@ def survey(run: Run, plan: Plan, names: Sequence[str]) -> Survey:
 
 
 class _Fate(NamedTuple):
-    """Which texts came as far as the filter, and which of these it keeps."""
+    """Which texts came as far as the filter, and which of these it keeps.
+
+    `further_kept` are the rows of which it keeps a further web caption.
+    """
 
     web: Mask
     web_kept: Mask
     synthetic: Mask
     synthetic_kept: Mask
+    further_kept: Mask
 
 
 class _Shard:
@@ -208,19 +253,19 @@ class _Shard:
             f"{shard}.parquet",
             columns=["uid", "url", "caption", "repeats", "original_width", "original_height"],
         )
-        self.tables: dict[str, pa.Table] = {}
-        for name in names:
-            if name == DownloadStage.name:
-                continue
-            if (table := annotated(run, plan, name, shard)) is not None:
-                self.tables[name] = table
-        self.ranks = _ranks(self.verdicts.uids, plan.manifest.seed)
+        self.tables = {
+            name: table
+            for name, table in self.verdicts.tables.items()
+            if name != DownloadStage.name
+        }
+        self.ranks = ranks_of(self.verdicts.uids, plan.manifest.seed)
 
     def add_to(self, found: Survey) -> None:
         found.rows += self.pool.num_rows
         found.repeats += pc.sum(self.pool["repeats"]).as_py() or 0
         found.kept += int(self.verdicts.live.sum())
         self._reasons(found)
+        self._borders(found)
         self._sizes(found)
         self._hosts(found)
         self._texts(found)
@@ -235,15 +280,36 @@ class _Shard:
         mask = self.verdicts.measured[name]
         return self.tables[name].filter(pa.array(mask)), mask
 
-    def _offer(self, sample: Smallest[Place], mask: Mask) -> None:
-        rows = np.flatnonzero(mask)
-        sample.offer(self.ranks[rows], lambda index: Place(self.name, int(rows[index])))
+    def _offer(
+        self,
+        sample: Smallest[Place],
+        rows: npt.NDArray[np.intp],
+        nearness: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        sample.offer(self.ranks[rows], lambda index: Place(self.name, int(rows[index])), nearness)
 
     def _reasons(self, found: Survey) -> None:
         for name, reasons in self.verdicts.reasons.items():
             values = np.array(reasons.to_pylist(), dtype=object)
             for reason in reasons.drop_null().unique().to_pylist():
-                self._offer(found.reasons[name, reason], values == reason)
+                self._offer(found.reasons[name, reason], np.flatnonzero(values == reason))
+
+    def _borders(self, found: Survey) -> None:
+        for name in self.tables:
+            measured = self._measured(name)
+            assert measured is not None
+            table, mask = measured
+            rows = np.flatnonzero(mask)
+            reasons = self.verdicts.reasons[name].filter(pa.array(mask))
+            kept = _bools(reasons.is_null())
+            for border in borders(self.plan.stage(name), table):
+                key = name, border.reason
+                line = found.borders.setdefault(key, Borderline(border.name, border.limit))
+                there = ~np.isnan(border.values)
+                rejected = _bools(pc.equal(reasons, pa.scalar(border.reason)))
+                for sample, fate in ((line.rejected, rejected), (line.kept, kept)):
+                    nearness = border.nearness(fate is rejected)
+                    self._offer(sample, rows[fate & there], nearness[fate & there])
 
     def _sizes(self, found: Survey) -> None:
         width = _floats(self.pool["original_width"])
@@ -301,23 +367,24 @@ class _Shard:
 
         if (scored := self._measured(FilterStage.name)) is not None:
             table, measured = scored
-            for source, scores, reached, passed in (
-                (found.web, table["itm_web"], fate.web, fate.web_kept),
-                (
-                    found.synthetic,
-                    _flat(table["itm_synthetic"])[0],
-                    fate.synthetic,
-                    fate.synthetic_kept,
-                ),
+            for source, kind, reached, passed in (
+                (found.web, "web", fate.web, fate.web_kept),
+                (found.synthetic, "synthetic", fate.synthetic, fate.synthetic_kept),
             ):
                 source.judged += int(reached.sum())
                 source.rejected += int((reached & ~passed).sum())
-                source.scores.add("texts", _floats(scores.drop_null()))
+                source.scores.add("texts", _there(_scores(table, f"itm_{kind}")))
+                similar = _scores(table, f"clip_{kind}")
+                if len(similar):
+                    judged = measured if kind == "web" else measured[parents]
+                    source.similarities.add("judged", _there(similar))
+                    source.similarities.add("kept", _there(similar[passed[judged]]))
             any_synthetic = np.zeros(len(live), bool)
             any_synthetic[parents[fate.synthetic_kept]] = True
-            self._cells(found, measured, fate.web_kept, any_synthetic)
+            self._cells(found, measured, fate.web_kept | fate.further_kept, any_synthetic)
         elif written is not None:
-            self._offer(found.shown["both"], live & self.verdicts.measured[CaptionStage.name])
+            captioned = live & self.verdicts.measured[CaptionStage.name]
+            self._offer(found.shown["both"], np.flatnonzero(captioned))
 
     def _fate(self, web: Mask, synthetic: Mask, parents: npt.NDArray[np.int64]) -> _Fate:
         """What the filter says of texts; without it, all texts of live rows are kept.
@@ -330,17 +397,19 @@ class _Shard:
         if (scored := self._measured(FilterStage.name)) is None:
             live = self.verdicts.live
             web, synthetic = web & live, synthetic & live[parents]
-            return _Fate(web, web, synthetic, synthetic)
+            return _Fate(web, web, synthetic, synthetic, np.zeros(len(web), bool))
         table, measured = scored
         stage = self.plan.stage(FilterStage.name)
         assert isinstance(stage, FilterStage)
         keeps = stage.keep_texts(table.drop_columns("measured"))
-        scores, _ = _flat(table["itm_synthetic"])
         flags, _ = _flat(keeps["keep_synthetic"])
-        fate = _Fate(*np.zeros((2, len(web)), bool), *np.zeros((2, len(synthetic)), bool))
-        fate.web[measured] = _bools(table["itm_web"].is_valid())
+        further, rows = _flat(keeps["keep_further"])
+        of_rows, of_texts = np.zeros((3, len(web)), bool), np.zeros((2, len(synthetic)), bool)
+        fate = _Fate(of_rows[0], of_rows[1], of_texts[0], of_texts[1], of_rows[2])
+        fate.further_kept[np.flatnonzero(measured)[rows[_bools(further)]]] = True
+        fate.web[measured] = _is_scored(table, "web")
         fate.web_kept[measured] = _bools(keeps["keep_web"])
-        fate.synthetic[measured[parents]] = _bools(scores.is_valid())
+        fate.synthetic[measured[parents]] = _is_scored(table, "synthetic")
         fate.synthetic_kept[measured[parents]] = _bools(flags)
         return fate
 
@@ -364,7 +433,7 @@ class _Shard:
         masks = (web & synthetic, web & ~synthetic, ~web & synthetic, ~web & ~synthetic)
         for cell, mask in zip(CELLS, masks, strict=True):
             found.cells[cell] += int((measured & mask).sum())
-            self._offer(found.shown[cell], measured & mask)
+            self._offer(found.shown[cell], np.flatnonzero(measured & mask))
 
     def _languages(self, found: Survey) -> None:
         if (cleaned := self._measured(CleanStage.name)) is None:
@@ -412,7 +481,7 @@ class _Shard:
                 counter[entry["values"]] += entry["counts"]
 
 
-def _ranks(uids: pa.Array[Any], seed: int) -> Ranks:
+def ranks_of(uids: pa.Array[Any], seed: int) -> Ranks:
     """A rank for each row that its uid and the seed alone decide, by splitmix64."""
     heads = (int(str(uid)[:16], 16) for uid in uids.to_pylist())
     values = np.fromiter(heads, dtype=np.uint64, count=len(uids))
@@ -423,6 +492,25 @@ def _flat(lists: Any) -> tuple[Any, npt.NDArray[np.int64]]:
     """The values of a column of lists in order, and the row of each."""
     whole = lists.combine_chunks()
     return whole.flatten(), pc.list_parent_indices(whole).to_numpy().astype(np.int64)
+
+
+def _scores(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
+    """A score of each text, NaN where it has none; nothing where the filter does not write it."""
+    if name not in table.column_names:
+        return np.zeros(0)
+    column = table[name]
+    return _floats(_flat(column)[0] if pa.types.is_list(column.type) else column)
+
+
+def _is_scored(table: pa.Table, kind: str) -> Mask:
+    """Which texts of a kind have a score, whichever it is."""
+    scores = (_scores(table, f"{score}_{kind}") for score in ("itm", "clip"))
+    marks: Mask = np.logical_or.reduce([~np.isnan(found) for found in scores if len(found)])
+    return marks
+
+
+def _there(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return values[~np.isnan(values)]
 
 
 def _nothing() -> tuple[Any, npt.NDArray[np.int64]]:

@@ -1,247 +1,36 @@
+import base64
+import hashlib
 import html
 import itertools
 import json
-import random
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from fakes import jpeg
+from hypothesis import given
+from hypothesis import strategies as st
+from pages import CHROMIUM, PageBrowser
+from PIL import Image
+from runs import BREAKOUT, COMMIT, FULL, SCRIPT, Page, make_run, manifest, with_nulls
 
-from pipeline.manifest import STAGES, Manifest, Plan
-from pipeline.pool import state
+from pipeline.manifest import Plan
 from pipeline.report import build
+from pipeline.report.borders import CLEAN, DEDUP, borders
 from pipeline.report.charts import Histogram, curves, histogram
 from pipeline.report.health import variety
-from pipeline.report.survey import Smallest
+from pipeline.report.survey import Smallest, survey
 from pipeline.status import funnel
 from pipeline.store import Run
-from pipeline.verdicts import judge, summary_digest
-from stages.schema import PAIRS, POOL, uid_of
+from stages.clean import CleanConfig, CleanStage
+from stages.dedup import DedupStage
 
-CHROMIUM = shutil.which("chromium")
-COMMIT = "0" * 40
-SCRIPT = "<script>document.title='pwned'</script> a red ball on the beach"
-BREAKOUT = '"><img src=x onerror="document.title=\'pwned\'"> two fish in the sea'
-STYLE = "</style></title><svg onload=alert(1)> a blue house {{ 7 * 7 }} at night"
-BIDI = "a kite \u202e\x00 over the \x1b[31m wall"
-HOSTILE = (SCRIPT, BREAKOUT, STYLE, BIDI)
-HOSTS = ("one.example", "two.example", 'x"><script>.example')
 EVALUATION = {
     "blip": {"model": "y", "metrics": {"ir@1": 0.5, "captioning": {"cider": 0.8}}},
     "start": {"model": "x", "metrics": {"ir@1": 0.25, "captioning": {"cider": 0.4}}},
 }
 SCORES = [{"stage": "dedup", "precision": 0.99, "recall": 0.97, "num_rejected": 12}]
 TRUTH = {"stages": SCORES, "raw_true": 0.5, "exported_true": 0.951, "synthetic_true": None}
-FULL = ("download", "clean", "dedup", "select", "caption", "filter")
-COLOURS = ("red", "green", "blue", "yellow", "white", "black", "old", "small", "large", "wooden")
-THINGS = ("dog", "house", "boat", "train", "bridge", "horse", "window", "garden", "kite", "bird")
-VERBS = ("are standing", "are lying", "can be seen", "are waiting", "were found", "are shown")
-PLACES = ("morning", "evening", "city", "harbour", "village", "forest", "mountains", "rain")
-PHRASES = (["red ball", "beach"], ["two fish", "sea"], ["blue house"], ["kite", "wall"], ["dog"])
-
-
-def manifest(root, names=FULL, export=True, **fields):
-    settings = {
-        "download": {"source": "list.parquet"},
-        "caption": {"revision": COMMIT},
-        "filter": {"revision": COMMIT},
-    }
-    stages = {name: settings.get(name, {}) | fields.get(name, {}) for name in names}
-    if export:
-        stages["export"] = {}
-    if "select" in stages:  # a pipeline whose revision can be told; it is never loaded
-        pipeline = Path(root) / "pipeline"
-        pipeline.mkdir(parents=True, exist_ok=True)
-        stages["select"] = {"model": str(pipeline), **stages["select"]}
-    return Manifest.parse({"name": "hostile <b>run", "run": str(root), "stages": stages})
-
-
-def sentence(seed):
-    rng = random.Random(seed)
-    return (
-        f"a {rng.choice(COLOURS)} {rng.choice(THINGS)} and two {rng.choice(COLOURS)} "
-        f"{rng.choice(THINGS)}s {rng.choice(VERBS)} near the {rng.choice(COLOURS)} "
-        f"{rng.choice(THINGS)} in the {rng.choice(PLACES)}"
-    )
-
-
-def pool_rows(number, shard):
-    rows = []
-    for index in range(number):
-        place = shard * number + index
-        caption = HOSTILE[place] if place < len(HOSTILE) else sentence(place)
-        if place % 11 == 6:
-            caption = None
-        url = f"https://{HOSTS[place % 3]}/{place}/<script>alert(2)</script>.jpg"
-        error = "not_an_image" if place % 9 == 8 else None
-        drawn = place // 2 if place % 10 == 7 else place  # some are copies
-        rows.append(
-            {
-                "uid": uid_of(url, caption),
-                "source": "web",
-                "url": url,
-                "caption": caption,
-                "repeats": place % 2,
-                "status": "failed_to_resize" if error else "success",
-                "error": error,
-                "image": None if error else jpeg(drawn, (96 + place % 5 * 20, 90)),
-                "width": None if error else 96 + place % 5 * 20,
-                "height": None if error else 90,
-                "original_width": None if error else 96 + place % 5 * 20,
-                "original_height": None if error else 90,
-                "original_bytes": None if error else 9000,
-                "sha256": None if error else f"{drawn + 1:08x}" * 8,
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=POOL)
-
-
-def annotated(plan, name, pool, mask, index):
-    """What a stage might have measured: the real thing where it needs no model."""
-    rows = pool.filter(pa.array(mask))
-    stage = plan.stage(name)
-    if name in ("clean", "dedup"):
-        stage.load()
-        return stage.annotate(rows)
-    if name == "select":
-        phrases = [PHRASES[(index + row) % 5] for row in range(rows.num_rows)]
-        return with_nulls(stage.writes, rows.num_rows, noun_phrases=phrases)
-    if name == "caption":
-        texts = [
-            [
-                ""
-                if row == 3
-                else HOSTILE[row % 4]
-                if row % 6 == 0
-                else f"a ball ball {row % 7} on the grass"
-            ]
-            for row in range(rows.num_rows)
-        ]
-        return with_nulls(stage.writes, rows.num_rows, synthetic=texts)
-    web = [
-        None if caption is None else (row * 37 % 100) / 100
-        for row, caption in enumerate(rows["caption"].to_pylist())
-    ]
-    synthetic = [
-        [None if row == 3 else (row * 53 % 100) / 100] if "caption" in plan.names else []
-        for row in range(rows.num_rows)
-    ]
-    return with_nulls(
-        stage.writes,
-        rows.num_rows,
-        itm_web=web,
-        itm_synthetic=synthetic,
-        itc_web=web,
-        itc_synthetic=synthetic,
-        itm_decoded=[True] * rows.num_rows,
-    )
-
-
-def with_nulls(schema, number, **columns):
-    return pa.table(
-        {
-            field.name: pa.array(columns[field.name], field.type)
-            if field.name in columns
-            else pa.nulls(number, field.type)
-            for field in schema
-        }
-    )
-
-
-def scatter(mask, part):
-    positions = pa.array(np.cumsum(mask) - 1, pa.int64(), mask=~mask)
-    return part.combine_chunks().take(positions)
-
-
-def make_run(root, plan, *, shards=3, number=40, until=None):
-    """A run of `shards` x `number` rows, measured up to and with the stage `until`."""
-    run = Run(str(root))
-    pools = {f"{shard:05d}": pool_rows(number, shard) for shard in range(shards)}
-    for shard, pool in pools.items():
-        run.write_table(pool, "pool", f"{shard}.parquet")
-    run.write_json(
-        {
-            "manifest": dict(plan.manifest.source),
-            "versions": {"capfilt": "0.1.0", "ray": "2.60.0"},
-            "machine": {"cpus": 2},
-        },
-        "run.json",
-    )
-    for name in plan.names:
-        if name != "download":
-            measure(run, plan, name, pools)
-        run.write_json({"seconds": 2.5}, *plan.folder(name), "_stage.json")
-        if name == until:
-            return run
-    if plan.exports:
-        export(run, plan, pools)
-    return run
-
-
-def measure(run, plan, name, pools):
-    live = {s: judge(run, plan, s, plan.before(name)).live for s in pools}
-    parts = {}
-    for index, (shard, pool) in enumerate(pools.items()):
-        rows = pool
-        if name != "clean" and "clean" in plan.before(name):
-            clean = run.read_table(*plan.folder("clean"), f"{shard}.parquet", columns=["text"])
-            rows = rows.append_column("text", clean["text"])
-        found = annotated(plan, name, rows, live[shard], index)
-        parts[shard] = found.add_column(0, "uid", pool["uid"].filter(pa.array(live[shard])))
-        scattered = scatter(live[shard], found)
-        columns = {column: scattered[column] for column in found.column_names}
-        if (taken := summary_digest(run, plan, name, shard)) is not None:
-            columns["taken"] = pa.array(taken)
-        table = pa.table({"uid": pool["uid"], "measured": live[shard], **columns})
-        run.write_table(table, *plan.folder(name), f"{shard}.parquet")
-    if name not in ("dedup", "select"):
-        return
-    for shard, part in parts.items():
-        if name == "dedup":
-            whole = plan.stage(name).summarize(iter(parts.values()))
-            start = sum(t.num_rows for s, t in parts.items() if s < shard)
-            summary = whole.slice(start, part.num_rows).drop_columns("uid")
-        else:
-            flags = [row % 6 != 5 for row in range(part.num_rows)]
-            summary = with_nulls(STAGES[name].summary, part.num_rows, selected=flags)
-        scattered = scatter(live[shard], summary)
-        columns = {column: scattered[column] for column in summary.column_names}
-        table = pa.table({"uid": pools[shard]["uid"], "summarized": live[shard], **columns})
-        run.write_table(table, *plan.summary_folder(name), f"{shard}.parquet")
-
-
-def export(run, plan, pools):
-    counts, images, files = {}, 0, []
-    for shard, pool in pools.items():
-        live = pa.array(judge(run, plan, shard, plan.names).live)
-        rows = pool
-        for name in plan.names:
-            if name in ("clean", "caption", "filter"):
-                table = run.read_table(*plan.folder(name), f"{shard}.parquet")
-                for column in ("text", "synthetic", "itm_web", "itm_synthetic"):
-                    if column in table.column_names:
-                        rows = rows.append_column(column, table[column])
-        keeps = None
-        if "filter" in plan.names:
-            scores = run.read_table(*plan.folder("filter"), f"{shard}.parquet").filter(live)
-            keeps = plan.stage("filter").keep_texts(scores.drop_columns("measured"))
-        pairs = plan.export().pairs(rows.filter(live), keeps)
-        assert pairs.schema.equals(PAIRS)
-        run.write_table(pairs, "curated", f"{shard}.parquet")
-        images += len(pairs["uid"].unique())
-        for entry in pairs["caption_source"].value_counts().to_pylist():
-            counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
-        files.append({"name": f"{shard}.parquet", "rows": pairs.num_rows})
-    decision = state(run, plan.decision("export"))
-    content = {"decision": decision, "pairs": counts, "images": images, "files": files}
-    run.write_json(content, "curated", "manifest.json")
-    run.write_json({"decision": decision, "seconds": 1.0}, "curated", "_export.json")
 
 
 @pytest.fixture(scope="module")
@@ -256,36 +45,14 @@ def whole(tmp_path_factory):
     ]
     content = "\n".join([*map(json.dumps, lines), '{"step": 4'])
     run.write(content.encode(), "models", "filter", "metrics.jsonl")
+    samples = [
+        {"step": step, "caption": SCRIPT, "written": f"a boat {BREAKOUT} {step}"}
+        for step in (100, 200, 300)
+        for _ in range(9)
+    ]
+    run.write("\n".join(map(json.dumps, samples)).encode(), "models", "filter", "samples.jsonl")
     build.write(run, plan, funnel(run, plan), evaluation=EVALUATION, truth=TRUTH)
     return run, plan
-
-
-class Page(HTMLParser):
-    """The elements of a page and the text outside of styles."""
-
-    def __init__(self, content):
-        super().__init__()
-        self.elements = []
-        self.words = []
-        self._inside = None
-        self.feed(content)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag in ("style", "script"):
-            self._inside = tag
-
-    def handle_endtag(self, tag):
-        if tag == self._inside:
-            self._inside = None
-
-    def handle_data(self, text):
-        if self._inside is None:
-            self.words.append(text)
-
-    @property
-    def text(self):
-        return re.sub(r"\s+", " ", "".join(self.words))
 
 
 def page_of(run):
@@ -335,8 +102,7 @@ def test_histograms_hold_every_text_and_image(whole):
 
 def test_a_hostile_caption_is_text_and_nothing_else(whole):
     page = page_of(whole[0])
-    tags = {tag for tag, _ in page.elements}
-    assert "script" not in tags
+    assert [tag for tag, _ in page.elements].count("script") == 1
     assert "document.title='pwned'" in page.text
     assert "{{ 7 * 7 }}" in page.text
     assert "49 at night" not in page.text
@@ -359,6 +125,10 @@ def test_the_page_asks_for_nothing(whole):
     assert "url(" not in style and "@import" not in style
     policies = [a["content"] for t, a in page.elements if a.get("http-equiv")]
     assert len(policies) == 1 and policies[0].startswith("default-src 'none'; img-src data:;")
+    for kind in ("style", "script"):
+        part = re.search(rf"<{kind}>(.*?)</{kind}>", content, re.S).group(1).encode()
+        digest = base64.b64encode(hashlib.sha256(part).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}';" in policies[0]
 
 
 def test_every_image_and_chart_says_what_it_is(whole):
@@ -384,7 +154,7 @@ def test_each_reason_shows_its_count_its_sentence_and_examples(whole):
             assert sentence.replace("`", "") in text
             if reason in stage["reasons"]:
                 assert reason.replace("_", " ") in text
-    blocks = re.findall(r'<details class="reason">(.*?)</details>', content, re.S)
+    blocks = re.findall(r'<details class="reason".*?>(.*?)</details>', content, re.S)
     assert len(blocks) == sum(len(stage["reasons"]) for stage in facts_of(run)["stages"])
     assert all('class="example"' in block for block in blocks)
 
@@ -457,6 +227,40 @@ def test_models_evaluation_and_truth_are_shown(whole):
     assert facts_of(run)["training"]["filter"]["step"] == 399
 
 
+def test_captions_of_a_training_are_shown_of_its_first_and_its_last_step(whole):
+    run, _ = whole
+    samples = facts_of(run)["samples"]["filter"]
+    assert [line["step"] for line in samples] == [100] * 4 + [300] * 4
+    assert f"a boat {BREAKOUT} 300" in page_of(run).text
+
+
+def test_the_intervals_of_metrics_stand_beside_them(tmp_path):
+    plan = Plan(manifest(tmp_path, ("download",), export=False))
+    run = make_run(tmp_path, plan)
+    metrics = {"itm": {"TR@1": 0.5}, "intervals": {"itm": {"TR@1": [0.25, 0.625]}}}
+    evaluation = {"blip": {"model": "x", "metrics": metrics}}
+    build.write(run, plan, funnel(run, plan), evaluation=evaluation)
+    assert facts_of(run)["evaluation"] == {"blip": {"itm TR@1": 0.5}}
+    assert "0.500 0.250 to 0.625" in page_of(run).text
+
+
+def test_the_models_of_the_stages_have_their_revisions(whole):
+    rows = {row["stage"]: row for row in facts_of(whole[0])["models"]}
+    assert rows["caption"]["model"] == "Salesforce/blip-image-captioning-base"
+    assert COMMIT in rows["caption"]["revision"]
+    assert COMMIT in page_of(whole[0]).text
+
+
+def test_noun_phrases_are_drawn_by_rank(whole):
+    phrases = facts_of(whole[0])["phrases"]
+    for name in ("before", "after"):
+        line = phrases["frequencies"][name]
+        assert line[0][0] == 1 and line[-1][0] == phrases[f"distinct_{name}"]
+        numbers = [number for _, number in line]
+        assert numbers == sorted(numbers, reverse=True)
+        assert sum(numbers) == sum(row[name] for row in phrases["top"])  # all of the few there are
+
+
 def test_truth_may_be_a_list_of_stages(tmp_path):
     plan = Plan(manifest(tmp_path, ("download",), export=False))
     run = make_run(tmp_path, plan)
@@ -491,6 +295,98 @@ def test_the_smallest_ranks_win_in_whatever_order_they_come():
     assert whole.values == parts.values == list(range(7))
 
 
+def test_what_is_nearest_comes_first_whatever_its_rank():
+    found = Smallest(2)
+    for part in ([3, 0, 4], [2, 1, 5]):
+        ranks = np.array(part, np.uint64)
+        found.offer(ranks, lambda n, part=part: part[n], abs(np.array(part, float) - 3.4))
+    assert found.values == [3, 4]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_reason_shows_the_rows_nearest_its_threshold_on_both_sides(tmp_path, shards):
+    plan = Plan(manifest(tmp_path, ("download", "filter"), filter={"min_itm": 0.5}))
+    run = make_run(tmp_path, plan, shards=shards, number=120 // shards)
+    scores = pa.concat_tables(
+        run.read_table(*plan.folder("filter"), f"{shard:05d}.parquet") for shard in range(shards)
+    )["itm_web"].drop_null()
+    ordered = np.sort(scores.to_numpy())
+    found = survey(run, plan, plan.names).borders["filter", "unmatched"]
+    assert (found.name, found.limit) == ("min_itm", 0.5)
+    for sample, nearest in (
+        (found.rejected, ordered[ordered < 0.5][-4:]),
+        (found.kept, ordered[ordered >= 0.5][:4]),
+    ):
+        shown = [
+            run.read_table(*plan.folder("filter"), f"{place.shard}.parquet")["itm_web"][
+                place.row
+            ].as_py()
+            for place in sample.values
+        ]
+        assert sorted(shown) == pytest.approx(sorted(nearest))
+    build.write(run, plan, funnel(run, plan))
+    text = page_of(run).text
+    assert "Just rejected nearest min_itm, 0.5" in text
+    assert "Just kept nearest min_itm, 0.5" in text
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 900)), min_size=1, max_size=30))
+def test_a_border_lies_between_what_a_rule_rejects_and_what_it_keeps(measures):
+    stage = CleanStage(CleanConfig(preset="flamingo", languages=()))
+    words, sides = zip(*measures, strict=True)
+    table = with_nulls(
+        stage.writes,
+        len(words),
+        text=["a text"] * len(words),
+        text_words=list(words),
+        image_width=list(sides),
+        image_height=[1000] * len(words),
+        image_aspect=[1.0] * len(words),
+    )
+    bits = stage.fired(table)
+    for border in borders(stage, table):
+        fired = bits >> list(stage.reasons).index(border.reason) & 1 == 1
+        assert not np.isnan(border.values[fired]).any()
+        if border.limit is None or not fired.any():
+            continue
+        is_least = border.name.startswith("min")
+        over = (
+            border.values[fired] < border.limit if is_least else border.values[fired] > border.limit
+        )
+        assert over.all()
+
+
+def test_every_reason_with_a_border_is_one_of_its_stage():
+    assert set(CLEAN) <= set(CleanStage.reasons)
+    assert set(DEDUP) <= set(DedupStage.reasons)
+    for field, *columns in CLEAN.values():
+        assert field in CleanConfig().limits
+        for column in columns:
+            assert column.format(counts="text") in CleanStage.writes.names
+    for field, column in DEDUP.values():
+        assert hasattr(DedupStage.config_type, field)
+        assert column in DedupStage.summary.names
+
+
+def test_clip_similarities_are_counted_where_the_filter_writes_them(tmp_path):
+    plan = Plan(manifest(tmp_path, ("download", "caption", "filter")))
+    run = make_run(tmp_path, plan)
+    judged = 0
+    for shard in run.shards("pool"):
+        file = (*plan.folder("filter"), f"{shard}.parquet")
+        table = run.read_table(*file)
+        similar = table["itm_web"].combine_chunks().cast(pa.float32())
+        judged += len(similar) - similar.null_count
+        place = table.schema.get_field_index("clip_web")
+        run.write_table(table.set_column(place, "clip_web", similar), *file)
+    build.write(run, plan, funnel(run, plan))
+    series = facts_of(run)["histograms"]["web_clip"]["series"]
+    assert sum(series["judged"]) == judged
+    assert sum(series["kept"]) == facts_of(run)["texts"]["web"]["kept"]
+    assert "CLIP similarity of web captions" in page_of(run).text
+    assert "CLIP similarity of synthetic captions" not in page_of(run).text
+
+
 def test_a_chart_escapes_its_texts():
     found = Histogram(edges=(0.0, 1.0, 2.0), series={"<b>": [1, 2]})
     svg = histogram(
@@ -500,36 +396,60 @@ def test_a_chart_escapes_its_texts():
     assert {tag for tag, _ in Page(svg).elements} <= {
         "svg", "g", "title", "rect", "line", "text", "polyline"
     }  # fmt: skip
-    assert html.unescape(Page(svg).text).count("<u>") == 2
+    assert html.unescape(Page(svg).text).count("<u>") == 4
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_a_browser_shows_the_page_and_runs_nothing_of_it(whole, tmp_path):
-    def chromium(*options):
-        return subprocess.run(
-            [
-                CHROMIUM,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-quic",
-                "--no-first-run",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
-                f"--user-data-dir={tmp_path / 'profile'}",
-                *options,
-                f"file://{whole[0].at('report', 'index.html')}",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A browser without a window."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    with PageBrowser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
 
-    content = chromium("--dump-dom", "--enable-logging=stderr", "--v=0")
-    assert "<title>hostile &lt;b&gt;run · capfilt report</title>" in content.stdout
-    assert "<script" not in content.stdout
-    assert "Content Security Policy" not in content.stderr
-    picture = tmp_path / "report.png"
-    chromium(f"--screenshot={picture}", "--window-size=1280,2000")
-    assert picture.stat().st_size > 20_000
+
+def test_a_browser_asks_for_nothing_complains_of_nothing_and_runs_no_caption(whole, browser):
+    path = whole[0].at("report", "index.html")
+    browser.visit(path)
+    browser.value("document.querySelectorAll('details').forEach(one => one.open = true)")
+    browser.value("Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))")
+    assert browser.requests == [f"file://{path}"]
+    assert browser.complaints == []
+    assert browser.value("document.title") == "hostile <b>run \u00b7 capfilt report"
+    assert browser.value("document.scripts.length") == 1
+    assert "document.title='pwned'" in browser.value("document.body.innerText")
+
+
+def test_a_reason_opens_its_gallery_by_click_and_by_key(whole, browser):
+    browser.visit(whole[0].at("report", "index.html"))
+    shown = "document.querySelector('#reason-filter-unmatched .example').checkVisibility()"
+    summary = "document.querySelector('#reason-filter-unmatched > summary')"
+    assert not browser.value(shown)
+    browser.value(f"{summary}.click()")
+    assert browser.value(shown)
+    browser.value(f"{summary}.focus()")
+    browser.press("Enter")
+    assert not browser.value(shown)
+
+
+def test_a_chart_tells_its_values_by_key_and_its_legend_hides_a_series(whole, browser):
+    browser.visit(whole[0].at("report", "index.html"))
+    browser.value("document.querySelector('#filter svg.chart').focus()")
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        browser.press(key)
+    told = browser.value("document.querySelector('#filter output').textContent")
+    first = browser.value("document.querySelector('#filter g.mark title').textContent")
+    assert told == first and "kept" in told
+    browser.value("document.querySelector('#filter .legend button').click()")
+    assert browser.value("document.querySelectorAll('#filter rect.web.off').length") > 0
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
+def test_the_page_fits_its_window_and_can_be_seen(whole, browser, tmp_path, width, dark):
+    browser.visit(whole[0].at("report", "index.html"), width=width, dark=dark)
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    picture = Image.open(browser.picture_of_all(tmp_path / "report.png"))
+    assert width - 20 < picture.width <= width  # without the scroll bar
+    brightness = np.asarray(picture.convert("L")).mean()
+    assert brightness < 80 if dark else brightness > 180

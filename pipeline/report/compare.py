@@ -1,0 +1,419 @@
+"""Two runs on one page, differences first, with the rows whose verdict changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.manifest import Plan
+from pipeline.report.build import facts_of, lines_of, measured_by
+from pipeline.report.charts import Histogram, curves
+from pipeline.report.examples import Example, examples
+from pipeline.report.page import DISTRIBUTIONS, Figure, distribution, environment, policy
+from pipeline.report.survey import CELLS, Place, ranks_of, survey
+from pipeline.status import funnel
+from pipeline.store import Run
+from pipeline.tables import flat
+from pipeline.verdicts import Judgement, Mask, judge
+from stages.filter import FilterStage
+
+__all__ = ["write"]
+
+MOST_CHANGES = 16
+SHOWN = 6
+"""Rows shown of each change of verdict."""
+
+KEPT = "kept"
+KEPT_TEXTS = {
+    "both": "kept with web and synthetic captions",
+    "web": "kept with web captions",
+    "synthetic": "kept with synthetic captions",
+}
+SERIES = {"words": "kept", "itm": "texts", "clip": "judged", "side": "kept", "aspect": "kept"}
+"""What is compared of each histogram of report.json, by the end of its key."""
+
+CLASSES = ("loss-a", "loss-b")
+SOURCES = ("web", "synthetic")
+TEXT_FACTS = ("found", "judged", "rejected", "reject_rate", "kept")
+VARIETY = ("unique", "distinct_1", "distinct_2", "repeated", "words")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the runs.
+
+    Attributes:
+        run: The run.
+        plan: Its plan.
+        names: The stages that have measured something.
+        facts: As in its report.json.
+        fates: uid, code (of `verdicts`), shard and row of each row.
+        verdicts: What may have become of a row.
+    """
+
+    run: Run
+    plan: Plan
+    names: list[str]
+    facts: Mapping[str, Any]
+    fates: pa.Table
+    verdicts: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A fact of both runs; None where a run has none."""
+
+    label: str
+    before: Any
+    after: Any
+
+    @property
+    def is_same(self) -> bool:
+        """Whether it is the same in both."""
+        return bool(self.before == self.after)
+
+    @property
+    def change(self) -> float | int | None:
+        """The difference of two numbers."""
+        values = (self.before, self.after)
+        if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+            return None
+        difference: float | int = self.after - self.before
+        return difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A change of verdict: from which to which, of how many rows, and some of them in both runs."""
+
+    before: str
+    after: str
+    rows: int
+    shown: list[tuple[Example, Example]]
+
+
+def write(
+    before: Run, plan_before: Plan, after: Run, plan_after: Plan, out: str | None = None
+) -> tuple[str, dict[str, int]]:
+    """Write a page on what differs between two runs; rows are the same that have one uid.
+
+    Args:
+        before: A run, finished or not.
+        plan_before: Its plan.
+        after: Another.
+        plan_after: Its plan.
+        out: A local file; by default report/compare.html of the second.
+
+    Returns:
+        The path of the page, and the numbers of rows: `both`, `only_before`, `only_after`,
+        `changed`, `newly_kept` and `newly_rejected`.
+
+    Raises:
+        ValueError: The folder of `out` is not there.
+    """
+    if out is not None and not os.path.isdir(folder := os.path.dirname(out) or "."):
+        raise ValueError(f"--out {out}: no folder {folder}")
+    sides = (_side(before, plan_before), _side(after, plan_after))
+    counts, changes = _changes(*sides)
+    page = environment().get_template("compare.html.j2").render(
+        **policy(),
+        made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        names=_names(*sides),
+        before=sides[0].facts,
+        after=sides[1].facts,
+        counts=counts,
+        changes=changes,
+        settings=[line for line in _paired(*map(_settings, sides)) if not line.is_same],
+        funnel=list(_funnel(*sides)),
+        captions={
+            source: _paired(*(_captions(side, source) for side in sides)) for source in SOURCES
+        },
+        metrics=_paired(*map(_evaluation, sides)),
+        hosts=_paired(*(_counted(s, "hosts", "host", "failed") for s in sides)),
+        languages=_paired(*(_counted(s, "languages", "language", "rows") for s in sides)),
+        times=_paired(*map(_times, sides)),
+        distributions=_distributions(*sides),
+        curves=_curves(*sides),
+    )  # fmt: skip
+    content = (page.strip() + "\n").encode()
+    if out is None:
+        after.write(content, "report", "compare.html")
+        return after.at("report", "compare.html"), counts
+    with open(out, "wb") as file:
+        file.write(content)
+    return out, counts
+
+
+def _side(run: Run, plan: Plan) -> Side:
+    counts = funnel(run, plan)
+    names = measured_by(plan, counts)
+    evaluation = run.read_json("evaluation.json") if run.exists("evaluation.json") else {}
+    facts = facts_of(run, plan, counts, survey(run, plan, names), evaluation)
+    fates, verdicts = _fates(run, plan, names)
+    return Side(run=run, plan=plan, names=names, facts=facts, fates=fates, verdicts=verdicts)
+
+
+def _names(before: Side, after: Side) -> tuple[str, str]:
+    """What the runs are called: by the first of name, folder and place that differs."""
+    folders = (posixpath.basename(side.run.root) for side in (before, after))
+    named = (before.facts["name"], after.facts["name"]), tuple(folders), ("first", "second")
+    return next((first, second) for first, second in named if first != second)
+
+
+def _fates(run: Run, plan: Plan, names: list[str]) -> tuple[pa.Table, list[str]]:
+    """What became of every row: `Side.fates` and `Side.verdicts`."""
+    known: dict[str, int] = {}
+    tables = []
+    for number, shard in enumerate(run.shards("pool")):
+        found = judge(run, plan, shard, names)
+        codes = np.full(len(found.uids), -1, np.int64)
+        for verdict, mask in _verdicts(plan, found):
+            codes[mask & (codes < 0)] = known.setdefault(verdict, len(known))
+        tables.append(
+            pa.table(
+                {
+                    "uid": found.uids,
+                    "code": codes,
+                    "shard": np.full(len(codes), number, np.int32),
+                    "row": np.arange(len(codes), dtype=np.int32),
+                }
+            )
+        )
+    empty = {"uid": pa.array([], pa.string()), "code": pa.array([], pa.int64())}
+    places = {"shard": pa.array([], pa.int32()), "row": pa.array([], pa.int32())}
+    return pa.concat_tables(tables or [pa.table({**empty, **places})]), list(known)
+
+
+def _verdicts(plan: Plan, found: Judgement) -> Iterator[tuple[str, Mask]]:
+    """Verdicts with the rows they hold for; of several of a row the first counts."""
+    for name, reasons in found.reasons.items():
+        yield f"not measured by {name} yet", found.reached[name] & ~found.measured[name]
+        values = np.array(reasons.to_pylist(), dtype=object)
+        for reason in reasons.drop_null().unique().to_pylist():
+            yield f"{name}: {reason}".replace("_", " "), values == reason
+    if (table := found.tables.get(FilterStage.name)) is not None:
+        stage = plan.stage(FilterStage.name)
+        assert isinstance(stage, FilterStage)
+        measured = found.measured[FilterStage.name]
+        keeps = stage.keep_texts(table.filter(pa.array(measured)).drop_columns("measured"))
+        web = np.zeros(len(measured), bool)
+        synthetic = np.zeros(len(measured), bool)
+        further = [any(flags or ()) for flags in keeps["keep_further"].to_pylist()]
+        web[measured] = keeps["keep_web"].to_numpy() | np.array(further, bool)
+        synthetic[measured] = [any(flags or ()) for flags in keeps["keep_synthetic"].to_pylist()]
+        masks = (web & synthetic, web & ~synthetic, ~web & synthetic)
+        for cell, mask in zip(CELLS[:3], masks, strict=True):
+            yield KEPT_TEXTS[cell], mask & found.live
+    yield KEPT, found.live
+
+
+def _changes(before: Side, after: Side) -> tuple[dict[str, int], list[Change]]:
+    """How many rows are in both runs and what changed, the most frequent changes with rows."""
+    joined = before.fates.join(after.fates, "uid", join_type="inner", right_suffix="_after")
+    verdicts = list(dict.fromkeys((*before.verdicts, *after.verdicts)))
+    old, new = (
+        np.array([verdicts.index(verdict) for verdict in side.verdicts], np.int64)[
+            joined[column].to_numpy()
+        ]
+        for side, column in ((before, "code"), (after, "code_after"))
+    )
+    kept = np.array([verdict.startswith(KEPT) for verdict in verdicts], bool)
+    rejected = np.array([": " in verdict for verdict in verdicts], bool)
+    counts = {
+        "both": len(old),
+        "only_before": before.fates.num_rows - len(old),
+        "only_after": after.fates.num_rows - len(old),
+        "changed": int((old != new).sum()),
+        "newly_kept": int((kept[new] & ~kept[old]).sum()),
+        "newly_rejected": int((rejected[new] & ~rejected[old]).sum()),
+    }
+    ranks = ranks_of(joined["uid"].combine_chunks(), after.plan.manifest.seed)
+    found = Counter(zip(old[old != new].tolist(), new[old != new].tolist(), strict=True))
+    samples: dict[tuple[int, int], npt.NDArray[np.intp]] = {}
+    for first, second in sorted(found, key=lambda pair: (-found[pair], pair)):
+        rows = np.flatnonzero((old == first) & (new == second))
+        size = SHOWN if len(samples) < MOST_CHANGES else 0
+        samples[first, second] = rows[np.argsort(ranks[rows])][:size]
+    olds = _shown(before, joined, samples.values(), "")
+    news = _shown(after, joined, samples.values(), "_after")
+    return counts, [
+        Change(
+            before=verdicts[first],
+            after=verdicts[second],
+            rows=found[first, second],
+            shown=[(olds[row], news[row]) for row in rows.tolist()],
+        )
+        for (first, second), rows in samples.items()
+    ]
+
+
+def _shown(
+    side: Side, joined: pa.Table, samples: Iterable[npt.NDArray[np.intp]], suffix: str
+) -> dict[int, Example]:
+    """The rows of one run behind rows of the joined table."""
+    names = side.run.shards("pool")
+    shards, rows = (joined[f"{name}{suffix}"].to_numpy() for name in ("shard", "row"))
+    places = {
+        index: Place(names[shards[index]], int(rows[index]))
+        for sample in samples
+        for index in sample.tolist()
+    }
+    seen = examples(side.run, side.plan, side.names, places.values())
+    return {index: seen[place] for index, place in places.items()}
+
+
+def _paired(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Line]:
+    """The facts of two mappings, those that differ first."""
+    lines = [
+        Line(label=key, before=before.get(key), after=after.get(key))
+        for key in dict.fromkeys((*before, *after))
+    ]
+    return sorted(lines, key=lambda line: line.is_same)
+
+
+def _settings(side: Side) -> dict[str, Any]:
+    """Every field of the manifest as resolved, and the versions, paths of the run left out."""
+    manifest = side.plan.manifest
+    found: dict[str, Any] = {"seed": manifest.seed}
+    for name, config in manifest.stages.items():
+        try:
+            fields = config.settings()
+        except FileNotFoundError:  # an evaluation set that is gone
+            fields = dataclasses.asdict(config)
+        found.update(flat(fields, name))
+    for name, training in manifest.train.items():
+        found.update(flat(dataclasses.asdict(training), f"train.{name}"))
+    for row in side.facts["models"]:
+        found[f"{row['stage']}.revision of {row['model']}"] = row["revision"]
+    record = side.run.read_json("run.json") if side.run.exists("run.json") else {}
+    found.update(flat({key: record.get(key, {}) for key in ("versions", "machine")}))
+    root = manifest.run.rstrip("/")
+    return {key.replace(root, "RUN"): _told(value, root) for key, value in found.items()}
+
+
+def _told(value: Any, root: str) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_told(entry, root) for entry in value) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "unset", True: "on", False: "off"}[value]
+    return str(value).replace(root, "RUN")
+
+
+def _funnel(before: Side, after: Side) -> Iterator[tuple[str, list[Line]]]:
+    """The counts of each stage: rows, kept, each reason."""
+    old, new = (
+        {stage["name"]: stage for stage in side.facts["stages"]} for side in (before, after)
+    )
+    for name in dict.fromkeys((*old, *new)):
+        first, second = _outcomes(old.get(name)), _outcomes(new.get(name))
+        yield (
+            name,
+            [
+                Line(
+                    label=label,
+                    before=first.get(label, 0) if first else None,
+                    after=second.get(label, 0) if second else None,
+                )
+                for label in dict.fromkeys((*first, *second))
+            ],
+        )
+
+
+def _outcomes(stage: Mapping[str, Any] | None) -> dict[str, int]:
+    if stage is None:
+        return {}
+    left = {"not measured": stage["not_measured"]} if stage["not_measured"] else {}
+    return {"rows": stage["rows"], "kept": stage["kept"], **stage["reasons"], **left}
+
+
+def _captions(side: Side, source: str) -> dict[str, Any]:
+    texts = side.facts["texts"][source]
+    if not texts["found"]:
+        return {}
+    found = {name: texts[name] for name in TEXT_FACTS}
+    found |= {name: texts["variety"][name] for name in VARIETY}
+    return {**found, "exported": (side.facts["output"]["pairs"] or {}).get(source)}
+
+
+def _evaluation(side: Side) -> dict[str, Any]:
+    return {
+        f"{model}: {name}": value
+        for model, values in side.facts["evaluation"].items()
+        for name, value in values.items()
+    }
+
+
+def _counted(side: Side, key: str, name: str, number: str) -> dict[str, int]:
+    return {row[name]: row[number] for row in side.facts[key]}
+
+
+def _times(side: Side) -> dict[str, float]:
+    return {stage["name"]: stage["seconds"] for stage in side.facts["stages"]}
+
+
+def _distributions(before: Side, after: Side) -> list[Figure]:
+    """The histograms of both, one over the other, the most different first."""
+    found: list[tuple[float, int, Figure]] = []
+    names = _names(before, after)
+    for key in DISTRIBUTIONS:
+        which = SERIES[key.rsplit("_", 1)[-1]]
+        entries = [side.facts["histograms"][key] for side in (before, after)]
+        lines = [entry["series"][which] for entry in entries]
+        if not all(map(sum, lines)):
+            continue
+        series = dict(zip(CLASSES, lines, strict=True))
+        remark = ", ".join(
+            f"{name} {sum(line):,} {which}" for name, line in zip(names, lines, strict=True)
+        )
+        kind = key.rsplit("_", 1)[-1]
+        limits = {side.facts["thresholds"].get(kind) for side in (before, after)} - {None}
+        figure = distribution(
+            key,
+            Histogram(edges=entries[0]["edges"], series=series),
+            list(zip(CLASSES, names, strict=True)),
+            remark,
+            thresholds=sorted(limits),
+            is_overlaid=True,
+        )
+        shares = [np.array(line) / sum(line) for line in lines]
+        found.append((-float(np.abs(shares[0] - shares[1]).sum()), len(found), figure))
+    return [figure for *_, figure in sorted(found, key=lambda entry: entry[:2])]
+
+
+def _curves(before: Side, after: Side) -> list[Figure]:
+    """The losses of the models that both have trained."""
+    logs = [lines_of(side.run, "metrics.jsonl", "step") for side in (before, after)]
+    found = []
+    for model in logs[0]:
+        lines = [
+            [(line["step"], line["loss"]) for line in log.get(model, ()) if "loss" in line]
+            for log in logs
+        ]
+        if min(map(len, lines)) < 2:
+            continue
+        names = _names(before, after)
+        ends = ", ".join(f"{n} {line[-1][1]:.3g}" for n, line in zip(names, lines, strict=True))
+        found.append(
+            Figure(
+                title=f"Loss of {model}",
+                svg=curves(
+                    dict(zip(names, lines, strict=True)),
+                    CLASSES,
+                    x_label="step",
+                    label=f"Loss of {model}, at the end {ends}",
+                ),
+                legend=list(zip(CLASSES, names, strict=True)),
+                remark=f"at the end {ends}",
+            )
+        )
+    return found
