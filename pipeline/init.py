@@ -16,6 +16,12 @@ from stages.sources import Source
 
 __all__ = ["check", "manifest", "write"]
 
+SHARDS = 16
+"""How many shards a short list is cut into, so that several workers are busy."""
+
+SHARD = 100
+"""The fewest rows of one."""
+
 ENDINGS = re.compile(r"(\.(csv|tsv|parquet|pq|jsonl|ndjson|json|tar|gz|zst|bz2))+$", re.I)
 
 
@@ -81,6 +87,9 @@ def _download(found: Look) -> Iterator[str]:
             yield f"    {role}_column: {_yaml(column)}  # told by what it holds"
     size = DownloadConfig(source="-").image_size
     yield f"    image_size: {size}  # of the shorter side, what BLIP reads; none is enlarged"
+    shard = max(SHARD, found.rows // SHARDS // SHARD * SHARD)
+    if found.is_all and shard < min(found.rows, DownloadConfig(source="-").shard_size):
+        yield f"    shard_size: {shard}  # rows that a worker takes at a time"
     yield "    # limit: 1000  # for a first try"
     if found.private:
         yield f"    allow_private_addresses: true  # for {plain(listed(found.private), 80)}"

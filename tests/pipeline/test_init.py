@@ -125,6 +125,15 @@ def test_the_hours_that_the_busiest_host_takes_are_told(tmp_path):
     assert "to one host from one worker: 0.1 hours for 4,000 of a.org" in text
 
 
+@pytest.mark.parametrize(
+    ("rows", "shard_size"), [(100, 1000), (101, 100), (560, 100), (4000, 200), (16_000, 1000)]
+)
+def test_a_short_list_is_cut_so_that_several_workers_are_busy(rows, shard_size):
+    found = look.Look(source=look.Source(path="l.csv"), kind="csv", rows=rows)
+    content = yaml.safe_load(init.manifest(found, "m"))
+    assert Manifest.parse(content).stages["download"].shard_size == shard_size
+
+
 def test_a_list_is_not_read_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(look, "MOST", 7)
     rows = [f"http://a.org/{n}.jpg,{ENGLISH}" for n in range(8)]
