@@ -21,7 +21,8 @@ from browser import CHROMIUM, Browser
 from rich.console import Console
 
 from pipeline.cli import main
-from pipeline.inspect import show, verify
+from pipeline.evidence import evidence
+from pipeline.inspect import verify
 from pipeline.manifest import Manifest, ManifestError, Plan
 from pipeline.progress import Progress
 from pipeline.report import build
@@ -137,8 +138,8 @@ def pairs_of(run, name="export"):
     worker = Worker(open_plan(run).manifest)
     found = []
     for shard in run.shards("pool"):
-        judged = worker._judged(name, shard)
-        found += worker._pairs(name, shard, judged).drop_columns("image").to_pylist()
+        pairs = worker.plan.export(name).pairs(*worker._kept(name, shard))
+        found += pairs.drop_columns("image").to_pylist()
     return found
 
 
@@ -494,9 +495,10 @@ def test_a_row_all_of_whose_captions_are_rejected_is_told_in_the_funnel(run):
     assert review["rows"] == found["filter"]["kept"] == review["kept"] + 1
     assert not [pair for pair in pairs_of(run) if pair["uid"] == uid]
     assert list(verify(run, plan)) == []
-    told = show(run, plan, uid)
-    assert told["verdict"] == "review: rejected"
-    assert {entry["verdict"] for entry in told["review.reviews"]} == {"reject"}
+    told = evidence(run, plan, uid)
+    assert told.verdict == "review: rejected"
+    (step,) = [step for step in told.steps if step.name == "review"]
+    assert {entry["verdict"] for entry in step.measures["reviews"]} == {"reject"}
 
 
 def test_a_threshold_that_is_loosened_later_costs_no_decision(run):
