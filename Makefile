@@ -30,4 +30,7 @@ fix: install  ## apply what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.PHONY: help install demo test check fix
+docs: install  ## make the pages of fields and reasons anew
+	$(BIN)/python -m pipeline.reference docs
+
+.PHONY: help install demo test check fix docs

@@ -141,17 +141,19 @@ class Ablation:
         return "" if chain == next(iter(self.chains)) else f"chains/{chain}"
 
     def carry_out(self, workers: int | None, progress: Progress) -> None:
-        """Run every chain of every seed, as far as that is not done."""
-        for seed in self.seeds:
-            web = Path(self.folder(seed)) / "web"
-            port = drawn.prepare(web, seed, progress)
-            manifests = [self._manifest(seed, chain, web) for chain in self.chains]
-            with SiteServer(web / "site", port=port):
-                for chain, manifest in zip(self.chains, manifests, strict=True):
-                    progress.say(f"chain      {chain}, seed {seed}")
-                    with Session(manifest, workers=workers, progress=progress) as session:
-                        session.run()
-                    write_report(session.runner.run, session.runner.plan)
+        """Run every chain with every seed, as far as that is not done; chain after chain."""
+        for chain in self.chains:
+            for seed in self.seeds:
+                web = Path(self.folder(seed)) / "web"
+                port = drawn.prepare(web, seed, progress)
+                manifest = self._manifest(seed, chain, web)
+                progress.say(f"chain      {chain}, seed {seed}")
+                with (
+                    SiteServer(web / "site", port=port),
+                    Session(manifest, workers=workers, progress=progress) as session,
+                ):
+                    session.run()
+                write_report(session.runner.run, session.runner.plan)
 
     def _manifest(self, seed: int, chain: str, web: Path) -> Manifest:
         models = (drawn.SHIPPED / "captioner", drawn.SHIPPED / "matcher")

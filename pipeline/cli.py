@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
-from pipeline.tables import cell, flat, funnel_table
+from pipeline.completion import SHELLS, autocomplete
+from pipeline.guide import WAY, Help, Parser, examples, way
 
 __all__ = ["main"]
 
@@ -23,31 +26,31 @@ STAGE_HELP = {
     "select": "choose a subset: balanced by noun phrase, by a score, or at random",
     "caption": "write synthetic captions with BLIP",
     "filter": "score web and synthetic captions with BLIP's ITM head",
-    "export": "write the curated pairs",
+    "export": "write the curated pairs and the further exports",
 }
 
-EXAMPLES = """\
-examples:
-  capfilt demo                                      the whole job on a drawn web, in minutes
-  capfilt run manifests/cc3m.yaml --dry-run         what would be done
-  capfilt run manifests/folder.yaml --set download.source=photos/ --run runs/photos
-  capfilt status runs/photos                        the funnel so far
-  capfilt verdicts runs/photos --out verdicts.csv   every row and what became of it
-
-exit status: 0 done, 1 something failed and can be resumed, 2 the input is wrong"""
+PLAIN_WIDTH = 10_000
+"""Of what is no terminal, so that nothing is folded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     parser = _parser()
+    autocomplete(parser)
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
+        print("".join(f"\n{line}" for line in way()))
         return 0
     command: Callable[[argparse.Namespace, Console], int] = options.call
-    console = Console(stderr=False, soft_wrap=not sys.stdout.isatty())
+    is_plain = not sys.stdout.isatty()
+    console = Console(emoji=False, soft_wrap=is_plain, width=PLAIN_WIDTH if is_plain else None)
     return _guarded(command, options, console)
 
 
@@ -59,7 +62,14 @@ def _guarded(
     """Errors that people can mend become one message and an exit status."""
     from pipeline.store import RunBusyError
 
-    error = Console(stderr=True, soft_wrap=True)
+    error = Console(stderr=True, soft_wrap=True, emoji=False)
+
+    def say(problem: Exception) -> None:
+        told = str(problem)
+        if isinstance(problem, OSError) and problem.filename and problem.strerror:
+            told = f"{problem.filename}: {problem.strerror.lower()}"
+        error.print(f"capfilt {options.command}: {told}", highlight=False, markup=False)
+
     try:
         return command(options, console)
     except KeyboardInterrupt:
@@ -68,25 +78,31 @@ def _guarded(
     except BrokenPipeError:
         return 1
     except (ValueError, FileNotFoundError) as problem:
-        error.print(f"capfilt {options.command}: {problem}", highlight=False, markup=False)
+        say(problem)
         return 2
     except (RunBusyError, RuntimeError, OSError) as problem:
-        error.print(f"capfilt {options.command}: {problem}", highlight=False, markup=False)
+        say(problem)
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="capfilt",
         description="From a list of web image-text pairs to a clean, captioned, filtered data "
         "set, and to the models retrained on it.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=WAY,
+        formatter_class=Help,
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     def add(name: str, call: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=examples(name),
+            formatter_class=Help,
+        )
         command.set_defaults(call=call)
         return command
 
@@ -104,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--address", help="a Ray cluster's address; RAY_ADDRESS otherwise")
         command.add_argument("--quiet", action="store_true", help="no progress")
 
+    init = add("init", _init, "look at a list or a folder and write a manifest that fits it")
+    init.add_argument("source", metavar="SOURCE", nargs="+", help="lists, or images at hand")
+    init.add_argument("--out", metavar="FILE", default="manifest.yaml", help="the manifest")
+    init.add_argument("--force", action="store_true", help="replace FILE")
     run = add("run", _run, "carry out a manifest from the list to the report")
     on_manifest(run)
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
@@ -118,6 +138,8 @@ def _parser() -> argparse.ArgumentParser:
                 help="download anew the rows of a finished pool that failed so, as in "
                 "timeout,http_5xx",
             )
+        if name == "export":
+            stage.add_argument("--name", help="only this one: curated, or a name of `exports`")
     setup = add("setup", _setup, "install the spaCy pipeline that select needs")
     setup.add_argument(
         "--model", default="en_core_web_sm", metavar="NAME", help="its name, or its wheel"
@@ -152,9 +174,24 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _status, "print the funnel of a run")
     status.add_argument("run", metavar="RUN")
     status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument("--watch", action="store_true", help="again and again until all is done")
     show = add("show", _show, "print all that is known of one sample")
     show.add_argument("run", metavar="RUN")
-    show.add_argument("uid", metavar="UID", help="a uid or its beginning")
+    show.add_argument("uid", metavar="UID", help="a uid, a URL, or the beginning or end of one")
+    show.add_argument("--json", action="store_true", help="print JSON")
+    review = add("review", _review, "accept, reject or fix pairs by hand, on a local page")
+    review.add_argument("run", metavar="RUN")
+    review.add_argument(
+        "--sample", type=int, default=200, metavar="N", help="pairs to show (default 200)"
+    )
+    review.add_argument(
+        "--of",
+        choices=("kept", "rejected", "borderline", "any"),
+        default="kept",
+        help="of which: those that export writes (default), those that the filter rejects, those "
+        "that it is least sure of first, or any",
+    )
+    review.add_argument("--port", type=int, default=0, metavar="N", help="a free one otherwise")
     report = add("report", _report, "write report/index.html and report/report.json")
     report.add_argument("run", metavar="RUN")
     compare = add("compare", _compare, "write a page on what differs between two runs")
@@ -168,6 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     verdicts = add("verdicts", _verdicts, "write every input row and what became of it")
     verdicts.add_argument("run", metavar="RUN")
     verdicts.add_argument("--out", required=True, metavar="FILE", help=".parquet, .csv or .jsonl")
+    completion = add("completion", _completion, "print what a shell needs to complete commands")
+    completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=" ".join(SHELLS))
     demo = add("demo", _demo, "the main job on a drawn web with known truth")
     demo.add_argument("--run", default="runs/demo", metavar="DIR")
     demo.add_argument("--seed", type=int, default=0)
@@ -179,6 +218,30 @@ def _parser() -> argparse.ArgumentParser:
         help="train the miniature's starting point too, instead of taking the one that ships",
     )
     return parser
+
+
+def _init(options: argparse.Namespace, console: Console) -> int:
+    from pipeline import init
+    from pipeline.look import lines, look
+
+    init.check(options.out, force=options.force)
+    found = look(options.source)
+    for line in lines(found):
+        console.print(line, highlight=False, markup=False)
+    init.write(found, options.out, force=options.force)
+    for told in (
+        f"{options.out} is written; look at it, then",
+        f"  capfilt run {shlex.quote(options.out)} --dry-run",
+    ):
+        console.print(told, highlight=False, markup=False)
+    return 0
+
+
+def _completion(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.completion import script
+
+    sys.stdout.write(script(options.shell))
+    return 0
 
 
 def _session(options: argparse.Namespace, console: Console) -> Any:
@@ -230,7 +293,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 def _stage(options: argparse.Namespace, console: Console) -> int:
     retry = getattr(options, "retry", None)
     with _session(options, console) as session:
-        if retry is None:
+        if options.command == "export":
+            session.export(options.name)
+        elif retry is None:
             session.stage(options.command)
         else:
             session.retry([reason.strip() for reason in retry.split(",")])
@@ -250,8 +315,12 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from models.weights import revision_of
     from pipeline.evaluate import TEMPLATES, evaluate
+    from pipeline.tables import flat, put
 
+    if not os.path.isdir(options.model):
+        revision_of(options.model)  # says what is missing at once, where loading would try again
     found = evaluate(options.model, options.data, templates=options.template or TEMPLATES)
     if options.json:
         console.print_json(json.dumps(found))
@@ -263,7 +332,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         table.add_row(
             name, shown, "{:.4f} to {:.4f}".format(*bounds[name]) if name in bounds else ""
         )
-    console.print(table)
+    put(console, table)
     return 0
 
 
@@ -271,7 +340,7 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
     from pipeline.ablation import Ablation, collect
     from pipeline.progress import Progress
     from pipeline.report.ablation import write
-    from pipeline.tables import ablation_tables
+    from pipeline.tables import ablation_tables, put
 
     ablation = Ablation.load(options.ablation, options.run)
     ablation.carry_out(options.workers, Progress(console, options.quiet or options.json))
@@ -281,7 +350,7 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
         console.print_json(json.dumps(found))
         return 0
     for table in ablation_tables(found):
-        console.print(table)
+        put(console, table)
     console.print(f"report     {path}", highlight=False, markup=False)
     return 0
 
@@ -289,26 +358,87 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
 def _status(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import funnel, open_plan
     from pipeline.store import Run
+    from pipeline.tables import funnel_table, put
+    from pipeline.watch import watch
 
     run = Run.find(options.run)
+    if options.watch:
+        watch(run, console, as_json=options.json)
+        return 0
     found = funnel(run, open_plan(run))
     if options.json:
         console.print_json(json.dumps(found))
     else:
-        console.print(funnel_table(found))
+        put(console, funnel_table(found))
     return 0
 
 
 def _show(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.inspect import show
+    from pipeline.evidence import evidence
+    from pipeline.picture import draw
     from pipeline.status import open_plan
     from pipeline.store import Run
+    from pipeline.tables import put, sample_tables
 
     run = Run.find(options.run)
-    table = Table("column", Column("value", overflow="fold"))
-    for name, value in show(run, open_plan(run), options.uid).items():
-        table.add_row(name, cell(value))
-    console.print(table)
+    found = evidence(run, open_plan(run), options.uid)
+    if options.json:
+        console.print_json(json.dumps(found.plain(), default=str))
+        return 0
+    if found.image is not None:
+        draw(console, found.image)
+    for table in sample_tables(found):
+        put(console, table)
+    return 0
+
+
+def _review(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.progress import Progress
+    from pipeline.review.agreement import of_run
+    from pipeline.review.ledger import Ledger
+    from pipeline.review.sample import draw
+    from pipeline.review.server import ReviewServer
+    from pipeline.runner import IncompleteError
+    from pipeline.session import Session
+    from pipeline.status import open_plan
+    from pipeline.store import Run
+    from pipeline.tables import agreement_table, put
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    if options.sample < 1:
+        raise ValueError(f"--sample must be at least 1, got {options.sample}")
+    if not 0 <= options.port <= 65535:
+        raise ValueError(f"--port must be from 0 to 65535, got {options.port}")
+    run = Run.find(options.run)
+    plan = open_plan(run)
+    with run.lock():
+        ledger = Ledger(plan.manifest.reviews)
+        pairs = draw(run, plan, options.of, options.sample)
+        number = sum(pair.key in ledger.decisions for pair in pairs)
+        with ReviewServer(run, plan, pairs, ledger, options.port) as server:
+            say(f"review     {len(pairs):,} pairs, {number:,} of them reviewed before")
+            say(f"open       {server.url}")
+            say("           every decision is saved at once; Done on the page, or Ctrl-C, ends it")
+            sys.stdout.flush()
+            with contextlib.suppress(KeyboardInterrupt):
+                server.serve_forever()
+    if not ledger.decisions:
+        say("review     nothing is decided")
+        return 0
+    plan = open_plan(run)
+    try:
+        with Session(plan.manifest, progress=Progress(console, quiet=True)) as session:
+            session.stage("review")
+    except IncompleteError:
+        say("review     the run is not finished; the next `capfilt run` counts the decisions in")
+    found: Any = of_run(run, plan)
+    told = ", ".join(f"{found[name]:,} {name}" for name in ("accept", "reject", "fix"))
+    say(f"review     {found['pairs']:,} pairs: {told}")
+    if "agreement" in found:
+        put(console, agreement_table(found["agreement"]))
+    say("next       `capfilt export MANIFEST` writes the curated pairs accordingly")
     return 0
 
 

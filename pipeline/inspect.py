@@ -1,4 +1,4 @@
-"""Looking at a run: one sample, every verdict, and whether all files are sound."""
+"""Looking at a run: every verdict, and whether all files are sound."""
 
 from __future__ import annotations
 
@@ -10,55 +10,12 @@ import pyarrow as pa
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
+from pipeline import export
 from pipeline.manifest import Plan
 from pipeline.store import Run
-from pipeline.verdicts import KEPT, annotated, judge, verdict_table
+from pipeline.verdicts import judge, verdict_table
 
-__all__ = ["show", "verify", "write_verdicts"]
-
-
-def show(run: Run, plan: Plan, uid: str) -> dict[str, Any]:
-    """All that is known of a sample: its pool row, every stage's columns, its verdict.
-
-    Args:
-        run: The run.
-        plan: Its plan.
-        uid: A uid, or a beginning that only one has.
-
-    Raises:
-        ValueError: No sample or more than one has such a uid.
-    """
-    found = [
-        (shard, row)
-        for shard in run.shards("pool")
-        for row, other in enumerate(
-            run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"].to_pylist()
-        )
-        if str(other).startswith(uid)
-    ]
-    if len(found) != 1:
-        what = "no sample has" if not found else f"{len(found)} samples have"
-        raise ValueError(f"{run.root}: {what} a uid that begins with {uid!r}; give more of it")
-    shard, row = found[0]
-    known: dict[str, Any] = run.read_table("pool", f"{shard}.parquet").slice(row, 1).to_pylist()[0]
-    judged = []
-    verdict = KEPT
-    for name in plan.names:
-        judged.append(name)
-        now = judge(run, plan, shard, judged)
-        if not now.measured[name][row]:
-            verdict = f"not measured by {name} yet"
-            break
-        table = annotated(run, plan, name, shard)
-        assert table is not None
-        columns = table.slice(row, 1).to_pylist()[0]
-        known.update(
-            {f"{name}.{key}": columns[key] for key in plan.columns(name).names if key not in known}
-        )
-        if (reason := now.reasons[name][row].as_py()) is not None:
-            verdict = f"{name}: {reason}"
-            break
-    return {**known, "verdict": verdict}
+__all__ = ["verify", "write_verdicts"]
 
 
 def write_verdicts(run: Run, plan: Plan, out: str) -> int:
@@ -144,10 +101,10 @@ def _verify_export(run: Run, folder: tuple[str, ...]) -> Iterator[str]:
         return
     files = run.read_json(*folder, "manifest.json")["files"]
     for file in files:
-        path = (*folder, file["name"])
+        path = (*folder, *file["name"].split("/"))
         if not run.exists(*path):
             yield f"{run.at(*path)}: missing"
-        elif run.sha256(*path) != file["sha256"]:
+        elif export.digest(run, *path) != file["sha256"]:
             yield f"{run.at(*path)}: its bytes are not those of manifest.json"
     extra = set(run.shards(*folder)) - {f["name"].removesuffix(".parquet") for f in files}
     for name in sorted(extra):

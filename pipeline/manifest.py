@@ -22,6 +22,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import glob
+import os
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,7 +33,9 @@ import pyarrow as pa
 import pydantic
 import yaml
 
+from pipeline.fields import describe
 from pipeline.objective import TrainConfig
+from pipeline.store import Run
 from stages.base import GlobalStage, ModelConfig, Stage, StageConfig, digest
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
@@ -38,6 +43,7 @@ from stages.dedup import DedupStage
 from stages.download import DownloadStage
 from stages.export import ExportConfig, ExportStage
 from stages.filter import FilterStage
+from stages.review import ReviewConfig, ReviewStage
 from stages.schema import POOL
 from stages.select import SelectStage
 
@@ -45,9 +51,26 @@ __all__ = ["STAGES", "TRAINED", "EvaluateConfig", "Manifest", "ManifestError", "
 
 STAGES: dict[str, type[Stage[Any]]] = {
     stage.name: stage
-    for stage in (DownloadStage, CleanStage, DedupStage, SelectStage, CaptionStage, FilterStage)
+    for stage in (
+        DownloadStage,
+        CleanStage,
+        DedupStage,
+        SelectStage,
+        CaptionStage,
+        FilterStage,
+        ReviewStage,
+    )
 }
 """The stages that annotate, by name; export, the last, is apart."""
+
+REVIEWS = "reviews.jsonl"
+"""Where `capfilt review` writes what people decided, under the run."""
+
+RECIPES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "manifests")
+"""Where the recipes lie that ship."""
+
+KEYS = ("name", "run", "seed", "stages", "exports", "train", "evaluate", "rounds")
+"""What a manifest may hold."""
 
 TRAINED = "train:"
 """What stands before the name of a model that the manifest itself trains."""
@@ -117,11 +140,18 @@ class Manifest:
             with open(path, encoding="utf-8") as file:
                 content = yaml.safe_load(file)
         except FileNotFoundError:
-            raise ManifestError(f"{path}: no such manifest") from None
+            raise ManifestError(f"{path}: no such manifest{_beside(path)}") from None
+        except IsADirectoryError:
+            raise ManifestError(
+                f"{path}: a folder, not a manifest; `capfilt init {path}` writes one for it"
+            ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ManifestError(f"{path}: not YAML: {error}") from None
         if not isinstance(content, dict):
-            raise ManifestError(f"{path}: a manifest is a mapping with `name` and `stages`")
+            raise ManifestError(
+                f"{path}: a manifest is a mapping with `name` and `stages`; `capfilt init {path}` "
+                "writes one for a list"
+            )
         for override in overrides:
             _override(content, override)
         if run is not None:
@@ -134,10 +164,9 @@ class Manifest:
     ) -> Manifest:
         """Validate a manifest already read; `path` stands in the messages."""
         mistakes = _Mistakes(path)
-        known = ("name", "run", "seed", "stages", "exports", "train", "evaluate", "rounds")
         for key in content:
-            if key not in known:
-                mistakes.add(str(key), f"unknown key{_did_you_mean(str(key), known)}")
+            if key not in KEYS:
+                mistakes.add(str(key), f"unknown key{_did_you_mean(str(key), KEYS)}")
         name = content.get("name")
         if not isinstance(name, str) or not name or "/" in name:
             mistakes.add("name", "a manifest needs a name, a text without `/`")
@@ -159,6 +188,7 @@ class Manifest:
             if not isinstance(section, dict):
                 mistakes.add(key, "a mapping from names to their fields")
                 sections[key] = {}
+        sections["stages"] = _reviewed(sections["stages"], run)
         trained = {str(key): f"{_models(run, branch)}/{key}" for key in sections["train"]}
         stages: dict[str, StageConfig] = {}
         for key, fields in sections["stages"].items():
@@ -209,9 +239,35 @@ class Manifest:
         """The folder of the models that it trains."""
         return _models(self.run, self.branch)
 
+    @property
+    def reviews(self) -> str:
+        """The file of what people decided on pairs."""
+        config = self.stages.get(ReviewStage.name)
+        return config.file if isinstance(config, ReviewConfig) else _reviews(self.run)
+
 
 def _models(run: str, branch: str) -> str:
     return "/".join(part for part in (run.rstrip("/"), branch, "models") if part)
+
+
+def _reviewed(stages: dict[str, Any], run: str) -> dict[str, Any]:
+    """The stages with review, which stands before export once people have looked at the run."""
+    name = ReviewStage.name
+    if name not in stages and not Run(run).exists(REVIEWS):
+        return stages
+    fields = stages.get(name) or {}
+    if isinstance(fields, dict):
+        fields = {"file": _reviews(run), **fields}
+    if name in stages:
+        return {**stages, name: fields}
+    entries = list(stages.items())
+    is_exported = bool(entries) and entries[-1][0] == ExportStage.name
+    entries.insert(len(entries) - is_exported, (name, fields))
+    return dict(entries)
+
+
+def _reviews(run: str) -> str:
+    return f"{run.rstrip('/')}/{REVIEWS}"
 
 
 class _Mistakes:
@@ -236,24 +292,28 @@ class _Mistakes:
         if not isinstance(fields, dict):
             self.add(where, f"a mapping of fields, got {fields!r}")
             return None
-        names = [field.name for field in dataclasses.fields(kind)]
-        if "seed" in names:
+        if "seed" in (field.name for field in dataclasses.fields(kind)):
             fields = {"seed": seed, **fields}
         resolved = {key: self._trained(where, key, fields[key], trained) for key in fields}
         try:
             return pydantic.TypeAdapter(kind).validate_python(resolved)
         except pydantic.ValidationError as error:
             for detail in error.errors():
-                field = ".".join(str(part) for part in detail["loc"])
+                loc = [str(part) for part in detail["loc"]]
+                holder, path = _holder(kind, loc)
+                field = ".".join(path)
                 if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-                    message = f"unknown field{_did_you_mean(field, names)}"
+                    known = [field.name for field in dataclasses.fields(holder)]
+                    message = f"unknown field{_did_you_mean(path[-1], known)}"
                 elif detail["type"] == "missing":
                     message = "this field is needed"
-                else:
+                elif detail["type"] == "value_error":
                     message = detail["msg"].removeprefix("Value error, ")
-                    if detail["type"] != "value_error":
-                        message = f"{message}, got {detail['input']!r}"
-                self.add(f"{where}.{field}".rstrip("."), message)
+                else:
+                    message = _wanted(holder, path[-1], detail["input"])
+                line = f"{self.path}: {where}.{field}".rstrip(".") + f": {message}"
+                if line not in self.lines:  # each part of a union complains
+                    self.lines.append(line)
             return None
 
     def inherit(self, where: str, fields: Any, others: Mapping[str, Any]) -> Any:
@@ -283,6 +343,43 @@ class _Mistakes:
         return trained[name] + slash + part
 
 
+def _holder(kind: type[Any], loc: Sequence[str]) -> tuple[type[Any], list[str]]:
+    """The config that a mistake is in, `kind` or one in it, and the fields that lead there."""
+    holder, path = kind, []
+    inside: Any = kind
+    for part in loc:
+        if inside is None:  # what follows names a member of a union
+            break
+        holder = inside
+        path.append(part)
+        held = typing.get_args(typing.get_type_hints(holder).get(part))
+        inside = next((one for one in held if dataclasses.is_dataclass(one)), None)
+    return holder, path
+
+
+def _wanted(kind: type[Any], name: str, value: Any) -> str:
+    """What a field holds, and what was given."""
+    found = next((field for field in describe(kind) if field.name == name), None)
+    told = "nothing" if value is None else repr(value)
+    if found is None:
+        return f"is wrong, got {told}"
+    hint = ""
+    if isinstance(value, str) and found.values:
+        close = difflib.get_close_matches(value, found.values, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"must be {found.wanted}, got {told}{hint}"
+
+
+def _beside(path: str) -> str:
+    """A manifest beside a missing one, or a recipe that ships, with such a name."""
+    folders = (RECIPES, "manifests", os.path.dirname(path))
+    found = [other for f in folders for other in glob.glob(os.path.join(f, "*.y*ml"))]
+    names = {os.path.splitext(os.path.basename(other))[0]: other for other in found}
+    stem = os.path.splitext(os.path.basename(path))[0]
+    close = difflib.get_close_matches(stem, names, n=1)
+    return f"; did you mean {os.path.relpath(names[close[0]])}?" if close else ""
+
+
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
@@ -295,6 +392,9 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ManifestError(f"--set {override}: write stage.field=value")
     if keys[0] in STAGES or keys[0] == ExportStage.name:
         keys.insert(0, "stages")
+    if keys[0] not in KEYS:
+        known = (*STAGES, ExportStage.name, *KEYS)
+        raise ManifestError(f"--set {override}: no {keys[0]!r}{_did_you_mean(keys[0], known)}")
     place = content
     for key in keys[:-1]:
         if place.get(key) is None:
@@ -317,6 +417,9 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
         mistakes.add("stages", "download must be the first stage; it fills the pool")
     if ExportStage.name in names and names[-1] != ExportStage.name:
         mistakes.add("stages", "export must be the last stage")
+    judging = [name for name in names if name != ExportStage.name]
+    if ReviewStage.name in judging and judging[-1] != ReviewStage.name:
+        mistakes.add("stages", "review must be the last stage before export")
     columns = {field.name: field for field in POOL}
     writers = {column: name for name in STAGES for column in STAGES[name].writes.names}
     for name in names:
@@ -380,9 +483,14 @@ class Plan:
         return self.manifest.exports[name.removeprefix(f"{ExportStage.name}:")]
 
     def judges(self, name: str) -> tuple[str, ...]:
-        """The stages whose verdicts decide what reaches `name`, in order."""
+        """The stages whose verdicts decide what reaches `name`, in order.
+
+        Without the filter for an export that is not filtered, and for review, which serves those
+        exports too.
+        """
         before = self.before(name)
-        if name in self.exports and not self.export(name).config.filtered:
+        is_filtered = name not in self.exports or self.export(name).config.filtered
+        if name == ReviewStage.name or not is_filtered:
             return tuple(stage for stage in before if stage != FilterStage.name)
         return before
 

@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from stages.formats import VALIDATION
+
 __all__ = [
     "Example",
     "Pairs",
@@ -273,12 +275,15 @@ def _texts(value: Any) -> list[str]:
 def files_of(source: Source) -> list[str]:
     """The files of a source: those of a folder or a glob by name, or the one that it is.
 
+    Those of a folder that an export set apart for validation are left out.
+
     Raises:
         ValueError: There is none.
     """
     fs, path = fsspec.core.url_to_fs(source.path)
     if fs.isdir(path):
-        found = sorted(fs.glob(f"{path.rstrip('/')}/*.parquet"))
+        names = sorted(fs.glob(f"{path.rstrip('/')}/*.parquet"))
+        found = [n for n in names if not n.rpartition("/")[2].startswith(f"{VALIDATION}-")]
     elif "*" in path or "?" in path:
         found = sorted(fs.glob(path))
     else:

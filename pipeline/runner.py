@@ -15,15 +15,17 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from pipeline import documents, pool
+from pipeline import documents, export, pool
 from pipeline.manifest import Manifest, Plan
 from pipeline.progress import Progress
 from pipeline.store import Run
 from pipeline.verdicts import judge, measured_rows
-from pipeline.worker import Worker, describe
+from pipeline.worker import Worker
 from stages import sources
 from stages.base import GlobalStage, Resources
 from stages.download import DownloadStage
+from stages.formats import SPLITS
+from stages.review import ReviewStage
 
 __all__ = ["Cluster", "IncompleteError", "Runner", "StageError"]
 
@@ -242,6 +244,8 @@ class Runner:
 
     def _require(self, name: str) -> None:
         for earlier in self.plan.before(name):
+            if earlier == ReviewStage.name and not self.is_complete(earlier):
+                self.stage(earlier)  # asks nobody and measures nothing, so it can be done here
             if not self.is_complete(earlier):
                 raise IncompleteError(
                     f"{name}: {earlier} is not complete in {self.run.root}. Run "
@@ -302,7 +306,7 @@ class Runner:
         missing = []
         for shard in shards:
             if shard in there:
-                live = judge(self.run, self.plan, shard, self.plan.before(name)).live
+                live = judge(self.run, self.plan, shard, self.plan.judges(name)).live
                 table = self.run.read_table(*self.plan.folder(name), f"{shard}.parquet")
                 measured = measured_rows(self.run, self.plan, name, shard, table)
                 if not (live & ~measured).any():
@@ -332,7 +336,7 @@ class Runner:
         """Write the shards of an export, then the manifest that says they are whole."""
         from pipeline import card
 
-        export, folder = self.plan.export(name), self.plan.folder(name)
+        stage, folder = self.plan.export(name), self.plan.folder(name)
         key = pool.state(self.run, self.plan.decision(name))
         mark, whole = (*folder, "_export.json"), (*folder, "manifest.json")
         if not self.run.exists(*mark) or self.run.read_json(*mark)["decision"] != key:
@@ -340,31 +344,30 @@ class Runner:
             self.run.remove(*mark)
             self.run.remove(*folder)
         elif self.run.exists(*whole):
+            if self.run.exists(*folder, export.LAYOUT):
+                export.tidy(self.run, folder)
             return
         self.run.write_json({"decision": key}, *mark)
-        results = self._map(name, shards)
-        files = {r["file"]["name"]: r["file"] for r in results if "file" in r}
-        for index, pairs in enumerate(export.human_pairs()):
-            path = (*folder, f"human-{index:05d}.parquet")
-            self.run.write_table(pairs, *path)
-            files[path[-1]] = describe(self.run, path)
-        told: dict[str, Any] = {}
-        if export.config.documents is not None:
-            told["documents"] = documents.write(self.run, self.plan, name, shards)
-        counts: dict[str, int] = {}
-        for file in files.values():
-            for source, number in file["pairs"].items():
-                counts[source] = counts.get(source, 0) + number
+        if not self.run.exists(*folder, export.LAYOUT):
+            counts = {
+                result["shard"]: result["images"]
+                for result in self._map(name, shards, title="counting")
+            }
+            images = {split: [counts[shard][split] for shard in shards] for split in SPLITS}
+            self.run.write_json({"shards": shards, "images": images}, *folder, export.LAYOUT)
+        self._map(name, shards)
+        export.write_human(self.run, folder, stage)
         manifest = {
             "name": self.manifest.name,
             "decision": key,
-            "pairs": counts,
-            "images": sum(file["images"] for file in files.values()),
-            "files": [files[name] for name in sorted(files)],
-            **told,
+            **export.finish(self.run, folder, stage),
         }
-        self.run.write(card.write(self.run, self.plan, manifest).encode(), *folder, "README.md")
+        if stage.config.documents is not None:
+            manifest["documents"] = documents.write(self.run, self.plan, name, shards)
+        text = card.write(self.run, self.plan, name, manifest)
+        self.run.write(text.encode(), *folder, "README.md")
         self.run.write_json(manifest, *whole)
+        export.tidy(self.run, folder)
         self.run.write_json(
             {"decision": key, "seconds": round(time.perf_counter() - started, 3)}, *mark
         )
@@ -394,7 +397,11 @@ class Runner:
         return ray.remote(**options)(Worker).remote(self.manifest, resources.cpus)
 
     def _map(
-        self, name: str, shards: Sequence[str], retry: tuple[str, ...] = ()
+        self,
+        name: str,
+        shards: Sequence[str],
+        retry: tuple[str, ...] = (),
+        title: str | None = None,
     ) -> list[dict[str, Any]]:
         """Do a stage on shards, one in flight a worker, in any order.
 
@@ -402,13 +409,16 @@ class Runner:
         """
         if not shards:
             return []
+        if name == ReviewStage.name:  # a look-up, over before a cluster would stand
+            worker = Worker(self.manifest, threads=None)
+            return [worker.work(name, shard) for shard in shards]
         self.cluster.start()
         waiting = deque(shards)
         tries: dict[str, int] = {}
         failed: dict[str, str] = {}
         results = []
         number = min(self.cluster.slots(self.resources(name)), len(shards))
-        self.progress.start(name, len(shards))
+        self.progress.start(title or name, len(shards))
         workers = self._hold(self.resources(name), number)
         idle = deque(range(number))
         flight: dict[Any, tuple[int, str]] = {}

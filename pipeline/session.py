@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -73,12 +74,12 @@ class Session:
             for training in self._needed(name):
                 if training not in trained:
                     trained.add(training)
-                    lines.append(f"  train     {training}: {self.manifest.train[training]}")
-            lines.append(f"  {name:<9} {self.manifest.stages[name]}")
+                    lines.append(f"  train     {training}: {_told(self.manifest.train[training])}")
+            lines.append(f"  {name:<9} {_told(self.manifest.stages[name])}")
         if until is None:
-            lines += [f"  {name}: {c}" for name, c in self.manifest.exports.items()]
+            lines += [f"  {name}: {_told(c)}" for name, c in self.manifest.exports.items()]
             rest = [name for name in self.manifest.train if name not in trained]
-            lines += [f"  train     {name}: {self.manifest.train[name]}" for name in rest]
+            lines += [f"  train     {name}: {_told(self.manifest.train[name])}" for name in rest]
             if self.manifest.evaluate is not None:
                 lines.append(f"  evaluate  {', '.join(self.manifest.evaluate.models)}")
             lines.append("  report")
@@ -108,6 +109,18 @@ class Session:
     def stage(self, name: str) -> None:
         """One stage of the manifest; what it reads must be complete."""
         self.runner.stage(name)
+
+    def export(self, name: str | None = None) -> None:
+        """The exports of the manifest, or one: `curated` or a name of `exports`.
+
+        Raises:
+            ValueError: The manifest has none such.
+        """
+        names = {self.runner.plan.folder(one)[-1]: one for one in self.runner.plan.exports}
+        if not names or name not in (None, *names):
+            raise ValueError(f"the manifest has no such export; it has {', '.join(names) or '-'}")
+        for one in names.values() if name is None else (names[str(name)],):
+            self.runner.stage(one)
 
     def retry(self, reasons: Sequence[str]) -> None:
         """Download anew what failed for some reasons; see `Runner.retry`."""
@@ -223,6 +236,16 @@ class Session:
             if training.out == model:
                 return training.fingerprint
         return model
+
+
+def _told(config: Any) -> str:
+    """The model of a config, and the fields that are not as by default."""
+    values = (
+        (field.name, getattr(config, field.name), field.default)
+        for field in dataclasses.fields(config)
+    )
+    told = [f"{n}={value}" for n, value, default in values if value != default or n == "model"]
+    return ", ".join(told) or "as by default"
 
 
 def _carry_out(training: Training) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import glob
+import os
 from typing import Any
 
 from pipeline import pool
@@ -24,11 +27,25 @@ def open_plan(run: Run) -> Plan:
 
     if not run.exists("run.json"):
         raise FileNotFoundError(
-            f"{run.root}: no run there; `capfilt run MANIFEST --run {run.root}` makes one"
+            f"{run.root}: no run there"
+            + (_others(run) or f"; `capfilt run MANIFEST --run {run.root}` makes one")
         )
     record = run.read_json("run.json")
     content = {**record["manifest"], "run": run.root}
     return Plan(Manifest.parse(content, run.at("run.json"), run.branch))
+
+
+def _others(run: Run) -> str:
+    """The runs in the folder of that name, or a run beside it that may be meant."""
+    if not run.is_local:
+        return ""
+    inside = [os.path.dirname(path) for path in glob.glob(f"{glob.escape(run.root)}/*/run.json")]
+    if inside:
+        return f", but in it {', '.join(sorted(inside)[:5])}"
+    parent = os.path.dirname(run.root)
+    beside = [os.path.dirname(p) for p in glob.glob(os.path.join(parent, "*", "run.json"))]
+    close = difflib.get_close_matches(run.root, beside, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def funnel(run: Run, plan: Plan) -> dict[str, Any]:

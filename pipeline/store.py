@@ -4,7 +4,8 @@
     RUN/list/00042.parquet                         the input list, cut into shards
     RUN/pool/00042.parquet                         what download made of it
     RUN/annotations/clean-1f2e3d4c/00042.parquet   what a stage measured; _stage.json beside it
-    RUN/curated/00042.parquet                      the export; manifest.json and README.md beside it
+    RUN/reviews.jsonl                              what people decided; the stage review looks it up
+    RUN/curated/                                   the export; manifest.json and README.md beside it
     RUN/exports/NAME/                              further exports, as curated/
     RUN/models/NAME/                               save_pretrained folders
     RUN/report/index.html

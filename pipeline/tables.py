@@ -5,10 +5,51 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["ablation_tables", "cell", "flat", "funnel_table", "interval"]
+from pipeline.evidence import Evidence, Step
+
+__all__ = [
+    "ablation_tables",
+    "agreement_table",
+    "cell",
+    "flat",
+    "funnel_table",
+    "interval",
+    "put",
+    "sample_tables",
+]
+
+STYLES = {
+    "kept": "green",
+    "done": "green",
+    "rejected": "red",
+    "dropped": "red",
+    "partial": "yellow",
+    "waiting": "dim",
+    "not reached": "dim",
+}
+
+INTERNAL = ("hash", "_cluster", "_key", "_duplicate", "_colours", "_minhash")
+"""Endings of columns that only say which rows belong together."""
+
+CAPTIONS = ("text", "caption_text", "synthetic", "further_captions")
+"""Columns that the table of captions shows, beside those of ITM and ITC."""
+
+
+def put(console: Console, table: Table) -> None:
+    """Print a table: with its lines on a terminal, else as bare columns that tools can cut."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    table.box = None
+    table.pad_edge = False
+    with console.capture() as found:
+        console.print(table)
+    for line in found.get().splitlines():
+        console.print(Text(line.rstrip()), highlight=False, soft_wrap=True)
 
 
 def funnel_table(found: dict[str, Any]) -> Table:
@@ -25,7 +66,7 @@ def funnel_table(found: dict[str, Any]) -> Table:
             reasons = "pairs: " + ", ".join(f"{k} {n:,}" for k, n in stage["pairs"].items())
         table.add_row(
             stage["name"],
-            stage["state"],
+            _styled(stage["state"]),
             f"{stage['rows']:,}",
             f"{stage['kept']:,}",
             f"{stage['not_measured']:,}",
@@ -33,6 +74,107 @@ def funnel_table(found: dict[str, Any]) -> Table:
             reasons,
         )
     return table
+
+
+def sample_tables(found: Evidence) -> Iterator[Table]:
+    """The evidence of a sample: what it is, what each stage says of it, its texts, its copies."""
+    table = Table(show_header=False)
+    table.add_column("", style="bold")
+    table.add_column("", overflow="fold")
+    pool = found.pool
+    size = f"{len(found.image):,} bytes" if found.image else "none"
+    if pool["width"]:
+        size = f"{pool['width']} x {pool['height']}, {size}"
+    if pool["original_width"]:
+        size += f"; as found {pool['original_width']} x {pool['original_height']}"
+    told = {
+        "verdict": Text(found.verdict, STYLES["kept" if found.verdict == "kept" else "rejected"]),
+        "uid": pool["uid"],
+        "url": pool["url"],
+        "source": pool["source"],
+        "id there": pool["source_uid"],
+        "caption": pool["caption"],
+        "repeats": pool["repeats"] or None,
+        "image": size,
+        "sha256": pool["sha256"],
+        "image of": found.representative if found.representative != pool["uid"] else None,
+    }
+    for name, value in told.items():
+        if value is not None or name == "caption":
+            table.add_row(name, value if isinstance(value, Text) else cell(value))
+    yield table
+    table = Table("stage", "verdict")
+    table.add_column("evidence", overflow="fold")
+    for step in found.steps:
+        table.add_row(step.name, _styled(step.verdict), _evidence(step))
+    yield table
+    if found.captions:
+        table = Table("caption", "verdict")
+        scores = {
+            name: [getattr(caption, name) for caption in found.captions]
+            for name in ("itm", "itc", "clip")
+        }
+        scores = {name: some for name, some in scores.items() if any(s is not None for s in some)}
+        for name in scores:
+            table.add_column(name.upper(), justify="right")
+        table.add_column("text", overflow="fold")
+        for number, caption in enumerate(found.captions):
+            verdict = {True: "kept", False: "dropped", None: "-"}[caption.is_kept]
+            some = [scores[name][number] for name in scores]
+            table.add_row(
+                caption.source,
+                _styled(verdict),
+                *("-" if score is None else f"{score:.3f}" for score in some),
+                cell(caption.text),
+            )
+        yield table
+    if found.copies:
+        table = Table("same image", "verdict")
+        table.add_column("url", overflow="fold")
+        for copy in found.copies:
+            table.add_row(copy["uid"][:12], cell(copy["reason"] or "stays"), cell(copy["url"]))
+        yield table
+
+
+def _evidence(step: Step) -> Text:
+    """The reason, then what was measured."""
+    text = Text()
+    if step.reason is not None:
+        text.append_text(cell(f"{step.reason}: {step.why}"))
+    if step.also:
+        text.append("\n" * bool(text) + f"also: {', '.join(step.also)}")
+    shown = [
+        f"{name}={told}"
+        for name, value in step.measures.items()
+        if not name.endswith(INTERNAL)
+        and not name.startswith(("itm_", "itc_", "clip_"))
+        and name not in CAPTIONS
+        and (told := _short(value)) is not None
+    ]
+    if shown:
+        text.append("\n" * bool(text))
+        text.append_text(cell(" ".join(shown)))
+    return text
+
+
+def _short(value: Any) -> str | None:
+    """A measure in few characters, or None where there is nothing to tell."""
+    if isinstance(value, bool):
+        return "yes" if value else None
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value or 0.0:.3g}"  # no -0
+    if isinstance(value, str):
+        return value if len(value) <= 40 else None
+    if isinstance(value, list) and value and not isinstance(value[0], int):
+        shown = [_short(part) for part in value[:12]]
+        return ",".join(filter(None, shown)) + ",..." * (len(value) > 12) or None
+    return None
+
+
+def _styled(word: str) -> Text:
+    return Text(word, STYLES.get(word, ""))
 
 
 def ablation_tables(found: dict[str, Any]) -> Iterator[Table]:
@@ -49,6 +191,22 @@ def ablation_tables(found: dict[str, Any]) -> Iterator[Table]:
             cells = (interval(metric["difference"], "+") for metric in row["metrics"].values())
             table.add_row(f"{row['label']} against {entry['rows'][0]['label']}", *cells)
         yield table
+
+
+def agreement_table(found: dict[str, Any]) -> Table:
+    """The agreement of `pipeline.review.agreement.told` for the terminal."""
+    measures = [
+        f"{name} {found[key]:.3f}"
+        for key, name in (("accuracy", "accuracy"), ("kappa", "Cohen's kappa"))
+        if found[key] is not None
+    ]
+    table = Table(title=", ".join(["agreement", *measures]), title_justify="left")
+    table.add_column("pairs")
+    for name in ("people accept", "people reject or fix"):
+        table.add_column(name, justify="right")
+    table.add_row("filter keeps", f"{found['both_keep']:,}", f"{found['only_filter']:,}")
+    table.add_row("filter rejects", f"{found['only_people']:,}", f"{found['neither']:,}")
+    return table
 
 
 def interval(estimate: dict[str, Any] | None, sign: str = "") -> str:

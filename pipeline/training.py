@@ -18,6 +18,7 @@ from pipeline.objective import EFFORT
 from pipeline.pairs import Source, as_sources, files_of, fingerprint_of
 from pipeline.store import Run
 from stages.base import Resources, digest
+from stages.export import ExportStage
 
 __all__ = ["CURATED", "POOL", "Training"]
 
@@ -47,11 +48,13 @@ class Training:
         """Its data, the words for the run's own replaced by their folders.
 
         Raises:
-            ValueError: A path matches no file, or the run has no pool or export yet.
+            ValueError: A path matches no file, or the run has no pool or export yet, or one that is
+                not Parquet.
         """
         sources = []
         for source in as_sources(self.config.data):
             if (folder := self._folder(source.path)) is not None:
+                self._check_format(source.path)
                 is_pool = source.path == POOL
                 names = self.run.shards(*folder)
                 if not names or not (is_pool or self.run.exists(*folder, "manifest.json")):
@@ -67,6 +70,15 @@ class Training:
                     raise ValueError(f"train.{self.name}.data: {error}") from None
             sources.append(source)
         return sources
+
+    def _check_format(self, entry: str) -> None:
+        """Refuse an export that training cannot read."""
+        plan, name = Plan(self.manifest), ExportStage.name if entry == CURATED else entry
+        if name in plan.exports and (form := plan.export(name).config.format) != "parquet":
+            raise ValueError(
+                f"train.{self.name}.data: {entry} is written as {form}, and training reads "
+                "parquet; name an export of that format"
+            )
 
     def _folder(self, entry: str) -> tuple[str, ...] | None:
         """Where the run keeps the data that a word of `data` stands for; None for a path."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import export
 from pipeline.manifest import Manifest, Plan
 from pipeline.pool import recovered
 from pipeline.store import Run
@@ -27,9 +29,10 @@ from pipeline.verdicts import (
 from stages.base import GlobalStage, Stage
 from stages.download import DownloadStage
 from stages.filter import FilterStage
+from stages.review import revised
 from stages.schema import POOL
 
-__all__ = ["Worker", "describe"]
+__all__ = ["Worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +45,13 @@ class Worker:
 
     Args:
         manifest: The manifest of the run.
-        threads: Threads that numerical libraries may use.
+        threads: Threads that numerical libraries may use; None leaves that to them.
     """
 
-    def __init__(self, manifest: Manifest, threads: int = 1) -> None:
+    def __init__(self, manifest: Manifest, threads: int | None = 1) -> None:
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[variable] = str(threads)
+            if threads is not None:
+                os.environ[variable] = str(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self.plan = Plan(manifest)
         self.run = Run(manifest.run, manifest.branch)
@@ -203,13 +207,15 @@ class Worker:
             )
         return found
 
-    def _gather(self, name: str, shard: str, uids: Any, wanted: Mask) -> pa.Table:
+    def _gather(
+        self, name: str, shard: str, uids: Any, wanted: Mask, without: Sequence[str] = ()
+    ) -> pa.Table:
         """The columns that a stage takes, of the rows wanted, whichever file they lie in."""
         origins = self.plan.inputs(name)
         mask = pa.array(wanted)
         columns: dict[str, Any] = {}
         for origin in dict.fromkeys(origins.values()):
-            names = [c for c, o in origins.items() if o == origin and c != "uid"]
+            names = [c for c, o in origins.items() if o == origin and c not in ("uid", *without)]
             if not names:
                 continue
             if origin == DownloadStage.name:
@@ -223,40 +229,36 @@ class Worker:
         return pa.table({"uid": uids.filter(mask), **columns})
 
     def _export(self, name: str, shard: str) -> dict[str, Any]:
-        path = (*self.plan.folder(name), f"{shard}.parquet")
-        rows = 0
-        if not self.run.exists(*path):
-            found = self._judged(name, shard)
-            rows = int(found.live.sum())
-            pairs = self._pairs(name, shard, found)
-            if not pairs.num_rows:  # readers of the export trip over a file without rows
-                return {"rows": rows, "reasons": {}}
-            self.run.write_table(pairs, *path)
-        return {"rows": rows, "reasons": {}, "file": describe(self.run, path)}
+        """Count the images of a shard of the pool, or write the shards that begin in it."""
+        stage, folder = self.plan.export(name), self.plan.folder(name)
+        if not self.run.exists(*folder, export.LAYOUT):
+            rows, keeps = self._kept(name, shard, without=("image",))
+            return {"rows": rows.num_rows, "reasons": {}, "images": stage.images(rows, keeps)}
+        layout = export.Layout.read(self.run, folder, stage.config.shard_size)
+        pairs = functools.lru_cache(maxsize=2)(lambda one: stage.pairs(*self._kept(name, one)))
+        images = 0
+        for part, slices in layout.parts(shard):
+            if export.is_whole(self.run, folder, stage.format, part):
+                continue
+            table = pa.concat_tables(
+                stage.slice(pairs(one), part.split, start, stop) for one, start, stop in slices
+            )
+            images += export.write(self.run, folder, stage.format, part, table)["images"]
+        return {"rows": images, "reasons": {}}
 
-    def _pairs(self, name: str, shard: str, found: Judgement) -> pa.Table:
-        """The pairs of the rows that no stage rejected."""
-        export = self.plan.export(name)
-        rows = self._gather(name, shard, found.uids, found.live)
+    def _kept(
+        self, name: str, shard: str, without: Sequence[str] = ()
+    ) -> tuple[pa.Table, pa.Table | None]:
+        """What an export takes of the rows that no stage rejected, and which texts are kept."""
+        found = self._judged(name, shard)
+        rows = revised(self._gather(name, shard, found.uids, found.live, without))
         if FilterStage.name not in self.plan.judges(name):
-            return export.pairs(rows, None)
+            return rows, None
         scores = annotated(self.run, self.plan, FilterStage.name, shard)
         stage = self.plan.stage(FilterStage.name)
         assert scores is not None and isinstance(stage, FilterStage)
         live = scores.drop_columns("measured").filter(pa.array(found.live))
-        return export.pairs(rows, stage.keep_texts(live))
-
-
-def describe(run: Run, path: Sequence[str]) -> dict[str, Any]:
-    """What an export's manifest says of one of its shards: rows, SHA-256, pairs, images."""
-    table = run.read_table(*path, columns=["uid", "caption_source"])
-    return {
-        "name": path[-1],
-        "rows": table.num_rows,
-        "sha256": run.sha256(*path),
-        "pairs": _tally(table["caption_source"]),
-        "images": pc.count_distinct(table["uid"]).as_py(),
-    }
+        return rows, stage.keep_texts(live)
 
 
 def _checked(stage: Stage[Any], rows: pa.Table, found: pa.Table) -> pa.Table:

@@ -154,7 +154,10 @@ class ModelConfig(StageConfig):
         fields = super().measurement()
         for name in ("model", "revision", "batch_size", "device", "cpus"):
             del fields[name]
-        return {**fields, "weights": revision_of(self.model, self.revision)}
+        try:
+            return {**fields, "weights": revision_of(self.model, self.revision)}
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.stage}.model: {error}") from None
 
     def placement(self) -> dict[str, Any]:
         """What `from_pretrained` of the model is told beside its name."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 import numpy as np
@@ -20,7 +22,8 @@ from PIL import Image
 from models.images import ImageError, open_rgb
 from stages.base import StageConfig
 from stages.documents import DocumentsConfig
-from stages.schema import PAIRS, uid_of, web_captions
+from stages.formats import FORMATS, SPLITS, TRAIN, VALIDATION, Format, Shard
+from stages.schema import PAIRS, draw, uid_of, web_captions
 
 __all__ = ["ExportConfig", "ExportStage"]
 
@@ -39,16 +42,26 @@ class ExportConfig(StageConfig):
         synthetic: Whether synthetic captions that pass are exported.
         filtered: Whether the filter decides; otherwise all texts of the rows that came as far as
             the filter are exported, as the rows without F of the paper's table 1 have them.
-        human_shard_size: Images in one shard of human pairs.
+        format: As what the pairs are written: parquet; webdataset, tars as of img2dataset; llava,
+            conversations; blip, a JSON list; imagefolder, images with a metadata.jsonl; urls,
+            Parquet without the images.
+        validation: The share of images that are set apart, by seed and SHA-256 of the image as
+            downloaded, so that all captions and copies of an image are in one split.
+        shard_size: The most images in a shard. The shards of a split hold as many each, or one
+            less; only the last of human pairs may be smaller.
         documents: How interleaved documents of the sources are judged and cut; null exports none.
+        seed: Of the split, and of the instructions of the format llava.
     """
 
     human: tuple[str, ...] = ()
     web: bool = True
     synthetic: bool = True
     filtered: bool = True
-    human_shard_size: int = 1000
+    format: Literal["parquet", "webdataset", "llava", "blip", "imagefolder", "urls"] = "parquet"
+    validation: float = 0.0
+    shard_size: int = 1000
     documents: DocumentsConfig | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not (self.web or self.synthetic or self.human):
@@ -56,9 +69,14 @@ class ExportConfig(StageConfig):
                 "export: web, synthetic and human are all off, so nothing would be exported; "
                 "turn one on"
             )
-        if self.human_shard_size < 1:
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"export.validation must be from 0 to below 1, got {self.validation}")
+        if self.shard_size < 1:
+            raise ValueError(f"export.shard_size must be at least 1, got {self.shard_size}")
+        if self.format == "urls" and self.documents is not None:
             raise ValueError(
-                f"export.human_shard_size must be at least 1, got {self.human_shard_size}"
+                "export.format urls writes no image, while documents come with theirs; set "
+                "documents: null beside it"
             )
 
 
@@ -71,7 +89,7 @@ class ExportStage:
     """
 
     name = "export"
-    reads = ("image", "caption", "width", "height", "url", "source")
+    reads = ("image", "caption", "width", "height", "url", "source", "sha256")
     uses = (
         "text",
         "further_captions",
@@ -79,10 +97,19 @@ class ExportStage:
         "itm_web",
         "itm_further",
         "itm_synthetic",
+        "reviews",
     )
 
     def __init__(self, config: ExportConfig) -> None:
         self.config = config
+
+    @property
+    def format(self) -> Format:
+        """As what the pairs are written."""
+        config = self.config
+        return FORMATS[config.format](
+            shard_size=config.shard_size, is_split=config.validation > 0, seed=config.seed
+        )
 
     def pairs(self, rows: pa.Table, keeps: pa.Table | None) -> pa.Table:
         """The pairs of kept rows.
@@ -95,19 +122,7 @@ class ExportStage:
         Returns:
             A table of schema PAIRS, pairs of one image together, the web caption first.
         """
-        captions: Any = web_captions(rows).combine_chunks()
-        parts: list[_Texts] = []
-        if self.config.web:
-            keep: Any = captions.is_valid()
-            if keeps is not None:
-                keep = pc.and_(keep, _column(keeps, "keep_web").fill_null(False))
-            scores = _column(rows, "itm_web") if "itm_web" in rows.column_names else None
-            parts.append(_Texts.choose("web", np.arange(len(rows)), captions, scores, keep))
-            parts += _lists("web", "further_captions", rows, "itm_further", keeps, "keep_further")
-        if self.config.synthetic:
-            parts += _lists(
-                "synthetic", "synthetic", rows, "itm_synthetic", keeps, "keep_synthetic"
-            )
+        parts = self._texts(rows, keeps)
         if not parts:
             return PAIRS.empty_table()
         index = np.concatenate([part.rows for part in parts])
@@ -123,27 +138,97 @@ class ExportStage:
             "caption": pa.concat_arrays([part.captions for part in parts]).take(order),
             "caption_source": pa.concat_arrays(sources).take(order),
             "itm_score": pa.concat_arrays([part.scores for part in parts]).take(order),
-            **{name: taken[name] for name in ("width", "height", "url", "source")},
+            **{name: taken[name] for name in ("width", "height", "url", "source", "sha256")},
         }
         return pa.table(columns, schema=PAIRS)
 
-    def human_pairs(self) -> Iterator[pa.Table]:
-        """The human pairs, unfiltered, in tables of `human_shard_size` images.
+    def images(self, rows: pa.Table, keeps: pa.Table | None) -> dict[str, int]:
+        """How many images of each split `pairs` would give a text; the images are not needed."""
+        shown = np.zeros(rows.num_rows, bool)
+        for part in self._texts(rows, keeps):
+            shown[part.rows] = True
+        validation = self._is_validation(rows)
+        return {
+            TRAIN: int((shown & ~validation).sum()),
+            VALIDATION: int((shown & validation).sum()),
+        }
+
+    def slice(self, pairs: pa.Table, split: str, start: int, stop: int) -> pa.Table:
+        """The pairs of the images `start` to `stop` of a split, counted from 0 in a table."""
+        chosen = pairs.filter(pa.array(self._is_validation(pairs) == (split == VALIDATION)))
+        uids: Any = np.asarray(chosen["uid"])
+        images = np.cumsum(np.concatenate([np.zeros(1, bool), uids[1:] != uids[:-1]])[: len(uids)])
+        return chosen.filter(pa.array((images >= start) & (images < stop)))
+
+    def human_pairs(self) -> Iterator[tuple[Shard, pa.Table]]:
+        """The human pairs, unfiltered, in shards of `shard_size` images of one split.
 
         Raises:
             ValueError: A line or an image cannot be read; it names the file, the line, the fix.
         """
-        rows: list[dict[str, Any]] = []
-        num_images = 0
+        waiting: dict[str, list[list[dict[str, Any]]]] = {split: [] for split in SPLITS}
+        numbers: Counter[str] = Counter()
+
+        def shard(split: str) -> tuple[Shard, pa.Table]:
+            rows = [row for image in waiting[split] for row in image]
+            waiting[split].clear()
+            numbers[split] += 1
+            number = numbers[split] - 1
+            found = Shard(split=split, number=number, is_human=True)
+            return found, pa.Table.from_pylist(rows, schema=PAIRS)
+
+        for rows in self._human_images():
+            split = self._split(rows[0]["sha256"])
+            waiting[split].append(rows)
+            if len(waiting[split]) == self.config.shard_size:
+                yield shard(split)
+        for split in SPLITS:
+            if waiting[split]:
+                yield shard(split)
+
+    def _human_images(self) -> Iterator[list[dict[str, Any]]]:
+        """The pairs of each human-annotated image, whichever lines they stand on."""
+        seen: dict[str, str] = {}
         for path in self.config.human:
-            for number, entry in enumerate(_lines(path), 1):
-                rows.extend(_human_rows(path, number, entry))
-                num_images += 1
-                if num_images == self.config.human_shard_size:
-                    yield pa.Table.from_pylist(rows, schema=PAIRS)
-                    rows, num_images = [], 0
-        if rows:
-            yield pa.Table.from_pylist(rows, schema=PAIRS)
+            images: dict[str, tuple[int, list[str]]] = {}
+            for number, name, captions in _lines(path):
+                images.setdefault(name, (number, []))[1].extend(captions)
+            for name, (number, captions) in images.items():
+                rows = _human_rows(path, number, name, captions)
+                uid = rows[0]["uid"]
+                if seen.setdefault(uid, path) != path:
+                    raise ValueError(
+                        f"export.human: {path}:{number}: {seen[uid]} has an image {name!r} too, "
+                        "and files of one name are one source; give one of them another name"
+                    )
+                yield rows
+
+    def _is_validation(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
+        """Whether each of n rows with sha256 and uid belongs to the validation split; (n,)."""
+        if not self.config.validation:
+            return np.zeros(rows.num_rows, bool)
+        keys: Any = pc.coalesce(rows["sha256"], rows["uid"]).to_pylist()
+        return np.array([self._split(key) == VALIDATION for key in keys], bool)
+
+    def _split(self, key: str) -> str:
+        share = draw(self.config.seed, f"validation {key}") / 2**64
+        return VALIDATION if share < self.config.validation else TRAIN
+
+    def _texts(self, rows: pa.Table, keeps: pa.Table | None) -> list[_Texts]:
+        captions: Any = web_captions(rows).combine_chunks()
+        parts: list[_Texts] = []
+        if self.config.web:
+            keep: Any = captions.is_valid()
+            if keeps is not None:
+                keep = pc.and_(keep, _column(keeps, "keep_web").fill_null(False))
+            scores = _column(rows, "itm_web") if "itm_web" in rows.column_names else None
+            parts.append(_Texts.choose("web", np.arange(len(rows)), captions, scores, keep))
+            parts += _lists("web", "further_captions", rows, "itm_further", keeps, "keep_further")
+        if self.config.synthetic:
+            parts += _lists(
+                "synthetic", "synthetic", rows, "itm_synthetic", keeps, "keep_synthetic"
+            )
+        return parts
 
 
 @dataclass(frozen=True)
@@ -183,7 +268,8 @@ def _column(table: pa.Table, name: str) -> Any:
     return table[name].combine_chunks()
 
 
-def _lines(path: str) -> Iterator[dict[str, Any]]:
+def _lines(path: str) -> Iterator[tuple[int, str, list[str]]]:
+    """The number, the image and the captions of each line that is not blank."""
     try:
         file = fsspec.open(path, "rt", encoding="utf-8", compression="infer").open()
     except FileNotFoundError as error:
@@ -202,16 +288,15 @@ def _lines(path: str) -> Iterator[dict[str, Any]]:
                 raise ValueError(
                     f"export.human: {path}:{number}: needs `image` and `caption` (or `captions`)"
                 )
-            yield entry
+            captions = entry.get("captions", [entry["caption"]] if "caption" in entry else [])
+            if isinstance(captions, str):
+                captions = [captions]
+            if not captions or not all(isinstance(caption, str) for caption in captions):
+                raise ValueError(f"export.human: {path}:{number}: `caption` must be text")
+            yield number, str(entry["image"]), captions
 
 
-def _human_rows(path: str, number: int, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    captions = entry.get("captions", [entry["caption"]] if "caption" in entry else [])
-    if isinstance(captions, str):
-        captions = [captions]
-    if not captions or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"export.human: {path}:{number}: `caption` must be text")
-    name = str(entry["image"])
+def _human_rows(path: str, number: int, name: str, captions: list[str]) -> list[dict[str, Any]]:
     location = posixpath.join(posixpath.dirname(path), name)
     try:
         with fsspec.open(location, "rb") as file:
@@ -235,6 +320,7 @@ def _human_rows(path: str, number: int, entry: dict[str, Any]) -> list[dict[str,
             "height": image.height,
             "url": None,
             "source": source,
+            "sha256": hashlib.sha256(content).hexdigest(),
         }
         for caption in captions
     ]

@@ -107,7 +107,13 @@ class FilterConfig(ModelConfig):
         Raises:
             FileNotFoundError: A model is neither a folder nor known to the hub.
         """
-        weights = {role: revision_of(*name) for role, name in self.models().items()}
+        weights = {}
+        for role, name in self.models().items():
+            try:
+                weights[role] = revision_of(*name)
+            except FileNotFoundError as error:
+                field = "model" if role == "itm" else role
+                raise FileNotFoundError(f"{self.stage}.{field}: {error}") from None
         return {"dtype": self.dtype, "weights": weights}
 
 

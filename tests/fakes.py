@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 from pathlib import Path
@@ -61,3 +62,62 @@ def tiny_blip(folder: Path) -> Path:
     torch.manual_seed(0)
     MED.from_pretrained("tiny", tokenizer=str(folder / "tokenizer")).save(folder / "models")
     return folder / "models"
+
+
+def small_run(folder: Path, models: Path) -> Path:
+    """A run of every stage over a few rows, made without Ray.
+
+    web/good.jpg and its copy web/copy.jpg, web/name.jpg whose caption is a file's name, and
+    web/gone.jpg that could not be downloaded.
+    """
+    from pipeline.manifest import Manifest
+    from pipeline.store import Run
+    from pipeline.worker import Worker
+    from stages.schema import POOL, uid_of
+
+    captions = {
+        "good.jpg": "A red house stands beside the river in the morning",
+        "copy.jpg": "The house by the river once more",
+        "name.jpg": "IMG_2034.JPG",
+        "gone.jpg": "A picture that is not there",
+    }
+    rows = [
+        {
+            **dict.fromkeys(POOL.names),
+            "uid": uid_of(f"web/{name}", caption),
+            "source": "web",
+            "url": f"web/{name}",
+            "caption": caption,
+            "repeats": 0,
+            "status": "failed_to_download",
+            "error": "http_404",
+        }
+        for name, caption in captions.items()
+    ]
+    for row, seed in zip(rows[:3], (1, 1, 2), strict=True):
+        image = jpeg(seed, (300, 260))
+        sides = {"width": 300, "height": 260, "original_width": 300, "original_height": 260}
+        row.update(sides, status="success", error=None, image=image)
+        row["sha256"] = hashlib.sha256(image).hexdigest()
+        row["original_bytes"] = len(image)
+    run = Run(str(folder))
+    run.write_table(pa.Table.from_pylist(rows, POOL), "pool", "00000.parquet")
+    content = {
+        "name": "small",
+        "run": str(folder),
+        "stages": {
+            "download": {"source": "x"},
+            "clean": {},
+            "dedup": {},
+            "caption": {"model": str(models / "captioner")},
+            "filter": {"model": str(models / "matcher"), "min_itm": 0},
+            "export": {},
+        },
+    }
+    run.write_json({"manifest": content}, "run.json")
+    worker = Worker(Manifest.parse(content))
+    for name in ("clean", "dedup", "caption", "filter"):
+        worker.work(name, "00000")
+        if name == "dedup":
+            worker.summarize(name, ["00000"])
+    return folder

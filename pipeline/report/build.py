@@ -18,6 +18,7 @@ from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples, locate
 from pipeline.report.page import Gallery, Rows, render
 from pipeline.report.survey import CELLS, Borderline, Place, Smallest, Survey, Texts, survey
+from pipeline.review import agreement
 from pipeline.rounds import compare
 from pipeline.store import Run
 from pipeline.training import CURATED
@@ -61,6 +62,7 @@ def write(
     found = survey(run, plan, names)
     training = lines_of(run, "metrics.jsonl", "step")
     facts = facts_of(run, plan, funnel, found, evaluation or {})
+    facts["review"] = agreement.of_run(run, plan)
     facts["truth"] = dict(truth) if isinstance(truth, Mapping) else {"stages": list(truth or ())}
     facts["training"] = {model: dict(_numbers(lines[-1])) for model, lines in training.items()}
     facts["samples"] = _samples(run)

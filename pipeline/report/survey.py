@@ -22,6 +22,7 @@ from stages.clean import CleanStage
 from stages.dedup import DedupStage
 from stages.download import DownloadStage
 from stages.filter import FilterStage
+from stages.review import ReviewStage
 from stages.schema import web_captions
 from stages.select import SelectStage, splitmix
 
@@ -342,14 +343,21 @@ class _Shard:
         found.synthetic.words.add("found", _num_words(texts))
         ordinals: Ranks = np.arange(len(parents), dtype=np.uint64)
         for source, values, ranks, reached, passed, alive in (
-            (found.web, captions, self.ranks, fate.web, fate.web_kept, live),
+            (
+                found.web,
+                captions,
+                self.ranks,
+                fate.web,
+                fate.web_kept,
+                live & self._left(captions, np.arange(len(live))),
+            ),
             (
                 found.synthetic,
                 texts,
                 splitmix(self.ranks[parents] + ordinals),
                 fate.synthetic,
                 fate.synthetic_kept,
-                live[parents],
+                live[parents] & self._left(texts, parents),
             ),
         ):
             kept = alive & passed
@@ -404,6 +412,22 @@ class _Shard:
         fate.synthetic[measured[parents]] = _is_scored(table, "synthetic")
         fate.synthetic_kept[measured[parents]] = _bools(flags)
         return fate
+
+    def _left(self, texts: Any, rows: npt.NDArray[np.int64]) -> Mask:
+        """Which of m texts of some rows people did not reject; (m,)."""
+        left = np.ones(len(rows), bool)
+        if (reviewed := self.tables.get(ReviewStage.name)) is None:
+            return left
+        rejected = {
+            (row, entry["caption"])
+            for row, entries in enumerate(reviewed["reviews"].to_pylist())
+            for entry in entries or ()
+            if entry["verdict"] == "reject"
+        }
+        if rejected:
+            pairs = zip(rows.tolist(), texts.to_pylist(), strict=True)
+            left[:] = [pair not in rejected for pair in pairs]
+        return left
 
     def _cells(self, found: Survey, measured: Mask, web: Mask, synthetic: Mask) -> None:
         masks = (web & synthetic, web & ~synthetic, ~web & synthetic, ~web & ~synthetic)

@@ -170,6 +170,8 @@ def _places(given: str, prefix: str) -> list[Place]:
             base, names = posixpath.dirname(path), [posixpath.basename(path)] * fs.exists(path)
     except OSError as error:
         raise ValueError(f"download.source cannot be opened: {given}: {error}") from error
+    if not names and fs.exists(path):
+        raise ValueError(f"download.source holds neither a list nor images: {given}")
     if not names:
         raise ValueError(f"download.source has no such list or images: {given}{_instead(given)}")
     for name in names:

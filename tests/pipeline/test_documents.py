@@ -50,6 +50,7 @@ def test_documents_keep_the_images_that_pass_and_go_without_any(server, tmp_path
                     "source": str(tmp_path / "pages.jsonl"),
                     "image_size": 64,
                     "shard_size": 2,
+                    "timeout": 60,
                     "allow_private_addresses": True,
                 },
                 "clean": {},

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from pipeline.inspect import show, verify, write_verdicts
+from pipeline.evidence import evidence
+from pipeline.inspect import verify, write_verdicts
 from pipeline.manifest import Manifest, Plan
 from pipeline.progress import Progress
 from pipeline.runner import IncompleteError
@@ -172,7 +173,7 @@ def test_the_export_is_what_datasets_loads(done):
         cache_dir=run.at("cache"),
         split="train",
     )
-    assert len(loaded) == 30
+    assert len(loaded) == 31
     assert loaded[0]["image"].size == (85, 64) and loaded[0]["caption_source"] == "web"
 
 
@@ -188,7 +189,7 @@ def test_a_changed_threshold_measures_nothing_anew(done, tmp_path):
     found = {s["name"]: s for s in funnel(run, changed)["stages"]}
     assert found["clean"]["reasons"] == {}
     assert found["dedup"]["rows"] == 32 and found["dedup"]["not_measured"] == 0
-    assert found["export"]["pairs"] == {"web": 31}
+    assert found["export"]["pairs"] == {"web": 32}
     assert before == {p.name: os.stat(p).st_mtime_ns for p in folder.glob("0*.parquet")}
     assert list(verify(run, changed)) == []
     with session(plan.manifest) as opened:  # as it was, for the tests that follow
@@ -240,14 +241,14 @@ def test_a_sample_shows_its_evidence(done):
         for row in run.read_table("pool", f"{shard}.parquet").to_pylist()
     ]
     broken = next(row for row in rows if row["url"].endswith("broken.jpg"))
-    assert show(run, plan, broken["uid"])["verdict"] == "download: truncated"
+    assert evidence(run, plan, broken["uid"]).verdict == "download: truncated"
     thumb = next(row for row in rows if row["url"].endswith("thumb.jpg"))
-    assert show(run, plan, thumb["uid"])["verdict"] == "clean: image_too_small"
+    assert evidence(run, plan, thumb["uid"]).verdict == "clean: image_too_small"
     good = next(row for row in rows if row["url"].endswith("0001.jpg"))
-    shown = show(run, plan, good["uid"][:12])
-    assert shown["verdict"] == "kept" and shown["clean.text"].startswith("The house number 1")
+    shown = evidence(run, plan, good["uid"][:12])
+    assert shown.verdict == "kept" and shown.captions[0].text.startswith("The house number 1")
     with pytest.raises(ValueError, match="no sample has a uid"):
-        show(run, plan, "zz")
+        evidence(run, plan, "zz")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from stages.documents import DocumentsConfig
 from stages.export import ExportConfig, ExportStage
+from stages.formats import Shard
 from stages.schema import PAIRS
 
 
@@ -16,12 +19,13 @@ def rows_of(captions, synthetic=None, scores=None):
     n = len(captions)
     columns = {
         "uid": [f"{i:032x}" for i in range(n)],
-        "image": pa.array([bytes([i]) for i in range(n)], pa.binary()),
+        "image": pa.array([bytes([i % 256]) for i in range(n)], pa.binary()),
         "caption": pa.array(captions, pa.string()),
         "width": pa.array([64] * n, pa.int32()),
         "height": pa.array([48] * n, pa.int32()),
         "url": [f"http://example.org/{i}" for i in range(n)],
         "source": ["web"] * n,
+        "sha256": [f"{i:064x}" for i in range(n)],
     }
     if synthetic is not None:
         columns["synthetic"] = pa.array(synthetic, pa.list_(pa.string()))
@@ -142,16 +146,83 @@ def test_human_pairs_come_unfiltered_and_share_a_uid_by_image(tmp_path):
             {"image": "b.png", "captions": ["three", "four"]},
         ],
     )
-    (pairs,) = ExportStage(ExportConfig(human=(path,))).human_pairs()
+    ((shard, pairs),) = ExportStage(ExportConfig(human=(path,))).human_pairs()
+    assert shard == Shard(split="train", number=0, is_human=True)
     assert pairs["caption"].to_pylist() == ["one", "two", "three", "four"]
     assert set(pairs["caption_source"].to_pylist()) == {"human"}
     uids = pairs["uid"].to_pylist()
     assert uids[0] == uids[1] != uids[2] == uids[3]
     first, *_, last = pairs["image"].to_pylist()
+    first_hash = pairs["sha256"][0].as_py()
     assert first["bytes"] == fakes.jpeg(1)
     assert Image.open(io.BytesIO(last["bytes"])).mode == "RGB"
-    parts = list(ExportStage(ExportConfig(human=(path,), human_shard_size=2)).human_pairs())
-    assert [p.num_rows for p in parts] == [2, 2]
+    assert first_hash == hashlib.sha256(fakes.jpeg(1)).hexdigest()
+
+
+def test_human_captions_of_an_image_stay_together_whichever_lines_they_stand_on(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.jpg").write_bytes(fakes.jpeg(ord(name)))
+    lines = [{"image": f"{name}.jpg", "caption": f"{name}{n}"} for n in range(2) for name in "abc"]
+    path = human_file(tmp_path, lines)
+    parts = list(ExportStage(ExportConfig(human=(path,), shard_size=2)).human_pairs())
+    assert [shard.number for shard, _ in parts] == [0, 1]
+    captions = [pairs["caption"].to_pylist() for _, pairs in parts]
+    assert captions == [["a0", "a1", "b0", "b1"], ["c0", "c1"]]
+
+
+def test_human_files_of_one_name_that_name_the_same_image_are_refused(tmp_path):
+    paths = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(fakes.jpeg(1))
+        paths.append(human_file(tmp_path / name, [{"image": "a.jpg", "caption": name}]))
+    with pytest.raises(ValueError, match=r"two/human\.jsonl:1: .*give one of them another name"):
+        list(ExportStage(ExportConfig(human=tuple(paths))).human_pairs())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"validation": 1.0}, "export.validation must be from 0 to below 1"),
+        ({"validation": -0.1}, "export.validation must be from 0 to below 1"),
+        ({"shard_size": 0}, "export.shard_size must be at least 1"),
+        ({"format": "urls", "documents": DocumentsConfig()}, "documents: null"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ExportConfig(**fields)
+
+
+def test_the_split_follows_the_bytes_of_an_image_and_the_seed():
+    rows = rows_of([f"w{i}" for i in range(400)], [["s"]] * 400)
+    shas = [f"{i // 2:064x}" for i in range(400)]  # each image twice, with other captions
+    column = rows.schema.get_field_index("sha256")
+    rows = rows.set_column(column, "sha256", pa.array(shas))
+
+    def held_out(**fields):
+        stage = ExportStage(ExportConfig(validation=0.25, **fields))
+        pairs = stage.pairs(rows, None)
+        counts = stage.images(rows.drop_columns("image"), None)
+        parts = {split: stage.slice(pairs, split, 0, 400) for split in ("train", "validation")}
+        assert sum(part.num_rows for part in parts.values()) == pairs.num_rows == 800
+        images = {split: len(set(part["uid"].to_pylist())) for split, part in parts.items()}
+        assert images == counts
+        found = {split: set(part["sha256"].to_pylist()) for split, part in parts.items()}
+        assert not found["train"] & found["validation"]
+        return found["validation"]
+
+    first = held_out(seed=0)
+    assert 30 <= len(first) <= 70 and first == held_out(seed=0, shard_size=7)
+    assert first != held_out(seed=1)
+    assert ExportStage(ExportConfig()).images(rows, None) == {"train": 400, "validation": 0}
+
+
+def test_an_image_of_which_no_text_is_kept_does_not_count():
+    rows = rows_of(["w0", None, "w2"], [["s0"], [""], []], ([0.9, None, 0.1], [[0.9], [0.1], []]))
+    keeps = keeps_of([True, False, False], [[True], [False], []])
+    assert ExportStage(ExportConfig()).images(rows, keeps)["train"] == 1
+    assert ExportStage(ExportConfig()).images(rows, None)["train"] == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,196 @@
+"""An export on its way to disk: which images make a shard, what is written, what is told of it.
+
+    _layout.json       how many images of each split each shard of the pool gives
+    _parts/NAME.json   what manifest.json is to say of a shard, written when the shard is whole
+    _parts/NAME.jsonl  what the list of its split is to say of it, where the format has lists
+
+They stand in the folder of the export until its manifest.json does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store import Run
+from stages.export import ExportStage
+from stages.formats import SPLITS, Format, Shard
+
+__all__ = ["LAYOUT", "Layout", "digest", "finish", "is_whole", "tidy", "write", "write_human"]
+
+LAYOUT = "_layout.json"
+PARTS = "_parts"
+
+Slice = tuple[str, int, int]
+"""A shard of the pool, and which images of a split in it: from, to."""
+
+
+class Layout:
+    """Shards of equal size, cut from the images of a split in the order of the pool.
+
+    A split of n images has ceil(n / size) shards that hold as many each, or one less.
+
+    Args:
+        shards: Those of the pool, in order.
+        counts: The images of each split in each of them.
+        size: The most images in a shard of the export.
+    """
+
+    def __init__(
+        self, shards: Sequence[str], counts: Mapping[str, Sequence[int]], size: int
+    ) -> None:
+        self.shards = list(shards)
+        self.size = size
+        self._ends = {split: np.cumsum([0, *counts[split]]) for split in counts}
+
+    @classmethod
+    def read(cls, run: Run, folder: Sequence[str], size: int) -> Layout:
+        """The layout of an export that has been counted."""
+        found = run.read_json(*folder, LAYOUT)
+        return cls(found["shards"], found["images"], size)
+
+    def parts(self, shard: str) -> Iterator[tuple[Shard, list[Slice]]]:
+        """The shards of the export that begin in a shard of the pool, and what they are cut from.
+
+        Over all shards of the pool, each is read to its end once for each split, and at most once
+        more for the shard that begins before it.
+        """
+        position = self.shards.index(shard)
+        for split, ends in self._ends.items():
+            total = int(ends[-1])
+            number = -(-total // self.size)
+            cuts = [index * total // number for index in range(number + 1)] if number else []
+            first, last = np.searchsorted(cuts[:-1], ends[position : position + 2])
+            for index in range(int(first), int(last)):
+                slices = list(self._slices(position, ends, cuts[index], cuts[index + 1]))
+                yield Shard(split=split, number=index), slices
+
+    def _slices(self, position: int, ends: Any, start: int, stop: int) -> Iterator[Slice]:
+        while start < stop:
+            low, high = int(ends[position]), int(ends[position + 1])
+            if start < high:
+                yield self.shards[position], start - low, min(stop, high) - low
+                start = min(stop, high)
+            position += 1
+
+
+def is_whole(run: Run, folder: Sequence[str], form: Format, shard: Shard) -> bool:
+    """Whether a shard of an unfinished export stands."""
+    return run.exists(*folder, PARTS, f"{form.stem(shard)}.json")
+
+
+def write(
+    run: Run, folder: Sequence[str], form: Format, shard: Shard, pairs: pa.Table
+) -> dict[str, Any]:
+    """Write a shard, and last the file that says it is whole.
+
+    Returns:
+        What manifest.json is to say of it: its name, a file or a folder, with the SHA-256 of
+        `digest`, its split, its rows, pairs by kind of caption and by source, images.
+    """
+    hashes: dict[str, str] = {}
+    for path, content in form.files(shard, pairs):
+        run.write(content, *folder, *path.split("/"))
+        hashes[path] = hashlib.sha256(content).hexdigest()
+    path = form.path(shard)
+    told = {
+        "name": path,
+        "split": shard.split,
+        "rows": pairs.num_rows,
+        "sha256": hashes[path] if path in hashes else _digest_of_listing(hashes),
+        "pairs": _tally(pairs["caption_source"]),
+        "sources": _tally(pairs["source"]),
+        "images": pc.count_distinct(pairs["uid"]).as_py(),
+    }
+    stem = form.stem(shard)
+    if form.has_list:
+        lines = (json.dumps(e, ensure_ascii=False) for e in form.entries(shard, pairs))
+        run.write("\n".join(lines).encode(), *folder, PARTS, f"{stem}.jsonl")
+    run.write_json(told, *folder, PARTS, f"{stem}.json")
+    return told
+
+
+def write_human(run: Run, folder: Sequence[str], export: ExportStage) -> None:
+    """Write the human pairs of an export."""
+    form = export.format
+    for shard, pairs in export.human_pairs():
+        if not is_whole(run, folder, form, shard):
+            write(run, folder, form, shard, pairs)
+
+
+def finish(run: Run, folder: Sequence[str], export: ExportStage) -> dict[str, Any]:
+    """Write the lists of an export whose shards all stand.
+
+    Returns:
+        What manifest.json is to say of it.
+    """
+    form = export.format
+    names = [n for n in run.names(*folder, PARTS) if n.endswith(".json")]
+    told = [run.read_json(*folder, PARTS, name) for name in names]
+    splits = {split: sum(t["images"] for t in told if t["split"] == split) for split in SPLITS}
+    files = list(told)
+    for split in SPLITS if form.has_list else ():
+        parts = [n for n, t in zip(names, told, strict=True) if t["split"] == split]
+        if not parts:
+            continue
+        lines = [
+            line
+            for part in parts
+            for line in run.read(*folder, PARTS, f"{part}l").split(b"\n")  # JSON escapes others
+        ]
+        run.write(b"[\n" + b",\n".join(lines) + b"\n]\n", *folder, f"{split}.json")
+        name = f"{split}.json"
+        files.append({"name": name, "split": split, "sha256": run.sha256(*folder, name)})
+    return {
+        "format": form.name,
+        "pairs": _sum(t["pairs"] for t in told),
+        "sources": _sum(t["sources"] for t in told),
+        "images": sum(splits.values()),
+        "splits": {split: number for split, number in splits.items() if number},
+        "files": sorted(files, key=lambda file: str(file["name"])),
+    }
+
+
+def tidy(run: Run, folder: Sequence[str]) -> None:
+    """Remove what a finished export, or one that was killed before, leaves on its way."""
+    if run.is_local:
+        for path in run.fs.find(run.at(*folder)):
+            if path.endswith(".partial"):
+                run.fs.rm(path)
+    run.remove(*folder, PARTS)
+    run.remove(*folder, LAYOUT)
+
+
+def digest(run: Run, *parts: str) -> str:
+    """The SHA-256 of a file, or of a folder of files: that of what sha256sum prints of them.
+
+    For a folder it is what `cd FOLDER; LC_ALL=C sha256sum * | sha256sum` gives.
+    """
+    if not run.fs.isdir(run.at(*parts)):
+        return run.sha256(*parts)
+    return _digest_of_listing({name: run.sha256(*parts, name) for name in run.names(*parts)})
+
+
+def _digest_of_listing(hashes: Mapping[str, str]) -> str:
+    names = {path.rsplit("/", 1)[-1]: path for path in hashes}
+    listing = "".join(f"{hashes[names[name]]}  {name}\n" for name in sorted(names))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _tally(values: Any) -> dict[str, int]:
+    counts: Any = values.combine_chunks().drop_null().value_counts().to_pylist()
+    return {count["values"]: count["counts"] for count in counts}
+
+
+def _sum(tallies: Iterator[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for tally in tallies:
+        for key, number in tally.items():
+            total[key] = total.get(key, 0) + number
+    return total

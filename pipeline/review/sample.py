@@ -1,0 +1,290 @@
+"""The pairs of a run that people are shown: a seeded sample, or those nearest the threshold."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.manifest import Plan
+from pipeline.report.survey import Smallest
+from pipeline.store import Run
+from pipeline.verdicts import Mask, annotated, judge
+from stages.download import DownloadStage
+from stages.filter import FilterConfig, FilterStage
+from stages.review import ReviewStage
+from stages.select import splitmix, uid_hashes
+
+__all__ = ["CHOICES", "Choice", "Pair", "draw", "judged_pairs"]
+
+Choice = Literal["kept", "rejected", "borderline", "any"]
+TEXTS = {"text": "web", "further_captions": "web", "synthetic": "synthetic"}
+"""The columns of captions, each with the source that export names; `caption`, as found, stands
+for `text` where clean did not run."""
+
+KEYS = {"text": "web", "further_captions": "further", "synthetic": "synthetic"}
+"""How the filter names them."""
+
+BASES = {name: np.uint64(index << 32) for index, name in enumerate(TEXTS)}
+
+CHOICES: tuple[str, ...] = get_args(Choice)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """An image with one of its captions.
+
+    Attributes:
+        uid: The row.
+        shard: Where it lies.
+        row: Its place in the shard.
+        url: Where the image came from.
+        caption: The caption as the filter saw it.
+        source: web or synthetic.
+        score: The ITM probability, if a filter ran.
+        is_kept: Whether the filter keeps the caption; True where none ran.
+    """
+
+    uid: str
+    shard: str
+    row: int
+    url: str
+    caption: str
+    source: str
+    score: float | None
+    is_kept: bool
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a decision on it is filed under."""
+        return self.uid, self.caption
+
+
+def draw(run: Run, plan: Plan, choice: Choice, number: int) -> list[Pair]:
+    """Pairs to show; a larger sample holds every smaller one.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        choice: `kept` is what export would write if nobody had decided anything; `rejected` what
+            the filter rejects; `any` both; `borderline` both, the ITM scores nearest the threshold
+            first. All but the last by a hash of the seed and the uid.
+        number: How many, at most.
+
+    Raises:
+        ValueError: There is no such pair, or no filter to ask of.
+    """
+    config = plan.manifest.stages.get(FilterStage.name)
+    if choice in ("rejected", "borderline") and not isinstance(config, FilterConfig):
+        raise ValueError(f"--of {choice}: the manifest of {run.root} has no filter; use --of kept")
+    if choice == "borderline" and isinstance(config, FilterConfig) and config.recipe != "blip":
+        raise ValueError(
+            f"--of borderline: the filter of {run.root} goes by {config.recipe} and not by the "
+            "threshold of ITM; use --of any"
+        )
+    found: Smallest[Pair] = Smallest(number)
+    for shard in run.shards("pool"):
+        some = _Shard(run, plan, shard)
+        masks = {
+            "kept": some.is_kept,
+            "rejected": ~some.is_kept,
+            "borderline": ~np.isnan(some.scores),
+        }
+        chosen = np.flatnonzero(masks.get(choice, np.ones(len(some), bool)))
+        ranks = some.ranks[chosen]
+        if choice == "borderline":
+            assert isinstance(config, FilterConfig)
+            distance = np.abs(some.scores[chosen].astype(np.float64) - config.min_itm)
+            near = (distance * 2**31).astype(np.uint64) << np.uint64(32)
+            ranks = near | ranks >> np.uint64(32)
+        found.offer(ranks, functools.partial(some.pair_of, chosen))
+    if not found.values:
+        what = "that came so far" if choice in ("any", "borderline") else choice
+        raise ValueError(
+            f"{run.root}: there is no pair {what} to look at; `capfilt status {run.root}` tells "
+            "how far the run is"
+        )
+    return found.values
+
+
+def judged_pairs(run: Run, plan: Plan, keys: set[tuple[str, str]]) -> Iterator[Pair]:
+    """The pairs with some keys, a shard at a time; those that are no pair today are left out."""
+    uids = pa.array(sorted({uid for uid, _ in keys}), pa.string())
+    for shard in run.shards("pool") if keys else ():
+        some = _Shard(run, plan, shard, uids)
+        pairs = (some.pair(index) for index in range(len(some)))
+        yield from (pair for pair in pairs if pair.key in keys)
+
+
+class _Shard:
+    """The m pairs of a shard that came as far as the filter, or the end where none ran.
+
+    Attributes:
+        scores: (m,) ITM probabilities, NaN without.
+        is_kept: (m,) whether the filter keeps them.
+        ranks: (m,) a hash of the seed, the uid and the place among the captions of the image.
+    """
+
+    def __init__(self, run: Run, plan: Plan, shard: str, uids: Any = None) -> None:
+        self._name = shard
+        pool = run.read_table("pool", f"{shard}.parquet", columns=["uid", "url", "caption"])
+        reached = _reached(run, plan, shard)
+        if uids is not None:
+            reached &= _bools(pc.is_in(pool["uid"], uids))
+        live = pa.array(reached)
+        columns: dict[str, Any] = {}
+        for column in ("caption", *TEXTS):
+            if (origin := plan.origin(ReviewStage.name, column)) == DownloadStage.name:
+                columns[column] = pool[column].filter(live)
+            elif origin is not None and (found := annotated(run, plan, origin, shard)) is not None:
+                columns[column] = found[column].filter(live)
+        self._pool = pool.filter(live)
+        self._places = np.flatnonzero(reached)
+        columns.setdefault("text", columns.pop("caption"))
+        filtered = _filtered(run, plan, shard, live)
+        parts = [_Texts.of(name, columns[name], filtered) for name in TEXTS if name in columns]
+        rows = np.concatenate([part.rows for part in parts])
+        texts = pa.chunked_array([part.texts for part in parts], pa.string())
+        kept = np.concatenate([part.is_kept for part in parts])
+        chosen, kept = _distinct(rows, texts, kept)
+        self._rows = rows[chosen]
+        self._texts: Any = texts.take(chosen)
+        self._sources = np.repeat([TEXTS[p.name] for p in parts], [len(p.rows) for p in parts])
+        self._sources = self._sources[chosen]
+        self.scores = np.concatenate([part.scores for part in parts])[chosen]
+        self.is_kept = kept
+        seed = splitmix(np.array([plan.manifest.seed % 2**64], np.uint64))
+        images = splitmix(uid_hashes(self._pool["uid"]) ^ seed)
+        ordinals = np.concatenate([part.ordinals for part in parts])
+        self.ranks = splitmix(images[rows] + ordinals)[chosen]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def pair_of(self, chosen: npt.NDArray[np.int64], index: int) -> Pair:
+        """One of those that are chosen."""
+        return self.pair(int(chosen[index]))
+
+    def pair(self, index: int) -> Pair:
+        """One of them."""
+        row, score = int(self._rows[index]), float(self.scores[index])
+        return Pair(
+            uid=str(self._pool["uid"][row].as_py()),
+            shard=self._name,
+            row=int(self._places[row]),
+            url=str(self._pool["url"][row].as_py()),
+            caption=str(self._texts[int(index)].as_py()),
+            source=str(self._sources[index]),
+            score=None if np.isnan(score) else score,
+            is_kept=bool(self.is_kept[index]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Texts:
+    """The m texts of a column, those of lists one after the other.
+
+    Attributes:
+        name: The column.
+        rows: (m,) the row of each.
+        ordinals: (m,) its place among the texts of its row, told apart from those of other columns.
+        texts: (m,) null where there is none.
+        scores: (m,) ITM probabilities, NaN without.
+        is_kept: (m,) whether the filter keeps it.
+    """
+
+    name: str
+    rows: npt.NDArray[np.int64]
+    ordinals: npt.NDArray[np.uint64]
+    texts: Any
+    scores: npt.NDArray[np.float32]
+    is_kept: Mask
+
+    @classmethod
+    def of(cls, name: str, column: Any, filtered: pa.Table | None) -> _Texts:
+        """Of a column of n texts or lists, with what the filter wrote of the n rows."""
+        column = column.combine_chunks()
+        rows = np.arange(len(column))
+        starts = rows
+        is_list = isinstance(column.type, pa.ListType)
+        if is_list:
+            rows = np.asarray(pc.list_parent_indices(column))
+            starts = np.searchsorted(rows, rows)
+            column = column.flatten()
+        scores = np.full(len(rows), np.nan, np.float32)
+        is_kept = np.ones(len(rows), bool)
+        itm, keep = f"itm_{KEYS[name]}", f"keep_{KEYS[name]}"
+        if filtered is not None and keep in filtered.column_names:
+            found: Any = filtered[itm].combine_chunks()
+            kept: Any = filtered[keep].combine_chunks()
+            if is_list:
+                found, kept = found.flatten(), kept.flatten()
+            scores = found.fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
+            is_kept = _bools(kept)
+        return cls(
+            name=name,
+            rows=rows.astype(np.int64),
+            ordinals=(np.arange(len(rows)) - starts).astype(np.uint64) + BASES[name],
+            texts=column,
+            scores=scores,
+            is_kept=is_kept,
+        )
+
+
+def _reached(run: Run, plan: Plan, shard: str) -> Mask:
+    """The rows that the filter has scored, or that came to the end where there is no filter."""
+    names = [n for n in plan.names if n not in (FilterStage.name, ReviewStage.name)]
+    verdicts = judge(run, plan, shard, names)
+    if not verdicts.is_complete:
+        return np.zeros(len(verdicts.live), bool)
+    if FilterStage.name not in plan.names:
+        return verdicts.live
+    table = annotated(run, plan, FilterStage.name, shard)
+    if table is None:
+        return np.zeros(len(verdicts.live), bool)
+    return verdicts.live & _bools(table["measured"])
+
+
+def _filtered(run: Run, plan: Plan, shard: str, live: Any) -> pa.Table | None:
+    """The scores of the filter and which texts it keeps, of live rows; None without any."""
+    if FilterStage.name not in plan.names:
+        return None
+    table = annotated(run, plan, FilterStage.name, shard)
+    stage = plan.stage(FilterStage.name)
+    assert isinstance(stage, FilterStage)
+    if table is None:
+        return None
+    scored = table.drop_columns("measured").filter(live)
+    keeps = stage.keep_texts(scored)
+    for name in keeps.column_names:
+        scored = scored.append_column(name, keeps[name])
+    return scored
+
+
+def _distinct(
+    rows: npt.NDArray[np.int64], texts: Any, is_kept: Mask
+) -> tuple[npt.NDArray[np.int64], Mask]:
+    """Which of m texts are not blank, one of those that say the same of a row, and its verdict.
+
+    A recipe of the filter may keep one text of many that are equal; then people judge that.
+    """
+    places = np.flatnonzero(_bools(pc.utf8_length(pc.utf8_trim_whitespace(texts))))
+    codes = texts.take(places).dictionary_encode().combine_chunks().indices.to_numpy()
+    keys = np.stack([rows[places], codes.astype(np.int64)])
+    _, firsts, groups = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    kept = np.zeros(len(firsts), bool)
+    np.logical_or.at(kept, groups.ravel(), is_kept[places])
+    return places[firsts], kept
+
+
+def _bools(values: Any) -> Mask:
+    """A column as bool, null and 0 as False."""
+    zero = pa.scalar(0).cast(values.type)
+    mask: Mask = values.fill_null(zero).to_numpy(zero_copy_only=False).astype(bool)
+    return mask

@@ -1,0 +1,15 @@
+"""Formats: curated pairs as the files that others read."""
+
+from __future__ import annotations
+
+from stages.formats.folders import Blip, ImageFolder, Llava
+from stages.formats.format import SPLITS, TRAIN, VALIDATION, Format, Shard
+from stages.formats.tables import Parquet, Urls
+from stages.formats.tars import WebDataset
+
+__all__ = ["FORMATS", "SPLITS", "TRAIN", "VALIDATION", "Format", "Shard"]
+
+FORMATS: dict[str, type[Format]] = {
+    format.name: format for format in (Parquet, WebDataset, Llava, Blip, ImageFolder, Urls)
+}
+"""By the word that names them in a manifest."""
