@@ -31,6 +31,8 @@ def autocomplete(parser: argparse.ArgumentParser) -> None:
     completers = {
         "MANIFEST": FilesCompleter(["yaml", "yml"]),
         "RUN": _runs,
+        "RUN_A": _runs,
+        "RUN_B": _runs,
         "STAGE": _stages,
         "STAGE.FIELD=VALUE": _settings,
         "REASONS": _reasons,

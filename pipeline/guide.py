@@ -44,7 +44,15 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "capfilt show runs/photos beach.jpg",
         "capfilt show runs/photos beach.jpg --json",
     ),
+    "review": (
+        "capfilt review runs/photos --sample 50",
+        "capfilt review runs/photos --of borderline",
+    ),
     "report": ("capfilt report runs/photos",),
+    "compare": (
+        "capfilt compare runs/photos runs/strict",
+        "capfilt compare runs/photos runs/strict --out changes.html",
+    ),
     "verify": ("capfilt verify runs/photos",),
     "verdicts": ("capfilt verdicts runs/photos --out verdicts.csv",),
     "completion": (
