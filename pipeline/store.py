@@ -141,8 +141,9 @@ class Run:
         path = self.at(*parts)
         wanted = None if columns is None else list(columns)
         try:
-            with self.fs.open(path, "rb") as file:
-                return pq.read_table(file, columns=wanted)
+            with self.fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+                table = parquet.read(columns=wanted)
+                return table if wanted is None else table.select(wanted)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
