@@ -27,6 +27,7 @@ from pipeline.manifest import STAGES, Manifest, Plan
 from pipeline.report import build, compare
 from pipeline.status import funnel
 from pipeline.store import Run
+from pipeline.verdicts import DIGEST, summary_digest
 from stages.base import GlobalStage
 from stages.schema import POOL, uid_of
 
@@ -174,6 +175,8 @@ def make(root: Path, rows: int, min_itm: float = 0.5) -> tuple[Run, Plan]:
             marks = {"uid": pool["uid"], "measured": pa.array(np.ones(SHARD, bool))}
             table = filled(stage.writes, SHARD, columns)
             own = {column: table[column] for column in table.column_names}
+            if (taken := summary_digest(run, plan, name, f"{shard:05d}")) is not None:
+                own[DIGEST] = pa.array(taken)
             run.write_table(pa.table({**marks, **own}), *plan.folder(name), file)
             if issubclass(stage, GlobalStage):
                 table = filled(stage.summary, SHARD, summaries[0])
