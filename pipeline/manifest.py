@@ -432,7 +432,7 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
                 )
         for column in STAGES[name].uses:
             late = writers.get(column)
-            if column not in columns and late in names:
+            if column not in columns and late in names and late != name:
                 mistakes.add(
                     f"stages.{name}", f"takes {column!r} of {late}: put {late} before {name}"
                 )

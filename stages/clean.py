@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from models.images import ImageError, open_rgb
 from models.nouns import revision
 from models.speech import PartsOfSpeech
 from models.text import LanguageDetector, TextMeasures, measure, normalize
 from stages.base import Stage, StageConfig, threshold
+from stages.fingerprints import PRINTS, ImagePrints, opened
 from stages.presets import PRESETS, Rules
 
 __all__ = ["CleanConfig", "CleanStage"]
@@ -73,6 +73,7 @@ WRITES: dict[str, pa.DataType] = {
     "image_bytes": pa.int64(),
     "image_single_colour": pa.float32(),
     "image_entropy": pa.float32(),
+    **PRINTS,
 }
 
 
@@ -170,7 +171,7 @@ class CleanStage(Stage[CleanConfig]):
     """
 
     name: ClassVar[str] = "clean"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     config_type: ClassVar[type[StageConfig]] = CleanConfig
     reads: ClassVar[tuple[str, ...]] = (
         "caption",
@@ -230,7 +231,8 @@ class CleanStage(Stage[CleanConfig]):
             the image as downloaded, in pixels, and image_aspect, the longer by the shorter;
             image_bytes, of the image as downloaded; image_single_colour, the share of the
             image within a small tolerance of its most frequent colour, and image_entropy, of its
-            brightness in bits, both null for an image that cannot be decoded.
+            brightness in bits, and `fingerprints.PRINTS`, by which dedup need not decode it again,
+            all null for an image that cannot be decoded.
         """
         return pa.Table.from_pydict(
             {**self._texts(rows["caption"]), **_images(rows)}, schema=self.writes
@@ -346,7 +348,15 @@ def _images(rows: pa.Table) -> dict[str, Any]:
         pc.coalesce(rows[f"original_{side}"], rows[side]) for side in ("width", "height")
     )
     shorter, longer = pc.min_element_wise(width, height), pc.max_element_wise(width, height)
-    looks = [_look(image.as_py()) for image in rows["image"]]
+    looks: list[tuple[float | None, float | None]] = []
+
+    def look() -> Iterator[Image.Image | None]:
+        for image in rows["image"]:
+            found = opened(image.as_py())
+            looks.append(_look(found))
+            yield found
+
+    prints = ImagePrints.taken(look()).columns()
     return {
         "image_width": width,
         "image_height": height,
@@ -354,18 +364,15 @@ def _images(rows: pa.Table) -> dict[str, Any]:
         "image_bytes": pc.coalesce(rows["original_bytes"], pc.binary_length(rows["image"])),
         "image_single_colour": pa.array([colour for colour, _ in looks], pa.float32()),
         "image_entropy": pa.array([entropy for _, entropy in looks], pa.float32()),
+        **prints,
     }
 
 
-def _look(image: bytes | None) -> tuple[float, float] | tuple[None, None]:
-    """The share of one colour in an image and its entropy; None if it cannot be decoded."""
-    if not image:
+def _look(image: Image.Image | None) -> tuple[float, float] | tuple[None, None]:
+    """The share of one colour in an image and its entropy; None if it cannot be opened."""
+    if image is None:
         return None, None
-    try:
-        opened = open_rgb(image, min_size=(THUMBNAIL, THUMBNAIL))
-    except ImageError:
-        return None, None
-    small = opened.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    small = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     return single_colour(np.asarray(small)), small.convert("L").entropy()
 
 

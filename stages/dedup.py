@@ -22,7 +22,7 @@ from models.text import caption_key
 from stages import digests
 from stages.base import GlobalStage, StageConfig, threshold
 from stages.evaluation import EvaluationImages, content
-from stages.fingerprints import COLOURS, NUM_PERM, WRITES, Fingerprints, ImagePrints
+from stages.fingerprints import NUM_PERM, PRINTS, WRITES, Fingerprints, ImagePrints
 from stages.schema import web_captions
 
 __all__ = ["DedupConfig", "DedupStage"]
@@ -148,7 +148,7 @@ class DedupStage(GlobalStage[DedupConfig]):
         "original_width",
         "original_height",
     )
-    uses: ClassVar[tuple[str, ...]] = ("text",)
+    uses: ClassVar[tuple[str, ...]] = ("text", *PRINTS)
     writes: ClassVar[pa.Schema] = WRITES
     summary: ClassVar[pa.Schema] = pa.schema(_SUMMARY)
     reasons: ClassVar[Mapping[str, str]] = {
@@ -162,12 +162,11 @@ class DedupStage(GlobalStage[DedupConfig]):
 
     def annotate(self, rows: pa.Table) -> pa.Table:
         """Take the fingerprints of rows, as `fingerprints.WRITES` says."""
-        prints = ImagePrints.of(image.as_py() or b"" for image in rows["image"])
-        is_lost = prints.contrast < 0
-        colours = [
-            None if lost else grid.tobytes()
-            for lost, grid in zip(is_lost, prints.colours, strict=True)
-        ]
+        prints: dict[str, Any] = (
+            {name: rows[name] for name in PRINTS}
+            if set(PRINTS) <= set(rows.column_names)
+            else ImagePrints.of(image.as_py() for image in rows["image"]).columns()
+        )
         sides = [pc.cast(rows[f"original_{side}"], pa.int64()) for side in ("width", "height")]
         urls: list[Any] = rows["url"].to_pylist()
         texts: list[str | None] = web_captions(rows).to_pylist()
@@ -181,9 +180,7 @@ class DedupStage(GlobalStage[DedupConfig]):
                 pa.binary(16),
             ),
             pc.multiply(*sides),
-            pa.array(prints.phash.view(np.int64), mask=is_lost),
-            pa.array(prints.contrast, mask=is_lost),
-            pa.array(colours, pa.binary(COLOURS)),
+            *(prints[name] for name in PRINTS),
             pa.array(texts, pa.string()),
             pa.array([key if key is None else _digest(key) for key in keys], pa.binary(16)),
             pa.array([key if key is None else key.count(" ") + 1 for key in keys], pa.int32()),

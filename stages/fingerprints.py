@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from models import hashing
 from models.images import ImageError, open_rgb
@@ -18,18 +19,32 @@ from models.minhash import band_keys
 from stages import digests
 from stages.digests import Digests
 
-__all__ = ["COLOURS", "NUM_PERM", "WRITES", "Fingerprints", "ImagePrints", "Spilled"]
+__all__ = [
+    "COLOURS",
+    "NUM_PERM",
+    "PRINTS",
+    "WRITES",
+    "Fingerprints",
+    "ImagePrints",
+    "Spilled",
+    "opened",
+]
 
 NUM_PERM = 128
 COLOURS = 3 * hashing.GRID**2
+
+PRINTS: dict[str, pa.DataType] = {
+    "image_phash": pa.int64(),
+    "image_contrast": pa.float32(),
+    "image_colours": pa.binary(COLOURS),
+}
+"""How an image looks; clean writes these columns too, out of the one decode that it needs."""
 
 _WRITES: dict[str, pa.DataType] = {
     "image_url": pa.binary(16),
     "image_sha256": pa.binary(16),
     "image_area": pa.int64(),
-    "image_phash": pa.int64(),
-    "image_contrast": pa.float32(),
-    "image_colours": pa.binary(COLOURS),
+    **PRINTS,
     "caption_text": pa.string(),
     "caption_key": pa.binary(16),
     "caption_words": pa.int32(),
@@ -64,21 +79,22 @@ class ImagePrints:
     colours: npt.NDArray[np.uint8]
 
     @classmethod
-    def of(cls, images: Iterable[bytes]) -> ImagePrints:
-        """Take them from encoded images; JPEGs are decoded at a reduced scale."""
+    def of(cls, images: Iterable[bytes | None]) -> ImagePrints:
+        """Take them from encoded images."""
+        return cls.taken(map(opened, images))
+
+    @classmethod
+    def taken(cls, images: Iterable[Image.Image | None]) -> ImagePrints:
+        """Take them from images as `opened` gives them."""
         lumas, colours, is_lost = [], [], []
         for image in images:
-            try:
-                # Below 96 pixels a JPEG's own reduction shows in the hash.
-                opened = open_rgb(image, min_size=(96, 96))
-            except ImageError:
+            is_lost.append(image is None)
+            if image is None:
                 lumas.append(np.zeros((hashing.SIDE, hashing.SIDE), np.uint8))
                 colours.append(np.zeros((hashing.GRID, hashing.GRID, 3), np.uint8))
-                is_lost.append(True)
             else:
-                lumas.append(hashing.luma(opened))
-                colours.append(hashing.colour_grid(opened))
-                is_lost.append(False)
+                lumas.append(hashing.luma(image))
+                colours.append(hashing.colour_grid(image))
         grey = np.array(lumas, np.uint8).reshape(-1, hashing.SIDE, hashing.SIDE)
         contrast = np.array([one.std(dtype=np.float64) for one in grey], np.float32)
         lost = np.array(is_lost, bool)
@@ -87,6 +103,28 @@ class ImagePrints:
             contrast=np.where(lost, np.float32(-1), contrast),
             colours=np.array(colours, np.uint8).reshape(-1, COLOURS),
         )
+
+    def columns(self) -> dict[str, pa.Array[Any]]:
+        """The columns of `PRINTS`, null for an image that cannot be opened."""
+        is_lost = self.contrast < 0
+        colours = [
+            None if lost else grid.tobytes()
+            for lost, grid in zip(is_lost, self.colours, strict=True)
+        ]
+        return {
+            "image_phash": pa.array(self.phash.view(np.int64), mask=is_lost),
+            "image_contrast": pa.array(self.contrast, mask=is_lost),
+            "image_colours": pa.array(colours, pa.binary(COLOURS)),
+        }
+
+
+def opened(image: bytes | None) -> Image.Image | None:
+    """An image to look at, a JPEG at a reduced scale; None where it cannot be opened."""
+    try:
+        # Below 96 pixels a JPEG's own reduction shows in the hash.
+        return open_rgb(image or b"", min_size=(96, 96))
+    except ImageError:
+        return None
 
 
 class Spilled:

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+from stages.clean import CleanConfig, CleanStage
 from stages.dedup import DedupConfig, DedupStage
+from stages.fingerprints import PRINTS
 from stages.schema import POOL, uid_of
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
@@ -431,7 +433,7 @@ def test_what_evaluation_sets_hold_is_part_of_the_settings(tmp_path: Path) -> No
         DedupConfig(against=(str(tmp_path / "gone"),)).settings()
     (tmp_path / "empty").mkdir()
     stage = DedupStage(DedupConfig(against=(str(tmp_path / "empty"),)))
-    with pytest.raises(ValueError, match=r"dedup\.against has no such list or images: .*/empty"):
+    with pytest.raises(ValueError, match=r"dedup\.against holds neither .*/empty"):
         stage.summarize(iter([]))
 
 
@@ -546,3 +548,27 @@ def test_exactly_one_variant_of_every_photograph_survives() -> None:
     found = summarized(pool(*rows))
     survivors = [i // 7 for i, one in enumerate(found) if one["reason"] is None]
     assert sorted(survivors) == list(range(len(photos)))
+
+
+def test_what_clean_saw_of_an_image_is_not_decoded_again() -> None:
+    rows = pool(*(row(PAINTINGS[i], f"http://a/{i}", f"caption number {i}") for i in range(4)))
+    stage = DedupStage(DedupConfig())
+    whole = stage.annotate(rows)
+    seen = rows
+    for name in PRINTS:
+        seen = seen.append_column(name, whole[name])
+    blind = seen.set_column(
+        seen.schema.get_field_index("image"), "image", pa.array([b"junk"] * 4, pa.binary())
+    )
+    assert stage.annotate(blind).equals(whole)
+
+
+def test_clean_and_dedup_see_the_same_image() -> None:
+    rows = pool(*(row(PAINTINGS[i], f"http://a/{i}", f"caption number {i}") for i in range(4)))
+    clean = CleanStage(CleanConfig())
+    clean.load()
+    cleaned = clean.annotate(rows)
+    alone = DedupStage(DedupConfig()).annotate(rows)
+    assert [cleaned[name].to_pylist() for name in PRINTS] == [
+        alone[name].to_pylist() for name in PRINTS
+    ]
