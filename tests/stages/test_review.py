@@ -50,6 +50,7 @@ def exported(stage, table, **config):
         ("height", 1),
         ("url", "u"),
         ("source", "s"),
+        ("sha256", "00"),
     ):
         table = table.append_column(name, pa.array([value] * number))
     pairs = ExportStage(ExportConfig(**config)).pairs(revised(table), None)
