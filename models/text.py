@@ -305,7 +305,8 @@ class LanguageDetector:
         if not found:
             return "und", 0.0
         language: str = found[0]["lang"]
-        if self.languages != {language}:  # the others cost as much again
+        # The others cost as much again, and are not asked for where they cannot reach 0.01.
+        if self.languages != {language} and found[0]["score"] <= 0.99:
             found = self.detector.detect(text, k=100, threshold=0.01)
         score = sum(one["score"] for one in found if one["lang"] in self.languages)
         return language, min(score, 1.0)

@@ -86,23 +86,22 @@ class ImagePrints:
     @classmethod
     def taken(cls, images: Iterable[Image.Image | None]) -> ImagePrints:
         """Take them from images as `opened` gives them."""
-        lumas, colours, is_lost = [], [], []
-        for image in images:
-            is_lost.append(image is None)
-            if image is None:
-                lumas.append(np.zeros((hashing.SIDE, hashing.SIDE), np.uint8))
-                colours.append(np.zeros((hashing.GRID, hashing.GRID, 3), np.uint8))
-            else:
+        lumas, grids, seen = [], [], []
+        number = 0
+        for number, image in enumerate(images, 1):
+            if image is not None:
+                seen.append(number - 1)
                 lumas.append(hashing.luma(image))
-                colours.append(hashing.colour_grid(image))
-        grey = np.array(lumas, np.uint8).reshape(-1, hashing.SIDE, hashing.SIDE)
-        contrast = np.array([one.std(dtype=np.float64) for one in grey], np.float32)
-        lost = np.array(is_lost, bool)
-        return cls(
-            phash=np.where(lost, np.uint64(0), hashing.perceptual_hash(grey)),
-            contrast=np.where(lost, np.float32(-1), contrast),
-            colours=np.array(colours, np.uint8).reshape(-1, COLOURS),
-        )
+                grids.append(hashing.colour_grid(image))
+        phash = np.zeros(number, np.uint64)
+        contrast = np.full(number, -1, np.float32)
+        colours = np.zeros((number, COLOURS), np.uint8)
+        if seen:
+            grey = np.array(lumas, np.uint8)
+            phash[seen] = hashing.perceptual_hash(grey)
+            contrast[seen] = [one.std(dtype=np.float64) for one in grey]
+            colours[seen] = np.array(grids, np.uint8).reshape(-1, COLOURS)
+        return cls(phash=phash, contrast=contrast, colours=colours)
 
     def columns(self) -> dict[str, pa.Array[Any]]:
         """The columns of `PRINTS`, null for an image that cannot be opened."""
@@ -120,9 +119,11 @@ class ImagePrints:
 
 def opened(image: bytes | None) -> Image.Image | None:
     """An image to look at, a JPEG at a reduced scale; None where it cannot be opened."""
+    if not image:
+        return None
     try:
         # Below 96 pixels a JPEG's own reduction shows in the hash.
-        return open_rgb(image or b"", min_size=(96, 96))
+        return open_rgb(image, min_size=(96, 96))
     except ImageError:
         return None
 
