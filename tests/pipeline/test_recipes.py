@@ -1,7 +1,9 @@
 """The shipped manifests, each run with only its paths changed."""
 
+import collections
 import json
 
+import blips
 import fakes
 import pyarrow.parquet as pq
 import pytest
@@ -27,8 +29,8 @@ def place(tmp_path_factory):
     return folder
 
 
-def carry_out(name, place, *overrides):
-    manifest = Manifest.load(str(MANIFESTS / name), overrides, str(place / name))
+def carry_out(name, place, *overrides, run=None):
+    manifest = Manifest.load(str(MANIFESTS / name), overrides, str(place / (run or name)))
     with Session(manifest, workers=2, progress=Progress(Console(quiet=True), quiet=True)) as opened:
         opened.run()
     run = Run(manifest.run)
@@ -105,3 +107,56 @@ def test_folder_captions_images_that_have_no_text(place, ray_here):
     manifest = json.loads(run.read("curated", "manifest.json"))
     assert manifest["pairs"] == {"synthetic": 5}
     assert pq.read_schema(run.at("curated", "00000.parquet")).metadata[b"huggingface"]
+
+
+def by_image(run):
+    found = collections.defaultdict(list)
+    for row in exported(run):
+        found[row["uid"]].append(row["caption_source"])
+    return found
+
+
+def test_five_captions_an_image_are_written_and_judged(place, ray_here):
+    run, stages = carry_out(
+        "cc3m.yaml",
+        place,
+        f"download.source={place / 'photos'}",
+        "caption.num_captions=5",
+        "filter.min_itm=0",
+        *models(place),
+        run="five",
+    )
+    assert stages["filter"]["kept"] == 14
+    for sources in by_image(run).values():
+        assert sources[0] == "web" and 1 <= sources.count("synthetic") <= 5
+    synthetic = stages["export"]["pairs"]["synthetic"]
+    assert synthetic > 14 * 2
+
+
+def test_blip2_keeps_the_two_most_similar_texts_of_an_image(place, ray_here):
+    run, stages = carry_out(
+        "blip2.yaml",
+        place,
+        f"download.source={place / 'photos'}",
+        "clean={}",
+        "caption.num_captions=4",
+        f"caption.model={place / 'models' / 'captioner'}",
+        f"filter.clip={blips.save_clip(place / 'clip')}",
+    )
+    assert stages["filter"]["kept"] == 14
+    assert {len(sources) for sources in by_image(run).values()} == {2}
+
+
+def test_laion_coco_keeps_one_synthetic_caption_of_an_image(place, ray_here):
+    run, stages = carry_out(
+        "laion_coco.yaml",
+        place,
+        f"download.source={place / 'bare'}",
+        "clean={}",
+        "caption.num_captions=6",
+        f"caption.model={place / 'models' / 'captioner'}",
+        f"filter.clip={blips.save_clip(place / 'clip')}",
+        f"filter.second_clip={blips.save_clip(place / 'second', seed=1)}",
+    )
+    assert stages["filter"]["kept"] == 5
+    assert list(by_image(run).values()) == [["synthetic"]] * 5
