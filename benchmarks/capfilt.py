@@ -7,7 +7,9 @@ Weights are random, so no caption ends early and everyone writes to the longest.
 the same JPEG bytes and end with texts or probabilities. `card` is the loop of the model card, in
 float32, one image (or one pair) at a time; `batched` is stock transformers in our dtype at the
 best of several batch sizes; `limit` is the floating-point operations of the work over the rate of
-a large matrix product in bfloat16. Needs torch, transformers, pillow and numpy alone.
+a large matrix product in bfloat16. Needs torch, transformers, pillow and numpy alone. With
+`--peer PYTHON`, an interpreter with py-data-juicer, its captioning mapper and matching filter
+follow, on a CPU, with this interpreter's torch and transformers.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import io
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -56,6 +59,51 @@ VOCABULARY = 30524
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 Rates = dict[str, float]
+
+# Data-Juicer asks for 128 new tokens whatever it is told; here everyone writes as many.
+PEER = r"""
+import json, sys, time
+sys.path.append(sys.argv[1])
+work = json.load(sys.stdin)
+import torch
+torch.set_num_threads(work["threads"])
+import data_juicer
+from data_juicer.ops.filter.image_text_matching_filter import ImageTextMatchingFilter
+from data_juicer.ops.mapper.image_captioning_mapper import ImageCaptioningMapper
+from data_juicer.utils.constant import Fields
+from data_juicer.utils.model_utils import get_model
+
+def rate(run, amount, repeats):
+    run()
+    rates = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        rates.append(amount / (time.perf_counter() - start))
+    return sorted(rates)[len(rates) // 2]
+
+images, found = work["images"], {"version": data_juicer.__version__}
+for number in work["captions"]:
+    mapper = ImageCaptioningMapper(
+        hf_img2seq=work["captioner"], caption_num=number, keep_candidate_mode="all"
+    )
+    model, _ = get_model(mapper.model_key, None, False)
+    write = type(model).generate
+    length = {"max_new_tokens": work["new"], "min_new_tokens": work["new"]}
+    model.generate = lambda **given: write(model, **{**given, **length})
+    def caption():
+        for path in images:
+            mapper._process_single_sample({"text": "<__dj__image>", "images": [path]})
+    found[f"images captioned, {number} an image"] = rate(caption, len(images), work["repeats"])
+judge = ImageTextMatchingFilter(hf_blip=work["filter"])
+def match():
+    for path, text in work["pairs"]:
+        judge.compute_stats_single(
+            {"text": f"<__dj__image> {text}", "images": [path], Fields.stats: {}}
+        )
+found["texts judged, 2 an image"] = rate(match, len(work["pairs"]), work["repeats"])
+print("RESULT" + json.dumps(found))
+"""
 
 
 def make_models(folder: Path, size: str) -> None:
@@ -222,6 +270,34 @@ def best_size(run: Callable[[int], Any], args: argparse.Namespace) -> int:
     return max(sizes, key=lambda size: rate(lambda: run(size), 1, args))
 
 
+def data_juicer(
+    args: argparse.Namespace, folder: Path, images: list[bytes], pairs: list[tuple[bytes, str]]
+) -> dict[str, Any]:
+    """What Data-Juicer's operators do a second, as `--peer` has them, and its version."""
+    paths = {}
+    for index, image in enumerate(images):
+        paths[image] = str(folder / f"{index}.jpg")
+        Path(paths[image]).write_bytes(image)
+    work = {
+        "threads": args.threads,
+        "repeats": args.repeats,
+        "captions": args.captions,
+        "captioner": str(folder / "captioner"),
+        "filter": str(folder / "filter"),
+        "new": LONGEST - NUM_BEGUN,
+        "images": list(paths.values()),
+        "pairs": [(paths[image], text) for image, text in pairs],
+    }
+    site = str(Path(torch.__file__).parents[1])
+    answer = subprocess.run(
+        [args.peer, "-c", PEER, site], input=json.dumps(work), capture_output=True, text=True
+    )
+    if answer.returncode:
+        raise SystemExit(f"{args.peer}: {answer.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(answer.stdout.split("RESULT")[1])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=sorted(SIZES), default="base")
@@ -240,6 +316,7 @@ def main() -> None:
         default="wall",
         help="cpu counts this process alone, for a machine that others use too",
     )
+    parser.add_argument("--peer", metavar="PYTHON", help="an interpreter with py-data-juicer")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args()
     on_cuda = args.device.startswith("cuda")
@@ -335,6 +412,14 @@ def main() -> None:
             ours = [match.itm for some in matcher.score(few, texts[: len(few)]) for match in some]
             apart = np.abs(np.array(ours) - card.score(short, 1)).max()
             print(f"\nITM probabilities differ from float32's by at most {apart:.1e}", flush=True)
+        if args.peer:
+            rates = data_juicer(args, folder, one, [pair for pair in pairs[: 2 * len(one)]])
+            print(f"\n| work | ours /s | Data-Juicer {rates.pop('version')} /s | over it |")
+            print("| --- | --- | --- | --- |")
+            for result in results:
+                if (peer := rates.get(result["work"])) is not None:
+                    ours = result["rates"]["ours"]
+                    print(f"| {result['work']} | {ours:.2f} | {peer:.2f} | {ours / peer:.2f}x |")
     if args.json:
         args.json.write_text(json.dumps({"arguments": vars(args), "results": results}, default=str))
 
