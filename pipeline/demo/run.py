@@ -214,11 +214,17 @@ def show(console: Console, run: Run, plan: Plan, judged: dict[str, Any]) -> None
     found = run.read_json("evaluation.json")
     names = list(found)
     table = Table("metric", *names, title="held-out images", title_justify="left")
-    columns = [dict(flat(found[name]["metrics"])) for name in names]
+    columns = [_numbers(found[name]["metrics"]) for name in names]
     for metric in dict.fromkeys(metric for column in columns for metric in column):
         values = (column.get(metric, "-") for column in columns)
         table.add_row(metric, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
     console.print(table)
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics by dotted name, without intervals and words."""
+    values = flat({name: value for name, value in metrics.items() if name != "intervals"})
+    return {name: value for name, value in values if not isinstance(value, str)}
 
 
 def _share(value: float | None) -> str:
