@@ -280,7 +280,7 @@ class LanguageDetector:
         languages: The wanted languages, as fastText labels them ("en").
     """
 
-    max_characters = 400
+    max_characters = 200
     """Enough to be certain; what follows is not read."""
 
     def __init__(self, languages: tuple[str, ...]) -> None:
