@@ -82,14 +82,15 @@ def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, A
         waiting.clear()
 
     for document in sources.pages(source):
-        reason = judged.judge(document, images.live)
         urls = document.images if document else []
+        live = {url: images.live(url) for url in urls}.get
+        reason = judged.judge(document, live)
         verdicts.append(
             {
                 "uid": document.uid if document else None,
                 "url": document.url if document else None,
                 "images": len(urls),
-                "live_images": sum(images.live(url) is not None for url in urls),
+                "live_images": sum(live(url) is not None for url in urls),
                 "reason": reason,
             }
         )
@@ -97,7 +98,7 @@ def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, A
             reasons[reason] += 1
             continue
         assert document is not None
-        waiting.append((document, judged.cut(document, images.live)))
+        waiting.append((document, judged.cut(document, live)))
         if len(waiting) == config.shard_size:
             flush()
     flush()

@@ -16,7 +16,7 @@ from pipeline.pairs import as_sources
 from pipeline.store import Run
 from pipeline.training import CURATED
 
-__all__ = ["branch", "compare", "rounds"]
+__all__ = ["branch", "compare", "fresh", "rounds"]
 
 
 def rounds(manifest: Manifest, path: str = "manifest") -> list[Manifest]:
@@ -32,12 +32,7 @@ def rounds(manifest: Manifest, path: str = "manifest") -> list[Manifest]:
     found = [manifest]
     if manifest.rounds == 1:
         return found
-    new = [
-        name
-        for name, config in manifest.train.items()
-        if config.objective == "pretrain"
-        and CURATED in {source.path for source in as_sources(config.data)}
-    ]
+    new = fresh(manifest)
     tuned = [
         name
         for name, config in manifest.train.items()
@@ -60,6 +55,16 @@ def rounds(manifest: Manifest, path: str = "manifest") -> list[Manifest]:
             content["train"][name]["model"] = f"{found[-1].models}/{new[0]}"
         found.append(Manifest.parse(content, path, branch=branch(number)))
     return found
+
+
+def fresh(manifest: Manifest) -> list[str]:
+    """The models that a manifest pre-trains on its export: one, if there are to be rounds."""
+    return [
+        name
+        for name, config in manifest.train.items()
+        if config.objective == "pretrain"
+        and CURATED in {source.path for source in as_sources(config.data)}
+    ]
 
 
 def compare(root: str) -> list[dict[str, Any]]:

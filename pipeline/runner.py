@@ -307,8 +307,7 @@ class Runner:
         for shard in shards:
             if shard in there:
                 live = judge(self.run, self.plan, shard, self.plan.judges(name)).live
-                table = self.run.read_table(*self.plan.folder(name), f"{shard}.parquet")
-                measured = measured_rows(self.run, self.plan, name, shard, table)
+                measured = measured_rows(self.run, self.plan, name, shard)
                 if not (live & ~measured).any():
                     continue
             missing.append(shard)

@@ -105,13 +105,25 @@ def annotated(run: Run, plan: Plan, name: str, shard: str) -> pa.Table | None:
     return table.set_column(position, "measured", pa.array(measured))
 
 
-def measured_rows(run: Run, plan: Plan, name: str, shard: str, table: pa.Table) -> Mask:
+def measured_rows(
+    run: Run, plan: Plan, name: str, shard: str, table: pa.Table | None = None
+) -> Mask:
     """The rows of a stage's file that are measured, from what its summaries say today.
 
     The columns of a summary follow thresholds, so a stage that takes some keeps a digest of
     what it took of each row: a changed threshold has those rows measured anew whose part of the
     summary it changed, and no others.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        name: The stage.
+        shard: The shard, of which the stage has a file.
+        table: That file, where it has been read.
     """
+    if table is None:
+        columns = ["measured", DIGEST] if _from_summaries(plan, name) else ["measured"]
+        table = run.read_table(*plan.folder(name), f"{shard}.parquet", columns=columns)
     measured = _mask(table["measured"])
     if not measured.any() or (today := summary_digest(run, plan, name, shard)) is None:
         return measured
@@ -124,21 +136,24 @@ def summary_digest(run: Run, plan: Plan, name: str, shard: str) -> npt.NDArray[n
 
     None where it takes no column of a summary.
     """
+    columns: list[Any] = []
+    for origin, names in _from_summaries(plan, name).items():
+        path = (*plan.summary_folder(origin), f"{shard}.parquet")
+        columns += run.read_table(*path, columns=names).columns if run.exists(*path) else []
+    if not columns:
+        return None
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
+    return np.array([_digest(row) for row in rows], np.int64)
+
+
+def _from_summaries(plan: Plan, name: str) -> dict[str, list[str]]:
+    """The columns that a stage takes out of the summary of each earlier global stage."""
     taken: dict[str, list[str]] = {}
     for column, origin in plan.inputs(name).items():
         stage = STAGES[origin]
         if issubclass(stage, GlobalStage) and column in stage.summary.names:
             taken.setdefault(origin, []).append(column)
-    if not taken:
-        return None
-    columns: list[Any] = []
-    for origin, names in taken.items():
-        table = annotated(run, plan, origin, shard)
-        columns += [] if table is None else table.select(names).columns
-    if not columns:
-        return None
-    rows = zip(*(column.to_pylist() for column in columns), strict=True)
-    return np.array([_digest(row) for row in rows], np.int64)
+    return taken
 
 
 def _digest(values: tuple[Any, ...]) -> int:
@@ -223,14 +238,14 @@ def verdict_table(run: Run, plan: Plan, shards: Iterable[str]) -> Iterator[pa.Ta
         columns = columns.append_column("stage", pa.array(stages, pa.string()))
         columns = columns.append_column("reason", reasons)
         if CleanStage.name in plan.names:
-            columns = columns.append_column(FIRED, _fired(run, plan, shard, found))
+            columns = columns.append_column(FIRED, _fired(plan, found))
         yield columns
 
 
-def _fired(run: Run, plan: Plan, shard: str, found: Judgement) -> Any:
+def _fired(plan: Plan, found: Judgement) -> Any:
     """The rules of clean that fired on each row it has measured, null for the others."""
     measured = found.measured[CleanStage.name]
-    table = annotated(run, plan, CleanStage.name, shard)
+    table = found.tables.get(CleanStage.name)
     stage = plan.stage(CleanStage.name)
     assert isinstance(stage, CleanStage)
     if table is None:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from pipeline.report.charts import intervals
+from pipeline.report.page import environment, policy
 from pipeline.store import Run
 from pipeline.tables import interval
 
 __all__ = ["markdown", "write"]
-
-FOLDER = Path(__file__).parent
 
 
 def write(folder: str, found: Mapping[str, Any]) -> str:
@@ -33,20 +26,15 @@ def write(folder: str, found: Mapping[str, Any]) -> str:
     run = Run(folder)
     run.write_json(found, "report", "ablation.json")
     run.write(markdown(found).encode(), "report", "ablation.md")
-    style = (FOLDER / "report.css").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("ablation.html.j2").render(
-        name=found["name"],
-        seeds=found["seeds"],
-        tables=[_table(table) for table in found["tables"]],
-        style=Markup(style),
-        digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+    page = (
+        environment()
+        .get_template("ablation.html.j2")
+        .render(
+            name=found["name"],
+            seeds=found["seeds"],
+            tables=[_table(table) for table in found["tables"]],
+            **policy(),
+        )
     )
     run.write((page.strip() + "\n").encode(), "report", "index.html")
     return run.at("report", "index.html")

@@ -19,9 +19,8 @@ from pipeline.report.examples import Example, examples, locate
 from pipeline.report.page import Gallery, Rows, render
 from pipeline.report.survey import CELLS, Borderline, Place, Smallest, Survey, Texts, survey
 from pipeline.review import agreement
-from pipeline.rounds import compare
+from pipeline.rounds import compare, fresh
 from pipeline.store import Run
-from pipeline.training import CURATED
 from stages.clean import CleanStage
 from stages.export import ExportStage
 from stages.filter import FilterConfig, FilterStage
@@ -358,17 +357,13 @@ def _rounds(run: Run, plan: Plan) -> list[dict[str, Any]]:
     """What each finished bootstrap round came to: pairs, and the model that it trained anew."""
     if plan.manifest.rounds == 1:
         return []
-    fresh = [
-        name
-        for name, config in plan.manifest.train.items()
-        if config.objective == "pretrain" and CURATED in config.data
-    ]
+    new = fresh(plan.manifest)
     return [
         {
             "round": entry["round"],
             "images": entry["images"],
             **{f"{source} captions": number for source, number in entry["pairs"].items()},
-            **dict(_numbers(entry["evaluation"].get(fresh[0], {}) if fresh else {})),
+            **dict(_numbers(entry["evaluation"].get(new[0], {}) if new else {})),
         }
         for entry in compare(run.root)
     ]
