@@ -23,7 +23,8 @@ import pyarrow as pa
 from pages import CHROMIUM, PageBrowser
 from PIL import Image
 
-from pipeline.manifest import STAGES, Manifest, Plan
+from pipeline.manifest import STAGES, Manifest
+from pipeline.plan import Plan
 from pipeline.report import build, compare
 from pipeline.status import funnel
 from pipeline.store import Run

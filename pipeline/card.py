@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.status import funnel
 from pipeline.store import Run
 from stages.caption import CaptionStage

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.store import Run
 from pipeline.verdicts import judge
 from stages import sources

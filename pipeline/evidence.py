@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.store import Run
 from pipeline.verdicts import KEPT, annotated, judge
 from stages.clean import CleanStage

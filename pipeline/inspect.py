@@ -11,7 +11,7 @@ import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
 from pipeline import export
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.store import Run
 from pipeline.verdicts import judge, verdict_table
 

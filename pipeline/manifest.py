@@ -36,7 +36,7 @@ import yaml
 from pipeline.fields import describe
 from pipeline.objective import TrainConfig
 from pipeline.store import Run
-from stages.base import GlobalStage, ModelConfig, Stage, StageConfig, digest
+from stages.base import Stage, StageConfig
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
@@ -47,7 +47,7 @@ from stages.review import ReviewConfig, ReviewStage
 from stages.schema import POOL
 from stages.select import SelectStage
 
-__all__ = ["STAGES", "TRAINED", "EvaluateConfig", "Manifest", "ManifestError", "Plan"]
+__all__ = ["STAGES", "TRAINED", "EvaluateConfig", "Manifest", "ManifestError"]
 
 STAGES: dict[str, type[Stage[Any]]] = {
     stage.name: stage
@@ -440,155 +440,4 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
             stages[name].check(pa.schema(list(columns.values())))
         except ValueError as error:
             mistakes.add(f"stages.{name}", str(error))
-        columns.update({field.name: field for field in _columns(STAGES[name])})
-
-
-def _columns(stage: type[Stage[Any]]) -> pa.Schema:
-    """The columns that a stage adds, its summary's included."""
-    summary = stage.summary if issubclass(stage, GlobalStage) else pa.schema([])
-    return pa.schema([*stage.writes, *summary])
-
-
-class Plan:
-    """The stages of a manifest with all that is derived from their order and settings.
-
-    Attributes:
-        manifest: The manifest.
-        names: The stages that annotate, download first, export left out.
-    """
-
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
-        self.names = tuple(name for name in manifest.stages if name in STAGES)
-        self._fingerprints: dict[str, str] = {}
-
-    def stage(self, name: str) -> Stage[Any]:
-        """The stage, built but not loaded."""
-        return STAGES[name](self.manifest.stages[name])
-
-    @property
-    def exports(self) -> tuple[str, ...]:
-        """The exports: `export`, where it is a stage, and `export:NAME` for the further ones."""
-        own = (ExportStage.name,) if ExportStage.name in self.manifest.stages else ()
-        return (*own, *(f"{ExportStage.name}:{name}" for name in self.manifest.exports))
-
-    def export(self, name: str = ExportStage.name) -> ExportStage:
-        """One of the exports."""
-        config: Any = self._export_config(name)
-        return ExportStage(config)
-
-    def _export_config(self, name: str) -> StageConfig:
-        if name == ExportStage.name:
-            return self.manifest.stages[name]
-        return self.manifest.exports[name.removeprefix(f"{ExportStage.name}:")]
-
-    def judges(self, name: str) -> tuple[str, ...]:
-        """The stages whose verdicts decide what reaches `name`, in order.
-
-        Without the filter for an export that is not filtered, and for review, which serves those
-        exports too.
-        """
-        before = self.before(name)
-        is_filtered = name not in self.exports or self.export(name).config.filtered
-        if name == ReviewStage.name or not is_filtered:
-            return tuple(stage for stage in before if stage != FilterStage.name)
-        return before
-
-    def before(self, name: str) -> tuple[str, ...]:
-        """The annotating stages before `name`; all of them before an export."""
-        return self.names[: self.names.index(name)] if name in self.names else self.names
-
-    def origin(self, name: str, column: str) -> str | None:
-        """The stage before `name` whose annotations hold `column`.
-
-        The last that writes it counts; download for a column of the pool, None where no stage
-        writes it.
-        """
-        for earlier in reversed(self.before(name)):
-            if earlier == DownloadStage.name:
-                return earlier if column in POOL.names else None
-            if column in self.columns(earlier).names:
-                return earlier
-        return None
-
-    def columns(self, name: str) -> pa.Schema:
-        """The columns that a stage adds, its summary's included."""
-        return _columns(STAGES[name])
-
-    def inputs(self, name: str) -> dict[str, str]:
-        """Each column that a stage (or export) takes, with the stage it comes from."""
-        is_export = name in self.exports
-        stage: Any = ExportStage if is_export else STAGES[name]
-        config = self.export(name).config if is_export else self.manifest.stages[name]
-        found = {}
-        for column in ("uid", *stage.reads, *stage.uses, *config.reads):
-            if (origin := self.origin(name, column)) is not None:
-                found[column] = origin
-        return found
-
-    def fingerprint(self, name: str) -> str:
-        """What the measurement of a stage depends on, as 16 hex characters.
-
-        Its version, its settings without thresholds, the revisions of its models, and the
-        fingerprints of the stages it takes columns from.
-
-        Raises:
-            FileNotFoundError: A model that it names is not there yet.
-        """
-        if name in self._fingerprints:
-            return self._fingerprints[name]
-        stage = self.stage(name)
-        origins = {} if name == DownloadStage.name else self.inputs(name)
-        self._fingerprints[name] = digest(
-            {
-                "name": name,
-                "version": stage.version,
-                "measurement": stage.config.measurement(),
-                "reads": {
-                    column: self.fingerprint(origin)
-                    for column, origin in origins.items()
-                    if origin != DownloadStage.name
-                },
-            }
-        )
-        return self._fingerprints[name]
-
-    def decision(self, name: str) -> str:
-        """What the verdicts up to and with a stage depend on: fingerprints and thresholds."""
-        if name in self.exports:
-            own: list[Any] = [self._export_config(name).settings()]
-        else:
-            own = [self.fingerprint(name), self.stage(name).config.settings()]
-        before = self.before(name)
-        return digest([*([self.decision(before[-1])] if before else []), *own])
-
-    def folder(self, name: str) -> tuple[str, ...]:
-        """Where a stage's annotations, or the pairs of an export, lie in the run."""
-        if name == DownloadStage.name:
-            return ("pool",)
-        if name == ExportStage.name:
-            return ("curated",)
-        if name in self.exports:
-            return ("exports", name.removeprefix(f"{ExportStage.name}:"))
-        return ("annotations", f"{name}-{self.fingerprint(name)[:8]}")
-
-    def summary_folder(self, name: str) -> tuple[str, ...]:
-        """Where the summary of a global stage lies."""
-        return (*self.folder(name), f"summary-{self.decision(name)[:8]}")
-
-    def trainings(self, config: Any) -> tuple[str, ...]:
-        """The trainings behind the models that the config of a stage or of a training names.
-
-        In the order in which they are to be done.
-        """
-        if isinstance(config, ModelConfig):
-            models = [name for name, _ in config.models().values()]
-        else:
-            models = [config.model] if isinstance(config, TrainConfig) else []
-        root = f"{self.manifest.models}/"
-        found: list[str] = []
-        for model in models:
-            needed = model.removeprefix(root).split("/")[0]
-            if model.startswith(root) and needed in self.manifest.train:
-                found += [*self.trainings(self.manifest.train[needed]), needed]
-        return tuple(dict.fromkeys(found))
+        columns.update({field.name: field for field in STAGES[name].columns()})

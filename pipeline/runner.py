@@ -16,7 +16,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from pipeline import documents, export, pool
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.store import Run
 from pipeline.verdicts import judge, measured_rows

@@ -12,7 +12,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.runner import Cluster, IncompleteError, Runner, StageError
 from pipeline.status import funnel

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from pipeline import pool
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.store import Run
 from pipeline.verdicts import count
 from stages.download import DownloadStage

@@ -13,9 +13,10 @@ from typing import Any
 
 from models.weights import revision_of
 from pipeline import pool
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
 from pipeline.objective import EFFORT
 from pipeline.pairs import Source, as_sources, files_of, fingerprint_of
+from pipeline.plan import Plan
 from pipeline.store import Run
 from stages.base import Resources, digest
 from stages.export import ExportStage

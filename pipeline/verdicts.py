@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest import STAGES, Plan
+from pipeline.manifest import STAGES
+from pipeline.plan import Plan
 from pipeline.store import Run
 from stages.base import GlobalStage
 from stages.clean import CleanStage

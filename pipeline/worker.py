@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import export
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
 from pipeline.pool import recovered
 from pipeline.store import Run
 from pipeline.verdicts import (

@@ -199,6 +199,11 @@ class Stage(ABC, Generic[ConfigT]):
     def __init__(self, config: ConfigT) -> None:
         self.config = config
 
+    @classmethod
+    def columns(cls) -> pa.Schema:
+        """The columns that it adds to the pool."""
+        return cls.writes
+
     def load(self) -> None:
         """Load models; called once in a worker, before its first `annotate`."""
         return None
@@ -238,6 +243,11 @@ class GlobalStage(Stage[ConfigT]):
     """
 
     summary: ClassVar[pa.Schema]
+
+    @classmethod
+    def columns(cls) -> pa.Schema:
+        """The columns that it adds to the pool, its summary's included."""
+        return pa.schema([*cls.writes, *cls.summary])
 
     @abstractmethod
     def summarize(self, annotations: Iterator[pa.Table]) -> pa.Table:

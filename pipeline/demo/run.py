@@ -18,7 +18,8 @@ from pipeline.demo.language import train_language
 from pipeline.demo.server import SiteServer
 from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.inspect import write_verdicts
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.session import Session, write_report
 from pipeline.status import funnel

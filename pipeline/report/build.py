@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.report import health
 from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples, locate

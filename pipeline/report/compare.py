@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.report.build import facts_of, lines_of, measured_by
 from pipeline.report.charts import Histogram, curves
 from pipeline.report.examples import Example, examples

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from models.images import ImageError, open_rgb
-from pipeline.manifest import STAGES, Plan
+from pipeline.manifest import STAGES
+from pipeline.plan import Plan
 from pipeline.report.survey import Place
 from pipeline.store import Run
 from pipeline.verdicts import annotated

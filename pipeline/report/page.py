@@ -18,7 +18,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from pipeline.manifest import STAGES, Plan
+from pipeline.manifest import STAGES
+from pipeline.plan import Plan
 from pipeline.report.charts import (
     Histogram,
     curves,

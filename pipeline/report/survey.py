@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.report.borders import borders
 from pipeline.report.charts import Histogram
 from pipeline.store import Run

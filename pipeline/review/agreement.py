@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.review.sample import Pair, judged_pairs
 from pipeline.store import Run
 from stages.filter import FilterStage

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.report.survey import Smallest
 from pipeline.store import Run
 from pipeline.verdicts import Mask, annotated, judge

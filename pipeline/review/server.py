@@ -29,7 +29,7 @@ import jinja2
 from markupsafe import Markup
 
 from models.images import ImageError, open_rgb
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.report.charts import printable
 from pipeline.review.agreement import agreement, told
 from pipeline.review.ledger import Ledger

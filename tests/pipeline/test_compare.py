@@ -7,7 +7,7 @@ from pages import CHROMIUM, PageBrowser
 from runs import HOSTILE, Page, make_run, manifest
 
 from pipeline.cli import main
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.report import compare
 from pipeline.report.charts import Histogram, overlay
 from pipeline.store import Run

@@ -10,7 +10,8 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from pipeline.demo import run as demo_run
 from pipeline.inspect import verify
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.session import write_report
 from pipeline.status import funnel

@@ -7,7 +7,8 @@ import web
 from rich.console import Console
 
 from pipeline.demo.tokenizer import write_tokenizer
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.session import Session
 from pipeline.store import Run

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from pipeline.export import Layout, digest
 from pipeline.inspect import verify
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
 from pipeline.pairs import files_of
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.session import Session
 from pipeline.store import Run

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.manifest import STAGES, Manifest, ManifestError, Plan
+from pipeline.manifest import STAGES, Manifest, ManifestError
+from pipeline.plan import Plan
 
 MINIMAL = {
     "name": "birds",

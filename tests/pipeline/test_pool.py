@@ -5,7 +5,8 @@ import web
 from rich.console import Console
 
 from pipeline.inspect import verify
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.runner import IncompleteError
 from pipeline.session import Session

@@ -11,7 +11,8 @@ import web
 from rich.console import Console
 
 from pipeline.inspect import verify, write_verdicts
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.session import Session, write_report
 from pipeline.status import funnel

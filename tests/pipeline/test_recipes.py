@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.demo.language import train_language
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.session import Session
 from pipeline.status import funnel

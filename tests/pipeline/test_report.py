@@ -14,7 +14,7 @@ from pages import CHROMIUM, PageBrowser
 from PIL import Image
 from runs import BREAKOUT, COMMIT, FULL, SCRIPT, Page, make_run, manifest, with_nulls
 
-from pipeline.manifest import Plan
+from pipeline.plan import Plan
 from pipeline.report import build
 from pipeline.report.borders import CLEAN, DEDUP, borders
 from pipeline.report.charts import Histogram, curves, histogram

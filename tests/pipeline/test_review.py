@@ -23,7 +23,8 @@ from rich.console import Console
 from pipeline.cli import main
 from pipeline.evidence import evidence
 from pipeline.inspect import verify
-from pipeline.manifest import Manifest, ManifestError, Plan
+from pipeline.manifest import Manifest, ManifestError
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.report import build
 from pipeline.review.agreement import Agreement

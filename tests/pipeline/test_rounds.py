@@ -9,7 +9,8 @@ from rich.console import Console
 
 from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.inspect import verify
-from pipeline.manifest import Manifest, ManifestError, Plan
+from pipeline.manifest import Manifest, ManifestError
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.rounds import compare, rounds
 from pipeline.session import Session, write_report

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from pipeline.evidence import evidence
 from pipeline.inspect import verify, write_verdicts
-from pipeline.manifest import Manifest, Plan
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.runner import IncompleteError
 from pipeline.session import Session, write_report
