@@ -184,6 +184,7 @@ class Stage(ABC, Generic[ConfigT]):
         config_type: The class of its config.
         reads: Columns of the pool or of earlier stages that it cannot do without.
         uses: Columns that it takes where an earlier stage writes them.
+        spares: Columns of `reads` that it does without where all of some others exist.
         writes: The columns it adds, one value for each row it measures.
         reasons: Every reason `judge` may give, with a sentence that explains it.
     """
@@ -193,6 +194,7 @@ class Stage(ABC, Generic[ConfigT]):
     config_type: ClassVar[type[StageConfig]]
     reads: ClassVar[tuple[str, ...]]
     uses: ClassVar[tuple[str, ...]] = ()
+    spares: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     writes: ClassVar[pa.Schema]
     reasons: ClassVar[Mapping[str, str]]
 
@@ -213,8 +215,8 @@ class Stage(ABC, Generic[ConfigT]):
         """Measure rows.
 
         Args:
-            rows: uid, the columns of `reads` and of the config's `reads`, and those of `uses`
-                that exist; n rows, all live.
+            rows: uid, the columns of `reads` but those that `spares` lets go, those of the
+                config's `reads`, and those of `uses` that exist; n rows, all live.
 
         Returns:
             n rows in the same order with exactly the schema `writes`. A row that cannot be

@@ -149,6 +149,7 @@ class DedupStage(GlobalStage[DedupConfig]):
         "original_height",
     )
     uses: ClassVar[tuple[str, ...]] = ("text", *PRINTS)
+    spares: ClassVar[Mapping[str, tuple[str, ...]]] = {"image": tuple(PRINTS)}
     writes: ClassVar[pa.Schema] = WRITES
     summary: ClassVar[pa.Schema] = pa.schema(_SUMMARY)
     reasons: ClassVar[Mapping[str, str]] = {
