@@ -19,6 +19,7 @@ from pipeline import documents, export, pool
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.progress import Progress
+from pipeline.rates import add_work
 from pipeline.store import Run
 from pipeline.verdicts import judge, measured_rows
 from pipeline.worker import Worker
@@ -167,8 +168,9 @@ class Runner:
         reached = self._reached(name)
         state = self._state(name)
         is_whole = state.get("complete_for") == reached and self._stands(name, shards)
+        work = state.get("work")
         if not is_whole:
-            self._map(name, self._missing(name, shards))
+            work = add_work(work, self._map(name, self._missing(name, shards)))
         if isinstance(self.plan.stage(name), GlobalStage):
             self._summarize(name, shards)
         if not is_whole:
@@ -180,6 +182,7 @@ class Runner:
                     "measurement": self.plan.stage(name).config.measurement(),
                     "complete_for": reached,
                     "shards": len(shards),
+                    "work": work,
                     "seconds": round(state.get("seconds", 0.0) + time.perf_counter() - started, 3),
                 },
                 *folder,
@@ -355,7 +358,7 @@ class Runner:
             }
             images = {split: [counts[shard][split] for shard in shards] for split in SPLITS}
             self.run.write_json({"shards": shards, "images": images}, *folder, export.LAYOUT)
-        self._map(name, shards)
+        work = add_work(None, self._map(name, shards))
         export.write_human(self.run, folder, stage)
         manifest = {
             "name": self.manifest.name,
@@ -369,7 +372,12 @@ class Runner:
         self.run.write_json(manifest, *whole)
         export.tidy(self.run, folder)
         self.run.write_json(
-            {"decision": key, "seconds": round(time.perf_counter() - started, 3)}, *mark
+            {
+                "decision": key,
+                "work": work,
+                "seconds": round(time.perf_counter() - started, 3),
+            },
+            *mark,
         )
 
     def resources(self, name: str) -> Resources:

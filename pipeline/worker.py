@@ -71,7 +71,7 @@ class Worker:
             retry: Errors of download whose rows are downloaded anew.
 
         Returns:
-            rows (newly done), seconds, and what else the driver counts.
+            rows (newly done), seconds, device, and what else the driver counts.
         """
         started = time.perf_counter()
         if name == DownloadStage.name:
@@ -80,7 +80,8 @@ class Worker:
             done = self._export(name, shard)
         else:
             done = self._measure(name, shard)
-        return {**done, "shard": shard, "seconds": time.perf_counter() - started}
+        seconds = time.perf_counter() - started
+        return {**done, "shard": shard, "seconds": seconds, "device": self._device(name)}
 
     def summarize(self, name: str, shards: list[str]) -> dict[str, Any]:
         """Decide over the whole pool and scatter the summary of a global stage, a file a shard."""
@@ -120,6 +121,14 @@ class Worker:
             )
             self.run.write_table(table, *self.plan.summary_folder(name), f"{shard}.parquet")
         return {"rows": expected, "seconds": time.perf_counter() - started}
+
+    def _device(self, name: str) -> str:
+        """The kind of GPU that a stage has here, or `cpu`."""
+        if name in self.plan.exports or not self.plan.stage(name).config.resources.gpus:
+            return "cpu"
+        import torch
+
+        return str(torch.cuda.get_device_name())
 
     def _stage(self, name: str) -> Stage[Any]:
         """The stage, loaded; the one before it makes room."""
