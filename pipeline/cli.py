@@ -122,11 +122,11 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = add("plan", _plan, "say what a manifest would take at a size, on other machines")
     plan.add_argument("manifest", metavar="MANIFEST", help="a YAML recipe")
-    plan.add_argument("--rows", metavar="N", help="of the list, as 14M or 5B; else those of its run")
+    plan.add_argument("--rows", metavar="N", help="of the list, as 14M or 5B")
     plan.add_argument("--gpus", metavar="NxKIND", help="all GPUs together, as 8xH200")
     plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
     plan.add_argument("--cpus", type=int, metavar="N", help="cores of each (default as here)")
-    plan.add_argument("--rates", metavar="FILE", help="YAML of rates by device; see docs/scaling.md")
+    plan.add_argument("--rates", metavar="FILE", help="YAML of rates by device")
     plan.add_argument(
         "--from",
         dest="of_run",

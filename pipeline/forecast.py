@@ -15,7 +15,7 @@ from rich.table import Table
 
 from models.operations import Shape
 from pipeline.plan import Plan
-from pipeline.rates import CPU, Bounds, Rate, Rates
+from pipeline.rates import CPU, NOTHING, Bounds, Rate, Rates
 from stages.base import GlobalStage, ModelConfig
 from stages.download import DownloadStage
 from stages.export import ExportStage
@@ -126,7 +126,7 @@ class Step:
     read: Bounds
     written: Bounds
     requests: Bounds
-    memory: Bounds = Bounds(0, 0, 0)
+    memory: Bounds = NOTHING
     bound: str
     rate: Rate
 
@@ -172,9 +172,8 @@ class Forecast:
             f"bottleneck  {found.name}: {share:.0%} of the time, bound by {found.bound}",
             f"disk        {_interval(self.disk, _bytes)}",
         ]
-        if gpu := _sum(step.device_hours for step in self.steps if step.device != CPU).likely:
-            of = [step.device_hours for step in self.steps if step.device != CPU]
-            lines.append(f"GPU-hours   {_interval(_sum(of), _count)}" if gpu else "")
+        if on_gpus := [step.device_hours for step in self.steps if step.device != CPU]:
+            lines.append(f"GPU-hours   {_interval(_sum(on_gpus), _count)}")
         for step in self.steps:
             if step.memory.likely > 2**32:
                 lines.append(
@@ -234,7 +233,7 @@ def forecast(plan: Plan, rows: int, machines: Machines, rates: Rates) -> Forecas
         stage = ExportStage.name if name in plan.exports else name
         becomes = rates.rows.get(stage)
         if becomes is None:
-            raise ValueError(f"plan: nothing is known of the rows of {stage}; give --rates or --from")
+            raise ValueError(f"plan: the rows of {stage} are unknown; give --rates or --from")
         written = number.times(becomes.written)
         if name == DownloadStage.name:
             read, requests = number.times(becomes.received), number.times(Bounds(1, 1.1, 2))
@@ -377,7 +376,7 @@ def _shape(model: str) -> Shape | None:
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-        return Shape.of(found) if "blip" == found.get("model_type", "blip") else None
+        return Shape.of(found) if found.get("model_type", "blip") == "blip" else None
     if "/blip-" in f"/{model.split('/')[-1]}":
         return Shape(width=1024, layers=24) if "large" in model else Shape()
     return None
@@ -419,7 +418,7 @@ def forecast_table(found: Forecast) -> Table:
 
 
 def _sum(parts: Iterator[Bounds] | list[Bounds]) -> Bounds:
-    total = Bounds(0, 0, 0)
+    total = NOTHING
     for part in parts:
         total = total.plus(part)
     return total

@@ -16,7 +16,7 @@ from pipeline.store import Run
 from stages.base import GlobalStage
 from stages.export import ExportStage
 
-__all__ = ["Becomes", "Bounds", "Rate", "Rates", "add_work"]
+__all__ = ["CPU", "NOTHING", "Becomes", "Bounds", "Rate", "Rates", "add_work"]
 
 OWN = Path(__file__).with_name("rates.yaml")
 CPU = "cpu"
@@ -45,6 +45,9 @@ class Bounds(NamedTuple):
     def or_more(self, other: Bounds) -> Bounds:
         """The larger of both."""
         return Bounds(*(max(a, b) for a, b in zip(self, other, strict=True)))
+
+
+NOTHING = Bounds(0, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,7 @@ class Becomes:
 
     kept: _Ascending
     written: _Ascending
-    received: _Ascending = Bounds(0, 0, 0)
+    received: _Ascending = NOTHING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,9 @@ class Rates:
                 continue
             folder = plan.folder(name)
             is_export = name == ExportStage.name
-            work = run.read_json(*folder, "_export.json" if is_export else "_stage.json").get("work")
+            work = run.read_json(*folder, "_export.json" if is_export else "_stage.json").get(
+                "work"
+            )
             written = _size(run, folder) / measured
             if is_export:
                 kept = 1.0
@@ -271,12 +276,12 @@ def _words(device: str) -> set[str]:
 
 
 def _within(work: Mapping[str, Any]) -> float:
-    """The factor of two standard deviations of the seconds a row between shards; 2 of few shards."""
+    """Two standard deviations of the seconds a row between shards, as a factor; 2 of few shards."""
     if work["shards"] < 3:
         return 2.0
     mean = work["seconds"] / work["rows"]
     variance = max(work["squares"] / work["rows"] - mean**2, 0.0)
-    return 1.1 + 2 * math.sqrt(variance) / mean
+    return float(1.1 + 2 * math.sqrt(variance) / mean)
 
 
 def _size(run: Run, folder: Sequence[str]) -> int:

@@ -21,6 +21,7 @@ from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.rates import add_work
 from pipeline.store import Run
+from pipeline.summary import Summary
 from pipeline.verdicts import judge, measured_rows
 from pipeline.worker import Worker
 from stages import sources
@@ -322,12 +323,20 @@ class Runner:
             return
         folder = self.plan.summary_folder(name)
         self.run.remove(*folder, "_summary.json")  # the sign of a whole summary goes first
-        worker = self._hold(self.resources(name), 1)[0]
-        try:
-            result = ray.get(worker.summarize.remote(name, shards))
-        except (RayTaskError, RayActorError) as error:
-            raise StageError(f"{name}: its summary failed: {error}") from error
-        self.run.write_json({**result, "reached": self._reached(name)}, *folder, "_summary.json")
+        reached, started = self._reached(name), time.perf_counter()
+        if parts := Summary.begin(self.run, self.plan, name, shards, reached):
+            for step, left in parts.steps():
+                self._map(name, left, title=f"{name} {step}")
+            result = {"rows": parts.rows(), "seconds": time.perf_counter() - started}
+        else:
+            worker = self._hold(self.resources(name), 1)[0]
+            try:
+                result = ray.get(worker.summarize.remote(name, shards))
+            except (RayTaskError, RayActorError) as error:
+                raise StageError(f"{name}: its summary failed: {error}") from error
+        self.run.write_json({**result, "reached": reached}, *folder, "_summary.json")
+        if parts:
+            parts.remove()
 
     def _is_summarized(self, name: str) -> bool:
         mark = (*self.plan.summary_folder(name), "_summary.json")

@@ -18,6 +18,7 @@ from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.pool import recovered
 from pipeline.store import Run
+from pipeline.summary import Summary, laid_out, scatter
 from pipeline.verdicts import (
     DIGEST,
     Judgement,
@@ -67,7 +68,7 @@ class Worker:
 
         Args:
             name: The stage.
-            shard: The shard.
+            shard: The shard, or a task of the stage's `Summary`.
             retry: Errors of download whose rows are downloaded anew.
 
         Returns:
@@ -76,6 +77,8 @@ class Worker:
         started = time.perf_counter()
         if name == DownloadStage.name:
             done = self._download(shard, retry)
+        elif ":" in shard:
+            done = Summary.open(self.run, self.plan, name).work(shard)
         elif name in self.plan.exports:
             done = self._export(name, shard)
         else:
@@ -105,21 +108,9 @@ class Worker:
         assert summary.num_rows == expected, f"{name}: {summary.num_rows} rows for {expected}"
         start = 0
         for shard in shards:
-            mask = live[shard]
-            uids = self.run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
-            part = summary.slice(start, int(mask.sum()))
+            part = summary.slice(start, int(live[shard].sum()))
             start += part.num_rows
-            if not part["uid"].equals(uids.filter(pa.array(mask))):
-                raise ValueError(f"{name}: its summary is not in the order of the rows given")
-            scattered = _scatter(mask, part.drop_columns("uid"))
-            table = pa.table(
-                {
-                    "uid": uids,
-                    "summarized": pa.array(mask),
-                    **{column: scattered[column] for column in stage.summary.names},
-                }
-            )
-            self.run.write_table(table, *self.plan.summary_folder(name), f"{shard}.parquet")
+            scatter(self.run, self.plan, name, shard, live[shard], part)
         return {"rows": expected, "seconds": time.perf_counter() - started}
 
     def _device(self, name: str) -> str:
@@ -180,7 +171,7 @@ class Worker:
             if rows.num_rows
             else stage.writes.empty_table()
         )
-        table = _scatter(todo, new)
+        table = laid_out(todo, new)
         if old is not None:
             kept = old.select(stage.writes.names)
             choose = pa.array(todo)
@@ -283,13 +274,6 @@ def _checked(stage: Stage[Any], rows: pa.Table, found: pa.Table) -> pa.Table:
             f"{stage.name}: annotate gave the columns {found.schema}, not {stage.writes}"
         )
     return found
-
-
-def _scatter(mask: Mask, part: pa.Table) -> pa.Table:
-    """Rows laid out over the shard: those of `part` where mask is true, nulls elsewhere."""
-    positions: Any = pa.array(np.cumsum(mask) - 1, pa.int64(), mask=~mask)
-    laid: pa.Table = part.combine_chunks().take(positions)
-    return laid
 
 
 def _choose(mask: Any, first: Any, second: Any) -> Any:
