@@ -203,8 +203,9 @@ class Summary:
         start = 0
         for shard in self.groups[group]:
             live = judge(self.run, self.plan, shard, self.plan.before(self.name)).live
-            scatter(self.run, self.plan, self.name, shard, live, summary.slice(start, live.sum()))
-            start += int(live.sum())
+            part = summary.slice(start, int(live.sum()))
+            start += part.num_rows
+            scatter(self.run, self.plan, self.name, shard, live, part)
         self._write("conclude", group, pa.table({"rows": [start]}), np.zeros(1, np.int64))
         return start
 
@@ -255,20 +256,20 @@ class Summary:
         self._write("edges", part, edges, np.zeros(len(edges), np.int64))
         return edges.num_rows
 
-    def _clusters(self, _: int) -> int:
+    def _clusters(self, task: int) -> int:
         forest = _Forest()
         for part in range(self.parts):
             edges = self._gather("edges", [part], 0)
             forest.link(np.asarray(edges["row"]), np.asarray(edges["root"]))
-        _, cluster, size = np.unique(forest.root, return_inverse=True, return_counts=True)
+        roots, cluster, size = np.unique(forest.root, return_inverse=True, return_counts=True)
         # The largest first: what is over the size of a part has a bin of its own.
         order = np.argsort(-size, kind="stable")
-        bins = np.empty(len(size), np.int64)
+        bins = np.empty(len(roots), np.int64)
         bins[order] = np.maximum(np.cumsum(size[order]) - 1, 0) // self.part_rows
         found = np.unique(bins, return_inverse=True)[1][cluster]
         table = pa.table({"row": forest.row, "bin": found})
         self.run.write_json({"bins": int(found.max(initial=-1)) + 1}, *self._at("bins.json"))
-        self._write("clusters", 0, table, self._group_of(forest.row))
+        self._write("clusters", task, table, self._group_of(forest.row))
         return len(found)
 
     def _bins(self, group: int, numbers: Int64s) -> Int64s:
@@ -308,8 +309,8 @@ class Summary:
         alone = alone.append_column("row", pa.array(numbers[bins < 0]))
         decided = (self._read("decide", one, group) for one in range(self._tasks("decide")))
         both = pa.concat_tables([alone, *decided])
-        order = np.argsort(np.asarray(both["row"]))
-        return self._summarized(group, both.take(pa.array(order)).drop_columns("row"))
+        order: Any = np.argsort(np.asarray(both["row"]))
+        return self._summarized(group, both.take(order).drop_columns("row"))
 
     # Files
 
@@ -321,15 +322,16 @@ class Summary:
 
     def _write(self, step: str, task: int, table: pa.Table, to: Int64s) -> None:
         """Commit a table with row groups for each task of the next step that is sent rows."""
-        order = np.argsort(to, kind="stable")
-        table, to = table.take(pa.array(order)), to[order]
+        order: Any = np.argsort(to, kind="stable")
+        table, to = table.take(order), to[order]
         is_first = np.diff(to, prepend=-1) != 0
         is_first[::GROUP_MOST] = True
         starts = np.flatnonzero(is_first)
         schema = table.schema.with_metadata({"to": json.dumps(to[starts].tolist())})
         buffer = io.BytesIO()
         with pq.ParquetWriter(buffer, schema, compression="zstd", compression_level=1) as writer:
-            for start, number in zip(starts, np.diff(starts, append=len(to)), strict=True):
+            numbers = np.diff(starts, append=len(to)).tolist()
+            for start, number in zip(starts.tolist(), numbers, strict=True):
                 writer.write_table(table.slice(start, number), number)
         self.run.write(buffer.getvalue(), *self._at(f"{step}-{task:05d}.parquet"))
 
