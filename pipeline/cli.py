@@ -126,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpus", metavar="NxKIND", help="all GPUs together, as 8xH200")
     plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
     plan.add_argument("--cpus", type=int, metavar="N", help="cores of each (default as here)")
+    plan.add_argument(
+        "--network", type=float, default=10.0, metavar="GBITS", help="of each (default 10 Gbit/s)"
+    )
     plan.add_argument("--rates", metavar="FILE", help="YAML of rates by device")
     plan.add_argument(
         "--from",
@@ -276,7 +279,7 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     if options.rows is None and not run.exists("list", "_list.json"):
         raise ValueError("--rows is needed, as --rows 14M, until the list is in a run")
     rows = parse_rows(options.rows or str(run.read_json("list", "_list.json")["rows"]))
-    machines = Machines.parse(options.gpus, options.nodes, options.cpus)
+    machines = Machines.parse(options.gpus, options.nodes, options.cpus, options.network)
     found = forecast(Plan(manifest), rows, machines, rates)
     if options.json:
         console.print_json(json.dumps(found.plain(), default=str))

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from models.operations import Shape
 from pipeline.plan import Plan
-from pipeline.rates import CPU, NOTHING, Bounds, Rate, Rates
+from pipeline.rates import CPU, NOTHING, Becomes, Bounds, Rate, Rates
+from pipeline.summary import PART_ROWS
 from stages.base import GlobalStage, ModelConfig
 from stages.download import DownloadStage
 from stages.export import ExportStage
@@ -26,8 +27,10 @@ __all__ = ["Forecast", "Machines", "Step", "forecast", "forecast_table", "parse_
 CAPTION_TOKENS = 16
 LIST_BYTES = 150
 """Of a row of a list as Parquet: uid, URL, caption."""
-SUMMARY_BYTES = {"dedup": 350, "select": 350}
-"""Of memory that the summary of a row takes in its one process, measured at 10,000,000 rows."""
+SUMMARY_BYTES = 350
+"""Of memory that a row takes in a summary, as dedup and select were measured at 10,000,000 rows."""
+POINT_BYTES = 60
+"""Of memory that the hash of an image takes where all of them are searched for near ones."""
 NARROW_BYTES = 100
 """Of a row that a stage reads without its image."""
 
@@ -41,12 +44,14 @@ class Machines:
     Attributes:
         nodes: Machines.
         cpus: Cores of each.
+        network: Of each, in Gbit/s.
         gpus: GPUs of all machines together.
         gpu: Their kind, a word of their name.
     """
 
     nodes: int = 1
     cpus: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
+    network: float = 10.0
     gpus: int = 0
     gpu: str = ""
 
@@ -54,15 +59,19 @@ class Machines:
         for name in ("nodes", "cpus"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.network < math.inf:
+            raise ValueError(f"--network must be Gbit/s above 0, got {self.network}")
 
     @classmethod
-    def parse(cls, gpus: str | None, nodes: int = 1, cpus: int | None = None) -> Machines:
+    def parse(
+        cls, gpus: str | None, nodes: int = 1, cpus: int | None = None, network: float = 10.0
+    ) -> Machines:
         """Read `8xH200`.
 
         Raises:
             ValueError: It is nothing such.
         """
-        given: dict[str, Any] = {"nodes": nodes}
+        given: dict[str, Any] = {"nodes": nodes, "network": network}
         if cpus is not None:
             given["cpus"] = cpus
         if gpus:
@@ -112,8 +121,8 @@ class Step:
         read: Bytes from the web for download, else from where the run lies.
         written: Bytes to where the run lies.
         requests: To the web for download, else to where the run lies.
-        memory: Bytes in one process, where the rows of the whole pool meet in it.
-        bound: What limits it: cores, GPUs, or cores that decode for the GPUs.
+        memory: Bytes in one process, where rows of the whole pool meet in it.
+        bound: What limits it: cores, GPUs, cores that decode for the GPUs, the network.
         rate: What it was reckoned from.
     """
 
@@ -177,7 +186,7 @@ class Forecast:
         for step in self.steps:
             if step.memory.likely > 2**32:
                 lines.append(
-                    f"memory      {step.name}: {_interval(step.memory, _bytes)} on one machine"
+                    f"memory      {step.name}: {_interval(step.memory, _bytes)} in one process"
                 )
         guessed = [step for step in self.steps if not step.rate.measured]
         lines += [
@@ -245,17 +254,7 @@ def forecast(plan: Plan, rows: int, machines: Machines, rates: Rates) -> Forecas
             requests = Bounds(*[float(shards * (2 + 2 * len(plan.before(name))))] * 3)
         steps.append(_of_stage(plan, name, number, machines, rates, read, written, requests))
         if name in plan.names and isinstance(plan.stage(name), GlobalStage):
-            summary = _step(
-                f"{name} summary",
-                number,
-                1,
-                _rate(rates, f"{name} summary", CPU),
-                number.times(becomes.written),
-                number.times(NARROW_BYTES),
-                2 * shards,
-            )
-            memory = number.times(SUMMARY_BYTES[name])
-            steps.append(dataclasses.replace(summary, memory=memory))
+            steps.append(_summary(plan, name, number, machines, rates, becomes, shards))
         if name in plan.names:
             number = number.times(becomes.kept)
     return Forecast(
@@ -265,6 +264,35 @@ def forecast(plan: Plan, rows: int, machines: Machines, rates: Rates) -> Forecas
         machines=machines,
         steps=tuple(steps),
     )
+
+
+def _summary(
+    plan: Plan,
+    name: str,
+    rows: Bounds,
+    machines: Machines,
+    rates: Rates,
+    becomes: Becomes,
+    shards: int,
+) -> Step:
+    """The line of what a global stage decides over the whole pool, in one process or in parts."""
+    stage: Any = plan.stage(name)
+    in_parts = stage.meets != "all" and rows.likely > PART_ROWS
+    step = _step(
+        f"{name} summary",
+        rows,
+        machines.cores if in_parts else 1,
+        _rate(rates, f"{name} parts" if in_parts else f"{name} summary", CPU),
+        rows.times(becomes.written).times(3 if in_parts else 1),
+        rows.times(NARROW_BYTES),
+        2 * shards,
+    )
+    memory = rows.times(SUMMARY_BYTES)
+    if in_parts:
+        most = PART_ROWS * SUMMARY_BYTES
+        points = rows.times(POINT_BYTES if stage.meets == "clusters" else 0)
+        memory = Bounds(most, most, most).or_more(points)
+    return dataclasses.replace(step, memory=memory)
 
 
 def _of_stage(
@@ -304,6 +332,14 @@ def _of_stage(
         requests,
         operations,
     )
+    if name == DownloadStage.name:
+        network = machines.nodes * machines.network * 1e9 / 8
+        arriving = read.times(1 / network)
+        if arriving.likely > step.seconds.likely:
+            step = dataclasses.replace(step, bound="the network")
+        seconds = step.seconds.or_more(arriving)
+        hours = seconds.times(step.number / 3600)
+        return dataclasses.replace(step, seconds=seconds, device_hours=hours)
     if not is_gpu:
         return step
     decode = _rate(rates, "decode", CPU)

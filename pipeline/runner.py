@@ -9,6 +9,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 RETRIES = 2
 """How often a shard is tried again after its worker died."""
+
+LOOKERS = 8
+"""Threads that look what is left to do."""
 
 STALL_SECONDS = 1800.0
 """After how long without any shard finishing the driver gives up and says what it waits for."""
@@ -308,15 +312,17 @@ class Runner:
         there = set(self.run.shards(*self.plan.folder(name)))
         if name == DownloadStage.name:
             return [shard for shard in shards if shard not in there]
-        missing = []
-        for shard in shards:
-            if shard in there:
-                live = judge(self.run, self.plan, shard, self.plan.judges(name)).live
-                measured = measured_rows(self.run, self.plan, name, shard)
-                if not (live & ~measured).any():
-                    continue
-            missing.append(shard)
-        return missing
+
+        def has_more(shard: str) -> bool:
+            if shard not in there:
+                return True
+            live = judge(self.run, self.plan, shard, self.plan.judges(name)).live
+            return bool((live & ~measured_rows(self.run, self.plan, name, shard)).any())
+
+        with ThreadPoolExecutor(LOOKERS) as lookers:  # a shard is some small files, each a wait
+            return [
+                s for s, more in zip(shards, lookers.map(has_more, shards), strict=True) if more
+            ]
 
     def _summarize(self, name: str, shards: list[str]) -> None:
         if self._is_summarized(name):

@@ -103,6 +103,27 @@ def test_cores_that_decode_hold_up_gpus(tmp_path):
     assert few.seconds.likely > 10 * many.seconds.likely
 
 
+def test_the_network_holds_up_download(tmp_path):
+    rates, gigabit = Rates.load(), Machines(nodes=2, cpus=64, network=1.0)
+    step = forecast(plan(tmp_path), 10**7, gigabit, rates).steps[1]
+    assert step.name == "download" and step.bound == "the network"
+    assert step.seconds.likely == pytest.approx(step.read.likely * 8 / 2e9)
+    fast = forecast(plan(tmp_path), 10**7, Machines(nodes=2, cpus=64, network=400.0), rates)
+    assert fast.steps[1].bound == "cores"
+
+
+def test_a_large_pool_is_summarised_in_parts_by_all_cores(tmp_path):
+    rates, machines = Rates.load(), Machines(cpus=16)
+
+    def summary(rows):
+        steps = forecast(plan(tmp_path), rows, machines, rates).steps
+        return next(step for step in steps if step.name == "dedup summary")
+
+    small, large = summary(10**6), summary(10**9)
+    assert (small.number, large.number) == (1, 16)
+    assert large.memory.likely < 100 * small.memory.likely
+
+
 def test_a_model_of_unknown_work_and_an_unknown_gpu_need_a_file(tmp_path):
     machines = Machines.parse("1xH200", 1, 8)
     other = plan(tmp_path, {"caption": {"model": "llava-hf/llava-1.5-7b-hf"}, "export": {}})
