@@ -207,8 +207,10 @@ class Rates:
                 written=Bounds(written, written, written),
                 received=Bounds(received, received, received),
             )
-            if not is_export and isinstance(plan.stage(name), GlobalStage):
-                found = run.read_json(*plan.summary_folder(name), "_summary.json")
+            if is_export or not isinstance(plan.stage(name), GlobalStage):
+                continue
+            found = run.read_json(*plan.summary_folder(name), "_summary.json")
+            if "parts" not in found:
                 rates.append(
                     Rate(
                         device=CPU,

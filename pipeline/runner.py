@@ -333,7 +333,8 @@ class Runner:
         if parts := Summary.begin(self.run, self.plan, name, shards, reached):
             for step, left in parts.steps():
                 self._map(name, left, title=f"{name} {step}")
-            result = {"rows": parts.rows(), "seconds": time.perf_counter() - started}
+            seconds = time.perf_counter() - started
+            result = {"rows": parts.rows(), "seconds": seconds, "parts": parts.parts}
         else:
             worker = self._hold(self.resources(name), 1)[0]
             try:

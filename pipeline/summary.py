@@ -250,8 +250,11 @@ class Summary:
         points = self._gather("points", len(self.groups), 0)
         row = np.asarray(points["row"])
         hashes, first = np.unique(np.asarray(points["hash"]), return_index=True)
-        for i, j in self.stage.near(hashes, part, self.parts):
-            forest.link(row[first[i]], row[first[j]])
+        row = row[first]
+        near = [(row[i], row[j]) for i, j in self.stage.near(hashes, part, self.parts)]
+        if near:
+            a, b = (np.concatenate(ends) for ends in zip(*near, strict=True))
+            forest.link(a, b)
         edges = pa.table({"row": forest.row, "root": forest.root})
         self._write("edges", part, edges, np.zeros(len(edges), np.int64))
         return edges.num_rows

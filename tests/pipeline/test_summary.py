@@ -5,15 +5,20 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import fakes
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from pipeline import summary
+from pipeline.inspect import verify
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
+from pipeline.progress import Progress
+from pipeline.session import Session
 from pipeline.store import Run
 from pipeline.summary import Summary
 from pipeline.worker import Worker
@@ -207,3 +212,28 @@ def test_what_a_killed_summary_left_is_not_done_again(tmp_path, monkeypatch):
     assert next(again.steps()) == ("ties", left[:1])
     other = Summary.begin(run, plan, "dedup", shards, "with other rows")
     assert next(other.steps()) == ("ties", left)
+
+
+def test_a_run_in_parts_exports_the_same(tmp_path, ray_here, monkeypatch):
+    source = fakes.photo_folder(tmp_path / "photos", 30)
+    (source / "copy.jpg").write_bytes((source / "0003.jpg").read_bytes())
+    digests = []
+    for part_rows in (summary.PART_ROWS, 8):
+        monkeypatch.setattr(summary, "PART_ROWS", part_rows)
+        stages = {
+            "download": {"source": str(source), "image_size": 64, "shard_size": 4},
+            **{name: {} for name in ("clean", "dedup", "export")},
+        }
+        root = str(tmp_path / f"run-{part_rows}")
+        manifest = Manifest.parse({"name": "x", "run": root, "stages": stages})
+        quiet = Progress(Console(quiet=True), quiet=True)
+        with Session(manifest, workers=2, progress=quiet) as session:
+            session.run()
+        run, plan = Run(root), Plan(manifest)
+        mark = run.read_json(*plan.summary_folder("dedup"), "_summary.json")
+        assert mark.get("parts") == (4 if part_rows == 8 else None)
+        assert list(verify(run, plan)) == []
+        digests.append(
+            [file["sha256"] for file in run.read_json("curated", "manifest.json")["files"]]
+        )
+    assert digests[0] == digests[1]
