@@ -6,9 +6,9 @@ import torch
 from blips import WORDS, tokenizer_of
 from transformers import AutoTokenizer, CLIPModel
 
-from models import contrastive
 from models.contrastive import Contrastive, info_nce
-from models.med import Batch, Size
+from models.pairs import Batch
+from models.sizes import CLIP_SIZES, Size, clip_config
 
 NANO = Size(
     vision_width=32,
@@ -26,7 +26,7 @@ CAPTIONS = ["a red dog", "two blue birds on the house", "small cat in a green tr
 
 @pytest.fixture(autouse=True)
 def nano(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(contrastive.CLIP_SIZES, "nano", NANO)
+    monkeypatch.setitem(CLIP_SIZES, "nano", NANO)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_a_tokenizer_whose_texts_have_no_end_is_refused(tmp_path: Path) -> None:
     reader = tokenizer_of(WORDS.split())
     reader.sep_token = None
     with pytest.raises(ValueError, match="reads a text at its last token"):
-        contrastive.architecture(NANO, reader)
+        clip_config(NANO, reader)
 
 
 def test_another_image_size_than_the_models_is_refused(tokenizer: str, tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from transformers import (
     BlipProcessor,
 )
 
-from models import med as module
 from models.contrast import contrast_loss, contrast_targets, hard_negatives
-from models.med import IGNORED, MED, Batch, Size, lm_labels, lm_loss
+from models.med import IGNORED, MED, lm_labels, lm_loss
+from models.pairs import Batch
 from models.queue import check_queue
+from models.sizes import BLIP_SIZES, Size
 from models.towers import read_texts, remember, see
 
 NANO = Size(
@@ -39,7 +40,7 @@ CAPTIONS = ["a red dog", "two blue birds on the house", "small cat in a green tr
 
 @pytest.fixture(autouse=True)
 def nano(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.SIZES, "nano", NANO)
+    monkeypatch.setitem(BLIP_SIZES, "nano", NANO)
 
 
 @pytest.fixture(scope="module")
