@@ -46,7 +46,7 @@ def train_together(
     own = f"{out}.ray.partial"  # Ray Train's notes on its run; a killed one's would be taken up
     shutil.rmtree(own, ignore_errors=True)
     trainer = TorchTrainer(
-        _loop,
+        _loop,  # type: ignore[arg-type]
         train_loop_config={"config": config, "data": list(data), "out": out},
         scaling_config=ScalingConfig(
             num_workers=config.workers,
@@ -65,7 +65,7 @@ def train_together(
         raise first from None
     finally:
         shutil.rmtree(own, ignore_errors=True)
-    found: TrainResult = result.return_value
+    found: TrainResult = result.return_value  # type: ignore[attr-defined]
     return found
 
 
