@@ -153,7 +153,7 @@ def both_ways(name, config, rows, part_rows, group_rows):
         shutil.rmtree(root)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     number=st.integers(SHARD + 1, 60),
@@ -168,7 +168,7 @@ def test_dedup_in_parts(seed, number, part_rows, group_rows, most):
     assert parts == whole
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     number=st.integers(SHARD + 1, 60),
