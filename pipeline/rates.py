@@ -256,8 +256,8 @@ def add_work(
         results: What `Worker.work` gave for each shard.
 
     Returns:
-        rows, shards, seconds and cpu_seconds; squares, the sum of seconds^2 / rows of the shards, out of which
-        their spread follows; bytes of the web; device.
+        rows, shards, seconds and cpu_seconds; squares, the sum of seconds^2 / rows of the shards,
+        out of which their spread follows; bytes of the web; device.
     """
     total: dict[str, Any] = {"rows": 0, "shards": 0, "seconds": 0.0, "cpu_seconds": 0.0}
     total |= {"squares": 0.0, "bytes": 0, "device": CPU, **(before or {})}
