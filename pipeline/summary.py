@@ -154,8 +154,8 @@ class Summary:
 
     @property
     def parts(self) -> int:
-        """Into how many parts the keys fall."""
-        return -(-len(self.shards) * self.shard_rows // self.part_rows)
+        """Into how many parts the keys fall: more than the rows do, since a row has many."""
+        return -(-4 * len(self.shards) * self.shard_rows // self.part_rows)
 
     @property
     def _group_shards(self) -> int:

@@ -231,7 +231,7 @@ def test_a_run_in_parts_exports_the_same(tmp_path, ray_here, monkeypatch):
             session.run()
         run, plan = Run(root), Plan(manifest)
         mark = run.read_json(*plan.summary_folder("dedup"), "_summary.json")
-        assert mark.get("parts") == (4 if part_rows == 8 else None)
+        assert mark.get("parts") == (16 if part_rows == 8 else None)
         assert list(verify(run, plan)) == []
         digests.append(
             [file["sha256"] for file in run.read_json("curated", "manifest.json")["files"]]
