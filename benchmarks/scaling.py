@@ -185,12 +185,13 @@ def carry_out(path: Path, rows: int) -> dict[str, Any]:
         ]
         told = json.loads(mark.read_text())
         summaries = list(run.glob(f"annotations/{name}-*/summary-*/_summary.json"))
-        summary = json.loads(summaries[0].read_text())["seconds"] if summaries else 0.0
+        summary = json.loads(summaries[0].read_text()) if summaries else {}
         stages[name] = {
             "rows": told["work"]["rows"],
             "seconds": told["seconds"],
             "work": round(told["work"]["seconds"], 3),
-            "summary": round(summary, 3),
+            "cpu": round(told["work"]["cpu_seconds"] + summary.get("cpu_seconds", 0), 3),
+            "summary": round(summary.get("seconds", 0), 3),
         }
     return {
         "rows": rows,
@@ -204,41 +205,50 @@ def carry_out(path: Path, rows: int) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown: seconds and microseconds a row of each stage, and memory."""
-    lines = [
-        f"| rows | {' | '.join(STAGES)} | the rest | all | peak PSS | driver's | spilled |",
-        "| ---: |" + " ---: |" * (len(STAGES) + 4) + " --- |",
+    """The results as Markdown: seconds, CPU seconds of the workers, and memory."""
+    lines = []
+    for of, what in (("seconds", "seconds"), ("cpu", "CPU seconds of the workers")):
+        lines += [
+            f"| {what}: rows | {' | '.join(STAGES)} | the rest | all |",
+            "| ---: |" + " ---: |" * (len(STAGES) + 2),
+        ]
+        for result in results:
+            parts = [result["stages"][name][of] for name in STAGES]
+            rest = result["seconds"] - sum(parts)
+            ends = f" | {sum(parts):,.1f}"
+            if of == "seconds":
+                ends = f"{rest:,.1f} | {result['seconds']:,.1f}"
+            told = " | ".join(f"{part:,.1f}" for part in parts)
+            lines.append(f"| {result['rows']:,} | {told} | {ends} |")
+        lines.append("")
+    lines += [
+        "| rows | peak memory | of it the driver | Ray spilled | first shard after |",
+        "| ---: | ---: | ---: | --- | ---: |",
     ]
     for result in results:
-        of = [result["stages"][name]["seconds"] for name in STAGES]
-        rest = result["seconds"] - sum(of)
         lines.append(
-            f"| {result['rows']:,} | {' | '.join(f'{one:,.1f}' for one in of)} | {rest:,.1f} | "
-            f"{result['seconds']:,.1f} | {result['peak'] / 2**30:.2f} GiB | "
-            f"{result['peak_driver'] / 2**30:.2f} GiB | {'yes' if result['spilled'] else 'no'} |"
+            f"| {result['rows']:,} | {result['peak'] / 2**30:.2f} GiB | "
+            f"{result['peak_driver'] / 2**30:.2f} GiB | {'yes' if result['spilled'] else 'no'} | "
+            f"{result['first_shard']:.1f} s |"
         )
-    lines += [
-        "",
-        "Overhead of the runner, as a share of the workers' own seconds on 2 workers:",
-        "",
-    ]
+    lines += ["", "Time of a stage, its summary left out, over the workers' own on 2 workers:", ""]
     for result in results:
         shares = []
-        for name, stage in result["stages"].items():
-            if name in ("download", "clean", "select"):
-                own = stage["seconds"] - stage["summary"]
-                shares.append(f"{name} {own * 2 / max(stage['work'], 1e-9) - 1:+.1%}")
+        for name in ("download", "clean", "dedup", "select"):
+            stage = result["stages"][name]
+            own = stage["seconds"] - stage["summary"]
+            shares.append(f"{name} {own * 2 / max(stage['work'], 1e-9) - 1:+.1%}")
         lines.append(f"- {result['rows']:,}: {', '.join(shares)}")
     return "\n".join(lines)
 
 
 def plot(results: list[dict[str, Any]]) -> str:
-    """Seconds of each stage over rows, both logarithmic, as SVG; a dotted line is linear."""
+    """CPU seconds of each stage over rows, both logarithmic, as SVG; a dotted line is linear."""
     width, height, left, right, top, bottom = 640, 400, 56, 96, 16, 44
     colours = ("#4269d0", "#d97706", "#16825d", "#c2405b", "#6d4bb8", "#57606a")
     lows = [r["rows"] for r in results]
-    series = {name: [r["stages"][name]["seconds"] for r in results] for name in STAGES}
-    series["all"] = [r["seconds"] for r in results]
+    series = {name: [r["stages"][name]["cpu"] for r in results] for name in STAGES}
+    series["all"] = [sum(some) for some in zip(*series.values(), strict=True)]
     x0, x1 = np.log10(min(lows)), np.log10(max(max(lows), min(lows) * 10))
     values = [max(v, 0.1) for some in series.values() for v in some]
     y0, y1 = np.floor(np.log10(min(values))), np.ceil(np.log10(max(values)))
@@ -255,7 +265,7 @@ def plot(results: list[dict[str, Any]]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         'font-family="system-ui, sans-serif" font-size="12" fill="#444">',
-        "<title>Seconds of each stage over the rows of the list</title>",
+        "<title>CPU seconds of each stage over the rows of the list</title>",
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
     ]
     for power in range(int(y0), int(y1) + 1):
@@ -285,7 +295,7 @@ def plot(results: list[dict[str, Any]]) -> str:
         for (x, y), rows, seconds in zip(points, lows, some, strict=True):
             parts.append(
                 f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colour}">'
-                f"<title>{name}: {rows:,} rows, {seconds:,.1f} s</title></circle>"
+                f"<title>{name}: {rows:,} rows, {seconds:,.1f} CPU s</title></circle>"
             )
         last.append((points[-1][1], name, colour))
     below = -np.inf

@@ -27,6 +27,8 @@ __all__ = ["Forecast", "Machines", "Step", "forecast", "forecast_table", "parse_
 CAPTION_TOKENS = 16
 LIST_BYTES = 150
 """Of a row of a list as Parquet: uid, URL, caption."""
+UID_BYTES = 48
+"""Of memory that a row of the list takes while its repeats are counted."""
 SUMMARY_BYTES = 350
 """Of memory that a row takes in a summary, as dedup and select were measured at 10,000,000 rows."""
 POINT_BYTES = 60
@@ -237,7 +239,8 @@ def forecast(plan: Plan, rows: int, machines: Machines, rates: Rates) -> Forecas
     shards = math.ceil(rows / config.shard_size)
     number = Bounds(rows, rows, rows)
     lists = number.times(LIST_BYTES)
-    steps = [_step("list", number, 1, _rate(rates, "list", CPU), lists, lists, shards)]
+    cut = _step("list", number, 1, _rate(rates, "list", CPU), lists, lists, shards)
+    steps = [dataclasses.replace(cut, memory=number.times(UID_BYTES))]
     for name in (*plan.names, *plan.exports):
         stage = ExportStage.name if name in plan.exports else name
         becomes = rates.rows.get(stage)
@@ -281,7 +284,7 @@ def _summary(
     step = _step(
         f"{name} summary",
         rows,
-        machines.cores if in_parts else 1,
+        min(machines.cores, math.ceil(rows.likely / PART_ROWS)) if in_parts else 1,
         _rate(rates, f"{name} parts" if in_parts else f"{name} summary", CPU),
         rows.times(becomes.written).times(3 if in_parts else 1),
         rows.times(NARROW_BYTES),
@@ -428,6 +431,7 @@ def forecast_table(found: Forecast) -> Table:
     table.add_column("on")
     for name in ("rows", "time", "device-hours", "read", "written", "requests"):
         table.add_column(name, justify="right")
+    table.add_column("bound by")
     for step in found.steps:
         table.add_row(
             step.name,
@@ -439,6 +443,7 @@ def forecast_table(found: Forecast) -> Table:
             _bytes(step.read.likely),
             _bytes(step.written.likely),
             _count(step.requests.likely),
+            step.bound,
         )
     table.add_row(
         "all",

@@ -256,16 +256,17 @@ def add_work(
         results: What `Worker.work` gave for each shard.
 
     Returns:
-        rows, shards and seconds; squares, the sum of seconds^2 / rows of the shards, out of which
-        their spread follows; bytes of the web; device.
+        rows, shards, seconds and cpu_seconds; squares, the sum of seconds^2 / rows of the shards,
+        out of which their spread follows; bytes of the web; device.
     """
-    total: dict[str, Any] = {"rows": 0, "shards": 0, "seconds": 0.0, "squares": 0.0, "bytes": 0}
-    total |= {"device": CPU, **(before or {})}
+    total: dict[str, Any] = {"rows": 0, "shards": 0, "seconds": 0.0, "cpu_seconds": 0.0}
+    total |= {"squares": 0.0, "bytes": 0, "device": CPU, **(before or {})}
     for result in results:
         if result["rows"]:
             total["rows"] += result["rows"]
             total["shards"] += 1
             total["seconds"] += result["seconds"]
+            total["cpu_seconds"] += result.get("cpu_seconds", 0.0)
             total["squares"] += result["seconds"] ** 2 / result["rows"]
             total["bytes"] += result.get("bytes", 0)
             total["device"] = result.get("device", CPU)

@@ -44,6 +44,7 @@ PART_ROWS = 2_000_000
 """Rows that one process summarises; more are done in parts."""
 
 GROUP_ROWS = 250_000
+"""Rows of a group."""
 
 GROUP_MOST = 2**24
 """Rows of a row group of Parquet."""
@@ -91,7 +92,8 @@ class Summary:
         """
         stage, config = plan.stage(name), plan.manifest.stages[DownloadStage.name]
         assert isinstance(stage, GlobalStage)
-        if stage.meets == "all" or len(shards) * config.shard_size <= PART_ROWS:  # type: ignore[attr-defined]
+        most = len(shards) * config.shard_size  # type: ignore[attr-defined]
+        if stage.meets == "all" or most <= PART_ROWS:
             return None
         sizes = {"part_rows": PART_ROWS, "group_rows": min(GROUP_ROWS, PART_ROWS)}
         found = cls(run=run, plan=plan, name=name, shards=shards, **sizes)
@@ -154,8 +156,8 @@ class Summary:
 
     @property
     def parts(self) -> int:
-        """Into how many parts the keys fall."""
-        return -(-len(self.shards) * self.shard_rows // self.part_rows)
+        """Into how many parts the keys fall: more than the rows do, since a row has many."""
+        return -(-4 * len(self.shards) * self.shard_rows // self.part_rows)
 
     @property
     def _group_shards(self) -> int:
@@ -265,7 +267,7 @@ class Summary:
             edges = self._gather("edges", [part], 0)
             forest.link(np.asarray(edges["row"]), np.asarray(edges["root"]))
         roots, cluster, size = np.unique(forest.root, return_inverse=True, return_counts=True)
-        # The largest first: what is over the size of a part has a bin of its own.
+        # The largest first, so that a bin is hardly larger than a part unless one cluster is.
         order = np.argsort(-size, kind="stable")
         bins = np.empty(len(roots), np.int64)
         bins[order] = np.maximum(np.cumsum(size[order]) - 1, 0) // self.part_rows

@@ -72,9 +72,9 @@ class Worker:
             retry: Errors of download whose rows are downloaded anew.
 
         Returns:
-            rows (newly done), seconds, device, and what else the driver counts.
+            rows (newly done), seconds, cpu_seconds, device, and what else the driver counts.
         """
-        started = time.perf_counter()
+        started, began = time.perf_counter(), time.process_time()
         if name == DownloadStage.name:
             done = self._download(shard, retry)
         elif ":" in shard:
@@ -83,12 +83,15 @@ class Worker:
             done = self._export(name, shard)
         else:
             done = self._measure(name, shard)
-        seconds = time.perf_counter() - started
-        return {**done, "shard": shard, "seconds": seconds, "device": self._device(name)}
+        spent = {
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - began,
+        }
+        return {**done, "shard": shard, "device": self._device(name), **spent}
 
     def summarize(self, name: str, shards: list[str]) -> dict[str, Any]:
         """Decide over the whole pool and scatter the summary of a global stage, a file a shard."""
-        started = time.perf_counter()
+        started, began = time.perf_counter(), time.process_time()
         stage = self.plan.stage(name)
         assert isinstance(stage, GlobalStage)
         live: dict[str, Mask] = {}
@@ -111,7 +114,11 @@ class Worker:
             part = summary.slice(start, int(live[shard].sum()))
             start += part.num_rows
             scatter(self.run, self.plan, name, shard, live[shard], part)
-        return {"rows": expected, "seconds": time.perf_counter() - started}
+        return {
+            "rows": expected,
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - began,
+        }
 
     def _device(self, name: str) -> str:
         """The kind of GPU that a stage has here, or `cpu`."""
