@@ -469,12 +469,11 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
     from pipeline.inspect import verify
-    from pipeline.status import open_plan
     from pipeline.store import Run
 
-    run = Run.find(options.run)
-    faults = list(verify(run, open_plan(run)))
-    for fault in faults:
+    faults = 0
+    for fault in verify(Run.find(options.run)):
+        faults += 1
         console.print(fault, highlight=False, markup=False)
     if not faults:
         console.print(f"{options.run}: every file is whole and aligned, every row accounted for")
