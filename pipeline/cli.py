@@ -271,7 +271,6 @@ def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
 def _run(options: argparse.Namespace, console: Console) -> int:
     from pipeline.manifest import Manifest
     from pipeline.rounds import rounds
-    from pipeline.session import write_report
 
     manifest = Manifest.load(options.manifest, options.set, options.run)
     for number, one in enumerate(rounds(manifest, options.manifest), 1):
@@ -284,9 +283,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             continue
         with session:
             session.run(options.until)
-        if options.until is None:
-            path = write_report(session.runner.run, session.runner.plan)
-            console.print(f"report     {path}", highlight=False, markup=False)
+            if options.until is None:
+                path = session.report()
+                console.print(f"report     {path}", highlight=False, markup=False)
     return 0
 
 

@@ -99,8 +99,9 @@ def _faults(run: Run, plan: Plan | None) -> Iterator[str]:
     except DamagedError:  # told by now
         plan = None
     yield from _shared(run, plan)
-    for name in run.names("rounds") if not run.branch else ():
-        yield from _own(Run(run.root, f"rounds/{name}"))
+    for kind in ("rounds", "chains") if not run.branch else ():
+        for name in run.names(kind):
+            yield from _own(Run(run.root, f"{kind}/{name}"))
 
 
 def _shared(run: Run, plan: Plan | None) -> Iterator[str]:
@@ -282,7 +283,7 @@ def _export(run: Run, folder: tuple[str, ...]) -> Iterator[str]:
         return
     digests = {file["name"]: file["sha256"] for file in manifest["files"]}
     digests |= {"README.md": manifest["card"]} if "card" in manifest else {}
-    documents = manifest.get("documents", {}).get("files", {})
+    documents = manifest["documents"]["files"] if "documents" in manifest else {}
     digests |= {f"documents/{name}": sha256 for name, sha256 in documents.items()}
     for name, sha256 in digests.items():
         parts = (*folder, *name.split("/"))
@@ -291,7 +292,8 @@ def _export(run: Run, folder: tuple[str, ...]) -> Iterator[str]:
         elif export.digest(run, *parts) != sha256:
             yield str(run.damaged("its bytes are not those of manifest.json", *parts))
     sealed = {f"images-{name.removesuffix('.jsonl')}.parquet" for name in documents}
-    sealed = {f"documents/{name}" for name in (*sealed, "verdicts.parquet") if documents}
+    sealed = {f"documents/{name}" for name in (*sealed, "verdicts.parquet")}
+    sealed = sealed if "documents" in manifest else set()
     for path in sorted(sealed - set(files)):
         yield str(run.damaged("it is missing", *folder, *path.split("/")))
     for path in files:

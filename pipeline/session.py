@@ -117,6 +117,16 @@ class Session:
         self._train(tuple(self.manifest.train))
         self._evaluate()
 
+    def report(self) -> str:
+        """Write the report of the run and give its path; what is found damaged is made anew."""
+        while True:
+            try:
+                return write_report(self.runner.run, self.runner.plan)
+            except DamagedError as damage:
+                if not self.runner.drop(damage):
+                    raise
+            self.run()
+
     def stage(self, name: str) -> None:
         """One stage of the manifest; what it reads must be complete."""
         self.runner.stage(name)
