@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from models.captioner import Captioner
 from models.decoding import Settings
 from models.images import Preprocess
 from models.matcher import Matcher
+from models.operations import Shape
 from models.weights import dtype_of
 
 SIZES = {
@@ -55,7 +56,6 @@ SIZES = {
 PROMPT = "a picture of "
 LONGEST = 20
 NUM_BEGUN = 4  # [DEC] and the prompt
-VOCABULARY = 30524
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 Rates = dict[str, float]
@@ -218,27 +218,16 @@ def matrix_rate(device: str) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def operations(size: str, *, captions: int = 0, texts: Sequence[float] = ()) -> float:
-    """Floating-point operations of an image: seen once, captioned or matched with texts.
-
-    Args:
-        size: A key of SIZES.
-        captions: Captions of the image, each to the longest, the prompt read once.
-        texts: Tokens of each text, read once alone and once with the image.
-    """
+def shape_of(size: str) -> Shape:
+    """The sizes of a key of SIZES."""
     shape, text = SIZES[size], SIZES["base" if size == "large" else size]
-    patches, width = (shape["side"] // 16) ** 2 + 1, shape["width"]
-    layers, inner = text["layers"], text["width"]
-    seeing = shape["layers"] * (24 * patches * width**2 + 4 * patches**2 * width)
-    remembering = layers * 4 * patches * width * inner
-    own = layers * 24 * inner**2
-    crossing = layers * (4 * inner**2 + 4 * patches * inner)
-    saying = 2 * inner * VOCABULARY
-    if not captions:
-        return seeing + remembering + sum(texts) * (2 * own + crossing)
-    steps = captions * (LONGEST - NUM_BEGUN - 1)
-    reading = (NUM_BEGUN + steps) * (own + crossing)
-    return seeing + remembering + reading + (1 + steps) * saying
+    return Shape(
+        side=shape["side"],
+        width=shape["width"],
+        layers=shape["layers"],
+        text_width=text["width"],
+        text_layers=text["layers"],
+    )
 
 
 def wait(device: str) -> None:
@@ -375,7 +364,7 @@ def main() -> None:
                 },
                 args,
             )
-            limit = matrix / operations(args.size, captions=number)
+            limit = matrix / shape_of(args.size).captioning(number, NUM_BEGUN, LONGEST)
             report(f"images captioned, {number} an image", rates, batch, limit)
 
         matcher = Matcher.from_pretrained(str(folder / "filter"), dtype=args.dtype, **load)
@@ -407,7 +396,7 @@ def main() -> None:
                 args,
             )
             tokens = [float(n) + 2 for n in lengths.mean(0)]
-            limit = number * matrix / operations(args.size, texts=tokens)
+            limit = number * matrix / shape_of(args.size).matching(tokens)
             report(f"texts judged, {number} an image", rates, batch, limit)
             ours = [match.itm for some in matcher.score(few, texts[: len(few)]) for match in some]
             apart = np.abs(np.array(ours) - card.score(short, 1)).max()

@@ -13,7 +13,7 @@ import torch
 
 from models.images import ImageError
 
-__all__ = ["Batches", "is_out_of_memory", "stack"]
+__all__ = ["Batches", "check_one_each", "is_out_of_memory", "stack"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "CUBLAS_STATUS_ALLOC_FAILED" in message
         or "could not create a memory object" in message
     )
+
+
+def check_one_each(images: Sequence[Any], others: Sequence[Any], what: str) -> None:
+    """Refuse, with a ValueError, what does not come one for each image."""
+    if len(others) != len(images):
+        raise ValueError(f"one {what} for each image, got {len(others)} for {len(images)}")
 
 
 class Batches:

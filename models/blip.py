@@ -10,7 +10,6 @@ D width, h heads.
 
 from __future__ import annotations
 
-import os
 from typing import Any, ClassVar, Self
 
 import torch
@@ -20,7 +19,7 @@ from transformers import BertTokenizer
 from models.batches import Batches
 from models.images import Preprocess
 from models.towers import attend, remember, see, split_heads
-from models.weights import Dtype, device_of, dtype_of
+from models.weights import Dtype, place
 
 __all__ = ["Blip", "Sights"]
 
@@ -74,13 +73,11 @@ class Blip:
         Raises:
             ValueError: The checkpoint lacks weights of this architecture.
         """
-        device = device_of(device)
-        if threads is not None:
-            torch.set_num_threads(threads)
+        placement = place(device, dtype, threads)
         loaded, info = cls.architecture.from_pretrained(
             model,
             revision=revision,
-            dtype=getattr(torch, dtype_of(dtype, device)),
+            dtype=placement.dtype,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -90,11 +87,9 @@ class Blip:
                 f"{len(info['missing_keys'])} weights, {min(info['missing_keys'])} among them"
             )
         return cls(
-            loaded.to(device),
+            loaded.to(placement.device),
             BertTokenizer.from_pretrained(model, revision=revision or "main"),
-            Preprocess.from_pretrained(
-                model, revision, threads=threads or min(8, os.cpu_count() or 1)
-            ),
+            Preprocess.from_pretrained(model, revision, threads=placement.threads),
         )
 
     def see(self, squares: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import BlipForConditionalGeneration
 
-from models.batches import is_out_of_memory
+from models.batches import check_one_each, is_out_of_memory
 from models.blip import Blip, Sights
 from models.decoding import (
     Caption,
@@ -81,8 +81,7 @@ class Captioner(Blip):
             ValueError: An argument is impossible.
         """
         settings = settings or Settings()
-        if len(seeds) != len(images):
-            raise ValueError(f"one seed for each image, got {len(seeds)} for {len(images)}")
+        check_one_each(images, seeds, "seed")
         words = self.tokenizer(prompt or "", add_special_tokens=False)["input_ids"]
         begun = torch.tensor([self.begin, *words], device=self.device)
         longest = self.model.config.text_config.max_position_embeddings

@@ -6,7 +6,6 @@ clip.score([jpeg], [["a dog", "a cat"]])   # [[0.27, 0.18]]
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -18,9 +17,9 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from models.batches import Batches
+from models.batches import Batches, check_one_each
 from models.images import open_rgb
-from models.weights import Dtype, device_of, dtype_of
+from models.weights import Dtype, place
 
 __all__ = ["Clip"]
 
@@ -51,23 +50,21 @@ class Clip:
         Raises:
             ValueError: The checkpoint is of another architecture.
         """
-        device = device_of(device)
         kind = AutoConfig.from_pretrained(model, revision=revision).model_type
         if kind != "clip":
             raise ValueError(f"{model!r} is not a CLIPModel but a {kind}; name a CLIP checkpoint")
-        if threads is not None:
-            torch.set_num_threads(threads)
+        placement = place(device, dtype, threads)
         loaded: Any = CLIPModel.from_pretrained(
             model,
             revision=revision or "main",
-            dtype=getattr(torch, dtype_of(dtype, device)),
+            dtype=placement.dtype,
             use_safetensors=True,
         )
         return cls(
-            loaded.to(device),
+            loaded.to(placement.device),
             AutoTokenizer.from_pretrained(model, revision=revision or "main"),
             CLIPImageProcessorPil.from_pretrained(model, revision=revision or "main"),
-            threads or min(8, os.cpu_count() or 1),
+            placement.threads,
         )
 
     def score(
@@ -87,8 +84,7 @@ class Clip:
             For each image the cosines of its texts, in [-1, 1]; an empty list for an image that
             cannot be decoded.
         """
-        if len(texts) != len(images):
-            raise ValueError(f"the texts of each image, got {len(texts)} for {len(images)}")
+        check_one_each(images, texts, "list of texts")
 
         def compare(positions: list[int], pixels: Tensor) -> list[list[float]]:
             some = [texts[position] for position in positions]

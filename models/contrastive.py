@@ -12,40 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers import AutoTokenizer, CLIPModel
 
 from models.images import CLIP_MEAN, CLIP_STD
-from models.masking import kept_patches
-from models.med import SIZES, Batch, Size, chances_of
+from models.masking import pick_patches
+from models.pairs import Batch, tokenize
 from models.ranks import gather_with_gradient, rank
+from models.sizes import CLIP_SIZES, clip_config
 
-__all__ = ["CLIP_SIZES", "Contrastive", "info_nce"]
-
-CLIP_SIZES = {
-    "tiny": SIZES["tiny"],
-    "base": Size(
-        vision_width=768,
-        vision_layers=12,
-        vision_heads=12,
-        text_width=512,
-        text_layers=12,
-        text_heads=8,
-        embedding=512,
-        positions=77,
-    ),
-    "large": Size(
-        vision_width=1024,
-        vision_layers=24,
-        vision_heads=16,
-        text_width=768,
-        text_layers=12,
-        text_heads=12,
-        patch=14,
-        embedding=768,
-        positions=77,
-    ),
-}
-"""`base` is CLIP with ViT-B/16 and `large` with ViT-L/14; `tiny` is for drawings of 64 pixels."""
+__all__ = ["Contrastive", "info_nce"]
 
 MAX_SCALE = math.log(100)
 
@@ -138,28 +113,20 @@ class Contrastive(nn.Module):
         if tokenizer is None:
             raise ValueError(f"model {name!r} is an architecture and needs a tokenizer")
         reader = AutoTokenizer.from_pretrained(tokenizer)
-        config = architecture(CLIP_SIZES[name], reader, image_size=image_size)
+        config = clip_config(CLIP_SIZES[name], reader, image_size=image_size)
         return cls(CLIPModel(config), reader)
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
         """int64 (n, L): texts with their first and last tokens, cut to `max_tokens`, padded."""
         limit = self.model.config.text_config.max_position_embeddings
-        encoded = self.tokenizer(
-            list(texts),
-            padding="longest",
-            truncation=True,
-            max_length=min(max_tokens, limit),
-            return_tensors="pt",
-        )
-        tokens: Tensor = encoded["input_ids"]
-        return tokens
+        return tokenize(self.tokenizer, texts, min(max_tokens, limit))
 
     def embed_images(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
         """Unit embeddings (n, d) of (n, 3, S, S), or of the patches `kept` (n, k) of them."""
         vision = self.model.vision_model
         x = vision.embeddings(pixels)
         if kept is not None:
-            x = torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[:, :, None], 1)], 1)
+            x = pick_patches(x, kept)
         x = vision.encoder(inputs_embeds=vision.pre_layrnorm(x)).last_hidden_state
         seen = self.model.visual_projection(vision.post_layernorm(x[:, 0]))
         return F.normalize(seen.float(), dim=-1)
@@ -181,10 +148,8 @@ class Contrastive(nn.Module):
         """
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=MAX_SCALE)
-        kept = None
-        if self.training and self.mask_patches:
-            side = batch.pixels.shape[-1] // self.model.config.vision_config.patch_size
-            kept = kept_patches(chances_of(batch, (side * side,), generator), self.mask_patches)
+        patch, masked = self.model.config.vision_config.patch_size, self.mask_patches
+        kept = batch.kept_patches(patch, masked if self.training else 0.0, generator)
         images, texts = self.embed_images(batch.pixels, kept), self.embed_texts(batch.tokens)
         with torch.autocast(images.device.type, enabled=False):
             return {"clip": info_nce(images, texts, self.model.logit_scale.exp())}
@@ -212,41 +177,3 @@ class Contrastive(nn.Module):
         }
         text = json.dumps(settings, indent=2, sort_keys=True)
         (folder / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def architecture(size: Size, tokenizer: Any, *, image_size: int | None = None) -> CLIPConfig:
-    """The config of a size for a tokenizer.
-
-    Raises:
-        ValueError: No token ends a text, or it is number 2, which stock CLIP reads otherwise.
-    """
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-    if end is None or end == 2:
-        raise ValueError(
-            f"train.tokenizer: CLIP reads a text at its last token, which must have a number of "
-            f"its own that is not 2, got {end}: use CLIP's tokenizer or BERT's"
-        )
-    return CLIPConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": size.text_width,
-            "intermediate_size": 4 * size.text_width,
-            "num_hidden_layers": size.text_layers,
-            "num_attention_heads": size.text_heads,
-            "max_position_embeddings": size.positions,
-            "bos_token_id": begin,
-            "eos_token_id": end,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config={
-            "hidden_size": size.vision_width,
-            "intermediate_size": 4 * size.vision_width,
-            "num_hidden_layers": size.vision_layers,
-            "num_attention_heads": size.vision_heads,
-            "image_size": image_size or size.image_size,
-            "patch_size": size.patch,
-        },
-        projection_dim=size.embedding,
-        logit_scale_init_value=math.log(1 / 0.07),
-    )

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["IGNORED", "MaskedHead", "distilled", "kept_patches", "mask_tokens"]
+__all__ = ["IGNORED", "MaskedHead", "distilled", "kept_patches", "mask_tokens", "pick_patches"]
 
 IGNORED = -100
 """The label of a token that a loss over tokens leaves out."""
@@ -28,6 +28,11 @@ def kept_patches(chances: Tensor, masked: float) -> Tensor:
     patches = chances.shape[1]
     number = patches - int(masked * patches)
     return chances.argsort(dim=1)[:, :number].sort(dim=1).values
+
+
+def pick_patches(x: Tensor, kept: Tensor) -> Tensor:
+    """(n, 1 + k, width): [CLS] and the patches `kept` (n, k) of (n, 1 + patches, width)."""
+    return torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[:, :, None], 1)], 1)
 
 
 def mask_tokens(

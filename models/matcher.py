@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BlipForImageTextRetrieval
 
+from models.batches import check_one_each
 from models.blip import Blip, Sights
 from models.images import Preprocess
 from models.towers import attend, split_heads
@@ -78,8 +79,7 @@ class Matcher(Blip):
             For each image the scores of its texts; none at all, an empty list, for an image that
             cannot be decoded.
         """
-        if len(texts) != len(images):
-            raise ValueError(f"the texts of each image, got {len(texts)} for {len(images)}")
+        check_one_each(images, texts, "list of texts")
 
         def judge(positions: list[int], squares: Tensor) -> list[list[Match]]:
             features = self.see(squares)

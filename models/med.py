@@ -11,11 +11,9 @@ folders that stock transformers loads.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,113 +29,15 @@ from transformers import (
 
 from models.contrast import Momentum, contrast_loss, contrast_targets, hard_negatives
 from models.images import Preprocess
-from models.masking import IGNORED, MaskedHead, distilled, kept_patches, mask_tokens
+from models.masking import IGNORED, MaskedHead, distilled, mask_tokens
+from models.pairs import Batch, tokenize
 from models.ranks import balance, gather, gather_texts, gather_with_gradient, num_ranks, rank
+from models.sizes import BLIP_SIZES, blip_config
 from models.towers import Memory, read_texts, remember, see
 
-__all__ = ["IGNORED", "MED", "SIZES", "Batch", "Part", "Size", "chances_of", "lm_labels", "lm_loss"]
+__all__ = ["IGNORED", "MED", "Part", "lm_labels", "lm_loss"]
 
 Part = Literal["captioner", "matcher"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """An architecture by its numbers: a ViT beside a BERT with cross-attention in every layer.
-
-    Attributes:
-        vision_width, vision_layers, vision_heads: Of the ViT; its MLP is four times as wide.
-        text_width, text_layers, text_heads: Of the BERT; its MLP is four times as wide.
-        image_size: Side of the square input, in pixels.
-        patch: Side of a patch, in pixels.
-        embedding: Length of the contrastive embeddings.
-        positions: The longest text, in tokens.
-        dropout: Of the text layers.
-        spread: Standard deviation of new weights; BERT's 0.02 is for its width of 768 and grows
-            as the inverse square root of the width.
-    """
-
-    vision_width: int
-    vision_layers: int
-    vision_heads: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    image_size: int = 224
-    patch: int = 16
-    embedding: int = 256
-    positions: int = 512
-    dropout: float = 0.1
-    spread: float = 0.02
-
-
-SIZES = {
-    "tiny": Size(
-        vision_width=96,
-        vision_layers=4,
-        vision_heads=3,
-        text_width=96,
-        text_layers=2,
-        text_heads=3,
-        image_size=64,
-        patch=16,
-        embedding=64,
-        positions=64,
-        dropout=0.0,
-        spread=0.06,
-    ),
-    "base": Size(
-        vision_width=768,
-        vision_layers=12,
-        vision_heads=12,
-        text_width=768,
-        text_layers=12,
-        text_heads=12,
-    ),
-    "large": Size(
-        vision_width=1024,
-        vision_layers=24,
-        vision_heads=16,
-        text_width=768,
-        text_layers=12,
-        text_heads=12,
-    ),
-}
-"""`base` and `large` are BLIP with ViT-B/16 and ViT-L/16; `tiny` is for drawings of 64 pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """n pairs.
-
-    Attributes:
-        pixels: float32 (n, 3, S, S), normalised.
-        tokens: int64 (n, L): [CLS] text [SEP], padded on the right.
-        image_ids: int64 (n,): equal where the image is the same.
-        prompt: How many leading tokens, [CLS] included, the decoder is given and not asked for.
-    """
-
-    pixels: Tensor
-    tokens: Tensor
-    image_ids: Tensor
-    prompt: int = 0
-
-    def to(self, device: torch.device) -> Batch:
-        """The same pairs on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("pixels", "tokens", "image_ids")}
-        return dataclasses.replace(self, **moved)
-
-    def split(self, number: int, streams: int = 1) -> list[Batch]:
-        """The same pairs as so many batches of n / number.
-
-        Where the pairs are those of several streams in turn, each has its share of every batch.
-        """
-        rows = torch.arange(len(self.tokens), device=self.tokens.device)
-        parts = rows.view(streams, number, -1).transpose(0, 1).flatten(1)
-        names = ("pixels", "tokens", "image_ids")
-        return [
-            dataclasses.replace(self, **{name: getattr(self, name)[part] for name in names})
-            for part in parts
-        ]
 
 
 def lm_labels(tokens: Tensor, pad: int, prompt: int = 0) -> Tensor:
@@ -266,8 +166,8 @@ class MED(nn.Module):
         self-attention from that part's; its heads start at random.
 
         Args:
-            model: A name in `SIZES` (random weights from torch's generator), a folder, or a name
-                on the Hugging Face hub.
+            model: A name in `BLIP_SIZES` (random weights from torch's generator), a folder, or a
+                name on the Hugging Face hub.
             parts: What to build.
             tokenizer: A folder or name with a BERT tokenizer; required for a size.
             image_size: Side in pixels; position embeddings are interpolated to it.
@@ -278,11 +178,11 @@ class MED(nn.Module):
             ValueError: A size without a tokenizer, or a folder that is not BLIP's.
         """
         name = os.fspath(model)
-        if name in SIZES:
+        if name in BLIP_SIZES:
             if tokenizer is None:
                 raise ValueError(f"model {name!r} is an architecture and needs a tokenizer")
             reader = _load_tokenizer(tokenizer)
-            config = architecture(SIZES[name], reader, image_size=image_size)
+            config = blip_config(BLIP_SIZES[name], reader, image_size=image_size)
             built = {part: _CLASSES[part](config) for part in parts}
             return cls(**built, tokenizer=reader, label_smoothing=label_smoothing)
 
@@ -300,7 +200,7 @@ class MED(nn.Module):
         if not found:
             raise ValueError(
                 f"{name} is not a BLIP captioner or matcher, nor a folder with captioner/ and "
-                f"matcher/ in it: give one of those or a size ({', '.join(SIZES)})"
+                f"matcher/ in it: give one of those or a size ({', '.join(BLIP_SIZES)})"
             )
         for part, path in found.items():
             loaded[part] = _CLASSES[part].from_pretrained(
@@ -341,15 +241,7 @@ class MED(nn.Module):
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
         """int64 (n, L): [CLS] text [SEP], cut to `max_tokens`, padded to the longest."""
-        encoded = self.tokenizer(
-            list(texts),
-            padding="longest",
-            truncation=True,
-            max_length=max_tokens,
-            return_tensors="pt",
-        )
-        tokens: Tensor = encoded["input_ids"]
-        return tokens
+        return tokenize(self.tokenizer, texts, max_tokens)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit contrastive embeddings (n, d) of what `see` gives."""
@@ -397,10 +289,8 @@ class MED(nn.Module):
             alpha: Weight of the momentum model in the targets of ITC.
             generator: Draws negatives, masked tokens and patches; in the same state on each rank.
         """
-        kept = None
-        if self.training and self.mask_patches:
-            side = batch.pixels.shape[-1] // self.config.vision_config.patch_size
-            kept = kept_patches(chances_of(batch, (side * side,), generator), self.mask_patches)
+        patch, masked = self.config.vision_config.patch_size, self.mask_patches
+        kept = batch.kept_patches(patch, masked if self.training else 0.0, generator)
         images = see(self.vision, batch.pixels, kept=kept, recompute=self._recomputes)
         losses: dict[str, Tensor] = {}
         memory: Memory | None = None
@@ -479,7 +369,7 @@ class MED(nn.Module):
             ids = batch.image_ids
         else:
             texts = gather_texts(texts, self.pad)
-        chances = chances_of(batch, (2,), generator)
+        chances = batch.chances((2,), generator)
         negative_texts, negative_images = (
             self._negatives(similarity[i], batch.image_ids, ids, chances[:, i]) for i in (0, 1)
         )
@@ -524,7 +414,7 @@ class MED(nn.Module):
         """Masked language modelling beside the image, distilled from the momentum model."""
         assert self.matcher is not None and self.mlm is not None and self.momentum is not None
         tokenizer, longest = self.tokenizer, self.config.text_config.max_position_embeddings
-        chances = chances_of(batch, (longest, 3), generator)[:, : batch.tokens.shape[1]]
+        chances = batch.chances((longest, 3), generator)[:, : batch.tokens.shape[1]]
         tokens, labels = mask_tokens(
             batch.tokens,
             chances,
@@ -600,46 +490,6 @@ _CLASSES: dict[Part, Any] = {
     "captioner": BlipForConditionalGeneration,
     "matcher": BlipForImageTextRetrieval,
 }
-
-
-def architecture(size: Size, tokenizer: Any, *, image_size: int | None = None) -> BlipConfig:
-    """The config of a size for a tokenizer that holds [DEC] and [ENC] as its last two tokens."""
-    return BlipConfig(
-        vision_config={
-            "hidden_size": size.vision_width,
-            "intermediate_size": 4 * size.vision_width,
-            "num_hidden_layers": size.vision_layers,
-            "num_attention_heads": size.vision_heads,
-            "image_size": image_size or size.image_size,
-            "patch_size": size.patch,
-            "initializer_range": size.spread,
-        },
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": size.text_width,
-            "intermediate_size": 4 * size.text_width,
-            "num_hidden_layers": size.text_layers,
-            "num_attention_heads": size.text_heads,
-            "max_position_embeddings": size.positions,
-            "hidden_dropout_prob": size.dropout,
-            "attention_probs_dropout_prob": size.dropout,
-            "bos_token_id": len(tokenizer) - 2,
-            "eos_token_id": tokenizer.sep_token_id,
-            "sep_token_id": tokenizer.sep_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "label_smoothing": 0.1,
-            "initializer_range": size.spread,
-        },
-        image_text_hidden_size=size.embedding,
-        initializer_range=size.spread,
-    )
-
-
-def chances_of(batch: Batch, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """Numbers in [0, 1) for each pair, (n, *shape): the same however pairs are dealt to ranks."""
-    n, device = len(batch.tokens), batch.tokens.device
-    drawn = torch.rand(n * num_ranks(), *shape, generator=generator, device=device)
-    return drawn[rank() * n : (rank() + 1) * n]
 
 
 def _load_tokenizer(name: str, revision: str | None = None) -> Any:

@@ -25,7 +25,9 @@ HIGH = np.uint64(0xFFFFFFFF00000000)
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads what a mask leaves over the upper half
 
 
-def near_pairs(hashes: UInt64s, max_distance: int) -> Iterator[tuple[Int64s, Int64s]]:
+def near_pairs(
+    hashes: UInt64s, max_distance: int, part: int = 0, parts: int = 1
+) -> Iterator[tuple[Int64s, Int64s]]:
     """Find every pair of hashes within a Hamming distance, exactly.
 
     Hashes are cut into `max_distance + s` bands. Two that are near agree on at least s whole
@@ -35,13 +37,15 @@ def near_pairs(hashes: UInt64s, max_distance: int) -> Iterator[tuple[Int64s, Int
     Args:
         hashes: (n,), fewer than 2^32.
         max_distance: From 0 to 16.
+        part: Which of the parts 0, 1, ... of the search to do.
+        parts: How many there are; every pair comes in one of them at least.
 
     Yields:
         Positions (i, j) of pairs, i < j, in arrays no longer than n; a pair may come more than
         once.
     """
     n = len(hashes)
-    for mask in _masks(n, max_distance):
+    for mask in _masks(n, max_distance)[part::parts]:
         keys, order = _sorted(hashes, mask)
         ordered = hashes[order]
         starts = np.flatnonzero(keys[1:] == keys[:-1])

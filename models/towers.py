@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as _checkpoint
 
+from models.masking import pick_patches
+
 __all__ = ["Memory", "attend", "read_texts", "remember", "see", "split_heads"]
 
 Memory = list[tuple[Tensor, Tensor]]
@@ -105,7 +107,7 @@ def see(
     """
     x = vision.embeddings(pixels)
     if kept is not None:
-        x = torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[:, :, None], 1)], 1)
+        x = pick_patches(x, kept)
 
     def pass_through(layer: Any, x: Tensor) -> Tensor:
         attention = layer.self_attn

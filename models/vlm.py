@@ -9,7 +9,6 @@ caption depends on its seed alone.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -24,10 +23,10 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from models.batches import Batches
+from models.batches import Batches, check_one_each
 from models.decoding import Caption, Settings, from_nucleus, uniforms
 from models.images import open_rgb
-from models.weights import Dtype, device_of, dtype_of
+from models.weights import Dtype, place
 
 __all__ = ["GenericCaptioner", "architecture_of"]
 
@@ -61,19 +60,17 @@ class GenericCaptioner:
         threads: int | None = None,
     ) -> Self:
         """Load a model; see `Blip.from_pretrained` for the arguments."""
-        device = device_of(device)
-        if threads is not None:
-            torch.set_num_threads(threads)
+        placement = place(device, dtype, threads)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             model,
             revision=revision,
-            dtype=getattr(torch, dtype_of(dtype, device)),
+            dtype=placement.dtype,
             use_safetensors=True,
         )
         processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             model, revision=revision
         )
-        return cls(loaded.to(device), processor, threads or min(8, os.cpu_count() or 1))
+        return cls(loaded.to(placement.device), processor, placement.threads)
 
     def caption(
         self,
@@ -106,8 +103,7 @@ class GenericCaptioner:
             ValueError: An argument is impossible.
         """
         settings = settings or Settings()
-        if len(seeds) != len(images):
-            raise ValueError(f"one seed for each image, got {len(seeds)} for {len(images)}")
+        check_one_each(images, seeds, "seed")
         asked = self.tokenizer(prompt or "", add_special_tokens=False)["input_ids"]
         if len(asked) >= settings.max_length:
             raise ValueError(

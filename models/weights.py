@@ -8,11 +8,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-__all__ = ["Dtype", "device_of", "dtype_of", "pinned", "revision_of"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Dtype", "Placement", "device_of", "dtype_of", "pinned", "place", "revision_of"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of weights; auto is bfloat16 on devices that compute in it, and float32 elsewhere."""
@@ -101,6 +105,38 @@ def dtype_of(dtype: Dtype, device: str) -> Literal["float32", "bfloat16", "float
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     ]
     return "bfloat16" if device == "cpu" and any(can) else "float32"
+
+
+class Placement(NamedTuple):
+    """Where and how a model is loaded.
+
+    Attributes:
+        device: cpu, cuda, cuda:1, ...
+        dtype: Of the weights.
+        threads: That decode images.
+    """
+
+    device: str
+    dtype: torch.dtype
+    threads: int
+
+
+def place(device: str, dtype: Dtype, threads: int | None) -> Placement:
+    """Settle where and how a model is loaded here.
+
+    Args:
+        device: See `device_of`.
+        dtype: See `dtype_of`.
+        threads: Threads that decode images and, on a CPU, that compute; set for the whole
+            process. Unset leaves torch's own number, and lets at most eight decode.
+    """
+    import torch
+
+    device = device_of(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    weights: torch.dtype = getattr(torch, dtype_of(dtype, device))
+    return Placement(device, weights, threads or min(8, os.cpu_count() or 1))
 
 
 def _revision_of_folder(folder: Path) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from models.augmentation import View
 from models.images import ImageError, Preprocess, open_rgb
-from models.med import Batch
+from models.pairs import Batch
 from pipeline.objective import TrainConfig
 from pipeline.pairs import Example, Pairs, Position, pre_caption, seed_of
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
+from pipeline.markdown import code, front_matter, yaml_block
 from pipeline.plan import Plan
 from pipeline.status import funnel
 from pipeline.store import Run
@@ -42,10 +41,7 @@ def write(run: Run, plan: Plan, name: str, manifest: dict[str, Any]) -> str:
         files = [{"split": split, "path": path} for split, path in patterns.items()]
         front["configs"] = [{"config_name": "default", "data_files": files}]
     lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False).strip(),
-        "---",
-        "",
+        *front_matter(front),
         f"# {manifest['name']}",
         "",
         f"{sum(pairs.values()):,} image-text pairs over {manifest['images']:,} images: "
@@ -64,10 +60,7 @@ def write(run: Run, plan: Plan, name: str, manifest: dict[str, Any]) -> str:
         "",
         f"`{_command(plan, name)}` with",
         "",
-        "```yaml",
-        yaml.safe_dump(dict(plan.manifest.source), sort_keys=False, allow_unicode=True).strip(),
-        "```",
-        "",
+        *yaml_block(plan.manifest.source),
         f"Decision fingerprint `{manifest['decision']}`; `manifest.json` holds the SHA-256 of "
         "every shard, `capfilt verify` checks them.",
         "",
@@ -81,7 +74,7 @@ def _about(form: Format) -> str:
 
 
 def _table(name: str, unit: str, counts: dict[str, int]) -> list[str]:
-    rows = [f"| {_cell(key)} | {number:,} |" for key, number in sorted(counts.items())]
+    rows = [f"| {code(key)} | {number:,} |" for key, number in sorted(counts.items())]
     return [f"| {name} | {unit} |", "| --- | ---: |", *rows, ""] if rows else []
 
 
@@ -118,7 +111,7 @@ def _rights(plan: Plan, export: ExportStage, pairs: dict[str, int]) -> list[str]
     if config.robots:
         lines.append("- robots.txt was asked before each download.")
     models = {
-        name: _cell(getattr(plan.manifest.stages[name], "model", ""))
+        name: code(getattr(plan.manifest.stages[name], "model", ""))
         for name in (CaptionStage.name, FilterStage.name)
         if name in plan.manifest.stages
     }
@@ -127,7 +120,7 @@ def _rights(plan: Plan, export: ExportStage, pairs: dict[str, int]) -> list[str]
     if export.config.filtered and FilterStage.name in models:
         lines.append(f"- Texts were judged by {models[FilterStage.name]}.")
     if pairs.get("human"):
-        files = ", ".join(map(_cell, export.config.human))
+        files = ", ".join(map(code, export.config.human))
         lines.append(f"- Human captions are of {files}, with the licence of that annotation.")
     if export.config.format == "urls":
         lines.append("- No image is part of this data set.")
@@ -138,11 +131,6 @@ def _command(plan: Plan, name: str) -> str:
     if name == ExportStage.name:
         return "capfilt run manifest.yaml"
     return f"capfilt run manifest.yaml, capfilt export manifest.yaml --name {plan.folder(name)[-1]}"
-
-
-def _cell(value: Any) -> str:
-    """As code that cannot end the cell of a table."""
-    return "`" + str(value).replace("|", "/").replace("`", "'").replace("\n", " ") + "`"
 
 
 def _size(pairs: int) -> str:

@@ -120,6 +120,30 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--address", help="a Ray cluster's address; RAY_ADDRESS otherwise")
         command.add_argument("--quiet", action="store_true", help="no progress")
 
+    plan = add("plan", _plan, "say what a manifest would take at a size, on other machines")
+    plan.add_argument("manifest", metavar="MANIFEST", help="a YAML recipe")
+    plan.add_argument("--rows", metavar="N", help="of the list, as 14M or 5B")
+    plan.add_argument("--gpus", metavar="NxKIND", help="all GPUs together, as 8xH200")
+    plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
+    plan.add_argument("--cpus", type=int, metavar="N", help="cores of each (default as here)")
+    plan.add_argument(
+        "--network", type=float, default=10.0, metavar="GBITS", help="of each (default 10 Gbit/s)"
+    )
+    plan.add_argument("--rates", metavar="FILE", help="YAML of rates by device")
+    plan.add_argument(
+        "--from",
+        dest="of_run",
+        metavar="RUN",
+        help="a run to measure by; otherwise the manifest's own, where it stands",
+    )
+    plan.add_argument(
+        "--set",
+        metavar="STAGE.FIELD=VALUE",
+        action="append",
+        default=[],
+        help="override a field of the manifest",
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON")
     init = add("init", _init, "look at a list or a folder and write a manifest that fits it")
     init.add_argument("source", metavar="SOURCE", nargs="+", help="lists, or images at hand")
     init.add_argument("--out", metavar="FILE", default="manifest.yaml", help="the manifest")
@@ -234,6 +258,35 @@ def _init(options: argparse.Namespace, console: Console) -> int:
         f"  capfilt run {shlex.quote(options.out)} --dry-run",
     ):
         console.print(told, highlight=False, markup=False)
+    return 0
+
+
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    from pipeline.forecast import Machines, forecast, forecast_table, parse_rows
+    from pipeline.manifest import Manifest
+    from pipeline.plan import Plan
+    from pipeline.rates import Rates
+    from pipeline.store import Run
+    from pipeline.tables import put
+
+    manifest = Manifest.load(options.manifest, options.set)
+    rates = Rates.load()
+    if options.rates is not None:
+        rates = rates.and_better(Rates.load(options.rates))
+    run = Run.find(options.of_run or manifest.run)
+    if options.of_run is not None or run.exists("run.json"):
+        rates = rates.and_better(Rates.of_run(run))
+    if options.rows is None and not run.exists("list", "_list.json"):
+        raise ValueError("--rows is needed, as --rows 14M, until the list is in a run")
+    rows = parse_rows(options.rows or str(run.read_json("list", "_list.json")["rows"]))
+    machines = Machines.parse(options.gpus, options.nodes, options.cpus, options.network)
+    found = forecast(Plan(manifest), rows, machines, rates)
+    if options.json:
+        console.print_json(json.dumps(found.plain(), default=str))
+        return 0
+    put(console, forecast_table(found))
+    for line in found.told():
+        console.print(line, highlight=False, markup=False)
     return 0
 
 

@@ -15,6 +15,10 @@ __all__ = ["EXAMPLES", "WAY", "Help", "Parser", "examples", "way"]
 EXAMPLES: Mapping[str, Sequence[str]] = {
     "demo": ("capfilt demo", "capfilt demo --seed 1 --run runs/demo1"),
     "init": ("capfilt init photos/", "capfilt init pairs.tsv --out pairs.yaml"),
+    "plan": (
+        "capfilt plan manifest.yaml --rows 129M --gpus 8xH200",
+        "capfilt plan manifest.yaml --rows 14M --nodes 4 --cpus 32 --from runs/try --json",
+    ),
     "run": (
         "capfilt run manifest.yaml --dry-run",
         "capfilt run manifest.yaml",

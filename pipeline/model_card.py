@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import yaml
-
+from pipeline.markdown import code, front_matter, yaml_block
 from pipeline.objective import TrainConfig
 
 __all__ = ["text"]
@@ -48,10 +47,7 @@ def text(
     began = f"`{config.model}`" + (f" ({', '.join(start)})" if start else "")
     objective = config.objective + (" (ALBEF)" if config.albef else "")
     lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False).strip(),
-        "---",
-        "",
+        *front_matter(front),
         f"# {objective}, from {began}",
         "",
         f"Trained with capfilt for {steps:,} steps of {config.batch_size:,} pairs; loads as "
@@ -62,7 +58,7 @@ def text(
         "| path | images | passes an epoch | SHA-256 |",
         "| --- | ---: | ---: | --- |",
         *(
-            f"| `{entry['path']}` | {entry['images']:,} | {entry['weight']:g} | "
+            f"| {code(entry['path'])} | {entry['images']:,} | {entry['weight']:g} | "
             f"`{entry['sha256']}` |"
             for entry in data
         ),
@@ -71,10 +67,7 @@ def text(
         "",
         "## Settings",
         "",
-        "```yaml",
-        yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True).strip(),
-        "```",
-        "",
+        *yaml_block(_plain(config)),
         "## Versions",
         "",
         ", ".join(f"{name} {version(name)}" for name in ("capfilt", "torch", "transformers")),

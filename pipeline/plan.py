@@ -93,6 +93,10 @@ class Plan:
         for column in ("uid", *stage.reads, *stage.uses, *config.reads):
             if (origin := self.origin(name, column)) is not None:
                 found[column] = origin
+        spares = {} if is_export else stage.spares
+        for column, others in spares.items():
+            if set(others) <= set(found):
+                del found[column]
         return found
 
     def fingerprint(self, name: str) -> str:

@@ -9,6 +9,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -19,7 +20,9 @@ from pipeline import documents, export, pool
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.progress import Progress
+from pipeline.rates import add_work
 from pipeline.store import DamagedError, Run
+from pipeline.summary import Summary
 from pipeline.verdicts import judge, measured_rows
 from pipeline.worker import Worker
 from stages import sources
@@ -34,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 RETRIES = 2
 """How often a shard is tried again after its worker died."""
+
+LOOKERS = 8
+"""Threads that look what is left to do."""
 
 STALL_SECONDS = 1800.0
 """After how long without any shard finishing the driver gives up and says what it waits for."""
@@ -168,11 +174,12 @@ class Runner:
         reached = self._reached(name)
         state = self.run.read_mark(*folder, "_stage.json")
         is_whole = state.get("complete_for") == reached and self._stands(name, shards)
+        work = state.get("work")
         if not is_whole:
             missing = self._missing(name, shards)
             if name == DownloadStage.name and missing and self.run.names("annotations"):
                 pool.replacing(self.run, missing)
-            self._map(name, missing)
+            work = add_work(work, self._map(name, missing))
         if isinstance(self.plan.stage(name), GlobalStage):
             self._summarize(name, shards)
         if not is_whole:
@@ -184,6 +191,7 @@ class Runner:
                     "measurement": self.plan.stage(name).config.measurement(),
                     "complete_for": reached,
                     "shards": len(shards),
+                    "work": work,
                     "seconds": round(state.get("seconds", 0.0) + time.perf_counter() - started, 3),
                 },
                 *folder,
@@ -311,28 +319,39 @@ class Runner:
         there = set(self.run.shards(*self.plan.folder(name)))
         if name == DownloadStage.name:
             return [shard for shard in shards if shard not in there]
-        missing = []
-        for shard in shards:
-            if shard in there:
-                live = judge(self.run, self.plan, shard, self.plan.judges(name)).live
-                measured = measured_rows(self.run, self.plan, name, shard)
-                if not (live & ~measured).any():
-                    continue
-            missing.append(shard)
-        return missing
+
+        def has_more(shard: str) -> bool:
+            if shard not in there:
+                return True
+            live = judge(self.run, self.plan, shard, self.plan.judges(name)).live
+            return bool((live & ~measured_rows(self.run, self.plan, name, shard)).any())
+
+        with ThreadPoolExecutor(LOOKERS) as lookers:  # a shard is some small files, each a wait
+            return [
+                s for s, more in zip(shards, lookers.map(has_more, shards), strict=True) if more
+            ]
 
     def _summarize(self, name: str, shards: list[str]) -> None:
         if self._is_summarized(name):
             return
         folder = self.plan.summary_folder(name)
         self.run.remove(*folder, "_summary.json")  # the sign of a whole summary goes first
-        worker = self._hold(self.resources(name), 1)[0]
-        try:
-            result = ray.get(worker.summarize.remote(name, shards))
-        except (RayTaskError, RayActorError) as error:
-            cause = getattr(error, "cause", None)
-            raise StageError(f"{name}: its summary failed: {error}") from (cause or error)
-        self.run.write_json({**result, "reached": self._reached(name)}, *folder, "_summary.json")
+        reached, started = self._reached(name), time.perf_counter()
+        if parts := Summary.begin(self.run, self.plan, name, shards, reached):
+            for step, left in parts.steps():
+                self._map(name, left, title=f"{name} {step}")
+            seconds = time.perf_counter() - started
+            result = {"rows": parts.rows(), "seconds": seconds, "parts": parts.parts}
+        else:
+            worker = self._hold(self.resources(name), 1)[0]
+            try:
+                result = ray.get(worker.summarize.remote(name, shards))
+            except (RayTaskError, RayActorError) as error:
+                cause = getattr(error, "cause", None)
+                raise StageError(f"{name}: its summary failed: {error}") from (cause or error)
+        self.run.write_json({**result, "reached": reached}, *folder, "_summary.json")
+        if parts:
+            parts.remove()
 
     def _is_summarized(self, name: str) -> bool:
         folder = self.plan.summary_folder(name)
@@ -365,7 +384,7 @@ class Runner:
             }
             images = {split: [counts[shard][split] for shard in shards] for split in SPLITS}
             self.run.write_json({"shards": shards, "images": images}, *folder, export.LAYOUT)
-        self._map(name, shards)
+        work = add_work(None, self._map(name, shards))
         export.write_human(self.run, folder, stage)
         manifest = {
             "name": self.manifest.name,
@@ -380,7 +399,12 @@ class Runner:
         self.run.write_json(manifest, *whole)
         export.tidy(self.run, folder)
         self.run.write_json(
-            {"decision": key, "seconds": round(time.perf_counter() - started, 3)}, *mark
+            {
+                "decision": key,
+                "work": work,
+                "seconds": round(time.perf_counter() - started, 3),
+            },
+            *mark,
         )
 
     def drop(self, damage: DamagedError) -> bool:
@@ -392,9 +416,10 @@ class Runner:
         if not damage.is_derived or parts in self._dropped:
             return False
         self._dropped.add(parts)
-        wholes = {"curated": 1, "exports": 2}  # an export is made anew as a whole
+        # An export, and a summary in parts, is made anew as a whole.
+        wholes = {"annotations": 4, "curated": 1, "exports": 2}
         self.progress.say(f"{self.run.at(*parts)} is damaged; it is removed and made anew")
-        self.run.remove(*parts[: wholes.get(parts[0])])
+        self.run.remove(*parts[: wholes[parts[0]]])
         return True
 
     def resources(self, name: str) -> Resources:

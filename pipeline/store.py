@@ -213,22 +213,31 @@ class Run:
         Raises:
             DamagedError: It is not as it was written, or lacks a column.
         """
-        wanted = None if columns is None else list(columns)
+        with self.open_table(*parts) as parquet:
+            wanted = parquet.schema_arrow.names if columns is None else list(columns)
+            self._check_schema(parquet.schema_arrow, wanted, parts)
+            table = parquet.read(columns=wanted)
+            return table if columns is None else table.select(wanted)
+
+    @contextlib.contextmanager
+    def open_table(self, *parts: str) -> Iterator[pq.ParquetFile]:
+        """A Parquet file of `write_table`, open; what is read of it is checked.
+
+        Raises:
+            DamagedError: It is not as it was written.
+        """
         try:
             with self.fs.open(self.at(*parts), "rb") as file, seal.open_parquet(file) as parquet:
-                self._check_schema(parquet.schema_arrow, wanted, parts)
-                table = parquet.read(columns=wanted)
-                return table if wanted is None else table.select(wanted)
+                yield parquet
         except DamagedError:
             raise
         except ValueError as error:
             raise self.damaged(error, *parts) from error
 
     def _check_schema(
-        self, schema: pa.Schema, wanted: Sequence[str] | None, parts: tuple[str, ...]
+        self, schema: pa.Schema, names: Sequence[str], parts: tuple[str, ...]
     ) -> None:
         """Refuse a table without the columns wanted, or one of the pool whose types are others."""
-        names = schema.names if wanted is None else wanted
         if missing := [name for name in names if schema.get_field_index(name) < 0]:
             raise self.damaged(f"it has no one column {', '.join(missing)}", *parts)
         for name in names if parts[0] == "pool" else ():

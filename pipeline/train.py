@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.contrastive import Contrastive
-from models.med import MED, Batch
+from models.med import MED
+from models.pairs import Batch
 from models.queue import check_queue
 from models.ranks import gather, num_ranks, rank
 from models.weights import revision_of

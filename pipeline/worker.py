@@ -17,6 +17,7 @@ from pipeline import export, pool
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.store import Run
+from pipeline.summary import Summary, laid_out, scatter
 from pipeline.verdicts import (
     DIGEST,
     Judgement,
@@ -68,20 +69,23 @@ class Worker:
 
         Args:
             name: The stage.
-            shard: The shard.
+            shard: The shard, or a task of the stage's `Summary`.
             retry: Errors of download whose rows are downloaded anew.
 
         Returns:
-            rows (newly done), seconds, and what else the driver counts.
+            rows (newly done), seconds, device, and what else the driver counts.
         """
         started = time.perf_counter()
         if name == DownloadStage.name:
             done = self._download(shard, retry)
+        elif ":" in shard:
+            done = Summary.open(self.run, self.plan, name).work(shard)
         elif name in self.plan.exports:
             done = self._export(name, shard)
         else:
             done = self._measure(name, shard)
-        return {**done, "shard": shard, "seconds": time.perf_counter() - started}
+        seconds = time.perf_counter() - started
+        return {**done, "shard": shard, "seconds": seconds, "device": self._device(name)}
 
     def summarize(self, name: str, shards: list[str]) -> dict[str, Any]:
         """Decide over the whole pool and scatter the summary of a global stage, a file a shard."""
@@ -102,22 +106,18 @@ class Worker:
         assert summary.num_rows == expected, f"{name}: {summary.num_rows} rows for {expected}"
         start = 0
         for shard in shards:
-            mask = live[shard]
-            uids = self.run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
-            part = summary.slice(start, int(mask.sum()))
+            part = summary.slice(start, int(live[shard].sum()))
             start += part.num_rows
-            if not part["uid"].equals(uids.filter(pa.array(mask))):
-                raise ValueError(f"{name}: its summary is not in the order of the rows given")
-            scattered = _scatter(mask, part.drop_columns("uid"))
-            table = pa.table(
-                {
-                    "uid": uids,
-                    "summarized": pa.array(mask),
-                    **{column: scattered[column] for column in stage.summary.names},
-                }
-            )
-            self.run.write_table(table, *self.plan.summary_folder(name), f"{shard}.parquet")
+            scatter(self.run, self.plan, name, shard, live[shard], part)
         return {"rows": expected, "seconds": time.perf_counter() - started}
+
+    def _device(self, name: str) -> str:
+        """The kind of GPU that a stage has here, or `cpu`."""
+        if name in self.plan.exports or not self.plan.stage(name).config.resources.gpus:
+            return "cpu"
+        import torch
+
+        return str(torch.cuda.get_device_name())
 
     def _stage(self, name: str) -> Stage[Any]:
         """The stage, loaded; the one before it makes room."""
@@ -177,7 +177,7 @@ class Worker:
             if rows.num_rows
             else stage.writes.empty_table()
         )
-        table = _scatter(todo, new)
+        table = laid_out(todo, new)
         if old is not None:
             kept = old.select(stage.writes.names)
             choose = pa.array(todo)
@@ -283,13 +283,6 @@ def _checked(stage: Stage[Any], rows: pa.Table, found: pa.Table) -> pa.Table:
             f"{stage.name}: annotate gave the columns {found.schema}, not {stage.writes}"
         )
     return found
-
-
-def _scatter(mask: Mask, part: pa.Table) -> pa.Table:
-    """Rows laid out over the shard: those of `part` where mask is true, nulls elsewhere."""
-    positions: Any = pa.array(np.cumsum(mask) - 1, pa.int64(), mask=~mask)
-    laid: pa.Table = part.combine_chunks().take(positions)
-    return laid
 
 
 def _choose(mask: Any, first: Any, second: Any) -> Any:

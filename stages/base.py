@@ -8,8 +8,10 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from models.weights import Dtype, device_of, pinned, revision_of
@@ -23,6 +25,10 @@ __all__ = [
     "digest",
     "threshold",
 ]
+
+
+Int64s = npt.NDArray[np.int64]
+UInt64s = npt.NDArray[np.uint64]
 
 
 def digest(value: Any) -> str:
@@ -184,6 +190,7 @@ class Stage(ABC, Generic[ConfigT]):
         config_type: The class of its config.
         reads: Columns of the pool or of earlier stages that it cannot do without.
         uses: Columns that it takes where an earlier stage writes them.
+        spares: Columns of `reads` that it does without where all of some others exist.
         writes: The columns it adds, one value for each row it measures.
         reasons: Every reason `judge` may give, with a sentence that explains it.
     """
@@ -193,6 +200,7 @@ class Stage(ABC, Generic[ConfigT]):
     config_type: ClassVar[type[StageConfig]]
     reads: ClassVar[tuple[str, ...]]
     uses: ClassVar[tuple[str, ...]] = ()
+    spares: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     writes: ClassVar[pa.Schema]
     reasons: ClassVar[Mapping[str, str]]
 
@@ -213,8 +221,8 @@ class Stage(ABC, Generic[ConfigT]):
         """Measure rows.
 
         Args:
-            rows: uid, the columns of `reads` and of the config's `reads`, and those of `uses`
-                that exist; n rows, all live.
+            rows: uid, the columns of `reads` but those that `spares` lets go, those of the
+                config's `reads`, and those of `uses` that exist; n rows, all live.
 
         Returns:
             n rows in the same order with exactly the schema `writes`. A row that cannot be
@@ -238,11 +246,24 @@ class Stage(ABC, Generic[ConfigT]):
 class GlobalStage(Stage[ConfigT]):
     """A stage whose verdict on a row depends on the whole pool: clusters, counts, choice.
 
+    Where the pool is too large for one process, it is summarised in parts, if `meets` says how
+    rows are brought together, with the same result.
+
     Attributes:
         summary: The columns that `summarize` gives for each live row, uid left out.
     """
 
     summary: ClassVar[pa.Schema]
+
+    @property
+    def meets(self) -> Literal["all", "clusters", "keys"]:
+        """Which rows bear on one another.
+
+        clusters: those that `ties` and `near` link, directly or through others, so that each
+        cluster is summarised by itself. keys: those whose `lines` have a key in common, so that
+        the lines of each key are reduced by themselves. all: any, in one process.
+        """
+        return "all"
 
     @classmethod
     def columns(cls) -> pa.Schema:
@@ -260,3 +281,63 @@ class GlobalStage(Stage[ConfigT]):
             uid and `summary`, one row for each row given, in the order given. The same for
             every order of the shards.
         """
+
+    def ties(self, rows: pa.Table) -> pa.Table:
+        """What links rows into clusters; for clusters.
+
+        Args:
+            rows: uid and `writes` of n live rows.
+
+        Returns:
+            row, a position from 0, and key, uint64: rows that bear on one another have a key in
+            common, or hashes that are `near`. Too many links do no harm, a missing one does.
+        """
+        raise NotImplementedError
+
+    def points(self, rows: pa.Table) -> pa.Table:
+        """The row and the hash, uint64, of those of n live rows that may be near; for clusters.
+
+        Rows of equal hashes have a key of `ties` in common.
+        """
+        raise NotImplementedError
+
+    def near(self, hashes: UInt64s, part: int, parts: int) -> Iterator[tuple[Int64s, Int64s]]:
+        """Pairs of positions of distinct hashes that are near; for clusters.
+
+        Every pair comes in one of the parts 0, 1, ..., or in several.
+        """
+        raise NotImplementedError
+
+    def lines(self, rows: pa.Table) -> pa.Table:
+        """What `reduce` needs; for keys.
+
+        Args:
+            rows: uid and `writes` of n live rows.
+
+        Returns:
+            row, a position from 0, key, uint64, and further columns.
+        """
+        raise NotImplementedError
+
+    def reduce(self, lines: pa.Table) -> pa.Table:
+        """What follows for rows from all lines of some keys; for keys.
+
+        Args:
+            lines: As of `lines`; the rows are numbered through the whole pool.
+
+        Returns:
+            row, and further columns.
+        """
+        raise NotImplementedError
+
+    def conclude(self, rows: pa.Table, found: pa.Table) -> pa.Table:
+        """The summary of rows from what follows for them; for keys.
+
+        Args:
+            rows: uid and `writes` of n live rows.
+            found: As of `reduce`, of these rows out of all keys; row is a position from 0.
+
+        Returns:
+            As of `summarize`.
+        """
+        raise NotImplementedError

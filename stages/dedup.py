@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +17,19 @@ from scipy.sparse.csgraph import connected_components
 
 from models.hashing import colour_distance, hamming
 from models.minhash import caption_centres, minhash, shingles
-from models.neighbours import Near, image_centres, near_between
+from models.neighbours import Near, image_centres, near_between, near_pairs
 from models.text import caption_key
 from stages import digests
 from stages.base import GlobalStage, StageConfig, threshold
 from stages.evaluation import EvaluationImages, content
 from stages.fingerprints import NUM_PERM, PRINTS, WRITES, Fingerprints, ImagePrints
 from stages.schema import web_captions
+from stages.select import splitmix
 
 __all__ = ["DedupConfig", "DedupStage"]
 
 Int64s = npt.NDArray[np.int64]
+UInt64s = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 
 DUPLICATES = ["duplicate_url", "duplicate_image", "near_duplicate_image"]
@@ -149,6 +151,7 @@ class DedupStage(GlobalStage[DedupConfig]):
         "original_height",
     )
     uses: ClassVar[tuple[str, ...]] = ("text", *PRINTS)
+    spares: ClassVar[Mapping[str, tuple[str, ...]]] = {"image": tuple(PRINTS)}
     writes: ClassVar[pa.Schema] = WRITES
     summary: ClassVar[pa.Schema] = pa.schema(_SUMMARY)
     reasons: ClassVar[Mapping[str, str]] = {
@@ -190,6 +193,38 @@ class DedupStage(GlobalStage[DedupConfig]):
             ),
         ]
         return pa.table(columns, schema=self.writes)
+
+    @property
+    def meets(self) -> Literal["clusters"]:
+        """Rows without a URL, bytes, a caption or a hash like another's change no other row."""
+        return "clusters"
+
+    def ties(self, rows: pa.Table) -> pa.Table:
+        """The first 64 bits of all that rows may share, and the bands of their captions."""
+        found = Fingerprints.gather(iter([rows]), bands=self.config.bands, rows=self.config.rows)
+        has_caption, has_hash = found.caption.any(axis=1), self._has_hash(found)
+        shared = [
+            *((one[:, 0], one.any(axis=1)) for one in (found.url, found.sha256, found.caption)),
+            (found.phash, has_hash),
+            *((band.read(), has_caption) for band in found.bands),
+        ]
+        kinds = splitmix(np.arange(len(shared), dtype=np.uint64))
+        keys = [splitmix(of[has] ^ kind) for (of, has), kind in zip(shared, kinds, strict=True)]
+        positions = [np.flatnonzero(has) for _, has in shared]
+        return pa.table({"row": np.concatenate(positions), "key": np.concatenate(keys)})
+
+    def points(self, rows: pa.Table) -> pa.Table:
+        """The perceptual hash of each image with contrast."""
+        found = Fingerprints.gather(iter([rows]), bands=self.config.bands, rows=self.config.rows)
+        has_hash = self._has_hash(found)
+        return pa.table({"row": np.flatnonzero(has_hash), "hash": found.phash[has_hash]})
+
+    def near(self, hashes: UInt64s, part: int, parts: int) -> Iterator[tuple[Int64s, Int64s]]:
+        """Pairs of hashes within `max_hamming` bits, whatever their colours."""
+        return near_pairs(hashes, self.config.max_hamming, part, parts)
+
+    def _has_hash(self, rows: Fingerprints) -> Bools:
+        return rows.contrast >= self.config.min_contrast
 
     def summarize(self, annotations: Iterator[pa.Table]) -> pa.Table:
         """Find the images, their representatives, and how far each caption spreads.
@@ -245,7 +280,7 @@ class DedupStage(GlobalStage[DedupConfig]):
 
     def _image_centres(self, rows: Fingerprints, order: Int64s, head: Int64s) -> Int64s:
         """The centre of each row's star of near images; `head` is the best of its exact equals."""
-        is_candidate = rows.contrast >= self.config.min_contrast
+        is_candidate = self._has_hash(rows)
         is_candidate &= head == np.arange(len(rows))
         candidates = order[is_candidate[order]]
         centre = np.arange(len(rows))

@@ -19,7 +19,7 @@ from stages import sources
 from stages.base import Stage, StageConfig
 from stages.fetch import FETCH_REASONS, Fetcher, FetchError
 from stages.pace import Frontier, Pace, Steps
-from stages.resize import RESIZE_REASONS, Encoding, Mode, Resize
+from stages.resize import RESIZE_REASONS, Encoding, Mode, Resize, Resized
 from stages.schema import POOL
 from stages.sources import Location, SourceConfig
 
@@ -156,16 +156,10 @@ def _at_least(field: str, value: int, least: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Image:
+class _Image(Resized):
     """The columns of the pool that downloading fills."""
 
     status: Literal["success", "failed_to_download", "failed_to_resize"]
-    error: str | None = None
-    image: bytes | None = None
-    width: int | None = None
-    height: int | None = None
-    original_width: int | None = None
-    original_height: int | None = None
     original_bytes: int | None = None
     sha256: str | None = None
 

@@ -11,28 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import io
 import ipaddress
 import itertools
-import re
 import socket
 import ssl
-import threading
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, cast, get_args
-from urllib.parse import quote, urljoin, urlsplit
+from typing import Literal, cast, get_args
+from urllib.parse import urljoin
 
 from stages.address import Names, is_public, resolve
 from stages.coding import Inflater, codings_of
+from stages.connection import Connections, Target, dial, time_left
 from stages.pace import Frontier, Pace, Steps, Wait
-from stages.robots import MAX_BYTES, Origin, Robots, RobotsCache
+from stages.robots import MAX_BYTES, Robots, RobotsCache
 
 __all__ = [
     "FETCH_REASONS",
@@ -105,14 +102,7 @@ _UNREACHED = frozenset(
 )
 
 _WANTED = (200, 203)
-_MAX_URL = 8192
 _MAX_ADDRESSES = 4  # tried one after the other, each with its share of the time left
-_MAX_IDLE = 64  # connections kept open
-_DRAIN = 65_536  # bytes of an unwanted body that are read to keep its connection
-
-_HOST = re.compile(r"[a-z0-9._-]{1,253}")
-# What a URL may hold as it is; the rest is percent-encoded. "%" stays, so nothing is encoded twice.
-_SAFE = "/%:=&?~+!$,;'@()*[]|"
 
 
 class FetchError(Exception):
@@ -144,115 +134,11 @@ class Fetched:
     url: str
 
 
-def _dial(address: tuple[str, int], timeout: float) -> socket.socket:
-    return socket.create_connection(address, timeout)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Target:
-    """Where a URL leads: the scheme, host and port of a connection, and what to ask there."""
-
-    scheme: str
-    host: str
-    port: int
-    path: str
-
-    @classmethod
-    def of(cls, url: str) -> _Target:
-        try:
-            parts = urlsplit(url.strip())
-            host, port = parts.hostname or "", parts.port
-            path = quote(parts.path or "/", safe=_SAFE)
-            query = f"?{quote(parts.query, safe=_SAFE)}" if parts.query else ""
-            if ":" not in host:
-                host = host.encode("idna").decode("ascii").removesuffix(".")
-            else:
-                host = str(ipaddress.IPv6Address(host))
-        except ValueError as error:  # UnicodeError is one
-            raise FetchError("bad_url", str(error)) from error
-        if parts.scheme not in ("http", "https") or len(url) > _MAX_URL:
-            raise FetchError("bad_url", "not http or https, or too long")
-        if ":" not in host and not _HOST.fullmatch(host):
-            raise FetchError("bad_url", "no usable host")
-        default = 443 if parts.scheme == "https" else 80
-        return cls(scheme=parts.scheme, host=host, port=port or default, path=path + query)
-
-    @property
-    def origin(self) -> Origin:
-        return self.scheme, self.host, self.port
-
-    @property
-    def authority(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return (
-            host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
-        )
-
-    def request(self, user_agent: str) -> bytes:
-        return (
-            f"GET {self.path} HTTP/1.1\r\nHost: {self.authority}\r\nUser-Agent: {user_agent}\r\n"
-            "Accept: image/*,*/*;q=0.5\r\nAccept-Encoding: identity\r\n\r\n"
-        ).encode("latin-1")
-
-
-class _Reader(io.RawIOBase):
-    """The receiving side of a connection, each read of which ends by the deadline."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return self._connection.receive(buffer)
-
-
-class _Connection:
-    """An open socket that gives `http.client.HTTPResponse` what it needs: `makefile`."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._deadline = 0.0
-
-    def get(self, request: bytes, deadline: float) -> http.client.HTTPResponse:
-        """Send a request and read the head of its answer."""
-        self._deadline = deadline
-        self._socket.settimeout(_left(deadline))
-        self._socket.sendall(request)
-        response = http.client.HTTPResponse(cast(socket.socket, self), method="GET")
-        response.begin()
-        return response
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        assert mode == "rb"
-        return io.BufferedReader(_Reader(self), 65_536)
-
-    def receive(self, buffer: Any) -> int:
-        self._socket.settimeout(_left(self._deadline))
-        return self._socket.recv_into(buffer)
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-def _left(deadline: float) -> float:
-    """Seconds until the deadline.
-
-    Raises:
-        TimeoutError: It has passed.
-    """
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("past the deadline")
-    return left
-
-
 class Fetcher:
     """Fetches URLs; one a worker, used by all its threads.
 
-    It holds the TLS context, the connections kept open, the names looked up, what each robots.txt
-    asks, and when each host may be asked again.
+    It holds the connections kept open, the names looked up, what each robots.txt asks, and when
+    each host may be asked again.
 
     Args:
         user_agent: Sent with each request.
@@ -283,7 +169,7 @@ class Fetcher:
         pace: Pace | None = None,
         opted_out: Callable[[Message], bool] = lambda headers: False,
         resolve: Callable[[str], Sequence[str]] = resolve,
-        dial: Callable[[tuple[str, int], float], socket.socket] = _dial,
+        dial: Callable[[tuple[str, int], float], socket.socket] = dial,
     ) -> None:
         self.user_agent = user_agent
         self.timeout = timeout
@@ -294,11 +180,8 @@ class Fetcher:
         self.robots = robots
         self.pace = pace or Pace()
         self.opted_out = opted_out
-        self._dial = dial
-        self._tls = ssl.create_default_context()
+        self._connections = Connections(dial)
         self._names = Names(resolve)
-        self._lock = threading.Lock()
-        self._idle: deque[tuple[Origin, _Connection]] = deque()
         self._robots = RobotsCache[FetchError]()
 
     def fetch(self, url: str) -> Fetched:
@@ -325,9 +208,7 @@ class Fetcher:
 
     def close(self) -> None:
         """Close the connections kept open."""
-        with self._lock:
-            while self._idle:
-                self._idle.pop()[1].close()
+        self._connections.close()
         self._names.close()
 
     def _persist(self, url: str, *, is_robots: bool) -> Steps[Fetched]:
@@ -352,7 +233,10 @@ class Fetcher:
             if len(seen) > self.max_redirects:
                 raise FetchError("redirect_loop", f"more than {self.max_redirects} redirects")
             seen.add(url)
-            target = _Target.of(url)
+            try:
+                target = Target.of(url)
+            except ValueError as error:
+                raise FetchError("bad_url", str(error)) from error
             began = time.monotonic()
             addresses = yield from self._addresses(target.host, began + left)
             left -= time.monotonic() - began
@@ -362,18 +246,22 @@ class Fetcher:
                 raise FetchError("no_turn", target.host)
             began = time.monotonic()
             with _reasons():
-                connection, response = self._exchange(target, addresses, began + left)
+                request = target.request(self.user_agent)
+                connection, response = self._connections.ask(
+                    target, addresses, request, began + left
+                )
                 try:
                     answer = self._answer(url, target, response, is_robots=is_robots)
                 finally:
-                    self._put_back(target, connection, response)
+                    is_wanted = response.status in _WANTED
+                    self._connections.put_back(target, connection, response, is_wanted)
             if isinstance(answer, Fetched):
                 return answer
             left -= time.monotonic() - began
             url = answer
         raise FetchError("redirect_loop", url)
 
-    def _ask_robots(self, target: _Target, token: str) -> Steps[None]:
+    def _ask_robots(self, target: Target, token: str) -> Steps[None]:
         """Go on if the robots.txt of an origin lets us; the first to ask reads it.
 
         Raises:
@@ -395,7 +283,7 @@ class Fetcher:
         if not verdict.allows(target.path):
             raise FetchError("robots", target.path)
 
-    def _read_robots(self, target: _Target, token: str) -> Steps[Robots | FetchError]:
+    def _read_robots(self, target: Target, token: str) -> Steps[Robots | FetchError]:
         """What a robots.txt asks; an error where RFC 9309 takes everything for forbidden."""
         try:
             url = f"{target.scheme}://{target.authority}/robots.txt"
@@ -412,7 +300,7 @@ class Fetcher:
     def _answer(
         self,
         url: str,
-        target: _Target,
+        target: Target,
         response: http.client.HTTPResponse,
         *,
         is_robots: bool,
@@ -460,44 +348,6 @@ class Fetcher:
             raise FetchError("empty")
         return b"".join(parts)
 
-    def _exchange(
-        self, target: _Target, addresses: list[str], deadline: float
-    ) -> tuple[_Connection, http.client.HTTPResponse]:
-        request = target.request(self.user_agent)
-        connection = self._take(target)
-        if connection is not None:
-            try:
-                return connection, connection.get(request, deadline)
-            except (ConnectionError, ssl.SSLError):  # the server closed it while it was idle
-                connection.close()
-            except BaseException:
-                connection.close()
-                raise
-        connection = self._connect(target, addresses, deadline)
-        try:
-            return connection, connection.get(request, deadline)
-        except BaseException:
-            connection.close()
-            raise
-
-    def _connect(self, target: _Target, addresses: list[str], deadline: float) -> _Connection:
-        for index, address in enumerate(addresses):
-            untried = len(addresses) - index
-            try:
-                sock = self._dial((address, target.port), _left(deadline) / untried)
-                break
-            except OSError:
-                if untried == 1:
-                    raise
-        if target.scheme == "http":
-            return _Connection(sock)
-        try:
-            sock.settimeout(_left(deadline))
-            return _Connection(self._tls.wrap_socket(sock, server_hostname=target.host))
-        except BaseException:
-            sock.close()
-            raise
-
     def _addresses(self, host: str, deadline: float) -> Steps[list[str]]:
         """The addresses of a host that may be connected to.
 
@@ -511,7 +361,7 @@ class Fetcher:
             if not (is_first or future.done()):
                 yield Wait(future=future, until=deadline)
             try:
-                found = future.result(_left(deadline) if is_first else 0)
+                found = future.result(time_left(deadline) if is_first else 0)
             except TimeoutError as error:
                 raise FetchError("timeout", "the name server does not answer") from error
             except (OSError, UnicodeError) as error:
@@ -524,31 +374,6 @@ class Fetcher:
         if not found:
             raise FetchError("dns", host)
         return list(found[:_MAX_ADDRESSES])
-
-    def _take(self, target: _Target) -> _Connection | None:
-        with self._lock:
-            for index in range(len(self._idle) - 1, -1, -1):
-                origin, connection = self._idle[index]
-                if origin == target.origin:
-                    del self._idle[index]
-                    return connection
-        return None
-
-    def _put_back(
-        self, target: _Target, connection: _Connection, response: http.client.HTTPResponse
-    ) -> None:
-        """Keep a connection whose answer was read to its end; close any other."""
-        unwanted = response.status not in _WANTED and not response.isclosed()
-        if unwanted and response.length is not None and response.length <= _DRAIN:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                response.read()
-        if response.will_close or not response.isclosed():
-            connection.close()
-            return
-        with self._lock:
-            self._idle.append((target.origin, connection))
-            if len(self._idle) > _MAX_IDLE:
-                self._idle.popleft()[1].close()
 
 
 @contextlib.contextmanager

@@ -191,6 +191,54 @@ class SelectStage(GlobalStage[SelectConfig]):
         lists = [[next(found) for _ in some] for some in texts]
         return [list(dict.fromkeys(chain(*some))) if some else None for some in lists]
 
+    @property
+    def meets(self) -> Literal["all", "keys"]:
+        """Phrases apart, where none asks which rows a rarer one has brought in."""
+        config = self.config
+        is_literal = config.method == "noun_phrases" and config.variant == "literal"
+        return "keys" if is_literal else "all"
+
+    def lines(self, rows: pa.Table) -> pa.Table:
+        """The row, the phrase and the hash of the uid of each mention; the key is the phrase's."""
+        row, encoded, _ = _encoded(rows["noun_phrases"].combine_chunks())
+        code = np.asarray(encoded.indices)
+        return pa.table(
+            {
+                "row": row,
+                "key": hashes(encoded.dictionary)[code],
+                "phrase": encoded.cast(pa.string()),
+                "uid": uid_hashes(rows["uid"].cast(pa.string()))[row],
+            }
+        )
+
+    def reduce(self, lines: pa.Table) -> pa.Table:
+        """The rows that each phrase brings in, and its frequency."""
+        rows, first, row = np.unique(lines["row"], return_index=True, return_inverse=True)
+        encoded: Any = lines["phrase"].combine_chunks().dictionary_encode()
+        mentions = Mentions.of(row, np.asarray(encoded.indices), encoded.dictionary)
+        brought = self._walk(mentions, np.asarray(lines["uid"])[first])
+        is_in = brought >= 0
+        code = brought[is_in]
+        return pa.table(
+            {
+                "row": rows[is_in],
+                "frequency": mentions.frequency[code],
+                "phrase": mentions.phrases.take(pa.array(code)),
+            }
+        )
+
+    def conclude(self, rows: pa.Table, found: pa.Table) -> pa.Table:
+        """The rarest of the phrases that bring each row in."""
+        ranked = found.sort_by([(name, "ascending") for name in ("row", "frequency", "phrase")])
+        row, first = np.unique(ranked["row"], return_index=True)
+        which = np.full(len(rows), -1)
+        which[row] = first
+        by: Any = ranked["phrase"].combine_chunks().take(pa.array(which, mask=which < 0))
+        return pa.table(
+            [rows["uid"].cast(pa.string()), pa.array(which >= 0), by],
+            names=["uid", *self.summary.names],
+        )
+
     def summarize(self, annotations: Iterator[pa.Table]) -> pa.Table:
         """Choose the subset.
 
@@ -370,12 +418,13 @@ class Mentions:
         code = np.concatenate([np.zeros(0, np.int32), *codes])
         rows = [row + start for (row, _, _), start in zip(parts, starts[:-1], strict=True)]
         phrases: Any = chunks.chunk(0).dictionary if parts else pa.array([], pa.string())
-        return cls(
-            row=np.concatenate([np.zeros(0, np.int64), *rows]),
-            code=code,
-            phrases=phrases,
-            frequency=np.bincount(code, minlength=len(phrases)),
-        )
+        return cls.of(np.concatenate([np.zeros(0, np.int64), *rows]), code, phrases)
+
+    @classmethod
+    def of(cls, row: Int64s, code: npt.NDArray[np.int32], phrases: Any) -> Mentions:
+        """Of rows and phrases by code, as the attributes have them."""
+        frequency = np.bincount(code, minlength=len(phrases))
+        return cls(row=row, code=code, phrases=phrases, frequency=frequency)
 
     def by_rank(self, ranked: Int64s) -> tuple[Int64s, npt.NDArray[np.int32]]:
         """The row and the rank of each mention of the phrases `ranked`."""

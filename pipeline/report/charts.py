@@ -14,6 +14,7 @@ import numpy.typing as npt
 from markupsafe import Markup, escape
 
 __all__ = [
+    "Frame",
     "Histogram",
     "curves",
     "histogram",
@@ -63,6 +64,25 @@ class Histogram:
     def total(self) -> int:
         """The sum of the first series."""
         return sum(next(iter(self.series.values()), []))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What stands around the marks of a chart.
+
+    Attributes:
+        ticks: Labels of the x axis by the value they stand at.
+        x_label: What x is.
+        label: What a screen reader says.
+        bins: What each bin of a histogram holds, for its tooltip.
+        thresholds: Where to draw vertical lines.
+    """
+
+    ticks: Mapping[float, str]
+    x_label: str
+    label: str
+    bins: Sequence[str] = ()
+    thresholds: Sequence[float] = ()
 
 
 def printable(text: str) -> str:
@@ -116,32 +136,17 @@ def share_bar(share: float, class_: str, label: str) -> Markup:
     return stacked_bar([(class_, min(max(share, 0.0), 1.0))], 1.0, label)
 
 
-def histogram(
-    found: Histogram,
-    classes: Sequence[str],
-    *,
-    bins: Sequence[str],
-    ticks: Mapping[float, str],
-    x_label: str,
-    label: str,
-    thresholds: Sequence[float] = (),
-) -> Markup:
+def histogram(found: Histogram, classes: Sequence[str], frame: Frame) -> Markup:
     """Bars over bins, a later series over an earlier one.
 
     Args:
         found: What to draw.
         classes: The CSS class of each series.
-        bins: What each bin holds, for its tooltip.
-        ticks: Labels of the x axis by the value they stand at.
-        x_label: What x is.
-        label: What a screen reader says.
-        thresholds: Where to draw vertical lines.
+        frame: What stands around.
     """
     edges = list(found.edges)
     highest = max((max(counts, default=0) for counts in found.series.values()), default=0)
-    step = max(_nice_step(highest, 4), 1.0)
-    axes = _Axes(edges[0], edges[-1], 0.0, max(step * math.ceil(highest / step), step))
-    marks = axes.grid(step, lambda value: f"{value:,.0f}")
+    axes, marks = _over_bins(edges, highest, lambda value: f"{value:,.0f}", least_step=1.0)
     for index, (low, high) in enumerate(itertools.pairwise(edges)):
         values = {name: counts[index] for name, counts in found.series.items()}
         if not any(values.values()):
@@ -151,20 +156,11 @@ def histogram(
             for class_, value in zip(classes, values.values(), strict=True)
         ]
         sizes = ", ".join(f"{value:,} {name}" for name, value in values.items())
-        marks.append(_mark(f"{bins[index]}: {sizes}", *bars))
-    return axes.chart(marks, ticks, x_label, label, thresholds)
+        marks.append(_mark(f"{frame.bins[index]}: {sizes}", *bars))
+    return axes.chart(marks, frame)
 
 
-def overlay(
-    found: Histogram,
-    classes: Sequence[str],
-    *,
-    bins: Sequence[str],
-    ticks: Mapping[float, str],
-    x_label: str,
-    label: str,
-    thresholds: Sequence[float] = (),
-) -> Markup:
+def overlay(found: Histogram, classes: Sequence[str], frame: Frame) -> Markup:
     """Outlines over bins, each series as shares of its own sum; otherwise as `histogram`."""
     edges = list(found.edges)
     shares = {
@@ -172,9 +168,7 @@ def overlay(
         for name, counts in found.series.items()
     }
     highest = max((max(line, default=0.0) for line in shares.values()), default=0.0)
-    step = _nice_step(highest, 4)
-    axes = _Axes(edges[0], edges[-1], 0.0, max(step * math.ceil(highest / step), step))
-    marks = axes.grid(step, lambda value: f"{100 * value:.3g}%")
+    axes, marks = _over_bins(edges, highest, lambda value: f"{100 * value:.3g}%")
     for line, class_ in zip(shares.values(), classes, strict=True):
         corners = [
             (edge, share) for index, share in enumerate(line) for edge in edges[index : index + 2]
@@ -184,8 +178,9 @@ def overlay(
     for index, (low, high) in enumerate(itertools.pairwise(edges)):
         if any(line[index] for line in shares.values()):
             told = ", ".join(f"{line[index]:.1%} of {name}" for name, line in shares.items())
-            marks.append(_mark(f"{bins[index]}: {told}", axes.bar(low, high, axes.top, "hit")))
-    return axes.chart(marks, ticks, x_label, label, thresholds)
+            hit = axes.bar(low, high, axes.top, "hit")
+            marks.append(_mark(f"{frame.bins[index]}: {told}", hit))
+    return axes.chart(marks, frame)
 
 
 def curves(
@@ -239,7 +234,7 @@ def curves(
         ticks = {float(n): f"{10**n:,}" for n in range(int(right) + 1)}
     else:
         ticks = {axes.left: f"{axes.left:,.0f}", right: f"{right:,.0f}"}
-    return axes.chart(marks, ticks, x_label, label)
+    return axes.chart(marks, Frame(ticks=ticks, x_label=x_label, label=label))
 
 
 def intervals(
@@ -284,7 +279,7 @@ def intervals(
         marks.append(_text(margin - 8, y + 3.5, name, anchor="end"))
     marks.append(_text(margin + width / 2, TOP + height + 32, x_label, class_="label"))
     view = f"0 0 {WIDTH} {TOP + height + 38}"
-    return tag("svg", *marks, class_="chart", viewBox=view, role="img", aria_label=label)
+    return _svg(marks, view, label)
 
 
 class _Axes:
@@ -318,26 +313,32 @@ class _Axes:
             marks.append(_text(LEFT - 6, y + 3.5, form(value), anchor="end"))
         return marks
 
-    def chart(
-        self,
-        marks: Sequence[Markup],
-        ticks: Mapping[float, str],
-        x_label: str,
-        label: str,
-        thresholds: Sequence[float] = (),
-    ) -> Markup:
+    def chart(self, marks: Sequence[Markup], frame: Frame) -> Markup:
         """The whole, with the x axis and vertical lines at the thresholds."""
         y = self.y(self.bottom)
         rest = [tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="axis")]
-        for value, text in ticks.items():
+        for value, text in frame.ticks.items():
             anchor = "end" if value >= self.right else "middle"
             rest.append(_text(self.x(value), HEIGHT - BOTTOM + 15, text, anchor=anchor))
         middle = LEFT + (WIDTH - LEFT - RIGHT) / 2
-        rest.append(_text(middle, HEIGHT - 5, x_label, class_="label"))
-        for x in map(self.x, thresholds):
+        rest.append(_text(middle, HEIGHT - 5, frame.x_label, class_="label"))
+        for x in map(self.x, frame.thresholds):
             rest.append(tag("line", x1=x, x2=x, y1=TOP - 6, y2=y, class_="threshold"))
         view = f"0 0 {WIDTH} {HEIGHT}"
-        return tag("svg", *marks, *rest, class_="chart", viewBox=view, role="img", aria_label=label)
+        return _svg([*marks, *rest], view, frame.label)
+
+
+def _over_bins(
+    edges: Sequence[float], highest: float, form: Callable[[float], str], least_step: float = 0.0
+) -> tuple[_Axes, list[Markup]]:
+    """Axes from 0 to a round number, and their grid."""
+    step = max(_nice_step(highest, 4), least_step)
+    axes = _Axes(edges[0], edges[-1], 0.0, max(step * math.ceil(highest / step), step))
+    return axes, axes.grid(step, form)
+
+
+def _svg(marks: Sequence[Markup], view: str, label: str) -> Markup:
+    return tag("svg", *marks, class_="chart", viewBox=view, role="img", aria_label=label)
 
 
 def _mark(title: str, *children: Markup) -> Markup:

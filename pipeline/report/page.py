@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 from pipeline.manifest import STAGES
 from pipeline.plan import Plan
 from pipeline.report.charts import (
+    Frame,
     Histogram,
     curves,
     histogram,
@@ -325,11 +326,13 @@ def distribution(
         svg=draw(
             Histogram(edges=counts.edges, series=series),
             [class_ for class_, _ in legend],
-            bins=bins,
-            ticks=drawn.ticks,
-            x_label=drawn.x_label,
-            label=f"Histogram: {drawn.title}, {remark}",
-            thresholds=thresholds,
+            Frame(
+                ticks=drawn.ticks,
+                x_label=drawn.x_label,
+                label=f"Histogram: {drawn.title}, {remark}",
+                bins=bins,
+                thresholds=thresholds,
+            ),
         ),
         legend=legend,
         remark=remark,

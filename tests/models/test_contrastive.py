@@ -4,50 +4,16 @@ from pathlib import Path
 import pytest
 import torch
 from blips import WORDS, tokenizer_of
+from nano import CAPTIONS, NANO, batch_of
 from transformers import AutoTokenizer, CLIPModel
 
-from models import contrastive
 from models.contrastive import Contrastive, info_nce
-from models.med import Batch, Size
-
-NANO = Size(
-    vision_width=32,
-    vision_layers=2,
-    vision_heads=2,
-    text_width=16,
-    text_layers=2,
-    text_heads=2,
-    image_size=32,
-    embedding=8,
-    positions=24,
-)
-CAPTIONS = ["a red dog", "two blue birds on the house", "small cat in a green tree", "the dog"]
-
-
-@pytest.fixture(autouse=True)
-def nano(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(contrastive.CLIP_SIZES, "nano", NANO)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer_of(WORDS.split()).save_pretrained(folder)
-    return str(folder)
+from models.sizes import clip_config
 
 
 def make(tokenizer: str) -> Contrastive:
     torch.manual_seed(0)
     return Contrastive.from_pretrained("nano", tokenizer=tokenizer)
-
-
-def batch_of(model: Contrastive) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    return Batch(
-        pixels=torch.randn(4, 3, 32, 32, generator=generator),
-        tokens=model.tokenize(CAPTIONS, 24),
-        image_ids=torch.arange(4),
-    )
 
 
 def test_the_loss_and_its_gradient_worked_by_hand() -> None:
@@ -126,7 +92,7 @@ def test_a_tokenizer_whose_texts_have_no_end_is_refused(tmp_path: Path) -> None:
     reader = tokenizer_of(WORDS.split())
     reader.sep_token = None
     with pytest.raises(ValueError, match="reads a text at its last token"):
-        contrastive.architecture(NANO, reader)
+        clip_config(NANO, reader)
 
 
 def test_another_image_size_than_the_models_is_refused(tokenizer: str, tmp_path: Path) -> None:

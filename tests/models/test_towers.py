@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nano import batch_of, make
 from torch.nn import functional
 
 from models import towers
-from models.towers import attend
+from models.towers import attend, read_texts, remember, see
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -27,3 +28,46 @@ def test_attention_in_parts_is_the_fused_attention(
         parts = attend(*(part.double() for part in heads), mask, causal=causal)
     for ours in (with_gradients, fused, parts.float()):
         torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+
+
+def test_the_towers_read_as_the_stock_modules_do(tokenizer: str) -> None:
+    med = make(tokenizer).eval()
+    batch = batch_of(med)
+    mask = batch.tokens != med.pad
+    stock = med.vision(batch.pixels).last_hidden_state
+    images = see(med.vision, batch.pixels)
+    torch.testing.assert_close(images, stock, rtol=1e-4, atol=1e-5)
+    first = see(med.vision, batch.pixels, first_only=True)
+    torch.testing.assert_close(first, stock[:, :1], rtol=1e-4, atol=1e-5)
+    text = med.matcher.text_encoder
+    memory = remember(text, images)
+    for looked_at, hidden in ((None, None), (memory, images)):
+        stock = text(
+            batch.tokens, attention_mask=mask.long(), encoder_hidden_states=hidden
+        ).last_hidden_state
+        ours = read_texts(text, batch.tokens, mask, looked_at)
+        torch.testing.assert_close(ours[mask], stock[mask], rtol=1e-4, atol=1e-5)
+        first = read_texts(text, batch.tokens, mask, looked_at, first_only=True)
+        torch.testing.assert_close(first, stock[:, :1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_causal_reader_does_not_see_what_comes(tokenizer: str) -> None:
+    med = make(tokenizer).eval()
+    tokens = med.tokenize(["a red dog on the house"], 24)
+    other = tokens.clone()
+    other[0, 4] = 7
+    text = med.captioner.text_decoder.bert
+    one, two = read_texts(text, tokens, causal=True), read_texts(text, other, causal=True)
+    torch.testing.assert_close(one[:, :4], two[:, :4])
+    assert not torch.allclose(one[:, 4:], two[:, 4:])
+
+
+def test_a_subset_of_all_patches_is_the_whole_image(tokenizer: str) -> None:
+    med = make(tokenizer).eval()
+    pixels = batch_of(med).pixels
+    everything = torch.arange(4).expand(4, -1)
+    torch.testing.assert_close(see(med.vision, pixels, kept=everything), see(med.vision, pixels))
+    first = see(med.vision, pixels, kept=everything[:, :1])
+    changed = pixels.clone()
+    changed[:, :, 16:, 16:] = 9.0  # the last patch, which is hidden
+    torch.testing.assert_close(see(med.vision, changed, kept=everything[:, :1]), first)

@@ -9,7 +9,7 @@ from runs import HOSTILE, Page, make_run, manifest
 from pipeline.cli import main
 from pipeline.plan import Plan
 from pipeline.report import compare
-from pipeline.report.charts import Histogram, overlay
+from pipeline.report.charts import Frame, Histogram, overlay
 from pipeline.store import Run
 from pipeline.verdicts import judge
 
@@ -125,9 +125,8 @@ def test_the_command_says_where_the_page_is(runs, tmp_path, capsys):
 
 def test_an_overlay_shows_shares_of_each_series():
     found = Histogram(edges=(0.0, 1.0, 2.0), series={"a": [1, 3], "b": [200, 0]})
-    svg = overlay(
-        found, ("loss-a", "loss-b"), bins=("low", "high"), ticks={}, x_label="x", label="y"
-    )
+    frame = Frame(bins=("low", "high"), ticks={}, x_label="x", label="y")
+    svg = overlay(found, ("loss-a", "loss-b"), frame)
     assert "low: 25.0% of a, 100.0% of b" in svg
     assert "high: 75.0% of a, 0.0% of b" in svg
 

@@ -150,6 +150,16 @@ def test_a_column_that_settings_name_is_an_input_wherever_it_comes_from(tmp_path
     assert plan.inputs("select")["synthetic"] == "caption"
 
 
+def test_dedup_reads_images_only_where_clean_has_not_seen_them(tmp_path):
+    stages = {"download": {"source": "list.csv"}, "dedup": {}}
+    without = Plan(Manifest.parse({"name": "x", "run": str(tmp_path), "stages": stages}))
+    assert without.inputs("dedup")["image"] == "download"
+    stages = {"download": {"source": "list.csv"}, "clean": {}, "dedup": {}}
+    behind = Plan(Manifest.parse({"name": "x", "run": str(tmp_path), "stages": stages}))
+    assert "image" not in behind.inputs("dedup")
+    assert behind.inputs("dedup")["image_phash"] == "clean"
+
+
 def test_a_threshold_changes_the_decision_and_not_the_fingerprint(tmp_path):
     path = write(tmp_path, MINIMAL)
     one = Plan(Manifest.load(path))

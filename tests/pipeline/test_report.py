@@ -17,7 +17,7 @@ from runs import BREAKOUT, COMMIT, FULL, SCRIPT, Page, make_run, manifest, with_
 from pipeline.plan import Plan
 from pipeline.report import build
 from pipeline.report.borders import CLEAN, DEDUP, borders
-from pipeline.report.charts import Histogram, curves, histogram
+from pipeline.report.charts import Frame, Histogram, curves, histogram
 from pipeline.report.health import variety
 from pipeline.report.survey import Smallest, survey
 from pipeline.status import funnel
@@ -389,9 +389,8 @@ def test_clip_similarities_are_counted_where_the_filter_writes_them(tmp_path):
 
 def test_a_chart_escapes_its_texts():
     found = Histogram(edges=(0.0, 1.0, 2.0), series={"<b>": [1, 2]})
-    svg = histogram(
-        found, ["kept"], bins=["<i>", "&"], ticks={0.0: "<u>"}, x_label='"', label='"><script>'
-    )
+    frame = Frame(bins=["<i>", "&"], ticks={0.0: "<u>"}, x_label='"', label='"><script>')
+    svg = histogram(found, ["kept"], frame)
     svg += curves({"<b>": [(0.0, 1.0), (1.0, 2.0)]}, ["web"], x_label="<u>", label='"><script>')
     assert {tag for tag, _ in Page(svg).elements} <= {
         "svg", "g", "title", "rect", "line", "text", "polyline"

@@ -22,8 +22,8 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, CLIPModel
 
-from models import contrastive, med
-from models.med import MED, Size
+from models.med import MED
+from models.sizes import BLIP_SIZES, CLIP_SIZES, Size
 from pipeline.objective import TrainConfig
 from pipeline.pairs import Source
 from pipeline.train import TrainResult, learning_rate, make_optimizer, train
@@ -48,8 +48,8 @@ NANO = Size(
 
 @pytest.fixture(autouse=True)
 def nano(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(med.SIZES, "nano", NANO)
-    monkeypatch.setitem(contrastive.CLIP_SIZES, "nano", NANO)
+    monkeypatch.setitem(BLIP_SIZES, "nano", NANO)
+    monkeypatch.setitem(CLIP_SIZES, "nano", NANO)
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +153,11 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 ALONE = """
 import json, sys
-from models import med
+from models.sizes import BLIP_SIZES, Size
 from pipeline.objective import TrainConfig
 from pipeline.train import train
 settings, nano, pairs, out = json.loads(sys.argv[1])
-med.SIZES["nano"] = med.Size(**nano)
+BLIP_SIZES["nano"] = Size(**nano)
 train(TrainConfig(**settings), [pairs], out)
 """
 
@@ -308,7 +308,7 @@ def test_a_checkpoint_is_taken_up_in_another_folder(
 def test_parts_of_a_batch_of_captions_are_the_whole(
     tokenizer: str, tmp_path: Path, pairs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(med.SIZES, "nano", dataclasses.replace(NANO, dropout=0.0))
+    monkeypatch.setitem(BLIP_SIZES, "nano", dataclasses.replace(NANO, dropout=0.0))
     rows = pq.read_table(pairs).to_pylist()
     for row in rows:  # texts of one length, so that the mean of means is the mean
         row["caption"] = f"a {row['caption'].split()[-2]} square"
@@ -325,11 +325,11 @@ def test_parts_of_a_batch_of_captions_are_the_whole(
 RANK = """
 import json, sys
 import torch
-from models import contrastive, med
+from models.sizes import BLIP_SIZES, CLIP_SIZES, Size
 from pipeline.objective import TrainConfig
 from pipeline.train import train
 runs, nano, pairs, meeting, rank = json.loads(sys.argv[1])
-med.SIZES["nano"] = contrastive.CLIP_SIZES["nano"] = med.Size(**nano)
+BLIP_SIZES["nano"] = CLIP_SIZES["nano"] = Size(**nano)
 torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
 for settings, out in runs:
     config = TrainConfig(**settings)
@@ -389,7 +389,7 @@ def test_two_workers_train_as_one_with_twice_the_batch_would(
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for sizes in (med.SIZES, contrastive.CLIP_SIZES):
+    for sizes in (BLIP_SIZES, CLIP_SIZES):
         monkeypatch.setitem(sizes, "nano", dataclasses.replace(NANO, dropout=0.0))
     train(config_together(tokenizer, name), [pairs], tmp_path / name)
     for alone, together in zip(metrics(tmp_path / name), metrics(two / name), strict=True):

@@ -1,0 +1,170 @@
+"""The summary of a large pool in parts, beside one process: CPU seconds and memory of each step.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.summary --rows 10000000 --folder DIR
+
+Makes the annotations of dedup and select of so many rows, as `benchmarks.dedup` and
+`benchmarks.selection` draw them (some 11 GB for ten million), then carries out each task of
+`pipeline.summary.Summary` in a process of its own, one at a time, so that its memory is known. With
+--whole one process does all first, and the answers are compared. With --seconds it ends after so
+long and goes on when called again. --rows below a part are done in parts of a fifth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.dedup import shard
+from pipeline import summary
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
+from pipeline.store import Run
+from pipeline.summary import Summary
+from pipeline.worker import Worker
+from stages.schema import POOL
+from stages.select import SelectStage
+
+SHARD = 100_000
+NAMES = ("dedup", "select")
+
+
+def phrases(rows: int, start: int) -> pa.Table:
+    """One to five phrases of a row out of 20 million, drawn by Zipf's law."""
+    rng = np.random.default_rng(start)
+    lengths = rng.integers(1, 6, rows)
+    ranks = np.exp(rng.random(lengths.sum()) * np.log(20_000_000)).astype(np.int64)
+    texts = pa.array(np.char.add("the noun phrase ", ranks.astype(str)), pa.string())
+    offsets: Any = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(offsets), texts)
+    return pa.table({"noun_phrases": lists, "score": pa.nulls(rows, pa.float64())})
+
+
+def make(folder: Path, rows: int, index: int) -> None:
+    """The pool and the annotations of one shard."""
+    run, plans = opened(folder, rows)
+    file = f"{index:05d}.parquet"
+    if run.exists(*plans["select"].folder("select"), file):
+        return
+    number = min(SHARD, rows - index * SHARD)
+    found = shard(index * SHARD, number)
+    measured = pa.array(np.ones(number, bool))
+    pool = {field.name: pa.nulls(number, field.type) for field in POOL}
+    run.write_table(pa.table({**pool, "uid": found["uid"]}), "pool", file)
+    for name, table in (
+        ("dedup", found.drop_columns("uid")),
+        ("select", phrases(number, index).cast(SelectStage.writes)),
+    ):
+        columns = {column: table[column] for column in table.column_names}
+        whole = pa.table({"uid": found["uid"], "measured": measured, **columns})
+        run.write_table(whole, *plans[name].folder(name), file)
+
+
+def opened(folder: Path, rows: int) -> tuple[Run, dict[str, Plan]]:
+    """The run and a plan for each global stage."""
+    (folder / "pipeline").mkdir(parents=True, exist_ok=True)
+    settings: dict[str, Any] = {"dedup": {}, "select": {"model": str(folder / "pipeline")}}
+    plans = {}
+    for name in NAMES:
+        stages = {"download": {"source": "x", "shard_size": SHARD}, name: settings[name]}
+        content = {"name": "x", "run": str(folder / f"{rows}"), "stages": stages}
+        plans[name] = Plan(Manifest.parse(content))
+    return Run(str(folder / f"{rows}")), plans
+
+
+def alone(call: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
+    """CPU seconds and GiB that a call takes in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=None) as pool:
+        return pool.submit(_measured, call, *arguments).result()
+
+
+def _measured(call: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
+    started = time.process_time()
+    call(*arguments)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return time.process_time() - started, memory
+
+
+def in_one(folder: Path, rows: int, name: str) -> None:
+    run, plans = opened(folder, rows)
+    Worker(plans[name].manifest).summarize(name, run.shards("pool"))
+
+
+def in_part(folder: Path, rows: int, name: str, task: str) -> None:
+    _, plans = opened(folder, rows)
+    Worker(plans[name].manifest).work(name, task)
+
+
+def digest(run: Run, plan: Plan, name: str) -> list[str]:
+    folder = plan.summary_folder(name)
+    return [run.sha256(*folder, f"{shard}.parquet") for shard in run.shards(*folder)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path, default=Path("runs/summary"))
+    parser.add_argument("--whole", action="store_true", help="one process first")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    options = parser.parse_args()
+    ends = time.monotonic() + options.seconds
+    folder, rows = options.folder.resolve(), options.rows
+    run, plans = opened(folder, rows)
+    told = folder / f"{rows}.json"
+    results = defaultdict(dict, json.loads(told.read_text()) if told.exists() else {})
+    for index in range(-(-rows // SHARD)):
+        make(folder, rows, index)
+        if time.monotonic() > ends:
+            sys.exit(3)
+    if rows <= summary.PART_ROWS:
+        summary.PART_ROWS = -(-rows // 5)
+    shards = run.shards("pool")
+    for name in NAMES:
+        found = results[name]
+        if "done" in found:
+            continue
+        if options.whole and "whole" not in found:
+            found["whole"] = [*alone(in_one, folder, rows, name), 1]
+            found["digest"] = digest(run, plans[name], name)
+            run.remove(*plans[name].summary_folder(name))
+            told.write_text(json.dumps(results))
+        parts = Summary.begin(run, plans[name], name, shards, "now")
+        assert parts is not None
+        for step, left in parts.steps():
+            for task in left:
+                seconds, memory = alone(in_part, folder, rows, name, task)
+                before = found.get(step, [0.0, 0.0, 0])
+                found[step] = [before[0] + seconds, max(before[1], memory), before[2] + 1]
+                told.write_text(json.dumps(results))
+                if time.monotonic() > ends:
+                    sys.exit(3)
+        parts.remove()
+        found["same"] = found.get("digest") in (None, digest(run, plans[name], name))
+        found["done"] = True
+        told.write_text(json.dumps(results))
+    print(f"{rows:,} rows, parts of {summary.PART_ROWS:,}")
+    for name in NAMES:
+        found = results[name]
+        steps = {s: v for s, v in found.items() if s not in ("done", "same", "digest")}
+        for step, (seconds, memory, tasks) in steps.items():
+            print(f"{name:8} {step:10} {tasks:4} tasks {seconds:8.1f} CPU-s {memory:6.2f} GiB")
+        parts_only = [v for s, v in steps.items() if s != "whole"]
+        total, most = sum(v[0] for v in parts_only), max(v[1] for v in parts_only)
+        same = "" if "digest" not in found else f", same answer: {'yes' if found['same'] else 'NO'}"
+        print(f"{name:8} in parts {total:.1f} CPU-s, at most {most:.2f} GiB a process{same}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""What BLIP and CLIP are built as, where they start from no weights: architectures by name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import BlipConfig, CLIPConfig
+
+__all__ = ["BLIP_SIZES", "CLIP_SIZES", "Size", "blip_config", "clip_config"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """An architecture by its numbers: a ViT beside a BERT with cross-attention in every layer.
+
+    Attributes:
+        vision_width, vision_layers, vision_heads: Of the ViT; its MLP is four times as wide.
+        text_width, text_layers, text_heads: Of the BERT; its MLP is four times as wide.
+        image_size: Side of the square input, in pixels.
+        patch: Side of a patch, in pixels.
+        embedding: Length of the contrastive embeddings.
+        positions: The longest text, in tokens.
+        dropout: Of the text layers.
+        spread: Standard deviation of new weights; BERT's 0.02 is for its width of 768 and grows
+            as the inverse square root of the width.
+    """
+
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    image_size: int = 224
+    patch: int = 16
+    embedding: int = 256
+    positions: int = 512
+    dropout: float = 0.1
+    spread: float = 0.02
+
+
+BLIP_SIZES = {
+    "tiny": Size(
+        vision_width=96,
+        vision_layers=4,
+        vision_heads=3,
+        text_width=96,
+        text_layers=2,
+        text_heads=3,
+        image_size=64,
+        patch=16,
+        embedding=64,
+        positions=64,
+        dropout=0.0,
+        spread=0.06,
+    ),
+    "base": Size(
+        vision_width=768,
+        vision_layers=12,
+        vision_heads=12,
+        text_width=768,
+        text_layers=12,
+        text_heads=12,
+    ),
+    "large": Size(
+        vision_width=1024,
+        vision_layers=24,
+        vision_heads=16,
+        text_width=768,
+        text_layers=12,
+        text_heads=12,
+    ),
+}
+"""`base` and `large` are BLIP with ViT-B/16 and ViT-L/16; `tiny` is for drawings of 64 pixels."""
+
+
+CLIP_SIZES = {
+    "tiny": BLIP_SIZES["tiny"],
+    "base": Size(
+        vision_width=768,
+        vision_layers=12,
+        vision_heads=12,
+        text_width=512,
+        text_layers=12,
+        text_heads=8,
+        embedding=512,
+        positions=77,
+    ),
+    "large": Size(
+        vision_width=1024,
+        vision_layers=24,
+        vision_heads=16,
+        text_width=768,
+        text_layers=12,
+        text_heads=12,
+        patch=14,
+        embedding=768,
+        positions=77,
+    ),
+}
+"""`base` is CLIP with ViT-B/16 and `large` with ViT-L/14; `tiny` is for drawings of 64 pixels."""
+
+
+def blip_config(size: Size, tokenizer: Any, *, image_size: int | None = None) -> BlipConfig:
+    """BLIP at a size, for a tokenizer that holds [DEC] and [ENC] as its last two tokens."""
+    return BlipConfig(
+        vision_config={
+            "hidden_size": size.vision_width,
+            "intermediate_size": 4 * size.vision_width,
+            "num_hidden_layers": size.vision_layers,
+            "num_attention_heads": size.vision_heads,
+            "image_size": image_size or size.image_size,
+            "patch_size": size.patch,
+            "initializer_range": size.spread,
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": size.text_width,
+            "intermediate_size": 4 * size.text_width,
+            "num_hidden_layers": size.text_layers,
+            "num_attention_heads": size.text_heads,
+            "max_position_embeddings": size.positions,
+            "hidden_dropout_prob": size.dropout,
+            "attention_probs_dropout_prob": size.dropout,
+            "bos_token_id": len(tokenizer) - 2,
+            "eos_token_id": tokenizer.sep_token_id,
+            "sep_token_id": tokenizer.sep_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "label_smoothing": 0.1,
+            "initializer_range": size.spread,
+        },
+        image_text_hidden_size=size.embedding,
+        initializer_range=size.spread,
+    )
+
+
+def clip_config(size: Size, tokenizer: Any, *, image_size: int | None = None) -> CLIPConfig:
+    """CLIP at a size, for a tokenizer.
+
+    Raises:
+        ValueError: No token ends a text, or it is number 2, which stock CLIP reads otherwise.
+    """
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    if end is None or end == 2:
+        raise ValueError(
+            f"train.tokenizer: CLIP reads a text at its last token, which must have a number of "
+            f"its own that is not 2, got {end}: use CLIP's tokenizer or BERT's"
+        )
+    return CLIPConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": size.text_width,
+            "intermediate_size": 4 * size.text_width,
+            "num_hidden_layers": size.text_layers,
+            "num_attention_heads": size.text_heads,
+            "max_position_embeddings": size.positions,
+            "bos_token_id": begin,
+            "eos_token_id": end,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "hidden_size": size.vision_width,
+            "intermediate_size": 4 * size.vision_width,
+            "num_hidden_layers": size.vision_layers,
+            "num_attention_heads": size.vision_heads,
+            "image_size": image_size or size.image_size,
+            "patch_size": size.patch,
+        },
+        projection_dim=size.embedding,
+        logit_scale_init_value=math.log(1 / 0.07),
+    )

@@ -1,0 +1,398 @@
+"""The summary of a global stage over a pool too large for one process: in parts, on disk.
+
+Steps follow one another, each on all workers, each idempotent and with a file a task, so that a
+run that is killed goes on where it was. Rows are numbered through the pool; a *group* is some
+shards. `write` puts the rows of a table that go to one task of the next step into one row group, so
+that it reads those alone.
+
+    lines       group -> what `GlobalStage.lines` gives, by key
+    reduce      keys -> what `GlobalStage.reduce` gives, by group
+    conclude    group -> the summary of its shards
+
+    ties        group -> what `GlobalStage.ties` gives, by key, and `points`
+    edges       keys -> the rows that they link
+    clusters    all edges -> the clusters, packed into bins of a part's size; one task
+    rows        group -> the rows of clusters, by bin
+    decide      bin -> what `GlobalStage.summarize` gives, by group
+    conclude    group -> the summary of its shards; rows in no cluster are summarised here
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from pipeline.plan import Plan
+from pipeline.seal import seal_parquet
+from pipeline.store import Run
+from pipeline.verdicts import Mask, judge, measured_table
+from stages.base import GlobalStage
+from stages.download import DownloadStage
+
+__all__ = ["PART_ROWS", "Summary", "laid_out", "scatter"]
+
+PART_ROWS = 2_000_000
+"""Rows that one process summarises; more are done in parts."""
+
+GROUP_ROWS = 250_000
+
+GROUP_MOST = 2**24
+"""Rows of a row group of Parquet."""
+
+STEPS = {
+    "keys": ("lines", "reduce", "conclude"),
+    "clusters": ("ties", "edges", "clusters", "rows", "decide", "conclude"),
+}
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One summary in parts.
+
+    Attributes:
+        run: The run.
+        plan: Its plan.
+        name: The global stage.
+        shards: Of the pool.
+        part_rows: Rows of a part.
+        group_rows: Rows of a group.
+    """
+
+    run: Run
+    plan: Plan
+    name: str
+    shards: Sequence[str]
+    part_rows: int
+    group_rows: int
+
+    @classmethod
+    def begin(
+        cls, run: Run, plan: Plan, name: str, shards: Sequence[str], reached: str
+    ) -> Summary | None:
+        """Begin it, or go on with it; None where one process can do it, or must.
+
+        Args:
+            run: The run.
+            plan: Its plan.
+            name: The global stage.
+            shards: Of the pool.
+            reached: What the live rows depend on; parts of other rows are removed.
+        """
+        stage, config = plan.stage(name), plan.manifest.stages[DownloadStage.name]
+        assert isinstance(stage, GlobalStage)
+        if stage.meets == "all" or len(shards) * config.shard_size <= PART_ROWS:  # type: ignore[attr-defined]
+            return None
+        sizes = {"part_rows": PART_ROWS, "group_rows": min(GROUP_ROWS, PART_ROWS)}
+        found = cls(run=run, plan=plan, name=name, shards=shards, **sizes)
+        mark = {"reached": reached, "shards": list(shards), **sizes}
+        if not run.exists(*found._at("_parts.json")) or found._json("_parts.json") != mark:
+            run.remove(*found._at())
+            run.write_json(mark, *found._at("_parts.json"))
+        return found
+
+    @classmethod
+    def open(cls, run: Run, plan: Plan, name: str) -> Summary:
+        """The one that has begun."""
+        mark = run.read_json(*plan.summary_folder(name), "parts", "_parts.json")
+        del mark["reached"]
+        return cls(run=run, plan=plan, name=name, **mark)
+
+    def steps(self) -> Iterator[tuple[str, list[str]]]:
+        """Each step with the tasks that it has left; the tasks of one are known when it comes."""
+        for step in STEPS[self.stage.meets]:
+            there = set(self.run.names(*self._at()))
+            number = self._tasks(step)
+            names = [f"{step}:{task:05d}" for task in range(number)]
+            yield step, [name for name in names if f"{name.replace(':', '-')}.parquet" not in there]
+
+    def rows(self) -> int:
+        """How many rows have a summary, once all steps are done."""
+        groups = range(len(self.groups))
+        return sum(int(self._read("conclude", group)["rows"][0].as_py()) for group in groups)
+
+    def remove(self) -> None:
+        """Remove the parts."""
+        self.run.remove(*self._at())
+
+    def work(self, task: str) -> dict[str, Any]:
+        """Do a task of `steps`.
+
+        Returns:
+            rows and reasons, as of `Worker.work`.
+        """
+        step, number = task.split(":")
+        rows: int = getattr(self, f"_{step}")(int(number))
+        return {"rows": rows, "reasons": {}}
+
+    @property
+    def stage(self) -> Any:
+        """The stage, not loaded."""
+        return self.plan.stage(self.name)
+
+    @property
+    def shard_rows(self) -> int:
+        """The most rows of a shard; the rows of shard i are numbered from i times that on."""
+        config: Any = self.plan.manifest.stages[DownloadStage.name]
+        return int(config.shard_size)
+
+    @property
+    def groups(self) -> list[Sequence[str]]:
+        """The shards of each group."""
+        size = self._group_shards
+        return [self.shards[i : i + size] for i in range(0, len(self.shards), size)]
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts the keys fall."""
+        return -(-len(self.shards) * self.shard_rows // self.part_rows)
+
+    @property
+    def _group_shards(self) -> int:
+        return max(self.group_rows // self.shard_rows, 1)
+
+    def _tasks(self, step: str) -> int:
+        if step in ("reduce", "edges"):
+            return self.parts
+        if step == "decide":
+            return int(self._json("bins.json")["bins"])
+        return 1 if step == "clusters" else len(self.groups)
+
+    # What both ways share
+
+    def _live(self, group: int) -> Iterator[tuple[str, Mask, pa.Table]]:
+        """Each shard of a group, which of its rows are live, and what was measured of these."""
+        columns = ["uid", *self.stage.writes.names]
+        for shard in self.groups[group]:
+            found = judge(self.run, self.plan, shard, self.plan.before(self.name))
+            table = measured_table(self.run, self.plan, self.name, shard, found.uids)
+            yield shard, found.live, table.select(columns).filter(pa.array(found.live))
+
+    def _measured(self, group: int) -> tuple[pa.Table, Int64s]:
+        """The live rows of a group and their numbers."""
+        first = group * self._group_shards
+        tables, numbers = [], []
+        for index, (_, live, table) in enumerate(self._live(group), first):
+            tables.append(table)
+            numbers.append(np.flatnonzero(live) + index * self.shard_rows)
+        return pa.concat_tables(tables).combine_chunks(), np.concatenate(numbers)
+
+    def _group_of(self, numbers: Int64s) -> Int64s:
+        return numbers // (self._group_shards * self.shard_rows)
+
+    def _by_key(self, step: str, group: int, lines: pa.Table, numbers: Int64s) -> None:
+        """Write lines for the task that has their key."""
+        lines = _with_row(lines, numbers[np.asarray(lines["row"])])
+        # The upper bits choose, so that a task's keys are as good as random in the lower ones.
+        part = (np.asarray(lines["key"]) >> np.uint64(32)) % np.uint64(self.parts)
+        self._write(step, group, lines, part.astype(np.int64))
+
+    def _summarized(self, group: int, summary: pa.Table) -> int:
+        """Write the summary of a group's live rows, a file a shard."""
+        start = 0
+        for shard in self.groups[group]:
+            live = judge(self.run, self.plan, shard, self.plan.before(self.name)).live
+            part = summary.slice(start, int(live.sum()))
+            start += part.num_rows
+            scatter(self.run, self.plan, self.name, shard, live, part)
+        self._write("conclude", group, pa.table({"rows": [start]}), np.zeros(1, np.int64))
+        return start
+
+    # By keys
+
+    def _lines(self, group: int) -> int:
+        rows, numbers = self._measured(group)
+        self._by_key("lines", group, self.stage.lines(rows), numbers)
+        return rows.num_rows
+
+    def _reduce(self, part: int) -> int:
+        found = self.stage.reduce(self._gather("lines", len(self.groups), part))
+        self._write("reduce", part, found, self._group_of(np.asarray(found["row"])))
+        return int(found.num_rows)
+
+    def _conclude(self, group: int) -> int:
+        if self.stage.meets == "clusters":
+            return self._conclude_clusters(group)
+        rows, numbers = self._measured(group)
+        found = self._gather("reduce", self.parts, group)
+        found = _with_row(found, np.searchsorted(numbers, np.asarray(found["row"])))
+        return self._summarized(group, self.stage.conclude(rows, found))
+
+    # By clusters
+
+    def _ties(self, group: int) -> int:
+        rows, numbers = self._measured(group)
+        points = self.stage.points(rows)
+        points = _with_row(points, numbers[np.asarray(points["row"])])
+        self._write("points", group, points, np.zeros(len(points), np.int64))
+        self._by_key("ties", group, self.stage.ties(rows), numbers)
+        return rows.num_rows
+
+    def _edges(self, part: int) -> int:
+        ties = self._gather("ties", len(self.groups), part)
+        key, row = np.asarray(ties["key"]), np.asarray(ties["row"])
+        order = np.argsort(key)
+        is_same = key[order[1:]] == key[order[:-1]]
+        forest = _Forest()
+        forest.link(row[order[:-1]][is_same], row[order[1:]][is_same])
+        del ties, key, row, order
+        points = self._gather("points", len(self.groups), 0)
+        row = np.asarray(points["row"])
+        hashes, first = np.unique(np.asarray(points["hash"]), return_index=True)
+        row = row[first]
+        near = [(row[i], row[j]) for i, j in self.stage.near(hashes, part, self.parts)]
+        if near:
+            a, b = (np.concatenate(ends) for ends in zip(*near, strict=True))
+            forest.link(a, b)
+        edges = pa.table({"row": forest.row, "root": forest.root})
+        self._write("edges", part, edges, np.zeros(len(edges), np.int64))
+        return edges.num_rows
+
+    def _clusters(self, task: int) -> int:
+        forest = _Forest()
+        for part in range(self.parts):
+            edges = self._gather("edges", [part], 0)
+            forest.link(np.asarray(edges["row"]), np.asarray(edges["root"]))
+        roots, cluster, size = np.unique(forest.root, return_inverse=True, return_counts=True)
+        # The largest first: what is over the size of a part has a bin of its own.
+        order = np.argsort(-size, kind="stable")
+        bins = np.empty(len(roots), np.int64)
+        bins[order] = np.maximum(np.cumsum(size[order]) - 1, 0) // self.part_rows
+        found = np.unique(bins, return_inverse=True)[1][cluster]
+        table = pa.table({"row": forest.row, "bin": found})
+        self.run.write_json({"bins": int(found.max(initial=-1)) + 1}, *self._at("bins.json"))
+        self._write("clusters", task, table, self._group_of(forest.row))
+        return len(found)
+
+    def _bins(self, group: int, numbers: Int64s) -> Int64s:
+        """The bin of each row of a group, -1 for those in no cluster."""
+        found = self._gather("clusters", 1, group)
+        bins = np.full(len(numbers), -1)
+        bins[np.searchsorted(numbers, np.asarray(found["row"]))] = np.asarray(found["bin"])
+        return bins
+
+    def _rows(self, group: int) -> int:
+        rows, numbers = self._measured(group)
+        bins = self._bins(group, numbers)
+        has_bin = bins >= 0
+        rows = rows.filter(pa.array(has_bin)).append_column("row", pa.array(numbers[has_bin]))
+        self._write("rows", group, rows, bins[has_bin])
+        return int(has_bin.sum())
+
+    def _decide(self, one: int) -> int:
+        numbers: list[Int64s] = []
+
+        def tables() -> Iterator[pa.Table]:
+            for group in range(len(self.groups)):
+                table = self._gather("rows", [group], one)
+                numbers.append(np.asarray(table["row"]))
+                yield table.drop_columns("row")
+
+        found = self.stage.summarize(tables())
+        row = np.concatenate(numbers)
+        found = found.append_column("row", pa.array(row))
+        self._write("decide", one, found, self._group_of(row))
+        return int(found.num_rows)
+
+    def _conclude_clusters(self, group: int) -> int:
+        rows, numbers = self._measured(group)
+        bins = self._bins(group, numbers)
+        alone = self.stage.summarize(iter([rows.filter(pa.array(bins < 0))]))
+        alone = alone.append_column("row", pa.array(numbers[bins < 0]))
+        decided = (self._read("decide", one, group) for one in range(self._tasks("decide")))
+        both = pa.concat_tables([alone, *decided])
+        order: Any = np.argsort(np.asarray(both["row"]))
+        return self._summarized(group, both.take(order).drop_columns("row"))
+
+    # Files
+
+    def _at(self, *parts: str) -> tuple[str, ...]:
+        return (*self.plan.summary_folder(self.name), "parts", *parts)
+
+    def _json(self, name: str) -> Any:
+        return self.run.read_json(*self._at(name))
+
+    def _write(self, step: str, task: int, table: pa.Table, to: Int64s) -> None:
+        """Commit a table with row groups for each task of the next step that is sent rows."""
+        order: Any = np.argsort(to, kind="stable")
+        table, to = table.take(order), to[order]
+        is_first = np.diff(to, prepend=-1) != 0
+        is_first[::GROUP_MOST] = True
+        starts = np.flatnonzero(is_first)
+        schema = table.schema.with_metadata({"to": json.dumps(to[starts].tolist())})
+        buffer = io.BytesIO()
+        with pq.ParquetWriter(buffer, schema, compression="zstd", compression_level=1) as writer:
+            numbers = np.diff(starts, append=len(to)).tolist()
+            for start, number in zip(starts.tolist(), numbers, strict=True):
+                writer.write_table(table.slice(start, number), number)
+        content = seal_parquet(buffer.getvalue())
+        self.run.write(content, *self._at(f"{step}-{task:05d}.parquet"))
+
+    def _gather(self, step: str, tasks: int | Sequence[int], to: int) -> pa.Table:
+        """What the tasks of a step, all or some, have sent to one."""
+        tasks = range(tasks) if isinstance(tasks, int) else tasks
+        return pa.concat_tables(self._read(step, task, to) for task in tasks)
+
+    def _read(self, step: str, task: int, to: int = 0) -> pa.Table:
+        with self.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
+            schema = parquet.schema_arrow
+            sent = enumerate(json.loads((schema.metadata or {})[b"to"]))
+            groups = [index for index, one in sent if one == to]
+            return parquet.read_row_groups(groups).replace_schema_metadata()
+
+
+class _Forest:
+    """Which rows are linked, directly or through others; memory in proportion to these."""
+
+    def __init__(self) -> None:
+        self.row = np.zeros(0, np.int64)
+        self.root = np.zeros(0, np.int64)
+
+    def link(self, a: Int64s, b: Int64s) -> None:
+        """Link rows, pair by pair."""
+        if not len(a):
+            return
+        ends = np.concatenate([self.row, a]), np.concatenate([self.root, b])
+        self.row, places = np.unique(np.concatenate(ends), return_inverse=True)
+        i, j = places.reshape(2, -1)
+        number = len(self.row)
+        graph = coo_matrix((np.ones(len(i), np.int8), (i, j)), shape=(number, number))
+        _, label = connected_components(graph, directed=False)
+        self.root = self.row[np.unique(label, return_index=True)[1]][label]
+
+
+def scatter(run: Run, plan: Plan, name: str, shard: str, live: Mask, summary: pa.Table) -> None:
+    """Commit the summary of the live rows of a shard, laid out over all its rows.
+
+    Raises:
+        ValueError: It is not in the order of these rows.
+    """
+    uids = run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
+    if not summary["uid"].equals(uids.filter(pa.array(live))):
+        raise ValueError(f"{name}: its summary is not in the order of the rows given")
+    laid = laid_out(live, summary.drop_columns("uid"))
+    columns = {column: laid[column] for column in laid.column_names}
+    table = pa.table({"uid": uids, "summarized": pa.array(live), **columns})
+    run.write_table(table, *plan.summary_folder(name), f"{shard}.parquet")
+
+
+def laid_out(mask: Mask, part: pa.Table) -> pa.Table:
+    """Rows laid out over the shard: those of `part` where mask is true, nulls elsewhere."""
+    positions: Any = pa.array(np.cumsum(mask) - 1, pa.int64(), mask=~mask)
+    laid: pa.Table = part.combine_chunks().take(positions)
+    return laid
+
+
+def _with_row(table: pa.Table, row: Int64s) -> pa.Table:
+    return table.set_column(table.schema.get_field_index("row"), "row", pa.array(row))
