@@ -217,7 +217,7 @@ def _value(ablation: Ablation, seed: int, chain: str, model: str, name: str) -> 
     if path.startswith("report."):
         if not run.exists("report", "report.json"):
             return None
-        value = run.read_json("report", "report.json")
+        value: Any = run.read_json("report", "report.json")
         path = path.removeprefix("report.")
     else:
         if not run.exists("evaluation.json"):

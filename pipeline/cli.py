@@ -324,7 +324,6 @@ def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
 def _run(options: argparse.Namespace, console: Console) -> int:
     from pipeline.manifest import Manifest
     from pipeline.rounds import rounds
-    from pipeline.session import write_report
 
     manifest = Manifest.load(options.manifest, options.set, options.run)
     for number, one in enumerate(rounds(manifest, options.manifest), 1):
@@ -337,9 +336,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             continue
         with session:
             session.run(options.until)
-        if options.until is None:
-            path = write_report(session.runner.run, session.runner.plan)
-            console.print(f"report     {path}", highlight=False, markup=False)
+            if options.until is None:
+                path = session.report()
+                console.print(f"report     {path}", highlight=False, markup=False)
     return 0
 
 
@@ -522,12 +521,11 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
     from pipeline.inspect import verify
-    from pipeline.status import open_plan
     from pipeline.store import Run
 
-    run = Run.find(options.run)
-    faults = list(verify(run, open_plan(run)))
-    for fault in faults:
+    faults = 0
+    for fault in verify(Run.find(options.run)):
+        faults += 1
         console.print(fault, highlight=False, markup=False)
     if not faults:
         console.print(f"{options.run}: every file is whole and aligned, every row accounted for")

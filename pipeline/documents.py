@@ -8,6 +8,7 @@ documents/verdicts.parquet       uid, url, images, live_images, reason of every 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -50,7 +51,8 @@ def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, A
         shards: Those of the pool.
 
     Returns:
-        For the export's manifest: rows, kept, reasons and files. `rows = kept + sum(reasons)`.
+        For the export's manifest: rows, kept, reasons, and the SHA-256 of each jsonl file by its
+        name. `rows = kept + sum(reasons)`.
     """
     config = plan.export(name).config.documents
     assert config is not None
@@ -60,7 +62,7 @@ def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, A
     reasons: Counter[str] = Counter()
     verdicts: list[dict[str, Any]] = []
     waiting: list[tuple[Document, Excerpt]] = []
-    files: list[str] = []
+    files: dict[str, str] = {}
 
     def flush() -> None:
         if not waiting:
@@ -77,8 +79,9 @@ def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, A
             lines.append(json.dumps(line, ensure_ascii=False))
         wanted = dict.fromkeys(uid for _, excerpt in waiting for uid in excerpt.images)
         run.write_table(images.table(list(wanted)), *folder, f"images-{number}.parquet")
-        run.write(("\n".join(lines) + "\n").encode(), *folder, f"{number}.jsonl")
-        files.append(f"{number}.jsonl")
+        content = ("\n".join(lines) + "\n").encode()
+        run.write(content, *folder, f"{number}.jsonl")
+        files[f"{number}.jsonl"] = hashlib.sha256(content).hexdigest()
         waiting.clear()
 
     for document in sources.pages(source):

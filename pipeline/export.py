@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.seal import CHANGED, seal_parquet
 from pipeline.store import Run
 from stages.export import ExportStage
 from stages.formats import SPLITS, Format, Shard
@@ -96,9 +97,11 @@ def write(
     """
     hashes: dict[str, str] = {}
     for path, content in form.files(shard, pairs):
+        if path.endswith(".parquet"):
+            content = seal_parquet(content)
         run.write(content, *folder, *path.split("/"))
         hashes[path] = hashlib.sha256(content).hexdigest()
-    path = form.path(shard)
+    path, entries = form.path(shard), None
     told = {
         "name": path,
         "split": shard.split,
@@ -110,9 +113,10 @@ def write(
     }
     stem = form.stem(shard)
     if form.has_list:
-        lines = (json.dumps(e, ensure_ascii=False) for e in form.entries(shard, pairs))
-        run.write("\n".join(lines).encode(), *folder, PARTS, f"{stem}.jsonl")
-    run.write_json(told, *folder, PARTS, f"{stem}.json")
+        lines = "\n".join(json.dumps(e, ensure_ascii=False) for e in form.entries(shard, pairs))
+        run.write(lines.encode(), *folder, PARTS, f"{stem}.jsonl")
+        entries = hashlib.sha256(lines.encode()).hexdigest()
+    run.write_json({"told": told, "entries": entries}, *folder, PARTS, f"{stem}.json")
     return told
 
 
@@ -132,18 +136,19 @@ def finish(run: Run, folder: Sequence[str], export: ExportStage) -> dict[str, An
     """
     form = export.format
     names = [n for n in run.names(*folder, PARTS) if n.endswith(".json")]
-    told = [run.read_json(*folder, PARTS, name) for name in names]
+    parts = {name: run.read_json(*folder, PARTS, name) for name in names}
+    told = [part["told"] for part in parts.values()]
     splits = {split: sum(t["images"] for t in told if t["split"] == split) for split in SPLITS}
     files = list(told)
     for split in SPLITS if form.has_list else ():
-        parts = [n for n, t in zip(names, told, strict=True) if t["split"] == split]
-        if not parts:
-            continue
         lines = [
             line
-            for part in parts
-            for line in run.read(*folder, PARTS, f"{part}l").split(b"\n")  # JSON escapes others
+            for name, part in parts.items()
+            if part["told"]["split"] == split
+            for line in _entries(run, (*folder, PARTS, f"{name}l"), part["entries"])
         ]
+        if not lines:
+            continue
         run.write(b"[\n" + b",\n".join(lines) + b"\n]\n", *folder, f"{split}.json")
         name = f"{split}.json"
         files.append({"name": name, "split": split, "sha256": run.sha256(*folder, name)})
@@ -155,6 +160,14 @@ def finish(run: Run, folder: Sequence[str], export: ExportStage) -> dict[str, An
         "splits": {split: number for split, number in splits.items() if number},
         "files": sorted(files, key=lambda file: str(file["name"])),
     }
+
+
+def _entries(run: Run, path: Sequence[str], digest: str) -> list[bytes]:
+    """The lines that the list of a split has of a shard."""
+    content = run.read(*path)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise run.damaged(CHANGED, *path)
+    return content.split(b"\n")  # JSON escapes others
 
 
 def tidy(run: Run, folder: Sequence[str]) -> None:

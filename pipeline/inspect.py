@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
-from pipeline import export
+from pipeline import export, pool
+from pipeline.manifest import REVIEWS, STAGES
 from pipeline.plan import Plan
-from pipeline.store import Run
+from pipeline.seal import CHANGED
+from pipeline.status import funnel, open_plan
+from pipeline.store import OWN, DamagedError, Run
 from pipeline.verdicts import judge, verdict_table
+from stages.base import GlobalStage
+from stages.review import read_decisions
+from stages.schema import POOL
 
 __all__ = ["verify", "write_verdicts"]
+
+UID = "^[0-9a-f]{32}$"
 
 
 def write_verdicts(run: Run, plan: Plan, out: str) -> int:
@@ -56,56 +69,258 @@ def write_verdicts(run: Run, plan: Plan, out: str) -> int:
     return rows
 
 
-def verify(run: Run, plan: Plan) -> Iterator[str]:
-    """Every fault of a run's files, a sentence each.
+def verify(run: Run, plan: Plan | None = None) -> Iterator[str]:
+    """Every fault of a run's files, a sentence each that names the file and what to do.
 
-    Reads all of the pool and the annotations, checks schemas, alignment, uniqueness of uids and
-    row conservation, and the export against the SHA-256s of its manifest.
+    Reads all: every byte of list, pool, annotations, exports and trained models against the digests
+    that they were written with; schemas; the rows of each shard against those of the pool, and
+    those of the pool against the list; that no uid stands twice; that every stage accounts for all
+    rows that reach it. A run's further rounds are checked with it. Not checked is what a run can do
+    without or has not finished: traces under failures/, what is still `*.partial`, and files that
+    others put into its folder.
+
+    Memory holds a shard and 16 bytes for each row of the pool.
+
+    Args:
+        run: The run.
+        plan: Its plan, where it is at hand.
     """
-    from pipeline.status import funnel
+    told: set[str] = set()
+    for fault in _faults(run, plan):
+        if fault not in told:
+            told.add(fault)
+            yield fault
 
-    seen: set[str] = set()
-    for shard in run.shards("pool"):
+
+def _faults(run: Run, plan: Plan | None) -> Iterator[str]:
+    yield from _own(run)
+    try:
+        plan = plan or open_plan(run)
+    except DamagedError:  # told by now
+        plan = None
+    yield from _shared(run, plan)
+    for kind in ("rounds", "chains") if not run.branch else ():
+        for name in run.names(kind):
+            yield from _own(Run(run.root, f"{kind}/{name}"))
+
+
+def _shared(run: Run, plan: Plan | None) -> Iterator[str]:
+    """The faults of list, pool and annotations."""
+    before = [
+        fault
+        for folder in ("list", "pool", "annotations")
+        for path in run.files(folder)
+        for fault in _file(run, folder, *path.split("/"))
+    ]
+    yield from before
+    shards = run.shards("pool")
+    faults = [*_rows(run, shards), *(_annotations(run, plan, shards) if plan else ())]
+    yield from faults
+    if plan and not before and not faults:
+        yield from _conservation(run, plan)
+
+
+def _file(run: Run, *parts: str) -> Iterator[str]:
+    """The fault of a file that has a seal."""
+    name = parts[-1]
+    try:
+        if name.endswith(".parquet"):
+            schema = run.check(*parts)
+            if parts[0] == "pool" and _fields(schema) != _fields(POOL):
+                raise run.damaged("its columns are not those of a pool", *parts)
+        elif name.endswith(".json"):
+            run.read_json(*parts)
+        elif name.endswith(".html"):
+            run.check_page(*parts)
+        elif name.endswith(".jsonl"):
+            read_decisions(run.at(*parts))
+    except ValueError as error:
+        yield str(error)
+    except OSError as error:
+        yield f"{run.at(*parts)}: cannot be read: {error}"
+
+
+def _fields(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
+    return [(field.name, field.type) for field in schema]
+
+
+def _rows(run: Run, shards: Sequence[str]) -> Iterator[str]:
+    """Rows of the pool that are not those of the list, and uids that stand more than once."""
+    listed = run.read_mark("list", "_list.json")
+    promised = [f"{index:05d}" for index in range(listed.get("shards", 0))]
+    for shard in sorted(set(promised) ^ set(run.shards("list"))):
+        yield str(run.damaged("it does not go with _list.json", "list", f"{shard}.parquet"))
+    if run.exists("pool", "_stage.json"):
+        yield from _missing(run, ("pool",), set(promised) - set(shards))
+    keys: list[npt.NDArray[np.uint64]] = []
+    rows = 0
+    for shard in shards:
+        keys.append(np.zeros(0, np.uint64))
+        parts = ("pool", f"{shard}.parquet")
         try:
-            uids = list(map(str, run.read_table("pool", f"{shard}.parquet")["uid"].to_pylist()))
-        except (ValueError, KeyError, pa.ArrowException) as error:
+            uids: Any = run.read_table(*parts, columns=["uid"])["uid"]
+            if not pc.all(pc.match_substring_regex(uids.fill_null(""), UID)).as_py():
+                raise run.damaged("it has uids that are not 32 hexadecimal characters", *parts)
+            keys[-1] = _keys(uids)
+            if shard in promised:
+                rows += len(uids)
+                wanted = run.read_table("list", f"{shard}.parquet", columns=["uid"])["uid"]
+                if not uids.equals(wanted):
+                    raise run.damaged("its rows are not those of the list", *parts)
+        except (ValueError, OSError) as error:
             yield str(error)
-            continue
-        if repeated := len(uids) - len(set(uids)) + len(seen.intersection(uids)):
-            yield f"{run.at('pool', shard)}.parquet: {repeated} uids stand more than once"
-        seen.update(uids)
-        for name in plan.names[1:]:
+    if promised and set(promised) <= set(shards) and rows != listed["rows"]:
+        yield f"{run.root}: the list has {listed['rows']} rows, the pool {rows} of them"
+    yield from _repeated(run, shards, keys)
+
+
+def _missing(run: Run, folder: Sequence[str], shards: Iterable[str]) -> Iterator[str]:
+    for shard in sorted(shards):
+        yield f"{run.at(*folder, shard)}.parquet: missing. Run again: it is made anew"
+
+
+def _keys(uids: Any) -> npt.NDArray[np.uint64]:
+    """The first halves of n uids; (n,)."""
+    return np.frombuffer(bytes.fromhex("".join(uids.to_pylist())), np.uint64)[::2].copy()
+
+
+def _repeated(run: Run, shards: Sequence[str], keys: list[npt.NDArray[np.uint64]]) -> Iterator[str]:
+    """The shards with uids that stand more than once, each with how many."""
+    ends = np.cumsum([len(part) for part in keys])
+    whole = np.concatenate([np.zeros(0, np.uint64), *keys])
+    order = np.argsort(whole, kind="stable")
+    same = np.flatnonzero(whole[order][1:] == whole[order][:-1])
+    rows = np.unique(np.concatenate([order[same], order[same + 1]]))
+    places: dict[str, list[Any]] = {}
+    for index in np.unique(np.searchsorted(ends, rows, "right")):
+        first = ends[index] - len(keys[index])
+        here = rows[(rows >= first) & (rows < ends[index])] - first
+        found = run.read_table("pool", f"{shards[index]}.parquet", columns=["uid"])["uid"]
+        places[shards[index]] = found.take(pa.array(here)).to_pylist()
+    counts = Counter(uid for uids in places.values() for uid in uids)
+    for shard, uids in places.items():
+        if repeated := sum(counts[uid] > 1 for uid in uids):
+            why = f"{repeated} uids stand more than once in the pool"
+            yield str(run.damaged(why, "pool", f"{shard}.parquet"))
+
+
+def _annotations(run: Run, plan: Plan, shards: Sequence[str]) -> Iterator[str]:
+    """The faults of what stages measured, held against the pool, and of what is not there."""
+    for name in plan.names[1:]:
+        try:
+            folders = [(plan.folder(name), "_stage.json")]
+        except FileNotFoundError:  # a model that is still to be trained
+            return
+        if issubclass(STAGES[name], GlobalStage):
+            folders.append((plan.summary_folder(name), "_summary.json"))
+        for folder, mark in folders:
+            there = run.shards(*folder)
+            number = run.read_mark(*folder, mark).get("shards", len(shards))
+            for shard in sorted(set(there) - set(shards)):
+                yield f"{run.at(*folder, shard)}.parquet: the pool has no such shard. Remove it"
+            if run.exists(*folder, mark):
+                yield from _missing(run, folder, set(shards[:number]) - set(there))
+        for shard in shards:
             try:
                 judge(run, plan, shard, [name])
-            except FileNotFoundError:
-                break
-            except (ValueError, KeyError, pa.ArrowException) as error:
+            except DamagedError as error:
                 yield str(error)
+            except (ValueError, KeyError, IndexError, pa.ArrowException) as error:
+                file = run.at(*plan.folder(name), f"{shard}.parquet")
+                yield f"{file}: {name} cannot judge what it measured: {error}"
+
+
+def _conservation(run: Run, plan: Plan) -> Iterator[str]:
+    """Stages that lose rows, or say that they have measured what they have not."""
     try:
-        funnel(run, plan)
-    except (AssertionError, ValueError, KeyError) as error:
+        stages = funnel(run, plan)["stages"]
+    except (AssertionError, ValueError) as error:
         yield f"{run.root}: {error}"
-    if run.exists("list", "_list.json"):
-        rows = run.read_json("list", "_list.json")["rows"]
-        if len(run.shards("pool")) == run.read_json("list", "_list.json")["shards"] and (
-            rows != len(seen)
-        ):
-            yield f"{run.root}: the list has {rows} rows, the pool {len(seen)}"
-    for name in plan.exports:
-        yield from _verify_export(run, plan.folder(name))
-
-
-def _verify_export(run: Run, folder: tuple[str, ...]) -> Iterator[str]:
-    """The faults of an export, if it is finished."""
-    if not run.exists(*folder, "manifest.json"):
         return
-    files = run.read_json(*folder, "manifest.json")["files"]
-    for file in files:
-        path = (*folder, *file["name"].split("/"))
-        if not run.exists(*path):
-            yield f"{run.at(*path)}: missing"
-        elif export.digest(run, *path) != file["sha256"]:
-            yield f"{run.at(*path)}: its bytes are not those of manifest.json"
-    extra = set(run.shards(*folder)) - {f["name"].removesuffix(".parquet") for f in files}
-    for name in sorted(extra):
-        yield f"{run.at(*folder, name)}.parquet: not in manifest.json"
+    for stage in stages:
+        name = stage["name"]
+        if name not in plan.names[1:] or not stage["not_measured"]:
+            continue
+        try:
+            path = (*plan.folder(name), "_stage.json")
+            reached = pool.state(run, plan.decision(plan.before(name)[-1]))
+        except FileNotFoundError:
+            return
+        if run.read_mark(*path).get("complete_for") == reached:
+            why = f"it calls {stage['not_measured']} rows measured that are not"
+            yield str(run.damaged(why, *path))
+
+
+def _own(run: Run) -> Iterator[str]:
+    """The faults of what each branch of a run has of its own."""
+    for name in sorted(OWN if run.branch else {*OWN, REVIEWS}):
+        if name.endswith((".json", ".jsonl")) and run.exists(name):
+            yield from _file(run, name)
+    for name in run.files("report"):
+        yield from _file(run, "report", name)
+    folders = [("curated",), *(("exports", name) for name in run.names("exports"))]
+    for folder in folders:
+        yield from _export(run, folder)
+    for name in run.names("models"):
+        if name.endswith(".json"):
+            yield from _model(run, name.removesuffix(".json"))
+
+
+def _export(run: Run, folder: tuple[str, ...]) -> Iterator[str]:
+    """The faults of an export, finished or not."""
+    files = run.files(*folder)
+    is_whole = "manifest.json" in files
+    for path in files:
+        name = path.rsplit("/", 1)[-1]
+        is_mark = name == "manifest.json" or (path.startswith("_") and name.endswith(".json"))
+        if is_mark or (name.endswith(".parquet") and not is_whole):
+            yield from _file(run, *folder, *path.split("/"))
+    if not is_whole:
+        return
+    try:
+        manifest = run.read_json(*folder, "manifest.json")
+    except DamagedError:  # told by now
+        return
+    digests = {file["name"]: file["sha256"] for file in manifest["files"]}
+    digests |= {"README.md": manifest["card"]} if "card" in manifest else {}
+    documents = manifest["documents"]["files"] if "documents" in manifest else {}
+    digests |= {f"documents/{name}": sha256 for name, sha256 in documents.items()}
+    for name, sha256 in digests.items():
+        parts = (*folder, *name.split("/"))
+        if not run.exists(*parts):
+            yield str(run.damaged("it is missing", *parts))
+        elif export.digest(run, *parts) != sha256:
+            yield str(run.damaged("its bytes are not those of manifest.json", *parts))
+    sealed = {f"images-{name.removesuffix('.jsonl')}.parquet" for name in documents}
+    sealed = {f"documents/{name}" for name in (*sealed, "verdicts.parquet")}
+    sealed = sealed if "documents" in manifest else set()
+    for path in sorted(sealed - set(files)):
+        yield str(run.damaged("it is missing", *folder, *path.split("/")))
+    for path in files:
+        if path in sealed:
+            yield from _file(run, *folder, *path.split("/"))
+        elif not (
+            path.startswith("_")
+            or path == "manifest.json"
+            or path in digests
+            or posixpath.dirname(path) in digests
+        ):
+            yield f"{run.at(*folder, path)}: not in manifest.json. Remove it"
+
+
+def _model(run: Run, name: str) -> Iterator[str]:
+    """The faults of a trained model."""
+    try:
+        digests = run.read_json("models", f"{name}.json")["files"]
+    except DamagedError as error:
+        yield str(error)
+        return
+    found = run.files("models", name)
+    for path, sha256 in digests.items():
+        parts = ("models", name, *path.split("/"))
+        if path not in found:
+            yield str(run.damaged("it is missing", *parts))
+        elif run.sha256(*parts) != sha256:
+            yield str(run.damaged(CHANGED, *parts))
+    for path in sorted(set(found) - set(digests)):
+        yield f"{run.at('models', name, path)}: the training did not write it. Remove it"

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from pipeline import seal
 from stages.formats import VALIDATION
 
 __all__ = [
@@ -326,9 +327,22 @@ def units_of(path: str, images: str | None = None) -> list[Unit]:
 
 @contextlib.contextmanager
 def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, local or at any fsspec URL."""
+    """A Parquet file, local or at any fsspec URL; one of a run is checked as it is read.
+
+    Raises:
+        ValueError: It is one of a run, and not as it was written.
+    """
     with fsspec.open(path, "rb") as file:
-        yield pq.ParquetFile(file)
+        if not seal.is_sealed(file):
+            file.seek(0)
+            yield pq.ParquetFile(file)
+            return
+        try:
+            yield seal.open_parquet(file)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: {error}. `capfilt verify RUN` names every damaged file, and what to do"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +19,14 @@ from pipeline.store import Run
 from stages.base import digest
 from stages.download import DownloadStage
 
-__all__ = ["due", "recovered", "retrying", "state"]
+__all__ = ["due", "forget", "recovered", "replacing", "retrying", "state"]
 
 _RETRIES = ("pool", "_retries.json")
 
 
 def state(run: Run, decision: str) -> str:
     """A decision with the pool it was taken on: its shards, and how often it was mended."""
-    retries = run.read_json(*_RETRIES) if run.exists(*_RETRIES) else []
-    return digest([decision, run.shards("pool"), len(retries)])
+    return digest([decision, run.shards("pool"), len(_retries(run))])
 
 
 def due(run: Run, reasons: Sequence[str]) -> dict[str, int]:
@@ -51,8 +51,23 @@ def due(run: Run, reasons: Sequence[str]) -> dict[str, int]:
 
 def retrying(run: Run, reasons: Sequence[str], rows: int) -> None:
     """Record a retry before its first row, so that no result of the old pool passes for whole."""
-    retries = run.read_json(*_RETRIES) if run.exists(*_RETRIES) else []
-    run.write_json([*retries, {"reasons": list(reasons), "rows": rows}], *_RETRIES)
+    retry = {"reasons": list(reasons), "rows": rows}
+    run.write_json({"retries": [*_retries(run), retry]}, *_RETRIES)
+
+
+def replacing(run: Run, shards: Sequence[str]) -> None:
+    """Record that shards which later stages have measured are downloaded anew, before the first."""
+    run.write_json({"retries": [*_retries(run), {"shards": list(shards)}]}, *_RETRIES)
+
+
+def forget(run: Run, shard: str) -> None:
+    """Remove what stages measured of a shard that is downloaded anew."""
+    for folder in run.names("annotations"):
+        run.remove("annotations", folder, f"{shard}.parquet")
+
+
+def _retries(run: Run) -> list[Any]:
+    return list(run.read_json(*_RETRIES)["retries"]) if run.exists(*_RETRIES) else []
 
 
 def recovered(old: pa.Table, positions: npt.NDArray[np.int64], new: pa.Table) -> pa.Table:

@@ -21,7 +21,7 @@ from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.rates import add_work
-from pipeline.store import Run
+from pipeline.store import DamagedError, Run
 from pipeline.summary import Summary
 from pipeline.verdicts import judge, measured_rows
 from pipeline.worker import Worker
@@ -130,6 +130,7 @@ class Runner:
         self.run = Run(manifest.run, manifest.branch)
         self._workers: list[Any] = []
         self._held: Resources | None = None
+        self._dropped: set[tuple[str, ...]] = set()
 
     def record(self) -> None:
         """Write down what runs: the resolved manifest, versions and the machine."""
@@ -146,7 +147,7 @@ class Runner:
             "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
         }
         record = _plain(record)
-        if not self.run.exists("run.json") or self.run.read_json("run.json") != record:
+        if self.run.read_mark("run.json") != record:
             self.run.write_json(record, "run.json")
 
     def stage(self, name: str) -> None:
@@ -171,11 +172,14 @@ class Runner:
             return
         folder = self.plan.folder(name)
         reached = self._reached(name)
-        state = self._state(name)
+        state = self.run.read_mark(*folder, "_stage.json")
         is_whole = state.get("complete_for") == reached and self._stands(name, shards)
         work = state.get("work")
         if not is_whole:
-            work = add_work(work, self._map(name, self._missing(name, shards)))
+            missing = self._missing(name, shards)
+            if name == DownloadStage.name and missing and self.run.names("annotations"):
+                pool.replacing(self.run, missing)
+            work = add_work(work, self._map(name, missing))
         if isinstance(self.plan.stage(name), GlobalStage):
             self._summarize(name, shards)
         if not is_whole:
@@ -224,14 +228,6 @@ class Runner:
         before = self.plan.before(name)
         return pool.state(self.run, self.plan.decision(before[-1])) if before else "list"
 
-    def _state(self, name: str) -> dict[str, Any]:
-        folder = self.plan.folder(name)
-        return (
-            dict(self.run.read_json(*folder, "_stage.json"))
-            if self.run.exists(*folder, "_stage.json")
-            else {}
-        )
-
     def _stands(self, name: str, shards: Sequence[str]) -> bool:
         """Whether a stage has a file for every shard."""
         return set(shards) <= set(self.run.shards(*self.plan.folder(name)))
@@ -240,7 +236,7 @@ class Runner:
         """Whether a stage has measured every row that reaches it."""
         try:
             reached = self._reached(name)
-            state = self._state(name)
+            state = self.run.read_mark(*self.plan.folder(name), "_stage.json")
             if state.get("complete_for") != reached:
                 return False
             if not self._stands(name, [f"{index:05d}" for index in range(state["shards"])]):
@@ -292,6 +288,7 @@ class Runner:
             rows += table.num_rows
             repeats += int(table["repeats"].to_numpy().sum())
             self.run.write_table(table, "list", f"{shards[-1]}.parquet")
+            self._check_pool(shards[-1], table["uid"])
         self.run.write_json(
             {
                 "fingerprint": fingerprint,
@@ -306,6 +303,16 @@ class Runner:
             "_list.json",
         )
         return shards
+
+    def _check_pool(self, shard: str, uids: Any) -> None:
+        """Refuse a pool that stands and is of another list than the one that has just been cut."""
+        if self.run.exists("pool", f"{shard}.parquet"):
+            found = self.run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
+            if not found.equals(uids):
+                raise IncompleteError(
+                    f"download: shard {shard} of the pool of {self.run.root} is made from another "
+                    "list. Give another --run, or remove that folder"
+                )
 
     def _missing(self, name: str, shards: Sequence[str]) -> list[str]:
         """The shards that a stage has something left to do on."""
@@ -340,16 +347,18 @@ class Runner:
             try:
                 result = ray.get(worker.summarize.remote(name, shards))
             except (RayTaskError, RayActorError) as error:
-                raise StageError(f"{name}: its summary failed: {error}") from error
+                cause = getattr(error, "cause", None)
+                raise StageError(f"{name}: its summary failed: {error}") from (cause or error)
         self.run.write_json({**result, "reached": reached}, *folder, "_summary.json")
         if parts:
             parts.remove()
 
     def _is_summarized(self, name: str) -> bool:
-        mark = (*self.plan.summary_folder(name), "_summary.json")
-        return self.run.exists(*mark) and (
-            self.run.read_json(*mark).get("reached") == self._reached(name)
-        )
+        folder = self.plan.summary_folder(name)
+        mark = self.run.read_mark(*folder, "_summary.json")
+        if mark.get("reached") != self._reached(name):
+            return False
+        return set(self.run.shards("pool")) <= set(self.run.shards(*folder))
 
     def _export(self, name: str, shards: list[str], started: float) -> None:
         """Write the shards of an export, then the manifest that says they are whole."""
@@ -358,11 +367,12 @@ class Runner:
         stage, folder = self.plan.export(name), self.plan.folder(name)
         key = pool.state(self.run, self.plan.decision(name))
         mark, whole = (*folder, "_export.json"), (*folder, "manifest.json")
-        if not self.run.exists(*mark) or self.run.read_json(*mark)["decision"] != key:
+        if self.run.read_mark(*mark).get("decision") != key:
             self.run.remove(*whole)  # the sign of a whole export goes first
             self.run.remove(*mark)
             self.run.remove(*folder)
         elif self.run.exists(*whole):
+            self.run.read_json(*whole)  # a damaged one is told, and made anew
             if self.run.exists(*folder, export.LAYOUT):
                 export.tidy(self.run, folder)
             return
@@ -385,6 +395,7 @@ class Runner:
             manifest["documents"] = documents.write(self.run, self.plan, name, shards)
         text = card.write(self.run, self.plan, name, manifest)
         self.run.write(text.encode(), *folder, "README.md")
+        manifest["card"] = self.run.sha256(*folder, "README.md")
         self.run.write_json(manifest, *whole)
         export.tidy(self.run, folder)
         self.run.write_json(
@@ -395,6 +406,21 @@ class Runner:
             },
             *mark,
         )
+
+    def drop(self, damage: DamagedError) -> bool:
+        """Remove a damaged file that `stage` then makes anew just as it was.
+
+        False where none does, or where that has been tried: what is read stays damaged.
+        """
+        parts = damage.parts
+        if not damage.is_derived or parts in self._dropped:
+            return False
+        self._dropped.add(parts)
+        # An export, and a summary in parts, is made anew as a whole.
+        wholes = {"annotations": 4, "curated": 1, "exports": 2}
+        self.progress.say(f"{self.run.at(*parts)} is damaged; it is removed and made anew")
+        self.run.remove(*parts[: wholes[parts[0]]])
+        return True
 
     def resources(self, name: str) -> Resources:
         """What one worker of a stage, or of an export, occupies."""
@@ -440,6 +466,7 @@ class Runner:
         waiting = deque(shards)
         tries: dict[str, int] = {}
         failed: dict[str, str] = {}
+        damage: DamagedError | None = None
         results = []
         number = min(self.cluster.slots(self.resources(name)), len(shards))
         self.progress.start(title or name, len(shards))
@@ -467,6 +494,8 @@ class Runner:
                     trace = ("failures", f"{name}-{shard}.txt")
                     self.run.write(str(error).encode(), *trace)
                     cause = error.cause if isinstance(error.cause, Exception) else error
+                    if isinstance(cause, DamagedError):
+                        damage = cause if damage is None or cause.is_derived else damage
                     failed[shard] = (
                         f"{type(cause).__name__}: {cause} (the trace is {self.run.at(*trace)})"
                     )
@@ -483,7 +512,7 @@ class Runner:
                 idle.append(index)
         self.progress.finish()
         if failed:
-            raise StageError(_failure(name, failed, len(shards)))
+            raise StageError(_failure(name, failed, len(shards))) from damage
         return results
 
 

@@ -17,7 +17,7 @@ from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.runner import Cluster, IncompleteError, Runner, StageError
 from pipeline.status import funnel
-from pipeline.store import Run
+from pipeline.store import DamagedError, Run
 from pipeline.training import Training
 
 __all__ = ["Session", "write_report"]
@@ -94,9 +94,19 @@ class Session:
 
         Raises:
             StageError: Something failed; the same call resumes.
+            DamagedError: A file is not as it was written, and cannot be made again just as it was.
             FileNotFoundError: A stage names a model that is nowhere; said before anything starts.
         """
         self._check_models(until)
+        while True:
+            try:
+                return self._carry_out(until)
+            except (DamagedError, StageError) as error:
+                damage = error.__cause__ if isinstance(error, StageError) else error
+                if not isinstance(damage, DamagedError) or not self.runner.drop(damage):
+                    raise
+
+    def _carry_out(self, until: str | None) -> None:
         for name in self._stages(until):
             self._train(self._needed(name))
             self.runner.stage(name)
@@ -106,6 +116,16 @@ class Session:
             self.runner.stage(name)
         self._train(tuple(self.manifest.train))
         self._evaluate()
+
+    def report(self) -> str:
+        """Write the report of the run and give its path; what is found damaged is made anew."""
+        while True:
+            try:
+                return write_report(self.runner.run, self.runner.plan)
+            except DamagedError as damage:
+                if not self.runner.drop(damage):
+                    raise
+            self.run()
 
     def stage(self, name: str) -> None:
         """One stage of the manifest; what it reads must be complete."""
@@ -222,7 +242,7 @@ class Session:
         if wanted is None:
             return
         run = self.runner.run
-        found: dict[str, Any] = run.read_json(EVALUATION) if run.exists(EVALUATION) else {}
+        found = run.read_mark(EVALUATION)
         for model in wanted.models:
             name = model.rstrip("/").rsplit("/", 1)[-1]
             identity = self._identity(model)
@@ -264,7 +284,8 @@ def write_report(run: Run, plan: Plan, truth: Sequence[Any] | None = None) -> st
     from pipeline.report import build
 
     evaluation = run.read_json(EVALUATION) if run.exists(EVALUATION) else None
+    known: Any = truth
     if truth is None and run.exists("truth.json"):
-        truth = run.read_json("truth.json")
-    build.write(run, plan, funnel(run, plan), evaluation=evaluation, truth=truth)
+        known = run.read_json("truth.json")
+    build.write(run, plan, funnel(run, plan), evaluation=evaluation, truth=known)
     return run.at("report", "index.html")

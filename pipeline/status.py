@@ -77,8 +77,8 @@ def funnel(run: Run, plan: Plan) -> dict[str, Any]:
         measured = total["rows"] - total["not_measured"]
         folder = plan.folder(name) if name in ready else None
         seconds = 0.0
-        if folder is not None and run.exists(*folder, "_stage.json"):
-            seconds = run.read_json(*folder, "_stage.json")["seconds"]
+        if folder is not None:
+            seconds = run.read_mark(*folder, "_stage.json").get("seconds", 0.0)
         if total["not_measured"] == 0 and seconds:
             state = "done"
         else:
@@ -108,7 +108,7 @@ def _export(run: Run, plan: Plan, ready: list[str], last: dict[str, Any] | None)
     manifest = run.read_json("curated", "manifest.json")
     if manifest["decision"] != pool.state(run, plan.decision(ExportStage.name)):
         return row
-    seconds = run.read_json("curated", "_export.json").get("seconds", 0.0)
+    seconds = run.read_mark("curated", "_export.json").get("seconds", 0.0)
     return {
         **row,
         "state": "done",

@@ -12,7 +12,8 @@
     RUN/rounds/2/                                  what a later round has of its own, named as here
 
 A file that stands under its own name is whole: it is written beside itself as `*.partial`, flushed
-and renamed, or put in one request on object storage.
+and renamed, or put in one request on object storage. JSON and Parquet are sealed (`pipeline.seal`):
+what was cut off or changed since is refused when it is read.
 """
 
 from __future__ import annotations
@@ -21,19 +22,25 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import posixpath
+import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["Run", "RunBusyError"]
+from pipeline import seal
+from stages.schema import POOL
 
+__all__ = ["DamagedError", "Run", "RunBusyError"]
+
+logger = logging.getLogger(__name__)
 
 OWN = frozenset(
     ("curated", "exports", "models", "report", "run.json", "evaluation.json", "truth.json")
@@ -41,8 +48,50 @@ OWN = frozenset(
 """What each branch of a run has of its own; list, pool and annotations are for all of them."""
 
 
+PARTIAL = re.compile(r"\.partial(/|$)")
+"""What is still being written, a file or a folder."""
+
+DERIVED = ("annotations", "curated", "exports")
+"""What a run makes again just as it was from what it keeps."""
+
+REMEDIES = {
+    "run.json": "`capfilt run MANIFEST` writes it anew",
+    "list": "Remove the folder {folder} and run again: the list is cut anew from its source and "
+    "held against the pool",
+    "pool": "Remove it and run again: its rows are downloaded anew, and measured anew",
+    "pool/_retries.json": "Remove it with {root}/annotations/*/summary-*, {root}/curated and "
+    "{root}/exports, and run again: they are made anew",
+    "annotations": "Remove it and run again: it is measured anew",
+    "curated": "Remove the folder {folder} and run again: it is exported anew",
+    "exports": "Remove the folder {folder}/{name} and run again: it is exported anew",
+    "models": "Copy it back, or remove {folder}/{name}.json and run again: the model is trained "
+    "anew",
+}
+"""What to do of a damaged file, by its path or the first part of it."""
+
+
 class RunBusyError(RuntimeError):
     """Another process holds the run."""
+
+
+class DamagedError(ValueError):
+    """A file of a run is not as it was written, or does not fit the others.
+
+    Attributes:
+        parts: Its path in the run.
+    """
+
+    def __init__(self, message: str, parts: tuple[str, ...]) -> None:
+        super().__init__(message, parts)
+        self.parts = parts
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether a run makes the file again just as it was, once it is gone."""
+        return self.parts[0] in DERIVED
 
 
 class Run:
@@ -71,7 +120,7 @@ class Run:
         run = cls(path)
         if not run.exists("run.json"):
             return run
-        branch = run.read_json("run.json").get("branch", "")
+        branch = run.read_mark("run.json").get("branch", "")
         return cls(run.root.removesuffix(f"/{branch}"), branch) if branch else run
 
     def at(self, *parts: str) -> str:
@@ -123,50 +172,98 @@ class Run:
         if self.exists(*parts):
             self.fs.rm(self.at(*parts), recursive=True)
 
-    def read_json(self, *parts: str) -> Any:
-        """A JSON file."""
-        return json.loads(self.read(*parts))
+    def damaged(self, why: object, *parts: str) -> DamagedError:
+        """What to raise of a file that is not as it should be; it says what to do."""
+        remedy = REMEDIES.get("/".join(parts)) or REMEDIES.get(parts[0], "Remove it and run again")
+        told = remedy.format(
+            root=self.path,
+            folder=self.at(parts[0]),
+            name="".join(parts[1:2]).removesuffix(".json"),
+        )
+        return DamagedError(f"{self.at(*parts)}: damaged: {why}. {told}", parts)
 
-    def write_json(self, value: Any, *parts: str) -> None:
-        """Commit a value as readable JSON."""
-        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-        self.write((text + "\n").encode(), *parts)
-
-    def read_table(self, *parts: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A Parquet file, or some columns of it in the order asked for.
+    def read_json(self, *parts: str) -> dict[str, Any]:
+        """A JSON file of `write_json`.
 
         Raises:
-            ValueError: The file is not readable as Parquet; it says which file.
+            DamagedError: It is not as it was written.
         """
-        path = self.at(*parts)
-        wanted = None if columns is None else list(columns)
         try:
-            with self.fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
-                table = parquet.read(columns=wanted)
-                return table if wanted is None else table.select(wanted)
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise ValueError(
-                f"{path}: not a readable Parquet file ({error}). Remove it and run again: "
-                "a missing shard is made anew"
-            ) from error
+            return seal.open_json(self.read(*parts))
+        except ValueError as error:
+            raise self.damaged(error, *parts) from error
 
-    def read_schema(self, *parts: str) -> pa.Schema:
-        """The schema of a Parquet file, its footer alone read."""
-        with self.fs.open(self.at(*parts), "rb") as file:
-            return pq.read_schema(file)
+    def read_mark(self, *parts: str) -> dict[str, Any]:
+        """A JSON file that costs little to do without: empty where it is not there or damaged."""
+        try:
+            return self.read_json(*parts)
+        except FileNotFoundError:
+            return {}
+        except DamagedError:
+            logger.warning("%s is damaged and taken for absent", self.at(*parts))
+            return {}
 
-    def write_table(self, table: pa.Table, *parts: str) -> str:
-        """Commit a table as Parquet and give the SHA-256 of the file.
+    def write_json(self, value: Mapping[str, Any], *parts: str) -> None:
+        """Commit a value as readable JSON, sealed in the field `seal`."""
+        self.write(seal.seal_json(value), *parts)
 
-        Equal tables give equal bytes.
+    def read_table(self, *parts: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A Parquet file of `write_table`, or some columns of it in the order asked for.
+
+        Raises:
+            DamagedError: It is not as it was written, or lacks a column.
         """
+        with self.open_table(*parts) as parquet:
+            wanted = parquet.schema_arrow.names if columns is None else list(columns)
+            self._check_schema(parquet.schema_arrow, wanted, parts)
+            table = parquet.read(columns=wanted)
+            return table if columns is None else table.select(wanted)
+
+    @contextlib.contextmanager
+    def open_table(self, *parts: str) -> Iterator[pq.ParquetFile]:
+        """A Parquet file of `write_table`, open; what is read of it is checked.
+
+        Raises:
+            DamagedError: It is not as it was written.
+        """
+        try:
+            with self.fs.open(self.at(*parts), "rb") as file, seal.open_parquet(file) as parquet:
+                yield parquet
+        except DamagedError:
+            raise
+        except ValueError as error:
+            raise self.damaged(error, *parts) from error
+
+    def _check_schema(
+        self, schema: pa.Schema, names: Sequence[str], parts: tuple[str, ...]
+    ) -> None:
+        """Refuse a table without the columns wanted, or one of the pool whose types are others."""
+        if missing := [name for name in names if schema.get_field_index(name) < 0]:
+            raise self.damaged(f"it has no one column {', '.join(missing)}", *parts)
+        for name in names if parts[0] == "pool" else ():
+            if name in POOL.names and schema.field(name).type != POOL.field(name).type:
+                raise self.damaged(
+                    f"its column {name} is {schema.field(name).type}, not {POOL.field(name).type}",
+                    *parts,
+                )
+
+    def write_table(self, table: pa.Table, *parts: str) -> None:
+        """Commit a table as sealed Parquet; equal tables give equal bytes."""
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", compression_level=3)
-        content = buffer.getvalue()
-        self.write(content, *parts)
-        return hashlib.sha256(content).hexdigest()
+        self.write(seal.seal_parquet(buffer.getvalue()), *parts)
+
+    def check(self, *parts: str) -> pa.Schema:
+        """Check every byte of a Parquet file of `write_table`, and give its schema.
+
+        Raises:
+            DamagedError: It is not as it was written.
+        """
+        try:
+            with self.fs.open(self.at(*parts), "rb") as file:
+                return seal.check_parquet(file)
+        except ValueError as error:
+            raise self.damaged(error, *parts) from error
 
     def sha256(self, *parts: str) -> str:
         """The SHA-256 of a file's bytes, in hex."""
@@ -175,6 +272,27 @@ class Run:
             while block := file.read(1 << 20):
                 value.update(block)
         return value.hexdigest()
+
+    def check_page(self, *parts: str) -> None:
+        """Check a page of `seal.seal_page`.
+
+        Raises:
+            DamagedError: It is not as it was written.
+        """
+        try:
+            seal.check_page(self.read(*parts))
+        except ValueError as error:
+            raise self.damaged(error, *parts) from error
+
+    def files(self, *parts: str) -> list[str]:
+        """The paths of all committed files under a folder, relative to it, sorted."""
+        folder = self.at(*parts).rstrip("/")
+        found = (str(path).removeprefix(f"{folder}/") for path in self.fs.find(folder))
+        return sorted(path for path in found if not PARTIAL.search(path))
+
+    def digests(self, *parts: str) -> dict[str, str]:
+        """The SHA-256 of all files under a folder, by their paths."""
+        return {path: self.sha256(*parts, *path.split("/")) for path in self.files(*parts)}
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

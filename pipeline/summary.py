@@ -33,8 +33,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from pipeline.plan import Plan
+from pipeline.seal import seal_parquet
 from pipeline.store import Run
-from pipeline.verdicts import Mask, judge
+from pipeline.verdicts import Mask, judge, measured_table
 from stages.base import GlobalStage
 from stages.download import DownloadStage
 
@@ -176,10 +177,9 @@ class Summary:
         """Each shard of a group, which of its rows are live, and what was measured of these."""
         columns = ["uid", *self.stage.writes.names]
         for shard in self.groups[group]:
-            live = judge(self.run, self.plan, shard, self.plan.before(self.name)).live
-            file = f"{shard}.parquet"
-            table = self.run.read_table(*self.plan.folder(self.name), file, columns=columns)
-            yield shard, live, table.filter(pa.array(live))
+            found = judge(self.run, self.plan, shard, self.plan.before(self.name))
+            table = measured_table(self.run, self.plan, self.name, shard, found.uids)
+            yield shard, found.live, table.select(columns).filter(pa.array(found.live))
 
     def _measured(self, group: int) -> tuple[pa.Table, Int64s]:
         """The live rows of a group and their numbers."""
@@ -338,7 +338,8 @@ class Summary:
             numbers = np.diff(starts, append=len(to)).tolist()
             for start, number in zip(starts.tolist(), numbers, strict=True):
                 writer.write_table(table.slice(start, number), number)
-        self.run.write(buffer.getvalue(), *self._at(f"{step}-{task:05d}.parquet"))
+        content = seal_parquet(buffer.getvalue())
+        self.run.write(content, *self._at(f"{step}-{task:05d}.parquet"))
 
     def _gather(self, step: str, tasks: int | Sequence[int], to: int) -> pa.Table:
         """What the tasks of a step, all or some, have sent to one."""
@@ -346,8 +347,7 @@ class Summary:
         return pa.concat_tables(self._read(step, task, to) for task in tasks)
 
     def _read(self, step: str, task: int, to: int = 0) -> pa.Table:
-        path = self.run.at(*self._at(f"{step}-{task:05d}.parquet"))
-        with self.run.fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+        with self.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
             schema = parquet.schema_arrow
             sent = enumerate(json.loads((schema.metadata or {})[b"to"]))
             groups = [index for index, one in sent if one == to]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from pipeline import model_card
 from pipeline.batches import Loaded, ahead, make_batches
 from pipeline.objective import EFFORT, TrainConfig
 from pipeline.pairs import Pairs, Position, Source, as_sources, fingerprint_of, seed_of
+from pipeline.seal import CHANGED
 from stages.base import digest
 
 __all__ = ["TrainResult", "train"]
@@ -340,11 +342,12 @@ class _Training:
         tensors = {
             name: value.detach().cpu().contiguous() for name, value in self.tensors().items()
         }
-        state = {
+        state: dict[str, Any] = {
             "identity": self.identity,
             "step": self.step,
             "streams": streams,
         }
+        state["sha256"] = _sha256(state, sorted(tensors.items()))
         partial = self.checkpoint.with_name(self.checkpoint.name + ".partial")
         save_file(tensors, partial, metadata={"state": json.dumps(state)})
         partial.replace(self.checkpoint)
@@ -363,6 +366,9 @@ class _Training:
             return 0
         named = dict(self.model.named_parameters())
         with safe_open(self.checkpoint, "pt") as file, torch.no_grad():
+            saved = ((key, file.get_tensor(key)) for key in sorted(file.keys()))
+            if state.pop("sha256", None) != _sha256(state, saved):
+                raise self.damaged(CHANGED)
             for key in file.keys():  # noqa: SIM118
                 kind, _, name = key.partition(".")
                 if kind == "optimizer":
@@ -384,12 +390,21 @@ class _Training:
         """What the checkpoint says of itself; empty where there is none of this training."""
         if not self.checkpoint.exists():
             return {}
-        with safe_open(self.checkpoint, "pt") as file:
-            state: dict[str, Any] = json.loads(file.metadata()["state"])
-        if state["identity"] != self.identity:
-            logger.warning("%s is of another training and is ignored", self.checkpoint)
-            return {}
+        try:
+            with safe_open(self.checkpoint, "pt") as file:
+                state: dict[str, Any] = json.loads(file.metadata()["state"])
+            if state["identity"] != self.identity:
+                logger.warning("%s is of another training and is ignored", self.checkpoint)
+                return {}
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise self.damaged(error) from error
         return state
+
+    def damaged(self, why: object) -> ValueError:
+        """What to raise of a checkpoint that is not as it was written."""
+        return ValueError(
+            f"{self.checkpoint}: damaged: {why}. Remove it, and the training starts over"
+        )
 
     def keep_log(self, step: int) -> None:
         """Cut the logs behind the step that this call goes on from."""
@@ -400,6 +415,15 @@ class _Training:
             # A row that a killed call left unfinished is behind the checkpoint.
             kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
             log.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+
+
+def _sha256(state: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The digest of a checkpoint: its state, and the names, types, shapes and values of tensors."""
+    found = hashlib.sha256(json.dumps(state).encode())
+    for name, tensor in tensors:
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def together(fingerprints: Sequence[str]) -> str:

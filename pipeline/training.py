@@ -17,7 +17,8 @@ from pipeline.manifest import Manifest
 from pipeline.objective import EFFORT
 from pipeline.pairs import Source, as_sources, files_of, fingerprint_of
 from pipeline.plan import Plan
-from pipeline.store import Run
+from pipeline.seal import CHANGED
+from pipeline.store import DamagedError, Run
 from stages.base import Resources, digest
 from stages.export import ExportStage
 
@@ -139,15 +140,32 @@ class Training:
 
     @property
     def is_done(self) -> bool:
-        """Whether the model stands and is the one that this entry asks for now."""
+        """Whether the model stands and is the one that this entry asks for now.
+
+        Raises:
+            DamagedError: It is, and is not as it was written.
+        """
         if not self.run.exists("models", f"{self.name}.json"):
             return False
+        made = self.run.read_json("models", f"{self.name}.json")
         try:
-            return bool(
-                self.run.read_json("models", f"{self.name}.json")["fingerprint"] == self.fingerprint
-            )
+            is_wanted = bool(made["fingerprint"] == self.fingerprint)
+        except DamagedError:
+            raise
         except (ValueError, FileNotFoundError):
             return False
+        if is_wanted:
+            self._check(made["files"])
+        return is_wanted
+
+    def _check(self, files: dict[str, str]) -> None:
+        """Refuse a model whose files are not those that the training wrote."""
+        for path, sha256 in files.items():
+            parts = ("models", self.name, *path.split("/"))
+            if not self.run.exists(*parts):
+                raise self.run.damaged("it is missing", *parts)
+            if fingerprint_of(f"{self.out}/{path}") != sha256:
+                raise self.run.damaged(CHANGED, *parts)
 
     def progress(self) -> str:
         """How far a training that another process carries out has come; empty before it starts."""
@@ -194,6 +212,7 @@ class Training:
                 "fingerprint": fingerprint,
                 "data": [source.path for source in as_sources(self.config.data)],
                 "result": dataclasses.asdict(result),
+                "files": self.run.digests("models", self.name),
             },
             "models",
             f"{self.name}.json",

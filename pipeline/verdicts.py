@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,9 +29,12 @@ __all__ = [
     "Judgement",
     "Mask",
     "annotated",
+    "check_alignment",
+    "check_schema",
     "count",
     "judge",
     "measured_rows",
+    "measured_table",
     "summary_digest",
     "verdict_table",
 ]
@@ -43,6 +46,12 @@ FIRED = pa.field("clean_fired", pa.int64(), metadata={"bits": ",".join(CleanStag
 
 KEPT = "kept"
 """What stands for the stage in a table of verdicts when no stage rejected the row."""
+
+MEASURED: dict[str, pa.DataType] = {"uid": pa.string(), "measured": pa.bool_()}
+"""What the file of a stage has beside the columns it writes."""
+
+SUMMARIZED: dict[str, pa.DataType] = {"uid": pa.string(), "summarized": pa.bool_()}
+"""What a summary has beside its columns."""
 
 Mask = npt.NDArray[np.bool_]
 
@@ -88,15 +97,17 @@ def annotated(run: Run, plan: Plan, name: str, shard: str) -> pa.Table | None:
         columns = [c for c in ("uid", *STAGES[name].writes.names) if c != "image"]
         pool = run.read_table(*folder, file, columns=columns)
         return pool.append_column("measured", pa.array(np.ones(pool.num_rows, bool)))
-    table = run.read_table(*folder, file)
-    measured = measured_rows(run, plan, name, shard, table)
     stage = plan.stage(name)
+    table = measured_table(run, plan, name, shard)
+    measured = measured_rows(run, plan, name, shard, table)
     if isinstance(stage, GlobalStage):
         if not run.exists(*plan.summary_folder(name), file):
             measured = np.zeros(table.num_rows, bool)
         else:
-            summary = run.read_table(*plan.summary_folder(name), file)
-            _check_alignment(run, name, shard, table["uid"], summary["uid"])
+            path = (*plan.summary_folder(name), file)
+            summary = run.read_table(*path)
+            check_schema(run, summary, {**SUMMARIZED, **_types(stage.summary)}, *path)
+            check_alignment(run, summary["uid"], table["uid"], *path)
             measured = measured & _mask(summary["summarized"])
             for column in stage.summary.names:
                 table = table.append_column(column, summary[column])
@@ -104,6 +115,27 @@ def annotated(run: Run, plan: Plan, name: str, shard: str) -> pa.Table | None:
         table = table.drop_columns(DIGEST)
     position = table.schema.get_field_index("measured")
     return table.set_column(position, "measured", pa.array(measured))
+
+
+def measured_table(run: Run, plan: Plan, name: str, shard: str, uids: Any = None) -> pa.Table:
+    """The file of a stage for a shard: uid, `measured`, the columns that the stage writes.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        name: The stage, any but download.
+        shard: The shard, of which the stage has a file.
+        uids: Those of the pool, where the rows are to be held against them.
+
+    Raises:
+        DamagedError: The file is not as it was written, lacks a column or is not aligned.
+    """
+    path = (*plan.folder(name), f"{shard}.parquet")
+    table = run.read_table(*path)
+    check_schema(run, table, {**MEASURED, **_types(STAGES[name].writes)}, *path)
+    if uids is not None:
+        check_alignment(run, table["uid"], pa.chunked_array([uids]), *path)
+    return table
 
 
 def measured_rows(
@@ -128,6 +160,7 @@ def measured_rows(
     measured = _mask(table["measured"])
     if not measured.any() or (today := summary_digest(run, plan, name, shard)) is None:
         return measured
+    check_schema(run, table, {DIGEST: pa.int64()}, *plan.folder(name), f"{shard}.parquet")
     same: Mask = np.asarray(table[DIGEST]) == today
     return measured & same
 
@@ -176,11 +209,13 @@ def judge(run: Run, plan: Plan, shard: str, names: Iterable[str]) -> Judgement:
             found.measured[name] = np.zeros(len(uids), bool)
             found.reasons[name] = pa.nulls(len(uids), pa.string())
             continue
-        _check_alignment(run, name, shard, table["uid"], pool["uid"])
+        check_alignment(run, table["uid"], pool["uid"], *plan.folder(name), f"{shard}.parquet")
         found.tables[name] = table
         measured = found.live & _mask(table["measured"])
         rows = table.drop_columns("measured").filter(pa.array(measured))
         reasons: Any = plan.stage(name).judge(rows)
+        if len(reasons) != rows.num_rows:
+            raise ValueError(f"{name}: judge gave {len(reasons)} verdicts for {rows.num_rows} rows")
         positions = np.cumsum(measured) - 1
         found.reasons[name] = reasons.take(pa.array(positions, mask=~measured))
         found.measured[name] = measured
@@ -260,11 +295,32 @@ def _mask(values: Any) -> Mask:
     return mask
 
 
-def _check_alignment(
-    run: Run, name: str, shard: str, found: pa.ChunkedArray[Any], expected: pa.ChunkedArray[Any]
+def _types(schema: pa.Schema) -> dict[str, pa.DataType]:
+    return {field.name: field.type for field in schema}
+
+
+def check_schema(
+    run: Run, table: pa.Table, expected: Mapping[str, pa.DataType], *parts: str
 ) -> None:
+    """Refuse a file of a run without the columns that it should have.
+
+    Raises:
+        DamagedError: One is missing, or of another type.
+    """
+    for name, kind in expected.items():
+        index = table.schema.get_field_index(name)  # -1 where it is missing or there twice
+        found = table.schema.field(index).type if index >= 0 else "missing"
+        if found != kind:
+            raise run.damaged(f"its column {name} is {found}, not {kind}", *parts)
+
+
+def check_alignment(
+    run: Run, found: pa.ChunkedArray[Any], expected: pa.ChunkedArray[Any], *parts: str
+) -> None:
+    """Refuse a file of a run whose uids are not those of the pool, row for row.
+
+    Raises:
+        DamagedError: They are not.
+    """
     if not found.equals(expected):
-        raise ValueError(
-            f"{run.root}: the annotations of {name}, shard {shard}, are not aligned with the pool. "
-            f"Remove that file and run {name} again"
-        )
+        raise run.damaged("its rows are not aligned with the pool", *parts)

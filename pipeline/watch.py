@@ -81,7 +81,7 @@ def pace(before: dict[str, Any] | None, after: dict[str, Any], seconds: float) -
 def _note(run: Run, told: str) -> str:
     """Who is at work on the run, and how fast."""
     try:
-        holder = run.read_json("run.lock")
+        holder = json.loads(run.read("run.lock"))
         since = time.strftime("%H:%M:%S", time.localtime(int(holder["since"])))
         who = f"process {int(holder['pid'])} on {str(holder['host'])[:40]} since {since}"
     except (FileNotFoundError, ValueError, KeyError, TypeError):

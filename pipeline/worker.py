@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import export
+from pipeline import export, pool
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
-from pipeline.pool import recovered
 from pipeline.store import Run
 from pipeline.summary import Summary, laid_out, scatter
 from pipeline.verdicts import (
@@ -24,8 +23,10 @@ from pipeline.verdicts import (
     Judgement,
     Mask,
     annotated,
+    check_alignment,
     judge,
     measured_rows,
+    measured_table,
     summary_digest,
 )
 from stages.base import GlobalStage, Stage
@@ -98,13 +99,10 @@ class Worker:
 
         def tables() -> Iterator[pa.Table]:
             for shard in shards:
-                live[shard] = judge(self.run, self.plan, shard, self.plan.before(name)).live
-                table = self.run.read_table(
-                    *self.plan.folder(name),
-                    f"{shard}.parquet",
-                    columns=["uid", *stage.writes.names],
-                )
-                yield table.filter(pa.array(live[shard]))
+                found = judge(self.run, self.plan, shard, self.plan.before(name))
+                table = measured_table(self.run, self.plan, name, shard, found.uids)
+                live[shard] = found.live
+                yield table.select(["uid", *stage.writes.names]).filter(pa.array(found.live))
 
         summary = stage.summarize(tables())
         expected = sum(int(mask.sum()) for mask in live.values())
@@ -141,7 +139,10 @@ class Worker:
         file = f"{shard}.parquet"
         old = self.run.read_table("pool", file) if self.run.exists("pool", file) else None
         rows = self.run.read_table("list", file)
-        if old is not None:
+        if old is None:
+            pool.forget(self.run, shard)
+        else:
+            check_alignment(self.run, rows["uid"], old["uid"], "list", file)
             errors = pc.is_in(old["error"], pa.array(retry, pa.string()))
             again = np.flatnonzero(np.asarray(errors))
             if not len(again):
@@ -151,7 +152,8 @@ class Worker:
         found = _checked(stage, rows, stage.annotate(rows))
         new = pa.table({"uid": rows["uid"], **{n: found[n] for n in found.column_names}})
         new = new.select(POOL.names).cast(POOL)
-        self.run.write_table(new if old is None else recovered(old, again, new), "pool", file)
+        whole = new if old is None else pool.recovered(old, again, new)
+        self.run.write_table(whole, "pool", file)
         return {
             "rows": rows.num_rows,
             "bytes": pc.sum(found["original_bytes"]).as_py() or 0,
@@ -162,7 +164,11 @@ class Worker:
         file = f"{shard}.parquet"
         folder = self.plan.folder(name)
         before = self._judged(name, shard)
-        old = self.run.read_table(*folder, file) if self.run.exists(*folder, file) else None
+        old = (
+            measured_table(self.run, self.plan, name, shard, before.uids)
+            if self.run.exists(*folder, file)
+            else None
+        )
         measured = (
             np.zeros(len(before.live), bool)
             if old is None
@@ -251,7 +257,10 @@ class Worker:
             table = pa.concat_tables(
                 stage.slice(pairs(one), part.split, start, stop) for one, start, stop in slices
             )
-            images += export.write(self.run, folder, stage.format, part, table)["images"]
+            told = export.write(self.run, folder, stage.format, part, table)
+            expected = sum(stop - start for _, start, stop in slices)
+            assert told["images"] == expected, f"{name}: {told['images']} images for {expected}"
+            images += expected
         return {"rows": images, "reasons": {}}
 
     def _kept(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -23,9 +24,13 @@ __all__ = [
     "ReviewStage",
     "read_decisions",
     "revised",
+    "sealed",
 ]
 
 VERDICTS = ("accept", "reject", "fix")
+
+SEAL = re.compile(rb'^\{"seal": "([0-9a-f]{64})"\}\n', re.MULTILINE)
+"""The line under the decisions that `capfilt review` wrote."""
 
 SCORES = ("itm", "itc", "clip", "second_clip")
 """What the filter's columns are named by."""
@@ -184,12 +189,22 @@ def revised(rows: pa.Table) -> pa.Table:
 def read_decisions(file: str) -> Decisions:
     """The decisions of a file, none where there is no file; the last line on a caption counts.
 
+    Lines of other hands may stand below the seal, and files of other hands need none.
+
     Raises:
-        ValueError: A line is no decision; it names the file and the line.
+        ValueError: A line is no decision, or what stands above the seal is not what was sealed; it
+            names the file and the line.
     """
     found: Decisions = {}
-    for number, line in enumerate(_read(file).split(b"\n"), 1):
-        if not line.strip():
+    content = _read(file)
+    seal = SEAL.search(content)
+    if seal is not None and _digest(content[: seal.start()]) != seal[1]:
+        raise ValueError(
+            f"review.file: {file}: damaged: the lines above the one with `seal` are not those that "
+            "were written. Copy the file back or, if you changed them by hand, remove that line"
+        )
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip() or (seal is not None and line == seal[0].rstrip()):
             continue
         try:
             entry = json.loads(line)
@@ -206,6 +221,15 @@ def read_decisions(file: str) -> Decisions:
             )
         found[uid, caption] = Decision(verdict, fixed)
     return found
+
+
+def sealed(lines: bytes) -> bytes:
+    """The lines of a file of decisions with one more, the SHA-256 of all of them."""
+    return lines + b'{"seal": "%s"}\n' % _digest(lines) if lines else lines
+
+
+def _digest(lines: bytes) -> bytes:
+    return hashlib.sha256(lines).hexdigest().encode()
 
 
 def _read(file: str) -> bytes:

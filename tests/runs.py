@@ -221,7 +221,9 @@ def export(run, plan, pools):
         images += len(pairs["uid"].unique())
         for entry in pairs["caption_source"].value_counts().to_pylist():
             counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
-        files.append({"name": f"{shard}.parquet", "rows": pairs.num_rows})
+        name = f"{shard}.parquet"
+        sha256 = run.sha256("curated", name)
+        files.append({"name": name, "rows": pairs.num_rows, "sha256": sha256})
     decision = state(run, plan.decision("export"))
     content = {"decision": decision, "pairs": counts, "images": images, "files": files}
     run.write_json(content, "curated", "manifest.json")

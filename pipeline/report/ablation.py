@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.report.charts import intervals
 from pipeline.report.page import environment, policy
+from pipeline.seal import seal_page
 from pipeline.store import Run
 from pipeline.tables import interval
 
@@ -36,7 +37,7 @@ def write(folder: str, found: Mapping[str, Any]) -> str:
             **policy(),
         )
     )
-    run.write((page.strip() + "\n").encode(), "report", "index.html")
+    run.write(seal_page(page.strip() + "\n"), "report", "index.html")
     return run.at("report", "index.html")
 
 

@@ -20,6 +20,7 @@ from pipeline.report.page import Gallery, Rows, render
 from pipeline.report.survey import CELLS, Borderline, Place, Smallest, Survey, Texts, survey
 from pipeline.review import agreement
 from pipeline.rounds import compare, fresh
+from pipeline.seal import seal_page
 from pipeline.store import Run
 from stages.clean import CleanStage
 from stages.export import ExportStage
@@ -69,7 +70,7 @@ def write(
     record = run.read_json("run.json") if run.exists("run.json") else {}
     page = render(facts, plan, _gallery(run, plan, names, found), training, record)
     run.write_json(facts, "report", "report.json")
-    run.write(page.encode(), "report", "index.html")
+    run.write(seal_page(page), "report", "index.html")
 
 
 def measured_by(plan: Plan, funnel: Mapping[str, Any]) -> list[str]:

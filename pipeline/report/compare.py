@@ -21,6 +21,7 @@ from pipeline.report.charts import Histogram, curves
 from pipeline.report.examples import Example, examples
 from pipeline.report.page import DISTRIBUTIONS, Figure, distribution, environment, policy
 from pipeline.report.survey import CELLS, Place, ranks_of, survey
+from pipeline.seal import seal_page
 from pipeline.status import funnel
 from pipeline.store import Run
 from pipeline.tables import flat
@@ -145,7 +146,7 @@ def write(
         distributions=_distributions(*sides),
         curves=_curves(*sides),
     )  # fmt: skip
-    content = (page.strip() + "\n").encode()
+    content = seal_page(page.strip() + "\n")
     if out is None:
         after.write(content, "report", "compare.html")
         return after.at("report", "compare.html"), counts

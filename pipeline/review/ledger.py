@@ -7,7 +7,7 @@ import posixpath
 import threading
 
 from pipeline.store import Run
-from stages.review import Decision, Decisions, read_decisions
+from stages.review import Decision, Decisions, read_decisions, sealed
 
 __all__ = ["Ledger"]
 
@@ -47,7 +47,7 @@ class Ledger:
                 decisions[key] = decision
             lines = [_line(*entry) for entry in sorted(decisions.items())]
             folder, name = posixpath.split(self._file)
-            Run(folder or ".").write("".join(lines).encode(), name)
+            Run(folder or ".").write(sealed("".join(lines).encode()), name)
             self._decisions = decisions
 
 

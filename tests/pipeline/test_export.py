@@ -243,7 +243,7 @@ def test_a_lost_or_changed_image_is_told(done, tmp_path):
     next(folder.iterdir()).unlink()
     assert digest(copy, "exports", "blip", "images", folder.name) != before
     (fault,) = verify(copy, plan)
-    assert f"images/{folder.name}: its bytes are not those of manifest.json" in fault
+    assert f"images/{folder.name}: damaged: its bytes are not those of manifest.json" in fault
 
 
 def test_training_reads_the_train_split_of_parquet_alone(done):

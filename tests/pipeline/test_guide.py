@@ -16,6 +16,7 @@ from pipeline.cli import main
 from pipeline.fields import describe
 from pipeline.guide import EXAMPLES, WAY
 from pipeline.reference import kinds
+from pipeline.store import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -129,9 +130,8 @@ def test_a_wrong_input_is_told_with_the_fix(capsys, tmp_path, monkeypatch, given
     (tmp_path / "pairs.csv").write_text("url,caption\nhttp://a.org/1.jpg,A dog\n")
     content = "name: m\nstages: {download: {source: photos}, clean: {}}"
     (tmp_path / "manifest.yaml").write_text(content)
-    (tmp_path / "runs" / "birds").mkdir(parents=True)
-    record = '{"manifest": {"name": "m", "stages": {"download": {"source": "photos"}}}}'
-    (tmp_path / "runs" / "birds" / "run.json").write_text(record)
+    record = {"manifest": {"name": "m", "stages": {"download": {"source": "photos"}}}}
+    Run("runs/birds").write_json(record, "run.json")
     program, *rest = given.split()
     status = main([program, *rest, *(["--dry-run"] if program == "run" else [])])
     told = capsys.readouterr().err

@@ -291,9 +291,9 @@ def test_verify_names_what_is_broken(done, tmp_path):
     )
     copy.write(b"junk", "pool", "00002.parquet")
     faults = "\n".join(verify(copy, copied))
-    assert f"curated/{name}.parquet: its bytes are not those of manifest.json" in faults
-    assert "annotations of clean, shard 00000, are not aligned" in faults
-    assert "pool/00002.parquet: not a readable Parquet file" in faults
+    assert f"curated/{name}.parquet: damaged: its bytes are not those of" in faults
+    assert f"{copied.folder('clean')[-1]}/00000.parquet: damaged: its rows are not" in faults
+    assert "pool/00002.parquet: damaged: it has no seal" in faults
 
 
 def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, tmp_path):

@@ -1,12 +1,16 @@
+import io
 import json
 import multiprocessing
 import os
+import pickle
 import socket
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline.store import Run, RunBusyError
+from pipeline import seal
+from pipeline.store import DamagedError, Run, RunBusyError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -29,11 +33,97 @@ def test_what_is_written_reads_back(run):
 
 def test_equal_tables_give_equal_bytes(run):
     table = pa.table({"uid": [str(i) for i in range(1000)], "x": list(range(1000))})
-    first = run.write_table(table, "a.parquet")
-    second = run.write_table(pa.concat_tables([table.slice(0, 500), table.slice(500)]), "b.parquet")
-    assert first == run.sha256("a.parquet")
-    assert first == run.write_table(table, "c.parquet")
-    assert run.read_table("b.parquet").equals(table) and second == run.sha256("b.parquet")
+    for name in ("a.parquet", "b.parquet"):
+        run.write_table(table, name)
+    assert run.read("a.parquet") == run.read("b.parquet")
+    run.write_table(pa.concat_tables([table.slice(0, 500), table.slice(500)]), "c.parquet")
+    assert run.read_table("c.parquet").equals(table)
+
+
+def small(rows=9):
+    return pa.table(
+        {
+            "uid": [f"{n:032x}" for n in range(rows)],
+            "image": [bytes([n]) * 50 for n in range(rows)],
+            "texts": [["a", "b" * n] for n in range(rows)],
+            "sides": [{"width": n, "height": None} for n in range(rows)],
+        }
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 9])
+def test_no_changed_byte_of_a_table_is_ever_read(run, rows):
+    table = small(rows)
+    run.write_table(table, "x.parquet")
+    whole = run.read("x.parquet")
+    run.check("x.parquet")
+    for at in range(len(whole)):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << at % 8
+        run.write(bytes(changed), "x.parquet")
+        with pytest.raises(DamagedError):
+            run.check("x.parquet")
+        for columns in (["uid"], ["sides", "texts"], None):
+            try:
+                found = run.read_table("x.parquet", columns=columns)
+            except DamagedError as error:
+                assert str(error).startswith(run.at("x.parquet"))
+            else:
+                assert found.equals(table.select(columns or table.column_names))
+
+
+def test_a_table_that_was_cut_off_is_refused(run):
+    run.write_table(small(), "x.parquet")
+    whole = run.read("x.parquet")
+    for size in range(len(whole)):
+        run.write(whole[:size], "x.parquet")
+        with pytest.raises(DamagedError):
+            run.read_table("x.parquet", columns=["uid"])
+
+
+def test_columns_and_row_groups_of_a_large_table_are_read_alone():
+    rows = 300
+    table = pa.table({"uid": [f"{n:032x}" for n in range(rows)], "image": [os.urandom(999)] * rows})
+    table = table.append_column("n", pa.array(range(rows)))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=100, use_dictionary=False)
+    content = bytearray(seal.seal_parquet(buffer.getvalue()))
+    group = pq.read_metadata(io.BytesIO(content)).row_group(1)
+    content[group.column(1).data_page_offset + 500] ^= 1
+    file = io.BytesIO(content)
+    with seal.open_parquet(file) as parquet:
+        assert parquet.read(columns=["uid", "n"]).equals(table.select(["uid", "n"]))
+        assert parquet.read_row_group(2).equals(table.slice(200))
+        with pytest.raises(ValueError, match="its bytes are not those that were written"):
+            parquet.read_row_group(1)
+    file.seek(0)
+    with pytest.raises(ValueError, match="its bytes are not those"):
+        seal.check_parquet(file)
+
+
+def test_no_changed_byte_of_json_or_a_page_is_taken(run):
+    run.write_json({"name": "é", "seal of": [1, {"seal": ""}], "none": None}, "x.json")
+    whole, page = run.read("x.json"), seal.seal_page("<!doctype html>\n<p>caf\u00e9</p>\n")
+    assert json.loads(whole)["name"] == "é" and page.startswith(b"<!doctype html>")
+    seal.check_page(page)
+    for content, check in ((whole, seal.open_json), (page, seal.check_page)):
+        for at in range(len(content)):
+            for bit in range(8):
+                changed = bytearray(content)
+                changed[at] ^= 1 << bit
+                with pytest.raises(ValueError, match=r"it has no seal|its bytes are not those"):
+                    check(bytes(changed))
+            with pytest.raises(ValueError, match="it has no seal"):
+                check(content[:at])
+
+
+def test_a_mark_that_is_damaged_or_not_there_is_empty(run, caplog):
+    assert run.read_mark("pool", "_stage.json") == {}
+    run.write(b'{"shards": 3}', "pool", "_stage.json")
+    assert run.read_mark("pool", "_stage.json") == {}
+    assert "pool/_stage.json is damaged and taken for absent" in caplog.text
+    with pytest.raises(DamagedError):
+        run.read_json("pool", "_stage.json")
 
 
 def test_a_partial_file_is_never_seen(tmp_path):
@@ -45,8 +135,41 @@ def test_a_partial_file_is_never_seen(tmp_path):
 
 def test_a_broken_shard_is_named_with_what_to_do(run):
     run.write(b"PAR1 not really", "pool", "00003.parquet")
-    with pytest.raises(ValueError, match=r"00003\.parquet: not a readable Parquet file.*Remove it"):
+    with pytest.raises(DamagedError, match=r"00003\.parquet: damaged: it has no seal.*Remove it"):
         run.read_table("pool", "00003.parquet")
+    with pytest.raises(FileNotFoundError):
+        run.read_table("pool", "00004.parquet")
+
+
+def test_a_shard_without_the_columns_or_types_of_a_pool_is_named(run):
+    run.write_table(pa.table({"uid": ["a"], "width": ["300"]}), "pool", "00000.parquet")
+    with pytest.raises(DamagedError, match=r"00000\.parquet: damaged: it has no one column image"):
+        run.read_table("pool", "00000.parquet", columns=["uid", "image"])
+    with pytest.raises(DamagedError, match="its column width is string, not int32"):
+        run.read_table("pool", "00000.parquet")
+    twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["uid", "uid"])
+    run.write_table(twice, "pool", "00001.parquet")
+    with pytest.raises(DamagedError, match="it has no one column uid"):
+        run.read_table("pool", "00001.parquet", columns=["uid"])
+
+
+def test_a_damage_says_what_to_do_and_travels_between_processes(tmp_path):
+    run = Run(str(tmp_path), "rounds/2")
+    for parts, told, is_derived in (
+        (("annotations", "clean-1", "00000.parquet"), "it is measured anew", True),
+        (("pool", "00000.parquet"), "its rows are downloaded anew", False),
+        (("list", "_list.json"), f"Remove the folder {tmp_path}/list and", False),
+        (("curated", "images", "x"), f"Remove the folder {tmp_path}/rounds/2/curated and", True),
+        (("exports", "llava", "x"), f"Remove the folder {tmp_path}/rounds/2/exports/llava", True),
+        (("models", "new.json"), f"remove {tmp_path}/rounds/2/models/new.json and", False),
+        (("models", "new", "a", "b"), f"remove {tmp_path}/rounds/2/models/new.json and", False),
+        (("run.json",), "`capfilt run MANIFEST` writes it anew", False),
+        (("report", "index.html"), "Remove it and run again", False),
+    ):
+        damage = pickle.loads(pickle.dumps(run.damaged("changed", *parts)))
+        assert str(damage).startswith(f"{run.at(*parts)}: damaged: changed. ")
+        assert told in str(damage)
+        assert damage.parts == parts and damage.is_derived is is_derived
 
 
 def test_a_run_held_by_a_live_process_is_refused(tmp_path):

@@ -229,6 +229,27 @@ def test_a_checkpoint_of_other_starting_weights_is_not_taken_up(
         assert train(config, [pairs], tmp_path / "model", stop_at=3).resumed_from == resumed_from
 
 
+def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(
+    tokenizer: str, pairs: str, tmp_path: Path
+) -> None:
+    config = config_of(tokenizer)
+    train(config, [pairs], tmp_path / "model", stop_at=1)
+    checkpoint = tmp_path / "model.partial" / "checkpoint.safetensors"
+    whole = checkpoint.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    changes = []
+    for at in (0, 7, 9, whole.index(b"step"), header, (header + len(whole)) // 2, len(whole) - 1):
+        changed = bytearray(whole)
+        changed[at] ^= 2
+        changes.append(bytes(changed))
+    for content in (*changes, whole[:-1], whole[: header + 9], whole[:5], b""):
+        checkpoint.write_bytes(content)
+        with pytest.raises(ValueError, match=r"checkpoint.safetensors: damaged: .* Remove it, and"):
+            train(config, [pairs], tmp_path / "model", stop_at=2)
+    checkpoint.write_bytes(whole)
+    assert train(config, [pairs], tmp_path / "model", stop_at=2).resumed_from == 1
+
+
 def test_loaders_change_nothing_but_the_time(tokenizer: str, pairs: str, tmp_path: Path) -> None:
     for name, loaders in (("none", 0), ("two", 2)):
         config = config_of(tokenizer, loaders=loaders, augment="paper", steps=4)

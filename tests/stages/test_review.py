@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.export import ExportConfig, ExportStage
-from stages.review import Decision, ReviewConfig, ReviewStage, read_decisions, revised
+from stages.review import Decision, ReviewConfig, ReviewStage, read_decisions, revised, sealed
 
 CAPTIONS = pa.list_(pa.string())
 SCORES = pa.list_(pa.float32())
@@ -207,3 +207,30 @@ def test_any_split_of_the_rows_gives_the_same_and_no_text_but_the_decided_change
 
 def _texts(row):
     return [row["caption"], *(row["further_captions"] or []), *row["synthetic"]]
+
+
+def test_no_changed_byte_of_sealed_decisions_is_taken(tmp_path):
+    path = tmp_path / "r.jsonl"
+    decided(path, ("a", "a dog", "accept"), ("b", "a cat", "fix", "a caf\u00e9"))
+    decisions = read_decisions(str(path))
+    whole = sealed(path.read_bytes())
+    path.write_bytes(whole)
+    assert read_decisions(str(path)) == decisions
+    for at in range(len(whole)):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << at % 8
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"review.file: .*r\.jsonl"):
+            read_decisions(str(path))
+    path.write_bytes(whole[whole.index(b"\n") + 1 :])
+    with pytest.raises(ValueError, match="if you changed them by hand, remove that line"):
+        read_decisions(str(path))
+
+
+def test_decisions_of_other_hands_may_stand_below_the_seal(tmp_path):
+    path = tmp_path / "r.jsonl"
+    decided(path, ("a", "a dog", "accept"))
+    whole = sealed(path.read_bytes())
+    path.write_bytes(whole + b'{"uid": "a", "caption": "a dog", "verdict": "reject"}\n')
+    assert read_decisions(str(path)) == {("a", "a dog"): Decision("reject")}
+    assert sealed(b"") == b""

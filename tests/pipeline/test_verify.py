@@ -1,0 +1,367 @@
+"""What `capfilt verify` finds, and what a run does with files that are not as they were written."""
+
+import io
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import fakes
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import runs
+from rich.console import Console
+
+from pipeline import cli
+from pipeline.demo.tokenizer import write_tokenizer
+from pipeline.inspect import verify
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
+from pipeline.progress import Progress
+from pipeline.review.ledger import Ledger
+from pipeline.session import Session, write_report
+from pipeline.status import funnel
+from pipeline.store import Run
+from pipeline.training import Training
+from stages.formats import FORMATS
+from stages.review import Decision
+
+
+def manifest(place, run):
+    content = {
+        "name": "small",
+        "run": str(run),
+        "stages": {
+            "download": {"source": str(place / "photos"), "image_size": 32, "shard_size": 6},
+            "clean": {"min_side": 16},
+            "dedup": {},
+            "export": {
+                "human": [str(place / "people.jsonl")],
+                "validation": 0.3,
+                "shard_size": 8,
+            },
+        },
+        "exports": {name: {"format": name} for name in FORMATS if name != "parquet"},
+        "train": {
+            "new": {
+                "objective": "pretrain",
+                "model": "tiny",
+                "tokenizer": str(place / "tokenizer"),
+                "data": ["curated"],
+                "steps": 1,
+                "batch_size": 4,
+                "queue_size": 4,
+                "image_size": 32,
+                "threads": 1,
+            },
+        },
+    }
+    return Manifest.parse(content)
+
+
+def carry_out(made, told=None):
+    """All but training, which takes seconds to start in a process of its own."""
+    told = told or io.StringIO()
+    progress = Progress(Console(file=told, width=1000), quiet=False)
+    with Session(made, workers=1, progress=progress) as session:
+        session.run("dedup")
+        session.export()
+    return Run(made.run), Plan(made)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verify")
+    fakes.photo_folder(folder / "photos", 16)
+    (folder / "person.jpg").write_bytes(fakes.jpeg(500))
+    line = {"image": "person.jpg", "captions": ["a person", "somebody by a door"]}
+    (folder / "people.jsonl").write_text(json.dumps(line) + "\n")
+    write_tokenizer(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(place, ray_here):
+    made = manifest(place, place / "run")
+    run, plan = carry_out(made)
+    Training(made, "new").carry_out()
+    write_report(run, plan)
+    uid = run.read_table("pool", "00000.parquet", columns=["uid"])["uid"][0].as_py()
+    Ledger(plan.manifest.reviews).decide((uid, "a dog"), Decision("accept"))
+    return run
+
+
+@pytest.fixture
+def copy(done, tmp_path):
+    shutil.copytree(done.path, tmp_path / "run")
+    return Run(str(tmp_path / "run"))
+
+
+def files_of(run):
+    return [p for p in sorted(Path(run.path).rglob("*")) if p.is_file() and p.name != "run.lock"]
+
+
+def test_a_finished_run_is_sound(done):
+    assert list(verify(done)) == []
+
+
+def test_each_of_a_hundred_flipped_bytes_is_found_by_name(copy):
+    chance = random.Random(5)
+    files = files_of(copy)
+    sizes = [path.stat().st_size for path in files]
+    chosen = chance.choices(files, sizes, k=50) + chance.choices(files, k=50)
+    missed = []
+    for path in chosen:
+        content = path.read_bytes()
+        at = chance.randrange(len(content))
+        hurt = bytearray(content)
+        hurt[at] ^= 1 << chance.randrange(8)
+        path.write_bytes(hurt)
+        faults = list(verify(copy))
+        if not any(is_named(copy, path, fault) for fault in faults):
+            missed.append((str(path), at, faults))
+        path.write_bytes(content)
+    assert missed == []
+    assert list(verify(copy)) == []
+
+
+def is_named(run, path, fault):
+    """Whether a fault is of a file, or of the folder that an export digests as one."""
+    name = fault.removeprefix("review.file: ").split(": ")[0]
+    return name == str(path) or (f"{run.path}/exports/" in name and name == str(path.parent))
+
+
+def flip(run, *parts, at=None):
+    """Change a bit in the middle of a file; the path of it."""
+    content = bytearray(run.read(*parts))
+    content[len(content) // 2 if at is None else at] ^= 1
+    run.write(bytes(content), *parts)
+    return run.at(*parts)
+
+
+def run_again(place, run):
+    """What `capfilt run` does on a run, and what it says."""
+    made = manifest(place, run.root)
+    told = io.StringIO()
+    progress = Progress(Console(file=told, width=1000, soft_wrap=True))
+    with Session(made, workers=1, progress=progress) as session:
+        session.run()
+        session.report()
+    return told.getvalue()
+
+
+def digests(run):
+    return {
+        str(path.relative_to(run.path)): path.read_bytes()
+        for path in files_of(run)
+        if path.suffix == ".parquet" or path.parent.name == "new"
+    }
+
+
+def test_all_faults_are_told_at_once_with_status_one(copy, capsys):
+    hurt = [
+        flip(copy, "run.json"),
+        flip(copy, "pool", "00001.parquet"),
+        flip(copy, "list", "_list.json"),
+        flip(copy, "curated", "README.md"),
+        flip(copy, "models", "new", "captioner", "model.safetensors"),
+        flip(copy, "report", "index.html"),
+    ]
+    folder = next(Path(copy.at("annotations")).glob("clean-*"))
+    (folder / "00000.parquet").write_text("no Parquet")
+    (folder / "00077.parquet").write_bytes((folder / "00001.parquet").read_bytes())
+    Path(copy.at("exports", "urls", "stray.parquet")).write_bytes(b"")
+    assert cli.main(["verify", copy.root]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    for path in (*hurt, folder / "00000.parquet", copy.at("exports", "urls", "stray.parquet")):
+        assert any(line.startswith(f"{path}: ") for line in lines), path
+    copy.write(b"", "run.json")
+    assert cli.main(["status", copy.root]) == 2
+    assert "run.json: damaged" in capsys.readouterr().err
+
+
+def test_the_files_of_each_kind_that_are_missing_or_too_many_are_told(copy, place):
+    plan = Plan(manifest(place, copy.root))
+    summary = plan.summary_folder("dedup")
+    for parts in (
+        ("pool", "00002.parquet"),
+        (*summary, "00001.parquet"),
+        ("curated", "README.md"),
+        ("models", "new", "README.md"),
+        ("list", "00000.parquet"),
+    ):
+        copy.remove(*parts)
+    shutil.copy(copy.at("run.json"), copy.at("models", "new", "more.json"))
+    faults = "\n".join(verify(copy))
+    for text in (
+        "pool/00002.parquet: missing",
+        f"{summary[-1]}/00001.parquet: missing",
+        "annotations/",
+        "curated/README.md: damaged: it is missing",
+        "models/new/README.md: damaged: it is missing",
+        "list/00000.parquet: damaged: it does not go with _list.json",
+        "more.json: the training did not write it",
+        "00002.parquet: the pool has no such shard",
+    ):
+        assert text in faults
+
+
+def test_hostile_shards_are_told(copy, place):
+    plan = Plan(manifest(place, copy.root))
+    first = copy.read_table("pool", "00000.parquet")
+    second = copy.read_table("pool", "00001.parquet")
+    third = copy.read_table("pool", "00002.parquet")
+    uids = third["uid"].to_pylist()
+    copy.write_table(first.take(pa.array([1, 0, 2, 3, 4, 5])), "pool", "00000.parquet")
+    copy.write_table(second.drop_columns("sha256"), "pool", "00001.parquet")
+    copy.write_table(
+        third.set_column(0, "uid", pa.array([first["uid"][3].as_py(), *uids[1:]])),
+        *("pool", "00002.parquet"),
+    )
+    clean = copy.read_table(*plan.folder("clean"), "00001.parquet")
+    copy.write_table(
+        clean.set_column(1, "measured", clean["measured"].cast(pa.int8())),
+        *(*plan.folder("clean"), "00001.parquet"),
+    )
+    faults = "\n".join(verify(copy))
+    for text in (
+        "pool/00000.parquet: damaged: its rows are not those of the list",
+        "pool/00001.parquet: damaged: its columns are not those of a pool",
+        "pool/00000.parquet: damaged: 1 uids stand more than once in the pool",
+        "pool/00002.parquet: damaged: 1 uids stand more than once in the pool",
+        "00000.parquet: damaged: its rows are not aligned with the pool",
+        "00001.parquet: damaged: its column measured is int8, not bool",
+    ):
+        assert text in faults
+
+
+def test_a_uid_that_is_none_is_told(copy):
+    pool = copy.read_table("pool", "00002.parquet")
+    for uid in (None, "0" * 31, "G" * 32, "../" * 8):
+        changed = pa.array([uid, *pool["uid"].to_pylist()[1:]], pa.string())
+        copy.write_table(pool.set_column(0, "uid", changed), "pool", "00002.parquet")
+        assert "00002.parquet: damaged: it has uids that are not 32 hex" in "".join(verify(copy))
+
+
+def test_rows_that_are_called_measured_and_are_not_are_told(copy, place):
+    plan = Plan(manifest(place, copy.root))
+    path = (*plan.folder("dedup"), "00001.parquet")
+    table = copy.read_table(*path)
+    nothing = pa.array([False] * table.num_rows)
+    copy.write_table(table.set_column(1, "measured", nothing), *path)
+    (fault,) = verify(copy)
+    assert "_stage.json: damaged: it calls 6 rows measured that are not. Remove it" in fault
+
+
+def test_damaged_annotations_and_summaries_are_made_anew_just_as_they_were(copy, done, place):
+    plan = Plan(manifest(place, copy.root))
+    clean, summary = plan.folder("clean"), plan.summary_folder("dedup")
+    whole = copy.read(*clean, "00000.parquet")
+    copy.write(whole[: len(whole) // 2], *clean, "00000.parquet")
+    copy.write(b"", *clean, "00001.parquet")
+    copy.write(b"uid,measured\n", *clean, "00002.parquet")
+    table = copy.read_table(*summary, "00000.parquet")
+    copy.write_table(table.take(pa.array([5, 4, 3, 2, 1, 0])), *summary, "00000.parquet")
+    copy.write_table(table.drop_columns("summarized"), *summary, "00001.parquet")
+    flip(copy, *plan.folder("dedup"), "00002.parquet")
+    assert len(list(verify(copy))) == 6
+    told = run_again(place, copy)
+    assert told.count("is damaged; it is removed and made anew") == 6
+    assert digests(copy) == digests(done)
+    assert list(verify(copy)) == []
+
+
+def test_a_damaged_mark_is_taken_for_absent(copy, done, place, caplog):
+    plan = Plan(manifest(place, copy.root))
+    for parts in (
+        ("run.json",),
+        (*plan.folder("clean"), "_stage.json"),
+        (*plan.summary_folder("dedup"), "_summary.json"),
+        ("curated", "_export.json"),
+        ("exports", "llava", "manifest.json"),
+    ):
+        flip(copy, *parts)
+    run_again(place, copy)
+    assert "_stage.json is damaged and taken for absent" in caplog.text
+    assert digests(copy) == digests(done)
+    assert list(verify(copy)) == []
+
+
+def test_a_damaged_shard_of_the_pool_is_refused_and_downloaded_anew_once_removed(copy, done, place):
+    plan = Plan(manifest(place, copy.root))
+    path = flip(copy, "pool", "00001.parquet")
+    times = [os.stat(copy.at(*plan.folder("clean"), f"0000{n}.parquet")).st_mtime_ns for n in "012"]
+    copy.remove("curated")
+    with pytest.raises(
+        RuntimeError, match="its rows are downloaded anew, and measured anew"
+    ) as told:
+        run_again(place, copy)
+    assert path in str(told.value)
+    os.unlink(path)
+    run_again(place, copy)
+    assert digests(copy) == digests(done)
+    assert list(verify(copy)) == []
+    now = [os.stat(copy.at(*plan.folder("clean"), f"0000{n}.parquet")).st_mtime_ns for n in "012"]
+    assert [old == new for old, new in zip(times, now, strict=True)] == [True, False, True]
+
+
+def test_a_damaged_list_is_refused_and_cut_anew_once_removed(copy, done, place, tmp_path):
+    path = flip(copy, "list", "_list.json")
+    with pytest.raises(ValueError, match=f"{path}: damaged: .* Remove the folder .*/list and"):
+        run_again(place, copy)
+    copy.remove("list")
+    run_again(place, copy)
+    assert digests(copy) == digests(done)
+    pool = copy.read_table("pool", "00000.parquet")
+    copy.write_table(pool.take(pa.array([1, 0, 2, 3, 4, 5])), "pool", "00000.parquet")
+    copy.remove("list")
+    with pytest.raises(ValueError, match=r"shard 00000 of the pool .* is made from another list"):
+        run_again(place, copy)
+
+
+def test_a_damaged_model_is_not_taken_for_done(copy, place):
+    training = Training(manifest(place, copy.root), "new")
+    assert training.is_done
+    path = flip(copy, "models", "new", "matcher", "model.safetensors")
+    with pytest.raises(ValueError, match=f"{path}: damaged: .* remove .*models/new.json and"):
+        _ = training.is_done
+
+
+def test_training_refuses_a_damaged_export(copy, place):
+    training = Training(manifest(place, copy.root), "new")
+    shard = copy.shards("curated")[0]
+    path = flip(copy, "curated", f"{shard}.parquet")
+    copy.remove("models")
+    with pytest.raises(ValueError, match=f"{path}: its bytes are not those that were written"):
+        training.carry_out()
+
+
+def test_a_pool_of_the_wrong_types_is_refused(copy, place):
+    pool = copy.read_table("pool", "00000.parquet")
+    index = pool.column_names.index("image")
+    hostile = pool.set_column(index, "image", pa.array(["x"] * pool.num_rows))
+    copy.write_table(hostile, "pool", "00000.parquet")
+    copy.remove("annotations")
+    with pytest.raises(RuntimeError, match=r"00000\.parquet: damaged: its column image is string"):
+        run_again(place, copy)
+
+
+def test_any_reader_reads_what_is_sealed(done):
+    for folder in ("pool", "curated", "list"):
+        paths = sorted(Path(done.at(folder)).glob("*.parquet"))
+        rows = [pq.read_table(path).num_rows for path in paths]
+        assert sum(rows) == pq.ParquetDataset([str(path) for path in paths]).read().num_rows
+        for path in paths:
+            assert pq.read_table(path).equals(done.read_table(folder, path.name))
+
+
+def test_a_run_whose_summaries_were_removed_has_a_status(tmp_path):
+    plan = Plan(runs.manifest(tmp_path / "run"))
+    run = runs.make_run(tmp_path / "run", plan, shards=1, number=20)
+    assert {stage["state"] for stage in funnel(run, plan)["stages"]} == {"done"}
+    for name in ("dedup", "select"):
+        run.remove(*plan.summary_folder(name))
+    states = {stage["name"]: stage["state"] for stage in funnel(run, plan)["stages"]}
+    assert states["clean"] == "done" and states["dedup"] == states["select"] == "waiting"
