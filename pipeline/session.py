@@ -12,10 +12,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from pipeline.cluster import Cluster
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.runner import Cluster, IncompleteError, Runner, StageError
+from pipeline.runner import IncompleteError, Runner, StageError
 from pipeline.status import funnel
 from pipeline.store import Run
 from pipeline.training import Training
@@ -55,7 +56,7 @@ class Session:
     def __enter__(self) -> Session:
         self._exits.enter_context(self.runner.run.lock())
         self._exits.callback(self.cluster.stop)
-        self._exits.callback(self.runner.release)
+        self._exits.callback(self.runner.crew.release)
         self.runner.record()
         return self
 
@@ -181,7 +182,7 @@ class Session:
             needs = {n: set(self.runner.plan.trainings(self.manifest.train[n])) for n in left}
             wave = [name for name in left if not needs[name] & set(left)]
             assert wave, f"trainings {left} wait for each other"
-            self.runner.release()
+            self.runner.crew.release()
             self.cluster.start()
             started = time.monotonic()
             self.progress.say(f"train      {', '.join(wave)}")

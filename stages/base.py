@@ -15,6 +15,7 @@ import pyarrow as pa
 from models.weights import Dtype, device_of, pinned, revision_of
 
 __all__ = [
+    "CRASHED",
     "GlobalStage",
     "ModelConfig",
     "Resources",
@@ -23,6 +24,10 @@ __all__ = [
     "digest",
     "threshold",
 ]
+
+
+CRASHED = "crashed"
+"""The reason of a row whose measurement ends the process that makes it; the runner gives it."""
 
 
 def digest(value: Any) -> str:
@@ -203,6 +208,11 @@ class Stage(ABC, Generic[ConfigT]):
     def columns(cls) -> pa.Schema:
         """The columns that it adds to the pool."""
         return cls.writes
+
+    @classmethod
+    def every_reason(cls) -> dict[str, str]:
+        """`reasons`, and `crashed`, which a row of any stage may have."""
+        return {**cls.reasons, CRASHED: "To measure it ends the process, alone and repeatedly."}
 
     def load(self) -> None:
         """Load models; called once in a worker, before its first `annotate`."""
