@@ -2,12 +2,12 @@
 
     python -m benchmarks.chaos --rounds 50 --out chaos.md
 
-A small world: photos with captions, a captioner and a filter of random weights that are trained
-first, a model trained on the export. Each round takes the next fault of `FAULTS` and the next
-moment of `MOMENTS`, starts `capfilt run` in a fresh folder, waits until that moment has come to a
-random shard or step, waits a random part of a second more, and kills with SIGKILL. The same command
-is given again until it ends well. Then every Parquet file and every model of the run must have the
-SHA-256 that the run in peace gave it.
+A small world: photos with captions, a captioner and a filter of random weights; and, in rounds of
+their own, trainings on pairs at hand and on an export. Each round takes the next fault of `FAULTS`
+and the next moment of `MOMENTS`, starts `capfilt run` in a folder that holds what comes before that
+moment, waits until a random shard or step of it is done and a random part of a second more, and
+kills with SIGKILL. The same command is given again until it ends well. Then every Parquet file and
+every model of the run must have the SHA-256 that the run in peace gave it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-ROWS, SHARD, STEPS, WORKERS = 48, 8, 6, 2
+ROWS, SHARD, STEPS, WORKERS = 36, 6, 6, 2
 
 FAULTS = {
     "driver": "kill -9 of the driver",
@@ -49,12 +49,25 @@ MOMENTS = {
     "clean": "annotations/clean-*/0*.parquet",
     "dedup": "annotations/dedup-*/0*.parquet",
     "dedup's summary": "annotations/dedup-*/summary-*/0*.parquet",
-    "training of captioner and filter": "models/*.partial/metrics.jsonl",
     "caption": "annotations/caption-*/0*.parquet",
     "filter": "annotations/filter-*/0*.parquet",
     "export": "curated/0*.parquet",
-    "training on the export": "models/new.partial/metrics.jsonl",
+    "training": "models/*.partial/metrics.jsonl",
 }
+"""The files that show that a moment has come."""
+
+MADE = {
+    "list": ("list",),
+    "download": ("pool",),
+    "clean": ("annotations/clean-*",),
+    "dedup": ("annotations/dedup-*",),
+    "dedup's summary": ("annotations/dedup-*/summary-*", "annotations/dedup-*/_stage.json"),
+    "caption": ("annotations/caption-*",),
+    "filter": ("annotations/filter-*",),
+    "export": ("curated", "report"),
+    "training": ("models",),
+}
+"""What is made at each moment, in the order of a run."""
 
 PATIENCE = 180.0
 """Seconds for any one command to end, or any one moment to come."""
@@ -84,8 +97,6 @@ class World:
     def make(cls, folder: Path) -> World:
         import fakes
 
-        from pipeline.demo.tokenizer import write_tokenizer
-
         fakes.photo_folder(folder / "photos", ROWS)
         fakes.photo_folder(folder / "human", 12)
         lines = (
@@ -93,49 +104,48 @@ class World:
             for index in range(12)
         )
         (folder / "human" / "human.jsonl").write_text("\n".join(lines) + "\n")
-        write_tokenizer(folder / "tokenizer")
+        fakes.tiny_blip(folder / "blip")
         quick = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
         return cls(folder, {**os.environ, **quick, "OMP_NUM_THREADS": "1"})
 
-    def manifest(self, run: Path) -> Path:
-        """A manifest of every kind of work, for a run in a folder."""
-        training = {
-            "model": "tiny",
-            "tokenizer": str(self.folder / "tokenizer"),
-            "image_size": 32,
-            "batch_size": 4,
-            "steps": STEPS,
-            "checkpoint_every": 1,
-            "max_text_tokens": 12,
-            "queue_size": 8,
-            "warmup_steps": 0,
-            "augment": "none",
-            "threads": 1,
-        }
-        human = [str(self.folder / "human" / "human.jsonl")]
-        content = {
-            "name": "chaos",
-            "run": str(run),
-            "stages": {
-                "download": {
-                    "source": str(self.folder / "photos"),
-                    "image_size": 32,
-                    "shard_size": SHARD,
-                },
-                "clean": {"min_side": 16},
-                "dedup": {},
-                "caption": {"model": "train:captioner", "prompt": "", "max_length": 8},
-                "filter": {"model": "train:filter", "min_itm": 0},
-                "export": {"shard_size": 16},
+    def manifest(self, run: Path, moment: str) -> Path:
+        """The manifest of the rounds of a moment, for a run in a folder."""
+        download = {"source": str(self.folder / "photos"), "image_size": 32, "shard_size": SHARD}
+        stages: dict[str, Any] = {
+            "download": download,
+            "clean": {"min_side": 16},
+            "dedup": {},
+            "caption": {
+                "model": str(self.folder / "blip" / "models" / "captioner"),
+                "prompt": "",
+                "max_length": 8,
             },
-            "train": {
+            "filter": {"model": str(self.folder / "blip" / "models" / "matcher"), "min_itm": 0},
+            "export": {"shard_size": 8},
+        }
+        content: dict[str, Any] = {"name": "chaos", "run": str(run), "stages": stages}
+        if moment == "training":
+            del stages["caption"], stages["filter"]
+            training = {
+                "model": "tiny",
+                "tokenizer": str(self.folder / "blip" / "tokenizer"),
+                "image_size": 32,
+                "batch_size": 4,
+                "steps": STEPS,
+                "checkpoint_every": 1,
+                "max_text_tokens": 12,
+                "queue_size": 8,
+                "warmup_steps": 0,
+                "augment": "none",
+                "threads": 1,
+            }
+            human = [str(self.folder / "human" / "human.jsonl")]
+            content["train"] = {
                 "captioner": {**training, "objective": "captioner", "data": human, "prompt": ""},
-                "filter": {**training, "objective": "filter", "data": human},
                 "new": {**training, "data": ["curated"]},
-            },
-        }
+            }
         path = run.with_suffix(".yaml")
-        path.write_text(yaml.safe_dump(content))
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         return path
 
     def start(self, manifest: Path) -> subprocess.Popen[str]:
@@ -240,7 +250,7 @@ def strike(
     world: World, run: Path, fault: str, moment: str, chance: random.Random
 ) -> tuple[bool, dict[str, tuple[int, int]], int]:
     """Start a run and kill what the fault says; whether it struck, what stood, and restarts."""
-    manifest = world.manifest(run)
+    manifest = world.manifest(run, moment)
     number = chance.randint(1, STEPS - 1)
     process = world.start(manifest)
     end = time.monotonic() + PATIENCE
@@ -265,6 +275,14 @@ def strike(
     return pid is not None, stood, restarts
 
 
+def before(peace: Path, run: Path, moment: str) -> None:
+    """Make a run that has come as far as a moment."""
+    shutil.copytree(peace, run)
+    for made in list(MADE)[list(MADE).index(moment) :]:
+        for path in (path for place in MADE[made] for path in run.glob(place)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def verified(run: Path) -> list[str]:
     from pipeline.inspect import verify
     from pipeline.status import open_plan
@@ -274,7 +292,7 @@ def verified(run: Path) -> list[str]:
     return list(verify(opened, open_plan(opened)))
 
 
-def table(tallies: dict[tuple[str, str], Tally], expected: int) -> str:
+def table(tallies: dict[tuple[str, str], Tally], files: str) -> str:
     """The tallies as Markdown."""
     lines = [
         "| fault | moment | rounds | files that differ | rows lost | rows doubled "
@@ -295,7 +313,7 @@ def table(tallies: dict[tuple[str, str], Tally], expected: int) -> str:
         f"| **all** | | **{whole.rounds}** | **{whole.differing}** | **{whole.lost}** | "
         f"**{whole.doubled}** | **{whole.redone}** |",
         "",
-        f"{expected} files compared in each round; {whole.restarts} restarts; in {whole.late} "
+        f"{files} files compared in each round; {whole.restarts} restarts; in {whole.late} "
         "rounds the moment was over before the kill.",
     ]
     return "\n".join(lines)
@@ -316,10 +334,13 @@ def main() -> int:
     tallies: dict[tuple[str, str], Tally] = {}
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         world = World.make(Path(folder))
-        peace = Path(folder) / "peace"
-        finish(world, world.manifest(peace))
-        expected, expected_pairs = digests(peace), pairs(peace)
-        print(f"in peace: {len(expected)} files in {time.monotonic() - began:.0f} s", flush=True)
+        peace = {kind: Path(folder) / kind for kind in ("curation", "training")}
+        for kind, run in peace.items():
+            finish(world, world.manifest(run, kind))
+        expected = {kind: digests(run) for kind, run in peace.items()}
+        expected_pairs = {kind: pairs(run) for kind, run in peace.items()}
+        told = " and ".join(str(len(files)) for files in expected.values())
+        print(f"in peace: {told} files in {time.monotonic() - began:.0f} s", flush=True)
         for number in range(options.rounds):
             if time.monotonic() - began > options.seconds:
                 break
@@ -328,16 +349,19 @@ def main() -> int:
             moment = moments[number // len(faults) % len(moments)]
             run = Path(folder) / f"round{number}"
             started = time.monotonic()
+            kind = "training" if moment == "training" else "curation"
+            before(peace[kind], run, moment)
             struck, stood, restarts = strike(world, run, fault, moment, chance)
             found, found_pairs = digests(run), pairs(run)
             one = tallies.setdefault((fault, moment), Tally())
             one.rounds += 1
             one.late += not struck
             one.restarts += restarts
-            wrong = {p for p in expected.keys() | found if expected.get(p) != found.get(p)}
+            whole = expected[kind]
+            wrong = {p for p in whole.keys() | found if whole.get(p) != found.get(p)}
             one.differing += len(wrong)
-            one.lost += (expected_pairs - found_pairs).total()
-            one.doubled += (found_pairs - expected_pairs).total()
+            one.lost += (expected_pairs[kind] - found_pairs).total()
+            one.doubled += (found_pairs - expected_pairs[kind]).total()
             now = committed(run)
             one.redone += sum(now.get(path) != mark for path, mark in stood.items())
             faulty = [*verified(run), *run.rglob("*.partial")]
@@ -350,7 +374,7 @@ def main() -> int:
             )
             one.differing += len(faulty)
             shutil.rmtree(run)
-    text = table(tallies, len(expected))
+    text = table(tallies, told)
     print(text)
     if options.out:
         options.out.write_text(text + "\n")

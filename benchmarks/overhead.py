@@ -98,7 +98,7 @@ def overhead(folder: Path, run: Path) -> None:
 def first_row(folder: Path, run: Path) -> float:
     """Seconds from the start of the command to the first shard of the pool."""
     manifest = run.with_suffix(".yaml")
-    manifest.write_text(yaml.safe_dump(content(folder, run, 8)))
+    manifest.write_text(yaml.safe_dump(content(folder, run, 8), sort_keys=False))
     began = time.perf_counter()
     command = [sys.executable, "-m", "pipeline.cli", "run", str(manifest), "--until", "download"]
     process = subprocess.Popen([*command, "--quiet"], cwd=ROOT)

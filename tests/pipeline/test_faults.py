@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import multiprocessing
 import os
 import random
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import fakes
 import pytest
+import ray
 import yaml
 from rich.console import Console
 
@@ -40,11 +40,11 @@ def content(folder, run, **stages):
         "name": "faults",
         "run": str(run),
         "stages": {
-            "download": {"source": str(folder), "image_size": 48, "shard_size": 8},
+            "download": {"source": str(folder), "image_size": 48, "shard_size": 5},
             "clean": {"min_side": 16},
             "dedup": {},
-            "export": {},
             **stages,
+            "export": {},
         },
     }
 
@@ -68,7 +68,7 @@ def digests(run):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return fakes.photo_folder(tmp_path_factory.mktemp("photos"), 30)
+    return fakes.photo_folder(tmp_path_factory.mktemp("photos"), 20)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,8 @@ def uids(run, *numbers):
 
 def poisoned(stage_name, rows, how):
     """A worker whose process ends over some rows of a stage; a class that Ray ships by value."""
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
     class Poisoned(Worker):
         def _stage(self, name):
@@ -105,20 +107,22 @@ def segfault():
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-@pytest.mark.parametrize("name", ["download", "clean", "dedup"])
+@pytest.mark.parametrize(
+    ("name", "numbers"), [("download", [1]), ("clean", [1, 3, 17]), ("dedup", [12])]
+)
 def test_rows_that_crash_their_worker_are_isolated_and_the_rest_is_saved(
-    done, photos, tmp_path, monkeypatch, name
+    done, photos, tmp_path, monkeypatch, name, numbers
 ):
     whole, _ = done
-    bad = uids(whole, 1, 6, 17)
+    bad = uids(whole, *numbers)
     how = os.abort if name == "clean" else segfault
     monkeypatch.setattr(crew, "Worker", poisoned(name, bad, how))
     made = manifest(photos, tmp_path / "r")
     run, plan = carry_out(made)
     stages = {stage["name"]: stage for stage in funnel(run, plan)["stages"]}
-    assert stages[name]["reasons"] == {"crashed": 3}
+    assert stages[name]["reasons"] == {"crashed": len(bad)}
     assert all(stage["not_measured"] == 0 for stage in stages.values())
-    assert stages["export"]["pairs"] == {"web": 27}
+    assert stages["export"]["pairs"] == {"web": 20 - len(bad)}
     assert list(verify(run, plan)) == []
     for uid in bad:
         assert evidence(run, plan, uid).verdict == f"{name}: crashed"
@@ -128,7 +132,6 @@ def test_rows_that_crash_their_worker_are_isolated_and_the_rest_is_saved(
     if name != "download":
         return
     monkeypatch.undo()
-    assert not set(run.read_table("pool", "00000.parquet")["image"].to_pylist()) >= {b""}
     with Session(made, workers=2, progress=Progress(Console(quiet=True), quiet=True)) as session:
         session.retry(["crashed"])
         session.run()
@@ -143,7 +146,7 @@ def test_a_stage_that_crashes_on_every_row_ends_with_an_error_and_marks_none(
 ):
     whole, _ = done
     made = manifest(photos, tmp_path / "r")
-    monkeypatch.setattr(crew, "Worker", poisoned("clean", uids(whole, *range(30)), segfault))
+    monkeypatch.setattr(crew, "Worker", poisoned("clean", uids(whole, *range(20)), segfault))
     monkeypatch.setattr("pipeline.blame.MOST_CRASHES", 1)
     with pytest.raises(StageError, match=r"clean: shard 0000\d: more than 1 of its rows end"):
         carry_out(made)
@@ -208,14 +211,14 @@ def remount(path, options):
 def test_a_full_disk_ends_the_stage_and_the_run_goes_on_with_more_room(done, photos, tmp_path):
     whole, _ = done
     disk = tmp_path / "disk"
-    with small_disk(disk, "88k"):
+    with small_disk(disk, "60k"):
         made = manifest(photos, disk / "r")
         with pytest.raises(StageError, match=r"no space left on device\. Make room there, and"):
             carry_out(made)
         run = Run(made.run)
         assert not list(disk.rglob("*.partial"))
         there = {shard: run.sha256("pool", f"{shard}.parquet") for shard in run.shards("pool")}
-        assert {"00000"} <= set(there) < set(run.shards("list"))
+        assert set() < set(there) < set(run.shards("list"))
         remount(disk, "size=20m")
         carry_out(made)
         assert {shard: run.sha256("pool", f"{shard}.parquet") for shard in there} == there
@@ -227,7 +230,7 @@ def test_a_disk_that_turns_read_only_is_told_by_the_command(done, photos, tmp_pa
     with small_disk(disk, "20m"):
         made = manifest(photos, disk / "r")
         carry_out(made, until="download")
-        path.write_text(yaml.safe_dump(content(photos, disk / "r")))
+        path.write_text(yaml.safe_dump(content(photos, disk / "r"), sort_keys=False))
         remount(disk, "ro")
         assert main(["run", str(path), "--quiet", "--workers", "2"]) == 1
         assert "run.lock" in (told := capsys.readouterr().err) and "read-only file system" in told
@@ -319,8 +322,6 @@ def test_a_worker_that_fits_on_no_node_is_told_at_once(photos, tmp_path, ray_her
 
 
 def test_a_place_that_never_comes_free_is_told_after_the_stall(photos, tmp_path, ray_here):
-    import ray
-
     @ray.remote(num_cpus=1)
     class Holder:
         def hold(self):
@@ -359,7 +360,7 @@ def test_a_model_that_cannot_be_loaded_is_told_before_any_work(photos, tmp_path,
 
 def test_a_second_command_is_told_who_holds_the_run(photos, tmp_path, capsys):
     path = tmp_path / "m.yaml"
-    path.write_text(yaml.safe_dump(content(photos, tmp_path / "r")))
+    path.write_text(yaml.safe_dump(content(photos, tmp_path / "r"), sort_keys=False))
     with Run(str(tmp_path / "r")).lock():
         assert main(["run", str(path), "--quiet"]) == 1
     assert f"is in use by process {os.getpid()} on" in capsys.readouterr().err
@@ -390,7 +391,7 @@ def wait_for(process, folder, wanted):
 def test_ctrl_c_and_the_death_of_ray_leave_a_run_that_goes_on(done, photos, tmp_path):
     whole, _ = done
     folder, path = tmp_path / "r", tmp_path / "m.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(content(photos, folder)))))
+    path.write_text(yaml.safe_dump(content(photos, folder), sort_keys=False))
 
     process = start(path, stdout=subprocess.PIPE, start_new_session=True)
     wait_for(process, folder, "pool/0*.parquet")
