@@ -28,8 +28,8 @@ HOPELESS = {
     errno.EDQUOT: "make room there",
     errno.EFBIG: "let files be larger",
     errno.EROFS: "give a --run that can be written to",
-    errno.EACCES: "let this user write there, or give another --run",
-    errno.EPERM: "let this user write there, or give another --run",
+    errno.EACCES: "let this user in, or give another --run",
+    errno.EPERM: "let this user in, or give another --run",
 }
 """What one shard fails of, all others will; and what to do."""
 
@@ -133,6 +133,22 @@ class Crew:
             self._workers.append(self._worker(resources))
         return self._workers
 
+    def ask(self, name: str, resources: Resources, method: str, *arguments: Any) -> Any:
+        """What one worker gives; another is asked if it dies.
+
+        Raises:
+            CrewError: No node has room for one, or Ray has died.
+            RayError: What the method raised, or both died.
+        """
+        workers = self.hold(name, resources, 1)
+        try:
+            return ray.get(getattr(workers[0], method).remote(*arguments))
+        except RayTaskError:
+            raise
+        except RayError:
+            workers[0] = self._replace(workers[0], name, resources)
+            return ray.get(getattr(workers[0], method).remote(*arguments))
+
     def carry_out(
         self, duty: Duty, shards: Sequence[str], told: Callable[[dict[str, Any]], None]
     ) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
@@ -174,7 +190,7 @@ class Crew:
                 index, job = round_.flight.pop(reference)
                 outcome = self._outcome(duty, reference)
                 if isinstance(outcome, Death):
-                    workers[index] = self._replace(workers[index], duty)
+                    workers[index] = self._replace(workers[index], duty.name, duty.resources)
                 self._take(duty, round_, job, outcome, reference, told)
                 idle.append(index)
 
@@ -241,7 +257,7 @@ class Crew:
         round_.results.append(outcome)
         told(outcome)
 
-    def _replace(self, worker: Any, duty: Duty) -> Any:
+    def _replace(self, worker: Any, name: str, resources: Resources) -> Any:
         """A worker in the place of one that died.
 
         Raises:
@@ -249,11 +265,11 @@ class Crew:
         """
         if not self.cluster.stands():
             raise CrewError(
-                f"{duty.name}: Ray on this machine has died, and its workers with it. Every shard "
-                "that is committed stands; the same command goes on"
+                f"{name}: Ray on this machine has died, and its workers with it. Every shard that "
+                "is committed stands; the same command goes on"
             )
         ray.kill(worker)
-        return self._worker(duty.resources)
+        return self._worker(resources)
 
     def _worker(self, resources: Resources) -> Any:
         options = self.cluster.options(resources)

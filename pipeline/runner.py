@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline import documents, export, pool
@@ -251,8 +250,7 @@ class Runner:
         folder = self.plan.summary_folder(name)
         self.run.remove(*folder, "_summary.json")  # the sign of a whole summary goes first
         try:
-            worker = self.crew.hold(name, self.resources(name), 1)[0]
-            result = ray.get(worker.summarize.remote(name, shards))
+            result = self.crew.ask(name, self.resources(name), "summarize", name, shards)
         except CrewError as error:
             raise StageError(str(error)) from None
         except RayError as error:
