@@ -155,14 +155,15 @@ class ModelConfig(StageConfig):
 
         Raises:
             FileNotFoundError: The model is neither a folder nor known to the hub.
+            ValueError: The folder holds no weights, or came with a revision.
         """
         fields = super().measurement()
         for name in ("model", "revision", "batch_size", "device", "cpus"):
             del fields[name]
         try:
             return {**fields, "weights": revision_of(self.model, self.revision)}
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{self.stage}.model: {error}") from None
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{self.stage}.model: {error}") from None
 
     def placement(self) -> dict[str, Any]:
         """What `from_pretrained` of the model is told beside its name."""

@@ -323,7 +323,7 @@ def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, 
         process.communicate()
         shards = [
             *(tmp_path / "r").glob("pool/0*.parquet"),
-            *(tmp_path / "r").glob("annotations/*/0*"),
+            *(tmp_path / "r").glob("annotations/*/0*.parquet"),
         ]
         committed |= {path: path.stat().st_mtime_ns for path in shards if path not in committed}
     finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
