@@ -77,7 +77,7 @@ class Session:
             self.progress.say("stopping; Ctrl-C once more leaves at once")
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
-        self._exits.close()
+        self._exits.__exit__(kind, error, trace)
 
     def _begin(self, names: Sequence[str]) -> None:
         """Write down what runs, once the models of some stages are found sound.

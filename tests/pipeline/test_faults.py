@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import multiprocessing
 import os
 import random
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -335,6 +337,58 @@ def test_a_place_that_never_comes_free_is_told_after_the_stall(photos, tmp_path,
     finally:
         for holder in holders:
             ray.kill(holder)
+
+
+def busy(title):
+    """The processes of Ray that are at some work."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().startswith(title.encode()):
+                yield int(path.parent.name)
+
+
+def test_a_training_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path, ray_here):
+    fakes.tiny_blip(tmp_path / "blip")
+    photos = fakes.photo_folder(tmp_path / "photos", 8)
+    lines = (json.dumps({"image": f"{n:04d}.jpg", "caption": f"thing {n}"}) for n in range(8))
+    (photos / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    training = {
+        "objective": "captioner",
+        "data": [str(photos / "pairs.jsonl")],
+        "model": "tiny",
+        "tokenizer": str(tmp_path / "blip" / "tokenizer"),
+        "image_size": 32,
+        "batch_size": 4,
+        "steps": 40,
+        "checkpoint_every": 1,
+        "max_text_tokens": 12,
+        "prompt": "",
+        "augment": "none",
+        "threads": 1,
+    }
+    weights = {}
+    for name in ("whole", "killed"):
+        made = Manifest.parse(
+            {**content(photos, tmp_path / name), "train": {"captioner": training}}
+        )
+        log = tmp_path / name / "models" / "captioner.partial" / "metrics.jsonl"
+
+        def kill(log=log):
+            while not (log.exists() and log.read_bytes().count(b"\n") > 2):
+                time.sleep(0.005)
+            for pid in busy("ray::_carry_out"):
+                os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill, daemon=True)
+        if name == "killed":
+            killer.start()
+        with Session(made, progress=Progress(Console(quiet=True), quiet=True)) as session:
+            session.train()
+        run = Run(made.run)
+        weights[name] = run.sha256("models", "captioner", "model.safetensors")
+        result = run.read_json("models", "captioner.json")["result"]
+        assert (result["resumed_from"] > 0) == (name == "killed") and result["steps"] == 40
+    assert weights["killed"] == weights["whole"]
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "config", "weightless"])
