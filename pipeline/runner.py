@@ -332,6 +332,8 @@ class Runner:
             results, failed = self.crew.carry_out(duty, shards, self.progress.advance)
         except CrewError as error:
             raise StageError(str(error)) from None
+        except RayError as error:
+            raise StageError(f"{name}: Ray failed: {error}\nThe same command resumes") from error
         finally:
             self.progress.finish()
         if failed:

@@ -458,9 +458,10 @@ def test_ctrl_c_and_the_death_of_ray_leave_a_run_that_goes_on(done, photos, tmp_
 
     quick = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
     process = start(path, env={**os.environ, **quick}, stdout=subprocess.DEVNULL)
-    wait_for(process, folder, "annotations/clean-*/0*.parquet")
+    wait_for(process, folder, "pool/00001.parquet")
     os.kill(children(process.pid)["raylet"], signal.SIGKILL)
     _, error = process.communicate(timeout=90)
-    assert process.returncode != 0 and "Ray on this machine has died" in error
+    if process.returncode:  # workers go on for seconds, and may have done all that was left
+        assert process.returncode == 1 and "Ray on this machine has died" in error
     carry_out(manifest(photos, folder))
     assert digests(Run(str(folder))) == digests(whole)
