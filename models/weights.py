@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 import os
 import re
@@ -16,7 +17,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Dtype", "Placement", "device_of", "dtype_of", "pinned", "place", "revision_of"]
+__all__ = [
+    "Dtype",
+    "Placement",
+    "check_files",
+    "device_of",
+    "dtype_of",
+    "pinned",
+    "place",
+    "revision_of",
+]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of weights; auto is bfloat16 on devices that compute in it, and float32 elsewhere."""
@@ -66,6 +76,28 @@ def revision_of(model: str, revision: str | None = None) -> str:
             f"revision to the 40 characters of a commit"
         )
     return commit
+
+
+def check_files(model: str) -> None:
+    """Refuse a model folder whose weights or configs are cut short or are none; cheap.
+
+    A name of the hub is left to its client, which checks what it fetches.
+
+    Raises:
+        ValueError: It names the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(model).expanduser()
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "np") as tensors:
+                    tensors.keys()
+            elif file.suffix == ".json":
+                json.loads(file.read_bytes())
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{file} is damaged ({error}); copy or save the model anew") from None
 
 
 def pinned(model: str, revision: str | None = None) -> str | None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from models.weights import Dtype, device_of, pinned, revision_of
 
 __all__ = [
+    "CRASHED",
     "GlobalStage",
     "ModelConfig",
     "Resources",
@@ -29,6 +30,8 @@ __all__ = [
 
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
+CRASHED = "crashed"
+"""The reason of a row whose measurement ends the process that makes it; the runner gives it."""
 
 
 def digest(value: Any) -> str:
@@ -156,14 +159,15 @@ class ModelConfig(StageConfig):
 
         Raises:
             FileNotFoundError: The model is neither a folder nor known to the hub.
+            ValueError: The folder holds no weights, or came with a revision.
         """
         fields = super().measurement()
         for name in ("model", "revision", "batch_size", "device", "cpus"):
             del fields[name]
         try:
             return {**fields, "weights": revision_of(self.model, self.revision)}
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{self.stage}.model: {error}") from None
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{self.stage}.model: {error}") from None
 
     def placement(self) -> dict[str, Any]:
         """What `from_pretrained` of the model is told beside its name."""
@@ -211,6 +215,11 @@ class Stage(ABC, Generic[ConfigT]):
     def columns(cls) -> pa.Schema:
         """The columns that it adds to the pool."""
         return cls.writes
+
+    @classmethod
+    def every_reason(cls) -> dict[str, str]:
+        """`reasons`, and `crashed`, which a row of any stage may have."""
+        return {**cls.reasons, CRASHED: "To measure it ends the process, alone and repeatedly."}
 
     def load(self) -> None:
         """Load models; called once in a worker, before its first `annotate`."""
