@@ -79,7 +79,8 @@ def verify(run: Run, plan: Plan | None = None) -> Iterator[str]:
     without or has not finished: traces under failures/, what is still `*.partial`, and files that
     others put into its folder.
 
-    Memory holds a shard and 16 bytes for each row of the pool.
+    Memory holds a shard, the columns of a shard that are judged, and at most 40 bytes for each row
+    of the pool.
 
     Args:
         run: The run.

@@ -118,16 +118,17 @@ def _annotated(run: Run, plan: Plan, name: str, shard: str) -> tuple[pa.Table, M
     crashed = measured & crashed_rows(table)
     measured = measured & ~crashed
     if isinstance(stage, GlobalStage):
-        if not run.exists(*plan.summary_folder(name), file):
+        path = (*plan.summary_folder(name), file)
+        if not run.exists(*path):
             measured = np.zeros(table.num_rows, bool)
+            summary = stage.summary.empty_table().take(pa.nulls(table.num_rows, pa.int64()))
         else:
-            path = (*plan.summary_folder(name), file)
             summary = run.read_table(*path)
             check_schema(run, summary, {**SUMMARIZED, **_types(stage.summary)}, *path)
             check_alignment(run, summary["uid"], table["uid"], *path)
             measured = measured & _mask(summary["summarized"])
-            for column in stage.summary.names:
-                table = table.append_column(column, summary[column])
+        for column in stage.summary.names:
+            table = table.append_column(column, summary[column])
     table = table.drop_columns([c for c in (DIGEST, CRASHED) if c in table.column_names])
     position = table.schema.get_field_index("measured")
     return table.set_column(position, "measured", pa.array(measured)), crashed

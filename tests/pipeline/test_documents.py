@@ -7,6 +7,7 @@ import web
 from rich.console import Console
 
 from pipeline.demo.tokenizer import write_tokenizer
+from pipeline.inspect import verify
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.progress import Progress
@@ -70,6 +71,7 @@ def test_documents_keep_the_images_that_pass_and_go_without_any(server, tmp_path
         session.run()
     run, plan = Run(made.run), Plan(made)
     folder = (*plan.folder("export"), "documents")
+    assert list(verify(run, plan)) == []
     told = run.read_json("curated", "manifest.json")["documents"]
     assert told["reasons"] == {"unreadable": 1, "no_image_left": 1, "no_image": 1}
     assert (told["rows"], told["kept"]) == (5, 2)
@@ -89,3 +91,9 @@ def test_documents_keep_the_images_that_pass_and_go_without_any(server, tmp_path
         assert page["text"].endswith("<EOC>") and PROSE[1] in page["text"]
         images = run.read_table(*folder, f"images-{number:05d}.parquet").to_pylist()
         assert [image["image"]["bytes"] for image in images] == [row["image"] for row in wanted]
+    content = run.read(*folder, "00000.jsonl")
+    run.write(content.replace(b"<image>", b"<imagf>"), *folder, "00000.jsonl")
+    run.remove(*folder, "images-00001.parquet")
+    told = "\n".join(verify(run, plan))
+    assert "documents/00000.jsonl: damaged: its bytes are not those of manifest.json" in told
+    assert "documents/images-00001.parquet: damaged: it is missing" in told

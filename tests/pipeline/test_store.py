@@ -125,6 +125,16 @@ def test_a_mark_that_is_damaged_or_not_there_is_empty(run, caplog):
         run.read_json("pool", "_stage.json")
 
 
+def test_the_files_of_a_folder_are_listed_with_their_digests(run):
+    for parts in (("m", "a.txt"), ("m", "b", "c.txt"), ("m", "d.txt.7-0a.partial"), ("x.txt",)):
+        run.write(b"abc", *parts)
+    run.write(b"abc", "m", "e.partial", "f.txt")
+    assert run.files("m") == ["a.txt", "b/c.txt"]
+    assert run.files("nowhere") == []
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert run.digests("m") == {"a.txt": abc, "b/c.txt": abc}
+
+
 def test_a_partial_file_is_never_seen(tmp_path):
     run = Run(str(tmp_path))
     run.write_table(pa.table({"x": [1]}), "pool", "00000.parquet")

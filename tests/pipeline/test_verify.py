@@ -273,6 +273,27 @@ def test_damaged_annotations_and_summaries_are_made_anew_just_as_they_were(copy,
     assert list(verify(copy)) == []
 
 
+def test_what_is_made_anew_as_a_whole_is_removed_as_a_whole_and_once(tmp_path):
+    made = manifest(tmp_path, tmp_path / "run")
+    run = Run(made.run)
+    for parts, left in (
+        (("annotations", "dedup-1", "summary-2", "parts", "bins.json"), "00000.parquet"),
+        (("annotations", "dedup-1", "summary-2", "00001.parquet"), "00000.parquet"),
+        (("exports", "llava", "images", "00000", "x.jpg"), None),
+        (("curated", "manifest.json"), None),
+    ):
+        keep = (*parts[:3], "00000.parquet") if left else ("exports", "blip", "a.json")
+        run.write(b"x", *parts)
+        run.write(b"x", *keep)
+        with Session(made, progress=Progress(Console(quiet=True))) as session:
+            assert session.runner.drop(run.damaged("changed", *parts))
+            assert not run.exists(*parts) and run.exists(*keep)
+            assert not session.runner.drop(run.damaged("changed", *parts))
+    assert not run.exists("exports", "llava") and not run.exists("curated")
+    with Session(made, progress=Progress(Console(quiet=True))) as session:
+        assert not session.runner.drop(run.damaged("changed", "pool", "00000.parquet"))
+
+
 def test_a_damaged_mark_is_taken_for_absent(copy, done, place, caplog):
     plan = Plan(manifest(place, copy.root))
     for parts in (
