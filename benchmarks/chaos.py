@@ -73,6 +73,12 @@ PATIENCE = 180.0
 """Seconds for any one command to end, or any one moment to come."""
 
 
+def kind_of(moment: str) -> str:
+    """The kind of run that a moment is of."""
+    kinds = {"caption": "models", "filter": "models", "training": "training"}
+    return kinds.get(moment, "curation")
+
+
 @dataclass
 class Tally:
     """What came of the rounds of one fault at one moment."""
@@ -124,8 +130,9 @@ class World:
             "export": {"shard_size": 8},
         }
         content: dict[str, Any] = {"name": "chaos", "run": str(run), "stages": stages}
-        if moment == "training":
+        if kind_of(moment) != "models":
             del stages["caption"], stages["filter"]
+        if kind_of(moment) == "training":
             training = {
                 "model": "tiny",
                 "tokenizer": str(self.folder / "blip" / "tokenizer"),
@@ -151,6 +158,8 @@ class World:
     def start(self, manifest: Path) -> subprocess.Popen[str]:
         """The command, in a session of its own."""
         command = [sys.executable, "-m", "pipeline.cli", "run", str(manifest), "--quiet"]
+        if "train:" not in manifest.read_text():
+            command += ["--until", "export"]
         return subprocess.Popen(
             [*command, "--workers", str(WORKERS)],
             cwd=ROOT,
@@ -176,7 +185,9 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def victim(process: subprocess.Popen[str], fault: str, chance: random.Random) -> int | None:
-    """The process that a fault kills; None where there is none now."""
+    """The process that a fault kills; None where there is none, or none yet."""
+    if process.poll() is not None:
+        return None
     if fault == "driver":
         return process.pid
     below = descendants(process.pid)
@@ -260,7 +271,8 @@ def strike(
             raise SystemExit(f"chaos: {moment} never came to {run}")
         time.sleep(0.005)
     time.sleep(chance.uniform(0, 0.4))
-    pid = victim(process, fault, chance) if process.poll() is None else None
+    while (pid := victim(process, fault, chance)) is None and process.poll() is None:
+        time.sleep(0.005)
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -322,6 +334,7 @@ def table(tallies: dict[tuple[str, str], Tally], files: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first round")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no round after these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fault", choices=FAULTS, help="this one alone")
@@ -334,14 +347,16 @@ def main() -> int:
     tallies: dict[tuple[str, str], Tally] = {}
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         world = World.make(Path(folder))
-        peace = {kind: Path(folder) / kind for kind in ("curation", "training")}
-        for kind, run in peace.items():
-            finish(world, world.manifest(run, kind))
+        peace = {kind_of(moment): Path(folder) / kind_of(moment) for moment in moments}
+        for moment in moments:
+            run = peace[kind_of(moment)]
+            if not run.exists():
+                finish(world, world.manifest(run, moment))
         expected = {kind: digests(run) for kind, run in peace.items()}
         expected_pairs = {kind: pairs(run) for kind, run in peace.items()}
         told = " and ".join(str(len(files)) for files in expected.values())
         print(f"in peace: {told} files in {time.monotonic() - began:.0f} s", flush=True)
-        for number in range(options.rounds):
+        for number in range(options.first, options.first + options.rounds):
             if time.monotonic() - began > options.seconds:
                 break
             chance = random.Random(f"{options.seed} {number}")
@@ -349,7 +364,7 @@ def main() -> int:
             moment = moments[number // len(faults) % len(moments)]
             run = Path(folder) / f"round{number}"
             started = time.monotonic()
-            kind = "training" if moment == "training" else "curation"
+            kind = kind_of(moment)
             before(peace[kind], run, moment)
             struck, stood, restarts = strike(world, run, fault, moment, chance)
             found, found_pairs = digests(run), pairs(run)

@@ -169,6 +169,7 @@ class Crew:
         Raises:
             CrewError: The stage can do no shard at all, or none has been done for too long.
         """
+        self.cluster.start()
         number = min(self.cluster.slots(duty.resources), len(shards))
         workers = self.hold(duty.name, duty.resources, number)
         work = (_Job(s, Call("work", (duty.name, s, duty.retry))) for s in shards)
