@@ -91,6 +91,16 @@ def save(folder: Path, architecture: Any, tokenizer: Any) -> str:
     return str(folder)
 
 
+def loaded(kind: Any, folder: Path) -> Any:
+    """A captioner or matcher of random weights."""
+    saved = save(folder, kind.architecture, tokenizer_of(WORDS.split()))
+    return kind.from_pretrained(saved, dtype="float32")
+
+
+def pixels(images: list[bytes]) -> torch.Tensor:
+    return Preprocess(size=SIDE)(images)
+
+
 def save_blip2(folder: Path) -> str:
     """A tiny BLIP-2 of random weights, as `save_pretrained` leaves it."""
     words = ["<pad>", "</s>", "<unk>", "<image>", *WORDS.split()]

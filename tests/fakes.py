@@ -7,6 +7,7 @@ import io
 import random
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
@@ -27,6 +28,19 @@ def jpeg(seed: int, size: tuple[int, int] = (120, 90), quality: int = 90) -> byt
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def painting(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
+    """Smooth random colours: no two seeds look alike."""
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
+
+
+def ball(colour: str, x: int = 40) -> Image.Image:
+    """One disc on white."""
+    image = Image.new("RGB", (96, 96), "white")
+    ImageDraw.Draw(image).ellipse((x, 30, x + 24, 54), colour)
+    return image
 
 
 def photo_folder(folder: Path, number: int, captions: bool = True) -> Path:
