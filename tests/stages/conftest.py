@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from downloads import Web
+from hosts import Server
 
 
 @pytest.fixture
@@ -15,3 +16,10 @@ def web() -> Iterator[Web]:
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
