@@ -42,6 +42,12 @@ def tokenizer_of(words: list[str]) -> Any:
     )
 
 
+def save_tokenizer(folder: Path, words: list[str]) -> str:
+    """The folder of `tokenizer_of`."""
+    tokenizer_of(words).save_pretrained(folder)
+    return str(folder)
+
+
 def config_of(tokenizer: Any) -> BlipConfig:
     return BlipConfig(
         vision_config={

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image, ImageDraw
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
@@ -56,6 +57,28 @@ def photo_folder(folder: Path, number: int, captions: bool = True) -> Path:
             )
             (folder / f"{index:04d}.txt").write_text(text)
     return folder
+
+
+def photo_manifest(folder: Path, number: int, shard_size: int) -> Path:
+    """A manifest of the stages without a model, over a folder of photos beside it."""
+    photo_folder(folder / "photos", number)
+    content = {
+        "name": "small",
+        "run": str(folder / "run"),
+        "stages": {
+            "download": {
+                "source": str(folder / "photos"),
+                "image_size": 64,
+                "shard_size": shard_size,
+            },
+            "clean": {},
+            "dedup": {},
+            "export": {},
+        },
+    }
+    path = folder / "m.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
 
 
 def url_list(path: Path, rows: list[tuple[str, str | None]]) -> Path:

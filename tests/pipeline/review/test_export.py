@@ -5,7 +5,6 @@ import json
 import fakes
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from reviews import COMMIT, commit, content, decide, pairs_of, serving
 
 from pipeline.cli import main
@@ -118,20 +117,8 @@ def test_the_report_counts_as_kept_what_is_exported(run):
 
 
 def test_the_next_export_is_written_anew(tmp_path, ray_here, capsys):
-    fakes.photo_folder(tmp_path / "photos", 9)
-    made = {
-        "name": "small",
-        "run": str(tmp_path / "run"),
-        "stages": {
-            "download": {"source": str(tmp_path / "photos"), "image_size": 64, "shard_size": 4},
-            "clean": {},
-            "dedup": {},
-            "export": {},
-        },
-    }
-    path = tmp_path / "m.yaml"
-    path.write_text(yaml.safe_dump(made, sort_keys=False))
-    run = Run(made["run"])
+    path = fakes.photo_manifest(tmp_path, 9, shard_size=4)
+    run = Run(str(tmp_path / "run"))
     assert main(["run", str(path), "--quiet"]) == 0
     first = run.read_json("curated", "manifest.json")
     with serving(run, "kept") as server:

@@ -3,24 +3,21 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from blips import tokenizer_of
+from blips import save_tokenizer
+from nano import stand_in
 from PIL import Image
 from trainings import COLORS, NANO
-
-from models.sizes import BLIP_SIZES, CLIP_SIZES
 
 
 @pytest.fixture(autouse=True)
 def nano(monkeypatch: pytest.MonkeyPatch) -> None:
-    for sizes in (BLIP_SIZES, CLIP_SIZES):
-        monkeypatch.setitem(sizes, "nano", NANO)
+    stand_in(monkeypatch, NANO)
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer_of(["a", "picture", "of", "square", "here", *COLORS]).save_pretrained(folder)
-    return str(folder)
+    words = ["a", "picture", "of", "square", "here", *COLORS]
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"), words)
 
 
 @pytest.fixture(scope="session")
