@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import BlipConfig, CLIPConfig
@@ -78,27 +78,8 @@ BLIP_SIZES = {
 
 CLIP_SIZES = {
     "tiny": BLIP_SIZES["tiny"],
-    "base": Size(
-        vision_width=768,
-        vision_layers=12,
-        vision_heads=12,
-        text_width=512,
-        text_layers=12,
-        text_heads=8,
-        embedding=512,
-        positions=77,
-    ),
-    "large": Size(
-        vision_width=1024,
-        vision_layers=24,
-        vision_heads=16,
-        text_width=768,
-        text_layers=12,
-        text_heads=12,
-        patch=14,
-        embedding=768,
-        positions=77,
-    ),
+    "base": replace(BLIP_SIZES["base"], text_width=512, text_heads=8, embedding=512, positions=77),
+    "large": replace(BLIP_SIZES["large"], patch=14, embedding=768, positions=77),
 }
 """`base` is CLIP with ViT-B/16 and `large` with ViT-L/14; `tiny` is for drawings of 64 pixels."""
 
@@ -107,27 +88,16 @@ def blip_config(size: Size, tokenizer: Any, *, image_size: int | None = None) ->
     """BLIP at a size, for a tokenizer that holds [DEC] and [ENC] as its last two tokens."""
     return BlipConfig(
         vision_config={
-            "hidden_size": size.vision_width,
-            "intermediate_size": 4 * size.vision_width,
-            "num_hidden_layers": size.vision_layers,
-            "num_attention_heads": size.vision_heads,
-            "image_size": image_size or size.image_size,
-            "patch_size": size.patch,
+            **_vision(size, image_size),
             "initializer_range": size.spread,
         },
         text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": size.text_width,
-            "intermediate_size": 4 * size.text_width,
-            "num_hidden_layers": size.text_layers,
-            "num_attention_heads": size.text_heads,
-            "max_position_embeddings": size.positions,
+            **_text(size, tokenizer),
             "hidden_dropout_prob": size.dropout,
             "attention_probs_dropout_prob": size.dropout,
             "bos_token_id": len(tokenizer) - 2,
             "eos_token_id": tokenizer.sep_token_id,
             "sep_token_id": tokenizer.sep_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
             "label_smoothing": 0.1,
             "initializer_range": size.spread,
         },
@@ -151,24 +121,34 @@ def clip_config(size: Size, tokenizer: Any, *, image_size: int | None = None) ->
         )
     return CLIPConfig(
         text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": size.text_width,
-            "intermediate_size": 4 * size.text_width,
-            "num_hidden_layers": size.text_layers,
-            "num_attention_heads": size.text_heads,
-            "max_position_embeddings": size.positions,
+            **_text(size, tokenizer),
             "bos_token_id": begin,
             "eos_token_id": end,
-            "pad_token_id": tokenizer.pad_token_id,
         },
-        vision_config={
-            "hidden_size": size.vision_width,
-            "intermediate_size": 4 * size.vision_width,
-            "num_hidden_layers": size.vision_layers,
-            "num_attention_heads": size.vision_heads,
-            "image_size": image_size or size.image_size,
-            "patch_size": size.patch,
-        },
+        vision_config=_vision(size, image_size),
         projection_dim=size.embedding,
         logit_scale_init_value=math.log(1 / 0.07),
     )
+
+
+def _vision(size: Size, image_size: int | None) -> dict[str, Any]:
+    return {
+        "hidden_size": size.vision_width,
+        "intermediate_size": 4 * size.vision_width,
+        "num_hidden_layers": size.vision_layers,
+        "num_attention_heads": size.vision_heads,
+        "image_size": image_size or size.image_size,
+        "patch_size": size.patch,
+    }
+
+
+def _text(size: Size, tokenizer: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": size.text_width,
+        "intermediate_size": 4 * size.text_width,
+        "num_hidden_layers": size.text_layers,
+        "num_attention_heads": size.text_heads,
+        "max_position_embeddings": size.positions,
+        "pad_token_id": tokenizer.pad_token_id,
+    }

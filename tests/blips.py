@@ -42,6 +42,12 @@ def tokenizer_of(words: list[str]) -> Any:
     )
 
 
+def save_tokenizer(folder: Path, words: list[str]) -> str:
+    """The folder of `tokenizer_of`."""
+    tokenizer_of(words).save_pretrained(folder)
+    return str(folder)
+
+
 def config_of(tokenizer: Any) -> BlipConfig:
     return BlipConfig(
         vision_config={
@@ -89,6 +95,16 @@ def save(folder: Path, architecture: Any, tokenizer: Any) -> str:
     tokenizer.save_pretrained(folder)
     Preprocess(size=SIDE).save(folder)
     return str(folder)
+
+
+def loaded(kind: Any, folder: Path) -> Any:
+    """A captioner or matcher of random weights."""
+    saved = save(folder, kind.architecture, tokenizer_of(WORDS.split()))
+    return kind.from_pretrained(saved, dtype="float32")
+
+
+def pixels(images: list[bytes]) -> torch.Tensor:
+    return Preprocess(size=SIDE)(images)
 
 
 def save_blip2(folder: Path) -> str:

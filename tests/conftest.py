@@ -17,3 +17,15 @@ def ray_here():
     cluster.start()
     yield cluster
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def realweb(tmp_path_factory):
+    """The folder of the real web and the port it is served at."""
+    import web
+
+    out = tmp_path_factory.mktemp("realweb")
+    port = web.free_port()
+    web.build(out, f"http://127.0.0.1:{port}")
+    with web.served(out / "site", port):
+        yield out, port

@@ -7,8 +7,10 @@ import io
 import random
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image, ImageDraw
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
@@ -29,6 +31,19 @@ def jpeg(seed: int, size: tuple[int, int] = (120, 90), quality: int = 90) -> byt
     return buffer.getvalue()
 
 
+def painting(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
+    """Smooth random colours: no two seeds look alike."""
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
+
+
+def ball(colour: str, x: int = 40) -> Image.Image:
+    """One disc on white."""
+    image = Image.new("RGB", (96, 96), "white")
+    ImageDraw.Draw(image).ellipse((x, 30, x + 24, 54), colour)
+    return image
+
+
 def photo_folder(folder: Path, number: int, captions: bool = True) -> Path:
     """A folder of images with sidecar texts."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,6 +57,28 @@ def photo_folder(folder: Path, number: int, captions: bool = True) -> Path:
             )
             (folder / f"{index:04d}.txt").write_text(text)
     return folder
+
+
+def photo_manifest(folder: Path, number: int, shard_size: int) -> Path:
+    """A manifest of the stages without a model, over a folder of photos beside it."""
+    photo_folder(folder / "photos", number)
+    content = {
+        "name": "small",
+        "run": str(folder / "run"),
+        "stages": {
+            "download": {
+                "source": str(folder / "photos"),
+                "image_size": 64,
+                "shard_size": shard_size,
+            },
+            "clean": {},
+            "dedup": {},
+            "export": {},
+        },
+    }
+    path = folder / "m.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
 
 
 def url_list(path: Path, rows: list[tuple[str, str | None]]) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from models.contrastive import Contrastive
 from models.med import MED
 from models.pairs import Batch
-from models.sizes import Size
+from models.sizes import BLIP_SIZES, CLIP_SIZES, Size
 
 NANO = Size(
     vision_width=32,
@@ -24,6 +25,12 @@ NANO = Size(
     dropout=0.0,
 )
 CAPTIONS = ["a red dog", "two blue birds on the house", "small cat in a green tree", "the dog"]
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, size: Size = NANO) -> None:
+    """Let `nano` name a size of BLIP and of CLIP."""
+    for sizes in (BLIP_SIZES, CLIP_SIZES):
+        monkeypatch.setitem(sizes, "nano", size)
 
 
 def make(tokenizer: str, *parts: str, seed: int = 0, **settings: Any) -> MED:

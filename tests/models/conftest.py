@@ -6,21 +6,16 @@ import pytest
 @pytest.fixture
 def nano(monkeypatch: pytest.MonkeyPatch) -> None:
     """The size `nano`, of BLIP and of CLIP."""
-    from nano import NANO
+    from nano import stand_in
 
-    from models.sizes import BLIP_SIZES, CLIP_SIZES
-
-    for sizes in (BLIP_SIZES, CLIP_SIZES):
-        monkeypatch.setitem(sizes, "nano", NANO)
+    stand_in(monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def saved_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from blips import WORDS, tokenizer_of
+    from blips import WORDS, save_tokenizer
 
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer_of(WORDS.split()).save_pretrained(folder)
-    return str(folder)
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"), WORDS.split())
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blips import SIDE, WORDS, config_of, drawn, random_model, save, tokenizer_of
+from blips import SIDE, WORDS, config_of, drawn, loaded, pixels, random_model, save, tokenizer_of
 from scipy import stats
 from transformers import BertTokenizer, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
@@ -20,15 +20,7 @@ IMAGES = [drawn(seed) for seed in range(30)]
 
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
-    folder = tmp_path_factory.mktemp("captioner")
-    tokenizer = tokenizer_of(WORDS.split())
-    return Captioner.from_pretrained(
-        save(folder, BlipForConditionalGeneration, tokenizer), dtype="float32"
-    )
-
-
-def pixels(images: list[bytes]) -> torch.Tensor:
-    return Preprocess(size=SIDE)(images)
+    return loaded(Captioner, tmp_path_factory.mktemp("captioner"))
 
 
 def written(

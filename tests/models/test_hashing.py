@@ -1,29 +1,17 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import imagehash
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from fakes import SHARED, ball, painting
+from PIL import Image
 
 from models.hashing import colour_distance, colour_grid, hamming, luma, perceptual_hash
 from models.images import open_rgb
 
-FLICKR = Path(__file__).resolve().parents[2] / "../shared/data/flickr8k/images"
-
-
-def painting(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
-    """Smooth random colours: no two seeds look alike."""
-    cells = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
-
-
-def ball(colour: str, x: int = 40) -> Image.Image:
-    image = Image.new("RGB", (96, 96), "white")
-    ImageDraw.Draw(image).ellipse((x, 30, x + 24, 54), colour)
-    return image
+FLICKR = SHARED / "data/flickr8k/images"
 
 
 def test_perceptual_hashes_are_those_of_the_imagehash_package() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from blips import SIDE, WORDS, config_of, drawn, random_model, save, tokenizer_of
+from blips import SIDE, WORDS, config_of, drawn, loaded, pixels, random_model, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer, BlipForImageTextRetrieval
@@ -22,15 +22,7 @@ IMAGES = [drawn(seed) for seed in range(6)]
 
 @pytest.fixture(scope="module")
 def matcher(tmp_path_factory: pytest.TempPathFactory) -> Matcher:
-    folder = tmp_path_factory.mktemp("matcher")
-    tokenizer = tokenizer_of(WORDS.split())
-    return Matcher.from_pretrained(
-        save(folder, BlipForImageTextRetrieval, tokenizer), dtype="float32"
-    )
-
-
-def pixels(images: list[bytes]) -> torch.Tensor:
-    return Preprocess(size=SIDE)(images)
+    return loaded(Matcher, tmp_path_factory.mktemp("matcher"))
 
 
 TEXTS = [

@@ -1,32 +1,24 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fakes import SHARED, ball, painting
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from models.hashing import colour_distance, colour_grid, hamming, luma, perceptual_hash
 from models.images import open_rgb
 from models.neighbours import centres, image_centres, near_between, near_pairs
 
-FLICKR = Path(__file__).resolve().parents[2] / "../shared/data/flickr8k/images"
+FLICKR = SHARED / "data/flickr8k/images"
 
-
-def painting(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
-    """Smooth random colours: no two seeds look alike."""
-    cells = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
-
-
-def ball(colour: str, x: int = 40) -> Image.Image:
-    image = Image.new("RGB", (96, 96), "white")
-    ImageDraw.Draw(image).ellipse((x, 30, x + 24, 54), colour)
-    return image
+Change = tuple[int, list[int]]
+"""Which hash, and the bits of it to flip."""
 
 
 def recompressed(image: Image.Image, scale: float, quality: int) -> Image.Image:
@@ -45,21 +37,34 @@ def fingerprints(
     )
 
 
+def hashes_of(most: int) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.integers(0, 2**64 - 1), max_size=most)
+
+
+def changes_of(most: int) -> st.SearchStrategy[list[Change]]:
+    bits = st.lists(st.integers(0, 63), max_size=8)
+    return st.lists(st.tuples(st.integers(0, 2**31), bits), max_size=most)
+
+
+def changed(hashes: list[int], changes: list[Change]) -> Iterator[int]:
+    """For each change the hash that it picks, with its bits flipped."""
+    for pick, flips in changes:
+        value = hashes[pick % len(hashes)] if hashes else 0
+        for bit in flips:
+            value ^= 1 << bit
+        yield value
+
+
 @given(
-    st.lists(st.integers(0, 2**64 - 1), max_size=30),
-    st.lists(
-        st.tuples(st.integers(0, 2**31), st.lists(st.integers(0, 63), max_size=8)), max_size=30
-    ),
+    hashes_of(30),
+    changes_of(30),
     st.integers(0, 8),
 )
 def test_near_pairs_are_all_the_pairs_within_the_distance(
-    far: list[int], close: list[tuple[int, list[int]]], max_distance: int
+    far: list[int], close: list[Change], max_distance: int
 ) -> None:
     values = list(far)
-    for pick, flips in close:
-        value = values[pick % len(values)] if values else 0
-        for bit in flips:
-            value ^= 1 << bit
+    for value in changed(values, close):
         values.append(value)
     hashes = np.array(values, np.uint64)
     found = {
@@ -77,21 +82,14 @@ def test_near_pairs_are_all_the_pairs_within_the_distance(
 
 
 @given(
-    st.lists(st.integers(0, 2**64 - 1), max_size=20),
-    st.lists(
-        st.tuples(st.integers(0, 2**31), st.lists(st.integers(0, 63), max_size=8)), max_size=20
-    ),
+    hashes_of(20),
+    changes_of(20),
     st.integers(0, 8),
 )
 def test_near_between_finds_all_the_pairs_of_two_sets(
-    hashes: list[int], close: list[tuple[int, list[int]]], max_distance: int
+    hashes: list[int], close: list[Change], max_distance: int
 ) -> None:
-    others = []
-    for pick, flips in close:
-        value = hashes[pick % len(hashes)] if hashes else 0
-        for bit in flips:
-            value ^= 1 << bit
-        others.append(value)
+    others = list(changed(hashes, close))
     pairs = near_between(np.array(hashes, np.uint64), np.array(others, np.uint64), max_distance)
     found = {(int(i), int(j)) for a, b in pairs for i, j in zip(a, b, strict=True)}
     assert found == {

@@ -4,7 +4,6 @@ import json
 
 import fakes
 import pytest
-import yaml
 
 from pipeline.cli import main
 
@@ -12,18 +11,7 @@ from pipeline.cli import main
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
-    fakes.photo_folder(folder / "photos", 12)
-    manifest = {
-        "name": "small",
-        "run": str(folder / "run"),
-        "stages": {
-            "download": {"source": str(folder / "photos"), "image_size": 64, "shard_size": 5},
-            "clean": {},
-            "dedup": {},
-            "export": {},
-        },
-    }
-    (folder / "m.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False))
+    fakes.photo_manifest(folder, 12, shard_size=5)
     return folder
 
 

@@ -22,18 +22,9 @@ CLEAN = ("small", "wide", "flat", "foreign", "low_text")
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The real web, served until the tests of this module are done."""
-    out = tmp_path_factory.mktemp("realweb")
-    port = web.free_port()
-    web.build(out, f"http://127.0.0.1:{port}")
-    with web.served(out / "site", port):
-        yield out
-
-
-@pytest.fixture(scope="module")
-def ended(built, tmp_path_factory, ray_here):
+def ended(realweb, tmp_path_factory, ray_here):
     """A finished run over it, its verdicts beside the truth, and its seconds."""
+    built, _ = realweb
     folder = tmp_path_factory.mktemp("run")
     models = fakes.tiny_blip(folder / "tiny")
     made = Manifest.parse(

@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fakes import painting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,11 +24,6 @@ from stages.schema import POOL, uid_of
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is absent")
-
-
-def painting(seed: int) -> Image.Image:
-    cells = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(cells).resize((160, 120), Image.Resampling.BICUBIC)
 
 
 def jpeg(image: Image.Image, quality: int = 90, scale: float = 1.0) -> bytes:

@@ -6,24 +6,18 @@ import contextlib
 import pyarrow.parquet as pq
 import pytest
 import web
+from downloads import stage
 
 from stages import sources
 from stages.download import DownloadConfig, DownloadStage
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    out = tmp_path_factory.mktemp("realweb")
-    port = web.free_port()
-    web.build(out, f"http://127.0.0.1:{port}")
-    with web.served(out / "site", port):
-        yield out, port
-
-
 @web.needs_shared
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_every_fault_has_its_reason_and_no_good_image_is_lost(site, scheme, tmp_path, monkeypatch):
-    out, port = site
+def test_every_fault_has_its_reason_and_no_good_image_is_lost(
+    realweb, scheme, tmp_path, monkeypatch
+):
+    out, port = realweb
     truth = pq.read_table(out / "truth.parquet")
     with contextlib.ExitStack() as exits:
         if scheme == "https":
@@ -46,13 +40,13 @@ def test_every_fault_has_its_reason_and_no_good_image_is_lost(site, scheme, tmp_
             connections_per_host=None,
         )
         (rows,) = sources.shards(config)
-        stage = DownloadStage(config)
-        stage.load()
-        found = stage.annotate(rows)
+        one = DownloadStage(config)
+        one.load()
+        found = one.annotate(rows)
     reason = dict(
         zip(
             zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True),
-            stage.judge(found).to_pylist(),
+            one.judge(found).to_pylist(),
             strict=True,
         )
     )
@@ -65,3 +59,42 @@ def test_every_fault_has_its_reason_and_no_good_image_is_lost(site, scheme, tmp_
     assert {kind: reasons - web.FAULTS[kind] for kind, reasons in seen.items()} == {
         kind: set() for kind in web.FAULTS
     }
+
+
+EXPECTED = {
+    "http_404": "http_404",
+    "http_500": "http_5xx",
+    "http_403": "http_403",
+    "http_hang": "timeout",
+    "http_loop": "redirect_loop",
+    "http_reset": "connect",
+    "truncated": "truncated",
+    "html": "not_an_image",
+    "empty": "empty",
+    "corrupt": "not_an_image",
+    "opt_out": "opted_out",
+    "endless": "too_large",
+    "bomb": "too_many_pixels",
+    "svg": "svg",
+}
+
+
+@web.needs_shared
+def test_every_fault_of_a_real_web_has_its_reason_and_no_good_image_is_lost(realweb):
+    out, _ = realweb
+    one = stage(source=str(out / "pairs.parquet"), timeout=3.0, retries=1, threads=32)
+    truth = {
+        (row["url"], row["caption"]): row
+        for row in pq.read_table(out / "truth.parquet").to_pylist()
+    }
+    shards = list(sources.shards(one.config))
+    rows = [row for shard in shards for row in one.annotate(shard).to_pylist()]
+    assert sum(row["repeats"] + 1 for row in rows) == len(truth)
+    wrong = [
+        (kind, row["error"])
+        for row in rows
+        for kind in [truth[row["url"], row["caption"]]["kind"]]
+        if row["error"] != EXPECTED.get(kind)
+    ]
+    assert not wrong
+    assert {kind for kind in EXPECTED} <= {row["kind"] for row in truth.values()}
