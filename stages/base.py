@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ __all__ = [
     "digest",
     "threshold",
 ]
+
+
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
 def digest(value: Any) -> str:
@@ -132,6 +136,12 @@ class ModelConfig(StageConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{self.stage}.{name} must be at least 1, got {value}")
+        if not self.model:
+            raise ValueError(f"{self.stage}.model must name a folder or a model of the hub")
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(
+                f"{self.stage}.device must be auto, cpu, cuda or cuda:N, got {self.device!r}"
+            )
 
     @property
     def resources(self) -> Resources:
