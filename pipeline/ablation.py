@@ -122,7 +122,8 @@ class Ablation:
             if faults := [f"{path}: {field}: {told}" for field, told in notation.faults(content)]:
                 raise ManifestError("\n".join(faults))
             given = {"run": f"runs/{content.get('name')}", **content}
-            given["manifest"] = str(Path(path).parent / str(content.get("manifest", "")))
+            if isinstance(given.get("manifest"), str):
+                given["manifest"] = str(Path(path).parent / given["manifest"])
             if run is not None:
                 given["run"] = run
             return pydantic.TypeAdapter(cls).validate_python(given)

@@ -22,6 +22,7 @@ from pipeline.verdicts import judge
 from stages import sources
 from stages.documents import Document, Documents, Excerpt
 from stages.download import DownloadStage
+from stages.redaction import redacted
 from stages.schema import PAIRS, uid_of
 
 __all__ = ["write"]
@@ -69,7 +70,7 @@ def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, A
         for document, excerpt in waiting:
             line = {
                 "uid": document.uid,
-                "url": document.url,
+                "url": redacted(document.url),
                 "text": excerpt.text,
                 "images": excerpt.images,
                 "tokens": excerpt.tokens,
@@ -88,7 +89,7 @@ def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, A
         verdicts.append(
             {
                 "uid": document.uid if document else None,
-                "url": document.url if document else None,
+                "url": redacted(document.url) if document else None,
                 "images": len(urls),
                 "live_images": sum(live(url) is not None for url in urls),
                 "reason": reason,

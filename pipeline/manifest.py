@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import glob
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import pyarrow as pa
 import pydantic
@@ -266,7 +267,7 @@ class Manifest:
         return config.file if isinstance(config, ReviewConfig) else _reviews(self.run)
 
 
-def is_name(value: Any) -> bool:
+def is_name(value: Any) -> TypeGuard[str]:
     """Whether a value can be the name of a folder under a run, and lead nowhere else."""
     return (
         isinstance(value, str)
@@ -338,7 +339,7 @@ class _Mistakes:
         if switched:
             return None
         try:
-            return pydantic.TypeAdapter(kind).validate_python(resolved)
+            return _adapter(kind).validate_python(resolved)
         except pydantic.ValidationError as error:
             for detail in error.errors():
                 loc = [str(part) for part in detail["loc"]]
@@ -398,6 +399,11 @@ def _holder(kind: type[Any], loc: Sequence[str]) -> tuple[type[Any], list[str]]:
         held = typing.get_args(typing.get_type_hints(holder).get(part))
         inside = next((one for one in held if dataclasses.is_dataclass(one)), None)
     return holder, path
+
+
+@functools.cache
+def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
 
 
 def _switched(kind: type[Any], fields: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:

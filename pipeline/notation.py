@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from stages.redaction import redacted
+
 __all__ = ["NotationError", "faults", "parse", "read", "short"]
 
 MOST_BYTES = 2**20
@@ -47,7 +49,7 @@ def parse(text: str) -> Any:
         NotationError: It is not YAML, repeats a key, nests too deep, or holds too much.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+        return yaml.load(text, _Loader)  # which is a SafeLoader
     except RecursionError:
         raise NotationError("it nests too deep") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
@@ -57,8 +59,8 @@ def parse(text: str) -> Any:
 def faults(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
     """Each part of a value that no recipe may hold, as the field it is in and what is wrong.
 
-    What may stand are texts without NUL, whole numbers of 64 bits, finite numbers, on and off,
-    null, lists, and mappings from texts.
+    What may stand are texts without NUL and without secrets in URLs, whole numbers of 64 bits,
+    finite numbers, on and off, null, lists, and mappings from texts.
     """
     if isinstance(value, Mapping):
         for key, part in value.items():
@@ -78,6 +80,14 @@ def faults(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
         yield field, f"must be a number of 64 bits, got one of {value.bit_length()}"
     elif isinstance(value, str) and "\0" in value:
         yield field, "must be a text without NUL"
+    elif isinstance(value, str) and redacted(value) != value:
+        yield (
+            field,
+            (
+                f"holds a secret, which the run would write down: {redacted(value)}; set it where "
+                "fsspec looks, in ~/.config/fsspec or FSSPEC_ variables of the environment"
+            ),
+        )
     elif isinstance(value, datetime.date):
         yield field, f'is a date; write "{value}" for a text'
     elif not isinstance(value, str | int | float | None):
@@ -98,7 +108,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[str, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()
         before = self._nodes
         self._nodes += 1
         is_alias = isinstance(event, yaml.AliasEvent)
@@ -108,13 +118,13 @@ class _Loader(yaml.SafeLoader):
             self._nodes += self._sizes.get(event.anchor, 0)
         if self._nodes > MOST_NODES:
             raise self._wrong(f"more than {MOST_NODES:,} values", event)
-        node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
         if not is_alias and event.anchor is not None:
             self._sizes[event.anchor] = self._nodes - before
         return node  # type: ignore[no-any-return]
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: Any = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        node: Any = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key

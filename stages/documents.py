@@ -159,7 +159,7 @@ class DocumentsConfig(StageConfig):
                     f"export.documents.{name} must be at least "
                     f"{4 if name == 'max_tokens' else 1}, got {getattr(self, name)}"
                 )
-        for name in ("min_words", "min_word_length", "max_symbols", "min_stop_words"):
+        for name in ("min_words", "min_word_length", "max_symbols", "min_stop_words", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"export.documents.{name} must be at least 0, got {getattr(self, name)}"

@@ -151,7 +151,8 @@ class Resize:
         height, width = pixels.shape[:2]
         by_shorter = self.mode in ("keep_ratio", "center_crop")
         scale = self.size / (min if by_shorter else max)(width, height)
-        if scale > 1 and width * height * scale**2 > self.max_pixels:
+        enlarged = scale > 1 and not self.only_if_bigger
+        if enlarged and width * height * scale**2 > self.max_pixels:
             return None, None, None
         ppm = b"P6 %d %d 255\n" % (width, height) + pixels.tobytes()
         with _RESIZING:

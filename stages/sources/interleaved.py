@@ -11,7 +11,7 @@ import pyarrow as pa
 from stages.documents import Document, parse
 from stages.sources.lists import lines
 from stages.sources.place import Place
-from stages.sources.row import Row, decode
+from stages.sources.row import Row, clean, decode
 
 __all__ = ["documents", "is_interleaved", "rows"]
 
@@ -40,6 +40,8 @@ def documents(place: Place) -> Iterator[Document | None]:
 def _document(line: bytes) -> Document | None:
     try:
         record = json.loads(decode(line))
+        if b"\\ud" in line.lower():
+            record = json.loads(clean(json.dumps(record, ensure_ascii=False)))
     except (ValueError, RecursionError):
         return None
     return parse(record) if isinstance(record, dict) else None

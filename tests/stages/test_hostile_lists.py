@@ -28,7 +28,18 @@ ROUNDS = int(os.environ.get("CAPFILT_FUZZ_LISTS", "600"))
 PAIRS = [(f"http://a.test/{number}", f"a cät, number {number}") for number in range(40)]
 CSV = ("url,caption\n" + "".join(f'{url},"{text}"\n' for url, text in PAIRS)).encode()
 JSONL = "".join(json.dumps({"url": url, "caption": text}) + "\n" for url, text in PAIRS).encode()
-SPLINTERS = (b'"', b"\n", b"\\u0000", b"\\ud800", b",", b"{}", b"null", b"1e999", b"[[", b"\xef\xbb")
+SPLINTERS = (
+    b'"',
+    b"\n",
+    b"\\u0000",
+    b"\\ud800",
+    b",",
+    b"{}",
+    b"null",
+    b"1e999",
+    b"[[",
+    b"\xef\xbb",
+)
 
 
 def zstd(content: bytes) -> bytes:
@@ -144,7 +155,9 @@ def big(compress: Any) -> bytes:
     return content
 
 
-@pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("zst", zstd), ("bz2", bz2.compress)])
+@pytest.mark.parametrize(
+    ("ending", "pack"), [("gz", gzip.compress), ("zst", zstd), ("bz2", bz2.compress)]
+)
 @pytest.mark.parametrize("lost", [1, 5, 0.5])
 def test_a_packed_list_that_ends_early_loses_no_row_in_silence(
     tmp_path: Path, ending: str, pack: Any, lost: float
@@ -164,9 +177,13 @@ def same(names: list[str]) -> bytes:
 UNREADABLE = [
     ("utf16.csv", CSV.decode().encode("utf-16"), ["UTF-16", "save it as UTF-8"]),
     ("utf16.jsonl", JSONL.decode().encode("utf-16"), ["UTF-16", "save it as UTF-8"]),
-    ("utf16.json", b'\xff\xfe[\0{\0', ["UTF-16", "save it as UTF-8"]),
+    ("utf16.json", b"\xff\xfe[\0{\0", ["UTF-16", "save it as UTF-8"]),
     ("bare.csv", CSV.decode().encode("utf-16-le"), ["download.url_column"]),
-    ("open.csv", b'url,caption\na,b\na,"b\nc,d\n', ["record that begins at line 3", "never closed"]),
+    (
+        "open.csv",
+        b'url,caption\na,b\na,"b\nc,d\n',
+        ["record that begins at line 3", "never closed"],
+    ),
     ("same.csv", b"url,url,caption\na,b,c\n", ["more than one column 'url'"]),
     ("same.parquet", same(["url", "caption", "caption"]), ["more than one column 'caption'"]),
     ("none.parquet", parquet(pa.table({})), ["download.url_column"]),
