@@ -52,7 +52,9 @@ class Clip:
             ValueError: The checkpoint is of another architecture.
         """
         device = device_of(device)
-        kind = AutoConfig.from_pretrained(model, revision=revision).model_type
+        kind = AutoConfig.from_pretrained(
+            model, revision=revision, trust_remote_code=False
+        ).model_type
         if kind != "clip":
             raise ValueError(f"{model!r} is not a CLIPModel but a {kind}; name a CLIP checkpoint")
         if threads is not None:
@@ -65,7 +67,9 @@ class Clip:
         )
         return cls(
             loaded.to(device),
-            AutoTokenizer.from_pretrained(model, revision=revision or "main"),
+            AutoTokenizer.from_pretrained(
+                model, revision=revision or "main", trust_remote_code=False
+            ),
             CLIPImageProcessorPil.from_pretrained(model, revision=revision or "main"),
             threads or min(8, os.cpu_count() or 1),
         )

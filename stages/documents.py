@@ -222,7 +222,9 @@ class Documents:
         self.config = config
         self._detect = LanguageDetector(config.languages) if config.languages else None
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, use_fast=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                config.tokenizer, use_fast=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"export.documents.tokenizer: cannot load {config.tokenizer!r}: {error}. Name a "
