@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import difflib
+import io
 import logging
 import os
 import posixpath
@@ -69,9 +70,10 @@ class Place:
         """
         compression: Any = _COMPRESSIONS.get(posixpath.splitext(self.path)[1].lower())
         with self.fs.open(self.path, "rb") as raw:
-            if self.kind in _TEXTS and raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise UnicodeError("it is UTF-16; save it as UTF-8")
-            raw.seek(0)
+            if self.kind in _TEXTS:
+                raw = io.BufferedReader(raw)
+                if raw.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                    raise UnicodeError("it is UTF-16; save it as UTF-8")
             with pa.input_stream(raw, compression=compression) as stream:
                 yield stream
 
