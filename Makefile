@@ -20,17 +20,21 @@ demo: install  ## the main job on a drawn web: download to retrained models, in 
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest -q
 
-check: install  ## ruff, mypy, layers
+check: install  ## ruff, mypy, layers, versions that go together
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pip check
 
 fix: install  ## apply what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+lock: install  ## write down the versions that are here, which the tests have passed with
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+
 docs: install  ## make the pages of fields and reasons anew
 	$(BIN)/python -m pipeline.reference docs
 
-.PHONY: help install demo test check fix docs
+.PHONY: help install demo test check fix lock docs

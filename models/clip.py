@@ -50,7 +50,9 @@ class Clip:
         Raises:
             ValueError: The checkpoint is of another architecture.
         """
-        kind = AutoConfig.from_pretrained(model, revision=revision).model_type
+        kind = AutoConfig.from_pretrained(
+            model, revision=revision, trust_remote_code=False
+        ).model_type
         if kind != "clip":
             raise ValueError(f"{model!r} is not a CLIPModel but a {kind}; name a CLIP checkpoint")
         placement = place(device, dtype, threads)
@@ -62,7 +64,9 @@ class Clip:
         )
         return cls(
             loaded.to(placement.device),
-            AutoTokenizer.from_pretrained(model, revision=revision or "main"),
+            AutoTokenizer.from_pretrained(
+                model, revision=revision or "main", trust_remote_code=False
+            ),
             CLIPImageProcessorPil.from_pretrained(model, revision=revision or "main"),
             placement.threads,
         )

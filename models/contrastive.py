@@ -109,10 +109,12 @@ class Contrastive(nn.Module):
             side = loaded.config.vision_config.image_size
             if image_size not in (None, side):
                 raise ValueError(f"train.image_size must be {side} for {name}, got {image_size}")
-            return cls(loaded, AutoTokenizer.from_pretrained(tokenizer or name))
+            return cls(
+                loaded, AutoTokenizer.from_pretrained(tokenizer or name, trust_remote_code=False)
+            )
         if tokenizer is None:
             raise ValueError(f"model {name!r} is an architecture and needs a tokenizer")
-        reader = AutoTokenizer.from_pretrained(tokenizer)
+        reader = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         config = clip_config(CLIP_SIZES[name], reader, image_size=image_size)
         return cls(CLIPModel(config), reader)
 

@@ -5,6 +5,7 @@ Only `Preprocess` imports torch, and only when it is called.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -46,6 +47,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"  # markers of JPEG
 _MAX_SCANS = 500  # each costs a pass over the whole image, however few its bytes
+_MAX_PASSED = 2_000_000_000  # pixels that all passes together may go over: seconds
+_STRIP = 2**20  # pixels that are turned to RGB at once
 
 ImageReason = Literal["not_an_image", "truncated", "undecodable", "too_many_pixels"]
 
@@ -117,7 +120,8 @@ def decode(
             else:
                 image.load()
                 orientation = 1
-                pixels = np.asarray(_as_rgb(_upright(image)))
+                _set_upright(image)
+                pixels = _pixels(image)
                 height, width = pixels.shape[:2]
         except ImageError:
             raise
@@ -156,8 +160,9 @@ def _jpeg(
         if is_progressive or data[scan + 4] != len(image.getbands()):
             raise ImageError("truncated", "no end after the last scan")
         data += _END
-    if is_progressive and data.count(_SCAN, scan) > _MAX_SCANS:
-        raise ImageError("undecodable", f"more than {_MAX_SCANS} scans")
+    most = min(_MAX_SCANS, _MAX_PASSED // (width * height))
+    if is_progressive and data.count(_SCAN, scan) > most:
+        raise ImageError("undecodable", f"more than {most} scans")
     room = min(width // min_size[0], height // min_size[1]) if min_size else 1
     reduction = next((one for one in (8, 4, 2) if one <= room), 1)
     decoded = functools.partial(
@@ -212,12 +217,22 @@ def _ends_early(error: Exception) -> bool:
     return isinstance(error, EOFError) or "truncated" in message or "unexpected end" in message
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned by its EXIF orientation; broken EXIF turns nothing."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # the pixels are whole, whatever the tags say
-        return image
+def _set_upright(image: Image.Image) -> None:
+    """Turn the image by its EXIF orientation; broken EXIF turns nothing."""
+    with contextlib.suppress(Exception):  # the pixels are whole, whatever the tags say
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """The pixels as RGB, (height, width, 3), beside which only a strip is held in other forms."""
+    rows = max(1, _STRIP // image.width)
+    if rows >= image.height:
+        return np.asarray(_as_rgb(image))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.asarray(_as_rgb(strip))
+    return pixels
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -494,7 +494,7 @@ _CLASSES: dict[Part, Any] = {
 
 def _load_tokenizer(name: str, revision: str | None = None) -> Any:
     """A BERT tokenizer with [DEC] and [ENC] behind its vocabulary, as BLIP extends it."""
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     vocabulary = tokenizer.get_vocab()
     if "[DEC]" not in vocabulary:
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})

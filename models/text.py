@@ -19,6 +19,8 @@ __all__ = ["LanguageDetector", "TextMeasures", "caption_key", "measure", "normal
 DEPTH = 5
 MAX_FRAMES = 16
 AMPERSAND = re.compile(r"&(?:amp;)+", re.IGNORECASE)
+# Beyond Unicode however it ends, and of too many digits for Python to read.
+FAR = re.compile(r"&#[0-9]{1000,};?")
 TAG = re.compile(r"<[a-zA-Z/!][^<>]*>")
 # Controls, lone surrogates, soft hyphens, zero-width spaces, marks of direction, tag characters:
 # nobody sees them.
@@ -144,7 +146,8 @@ def _unescape(text: str) -> str:
     """A text as a browser would show it."""
     for _ in range(DEPTH):
         bare = INVISIBLE.sub("", unicodedata.normalize("NFC", text))
-        bare = html.unescape(AMPERSAND.sub("&", bare)) if "&" in bare else bare
+        if "&" in bare:
+            bare = html.unescape(FAR.sub("\ufffd", AMPERSAND.sub("&", bare)))
         bare = TAG.sub(" ", bare) if "<" in bare else bare
         if bare == text:
             break

@@ -33,7 +33,9 @@ __all__ = ["GenericCaptioner", "architecture_of"]
 
 def architecture_of(model: str, revision: str | None = None) -> str:
     """The `model_type` of a folder's or a hub model's config: blip, blip-2, llava, ..."""
-    kind: str = AutoConfig.from_pretrained(model, revision=revision).model_type
+    kind: str = AutoConfig.from_pretrained(
+        model, revision=revision, trust_remote_code=False
+    ).model_type
     return kind
 
 
@@ -66,9 +68,10 @@ class GenericCaptioner:
             revision=revision,
             dtype=placement.dtype,
             use_safetensors=True,
+            trust_remote_code=False,
         )
         processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            model, revision=revision
+            model, revision=revision, trust_remote_code=False
         )
         return cls(loaded.to(placement.device), processor, placement.threads)
 

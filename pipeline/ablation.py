@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pydantic
-import yaml
 from scipy.stats import t as student
 
+from pipeline import notation
 from pipeline.demo import run as drawn
 from pipeline.demo.server import SiteServer
-from pipeline.manifest import Manifest, ManifestError
+from pipeline.manifest import A_NAME, Manifest, ManifestError, is_name
 from pipeline.progress import Progress
 from pipeline.session import Session, write_report
 from pipeline.store import Run
@@ -88,6 +88,9 @@ class Ablation:
             raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
         if not self.chains:
             raise ValueError("chains must name at least one")
+        for name in (self.name, *self.chains):
+            if not is_name(name):
+                raise ValueError(f"a name, of the ablation or a chain, must be {A_NAME}: {name!r}")
         for table in self.tables:
             for label, row in table.rows.items():
                 chain, slash, model = row.partition("/")
@@ -111,20 +114,23 @@ class Ablation:
             ManifestError: The file is no ablation; the message says where.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            content = notation.read(path)
             if not isinstance(content, dict):
                 raise ManifestError(
                     f"{path}: an ablation is a mapping with `manifest` and `tables`"
                 )
+            if faults := [f"{path}: {field}: {told}" for field, told in notation.faults(content)]:
+                raise ManifestError("\n".join(faults))
             given = {"run": f"runs/{content.get('name')}", **content}
-            given["manifest"] = str(Path(path).parent / str(content.get("manifest", "")))
+            if isinstance(given.get("manifest"), str):
+                given["manifest"] = str(Path(path).parent / given["manifest"])
             if run is not None:
                 given["run"] = run
             return pydantic.TypeAdapter(cls).validate_python(given)
         except FileNotFoundError:
             raise ManifestError(f"{path}: no such file") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ManifestError(f"{path}: not YAML: {error}") from None
+        except notation.NotationError as error:
+            raise ManifestError(str(error)) from None
         except pydantic.ValidationError as error:
             lines = []
             for detail in error.errors():

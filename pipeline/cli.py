@@ -61,6 +61,7 @@ def _guarded(
 ) -> int:
     """Errors that people can mend become one message and an exit status."""
     from pipeline.store import RunBusyError
+    from stages.redaction import redacted
 
     error = Console(stderr=True, soft_wrap=True, emoji=False)
 
@@ -68,7 +69,8 @@ def _guarded(
         told = str(problem)
         if isinstance(problem, OSError) and problem.filename and problem.strerror:
             told = f"{problem.filename}: {problem.strerror.lower()}"
-        error.print(f"capfilt {options.command}: {told}", highlight=False, markup=False)
+        told = redacted(f"capfilt {options.command}: {told}")
+        error.print(told, highlight=False, markup=False)
 
     try:
         return command(options, console)

@@ -23,6 +23,7 @@ from pipeline.verdicts import judge
 from stages import sources
 from stages.documents import Document, Documents, Excerpt
 from stages.download import DownloadStage
+from stages.redaction import redacted
 from stages.schema import PAIRS, uid_of
 
 __all__ = ["write"]
@@ -71,7 +72,7 @@ def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, A
         for document, excerpt in waiting:
             line = {
                 "uid": document.uid,
-                "url": document.url,
+                "url": redacted(document.url),
                 "text": excerpt.text,
                 "images": excerpt.images,
                 "tokens": excerpt.tokens,
@@ -91,7 +92,7 @@ def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, A
         verdicts.append(
             {
                 "uid": document.uid if document else None,
-                "url": document.url if document else None,
+                "url": redacted(document.url) if document else None,
                 "images": len(urls),
                 "live_images": sum(live(url) is not None for url in urls),
                 "reason": reason,

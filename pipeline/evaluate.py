@@ -156,7 +156,8 @@ def parts_of(model: str) -> dict[Part, str]:
     found = {part: path for part, path in pair.items() if os.path.isdir(path)}
     if found:
         return found
-    architecture = (AutoConfig.from_pretrained(model).architectures or ("",))[0]
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    architecture = (config.architectures or ("",))[0]
     if architecture not in KINDS:
         raise ValueError(f"{model} is neither a BLIP captioner nor a BLIP matcher nor a CLIP")
     return {KINDS[architecture]: model}

@@ -19,6 +19,7 @@ from stages.clean import CleanStage
 from stages.dedup import DedupStage
 from stages.download import DownloadStage
 from stages.filter import FilterStage
+from stages.redaction import redacted
 
 __all__ = ["Caption", "Evidence", "Step", "evidence"]
 
@@ -115,6 +116,7 @@ def evidence(run: Run, plan: Plan, sample: str) -> Evidence:
     shard, row = _locate(run, sample)
     pool = run.read_table("pool", f"{shard}.parquet").slice(row, 1).to_pylist()[0]
     image = pool.pop("image")
+    pool["url"] = redacted(pool["url"])
     steps: list[Step] = []
     columns: dict[str, Any] = {}
     keeps: dict[str, Any] = {}
@@ -259,7 +261,7 @@ def _copies(run: Run, plan: Plan, uid: str, cluster: str | None) -> list[dict[st
             urls = run.read_table("pool", f"{shard}.parquet", columns=["url"]).take(pa.array(rows))
             copies = table.take(pa.array(rows)).to_pylist()
             found += [
-                {"uid": row["uid"], "url": url, "reason": row["image_duplicate"]}
+                {"uid": row["uid"], "url": redacted(str(url)), "reason": row["image_duplicate"]}
                 for row, url in zip(copies, urls["url"].to_pylist(), strict=True)
             ]
     return found

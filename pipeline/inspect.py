@@ -34,6 +34,9 @@ UID = "^[0-9a-f]{32}$"
 def write_verdicts(run: Run, plan: Plan, out: str) -> int:
     """Write what became of every row of the pool: the columns of `verdicts.verdict_table`.
 
+    URLs stay whole, so that they can be fetched. In csv, a text that a spreadsheet would take for
+    a formula has a ' before it.
+
     Args:
         run: The run.
         plan: Its plan.
@@ -63,10 +66,25 @@ def write_verdicts(run: Run, plan: Plan, out: str) -> int:
             if writer is None:
                 make = pq.ParquetWriter if kind == "parquet" else pc_csv.CSVWriter
                 writer = make(file, table.schema)
+            if kind == "csv":
+                table = _as_texts(table)
             writer.write_table(table)
         if writer is not None:
             writer.close()
     return rows
+
+
+def _as_texts(table: pa.Table) -> pa.Table:
+    """The texts of a table such that no spreadsheet carries them out (CWE-1236)."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            texts: Any = pc.replace_substring_regex(
+                table.column(index),
+                pattern="^([=+@\\t\\r\\n\uff1d\uff0b\uff0d\uff20-])",
+                replacement=r"'\1",
+            )
+            table = table.set_column(index, field, texts)
+    return table
 
 
 def verify(run: Run, plan: Plan | None = None) -> Iterator[str]:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from models.images import ImageError, decode
 from models.text import LanguageDetector
 from stages.address import is_public
+from stages.redaction import redacted
 from stages.sources import Location, Reader, Source, SourceConfig, lists
 from stages.sources.columns import Columns, Finder
 from stages.sources.formats import rows
@@ -149,7 +150,7 @@ def _lines(found: Look) -> Iterator[str]:
         yield f"  images     {_sizes(found)}"
     for number, (url, caption) in enumerate(found.first):
         told = "-" if caption is None else f'"{plain(caption, 60)}"'
-        yield f"  {'' if number else 'first':<10} {plain(url, 60)}  {told}"
+        yield f"  {'' if number else 'first':<10} {plain(redacted(url), 60)}  {told}"
 
 
 def _with_columns(place: Place, source: Source) -> tuple[Source, Columns, list[str]]:

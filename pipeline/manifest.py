@@ -22,17 +22,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import glob
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import pyarrow as pa
 import pydantic
-import yaml
 
+from pipeline import notation
 from pipeline.fields import describe
 from pipeline.objective import TrainConfig
 from pipeline.store import Run
@@ -47,7 +48,7 @@ from stages.review import ReviewConfig, ReviewStage
 from stages.schema import POOL
 from stages.select import SelectStage
 
-__all__ = ["STAGES", "TRAINED", "EvaluateConfig", "Manifest", "ManifestError"]
+__all__ = ["A_NAME", "STAGES", "TRAINED", "EvaluateConfig", "Manifest", "ManifestError", "is_name"]
 
 STAGES: dict[str, type[Stage[Any]]] = {
     stage.name: stage
@@ -72,6 +73,12 @@ RECIPES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 KEYS = ("name", "run", "seed", "stages", "exports", "train", "evaluate", "rounds")
 """What a manifest may hold."""
 
+A_NAME = "a text of 1 to 100 characters without / or \\, not beginning with a dot"
+"""What is_name asks for."""
+
+LONGEST = 500
+"""Characters of one mistake."""
+
 TRAINED = "train:"
 """What stands before the name of a model that the manifest itself trains."""
 
@@ -89,6 +96,12 @@ class EvaluateConfig:
 
     data: str
     models: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("evaluate.data must name a file of held-out images")
+        if not self.models or not all(self.models):
+            raise ValueError("evaluate.models must name at least one model, and none by nothing")
 
 
 class ManifestError(ValueError):
@@ -137,16 +150,15 @@ class Manifest:
             ManifestError: A line for each mistake found.
         """
         try:
-            with open(path, encoding="utf-8") as file:
-                content = yaml.safe_load(file)
+            content = notation.read(path)
         except FileNotFoundError:
             raise ManifestError(f"{path}: no such manifest{_beside(path)}") from None
         except IsADirectoryError:
             raise ManifestError(
                 f"{path}: a folder, not a manifest; `capfilt init {path}` writes one for it"
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ManifestError(f"{path}: not YAML: {error}") from None
+        except notation.NotationError as error:
+            raise ManifestError(str(error)) from None
         if not isinstance(content, dict):
             raise ManifestError(
                 f"{path}: a manifest is a mapping with `name` and `stages`; `capfilt init {path}` "
@@ -164,12 +176,15 @@ class Manifest:
     ) -> Manifest:
         """Validate a manifest already read; `path` stands in the messages."""
         mistakes = _Mistakes(path)
+        for field, fault in notation.faults(content):
+            mistakes.add(field, fault)
+        mistakes.close()
         for key in content:
             if key not in KEYS:
                 mistakes.add(str(key), f"unknown key{_did_you_mean(str(key), KEYS)}")
         name = content.get("name")
-        if not isinstance(name, str) or not name or "/" in name:
-            mistakes.add("name", "a manifest needs a name, a text without `/`")
+        if not is_name(name):
+            mistakes.add("name", f"a manifest needs a name, {A_NAME}")
             name = "unnamed"
         run = content.get("run", f"runs/{name}")
         if not isinstance(run, str) or not run:
@@ -183,11 +198,16 @@ class Manifest:
         if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
             mistakes.add("rounds", f"a whole number from 1, got {rounds!r}")
             rounds = 1
-        sections = {key: content.get(key) or {} for key in ("stages", "exports", "train")}
-        for key, section in sections.items():
-            if not isinstance(section, dict):
+        sections: dict[str, dict[str, Any]] = {}
+        for key in ("stages", "exports", "train"):
+            section = content.get(key)
+            sections[key] = section if isinstance(section, dict) else {}
+            if not isinstance(section, dict | None):
                 mistakes.add(key, "a mapping from names to their fields")
-                sections[key] = {}
+        for key in ("exports", "train"):
+            for one in sections[key]:
+                if not is_name(one):
+                    mistakes.add(f"{key}.{one}", f"a name must be {A_NAME}")
         sections["stages"] = _reviewed(sections["stages"], run)
         trained = {str(key): f"{_models(run, branch)}/{key}" for key in sections["train"]}
         stages: dict[str, StageConfig] = {}
@@ -202,8 +222,9 @@ class Manifest:
                 stages[key] = config
         exports: dict[str, ExportConfig] = {}
         for key, fields in sections["exports"].items():
-            if isinstance(fields, dict):
-                fields = {**(sections["stages"].get(ExportStage.name) or {}), **fields}
+            base = sections["stages"].get(ExportStage.name)
+            if isinstance(fields, dict) and isinstance(base, dict):
+                fields = {**base, **fields}
             config = mistakes.validate(f"exports.{key}", ExportConfig, fields, seed, trained)
             if config is not None:
                 exports[str(key)] = config
@@ -246,6 +267,18 @@ class Manifest:
         return config.file if isinstance(config, ReviewConfig) else _reviews(self.run)
 
 
+def is_name(value: Any) -> TypeGuard[str]:
+    """Whether a value can be the name of a folder under a run, and lead nowhere else."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= 100
+        and not value.startswith(".")
+        and "/" not in value
+        and "\\" not in value
+        and value.isprintable()
+    )
+
+
 def _models(run: str, branch: str) -> str:
     return "/".join(part for part in (run.rstrip("/"), branch, "models") if part)
 
@@ -255,9 +288,9 @@ def _reviewed(stages: dict[str, Any], run: str) -> dict[str, Any]:
     name = ReviewStage.name
     if name not in stages and not Run(run).exists(REVIEWS):
         return stages
-    fields = stages.get(name) or {}
-    if isinstance(fields, dict):
-        fields = {"file": _reviews(run), **fields}
+    fields = stages.get(name)
+    if isinstance(fields, dict | None):
+        fields = {"file": _reviews(run), **(fields or {})}
     if name in stages:
         return {**stages, name: fields}
     entries = list(stages.items())
@@ -278,7 +311,10 @@ class _Mistakes:
         self.lines: list[str] = []
 
     def add(self, field: str, message: str) -> None:
-        self.lines.append(f"{self.path}: {field}: {message}")
+        told = notation.short(message, LONGEST)
+        line = f"{self.path}: {notation.short(field, LONGEST)}: {told}"
+        if line not in self.lines:  # each part of a union complains
+            self.lines.append(line)
 
     def close(self) -> None:
         if self.lines:
@@ -294,9 +330,16 @@ class _Mistakes:
             return None
         if "seed" in (field.name for field in dataclasses.fields(kind)):
             fields = {"seed": seed, **fields}
+            if isinstance(fields["seed"], int) and fields["seed"] < 0:
+                self.add(f"{where}.seed", f"a whole number from 0, got {fields['seed']}")
         resolved = {key: self._trained(where, key, fields[key], trained) for key in fields}
+        switched = list(_switched(kind, resolved, where))
+        for field, message in switched:
+            self.add(field, message)
+        if switched:
+            return None
         try:
-            return pydantic.TypeAdapter(kind).validate_python(resolved)
+            return _adapter(kind).validate_python(resolved)  # type: ignore[arg-type]
         except pydantic.ValidationError as error:
             for detail in error.errors():
                 loc = [str(part) for part in detail["loc"]]
@@ -311,9 +354,7 @@ class _Mistakes:
                     message = detail["msg"].removeprefix("Value error, ")
                 else:
                     message = _wanted(holder, path[-1], detail["input"])
-                line = f"{self.path}: {where}.{field}".rstrip(".") + f": {message}"
-                if line not in self.lines:  # each part of a union complains
-                    self.lines.append(line)
+                self.add(f"{where}.{field}".rstrip("."), message)
             return None
 
     def inherit(self, where: str, fields: Any, others: Mapping[str, Any]) -> Any:
@@ -322,11 +363,14 @@ class _Mistakes:
             return fields
         fields = dict(fields)
         like = fields.pop("like")
-        if not isinstance(others.get(like), dict) or "like" in others[like]:
-            known = [name for name, other in others.items() if "like" not in (other or {})]
+        other = others.get(like) if isinstance(like, str) else None
+        if not isinstance(other, dict) or "like" in other:
+            known = [
+                name for name, one in others.items() if isinstance(one, dict) and "like" not in one
+            ]
             self.add(f"{where}.like", f"no such entry: {like!r}{_did_you_mean(str(like), known)}")
             return fields
-        return {**others[like], **fields}
+        return {**other, **fields}
 
     def _trained(self, where: str, key: str, value: Any, trained: Mapping[str, str]) -> Any:
         if isinstance(value, list):
@@ -355,6 +399,31 @@ def _holder(kind: type[Any], loc: Sequence[str]) -> tuple[type[Any], list[str]]:
         held = typing.get_args(typing.get_type_hints(holder).get(part))
         inside = next((one for one in held if dataclasses.is_dataclass(one)), None)
     return holder, path
+
+
+@functools.cache
+def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
+
+
+def _switched(kind: type[Any], fields: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
+    """On or off in the place of a number, which pydantic takes for 1 or 0."""
+    hints = typing.get_type_hints(kind)
+    for field in describe(kind):
+        value = fields.get(field.name)
+        if isinstance(value, bool) and "true" not in field.values:
+            yield f"{where}.{field.name}", _wanted(kind, field.name, value)
+        inner = _inside(hints[field.name])
+        for one in value if isinstance(value, list) else [value]:
+            if inner is not None and isinstance(one, dict):
+                yield from _switched(inner, one, f"{where}.{field.name}")
+
+
+def _inside(hint: Any) -> type[Any] | None:
+    """The config that a type holds, if any."""
+    if dataclasses.is_dataclass(hint):
+        return typing.cast(type[Any], hint)
+    return next((found for one in typing.get_args(hint) if (found := _inside(one))), None)
 
 
 def _wanted(kind: type[Any], name: str, value: Any) -> str:
@@ -403,8 +472,8 @@ def _override(content: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise ManifestError(f"--set {override}: {key} holds no fields")
     try:
-        place[keys[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        place[keys[-1]] = notation.parse(value)
+    except notation.NotationError as error:
         raise ManifestError(f"--set {override}: not a YAML value: {error}") from None
 
 

@@ -105,6 +105,20 @@ POSITIVE = (
     "shuffle_buffer",
 )
 
+NOT_NEGATIVE = (
+    "steps",
+    "min_lr",
+    "warmup_steps",
+    "weight_decay",
+    "queue_size",
+    "alpha_epochs",
+    "streams",
+    "threads",
+    "loaders",
+    "checkpoint_every",
+    "sample_every",
+)
+
 EFFORT = (
     "checkpoint_every",
     "loaders",
@@ -231,12 +245,15 @@ class TrainConfig:
         for field, value in PAPER["albef" if self.albef else self.objective].items():
             if getattr(self, field) is None:
                 object.__setattr__(self, field, value)
+        for field in NOT_NEGATIVE:
+            if getattr(self, field) < 0:
+                raise ValueError(f"train.{field} must be at least 0, got {getattr(self, field)}")
         if not self.streams:
             object.__setattr__(self, "streams", self.workers)
         for field in POSITIVE:
             if getattr(self, field) < 1:
                 raise ValueError(f"train.{field} must be at least 1, got {getattr(self, field)}")
-        for field in ("momentum", "alpha", "label_smoothing", "crop_scale"):
+        for field in ("momentum", "alpha", "label_smoothing", "crop_scale", "decay_rate", "beta2"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(
                     f"train.{field} must be between 0 and 1, got {getattr(self, field)}"

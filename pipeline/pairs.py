@@ -212,7 +212,7 @@ def read_json(path: str, images: str | None = None) -> list[Sample]:
     Raises:
         ValueError: An entry is not such an object, or the file is no JSON.
     """
-    with fsspec.open(path, "r", encoding="utf-8") as file:
+    with fsspec.open(path, "r", encoding="utf-8", errors="replace") as file:
         text = file.read()
     rows: list[Any] = []
     unit = "entry"
@@ -220,12 +220,14 @@ def read_json(path: str, images: str | None = None) -> list[Sample]:
         content = json.loads(text)
         rows = _coco(content) if isinstance(content, dict) and "annotations" in content else content
         rows = rows if isinstance(rows, list) else [rows]
-    except json.JSONDecodeError:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: neither samples nor COCO's JSON: {error!r}") from None
+    except ValueError:
         unit = "line"
         for number, line in enumerate(text.split("\n"), 1):
             try:
                 rows.append(json.loads(line) if line.strip() else None)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
     folder = path.rpartition("/")[0] or "." if images is None else images.rstrip("/")
     captions: dict[str, list[str]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 CRASHED = "crashed"
 """The reason of a row whose measurement ends the process that makes it; the runner gives it."""
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
 def digest(value: Any) -> str:
@@ -141,6 +143,12 @@ class ModelConfig(StageConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{self.stage}.{name} must be at least 1, got {value}")
+        if not self.model:
+            raise ValueError(f"{self.stage}.model must name a folder or a model of the hub")
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(
+                f"{self.stage}.device must be auto, cpu, cuda or cuda:N, got {self.device!r}"
+            )
 
     @property
     def resources(self) -> Resources:

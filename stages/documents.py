@@ -25,6 +25,17 @@ EOC = "<EOC>"
 
 Part = tuple[Literal["text", "image"], str]
 
+SHARES = (
+    "min_language_score",
+    "max_bullets",
+    "max_ellipses",
+    "min_alphabetic",
+    "max_duplicate_lines",
+    "max_duplicate_line_characters",
+    "max_top_ngrams",
+    "max_duplicate_ngrams",
+)
+
 
 @dataclass(frozen=True)
 class Document:
@@ -148,6 +159,21 @@ class DocumentsConfig(StageConfig):
                     f"export.documents.{name} must be at least "
                     f"{4 if name == 'max_tokens' else 1}, got {getattr(self, name)}"
                 )
+        for name in ("min_words", "min_word_length", "max_symbols", "min_stop_words", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"export.documents.{name} must be at least 0, got {getattr(self, name)}"
+                )
+        for name in ("words", "word_length"):
+            least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if most < least:
+                raise ValueError(
+                    f"export.documents.max_{name} must be at least min_{name}, {least}, got {most}"
+                )
+        for name in SHARES:
+            value = getattr(self, name)
+            if not all(0 <= one <= 1 for one in (value if isinstance(value, tuple) else (value,))):
+                raise ValueError(f"export.documents.{name} must be from 0 to 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -196,7 +222,9 @@ class Documents:
         self.config = config
         self._detect = LanguageDetector(config.languages) if config.languages else None
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, use_fast=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                config.tokenizer, use_fast=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"export.documents.tokenizer: cannot load {config.tokenizer!r}: {error}. Name a "

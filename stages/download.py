@@ -45,6 +45,8 @@ _EFFORT = frozenset(
     }
 )
 
+_LARGEST = 8192  # pixels of a side
+_LONGEST = 86_400  # seconds
 _AHEAD = 8  # downloads that may wait to be decoded while every thread fetches
 
 
@@ -106,14 +108,19 @@ class DownloadConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("image_size", self.image_size, 1)
+        if not 1 <= self.image_size <= _LARGEST:
+            raise ValueError(
+                f"download.image_size must be from 1 to {_LARGEST}, got {self.image_size}"
+            )
         _at_least("retries", self.retries, 0)
         _at_least("threads", self.threads, 1)
         _at_least("burst", self.burst, 1)
         _at_least("max_bytes", self.max_bytes, 1)
         _at_least("max_redirects", self.max_redirects, 0)
-        if not 0 < self.timeout < float("inf"):
-            raise ValueError(f"download.timeout must be seconds above 0, got {self.timeout}")
+        if not 0 < self.timeout <= _LONGEST:
+            raise ValueError(
+                f"download.timeout must be seconds above 0, at most {_LONGEST}, got {self.timeout}"
+            )
         if self.connections_per_host is not None:
             _at_least("connections_per_host", self.connections_per_host, 1)
         if self.requests_per_second is not None and not 0 < self.requests_per_second < float("inf"):
@@ -121,8 +128,10 @@ class DownloadConfig(SourceConfig):
                 "download.requests_per_second must be above 0, or null for no limit, got "
                 f"{self.requests_per_second}"
             )
-        if not 0 <= self.max_wait < float("inf"):
-            raise ValueError(f"download.max_wait must be seconds from 0, got {self.max_wait}")
+        if not 0 <= self.max_wait <= _LONGEST:
+            raise ValueError(
+                f"download.max_wait must be seconds from 0 to {_LONGEST}, got {self.max_wait}"
+            )
         if not 1 <= self.max_pixels <= 2 * MAX_PIXELS:
             raise ValueError(
                 f"download.max_pixels must be from 1 to {2 * MAX_PIXELS}, over which Pillow opens "

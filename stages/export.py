@@ -23,7 +23,9 @@ from models.images import ImageError, open_rgb
 from stages.base import StageConfig
 from stages.documents import DocumentsConfig
 from stages.formats import FORMATS, SPLITS, TRAIN, VALIDATION, Format, Shard
+from stages.redaction import redacted
 from stages.schema import PAIRS, draw, uid_of, web_captions
+from stages.sources.row import clean
 
 __all__ = ["ExportConfig", "ExportStage"]
 
@@ -112,7 +114,7 @@ class ExportStage:
         )
 
     def pairs(self, rows: pa.Table, keeps: pa.Table | None) -> pa.Table:
-        """The pairs of kept rows.
+        """The pairs of kept rows, the secrets of their URLs hidden: an export may be given on.
 
         Args:
             rows: uid, `reads` and the columns of `uses` that exist; n rows.
@@ -138,7 +140,10 @@ class ExportStage:
             "caption": pa.concat_arrays([part.captions for part in parts]).take(order),
             "caption_source": pa.concat_arrays(sources).take(order),
             "itm_score": pa.concat_arrays([part.scores for part in parts]).take(order),
-            **{name: taken[name] for name in ("width", "height", "url", "source", "sha256")},
+            "url": pa.array(
+                [url and redacted(url) for url in taken["url"].to_pylist()], pa.string()
+            ),
+            **{name: taken[name] for name in ("width", "height", "source", "sha256")},
         }
         return pa.table(columns, schema=PAIRS)
 
@@ -269,9 +274,15 @@ def _column(table: pa.Table, name: str) -> Any:
 
 
 def _lines(path: str) -> Iterator[tuple[int, str, list[str]]]:
-    """The number, the image and the captions of each line that is not blank."""
+    """The number, the image and the captions of each line that is not blank.
+
+    Raises:
+        ValueError: A line has none, or names an image by a URL, which no guard would check.
+    """
     try:
-        file = fsspec.open(path, "rt", encoding="utf-8", compression="infer").open()
+        file = fsspec.open(
+            path, "rt", encoding="utf-8", errors="replace", compression="infer"
+        ).open()
     except FileNotFoundError as error:
         raise ValueError(
             f"export.human: no file {path}; name a jsonl file with `image` and `caption` a line"
@@ -282,8 +293,8 @@ def _lines(path: str) -> Iterator[tuple[int, str, list[str]]]:
                 continue
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"export.human: {path}:{number}: not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"export.human: {path}:{number}: not JSON ({error})") from None
             if not isinstance(entry, dict) or "image" not in entry:
                 raise ValueError(
                     f"export.human: {path}:{number}: needs `image` and `caption` (or `captions`)"
@@ -293,7 +304,12 @@ def _lines(path: str) -> Iterator[tuple[int, str, list[str]]]:
                 captions = [captions]
             if not captions or not all(isinstance(caption, str) for caption in captions):
                 raise ValueError(f"export.human: {path}:{number}: `caption` must be text")
-            yield number, str(entry["image"]), captions
+            name = clean(str(entry["image"]))
+            if "://" in name or "::" in name or "\0" in name:
+                raise ValueError(
+                    f"export.human: {path}:{number}: `image` must be a path, got {redacted(name)!r}"
+                )
+            yield number, name, list(map(clean, captions))
 
 
 def _human_rows(path: str, number: int, name: str, captions: list[str]) -> list[dict[str, Any]]:
@@ -302,7 +318,7 @@ def _human_rows(path: str, number: int, name: str, captions: list[str]) -> list[
         with fsspec.open(location, "rb") as file:
             content = bytes(file.read())
         image = open_rgb(content)
-    except (FileNotFoundError, ImageError) as error:
+    except (OSError, ImageError) as error:
         raise ValueError(
             f"export.human: {path}:{number}: cannot read image {location} ({error}); "
             "`image` is a path relative to the jsonl file"

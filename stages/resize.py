@@ -27,7 +27,8 @@ RESIZE_REASONS: dict[str, str] = {
     "too_many_pixels": "Width times height is over `max_pixels`; it was not decoded.",
     "truncated": "The image ends early.",
     "undecodable": "The format is known, but the image is broken.",
-    "not_resized": "It cannot be resized or encoded, as with a side too long for JPEG.",
+    "not_resized": "It cannot be resized or encoded: a side is too long for JPEG, or enlarged it "
+    "would be over `max_pixels`.",
 }
 
 # img2dataset's Resizer points the process's stdout and stderr elsewhere while it runs: two at once
@@ -148,10 +149,15 @@ class Resize:
 
     def _by_resizer(self, pixels: Pixels) -> tuple[bytes | None, int | None, int | None]:
         height, width = pixels.shape[:2]
+        by_shorter = self.mode in ("keep_ratio", "center_crop")
+        scale = self.size / (min if by_shorter else max)(width, height)
+        enlarged = scale > 1 and not self.only_if_bigger
+        if enlarged and width * height * scale**2 > self.max_pixels:
+            return None, None, None
         ppm = b"P6 %d %d 255\n" % (width, height) + pixels.tobytes()
         with _RESIZING:
             encoded, width, height, *_ = self._resizer(io.BytesIO(ppm))
-        return encoded, width, height
+        return (encoded, width, height) if encoded else (None, None, None)
 
 
 def _shrink(pixels: Pixels, target: tuple[int, int]) -> Pixels:

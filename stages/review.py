@@ -210,10 +210,11 @@ def read_decisions(file: str) -> Decisions:
             entry = json.loads(line)
             uid, caption = str(entry["uid"]), str(entry["caption"])
             verdict, fixed = entry["verdict"], entry.get("fixed")
-        except (ValueError, KeyError, TypeError):
+            f"{uid}{caption}{fixed}".encode()  # half of a surrogate pair fits no table
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             verdict = fixed = None
         has_text = isinstance(fixed, str) and bool(fixed.strip())
-        if verdict not in VERDICTS or has_text != (verdict == "fix"):
+        if str(verdict) not in VERDICTS or has_text != (verdict == "fix"):
             raise ValueError(
                 f"review.file: {file}:{number}: no decision; a line has `uid`, `caption` and "
                 f"`verdict`, one of {', '.join(VERDICTS)}, and `fixed` where it is fix. Mend or "

@@ -23,6 +23,7 @@ from stages.clean import CleanStage
 from stages.dedup import DedupStage
 from stages.download import DownloadStage
 from stages.filter import FilterStage
+from stages.redaction import redacted
 
 __all__ = ["Example", "Text", "Thumbnail", "examples", "locate"]
 
@@ -159,7 +160,7 @@ def _example(
     size = (pool["original_width"], pool["original_height"])
     return Example(
         uid=pool["uid"],
-        url=_short(pool["url"], 120),
+        url=_short(redacted(pool["url"]), 120),
         error=pool["error"],
         image=thumbnail(pool["image"]),
         size=size if all(size) else None,

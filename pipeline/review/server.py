@@ -36,6 +36,7 @@ from pipeline.review.ledger import Ledger
 from pipeline.review.sample import Pair
 from pipeline.store import Run
 from stages.filter import FilterStage
+from stages.redaction import redacted
 from stages.review import VERDICTS, Decision
 
 __all__ = ["ReviewServer"]
@@ -138,7 +139,7 @@ class ReviewServer(ThreadingHTTPServer):
                     "caption": pair.caption,
                     "shown": _shown(pair.caption),
                     "source": pair.source,
-                    "url": _shown(pair.url),
+                    "url": _shown(redacted(pair.url)),
                     "uid": pair.uid,
                     "score": pair.score,
                     "is_kept": pair.is_kept if self._is_filtered else None,

@@ -46,7 +46,7 @@ datasets.load_dataset("FOLDER")  # images come decoded
 | caption_source | web (as found, normalised), synthetic (by the captioner) or human |
 | itm_score | the filter's probability that image and text match; null if not judged |
 | width, height | pixels of the stored image |
-| url, source | where the image came from |
+| url, source | where the image came from; `***` in place of passwords and signatures |
 | sha256 | of the bytes as downloaded, before any resize |
 """
 
@@ -73,7 +73,7 @@ One row an image, without the image: for redistribution where the images may not
 | column | meaning |
 | --- | --- |
 | uid | identity of the sample |
-| url | where the image was found; null for images at hand that never had one |
+| url | where it was found, `***` for passwords and signatures; null if it never had one |
 | captions | all its texts, the web caption first |
 | caption_sources | web (as found, normalised), synthetic (by the captioner) or human |
 | itm_scores | the filter's probability that image and text match; null if not judged |

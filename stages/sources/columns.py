@@ -98,6 +98,12 @@ class Finder:
                 f"download.source: {self.path} needs a column `file_name`, it has "
                 f"{_listed(columns)}"
             )
+        for name in {url, caption, file} - {None}:
+            if columns.count(name) > 1:
+                raise ValueError(
+                    f"download.source: {self.path} has more than one column {name!r}, it has "
+                    f"{_listed(columns)}; give each a name of its own"
+                )
         if caption is None and len(columns) > 1:
             logger.warning(
                 "download.caption_column: no column of %s has a name known for captions, it has "

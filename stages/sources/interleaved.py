@@ -6,10 +6,12 @@ import io
 import json
 from collections.abc import Iterator
 
+import pyarrow as pa
+
 from stages.documents import Document, parse
 from stages.sources.lists import lines
 from stages.sources.place import Place
-from stages.sources.row import Row, decode
+from stages.sources.row import Row, clean, decode
 
 __all__ = ["documents", "is_interleaved", "rows"]
 
@@ -20,16 +22,29 @@ def is_interleaved(place: Place) -> bool:
 
 
 def documents(place: Place) -> Iterator[Document | None]:
-    """The documents of a list, in order; None for a line that is none."""
-    with place.open() as raw, io.BufferedReader(raw) as stream:
-        for line in lines(stream, place):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(decode(line))
-            except (ValueError, RecursionError):
-                record = None
-            yield parse(record) if isinstance(record, dict) else None
+    """The documents of a list, in order; None for a line that is none.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    try:
+        with place.open() as raw, io.BufferedReader(raw) as stream:
+            for line in filter(bytes.strip, lines(stream, place)):
+                yield _document(line)
+    except (OSError, EOFError, pa.ArrowException, UnicodeError) as error:
+        raise ValueError(
+            f"download.source cannot be read as jsonl: {place.path}: {error}"
+        ) from error
+
+
+def _document(line: bytes) -> Document | None:
+    try:
+        record = json.loads(decode(line))
+        if b"\\ud" in line.lower():
+            record = json.loads(clean(json.dumps(record, ensure_ascii=False)))
+    except (ValueError, RecursionError):
+        return None
+    return parse(record) if isinstance(record, dict) else None
 
 
 def rows(place: Place) -> Iterator[Row]:

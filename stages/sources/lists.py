@@ -26,6 +26,7 @@ Record = tuple[str | None, str | None, str | None, str | None]
 
 BATCH = 4096
 _LONGEST = 16 * 2**20  # characters of a line
+_END = "\0the end of the file"  # a line that is put after the last one
 _HEAD = 1000  # records of JSON Lines that tell the columns
 
 
@@ -43,7 +44,7 @@ def records(place: Place, finder: Finder) -> Iterator[Record]:
     """
     try:
         yield from READERS[place.kind](place, finder)
-    except (OSError, EOFError, csv.Error, pa.ArrowException) as error:
+    except (OSError, EOFError, csv.Error, pa.ArrowException, UnicodeError) as error:
         raise ValueError(
             f"download.source cannot be read as {place.kind}: {place.path}: {error}"
         ) from error
@@ -62,11 +63,12 @@ def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
             io.BufferedReader(raw), encoding="utf-8-sig", errors="replace", newline=""
         ) as stream,
     ):
-        found: Iterator[list[str]] = csv.reader(
-            lines(stream, place),
+        reader = csv.reader(
+            itertools.chain(lines(stream, place), [_END]),
             delimiter="\t" if place.kind == "tsv" else ",",
             quoting=csv.QUOTE_NONE if place.kind == "tsv" else csv.QUOTE_MINIMAL,
         )
+        found = _closed(reader, place)
         first = next((record for record in found if any(map(str.strip, record))), None)
         if first is None:
             return
@@ -91,6 +93,21 @@ def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
                 yield None, None, None, None
     if wrong:
         logger.warning("%s: %d records have a wrong number of columns", place.path, wrong)
+
+
+def _closed(reader: Any, place: Place) -> Iterator[list[str]]:
+    """The records before `_END`, which an open quote would make part of the last."""
+    began = 1
+    for record in reader:
+        if record == [_END]:
+            return
+        if record and record[-1].endswith(_END):
+            raise ValueError(
+                f"download.source cannot be read as {place.kind}: {place.path}: a quote in the "
+                f"record that begins at line {began} is never closed"
+            )
+        yield record
+        began = reader.line_num + 1
 
 
 def lines(stream: Any, place: Place) -> Iterator[Any]:

@@ -47,7 +47,7 @@ def column_of(place: Place) -> str | None:
     try:
         with place.open() as stream, pq.ParquetFile(stream) as file:
             return column(file.schema_arrow)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeError) as error:
         raise ValueError(
             f"download.source cannot be read as parquet: {place.path}: {error}"
         ) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import difflib
+import io
 import logging
 import os
 import posixpath
@@ -35,6 +37,7 @@ _KINDS = {
     "json": "json",
     "tar": "tar",
 }
+_TEXTS = ("csv", "tsv", "jsonl", "json")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 
@@ -60,13 +63,19 @@ class Place:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Any]:
-        """The bytes, decompressed."""
+        """The bytes, decompressed.
+
+        Raises:
+            UnicodeError: It is text in UTF-16.
+        """
         compression: Any = _COMPRESSIONS.get(posixpath.splitext(self.path)[1].lower())
-        with (
-            self.fs.open(self.path, "rb") as raw,
-            pa.input_stream(raw, compression=compression) as stream,
-        ):
-            yield stream
+        with self.fs.open(self.path, "rb") as raw:
+            if self.kind in _TEXTS:
+                raw = io.BufferedReader(raw)
+                if raw.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                    raise UnicodeError("it is UTF-16; save it as UTF-8")
+            with pa.input_stream(raw, compression=compression) as stream:
+                yield stream
 
     def url(self, image: str | int) -> str:
         """What stands in the place of a URL for an image that has none."""
