@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from pipeline.plan import Plan
 from pipeline.report.build import facts_of, lines_of, measured_by
-from pipeline.report.charts import Histogram, curves
+from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples
-from pipeline.report.page import DISTRIBUTIONS, Figure, distribution, environment, policy
+from pipeline.report.page import DISTRIBUTIONS, Figure, distribution, environment, points, policy
+from pipeline.report.plots import curves
 from pipeline.report.survey import CELLS, Place, ranks_of, survey
 from pipeline.status import funnel
 from pipeline.store import Run
@@ -42,7 +43,7 @@ KEPT_TEXTS = {
 SERIES = {"words": "kept", "itm": "texts", "clip": "judged", "side": "kept", "aspect": "kept"}
 """What is compared of each histogram of report.json, by the end of its key."""
 
-CLASSES = ("loss-a", "loss-b")
+COLOURS = ("soft dashed", "web")
 SOURCES = ("web", "synthetic")
 TEXT_FACTS = ("found", "judged", "rejected", "reject_rate", "kept")
 VARIETY = ("unique", "distinct_1", "distinct_2", "repeated", "words")
@@ -371,7 +372,7 @@ def _distributions(before: Side, after: Side) -> list[Figure]:
         lines = [entry["series"][which] for entry in entries]
         if not all(map(sum, lines)):
             continue
-        series = dict(zip(CLASSES, lines, strict=True))
+        series = dict(zip(COLOURS, lines, strict=True))
         remark = ", ".join(
             f"{name} {sum(line):,} {which}" for name, line in zip(names, lines, strict=True)
         )
@@ -380,7 +381,7 @@ def _distributions(before: Side, after: Side) -> list[Figure]:
         figure = distribution(
             key,
             Histogram(edges=entries[0]["edges"], series=series),
-            list(zip(CLASSES, names, strict=True)),
+            list(zip(COLOURS, names, strict=True)),
             remark,
             thresholds=sorted(limits),
             is_overlaid=True,
@@ -395,10 +396,7 @@ def _curves(before: Side, after: Side) -> list[Figure]:
     logs = [lines_of(side.run, "metrics.jsonl", "step") for side in (before, after)]
     found = []
     for model in logs[0]:
-        lines = [
-            [(line["step"], line["loss"]) for line in log.get(model, ()) if "loss" in line]
-            for log in logs
-        ]
+        lines = [points(log.get(model, ()), "loss") for log in logs]
         if min(map(len, lines)) < 2:
             continue
         names = _names(before, after)
@@ -406,13 +404,13 @@ def _curves(before: Side, after: Side) -> list[Figure]:
         found.append(
             Figure(
                 title=f"Loss of {model}",
-                svg=curves(
+                plot=curves(
                     dict(zip(names, lines, strict=True)),
-                    CLASSES,
+                    COLOURS,
                     x_label="step",
                     label=f"Loss of {model}, at the end {ends}",
                 ),
-                legend=list(zip(CLASSES, names, strict=True)),
+                legend=list(zip(COLOURS, names, strict=True)),
                 remark=f"at the end {ends}",
             )
         )
