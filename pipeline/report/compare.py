@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 import posixpath
 from collections import Counter
@@ -117,7 +118,8 @@ def write(
 
     Returns:
         The path of the page, and the numbers of rows: `both`, `only_before`, `only_after`,
-        `changed`, `newly_kept` and `newly_rejected`.
+        `changed`, `newly_kept` and `newly_rejected`. The same facts lie beside it, with the ending
+        .json.
 
     Raises:
         ValueError: The folder of `out` is not there.
@@ -126,32 +128,44 @@ def write(
         raise ValueError(f"--out {out}: no folder {folder}")
     sides = (_side(before, plan_before), _side(after, plan_after))
     counts, changes = _changes(*sides)
-    page = environment().get_template("compare.html.j2").render(
-        **policy(),
-        made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        names=_names(*sides),
-        before=sides[0].facts,
-        after=sides[1].facts,
-        counts=counts,
-        changes=changes,
-        settings=[line for line in _paired(*map(_settings, sides)) if not line.is_same],
-        funnel=list(_funnel(*sides)),
-        captions={
+    names = _names(*sides)
+    facts = {
+        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "names": names,
+        "counts": counts,
+        "settings": [line for line in _paired(*map(_settings, sides)) if not line.is_same],
+        "funnel": dict(_funnel(*sides)),
+        "captions": {
             source: _paired(*(_captions(side, source) for side in sides)) for source in SOURCES
         },
-        metrics=_paired(*map(_evaluation, sides)),
-        hosts=_paired(*(_counted(s, "hosts", "host", "failed") for s in sides)),
-        languages=_paired(*(_counted(s, "languages", "language", "rows") for s in sides)),
-        times=_paired(*map(_times, sides)),
+        "metrics": _paired(*map(_evaluation, sides)),
+        "hosts": _paired(*(_counted(s, "hosts", "host", "failed") for s in sides)),
+        "languages": _paired(*(_counted(s, "languages", "language", "rows") for s in sides)),
+        "times": _paired(*map(_times, sides)),
+    }
+    page = environment().get_template("compare.html.j2").render(
+        **policy(),
+        **facts,
+        before=sides[0].facts,
+        after=sides[1].facts,
+        changes=changes,
         distributions=_distributions(*sides),
         curves=_curves(*sides),
     )  # fmt: skip
+    facts["runs"] = [side.run.root for side in sides]
+    facts["changes"] = [
+        {"before": change.before, "after": change.after, "rows": change.rows} for change in changes
+    ]
+    facts["histograms"] = dict(zip(names, (s.facts["histograms"] for s in sides), strict=True))
     content = (page.strip() + "\n").encode()
+    numbers = json.dumps(facts, indent=2, ensure_ascii=False, default=dataclasses.asdict).encode()
     if out is None:
+        after.write(numbers, "report", "compare.json")
         after.write(content, "report", "compare.html")
         return after.at("report", "compare.html"), counts
-    with open(out, "wb") as file:
-        file.write(content)
+    for path, part in ((f"{os.path.splitext(out)[0]}.json", numbers), (out, content)):
+        with open(path, "wb") as file:
+            file.write(part)
     return out, counts
 
 

@@ -221,7 +221,7 @@ def intervals(
     dots = {
         "type": "scatter",
         "mode": "markers",
-        "marker": {**_fill("ink faint"), "size": 5},
+        "marker": {**_fill("ink faint"), "size": 6},
         "x": [value for value, _ in single],
         "y": [name for _, name in single],
         "hoverinfo": "skip",
