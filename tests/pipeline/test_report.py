@@ -47,7 +47,7 @@ def whole(tmp_path_factory):
         | {"mlm": 2.0 / step, "images_per_second": 250.0}
         for step in range(1, 400)
     ]
-    content = "\n".join([*map(json.dumps, lines), '{"step": 400, "loss": NaN}', '{"step": 4'])
+    content = "\n".join(['{"step": 0, "loss": NaN}', *map(json.dumps, lines), '{"step": 4'])
     run.write(content.encode(), "models", "filter", "metrics.jsonl")
     lines = [{"step": step, "clip": 5 / step, "loss": 5 / step} for step in range(1, 9)]
     run.write("\n".join(map(json.dumps, lines)).encode(), "models", "clip", "metrics.jsonl")
@@ -161,6 +161,8 @@ def test_every_image_and_chart_says_what_it_is(whole):
     for tag, attributes in page.elements:
         if tag == "svg":
             assert attributes.get("aria-label") or attributes.get("aria-hidden") == "true"
+        if attributes.get("class") == "plot":
+            assert attributes.get("aria-label") and attributes.get("role") == "img"
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     links = [a["href"] for t, a in page.elements if t == "a"]
