@@ -55,8 +55,13 @@ class PageBrowser(Browser):
         """What the console, the log, exceptions and dialogs said."""
         return [json.dumps(told[key]) for event, key in SAID.items() for told in self.told(event)]
 
+    def draw(self) -> None:
+        """Have the page draw the plots that nobody has scrolled to, as before it is printed."""
+        self.value("dispatchEvent(new Event('beforeprint'))")
+
     def picture_of_all(self, path: Path) -> Path:
-        """A screenshot of the whole page, all its images loaded."""
+        """A screenshot of the whole page, all its images loaded and its plots drawn."""
+        self.draw()
         self.value("for (const image of document.images) image.loading = 'eager'")
         self.value("Promise.all([...document.images].map(image => image.decode()))")
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report.charts import intervals
-from pipeline.report.page import environment, policy
+from pipeline.report.page import Figure, environment, policy
+from pipeline.report.plots import intervals
 from pipeline.seal import seal_page
 from pipeline.store import Run
 from pipeline.tables import interval
@@ -53,8 +53,8 @@ def _table(table: Mapping[str, Any]) -> dict[str, Any]:
                 rows.append((row["label"], whole["mean"], whole["low"], whole["high"], values))
         if rows:
             told = "; ".join(f"{label} {mean:.3f}" for label, mean, *_ in rows)
-            svg = intervals(rows, x_label=metric, label=f"{metric} of {table['title']}: {told}")
-            figures.append({"title": metric, "svg": svg})
+            label = f"{metric} of {table['title']}: {told}"
+            figures.append(Figure(title=metric, plot=intervals(rows, x_label=metric, label=label)))
     return {
         "title": table["title"],
         "metrics": metrics,

@@ -17,7 +17,16 @@ from pipeline.report import health
 from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples, locate
 from pipeline.report.page import Gallery, Rows, render
-from pipeline.report.survey import CELLS, Borderline, Place, Smallest, Survey, Texts, survey
+from pipeline.report.survey import (
+    CELLS,
+    MAX_SHARED,
+    Borderline,
+    Place,
+    Smallest,
+    Survey,
+    Texts,
+    survey,
+)
 from pipeline.review import agreement
 from pipeline.rounds import compare, fresh
 from pipeline.seal import seal_page
@@ -35,6 +44,7 @@ MOST_PHRASES = 20
 MOST_CLUSTERS = 6
 MOST_SHARED = 8
 MOST_BESIDE = 3
+MOST_FREQUENT = 5
 MOST_SAMPLES = 4
 CURVE_POINTS = 160
 """Ranks at which the frequencies of noun phrases are drawn."""
@@ -177,6 +187,11 @@ def _texts(texts: Texts) -> dict[str, Any]:
         "reject_rate": texts.rejected / texts.judged if texts.judged else None,
         "kept": texts.kept,
         "variety": health.variety(texts.sample.values),
+        "frequent": [
+            {"caption": text[:MAX_SHARED], "number": number}
+            for text, number in texts.frequent.most(MOST_FREQUENT)
+        ],
+        "frequent_missed": texts.frequent.missed,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 import posixpath
 from collections import Counter
@@ -17,11 +18,12 @@ import pyarrow as pa
 
 from pipeline.plan import Plan
 from pipeline.report.build import facts_of, lines_of, measured_by
-from pipeline.report.charts import Histogram, curves
+from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples
-from pipeline.report.page import DISTRIBUTIONS, Figure, distribution, environment, policy
+from pipeline.report.page import DISTRIBUTIONS, Figure, distribution, environment, points, policy
+from pipeline.report.plots import curves
 from pipeline.report.survey import CELLS, Place, ranks_of, survey
-from pipeline.seal import seal_page
+from pipeline.seal import seal_json, seal_page
 from pipeline.status import funnel
 from pipeline.store import Run
 from pipeline.tables import flat
@@ -43,7 +45,7 @@ KEPT_TEXTS = {
 SERIES = {"words": "kept", "itm": "texts", "clip": "judged", "side": "kept", "aspect": "kept"}
 """What is compared of each histogram of report.json, by the end of its key."""
 
-CLASSES = ("loss-a", "loss-b")
+COLOURS = ("soft dashed", "web")
 SOURCES = ("web", "synthetic")
 TEXT_FACTS = ("found", "judged", "rejected", "reject_rate", "kept")
 VARIETY = ("unique", "distinct_1", "distinct_2", "repeated", "words")
@@ -117,7 +119,8 @@ def write(
 
     Returns:
         The path of the page, and the numbers of rows: `both`, `only_before`, `only_after`,
-        `changed`, `newly_kept` and `newly_rejected`.
+        `changed`, `newly_kept` and `newly_rejected`. The same facts lie beside it, with the ending
+        .json.
 
     Raises:
         ValueError: The folder of `out` is not there.
@@ -126,32 +129,44 @@ def write(
         raise ValueError(f"--out {out}: no folder {folder}")
     sides = (_side(before, plan_before), _side(after, plan_after))
     counts, changes = _changes(*sides)
-    page = environment().get_template("compare.html.j2").render(
-        **policy(),
-        made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        names=_names(*sides),
-        before=sides[0].facts,
-        after=sides[1].facts,
-        counts=counts,
-        changes=changes,
-        settings=[line for line in _paired(*map(_settings, sides)) if not line.is_same],
-        funnel=list(_funnel(*sides)),
-        captions={
+    names = _names(*sides)
+    facts = {
+        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "names": names,
+        "counts": counts,
+        "settings": [line for line in _paired(*map(_settings, sides)) if not line.is_same],
+        "funnel": dict(_funnel(*sides)),
+        "captions": {
             source: _paired(*(_captions(side, source) for side in sides)) for source in SOURCES
         },
-        metrics=_paired(*map(_evaluation, sides)),
-        hosts=_paired(*(_counted(s, "hosts", "host", "failed") for s in sides)),
-        languages=_paired(*(_counted(s, "languages", "language", "rows") for s in sides)),
-        times=_paired(*map(_times, sides)),
+        "metrics": _paired(*map(_evaluation, sides)),
+        "hosts": _paired(*(_counted(s, "hosts", "host", "failed") for s in sides)),
+        "languages": _paired(*(_counted(s, "languages", "language", "rows") for s in sides)),
+        "times": _paired(*map(_times, sides)),
+    }
+    page = environment().get_template("compare.html.j2").render(
+        **policy(),
+        **facts,
+        before=sides[0].facts,
+        after=sides[1].facts,
+        changes=changes,
         distributions=_distributions(*sides),
         curves=_curves(*sides),
     )  # fmt: skip
+    facts["runs"] = [side.run.root for side in sides]
+    facts["changes"] = [
+        {"before": change.before, "after": change.after, "rows": change.rows} for change in changes
+    ]
+    facts["histograms"] = dict(zip(names, (s.facts["histograms"] for s in sides), strict=True))
     content = seal_page(page.strip() + "\n")
+    numbers = seal_json(json.loads(json.dumps(facts, default=dataclasses.asdict)))
     if out is None:
+        after.write(numbers, "report", "compare.json")
         after.write(content, "report", "compare.html")
         return after.at("report", "compare.html"), counts
-    with open(out, "wb") as file:
-        file.write(content)
+    for path, part in ((f"{os.path.splitext(out)[0]}.json", numbers), (out, content)):
+        with open(path, "wb") as file:
+            file.write(part)
     return out, counts
 
 
@@ -372,7 +387,7 @@ def _distributions(before: Side, after: Side) -> list[Figure]:
         lines = [entry["series"][which] for entry in entries]
         if not all(map(sum, lines)):
             continue
-        series = dict(zip(CLASSES, lines, strict=True))
+        series = dict(zip(COLOURS, lines, strict=True))
         remark = ", ".join(
             f"{name} {sum(line):,} {which}" for name, line in zip(names, lines, strict=True)
         )
@@ -381,7 +396,7 @@ def _distributions(before: Side, after: Side) -> list[Figure]:
         figure = distribution(
             key,
             Histogram(edges=entries[0]["edges"], series=series),
-            list(zip(CLASSES, names, strict=True)),
+            list(zip(COLOURS, names, strict=True)),
             remark,
             thresholds=sorted(limits),
             is_overlaid=True,
@@ -396,10 +411,7 @@ def _curves(before: Side, after: Side) -> list[Figure]:
     logs = [lines_of(side.run, "metrics.jsonl", "step") for side in (before, after)]
     found = []
     for model in logs[0]:
-        lines = [
-            [(line["step"], line["loss"]) for line in log.get(model, ()) if "loss" in line]
-            for log in logs
-        ]
+        lines = [points(log.get(model, ()), "loss") for log in logs]
         if min(map(len, lines)) < 2:
             continue
         names = _names(before, after)
@@ -407,13 +419,13 @@ def _curves(before: Side, after: Side) -> list[Figure]:
         found.append(
             Figure(
                 title=f"Loss of {model}",
-                svg=curves(
+                plot=curves(
                     dict(zip(names, lines, strict=True)),
-                    CLASSES,
+                    COLOURS,
                     x_label="step",
                     label=f"Loss of {model}, at the end {ends}",
                 ),
-                legend=list(zip(CLASSES, names, strict=True)),
+                legend=list(zip(COLOURS, names, strict=True)),
                 remark=f"at the end {ends}",
             )
         )

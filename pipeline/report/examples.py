@@ -66,6 +66,7 @@ class Example:
         size: Width and height as found.
         caption: The web caption as found.
         web: The web caption as the filter saw it; None where there is none.
+        further: Web captions of its copies that it is offered beside its own.
         synthetic: The synthetic captions.
         measures: For each stage, the plain numbers and words that it wrote of the row.
         cluster: The uid of the representative of its near-duplicates.
@@ -78,6 +79,7 @@ class Example:
     size: tuple[int, int] | None
     caption: str | None
     web: Text | None
+    further: Sequence[Text]
     synthetic: Sequence[Text]
     measures: dict[str, dict[str, str]] = field(default_factory=dict)
     cluster: str | None = None
@@ -153,10 +155,7 @@ def _example(
 ) -> Example:
     scores = notes.get(FilterStage.name, {})
     text = notes[CleanStage.name]["text"] if CleanStage.name in notes else pool["caption"]
-    texts = notes.get(CaptionStage.name, {}).get("synthetic") or []
-    marks = scores.get("itm_synthetic") or [None] * len(texts)
-    similar = scores.get("clip_synthetic") or [None] * len(texts)
-    flags = keep.get("keep_synthetic") or [None] * len(texts)
+    deduped = notes.get(DedupStage.name, {})
     size = (pool["original_width"], pool["original_height"])
     return Example(
         uid=pool["uid"],
@@ -173,13 +172,25 @@ def _example(
             similarity=scores.get("clip_web"),
             is_kept=keep.get("keep_web"),
         ),
-        synthetic=[
-            Text(text=_short(text), score=score, similarity=similarity, is_kept=is_kept)
-            for text, score, similarity, is_kept in zip(texts, marks, similar, flags, strict=True)
-        ],
+        further=_texts("further", deduped.get("further_captions") or [], scores, keep),
+        synthetic=_texts(
+            "synthetic", notes.get(CaptionStage.name, {}).get("synthetic") or [], scores, keep
+        ),
         measures={name: _measures(name, values) for name, values in notes.items()},
-        cluster=notes.get(DedupStage.name, {}).get("image_cluster"),
+        cluster=deduped.get("image_cluster"),
     )
+
+
+def _texts(
+    kind: str, texts: Sequence[str], scores: dict[str, Any], keep: dict[str, Any]
+) -> list[Text]:
+    """The texts of a kind with what the filter says of each."""
+    columns = (scores.get(f"itm_{kind}"), scores.get(f"clip_{kind}"), keep.get(f"keep_{kind}"))
+    said = [column or [None] * len(texts) for column in columns]
+    return [
+        Text(text=_short(text), score=score, similarity=similarity, is_kept=is_kept)
+        for text, score, similarity, is_kept in zip(texts, *said, strict=True)
+    ]
 
 
 def thumbnail(image: bytes | None) -> Thumbnail | None:

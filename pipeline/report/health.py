@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +52,7 @@ def variety(texts: Sequence[str]) -> dict[str, Any]:
     Returns:
         texts (their number), unique (share of distinct texts), distinct_1 and distinct_2 (distinct
         words and word pairs by their number), repeated (share of texts in which a word follows
-        itself), words (mean length), and common (the most frequent texts with their numbers).
+        itself) and words (mean length).
     """
     words = [words_of(text) for text in texts]
     singles = [word for line in words for word in line]
@@ -66,7 +65,6 @@ def variety(texts: Sequence[str]) -> dict[str, Any]:
         "distinct_2": _share(len(set(pairs)), len(pairs)),
         "repeated": _share(stammers, len(texts)),
         "words": _share(len(singles), len(texts)),
-        "common": [[text, number] for text, number in Counter(texts).most_common(5) if number > 1],
     }
 
 

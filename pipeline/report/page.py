@@ -1,15 +1,18 @@
 """The HTML of a report: figures, tables and galleries laid out by index.html.j2.
 
-The page loads nothing: its content security policy forbids all but its own style and script, by
-their hashes, and images that stand in it. Without the script it shows the same.
+The page loads nothing: its content security policy forbids all but its own style and scripts, by
+their hashes, and images that stand in it. Without scripts its plots are tables.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import itertools
 import json
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,21 +20,14 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs
 
 from pipeline.manifest import STAGES
 from pipeline.plan import Plan
-from pipeline.report.charts import (
-    Frame,
-    Histogram,
-    curves,
-    histogram,
-    overlay,
-    printable,
-    share_bar,
-    stacked_bar,
-)
+from pipeline.report.charts import Histogram, printable, share_bar, stacked_bar
 from pipeline.report.examples import Example
 from pipeline.report.health import PAPER
+from pipeline.report.plots import Plot, curves, histogram
 from pipeline.report.survey import CELLS
 
 __all__ = [
@@ -41,6 +37,7 @@ __all__ = [
     "Rows",
     "distribution",
     "environment",
+    "points",
     "policy",
     "render",
 ]
@@ -62,7 +59,16 @@ TRUTHS = {
 }
 SCORES = ("stage", "precision", "recall")
 
-LOSSES = ("loss", "itc", "itm", "lm")
+LOSSES = {
+    "loss": "ink",
+    "itc": "web",
+    "itm": "synthetic",
+    "mlm": "reject",
+    "lm": "human",
+    "clip": "kept",
+}
+"""The losses that training logs, and their colours."""
+
 CELL_TITLES = {
     "both": "Both kept",
     "web": "Only the web caption kept",
@@ -114,21 +120,19 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A chart.
+    """A plot with what stands around it.
 
     Attributes:
         title: What it shows.
-        svg: The chart.
-        legend: What its colours mean, as (CSS class, name).
+        plot: The plot.
+        legend: What its colours mean, as (CSS class, name), in the order of its series.
         remark: A sentence below the title.
-        numbers: The same as a table: its heads, and its rows.
     """
 
     title: str
-    svg: Markup
+    plot: Plot
     legend: Sequence[tuple[str, str]] = ()
     remark: str = ""
-    numbers: tuple[Sequence[str], Sequence[Sequence[str]]] = ((), ())
 
 
 def render(
@@ -209,20 +213,37 @@ def environment() -> jinja2.Environment:
 
 
 def policy() -> dict[str, Any]:
-    """The style and the script of a page, and the policy that allows these and nothing else."""
-    parts = {
-        kind: (FOLDER / f"report.{end}").read_text(encoding="utf-8")
-        for kind, end in (("style", "css"), ("script", "js"))
-    }
+    """The style and the scripts of a page, and the policy that allows these and nothing else."""
+    style, script = (
+        (FOLDER / f"report.{end}").read_text(encoding="utf-8") for end in ("css", "js")
+    )
+    library, sheet = _library()
+    # Plotly fills an empty style by rules, which no policy minds once it stands.
+    sources = {"style": (style, ""), "script": (library, script)}
     hashes = " ".join(
-        f"{kind}-src 'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}';"
-        for kind, part in parts.items()
+        f"{kind}-src {' '.join(map(_digest, parts))};" for kind, parts in sources.items()
     )
     return {
-        **{kind: Markup(part) for kind, part in parts.items()},
+        "style": Markup(style),
+        "script": Markup(script),
+        "library": Markup(library),
+        "sheet": sheet,
         "policy": f"default-src 'none'; img-src data:; {hashes} base-uri 'none'; "
         "form-action 'none'",
     }
+
+
+@functools.cache
+def _library() -> tuple[str, str]:
+    """Plotly.js, and the id of the style sheet of its maps, which it adds where nothing has it."""
+    library = get_plotlyjs()
+    found = re.search(r'getElementById\("([0-9a-f]{64})"\)', library)
+    return library, found[1] if found else "plotly"
+
+
+@functools.cache
+def _digest(part: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +331,7 @@ def distribution(
     Args:
         key: Its key.
         counts: What it counts.
-        legend: CSS class and name of each series.
+        legend: Colour and name of each series.
         remark: A sentence on it.
         thresholds: Where to draw lines.
         is_overlaid: Its series are of several runs, shown as shares.
@@ -319,27 +340,20 @@ def distribution(
     bins = [drawn.bins(low, high) for low, high in itertools.pairwise(counts.edges)]
     names = [name for _, name in legend]
     series = dict(zip(names, counts.series.values(), strict=True))
-    lines = zip(bins, *series.values(), strict=True)
-    draw = overlay if is_overlaid else histogram
     return Figure(
         title=drawn.title,
-        svg=draw(
+        plot=histogram(
             Histogram(edges=counts.edges, series=series),
             [class_ for class_, _ in legend],
-            Frame(
-                ticks=drawn.ticks,
-                x_label=drawn.x_label,
-                label=f"Histogram: {drawn.title}, {remark}",
-                bins=bins,
-                thresholds=thresholds,
-            ),
+            bins=bins,
+            ticks=drawn.ticks,
+            x_label=drawn.x_label,
+            label=f"Histogram: {drawn.title}, {remark}",
+            thresholds=thresholds,
+            is_overlaid=is_overlaid,
         ),
         legend=legend,
         remark=remark,
-        numbers=(
-            (drawn.x_label, *names),
-            [(bin_, *map(_number, values)) for bin_, *values in lines if any(values)],
-        ),
     )
 
 
@@ -394,20 +408,20 @@ def _phrase_figures(facts: Mapping[str, Any]) -> list[Figure]:
     lines = {name: line for name, line in lines.items() if line}
     if not lines:
         return []
-    classes = [f"loss-{name}" for name in lines]
+    colours = [{"before": "soft", "after": "web"}[name] for name in lines]
     told = {name: f"{name}, {phrases[f'distinct_{name}']:,} phrases" for name in lines}
     remark = "Each phrase at its rank; both axes logarithmic."
     return [
         Figure(
             title="Frequency of noun phrases",
-            svg=curves(
+            plot=curves(
                 lines,
-                classes,
+                colours,
                 x_label="rank",
                 label="Frequencies of noun phrases by rank: " + "; ".join(told.values()),
                 is_log=True,
             ),
-            legend=tuple(zip(classes, told.values(), strict=True)),
+            legend=tuple(zip(colours, told.values(), strict=True)),
             remark=remark,
         )
     ]
@@ -417,30 +431,38 @@ def _curves(training: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Figur
     """The losses of each model over its steps."""
     found = []
     for model, lines in training.items():
-        series = {
-            name: [(line["step"], line[name]) for line in lines if name in line] for name in LOSSES
-        }
-        series = {name: points for name, points in series.items() if len(points) > 1}
+        series = {name: points(lines, name) for name in LOSSES}
+        series = {name: line for name, line in series.items() if len(line) > 1}
         if len(series) == 2:  # the only part is the loss
             series.pop("loss", None)
         if not series:
             continue
-        classes = [f"loss-{name}" for name in series]
-        last = {name: points[-1][1] for name, points in series.items()}
+        colours = [LOSSES[name] for name in series]
+        last = {name: line[-1][1] for name, line in series.items()}
         ends = ", ".join(f"{name} {value:.3g}" for name, value in last.items())
-        speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
+        speeds = [value for _, value in points(lines, "images_per_second")]
         speed = f"; {sum(speeds) / len(speeds):,.0f} images/s" if speeds else ""
         found.append(
             Figure(
                 title=model,
-                svg=curves(
-                    series, classes, x_label="step", label=f"Losses of {model}, at the end {ends}"
+                plot=curves(
+                    series, colours, x_label="step", label=f"Losses of {model}, at the end {ends}"
                 ),
-                legend=tuple(zip(classes, series, strict=True)),
+                legend=tuple(zip(colours, series, strict=True)),
                 remark=f"{int(lines[-1]['step']):,} steps, at the end {ends}{speed}",
             )
         )
     return found
+
+
+def points(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, value) of a log, where both are numbers."""
+    found = []
+    for line in lines:
+        step, value = line.get("step"), line.get(name)
+        if isinstance(step, int | float) and isinstance(value, int | float):
+            found.append((step, value))
+    return [point for point in found if all(map(math.isfinite, point))]
 
 
 def _headlines(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -1,55 +1,146 @@
-// What the page can do beyond showing itself: charts tell their values under pointer, finger and
-// arrow keys, a legend hides its series, and a link to a reason opens it. Without it every mark
-// still has its <title>.
+// What the page can do beyond showing itself: plots are drawn, and tell their values under pointer,
+// finger and arrow keys; a legend hides its series; a link to a reason opens it. Without it the
+// numbers of every plot stand in a table.
 "use strict";
-for (const chart of document.querySelectorAll("svg.chart")) {
-  const marks = [...chart.querySelectorAll("g.mark")];
-  const figure = chart.closest("figure");
-  if (!marks.length || !figure) continue;
-  const told = document.createElement("output");
-  told.className = "told";
-  told.setAttribute("aria-live", "polite");
-  told.textContent = "\u00a0";
-  chart.after(told);
-  chart.setAttribute("tabindex", "0");
-  let at = -1;
-  const tell = (index) => {
-    if (at >= 0) marks[at].classList.remove("at");
-    at = index;
-    if (at >= 0) marks[at].classList.add("at");
-    told.textContent = at >= 0 ? marks[at].querySelector("title").textContent : "\u00a0";
-  };
-  marks.forEach((mark, index) => mark.addEventListener("pointerenter", () => tell(index)));
-  chart.addEventListener("pointerleave", (event) => {
-    if (event.pointerType === "mouse") tell(-1);
-  });
-  chart.addEventListener("blur", () => tell(-1));
-  chart.addEventListener("keydown", (event) => {
-    const last = marks.length - 1;
+const root = document.documentElement;
+const variable = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+
+// Texts are plain until here, where Plotly would read tags in them.
+const shown = (value, key) => {
+  if (Array.isArray(value)) return value.map((one) => shown(one, key));
+  if (value && typeof value === "object") {
+    return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, shown(one, name)]));
+  }
+  if (typeof value !== "string") return value;
+  if (key === "color") return variable(value);
+  return value.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("\n", "<br>");
+};
+
+const axisOf = (own, isAlong) => ({
+  automargin: true, gridcolor: variable("--line"), linecolor: variable("--soft"), nticks: 6,
+  showline: false, showspikes: isAlong, spikecolor: variable("--soft"), spikethickness: 1,
+  zeroline: false, ...own,
+});
+
+const layoutOf = ({ xaxis, yaxis, ...own }) => ({
+  paper_bgcolor: "transparent", plot_bgcolor: variable("--card"), showlegend: false, bargap: 0,
+  margin: { l: 44, r: 12, t: own.shapes?.length ? 20 : 6, b: 44 },
+  font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: variable("--soft") },
+  hoverlabel: {
+    align: "left", bgcolor: variable("--card"), bordercolor: variable("--line"),
+    font: { color: variable("--ink") },
+  },
+  // A finger that drags scrolls the page.
+  dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+  uirevision: "kept",
+  xaxis: {
+    ...axisOf(xaxis, own.hovermode === "x unified"), showline: true,
+    showgrid: own.hovermode !== "x unified",
+    title: { ...xaxis.title, font: { size: 12 }, standoff: 8 },
+    ...(!xaxis.categoryarray && { unifiedhovertitle: { text: `${xaxis.title.text} %{x:,}` } }),
+  },
+  yaxis: axisOf(yaxis, own.hovermode === "y unified"), ...own,
+});
+
+class Plot {
+  constructor(box) {
+    const { data, layout } = JSON.parse(box.nextElementSibling.textContent);
+    Object.assign(this, { box, data, layout, isDrawn: false, at: -1 });
+    this.along = layout.hovermode[0];
+    this.told = document.createElement("output");
+    this.told.className = "hidden";
+    this.told.setAttribute("aria-live", "polite");
+    box.after(this.told);
+    box.setAttribute("tabindex", "0");
+    box.addEventListener("focus", () => this.draw());
+    box.addEventListener("blur", () => this.tell(-1));
+    box.addEventListener("keydown", (event) => this.press(event));
+    this.legend();
+  }
+
+  draw() {
+    this.isDrawn = true;
+    const traces = this.data.map((trace) => ({
+      ...shown(trace), ...(trace.hovertext && { hovertemplate: "%{hovertext}<extra></extra>" }),
+    }));
+    const options = { displayModeBar: false, doubleClick: "reset", responsive: true };
+    Plotly.react(this.box, traces, layoutOf(shown(this.layout)), options);
+  }
+
+  // Where values are, in order: [category or number, what its visible series say].
+  get places() {
+    const found = new Map();
+    for (const trace of this.data) {
+      if (trace.visible === false || !trace.hovertext) continue;
+      trace[this.along].forEach((at, index) => {
+        found.set(at, [...(found.get(at) ?? []), trace.hovertext[index]]);
+      });
+    }
+    return [...found].sort(([one], [other]) => this.value(one) - this.value(other));
+  }
+
+  value(at) {
+    return this.layout[`${this.along}axis`].categoryarray?.indexOf(at) ?? at;
+  }
+
+  tell(to) {
+    this.at = to;
+    const place = this.places[to];
+    if (!place) {
+      this.told.textContent = "";
+      if (this.isDrawn) Plotly.Fx.unhover(this.box);
+      return;
+    }
+    const [at, said] = place;
+    const name = typeof at === "number"
+      ? `${this.layout.xaxis.title.text} ${at.toLocaleString("en")}` : at.replaceAll("\n", " ");
+    this.told.textContent = `${name}: ${said.join(", ")}`;
+    const value = this.value(at);
+    Plotly.Fx.hover(this.box, this.along === "x" ? { xval: value, yval: 0 } : { xval: 0, yval: value }, "xy");
+  }
+
+  press(event) {
+    const last = this.places.length - 1;
     const to = {
-      ArrowRight: Math.min(at + 1, last), ArrowLeft: at < 0 ? last : Math.max(at - 1, 0),
+      ArrowRight: Math.min(this.at + 1, last), ArrowLeft: this.at < 0 ? last : Math.max(this.at - 1, 0),
+      PageDown: Math.min(this.at + 10, last), PageUp: Math.max(this.at - 10, 0),
       Home: 0, End: last, Escape: -1,
     }[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    tell(to);
-  });
+    this.tell(to);
+  }
+
+  legend() {
+    this.box.closest("figure").querySelectorAll(".legend li").forEach((entry, index) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.setAttribute("aria-pressed", "true");
+      button.append(...entry.childNodes);
+      entry.append(button);
+      button.addEventListener("click", () => {
+        const trace = this.data[index];
+        trace.visible = trace.visible === false;
+        button.setAttribute("aria-pressed", String(trace.visible));
+        this.draw();
+      });
+    });
+  }
 }
-for (const entry of document.querySelectorAll("figure .legend li[data-series]")) {
-  const series = entry.closest("figure").querySelectorAll("svg.chart > .line, svg.chart .mark > rect");
-  const own = [...series].filter((mark) => mark.getAttribute("class").replace(/^line /, "") === entry.dataset.series);
-  if (!own.length) continue;
-  const button = document.createElement("button");
-  button.type = "button";
-  button.setAttribute("aria-pressed", "true");
-  button.append(...entry.childNodes);
-  entry.append(button);
-  button.addEventListener("click", () => {
-    const shown = button.getAttribute("aria-pressed") !== "true";
-    button.setAttribute("aria-pressed", String(shown));
-    for (const mark of own) mark.classList.toggle("off", !shown);
-  });
-}
+
+const plots = new Map([...document.querySelectorAll(".plot")].map((box) => [box, new Plot(box)]));
+const near = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    near.unobserve(target);
+    plots.get(target).draw();
+  }
+}, { rootMargin: "600px" });
+for (const box of plots.keys()) near.observe(box);
+const redraw = (which) => [...plots.values()].filter(which).forEach((plot) => plot.draw());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw((plot) => plot.isDrawn));
+addEventListener("beforeprint", () => redraw((plot) => !plot.isDrawn));
+
 const reveal = () => {
   const named = document.getElementById(location.hash.slice(1));
   if (named instanceof HTMLDetailsElement) named.open = true;

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pipeline.plan import Plan
 from pipeline.report.borders import borders
 from pipeline.report.charts import Histogram
+from pipeline.report.frequent import Frequent
 from pipeline.store import Run
 from pipeline.verdicts import Judgement, Mask, judge
 from stages.caption import CaptionStage
@@ -39,6 +40,9 @@ PAIRS_SHOWN = 6
 
 TEXT_SAMPLE = 20_000
 """Texts whose variety is measured; the share of distinct words depends on how many are taken."""
+
+COUNTED = 100_000
+"""Texts of each source that are counted at once, to find the most frequent."""
 
 CLUSTER_MEMBERS = 7
 MAX_SHARED = 200
@@ -121,6 +125,7 @@ class Texts:
         scores: ITM scores of those judged.
         similarities: CLIP similarities of those judged, and of those of them that are kept.
         sample: A seeded sample of those that reached the filter, or the end where none ran.
+        frequent: How often the most frequent of these occur.
     """
 
     found: int = 0
@@ -133,9 +138,11 @@ class Texts:
         default_factory=lambda: Histogram.empty(SIMILARITIES, "judged", "kept")
     )
     sample: Smallest[str] = field(default_factory=lambda: Smallest(TEXT_SAMPLE))
+    frequent: Frequent = field(default_factory=lambda: Frequent(COUNTED))
 
     def offer(self, texts: Any, ranks: Ranks, mask: Mask) -> None:
-        """Offer those texts of a shard that the mask marks to the sample."""
+        """Offer those texts of a shard that the mask marks to the sample, and count them."""
+        self.frequent.add(texts.filter(pa.array(mask)))
         chosen = np.flatnonzero(mask)
         self.sample.offer(ranks[chosen], lambda index: str(texts[int(chosen[index])]))
 

@@ -1,4 +1,5 @@
 import html
+import json
 import re
 
 import pyarrow as pa
@@ -9,7 +10,6 @@ from runs import HOSTILE, Page, make_run, manifest
 from pipeline.cli import main
 from pipeline.plan import Plan
 from pipeline.report import compare
-from pipeline.report.charts import Frame, Histogram, overlay
 from pipeline.store import Run
 from pipeline.verdicts import judge
 
@@ -103,7 +103,8 @@ def test_other_stages_and_rows_are_compared_as_far_as_they_go(tmp_path):
 
 def test_hostile_captions_are_text(written):
     page = Page(written[2])
-    assert [tag for tag, _ in page.elements].count("script") == 1
+    scripts = [attributes.get("type") for tag, attributes in page.elements if tag == "script"]
+    assert scripts.count(None) == 2 and set(scripts) == {None, "application/json"}
     assert not [name for _, some in page.elements for name in some if name.startswith("on")]
     for _, attributes in page.elements:
         value = attributes.get("src", attributes.get("href"))
@@ -123,12 +124,19 @@ def test_the_command_says_where_the_page_is(runs, tmp_path, capsys):
     assert "no run there" in capsys.readouterr().err
 
 
-def test_an_overlay_shows_shares_of_each_series():
-    found = Histogram(edges=(0.0, 1.0, 2.0), series={"a": [1, 3], "b": [200, 0]})
-    frame = Frame(bins=("low", "high"), ticks={}, x_label="x", label="y")
-    svg = overlay(found, ("loss-a", "loss-b"), frame)
-    assert "low: 25.0% of a, 100.0% of b" in svg
-    assert "high: 75.0% of a, 0.0% of b" in svg
+def test_the_facts_lie_beside_the_page_as_json(runs, written, tmp_path):
+    path, counts, _ = written
+    with open(f"{path.removesuffix('.html')}.json", encoding="utf-8") as file:
+        facts = json.load(file)
+    assert facts["counts"] == counts and facts["names"] == ["loose", "strict"]
+    assert {"label": "filter.min_itm", "before": "0.5", "after": "0.65"} in facts["settings"]
+    assert sum(change["rows"] for change in facts["changes"]) == counts["changed"]
+    assert [line["label"] for line in facts["funnel"]["filter"]][:2] == ["rows", "kept"]
+    assert facts["histograms"]["strict"]["web_itm"]["edges"][0] == 0
+    compare.write(*runs[0], *runs[1], out=str(tmp_path / "page.htm"))
+    beside = json.loads((tmp_path / "page.json").read_text())
+    own = {"made": "", "seal": ""}
+    assert {**beside, **own} == {**facts, **own}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -137,6 +145,9 @@ def test_a_browser_shows_it_and_asks_for_nothing(written, tmp_path, width, dark)
     with PageBrowser(tmp_path / "profile") as browser:
         browser.visit(written[0], width=width, dark=dark)
         browser.value("document.querySelectorAll('details').forEach(one => one.open = true)")
+        browser.draw()
+        series = "[...document.querySelectorAll('.plot')].map(plot => plot.data.length)"
+        assert set(browser.value(series)) == {2}
         assert browser.value("document.documentElement.scrollWidth") <= width
         assert browser.requests == [f"file://{written[0]}"]
         assert browser.complaints == []

@@ -17,8 +17,11 @@ from runs import BREAKOUT, COMMIT, FULL, SCRIPT, Page, make_run, manifest, with_
 from pipeline.plan import Plan
 from pipeline.report import build
 from pipeline.report.borders import CLEAN, DEDUP, borders
-from pipeline.report.charts import Frame, Histogram, curves, histogram
+from pipeline.report.charts import Histogram
+from pipeline.report.frequent import Frequent
 from pipeline.report.health import variety
+from pipeline.report.page import DISTRIBUTIONS
+from pipeline.report.plots import curves, histogram, intervals
 from pipeline.report.survey import Smallest, survey
 from pipeline.status import funnel
 from pipeline.store import Run
@@ -41,10 +44,13 @@ def whole(tmp_path_factory):
     run = make_run(root, plan)
     lines = [
         {"step": step, "loss": 9 / step, "itc": 4 / step, "itm": 0.7, "lm": 3.0 / step, "lr": 1e-4}
+        | {"mlm": 2.0 / step, "images_per_second": 250.0}
         for step in range(1, 400)
     ]
-    content = "\n".join([*map(json.dumps, lines), '{"step": 4'])
+    content = "\n".join(['{"step": 0, "loss": NaN}', *map(json.dumps, lines), '{"step": 4'])
     run.write(content.encode(), "models", "filter", "metrics.jsonl")
+    lines = [{"step": step, "clip": 5 / step, "loss": 5 / step} for step in range(1, 9)]
+    run.write("\n".join(map(json.dumps, lines)).encode(), "models", "clip", "metrics.jsonl")
     samples = [
         {"step": step, "caption": SCRIPT, "written": f"a boat {BREAKOUT} {step}"}
         for step in (100, 200, 300)
@@ -57,6 +63,18 @@ def whole(tmp_path_factory):
 
 def page_of(run):
     return Page(run.read("report", "index.html").decode())
+
+
+def plots_of(content):
+    """The label and the Plotly figure of each plot of a page, by its title."""
+    found = re.findall(
+        r'<h3>([^<]*)</h3>(?:(?!<h3>).)*?<div class="plot" role="img" aria-label="([^"]*)">.*?'
+        r'<script type="application/json">(.*?)</script>',
+        content,
+        re.S,
+    )
+    assert len(found) == content.count('class="plot"')
+    return {html.unescape(title): (label, json.loads(data)) for title, label, data in found}
 
 
 def facts_of(run):
@@ -102,7 +120,9 @@ def test_histograms_hold_every_text_and_image(whole):
 
 def test_a_hostile_caption_is_text_and_nothing_else(whole):
     page = page_of(whole[0])
-    assert [tag for tag, _ in page.elements].count("script") == 1
+    scripts = [attributes.get("type") for tag, attributes in page.elements if tag == "script"]
+    assert scripts.count(None) == 2  # Plotly and our own; the others hold data
+    assert set(scripts) == {None, "application/json"}
     assert "document.title='pwned'" in page.text
     assert "{{ 7 * 7 }}" in page.text
     assert "49 at night" not in page.text
@@ -125,10 +145,14 @@ def test_the_page_asks_for_nothing(whole):
     assert "url(" not in style and "@import" not in style
     policies = [a["content"] for t, a in page.elements if a.get("http-equiv")]
     assert len(policies) == 1 and policies[0].startswith("default-src 'none'; img-src data:;")
-    for kind in ("style", "script"):
-        part = re.search(rf"<{kind}>(.*?)</{kind}>", content, re.S).group(1).encode()
-        digest = base64.b64encode(hashlib.sha256(part).digest()).decode()
-        assert f"{kind}-src 'sha256-{digest}';" in policies[0]
+    for kind, more in (("style", [b""]), ("script", [])):
+        parts = re.findall(rf'<{kind}(?: id="\w+")?>(.*?)</{kind}>', content, re.S)
+        digests = {
+            f"'sha256-{base64.b64encode(hashlib.sha256(part).digest()).decode()}'"
+            for part in [part.encode() for part in parts] + more
+        }
+        allowed = re.search(rf"{kind}-src ([^;]*);", policies[0]).group(1).split()
+        assert set(allowed) == digests and len(digests) == 2
 
 
 def test_every_image_and_chart_says_what_it_is(whole):
@@ -137,6 +161,8 @@ def test_every_image_and_chart_says_what_it_is(whole):
     for tag, attributes in page.elements:
         if tag == "svg":
             assert attributes.get("aria-label") or attributes.get("aria-hidden") == "true"
+        if attributes.get("class") == "plot":
+            assert attributes.get("aria-label") and attributes.get("role") == "img"
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     links = [a["href"] for t, a in page.elements if t == "a"]
@@ -177,7 +203,7 @@ def test_the_report_can_be_written_twice_with_the_same_page(whole):
     facts = facts_of(run)
     build.write(run, plan, funnel(run, plan), evaluation=EVALUATION, truth=TRUTH)
     again = run.read("report", "index.html")
-    assert len(first) < 5_000_000
+    assert len(first) < 10_000_000
     assert first.replace(facts["made"].encode(), b"") == again.replace(
         facts_of(run)["made"].encode(), b""
     )
@@ -220,7 +246,7 @@ def test_a_run_without_any_pool_has_a_report(tmp_path):
 def test_models_evaluation_and_truth_are_shown(whole):
     run, _ = whole
     text = page_of(run).text
-    assert "399 steps" in text
+    assert "399 steps" in text and "250 images/s" in text
     assert "captioning cider" in text and "0.800" in text
     assert "precision" in text and "99.0%" in text
     assert "Web captions true of their image, as exported 95.1%" in text
@@ -387,15 +413,103 @@ def test_clip_similarities_are_counted_where_the_filter_writes_them(tmp_path):
     assert "CLIP similarity of synthetic captions" not in page_of(run).text
 
 
-def test_a_chart_escapes_its_texts():
-    found = Histogram(edges=(0.0, 1.0, 2.0), series={"<b>": [1, 2]})
-    frame = Frame(bins=["<i>", "&"], ticks={0.0: "<u>"}, x_label='"', label='"><script>')
-    svg = histogram(found, ["kept"], frame)
-    svg += curves({"<b>": [(0.0, 1.0), (1.0, 2.0)]}, ["web"], x_label="<u>", label='"><script>')
-    assert {tag for tag, _ in Page(svg).elements} <= {
-        "svg", "g", "title", "rect", "line", "text", "polyline"
-    }  # fmt: skip
-    assert html.unescape(Page(svg).text).count("<u>") == 4
+def test_a_plot_holds_its_series_and_the_same_numbers_as_a_table():
+    found = Histogram(edges=(0.0, 1.0, 2.0, 3.0), series={"found": [4, 0, 2000], "kept": [1, 0, 2]})
+    shown = {"bins": ("low", "middle", "high"), "ticks": {0.0: "0"}, "x_label": "x", "label": "y"}
+    bars = histogram(found, ("web faint", "web"), thresholds=[1.5], **shown)
+    assert [trace["x"] for trace in bars.data] == [["low", "high"]] * 2
+    assert [trace["y"] for trace in bars.data] == [[4, 2000], [1, 2]]
+    assert bars.data[0]["hovertext"] == ["4 found", "2,000 found"]
+    assert bars.layout["shapes"][0]["x0"] == 1  # the middle of the second bin
+    assert bars.numbers == (
+        ("x", "found", "kept"),
+        [("low", "4", "1"), ("high", "2,000", "2")],
+    )
+    lines = histogram(found, ("web", "ink dashed"), is_overlaid=True, **shown)
+    assert lines.data[1]["y"] == [0.333333, 0, 0.666667]
+    assert lines.data[1]["hovertext"][0] == "33.3% of kept"
+    whiskers = intervals([("a", 2.0, 1.0, 3.5, [1.5, 2.5])], x_label="x", label="y")
+    assert whiskers.data[0]["error_x"]["array"] == [1.5]
+    assert whiskers.numbers[1] == [("a", "2.000", "1.000 to 3.500", "1.500, 2.500")]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=900))
+def test_a_long_line_is_thinned_to_means_and_its_table_to_some_rows(values):
+    line = [(step, value) for step, value in enumerate(values, 1)]
+    plot = curves({"loss": line}, ["ink"], x_label="step", label="y")
+    assert len(plot.data[0]["x"]) == len(plot.data[0]["y"]) <= 240
+    assert plot.data[0]["x"] == sorted(set(plot.data[0]["x"]))
+    assert min(values) - 1e-3 * max(map(abs, values)) <= min(plot.data[0]["y"])
+    rows = plot.numbers[1]
+    assert len(rows) <= 60
+    assert {rows[0][0], rows[-1][0]} == {f"{plot.data[0]['x'][n]:,}" for n in (0, -1)}
+
+
+def test_bins_of_a_distribution_have_names_of_their_own(whole):
+    for key, drawn in DISTRIBUTIONS.items():
+        edges = facts_of(whole[0])["histograms"][key]["edges"]
+        names = [drawn.bins(low, high) for low, high in itertools.pairwise(edges)]
+        assert len(set(names)) == len(names)
+        assert np.allclose(np.diff(edges), edges[1] - edges[0])
+
+
+def test_the_losses_of_every_objective_are_drawn(whole):
+    plots = plots_of(whole[0].read("report", "index.html").decode())
+    assert "mlm" in plots["filter"][0]
+    for model, number in (("filter", 5), ("clip", 1)):  # the only part is the loss
+        data = plots[model][1]["data"]
+        assert len(data) == number
+        assert len({trace["line"]["color"] for trace in data}) == number
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefghijkl")), max_size=8), st.integers(1, 6))
+def test_frequent_texts_are_found_in_bounded_memory(parts, size):
+    found = Frequent(size)
+    for part in parts:
+        found.add(pa.array(part, pa.string()))
+    whole = [text for part in parts for text in part]
+    counts = {text: whole.count(text) for text in whole}
+    assert found.missed <= len(whole) / (size + 1)
+    if len(counts) <= 2 * size:
+        assert found.missed == 0
+    told = dict(found.most(len(counts)))
+    assert len(told) <= 2 * size
+    for text, number in counts.items():
+        assert number - found.missed <= told.get(text, 1) or number <= found.missed + 1
+        assert told.get(text, 0) <= number
+    numbers = [number for _, number in found.most(3)]
+    assert numbers == sorted(numbers, reverse=True)
+
+
+def test_the_most_frequent_captions_are_those_of_all_texts(whole):
+    run, plan = whole
+    texts = []
+    for shard in run.shards("pool"):
+        table = run.read_table(*plan.folder("filter"), f"{shard}.parquet")
+        written = run.read_table(*plan.folder("caption"), f"{shard}.parquet")["synthetic"]
+        marks = zip(table["itm_synthetic"].to_pylist(), written.to_pylist(), strict=True)
+        texts += [
+            text for scores, some in marks if scores and scores[0] is not None for text in some
+        ]
+    frequent = facts_of(run)["texts"]["synthetic"]["frequent"]
+    assert frequent[0]["number"] == max(map(texts.count, texts)) > 1
+    assert texts.count(frequent[0]["caption"]) == frequent[0]["number"]
+
+
+def test_captions_of_copies_stand_on_the_cards(whole):
+    run, plan = whole
+    further = [
+        text
+        for shard in run.shards("pool")
+        for some in run.read_table(*plan.summary_folder("dedup"), f"{shard}.parquet")[
+            "further_captions"
+        ].to_pylist()
+        for text in some or ()
+    ]
+    assert further
+    page = page_of(run).text
+    assert "web, of a copy" in page
+    assert any(text in page for text in further)
 
 
 @pytest.fixture(scope="module")
@@ -412,10 +526,12 @@ def test_a_browser_asks_for_nothing_complains_of_nothing_and_runs_no_caption(who
     browser.visit(path)
     browser.value("document.querySelectorAll('details').forEach(one => one.open = true)")
     browser.value("Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))")
+    browser.draw()
     assert browser.requests == [f"file://{path}"]
     assert browser.complaints == []
     assert browser.value("document.title") == "hostile <b>run \u00b7 capfilt report"
-    assert browser.value("document.scripts.length") == 1
+    data = "[...document.scripts].filter(script => !script.type).length"
+    assert browser.value(data) == 2
     assert "document.title='pwned'" in browser.value("document.body.innerText")
 
 
@@ -433,16 +549,74 @@ def test_a_reason_opens_its_gallery_by_click_and_by_key(whole, browser):
     assert browser.value(shown)
 
 
-def test_a_chart_tells_its_values_by_key_and_its_legend_hides_a_series(whole, browser):
+def test_every_plot_is_drawn_with_all_its_series_and_points(whole, browser):
+    path = whole[0].at("report", "index.html")
+    plots = plots_of(whole[0].read("report", "index.html").decode())
+    browser.visit(path)
+    assert browser.value("document.querySelectorAll('.plot.js-plotly-plot').length") < len(plots)
+    browser.draw()
+    drawn = browser.value(
+        "[...document.querySelectorAll('.plot')].map(plot => plot.data.map(t => t.x.length))"
+    )
+    assert drawn == [[len(trace["x"]) for trace in spec["data"]] for _, spec in plots.values()]
+    bars = browser.value(
+        "document.querySelectorAll('#filter .plot')[0].querySelectorAll('.point').length"
+    )
+    assert bars == sum(drawn[0])
+    assert browser.value("document.querySelectorAll('#filter .shape-label').length") == 2
+    lines = "document.querySelectorAll('#models .plot')[{}].querySelectorAll('.js-line').length"
+    assert [browser.value(lines.format(n)) for n in (0, 1)] == [1, 5]
+    assert browser.complaints == []
+
+
+def test_a_plot_tells_its_values_by_key_and_by_pointer(whole, browser):
     browser.visit(whole[0].at("report", "index.html"))
-    browser.value("document.querySelector('#filter svg.chart').focus()")
+    browser.value("document.querySelector('#filter .plot').focus()")
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
         browser.press(key)
-    told = browser.value("document.querySelector('#filter output').textContent")
-    first = browser.value("document.querySelector('#filter g.mark title').textContent")
-    assert told == first and "kept" in told
+    (_, spec) = plots_of(whole[0].read("report", "index.html").decode())[
+        "ITM scores of web captions"
+    ]
+    told = ", ".join(trace["hovertext"][0] for trace in spec["data"])
+    assert browser.value("document.querySelector('#filter output').textContent") == (
+        f"{spec['data'][0]['x'][0]}: {told}"
+    )
+    mark = "document.querySelector('#filter .plot .hoverlayer').textContent"
+    for part in (spec["data"][0]["x"][0], *told.split(", ")):
+        assert part in browser.value(mark)
+    browser.press("Escape")
+    assert browser.value(mark) == ""
+    assert browser.value("document.querySelector('#filter output').textContent") == ""
+    box = browser.value(
+        "(r => [r.x + r.width / 2, r.y + r.height / 2])"
+        "(document.querySelector('#filter .plot .nsewdrag').getBoundingClientRect())"
+    )
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
+    browser.wait(f"{mark}.includes('kept')")
+    assert browser.complaints == []
+
+
+def test_a_legend_hides_a_series_from_eyes_and_keys(whole, browser):
+    browser.visit(whole[0].at("report", "index.html"))
     browser.value("document.querySelector('#filter .legend button').click()")
-    assert browser.value("document.querySelectorAll('#filter rect.web.off').length") > 0
+    assert browser.value("document.querySelector('#filter .legend button').ariaPressed") == "false"
+    shown = "document.querySelector('#filter .plot').data.map(trace => trace.visible !== false)"
+    assert browser.value(shown) == [False, True]
+    browser.value("document.querySelector('#filter .plot').focus()")
+    browser.press("ArrowRight")
+    assert "kept" not in browser.value("document.querySelector('#filter output').textContent")
+    browser.value("document.querySelector('#filter .legend button').click()")
+    assert browser.value(shown) == [True, True]
+
+
+def test_colours_follow_the_scheme(whole, browser):
+    browser.visit(whole[0].at("report", "index.html"))
+    browser.draw()
+    colour = "document.querySelector('#filter .plot').data[0].marker.color"
+    light = browser.value(colour)
+    scheme = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.call("Emulation.setEmulatedMedia", features=[scheme])
+    browser.wait(f"{colour} !== {light!r}")
     assert browser.complaints == []
 
 
