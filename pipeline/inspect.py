@@ -72,7 +72,7 @@ def verify(run: Run, plan: Plan) -> Iterator[str]:
             yield str(error)
             continue
         if repeated := len(uids) - len(set(uids)) + len(seen.intersection(uids)):
-            yield f"{run.at('pool', shard)}.parquet: {repeated} uids stand more than once"
+            yield f"{run.url('pool', shard)}.parquet: {repeated} uids stand more than once"
         seen.update(uids)
         for name in plan.names[1:]:
             try:
@@ -103,9 +103,9 @@ def _verify_export(run: Run, folder: tuple[str, ...]) -> Iterator[str]:
     for file in files:
         path = (*folder, *file["name"].split("/"))
         if not run.exists(*path):
-            yield f"{run.at(*path)}: missing"
+            yield f"{run.url(*path)}: missing"
         elif export.digest(run, *path) != file["sha256"]:
-            yield f"{run.at(*path)}: its bytes are not those of manifest.json"
+            yield f"{run.url(*path)}: its bytes are not those of manifest.json"
     extra = set(run.shards(*folder)) - {f["name"].removesuffix(".parquet") for f in files}
     for name in sorted(extra):
-        yield f"{run.at(*folder, name)}.parquet: not in manifest.json"
+        yield f"{run.url(*folder, name)}.parquet: not in manifest.json"

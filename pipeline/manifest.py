@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import fsspec
 import pyarrow as pa
 import pydantic
 import yaml
@@ -71,6 +72,9 @@ RECIPES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 KEYS = ("name", "run", "seed", "stages", "exports", "train", "evaluate", "rounds")
 """What a manifest may hold."""
+
+MOST_BYTES = 1 << 20
+"""Of a manifest at a URL."""
 
 TRAINED = "train:"
 """What stands before the name of a model that the manifest itself trains."""
@@ -129,7 +133,7 @@ class Manifest:
         """Read and validate a manifest.
 
         Args:
-            path: A YAML file.
+            path: A YAML file, or its URL on storage of fsspec.
             overrides: `stage.field=value` texts; values are YAML.
             run: A run folder that replaces the manifest's own.
 
@@ -137,8 +141,7 @@ class Manifest:
             ManifestError: A line for each mistake found.
         """
         try:
-            with open(path, encoding="utf-8") as file:
-                content = yaml.safe_load(file)
+            content = yaml.safe_load(_text(path))
         except FileNotFoundError:
             raise ManifestError(f"{path}: no such manifest{_beside(path)}") from None
         except IsADirectoryError:
@@ -368,6 +371,21 @@ def _wanted(kind: type[Any], name: str, value: Any) -> str:
         close = difflib.get_close_matches(value, found.values, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"must be {found.wanted}, got {told}{hint}"
+
+
+def _text(path: str) -> str:
+    """The text of a manifest."""
+    if "://" not in path:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    try:
+        with fsspec.open(path, "rb") as file:
+            content: bytes = file.read(MOST_BYTES + 1)
+    except (ValueError, ImportError) as error:  # what is asked of an unknown protocol
+        raise ManifestError(f"{path}: cannot be opened: {error}") from None
+    if len(content) > MOST_BYTES:
+        raise ManifestError(f"{path}: more than {MOST_BYTES:,} bytes, so not a manifest")
+    return content.decode("utf-8")
 
 
 def _beside(path: str) -> str:

@@ -304,15 +304,15 @@ class Runner:
         there = set(self.run.shards(*self.plan.folder(name)))
         if name == DownloadStage.name:
             return [shard for shard in shards if shard not in there]
-        missing = []
-        for shard in shards:
-            if shard in there:
-                live = judge(self.run, self.plan, shard, self.plan.judges(name)).live
-                measured = measured_rows(self.run, self.plan, name, shard)
-                if not (live & ~measured).any():
-                    continue
-            missing.append(shard)
-        return missing
+
+        def is_due(shard: str) -> bool:
+            if shard not in there:
+                return True
+            live = judge(self.run, self.plan, shard, self.plan.judges(name)).live
+            return bool((live & ~measured_rows(self.run, self.plan, name, shard)).any())
+
+        due = self.run.each(is_due, shards)
+        return [shard for shard, one in zip(shards, due, strict=True) if one]
 
     def _summarize(self, name: str, shards: list[str]) -> None:
         if self._is_summarized(name):
@@ -340,8 +340,8 @@ class Runner:
         key = pool.state(self.run, self.plan.decision(name))
         mark, whole = (*folder, "_export.json"), (*folder, "manifest.json")
         if not self.run.exists(*mark) or self.run.read_json(*mark)["decision"] != key:
-            self.run.remove(*whole)  # the sign of a whole export goes first
-            self.run.remove(*mark)
+            for sign in ("manifest.json", "_export.json", export.LAYOUT):  # they go first
+                self.run.remove(*folder, sign)
             self.run.remove(*folder)
         elif self.run.exists(*whole):
             if self.run.exists(*folder, export.LAYOUT):
@@ -354,13 +354,16 @@ class Runner:
                 for result in self._map(name, shards, title="counting")
             }
             images = {split: [counts[shard][split] for shard in shards] for split in SPLITS}
-            self.run.write_json({"shards": shards, "images": images}, *folder, export.LAYOUT)
+            self.run.write_json(
+                {"decision": key, "shards": shards, "images": images}, *folder, export.LAYOUT
+            )
         self._map(name, shards)
-        export.write_human(self.run, folder, stage)
+        layout = export.Layout.read(self.run, folder, stage.config.shard_size)
+        parts = [*layout.all, *export.write_human(self.run, folder, stage, key)]
         manifest = {
             "name": self.manifest.name,
             "decision": key,
-            **export.finish(self.run, folder, stage),
+            **export.finish(self.run, folder, stage, parts),
         }
         if stage.config.documents is not None:
             manifest["documents"] = documents.write(self.run, self.plan, name, shards)
@@ -444,7 +447,7 @@ class Runner:
                     self.run.write(str(error).encode(), *trace)
                     cause = error.cause if isinstance(error.cause, Exception) else error
                     failed[shard] = (
-                        f"{type(cause).__name__}: {cause} (the trace is {self.run.at(*trace)})"
+                        f"{type(cause).__name__}: {cause} (the trace is {self.run.url(*trace)})"
                     )
                 except RayActorError:
                     tries[shard] = tries.get(shard, 0) + 1

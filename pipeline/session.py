@@ -267,4 +267,4 @@ def write_report(run: Run, plan: Plan, truth: Sequence[Any] | None = None) -> st
     if truth is None and run.exists("truth.json"):
         truth = run.read_json("truth.json")
     build.write(run, plan, funnel(run, plan), evaluation=evaluation, truth=truth)
-    return run.at("report", "index.html")
+    return run.url("report", "index.html")

@@ -32,7 +32,7 @@ def open_plan(run: Run) -> Plan:
         )
     record = run.read_json("run.json")
     content = {**record["manifest"], "run": run.root}
-    return Plan(Manifest.parse(content, run.at("run.json"), run.branch))
+    return Plan(Manifest.parse(content, run.url("run.json"), run.branch))
 
 
 def _others(run: Run) -> str:

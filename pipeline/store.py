@@ -17,7 +17,9 @@ and renamed, or put in one request on object storage.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -25,8 +27,8 @@ import os
 import posixpath
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -39,6 +41,18 @@ OWN = frozenset(
     ("curated", "exports", "models", "report", "run.json", "evaluation.json", "truth.json")
 )
 """What each branch of a run has of its own; list, pool and annotations are for all of them."""
+
+
+T = TypeVar("T")
+
+SIDE_BY_SIDE = 16
+"""Requests at once to storage that is far."""
+
+ONE_PUT_BYTES = 5 << 29
+"""s3fs sends what is smaller than two of these in one request: 5 GiB, the most that S3 takes."""
+
+WHOLE_BYTES = 4 << 20
+"""A file on object storage below this is fetched whole: a request costs more than the bytes."""
 
 
 class RunBusyError(RuntimeError):
@@ -56,11 +70,16 @@ class Run:
     def __init__(self, root: str, branch: str = "") -> None:
         self.root = root.rstrip("/")
         self.branch = branch
-        self.fs, path = fsspec.core.url_to_fs(self.root)
+        # What another machine has put since is to be seen, so no listing is kept.
+        self.fs, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         self.path = str(path).rstrip("/")
         self.is_local = "file" in (
             self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
         )
+
+    @property
+    def _is_s3(self) -> bool:
+        return "s3" in self.fs.protocol
 
     def __repr__(self) -> str:
         return f"Run({self.root!r}, {self.branch!r})"
@@ -80,35 +99,85 @@ class Run:
             parts = (self.branch, *parts)
         return posixpath.join(self.path, *parts)
 
+    def url(self, *parts: str) -> str:
+        """The path of a file of this run, as other programs and people are told it."""
+        path = self.at(*parts)
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+
     def exists(self, *parts: str) -> bool:
         """Whether a file or folder stands there."""
         return bool(self.fs.exists(self.at(*parts)))
 
     def names(self, *parts: str) -> list[str]:
         """The names of the committed files of a folder, sorted; none where it is absent."""
-        folder = self.at(*parts)
-        self.fs.invalidate_cache(folder)
         try:
-            entries = self.fs.ls(folder, detail=False)
+            entries = self.fs.ls(self.at(*parts), detail=False)
         except FileNotFoundError:
             return []
         names = (posixpath.basename(str(entry).rstrip("/")) for entry in entries)
         return sorted(name for name in names if not name.endswith(".partial"))
 
     def shards(self, *parts: str) -> list[str]:
-        """The names, without extension, of the Parquet files of a folder, sorted."""
-        return [n.removesuffix(".parquet") for n in self.names(*parts) if n.endswith(".parquet")]
+        """The names, without extension, of the Parquet files of a folder, sorted.
+
+        The listing of an object store may lag behind: what a folder that is marked whole holds
+        besides is looked for by name.
+        """
+        names = self.names(*parts)
+        found = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        if not self.is_local:
+            late = self._promised(*parts) - found
+            found |= {name for name in late if self.exists(*parts, f"{name}.parquet")}
+        return sorted(found)
+
+    def _promised(self, *parts: str) -> set[str]:
+        """The shards that the mark of a whole folder, of a stage or an export, says it holds."""
+        with contextlib.suppress(FileNotFoundError):
+            number = self.read_json(*parts, "_stage.json").get("shards", 0)
+            return {f"{index:05d}" for index in range(number)}
+        with contextlib.suppress(FileNotFoundError):
+            names = (file["name"] for file in self.read_json(*parts, "manifest.json")["files"])
+            return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        return set()
 
     def read(self, *parts: str) -> bytes:
         """The bytes of a file."""
-        with self.fs.open(self.at(*parts), "rb") as file:
-            return bytes(file.read())
+        options = {"max_concurrency": 1} if self._is_s3 else {}  # its size is not asked for first
+        return bytes(self.fs.cat_file(self.at(*parts), **options))
+
+    def open(self, *parts: str) -> Any:
+        """A file to read here and there: nothing is fetched ahead, a small one is fetched whole."""
+        path = self.at(*parts)
+        if self.is_local:
+            return self.fs.open(path, "rb")
+        try:
+            end = self.fs.cat_file(path, start=-WHOLE_BYTES)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            end = b""  # of an empty file, object stores give no range
+        if len(end) < WHOLE_BYTES:
+            return io.BytesIO(end)
+        return self.fs.open(path, "rb", cache_type="none")
+
+    def each(self, function: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+        """What a function that reads gives for names, in order; far storage is asked side by side.
+
+        It may be called for the next names before a result is taken.
+        """
+        if self.is_local:
+            yield from map(function, names)
+            return
+        with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            for start in range(0, len(names), 4 * SIDE_BY_SIDE):
+                yield from pool.map(function, names[start : start + 4 * SIDE_BY_SIDE])
 
     def write(self, content: bytes, *parts: str) -> None:
         """Commit a file: all of it stands under its name, or nothing new does."""
         path = self.at(*parts)
         if not self.is_local:
-            self.fs.pipe_file(path, content)
+            options = {"chunksize": ONE_PUT_BYTES} if self._is_s3 else {}
+            self.fs.pipe_file(path, content, **options)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         partial = f"{path}.{os.getpid()}.partial"
@@ -120,8 +189,13 @@ class Run:
 
     def remove(self, *parts: str) -> None:
         """Remove a file or a folder with all it holds, if it is there."""
+        path = self.at(*parts)
+        if not self.is_local:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm_file(path)  # which a listing may not show yet
         if self.exists(*parts):
-            self.fs.rm(self.at(*parts), recursive=True)
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm(path, recursive=True)
 
     def read_json(self, *parts: str) -> Any:
         """A JSON file."""
@@ -138,23 +212,25 @@ class Run:
         Raises:
             ValueError: The file is not readable as Parquet; it says which file.
         """
-        path = self.at(*parts)
         wanted = None if columns is None else list(columns)
         try:
-            with self.fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+            with (
+                self.open(*parts) as file,
+                pq.ParquetFile(file, pre_buffer=not self.is_local) as parquet,
+            ):
                 table = parquet.read(columns=wanted)
                 return table if wanted is None else table.select(wanted)
         except (pa.ArrowException, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+            if isinstance(error, OSError) and (error.errno or isinstance(error, FileNotFoundError)):
+                raise  # the file was not read: the storage has failed, or it is not there
             raise ValueError(
-                f"{path}: not a readable Parquet file ({error}). Remove it and run again: "
-                "a missing shard is made anew"
+                f"{self.url(*parts)}: not a readable Parquet file ({error}). Remove it and run "
+                "again: a missing shard is made anew"
             ) from error
 
     def read_schema(self, *parts: str) -> pa.Schema:
         """The schema of a Parquet file, its footer alone read."""
-        with self.fs.open(self.at(*parts), "rb") as file:
+        with self.open(*parts) as file:
             return pq.read_schema(file)
 
     def write_table(self, table: pa.Table, *parts: str) -> str:

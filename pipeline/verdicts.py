@@ -82,20 +82,22 @@ def annotated(run: Run, plan: Plan, name: str, shard: str) -> pa.Table | None:
     """
     file = f"{shard}.parquet"
     folder = plan.folder(name)
-    if not run.exists(*folder, file):
+    is_pool = name == DownloadStage.name
+    columns = [c for c in ("uid", *STAGES[name].writes.names) if c != "image"] if is_pool else None
+    try:
+        table = run.read_table(*folder, file, columns=columns)
+    except FileNotFoundError:
         return None
-    if name == DownloadStage.name:
-        columns = [c for c in ("uid", *STAGES[name].writes.names) if c != "image"]
-        pool = run.read_table(*folder, file, columns=columns)
-        return pool.append_column("measured", pa.array(np.ones(pool.num_rows, bool)))
-    table = run.read_table(*folder, file)
+    if is_pool:
+        return table.append_column("measured", pa.array(np.ones(table.num_rows, bool)))
     measured = measured_rows(run, plan, name, shard, table)
     stage = plan.stage(name)
     if isinstance(stage, GlobalStage):
-        if not run.exists(*plan.summary_folder(name), file):
+        try:
+            summary = run.read_table(*plan.summary_folder(name), file)
+        except FileNotFoundError:
             measured = np.zeros(table.num_rows, bool)
         else:
-            summary = run.read_table(*plan.summary_folder(name), file)
             _check_alignment(run, name, shard, table["uid"], summary["uid"])
             measured = measured & _mask(summary["summarized"])
             for column in stage.summary.names:
@@ -197,8 +199,7 @@ def count(run: Run, plan: Plan, names: Iterable[str], shards: Iterable[str]) -> 
     totals: dict[str, dict[str, Any]] = {
         name: {"rows": 0, "kept": 0, "not_measured": 0, "reasons": {}} for name in names
     }
-    for shard in shards:
-        found = judge(run, plan, shard, names)
+    for found in run.each(lambda shard: judge(run, plan, shard, names), list(shards)):
         for name in names:
             total, reached, measured = totals[name], found.reached[name], found.measured[name]
             total["rows"] += int(reached.sum())

@@ -239,12 +239,13 @@ class Worker:
         pairs = functools.lru_cache(maxsize=2)(lambda one: stage.pairs(*self._kept(name, one)))
         images = 0
         for part, slices in layout.parts(shard):
-            if export.is_whole(self.run, folder, stage.format, part):
+            if export.is_whole(self.run, folder, stage.format, part, layout.decision):
                 continue
             table = pa.concat_tables(
                 stage.slice(pairs(one), part.split, start, stop) for one, start, stop in slices
             )
-            images += export.write(self.run, folder, stage.format, part, table)["images"]
+            told = export.write(self.run, folder, stage.format, part, table, layout.decision)
+            images += told["images"]
         return {"rows": images, "reasons": {}}
 
     def _kept(

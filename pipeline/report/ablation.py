@@ -37,7 +37,7 @@ def write(folder: str, found: Mapping[str, Any]) -> str:
         )
     )
     run.write((page.strip() + "\n").encode(), "report", "index.html")
-    return run.at("report", "index.html")
+    return run.url("report", "index.html")
 
 
 def _table(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def write(
     content = (page.strip() + "\n").encode()
     if out is None:
         after.write(content, "report", "compare.html")
-        return after.at("report", "compare.html"), counts
+        return after.url("report", "compare.html"), counts
     with open(out, "wb") as file:
         file.write(content)
     return out, counts
