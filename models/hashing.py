@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
 from PIL import Image
 
 __all__ = ["GRID", "SIDE", "colour_distance", "colour_grid", "hamming", "luma", "perceptual_hash"]
@@ -40,6 +39,8 @@ def perceptual_hash(lumas: UInt8s) -> UInt64s:
         (n,), the first frequency in the highest bit. Images without contrast have meaningless
         hashes.
     """
+    import scipy.fft  # a driver never hashes, and the import takes a quarter of a second
+
     hashes = np.empty(len(lumas), np.uint64)
     for start in range(0, len(lumas), 1024):  # 1024 squares make 8 MB of cosine transforms
         some = lumas[start : start + 1024].astype(np.float64)

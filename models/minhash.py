@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from datasketch import MinHash
 
 __all__ = ["band_keys", "caption_centres", "minhash", "shingles"]
 
@@ -47,6 +46,8 @@ def minhash(sets: Sequence[Sequence[bytes]], num_perm: int = 128) -> UInt32s:
     Returns:
         (n, num_perm).
     """
+    from datasketch import MinHash  # a driver never hashes, and this imports half of scipy
+
     a, b = MinHash(num_perm).permutations
     signatures = np.empty((len(sets), num_perm), np.uint32)
     for start in range(0, len(sets), 1024):  # 1024 captions make some 5 MB of permuted hashes

@@ -16,7 +16,15 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-__all__ = ["Dtype", "device_of", "dtype_of", "folder_of", "pinned", "revision_of"]
+__all__ = [
+    "Dtype",
+    "check_files",
+    "device_of",
+    "dtype_of",
+    "folder_of",
+    "pinned",
+    "revision_of",
+]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of weights; auto is bfloat16 on devices that compute in it, and float32 elsewhere."""
@@ -116,6 +124,28 @@ def revision_of(model: str, revision: str | None = None) -> str:
             f"revision to the 40 characters of a commit"
         )
     return commit
+
+
+def check_files(model: str) -> None:
+    """Refuse a model folder whose weights or configs are cut short or are none; cheap.
+
+    A name of the hub is left to its client, which checks what it fetches.
+
+    Raises:
+        ValueError: It names the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(model).expanduser()
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "np") as tensors:
+                    tensors.keys()
+            elif file.suffix == ".json":
+                json.loads(file.read_bytes())
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{file} is damaged ({error}); copy or save the model anew") from None
 
 
 def pinned(model: str, revision: str | None = None) -> str | None:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pipeline.plan import Plan
 from pipeline.store import Run
 from pipeline.verdicts import KEPT, annotated, judge
+from stages.base import CRASHED
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
 from stages.download import DownloadStage
@@ -127,9 +128,14 @@ def evidence(run: Run, plan: Plan, sample: str) -> Evidence:
             now = judge(run, plan, shard, plan.names[: position + 1])
         except FileNotFoundError:  # a model that is still to be trained
             now = None
-        if now is None or not now.measured[name][row]:
+        if now is None or now.waiting(name)[row]:
             verdict = f"not measured by {name} yet"
             steps.append(Step(name=name, verdict=WAITING))
+            continue
+        stage = plan.stage(name)
+        if now.crashed[name][row]:
+            verdict, told = f"{name}: {CRASHED}", stage.every_reason()[CRASHED]
+            steps.append(Step(name=name, verdict=REJECTED, reason=CRASHED, why=told))
             continue
         table = annotated(run, plan, name, shard)
         assert table is not None
@@ -137,7 +143,6 @@ def evidence(run: Run, plan: Plan, sample: str) -> Evidence:
         measures = one.to_pylist()[0]
         del measures["uid"]
         columns |= measures
-        stage = plan.stage(name)
         if isinstance(stage, FilterStage):
             keeps = stage.keep_texts(one).to_pylist()[0]
         reason = now.reasons[name][row].as_py()
@@ -148,7 +153,9 @@ def evidence(run: Run, plan: Plan, sample: str) -> Evidence:
             also = [rule for rule in rules if rule != reason]
         if reason is not None:
             verdict = f"{name}: {reason}"
-        why = None if reason is None else _why(stage.reasons[reason], stage.config.settings())
+        why = (
+            None if reason is None else _why(stage.every_reason()[reason], stage.config.settings())
+        )
         steps.append(
             Step(
                 name=name,

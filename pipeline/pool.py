@@ -35,7 +35,7 @@ def due(run: Run, reasons: Sequence[str]) -> dict[str, int]:
     Raises:
         ValueError: A reason is none of download's.
     """
-    known = list(DownloadStage.reasons)
+    known = list(DownloadStage.every_reason())
     for reason in reasons:
         if reason not in known:
             close = difflib.get_close_matches(reason, known, n=1)

@@ -78,7 +78,7 @@ def reasons() -> str:
         "",
     ]
     for name, stage in STAGES.items():
-        lines += [f"## {name}", "", *_reasons(stage.reasons), ""]
+        lines += [f"## {name}", "", *_reasons(stage.every_reason()), ""]
     lines += [
         "## export, of interleaved documents",
         "",

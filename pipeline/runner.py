@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import platform
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline import documents, export, pool
+from pipeline.cluster import Cluster
+from pipeline.crew import Crew, CrewError, Duty
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.progress import Progress
@@ -28,15 +29,9 @@ from stages.download import DownloadStage
 from stages.formats import SPLITS
 from stages.review import ReviewStage
 
-__all__ = ["Cluster", "IncompleteError", "Runner", "StageError"]
+__all__ = ["IncompleteError", "Runner", "StageError"]
 
 logger = logging.getLogger(__name__)
-
-RETRIES = 2
-"""How often a shard is tried again after its worker died."""
-
-STALL_SECONDS = 1800.0
-"""After how long without any shard finishing the driver gives up and says what it waits for."""
 
 
 class StageError(RuntimeError):
@@ -45,66 +40,6 @@ class StageError(RuntimeError):
 
 class IncompleteError(ValueError):
     """A stage was asked for while what it reads is not complete."""
-
-
-class Cluster:
-    """Ray, started when first needed.
-
-    Args:
-        address: A cluster's address; None starts one on this machine for this process.
-        workers: Workers of each stage; None is as many as the machine or cluster can hold.
-    """
-
-    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
-        self.address = address or os.environ.get("RAY_ADDRESS") or "local"
-        self.workers = workers
-        self._started = False
-
-    def start(self) -> None:
-        """Connect, once; a Ray that this process already has is shared and left running."""
-        if self._started or ray.is_initialized():
-            return
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        options: dict[str, Any] = {}
-        if self.address == "local":
-            num_cpus = max(self.workers or 1, os.cpu_count() or 1)
-            options = {"num_cpus": num_cpus, "include_dashboard": False}
-        ray.init(
-            address=self.address,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            configure_logging=False,
-            runtime_env={"env_vars": {"NO_ALBUMENTATIONS_UPDATE": "1"}},
-            **options,
-        )
-        self._started = True
-
-    def stop(self) -> None:
-        """Disconnect, if connected."""
-        if self._started:
-            ray.shutdown()
-            self._started = False
-
-    def slots(self, resources: Resources) -> int:
-        """How many workers with these resources to run at once."""
-        if self.workers is not None:
-            return self.workers
-        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        slots = int(found.get("CPU", 1) // max(resources.cpus, 1))
-        if resources.gpus:
-            slots = min(slots, int(found.get("GPU", 0) / resources.gpus))
-        return max(slots, 1)
-
-    def options(self, resources: Resources) -> dict[str, Any]:
-        """Ray's own words for them; retries stay with the driver, which knows who is to blame."""
-        return {
-            "num_cpus": resources.cpus,
-            "num_gpus": resources.gpus,
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
 
 
 class Runner:
@@ -122,8 +57,7 @@ class Runner:
         self.progress = progress
         self.plan = Plan(manifest)
         self.run = Run(manifest.run, manifest.branch)
-        self._workers: list[Any] = []
-        self._held: Resources | None = None
+        self.crew = Crew(manifest, cluster, progress.say)
 
     def record(self) -> None:
         """Write down what runs: the resolved manifest, versions and the machine."""
@@ -163,26 +97,25 @@ class Runner:
         if name in self.plan.exports:
             self._export(name, shards, started)
             return
-        folder = self.plan.folder(name)
-        reached = self._reached(name)
-        state = self._state(name)
-        is_whole = state.get("complete_for") == reached and self._stands(name, shards)
-        if not is_whole:
+        is_measured = self._is_measured(name)
+        if not is_measured:
             self._map(name, self._missing(name, shards))
         if isinstance(self.plan.stage(name), GlobalStage):
             self._summarize(name, shards)
-        if not is_whole:
+        if not is_measured:
             self.run.write_json(
                 {
                     "stage": name,
                     "fingerprint": self.plan.fingerprint(name),
                     "settings": self.plan.stage(name).config.settings(),
                     "measurement": self.plan.stage(name).config.measurement(),
-                    "complete_for": reached,
+                    "complete_for": self._reached(name),
                     "shards": len(shards),
-                    "seconds": round(state.get("seconds", 0.0) + time.perf_counter() - started, 3),
+                    "seconds": round(
+                        self._state(name).get("seconds", 0.0) + time.perf_counter() - started, 3
+                    ),
                 },
-                *folder,
+                *self.plan.folder(name),
                 "_stage.json",
             )
 
@@ -224,24 +157,21 @@ class Runner:
             else {}
         )
 
-    def _stands(self, name: str, shards: Sequence[str]) -> bool:
-        """Whether a stage has a file for every shard."""
-        return set(shards) <= set(self.run.shards(*self.plan.folder(name)))
-
     def is_complete(self, name: str) -> bool:
-        """Whether a stage has measured every row that reaches it."""
+        """Whether a stage has measured every row that reaches it, and decided over all."""
         try:
-            reached = self._reached(name)
-            state = self._state(name)
-            if state.get("complete_for") != reached:
-                return False
-            if not self._stands(name, [f"{index:05d}" for index in range(state["shards"])]):
-                return False
-            if isinstance(self.plan.stage(name), GlobalStage):
-                return self._is_summarized(name)
-        except FileNotFoundError:
+            is_global = isinstance(self.plan.stage(name), GlobalStage)
+            return self._is_measured(name) and (not is_global or self._is_summarized(name))
+        except FileNotFoundError:  # a model that is still to be trained
             return False
-        return True
+
+    def _is_measured(self, name: str) -> bool:
+        """Whether a stage has a file for every shard, made for the rows that reach it now."""
+        state = self._state(name)
+        if state.get("complete_for") != self._reached(name):
+            return False
+        shards = {f"{index:05d}" for index in range(state["shards"])}
+        return shards <= set(self.run.shards(*self.plan.folder(name)))
 
     def _require(self, name: str) -> None:
         for earlier in self.plan.before(name):
@@ -319,10 +249,11 @@ class Runner:
             return
         folder = self.plan.summary_folder(name)
         self.run.remove(*folder, "_summary.json")  # the sign of a whole summary goes first
-        worker = self._hold(self.resources(name), 1)[0]
         try:
-            result = ray.get(worker.summarize.remote(name, shards))
-        except (RayTaskError, RayActorError) as error:
+            result = self.crew.ask(name, self.resources(name), "summarize", name, shards)
+        except CrewError as error:
+            raise StageError(str(error)) from None
+        except RayError as error:
             raise StageError(f"{name}: its summary failed: {error}") from error
         self.run.write_json({**result, "reached": self._reached(name)}, *folder, "_summary.json")
 
@@ -379,26 +310,6 @@ class Runner:
         """What one worker of a stage, or of an export, occupies."""
         return Resources() if name in self.plan.exports else self.manifest.stages[name].resources
 
-    def release(self) -> None:
-        """End the workers, so that what they hold is free for others."""
-        for worker in self._workers:
-            ray.kill(worker)
-        self._workers, self._held = [], None
-
-    def _hold(self, resources: Resources, number: int) -> list[Any]:
-        """At least `number` workers with these resources; those of other stages serve on."""
-        if self._held != resources:
-            self.release()
-        self._held = resources
-        while len(self._workers) < number:
-            self._workers.append(self._worker(resources))
-        return self._workers
-
-    def _worker(self, resources: Resources) -> Any:
-        self.cluster.start()
-        options = self.cluster.options(resources)
-        return ray.remote(**options)(Worker).remote(self.manifest, resources.cpus)
-
     def _map(
         self,
         name: str,
@@ -406,64 +317,49 @@ class Runner:
         retry: tuple[str, ...] = (),
         title: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Do a stage on shards, one in flight a worker, in any order.
-
-        One shard in flight for each worker keeps the blame for a worker's death exact.
-        """
+        """Do a stage on shards, in any order."""
         if not shards:
             return []
         if name == ReviewStage.name:  # a look-up, over before a cluster would stand
             worker = Worker(self.manifest, threads=None)
             return [worker.work(name, shard) for shard in shards]
-        self.cluster.start()
-        waiting = deque(shards)
-        tries: dict[str, int] = {}
-        failed: dict[str, str] = {}
-        results = []
-        number = min(self.cluster.slots(self.resources(name)), len(shards))
+        duty = Duty(
+            name=name,
+            resources=self.resources(name),
+            retry=retry,
+            rows_can_fail=name not in self.plan.exports,
+            memory=_less_memory(name, self.manifest.stages.get(name)),
+        )
         self.progress.start(title or name, len(shards))
-        workers = self._hold(self.resources(name), number)
-        idle = deque(range(number))
-        flight: dict[Any, tuple[int, str]] = {}
-        last = time.monotonic()
-        while waiting or flight:
-            while waiting and idle:
-                index, shard = idle.popleft(), waiting.popleft()
-                flight[workers[index].work.remote(name, shard, retry)] = (index, shard)
-            done, _ = ray.wait(list(flight), num_returns=1, timeout=1.0)
-            if not done and time.monotonic() - last > STALL_SECONDS:
-                names = sorted(shard for _, shard in flight.values())
-                raise StageError(
-                    f"{name}: no shard has finished for {STALL_SECONDS:.0f} s; waiting for "
-                    f"{', '.join(names)}. Is a node gone? The same command resumes"
-                )
-            for reference in done:
-                last = time.monotonic()
-                index, shard = flight.pop(reference)
-                try:
-                    result = ray.get(reference)
-                except RayTaskError as error:
-                    trace = ("failures", f"{name}-{shard}.txt")
-                    self.run.write(str(error).encode(), *trace)
-                    cause = error.cause if isinstance(error.cause, Exception) else error
-                    failed[shard] = (
-                        f"{type(cause).__name__}: {cause} (the trace is {self.run.url(*trace)})"
-                    )
-                except RayActorError:
-                    tries[shard] = tries.get(shard, 0) + 1
-                    workers[index] = self._worker(self.resources(name))
-                    if tries[shard] <= RETRIES:
-                        waiting.append(shard)
-                    else:
-                        failed[shard] = f"its worker died {tries[shard]} times"
-                else:
-                    results.append(result)
-                    self.progress.advance(result)
-                idle.append(index)
-        self.progress.finish()
+        try:
+            results, failed = self.crew.carry_out(duty, shards, self.progress.advance)
+        except CrewError as error:
+            raise StageError(str(error)) from None
+        except RayError as error:
+            raise StageError(f"{name}: Ray failed: {error}\nThe same command resumes") from error
+        finally:
+            self.progress.finish()
         if failed:
-            raise StageError(_failure(name, failed, len(shards)))
+            told = {shard: self._told(name, shard, error) for shard, error in failed.items()}
+            raise StageError(_failure(name, told, len(shards)))
         return results
+
+    def _told(self, name: str, shard: str, error: Exception) -> str:
+        """The error of a shard in a line, its trace kept in the run."""
+        if not isinstance(error, RayTaskError):
+            return str(error)
+        trace = ("failures", f"{name}-{shard}.txt")
+        with contextlib.suppress(OSError):
+            self.run.write(str(error).encode(), *trace)
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        return f"{type(cause).__name__}: {cause} (the trace is {self.run.url(*trace)})"
+
+
+def _less_memory(name: str, config: Any) -> str:
+    """What to do where a worker of a stage runs out of memory."""
+    fields = [f for f in ("batch_size", "threads", "shard_size") if hasattr(config, f)]
+    lower = "".join(f", or lower {name}.{field}" for field in fields)
+    return f"give fewer --workers{lower}"
 
 
 def _failure(name: str, failed: Mapping[str, str], number: int) -> str:

@@ -44,6 +44,15 @@ class Scratch:
         """The local folder of a training that is not finished."""
         return self.folder.with_name(f"{self.folder.name}.partial")
 
+    def read(self, name: str) -> str | None:
+        """A text of the finished model, none where there is none."""
+        try:
+            if self._fs is None:
+                return (self.folder / name).read_text(encoding="utf-8")
+            return str(self._fs.cat_file(f"{self._path}/{name}").decode())
+        except FileNotFoundError:
+            return None
+
     def fetch(self, *names: str) -> None:
         """Bring files of the unfinished training here, those that are there."""
         if self._fs is None:
@@ -62,7 +71,7 @@ class Scratch:
                 self._fs.put_file(str(file), f"{self._path}.partial/{name}")
 
     def publish(self) -> None:
-        """Put the finished model in its place, and wait until a listing shows all of it.
+        """Put the finished model in its place, its card last, and wait until a listing shows it.
 
         Raises:
             TimeoutError: It does not within five minutes.
@@ -70,6 +79,7 @@ class Scratch:
         if self._fs is None:
             return
         files = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
+        files.sort(key=lambda file: file == self.folder / "README.md")
         places = {f"{self._path}/{file.relative_to(self.folder).as_posix()}" for file in files}
         for file in files:
             name = file.relative_to(self.folder).as_posix()

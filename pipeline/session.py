@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
+import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
+from models.weights import check_files
+from pipeline.cluster import Cluster
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.runner import Cluster, IncompleteError, Runner, StageError
+from pipeline.runner import IncompleteError, Runner, StageError
 from pipeline.status import funnel
 from pipeline.store import Run
 from pipeline.training import Training
+from stages.base import ModelConfig
 
 __all__ = ["Session", "write_report"]
 
 EVALUATION = "evaluation.json"
+
+RETRIES = 2
+"""How often a training whose worker died is taken up again."""
 
 PROGRESS_SECONDS = 15.0
 """How often a training says how far it is."""
@@ -55,8 +64,7 @@ class Session:
     def __enter__(self) -> Session:
         self._exits.enter_context(self.runner.run.lock())
         self._exits.callback(self.cluster.stop)
-        self._exits.callback(self.runner.release)
-        self.runner.record()
+        self._exits.callback(self.runner.crew.release)
         return self
 
     def __exit__(
@@ -65,7 +73,31 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._exits.close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.progress.say("stopping; Ctrl-C once more leaves at once")
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+        self._exits.__exit__(kind, error, trace)
+
+    def _begin(self, names: Sequence[str]) -> None:
+        """Write down what runs, once the models of some stages are found sound.
+
+        Raises:
+            FileNotFoundError: A stage names a model that is nowhere.
+            ValueError: A file of a model is damaged.
+        """
+        for name in names:
+            config = self.manifest.stages.get(name)
+            if config is None or self._needed(name):
+                continue
+            models = config.models() if isinstance(config, ModelConfig) else {}
+            for role, (model, _) in models.items():
+                try:
+                    check_files(model)
+                except ValueError as error:
+                    raise ValueError(f"{name}.{role}: {error}") from None
+            config.measurement()  # asks for the revision of its model
+        self.runner.record()
 
     def outline(self, until: str | None = None) -> list[str]:
         """What `run` would do, in order, a line each."""
@@ -95,9 +127,11 @@ class Session:
         Raises:
             StageError: Something failed; the same call resumes.
             FileNotFoundError: A stage names a model that is nowhere; said before anything starts.
+            ValueError: A file of a model is damaged; so too.
         """
-        self._check_models(until)
-        for name in self._stages(until):
+        names = self._stages(until)
+        self._begin(names)
+        for name in names:
             self._train(self._needed(name))
             self.runner.stage(name)
         if until is not None:
@@ -109,6 +143,7 @@ class Session:
 
     def stage(self, name: str) -> None:
         """One stage of the manifest; what it reads must be complete."""
+        self._begin([name])
         self.runner.stage(name)
 
     def export(self, name: str | None = None) -> None:
@@ -120,11 +155,13 @@ class Session:
         names = {self.runner.plan.folder(one)[-1]: one for one in self.runner.plan.exports}
         if not names or name not in (None, *names):
             raise ValueError(f"the manifest has no such export; it has {', '.join(names) or '-'}")
+        self._begin(())
         for one in names.values() if name is None else (names[str(name)],):
             self.runner.stage(one)
 
     def retry(self, reasons: Sequence[str]) -> None:
         """Download anew what failed for some reasons; see `Runner.retry`."""
+        self._begin(())
         self.runner.retry(reasons)
 
     def train(self, objective: str | None = None, name: str | None = None) -> None:
@@ -142,6 +179,7 @@ class Session:
             raise ValueError(
                 f"the manifest trains no such model; it has {', '.join(self.manifest.train) or '-'}"
             )
+        self._begin(())
         plan = self.runner.plan
         needed = [n for key in chosen for n in (*plan.trainings(self.manifest.train[key]), key)]
         self._train(tuple(dict.fromkeys(needed)))
@@ -155,12 +193,6 @@ class Session:
                 f"--until {until}: the manifest has no such stage; it has {', '.join(names)}"
             )
         return names[: names.index(until) + 1]
-
-    def _check_models(self, until: str | None) -> None:
-        """Ask each stage for the revision of its model, unless it is still to be trained."""
-        for name in self._stages(until):
-            if not self._needed(name):
-                self.manifest.stages[name].measurement()
 
     def _needed(self, name: str) -> tuple[str, ...]:
         """The trainings to have done before a stage.
@@ -181,19 +213,14 @@ class Session:
             needs = {n: set(self.runner.plan.trainings(self.manifest.train[n])) for n in left}
             wave = [name for name in left if not needs[name] & set(left)]
             assert wave, f"trainings {left} wait for each other"
-            self.runner.release()
+            self.runner.crew.release()
             self.cluster.start()
             started = time.monotonic()
             self.progress.say(f"train      {', '.join(wave)}")
-            waiting = {}
             for name in wave:
-                training = self._training(name)
-                training.sources()  # what is missing is said before anything starts
-                resources = training.resources
-                remote = ray.remote(
-                    num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
-                )(_carry_out)
-                waiting[remote.remote(training)] = name
+                self._training(name).sources()  # what is missing is said before anything starts
+            waiting = {self._start(name): name for name in wave}
+            deaths: Counter[str] = Counter()
             while waiting:
                 done, _ = ray.wait(list(waiting), timeout=PROGRESS_SECONDS)
                 for reference in done:
@@ -201,6 +228,12 @@ class Session:
                     try:
                         ray.get(reference)
                     except RayError as error:
+                        deaths[name] += 1
+                        is_death = not isinstance(error, RayTaskError)
+                        if is_death and deaths[name] <= RETRIES and self.cluster.stands():
+                            self.progress.say(f"train      {name}: its worker died; it goes on")
+                            waiting[self._start(name)] = name
+                            continue
                         raise StageError(
                             f"train.{name}: {error}\nThe same command goes on from its checkpoint"
                         ) from error
@@ -210,6 +243,17 @@ class Session:
             seconds = time.monotonic() - started
             self.progress.say(f"train      {', '.join(wave)} done in {seconds:.1f} s")
             left = [name for name in left if name not in wave]
+
+    def _start(self, name: str) -> Any:
+        """Have a training carried out on a worker; it goes on from its checkpoint."""
+        training = self._training(name)
+        resources = training.resources
+        options: dict[str, Any] = {
+            "num_cpus": resources.cpus,
+            "num_gpus": resources.gpus,
+            "max_retries": 0,
+        }
+        return ray.remote(**options)(_carry_out).remote(training)
 
     def _training(self, name: str) -> Training:
         return Training(self.manifest, name)

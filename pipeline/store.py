@@ -25,8 +25,8 @@ import io
 import json
 import os
 import posixpath
-import socket
-import time
+import re
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -34,8 +34,12 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import lease
+from pipeline.lease import RunBusyError
+
 __all__ = ["Run", "RunBusyError"]
 
+_PARTIAL = re.compile(r"\.(\d+)(-[0-9a-f]+)?\.partial$")
 
 OWN = frozenset(
     ("curated", "exports", "models", "report", "run.json", "evaluation.json", "truth.json")
@@ -53,10 +57,6 @@ ONE_PUT_BYTES = 5 << 29
 
 WHOLE_BYTES = 4 << 20
 """A file on object storage below this is fetched whole: a request costs more than the bytes."""
-
-
-class RunBusyError(RuntimeError):
-    """Another process holds the run."""
 
 
 class Run:
@@ -179,13 +179,20 @@ class Run:
             options = {"chunksize": ONE_PUT_BYTES} if self._is_s3 else {}
             self.fs.pipe_file(path, content, **options)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        partial = f"{path}.{os.getpid()}.partial"
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        partial = f"{path}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # on a full disk it takes what others need
+                os.unlink(partial)
+            raise
+        _sync(folder)
 
     def remove(self, *parts: str) -> None:
         """Remove a file or a folder with all it holds, if it is there."""
@@ -254,63 +261,37 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; a lock whose process is gone is taken over.
+        """Hold the run for this process, as `lease.hold` says; what dead ones left is removed.
 
         Raises:
-            RunBusyError: A live process holds it, or one on another host.
+            RunBusyError: A live process holds it.
         """
-        if not self.is_local:  # an object store has no exclusive create; commits are idempotent
+        if not self.is_local:
+            with lease.hold_far(self.fs, self.at("run.lock"), self.root):
+                yield
+            return
+        with lease.hold(self.at("run.lock"), self.root):
+            self.sweep()
             yield
-            return
-        path = self.at("run.lock")
-        os.makedirs(self.path, exist_ok=True)
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": int(time.time())}
-        own = f"{path}.{os.getpid()}.partial"
-        with open(own, "w") as file:
-            json.dump(mine, file)
-        try:
-            while True:
-                try:
-                    os.link(own, path)  # atomic, and never seen empty
-                    break
-                except FileExistsError:
-                    self._take_over(path)
-        finally:
-            os.unlink(own)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
 
-    def _take_over(self, path: str) -> None:
-        """Remove the lock of a dead process of this host."""
-        try:
-            with open(path) as file:
-                holder = json.load(file)
-            host, pid, since = str(holder["host"]), int(holder["pid"]), int(holder["since"])
-        except FileNotFoundError:
-            return
-        except (ValueError, KeyError, TypeError):
-            host, pid, since = socket.gethostname(), -1, 0
-        if host == socket.gethostname() and not _is_alive(pid):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            return
-        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
-        raise RunBusyError(
-            f"{self.root} is in use by process {pid} on {host} since {started}. Wait for it, or "
-            f"remove {path} if that process is gone"
-        )
+    def sweep(self) -> None:
+        """Remove the files that dead processes of this machine left half written.
+
+        Those of an export are removed as it is finished.
+        """
+        for folder, folders, files in os.walk(self.path):
+            folders[:] = [name for name in folders if name not in ("curated", "exports")]
+            for name in files:
+                owner = _PARTIAL.search(name)
+                if owner is not None and not lease.is_alive(int(owner[1])):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(folder, name))
 
 
-def _is_alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
+def _sync(folder: str) -> None:
+    """Bring the names in a folder to the disk, so that a commit outlives a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -170,6 +170,9 @@ class _Training:
         """Train to the end, or to `stop_at`."""
         config = self.config
         began = kept = time.monotonic()
+        if self.is_finished():
+            self.step = self.steps
+            return self.result({}, 0, began, self.steps)
         self.scratch.fetch(self.checkpoint.name, self.log.name, self.samples.name)
         resumed_from = self.resume()
         self.partial.mkdir(parents=True, exist_ok=True)
@@ -210,17 +213,31 @@ class _Training:
             self.finish()
         if unreadable:
             logger.warning("%s: %d images could not be opened", self.out.name, unreadable)
+        keys = recent[0] if recent else ()
+        losses = {key: sum(row[key] for row in recent) / len(recent) for key in keys}
+        return self.result(losses, unreadable, began, resumed_from)
+
+    def result(
+        self, losses: Mapping[str, float], unreadable: int, began: float, resumed_from: int
+    ) -> TrainResult:
+        """What this call did."""
         return TrainResult(
             folder=self.scratch.out,
             steps=self.step,
-            images=self.step * config.batch_size,
+            images=self.step * self.config.batch_size,
             unreadable=unreadable,
-            losses={k: sum(row[k] for row in recent) / len(recent) for k in recent[0]}
-            if recent
-            else {},
+            losses=losses,
             seconds=time.monotonic() - began,
             resumed_from=resumed_from,
         )
+
+    def card(self) -> str:
+        """The card of the model that this training makes."""
+        return model_card.text(self.config, self.data, self.start, self.steps, self.identity)
+
+    def is_finished(self) -> bool:
+        """Whether the folder holds what this training makes: its card came with all the rest."""
+        return self.scratch.read("README.md") == self.card()
 
     def update(self, batch: Batch, lr: float) -> dict[str, float]:
         """One step of the optimiser; the losses, of all ranks."""
@@ -315,12 +332,16 @@ class _Training:
     def finish(self) -> None:
         """Write the model and its card, and put the folder in its place."""
         self.model.write(self.partial)
-        card = model_card.text(self.config, self.data, self.start, self.step, self.identity)
+        card = self.card()
         for folder in (self.partial, *(path.parent for path in self.partial.glob("*/config.json"))):
             (folder / "README.md").write_text(card, encoding="utf-8")
-        self.checkpoint.unlink(missing_ok=True)
+        for path in self.partial.rglob("*"):
+            if path.is_file():
+                flush(path)
         shutil.rmtree(self.out, ignore_errors=True)
         self.partial.rename(self.out)
+        # Up to here a call that is killed goes on from the checkpoint, and writes the model again.
+        (self.out / self.checkpoint.name).unlink(missing_ok=True)
         self.scratch.publish()
 
     def prompt_length(self) -> int:
@@ -360,6 +381,7 @@ class _Training:
         }
         partial = self.checkpoint.with_name(self.checkpoint.name + ".partial")
         save_file(tensors, partial, metadata={"state": json.dumps(state)})
+        flush(partial)
         partial.replace(self.checkpoint)
         # The logs first: rows behind a checkpoint are cut, rows before it would be missing.
         self.scratch.keep(self.log.name, self.samples.name, self.checkpoint.name)
@@ -414,7 +436,15 @@ class _Training:
             rows = log.read_text(encoding="utf-8").split("\n")
             # A row that a killed call left unfinished is behind the checkpoint.
             kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
-            log.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+            partial = log.with_name(log.name + ".partial")
+            partial.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+            partial.replace(log)
+
+
+def flush(path: Path) -> None:
+    """Bring a file to the disk, so that the name it is given next outlives a loss of power."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def together(fingerprints: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipeline.manifest import STAGES
 from pipeline.plan import Plan
 from pipeline.store import Run
-from stages.base import GlobalStage
+from stages.base import CRASHED, GlobalStage
 from stages.clean import CleanStage
 from stages.download import DownloadStage
 
@@ -30,6 +30,7 @@ __all__ = [
     "Mask",
     "annotated",
     "count",
+    "crashed_rows",
     "judge",
     "measured_rows",
     "summary_digest",
@@ -56,6 +57,7 @@ class Judgement:
         live: Rows that no judged stage rejected.
         reached: Rows that were alive when each stage came.
         measured: Rows that each stage has measured, among those that reached it.
+        crashed: Rows that reached each stage and cannot be measured, as the process ends.
         reasons: The reason of each stage for each of the n rows, null where it rejects none.
         tables: What each stage measured, as `annotated` gives it, where it has run.
     """
@@ -64,13 +66,19 @@ class Judgement:
     live: Mask
     reached: dict[str, Mask] = field(default_factory=dict)
     measured: dict[str, Mask] = field(default_factory=dict)
+    crashed: dict[str, Mask] = field(default_factory=dict)
     reasons: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, pa.Table] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
         """Whether every stage has measured every row that reached it."""
-        return all(not (self.reached[n] & ~self.measured[n]).any() for n in self.reached)
+        return not any(self.waiting(name).any() for name in self.reached)
+
+    def waiting(self, name: str) -> Mask:
+        """Rows that reached a stage and that it has still to measure."""
+        waiting: Mask = self.reached[name] & ~self.measured[name] & ~self.crashed[name]
+        return waiting
 
 
 def annotated(run: Run, plan: Plan, name: str, shard: str) -> pa.Table | None:
@@ -78,8 +86,14 @@ def annotated(run: Run, plan: Plan, name: str, shard: str) -> pa.Table | None:
 
     Returns:
         uid, `measured` and the stage's columns, row for row with the pool. A global stage has
-        measured a row only once its summary covers it.
+        measured a row only once its summary covers it; a row that crashes is never measured.
     """
+    found = _annotated(run, plan, name, shard)
+    return None if found is None else found[0]
+
+
+def _annotated(run: Run, plan: Plan, name: str, shard: str) -> tuple[pa.Table, Mask] | None:
+    """What `annotated` gives, and the rows that crash."""
     file = f"{shard}.parquet"
     folder = plan.folder(name)
     is_pool = name == DownloadStage.name
@@ -89,8 +103,11 @@ def annotated(run: Run, plan: Plan, name: str, shard: str) -> pa.Table | None:
     except FileNotFoundError:
         return None
     if is_pool:
-        return table.append_column("measured", pa.array(np.ones(table.num_rows, bool)))
+        everywhere = np.ones(table.num_rows, bool)
+        return table.append_column("measured", pa.array(everywhere)), ~everywhere
     measured = measured_rows(run, plan, name, shard, table)
+    crashed = measured & crashed_rows(table)
+    measured = measured & ~crashed
     stage = plan.stage(name)
     if isinstance(stage, GlobalStage):
         try:
@@ -102,10 +119,16 @@ def annotated(run: Run, plan: Plan, name: str, shard: str) -> pa.Table | None:
             measured = measured & _mask(summary["summarized"])
             for column in stage.summary.names:
                 table = table.append_column(column, summary[column])
-    if DIGEST in table.column_names:
-        table = table.drop_columns(DIGEST)
+    table = table.drop_columns([c for c in (DIGEST, CRASHED) if c in table.column_names])
     position = table.schema.get_field_index("measured")
-    return table.set_column(position, "measured", pa.array(measured))
+    return table.set_column(position, "measured", pa.array(measured)), crashed
+
+
+def crashed_rows(table: pa.Table) -> Mask:
+    """The rows of a stage's file that crash: measured there, so that none is tried again."""
+    if CRASHED not in table.column_names:
+        return np.zeros(table.num_rows, bool)
+    return _mask(table[CRASHED])
 
 
 def measured_rows(
@@ -173,19 +196,23 @@ def judge(run: Run, plan: Plan, shard: str, names: Iterable[str]) -> Judgement:
     found = Judgement(uids=uids, live=np.ones(len(uids), bool))
     for name in names:
         found.reached[name] = found.live
-        table = annotated(run, plan, name, shard)
-        if table is None:
-            found.measured[name] = np.zeros(len(uids), bool)
+        known = _annotated(run, plan, name, shard)
+        if known is None:
+            found.measured[name] = found.crashed[name] = np.zeros(len(uids), bool)
             found.reasons[name] = pa.nulls(len(uids), pa.string())
             continue
+        table, crashed = known
         _check_alignment(run, name, shard, table["uid"], pool["uid"])
         found.tables[name] = table
         measured = found.live & _mask(table["measured"])
         rows = table.drop_columns("measured").filter(pa.array(measured))
         reasons: Any = plan.stage(name).judge(rows)
         positions = np.cumsum(measured) - 1
-        found.reasons[name] = reasons.take(pa.array(positions, mask=~measured))
-        found.measured[name] = measured
+        reasons = reasons.take(pa.array(positions, mask=~measured))
+        found.measured[name], found.crashed[name] = measured, found.live & crashed
+        if found.crashed[name].any():
+            reasons = pc.if_else(pa.array(found.crashed[name]), CRASHED, reasons)
+        found.reasons[name] = reasons
         found.live = found.live & ~_mask(found.reasons[name].is_valid())
     return found
 
@@ -201,11 +228,12 @@ def count(run: Run, plan: Plan, names: Iterable[str], shards: Iterable[str]) -> 
     }
     for found in run.each(lambda shard: judge(run, plan, shard, names), list(shards)):
         for name in names:
-            total, reached, measured = totals[name], found.reached[name], found.measured[name]
-            total["rows"] += int(reached.sum())
-            total["not_measured"] += int((reached & ~measured).sum())
+            total = totals[name]
+            total["rows"] += int(found.reached[name].sum())
+            total["not_measured"] += int(found.waiting(name).sum())
             reasons: Any = found.reasons[name].drop_null()
-            total["kept"] += int(measured.sum()) - len(reasons)
+            done = found.measured[name] | found.crashed[name]
+            total["kept"] += int(done.sum()) - len(reasons)
             for entry in reasons.value_counts().to_pylist():
                 key = entry["values"]
                 total["reasons"][key] = total["reasons"].get(key, 0) + entry["counts"]

@@ -7,9 +7,11 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,11 +25,12 @@ from pipeline.verdicts import (
     Judgement,
     Mask,
     annotated,
+    crashed_rows,
     judge,
     measured_rows,
     summary_digest,
 )
-from stages.base import GlobalStage, Stage
+from stages.base import CRASHED, GlobalStage, Stage
 from stages.download import DownloadStage
 from stages.filter import FilterStage
 from stages.review import revised
@@ -36,6 +39,37 @@ from stages.schema import POOL
 __all__ = ["Worker"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Due:
+    """What a stage has left to do on a shard of n rows.
+
+    Attributes:
+        name: The stage.
+        shard: The shard.
+        uids: Of its n rows.
+        todo: (n,) the rows due.
+        measured: (n,) those that are done already.
+        old: What stands of it, if anything does.
+    """
+
+    name: str
+    shard: str
+    uids: Any
+    todo: Mask
+    measured: Mask
+    old: pa.Table | None
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """The rows due, by their places."""
+        return np.flatnonzero(self.todo)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is anything to commit."""
+        return self.old is None or bool(self.todo.any())
 
 
 class Worker:
@@ -71,15 +105,54 @@ class Worker:
             retry: Errors of download whose rows are downloaded anew.
 
         Returns:
-            rows (newly done), seconds, and what else the driver counts.
+            rows (newly done), seconds, those of them that the stage itself took, and what else
+            the driver counts.
         """
         started = time.perf_counter()
-        if name == DownloadStage.name:
-            done = self._download(shard, retry)
-        elif name in self.plan.exports:
+        if name in self.plan.exports:
             done = self._export(name, shard)
         else:
-            done = self._measure(name, shard)
+            due = self._due(name, shard, retry)
+            began = time.perf_counter()
+            found = self._annotate(due, due.rows) if due.is_open else None
+            seconds = time.perf_counter() - began
+            done = {**self._commit(due, found), "stage_seconds": seconds}
+        return {**done, "shard": shard, "seconds": time.perf_counter() - started}
+
+    def load(self, name: str) -> None:
+        """Load a stage, and no row."""
+        self._stage(name)
+
+    def due(self, name: str, shard: str, retry: Sequence[str] = ()) -> list[int]:
+        """Which rows of a shard a stage has left to do."""
+        rows: list[int] = self._due(name, shard, retry).rows.tolist()
+        return rows
+
+    def measure(self, name: str, shard: str, retry: Sequence[str], rows: list[int]) -> pa.Table:
+        """What a stage finds of some of the rows that are due; nothing is committed."""
+        return self._annotate(self._due(name, shard, retry), np.array(rows, np.int64))
+
+    def commit(
+        self, name: str, shard: str, retry: Sequence[str], spans: list[list[int]], *parts: pa.Table
+    ) -> dict[str, Any]:
+        """Commit what `measure` found of a shard; the rows of no span are those that crash.
+
+        Args:
+            name: The stage.
+            shard: The shard.
+            retry: As for `work`.
+            spans: The rows of each part.
+            parts: What `measure` gave for them.
+        """
+        started = time.perf_counter()
+        due = self._due(name, shard, retry)
+        place = {row: index for index, row in enumerate(row for span in spans for row in span)}
+        index = np.array([place.get(row, -1) for row in due.rows.tolist()], np.int64)
+        crashed = index < 0
+        whole = pa.concat_tables([self.plan.stage(name).writes.empty_table(), *parts])
+        chosen: Any = pa.array(index, mask=crashed)
+        found = whole.combine_chunks().take(chosen)
+        done = self._commit(due, found, crashed)
         return {**done, "shard": shard, "seconds": time.perf_counter() - started}
 
     def summarize(self, name: str, shards: list[str]) -> dict[str, Any]:
@@ -92,12 +165,9 @@ class Worker:
         def tables() -> Iterator[pa.Table]:
             for shard in shards:
                 live[shard] = judge(self.run, self.plan, shard, self.plan.before(name)).live
-                table = self.run.read_table(
-                    *self.plan.folder(name),
-                    f"{shard}.parquet",
-                    columns=["uid", *stage.writes.names],
-                )
-                yield table.filter(pa.array(live[shard]))
+                table = self.run.read_table(*self.plan.folder(name), f"{shard}.parquet")
+                live[shard] &= ~crashed_rows(table)
+                yield table.select(["uid", *stage.writes.names]).filter(pa.array(live[shard]))
 
         summary = stage.summarize(tables())
         expected = sum(int(mask.sum()) for mask in live.values())
@@ -130,50 +200,77 @@ class Worker:
             self._loaded = (name, stage)
         return self._loaded[1]
 
-    def _download(self, shard: str, retry: Sequence[str]) -> dict[str, Any]:
-        file = f"{shard}.parquet"
-        old = self.run.read_table("pool", file) if self.run.exists("pool", file) else None
-        rows = self.run.read_table("list", file)
-        if old is not None:
-            errors = pc.is_in(old["error"], pa.array(retry, pa.string()))
-            again = np.flatnonzero(np.asarray(errors))
-            if not len(again):
-                return {"rows": 0, "reasons": {}}
-            rows = rows.take(again)
-        stage = self._stage(DownloadStage.name)
-        found = _checked(stage, rows, stage.annotate(rows))
-        new = pa.table({"uid": rows["uid"], **{n: found[n] for n in found.column_names}})
-        new = new.select(POOL.names).cast(POOL)
-        self.run.write_table(new if old is None else recovered(old, again, new), "pool", file)
-        return {
-            "rows": rows.num_rows,
-            "bytes": pc.sum(found["original_bytes"]).as_py() or 0,
-            "reasons": _tally(stage.judge(found)),
-        }
-
-    def _measure(self, name: str, shard: str) -> dict[str, Any]:
-        file = f"{shard}.parquet"
-        folder = self.plan.folder(name)
-        before = self._judged(name, shard)
+    def _due(self, name: str, shard: str, retry: Sequence[str] = ()) -> _Due:
+        file, folder = f"{shard}.parquet", self.plan.folder(name)
         old = self.run.read_table(*folder, file) if self.run.exists(*folder, file) else None
+        if name == DownloadStage.name:
+            uids = self.run.read_table("list", file, columns=["uid"])["uid"]
+            todo = np.ones(len(uids), bool)
+            if old is not None:
+                todo = np.asarray(pc.is_in(old["error"], pa.array(retry, pa.string())))
+            return _Due(name=name, shard=shard, uids=uids, todo=todo, measured=~todo, old=old)
+        before = self._judged(name, shard)
         measured = (
             np.zeros(len(before.live), bool)
             if old is None
             else measured_rows(self.run, self.plan, name, shard, old)
         )
         todo = before.live & ~measured
-        if old is not None and not todo.any():
+        return _Due(name=name, shard=shard, uids=before.uids, todo=todo, measured=measured, old=old)
+
+    def _annotate(self, due: _Due, rows: npt.NDArray[np.int64]) -> pa.Table:
+        """What a stage finds of some rows of a shard."""
+        stage = self._stage(due.name)
+        if not len(rows):
+            return stage.writes.empty_table()
+        if due.name == DownloadStage.name:
+            given = self.run.read_table("list", f"{due.shard}.parquet").take(rows)
+        else:
+            wanted = np.zeros(len(due.todo), bool)
+            wanted[rows] = True
+            given = self._gather(due.name, due.shard, due.uids, wanted)
+        return _checked(stage, given, stage.annotate(given))
+
+    def _commit(
+        self, due: _Due, found: pa.Table | None, crashed: Mask | None = None
+    ) -> dict[str, Any]:
+        """Write a shard with what was found of the rows that were due.
+
+        Args:
+            due: What was due.
+            found: A row for each row due, nulls where it crashed; None where nothing was.
+            crashed: Which of them crash; None for none.
+        """
+        if found is None:
             return {"rows": 0, "reasons": {}}
-        stage = self._stage(name)
-        rows = self._gather(name, shard, before.uids, todo)
-        new = (
-            _checked(stage, rows, stage.annotate(rows))
-            if rows.num_rows
-            else stage.writes.empty_table()
-        )
-        table = _scatter(todo, new)
-        if old is not None:
-            kept = old.select(stage.writes.names)
+        crashed = np.zeros(found.num_rows, bool) if crashed is None else crashed
+        write = self._write_pool if due.name == DownloadStage.name else self._write_measured
+        done = write(due, found, crashed)
+        if number := int(crashed.sum()):
+            done["reasons"][CRASHED] = number
+        return {"rows": found.num_rows, **done}
+
+    def _write_pool(self, due: _Due, found: pa.Table, crashed: Mask) -> dict[str, Any]:
+        file = f"{due.shard}.parquet"
+        rows = self.run.read_table("list", file).filter(pa.array(due.todo))
+        columns = {name: found[name] for name in found.column_names}
+        if crashed.any():
+            columns |= {name: rows[name] for name in columns if name in rows.column_names}
+            for name, value in (("status", "failed_to_resize"), ("error", CRASHED)):
+                columns[name] = pc.if_else(pa.array(crashed), value, columns[name])
+        new = pa.table({"uid": rows["uid"], **columns}).select(POOL.names).cast(POOL)
+        whole = new if due.old is None else recovered(due.old, due.rows, new)
+        self.run.write_table(whole, "pool", file)
+        reasons = _tally(self.plan.stage(due.name).judge(found.filter(pa.array(~crashed))))
+        return {"bytes": pc.sum(found["original_bytes"]).as_py() or 0, "reasons": reasons}
+
+    def _write_measured(self, due: _Due, found: pa.Table, crashed: Mask) -> dict[str, Any]:
+        stage, todo = self.plan.stage(due.name), due.todo
+        table = _scatter(todo, found)
+        all_crashed = np.zeros(len(todo), bool)
+        all_crashed[due.rows] = crashed
+        if due.old is not None:
+            kept = due.old.select(stage.writes.names)
             choose = pa.array(todo)
             table = pa.table(
                 {
@@ -182,17 +279,21 @@ class Worker:
                 },
                 schema=stage.writes,
             )
+            all_crashed |= crashed_rows(due.old) & ~todo
         columns: dict[str, Any] = {column: table[column] for column in stage.writes.names}
-        if (taken := summary_digest(self.run, self.plan, name, shard)) is not None:
+        if all_crashed.any():
+            columns[CRASHED] = pa.array(all_crashed)
+        taken = summary_digest(self.run, self.plan, due.name, due.shard)
+        if taken is not None:
             columns[DIGEST] = pa.array(taken)
-        committed = pa.table({"uid": before.uids, "measured": pa.array(measured | todo), **columns})
-        self.run.write_table(committed, *folder, file)
-        reasons = (
-            _tally(stage.judge(new.add_column(0, "uid", rows["uid"])))
-            if rows.num_rows and not isinstance(stage, GlobalStage)
-            else {}
+        committed = pa.table(
+            {"uid": due.uids, "measured": pa.array(due.measured | todo), **columns}
         )
-        return {"rows": rows.num_rows, "reasons": reasons}
+        self.run.write_table(committed, *self.plan.folder(due.name), f"{due.shard}.parquet")
+        if isinstance(stage, GlobalStage):
+            return {"reasons": {}}
+        judged = found.add_column(0, "uid", due.uids.filter(pa.array(todo)))
+        return {"reasons": _tally(stage.judge(judged.filter(pa.array(~crashed))))}
 
     def _judged(self, name: str, shard: str) -> Judgement:
         """The verdicts before a stage, which must all be there.

@@ -15,6 +15,7 @@ import pyarrow as pa
 from models.weights import Dtype, device_of, pinned, revision_of
 
 __all__ = [
+    "CRASHED",
     "GlobalStage",
     "ModelConfig",
     "Resources",
@@ -23,6 +24,10 @@ __all__ = [
     "digest",
     "threshold",
 ]
+
+
+CRASHED = "crashed"
+"""The reason of a row whose measurement ends the process that makes it; the runner gives it."""
 
 
 def digest(value: Any) -> str:
@@ -150,14 +155,15 @@ class ModelConfig(StageConfig):
 
         Raises:
             FileNotFoundError: The model is neither a folder nor known to the hub.
+            ValueError: The folder holds no weights, or came with a revision.
         """
         fields = super().measurement()
         for name in ("model", "revision", "batch_size", "device", "cpus"):
             del fields[name]
         try:
             return {**fields, "weights": revision_of(self.model, self.revision)}
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{self.stage}.model: {error}") from None
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{self.stage}.model: {error}") from None
 
     def placement(self) -> dict[str, Any]:
         """What `from_pretrained` of the model is told beside its name."""
@@ -203,6 +209,11 @@ class Stage(ABC, Generic[ConfigT]):
     def columns(cls) -> pa.Schema:
         """The columns that it adds to the pool."""
         return cls.writes
+
+    @classmethod
+    def every_reason(cls) -> dict[str, str]:
+        """`reasons`, and `crashed`, which a row of any stage may have."""
+        return {**cls.reasons, CRASHED: "To measure it ends the process, alone and repeatedly."}
 
     def load(self) -> None:
         """Load models; called once in a worker, before its first `annotate`."""

@@ -11,7 +11,7 @@ def ray_here():
     """One Ray for all tests that need it."""
     import ray
 
-    from pipeline.runner import Cluster
+    from pipeline.cluster import Cluster
 
     cluster = Cluster(workers=2)
     cluster.start()

@@ -197,7 +197,7 @@ def _fates(run: Run, plan: Plan, names: list[str]) -> tuple[pa.Table, list[str]]
 def _verdicts(plan: Plan, found: Judgement) -> Iterator[tuple[str, Mask]]:
     """Verdicts with the rows they hold for; of several of a row the first counts."""
     for name, reasons in found.reasons.items():
-        yield f"not measured by {name} yet", found.reached[name] & ~found.measured[name]
+        yield f"not measured by {name} yet", found.waiting(name)
         values = np.array(reasons.to_pylist(), dtype=object)
         for reason in reasons.drop_null().unique().to_pylist():
             yield f"{name}: {reason}".replace("_", " "), values == reason

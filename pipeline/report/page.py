@@ -154,7 +154,7 @@ def render(
             **policy(),
             gallery=gallery,
             relevant=_relevant,
-            sentences={name: dict(STAGES[name].reasons) for name in plan.names},
+            sentences={name: STAGES[name].every_reason() for name in plan.names},
             cell_titles=CELL_TITLES,
             cells=CELLS,
             paper=PAPER,

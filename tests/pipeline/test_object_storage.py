@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import fakes
@@ -17,6 +18,7 @@ from models.weights import folder_of, revision_of
 from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.evidence import evidence
 from pipeline.inspect import verify
+from pipeline.lease import RunBusyError, hold_far
 from pipeline.manifest import Manifest, ManifestError
 from pipeline.review.sample import draw
 from pipeline.status import funnel, open_plan
@@ -133,6 +135,34 @@ def test_a_manifest_at_a_url_is_read_and_one_that_cannot_be_is_told(store):
     }.items():
         with pytest.raises(ManifestError, match=told):
             Manifest.load(path)
+
+
+def test_a_run_on_s3_is_held_by_one_process_whatever_becomes_of_the_answers(store):
+    run = Run("s3://bucket/held")
+    store.faults.rate = 0.2
+    for _ in range(4):
+        with (
+            run.lock(),
+            pytest.raises(RunBusyError, match=f"held is in use by process {os.getpid()}"),
+        ):
+            with Run("s3://bucket/held").lock():
+                pass
+    store.faults.rate = 0
+    assert not run.exists("run.lock")
+
+
+def test_the_lock_of_another_host_that_stands_still_is_taken_over_and_its_holder_told(store):
+    files, path = fsspec.filesystem("s3"), "bucket/lost/run.lock"
+    files.pipe(path, json.dumps({"host": "elsewhere", "pid": 1, "token": "old"}).encode())
+    with hold_far(files, path, "it", beat=0.1, lease=0.5):
+        assert json.loads(files.cat_file(path))["pid"] == os.getpid()
+    with (
+        pytest.raises(RunBusyError, match="taken over by another process"),
+        hold_far(files, path, "it", beat=0.1),
+    ):
+        files.pipe(path, json.dumps({"host": "elsewhere", "pid": 1, "token": "new"}).encode())
+        threading.Event().wait(60)
+    assert json.loads(files.cat_file(path))["token"] == "new"
 
 
 HUMAN = "s3://bucket/in/human/human.jsonl"

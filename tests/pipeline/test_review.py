@@ -21,6 +21,7 @@ from browser import CHROMIUM, Browser
 from rich.console import Console
 
 from pipeline.cli import main
+from pipeline.cluster import Cluster
 from pipeline.evidence import evidence
 from pipeline.inspect import verify
 from pipeline.manifest import Manifest, ManifestError
@@ -31,7 +32,7 @@ from pipeline.review.agreement import Agreement
 from pipeline.review.ledger import Ledger
 from pipeline.review.sample import draw
 from pipeline.review.server import ReviewServer
-from pipeline.runner import Cluster, Runner
+from pipeline.runner import Runner
 from pipeline.status import funnel, open_plan
 from pipeline.store import Run
 from pipeline.verdicts import judge

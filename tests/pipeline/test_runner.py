@@ -311,6 +311,7 @@ def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, 
         "curated/0*.parquet",
     )
     chance = random.Random(7)
+    committed = {}
     for wanted in moments:
         process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 90
@@ -320,7 +321,13 @@ def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, 
         time.sleep(chance.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        shards = [
+            *(tmp_path / "r").glob("pool/0*.parquet"),
+            *(tmp_path / "r").glob("annotations/*/0*.parquet"),
+        ]
+        committed |= {path: path.stat().st_mtime_ns for path in shards if path not in committed}
     finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     assert digests(Run(made.run)) == digests(run)
+    assert {path: path.stat().st_mtime_ns for path in committed} == committed  # none was redone
     assert list(verify(Run(made.run), Plan(made))) == []

@@ -1,12 +1,10 @@
-import json
 import multiprocessing
 import os
-import socket
 
 import pyarrow as pa
 import pytest
 
-from pipeline.store import Run, RunBusyError
+from pipeline.store import Run
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -49,26 +47,29 @@ def test_a_broken_shard_is_named_with_what_to_do(run):
         run.read_table("pool", "00003.parquet")
 
 
-def test_a_run_held_by_a_live_process_is_refused(tmp_path):
+def test_what_a_dead_process_left_half_written_is_removed_and_what_a_live_one_writes_is_not(
+    tmp_path,
+):
     run = Run(str(tmp_path))
-    with run.lock(), pytest.raises(RunBusyError, match=f"process {os.getpid()}"), run.lock():
-        pass
-    with run.lock():
-        pass
-    assert not (tmp_path / "run.lock").exists()
-
-
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
+    run.write(b"whole", "pool", "00000.parquet")
     process = multiprocessing.get_context("spawn").Process(target=int)
     process.start()
     process.join()
-    holder = {"host": socket.gethostname(), "pid": process.pid, "since": 0}
-    (tmp_path / "run.lock").write_text(json.dumps(holder))
-    with Run(str(tmp_path)).lock():
-        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+    dead = [f"pool/00001.parquet.{process.pid}-0a1b2c3d.partial", f"run.json.{process.pid}.partial"]
+    live = [f"pool/00002.parquet.{os.getpid()}-0a1b2c3d.partial"]
+    training = ["models/captioner.partial/checkpoint.safetensors"]
+    for name in (*dead, *live, *training):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+    with run.lock():
+        left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {"run.lock", "pool/00000.parquet", *live, *training}
 
 
-def test_the_lock_of_another_host_is_respected(tmp_path):
-    (tmp_path / "run.lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": 0}))
-    with pytest.raises(RunBusyError, match="elsewhere"), Run(str(tmp_path)).lock():
-        pass
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
+    run = Run(str(tmp_path))
+    run.write(b"old", "pool", "00000.parquet")
+    (tmp_path / "pool" / "00001.parquet").mkdir()
+    with pytest.raises(OSError):
+        run.write(b"new", "pool", "00001.parquet")
+    assert sorted(os.listdir(tmp_path / "pool")) == ["00000.parquet", "00001.parquet"]

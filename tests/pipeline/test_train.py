@@ -203,6 +203,19 @@ def test_a_finished_training_leaves_a_model_and_its_metrics_and_nothing_else(
     assert suffixes <= {".json", ".jsonl", ".safetensors", ".md"}
 
 
+def test_a_training_killed_as_it_ends_is_not_done_again(
+    tokenizer: str, pairs: str, tmp_path: Path
+) -> None:
+    config, out = config_of(tokenizer, checkpoint_every=2), tmp_path / "model"
+    first = train(config, [pairs], out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = train(config, [pairs], out)
+    assert again.steps == again.resumed_from == first.steps
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    other = train(dataclasses.replace(config, seed=1), [pairs], out)
+    assert other.resumed_from == 0 and (out / "README.md").stat().st_mtime_ns != before[out]
+
+
 def test_the_seed_decides_the_weights(tokenizer: str, pairs: str, tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         train(config_of(tokenizer, seed=seed, steps=2), [pairs], tmp_path / name / "model")

@@ -1,0 +1,385 @@
+"""Kill what carries a run, again and again, and hold what comes out against a run left in peace.
+
+    python -m benchmarks.chaos --rounds 50 --out chaos.md
+
+A small world: photos with captions, a captioner and a filter of random weights; and, in rounds of
+their own, trainings on pairs at hand and on an export. Each round takes the next fault of `FAULTS`
+and the next moment of `MOMENTS`, starts `capfilt run` in a folder that holds what comes before that
+moment, waits until a random shard or step of it is done and a random part of a second more, and
+kills with SIGKILL. The same command is given again until it ends well. Then every Parquet file and
+every model of the run must have the SHA-256 that the run in peace gave it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+ROWS, SHARD, STEPS, WORKERS = 36, 6, 6, 2
+
+FAULTS = {
+    "driver": "kill -9 of the driver",
+    "worker": "kill -9 of a Ray worker",
+    "raylet": "kill -9 of the raylet",
+}
+
+MOMENTS = {
+    "list": "list/0*.parquet",
+    "download": "pool/0*.parquet",
+    "clean": "annotations/clean-*/0*.parquet",
+    "dedup": "annotations/dedup-*/0*.parquet",
+    "dedup's summary": "annotations/dedup-*/summary-*/0*.parquet",
+    "caption": "annotations/caption-*/0*.parquet",
+    "filter": "annotations/filter-*/0*.parquet",
+    "export": "curated/0*.parquet",
+    "training": "models/*.partial/metrics.jsonl",
+}
+"""The files that show that a moment has come."""
+
+MADE = {
+    "list": ("list",),
+    "download": ("pool",),
+    "clean": ("annotations/clean-*",),
+    "dedup": ("annotations/dedup-*",),
+    "dedup's summary": ("annotations/dedup-*/summary-*", "annotations/dedup-*/_stage.json"),
+    "caption": ("annotations/caption-*",),
+    "filter": ("annotations/filter-*",),
+    "export": ("curated", "report"),
+    "training": ("models",),
+}
+"""What is made at each moment, in the order of a run."""
+
+PATIENCE = 180.0
+"""Seconds for any one command to end, or any one moment to come."""
+
+
+@dataclass
+class Tally:
+    """What came of the rounds of one fault at one moment."""
+
+    rounds: int = 0
+    lost: int = 0
+    doubled: int = 0
+    redone: int = 0
+    differing: int = 0
+    restarts: int = 0
+    late: int = 0
+
+
+@dataclass
+class World:
+    """The files that every round starts from."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, folder: Path) -> World:
+        import fakes
+
+        fakes.photo_folder(folder / "photos", ROWS)
+        fakes.photo_folder(folder / "human", 12)
+        lines = (
+            json.dumps({"image": f"{index:04d}.jpg", "caption": f"a thing with number {index}"})
+            for index in range(12)
+        )
+        (folder / "human" / "human.jsonl").write_text("\n".join(lines) + "\n")
+        fakes.tiny_blip(folder / "blip")
+        quick = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
+        return cls(folder, {**os.environ, **quick, "OMP_NUM_THREADS": "1"})
+
+    def manifest(self, run: Path, moment: str) -> Path:
+        """The manifest of the rounds of a moment, for a run in a folder."""
+        download = {"source": str(self.folder / "photos"), "image_size": 32, "shard_size": SHARD}
+        stages: dict[str, Any] = {
+            "download": download,
+            "clean": {"min_side": 16},
+            "dedup": {},
+            "caption": {
+                "model": str(self.folder / "blip" / "models" / "captioner"),
+                "prompt": "",
+                "max_length": 8,
+            },
+            "filter": {"model": str(self.folder / "blip" / "models" / "matcher"), "min_itm": 0},
+            "export": {"shard_size": 8},
+        }
+        content: dict[str, Any] = {"name": "chaos", "run": str(run), "stages": stages}
+        if moment == "training":
+            del stages["caption"], stages["filter"]
+            training = {
+                "model": "tiny",
+                "tokenizer": str(self.folder / "blip" / "tokenizer"),
+                "image_size": 32,
+                "batch_size": 4,
+                "steps": STEPS,
+                "checkpoint_every": 1,
+                "max_text_tokens": 12,
+                "queue_size": 8,
+                "warmup_steps": 0,
+                "augment": "none",
+                "threads": 1,
+            }
+            human = [str(self.folder / "human" / "human.jsonl")]
+            content["train"] = {
+                "captioner": {**training, "objective": "captioner", "data": human, "prompt": ""},
+                "new": {**training, "data": ["curated"]},
+            }
+        path = run.with_suffix(".yaml")
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    def start(self, manifest: Path) -> subprocess.Popen[str]:
+        """The command, in a session of its own."""
+        command = [sys.executable, "-m", "pipeline.cli", "run", str(manifest), "--quiet"]
+        return subprocess.Popen(
+            [*command, "--workers", str(WORKERS)],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The processes below a process, with their titles."""
+    found: dict[int, str] = {}
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                with contextlib.suppress(OSError):
+                    title = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ")
+                    found[child] = title.decode(errors="replace").strip()
+                found |= descendants(child)
+    return found
+
+
+def victim(process: subprocess.Popen[str], fault: str, chance: random.Random) -> int | None:
+    """The process that a fault kills; None where there is none now."""
+    if fault == "driver":
+        return process.pid
+    below = descendants(process.pid)
+    if fault == "raylet":
+        return next((pid for pid, title in below.items() if "/raylet/raylet " in title), None)
+    own = [pid for pid, title in below.items() if title.startswith("ray::")]
+    busy = [pid for pid in own if "IDLE" not in below[pid]]
+    return chance.choice(busy or own) if own else None
+
+
+def lines_of(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.read_bytes().count(b"\n")
+    return 0
+
+
+def has_come(run: Path, moment: str, number: int) -> bool:
+    """Whether a moment has come: that many shards, or steps of one of its trainings."""
+    files = list(run.glob(MOMENTS[moment]))
+    if MOMENTS[moment].endswith(".jsonl"):
+        return any(lines_of(file) >= number for file in files)
+    return len(files) >= number
+
+
+def committed(run: Path) -> dict[str, tuple[int, int]]:
+    """Each shard of a stage or export that stands, with what tells if it is written again."""
+    found = {}
+    places = ("pool/0*.parquet", "annotations/*/0*.parquet", "curated/0*.parquet")
+    for path in (path for place in places for path in run.glob(place)):
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            found[str(path.relative_to(run))] = (stat.st_ino, stat.st_mtime_ns)
+    return found
+
+
+def digests(run: Path) -> dict[str, str]:
+    """The SHA-256 of every Parquet file and of all weights."""
+    files = [*run.rglob("*.parquet"), *run.glob("models/**/*.safetensors")]
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+
+
+def pairs(run: Path) -> collections.Counter[tuple[Any, ...]]:
+    """How often each pair is exported."""
+    import pyarrow.parquet as pq
+
+    found: collections.Counter[tuple[Any, ...]] = collections.Counter()
+    for path in sorted((run / "curated").glob("*.parquet")):
+        table = pq.read_table(path, columns=["uid", "caption", "caption_source"])
+        found.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    return found
+
+
+def finish(world: World, manifest: Path) -> int:
+    """Give the command until it ends well; how often it was given."""
+    for number in range(1, 4):
+        process = world.start(manifest)
+        try:
+            _, error = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise SystemExit(f"chaos: {manifest} hangs") from None
+        if process.returncode == 0:
+            return number
+    raise SystemExit(f"chaos: {manifest} does not end well: {error}")
+
+
+def strike(
+    world: World, run: Path, fault: str, moment: str, chance: random.Random
+) -> tuple[bool, dict[str, tuple[int, int]], int]:
+    """Start a run and kill what the fault says; whether it struck, what stood, and restarts."""
+    manifest = world.manifest(run, moment)
+    number = chance.randint(1, STEPS - 1)
+    process = world.start(manifest)
+    end = time.monotonic() + PATIENCE
+    while process.poll() is None and not has_come(run, moment, number):
+        if time.monotonic() > end:
+            process.kill()
+            raise SystemExit(f"chaos: {moment} never came to {run}")
+        time.sleep(0.005)
+    time.sleep(chance.uniform(0, 0.4))
+    pid = victim(process, fault, chance) if process.poll() is None else None
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    stood = committed(run)
+    try:
+        process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise SystemExit(f"chaos: {run} hangs after the {fault} was killed in {moment}") from None
+    restarts = finish(world, manifest) if process.returncode else 0
+    return pid is not None, stood, restarts
+
+
+def before(peace: Path, run: Path, moment: str) -> None:
+    """Make a run that has come as far as a moment."""
+    shutil.copytree(peace, run)
+    for made in list(MADE)[list(MADE).index(moment) :]:
+        for path in (path for place in MADE[made] for path in run.glob(place)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def verified(run: Path) -> list[str]:
+    from pipeline.inspect import verify
+    from pipeline.status import open_plan
+    from pipeline.store import Run
+
+    opened = Run(str(run))
+    return list(verify(opened, open_plan(opened)))
+
+
+def table(tallies: dict[tuple[str, str], Tally], files: str) -> str:
+    """The tallies as Markdown."""
+    lines = [
+        "| fault | moment | rounds | files that differ | rows lost | rows doubled "
+        "| committed shards redone |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    whole = Tally()
+    for fault, moment in itertools.product(FAULTS, MOMENTS):
+        if (one := tallies.get((fault, moment))) is None:
+            continue
+        lines.append(
+            f"| {FAULTS[fault]} | {moment} | {one.rounds} | {one.differing} | {one.lost} | "
+            f"{one.doubled} | {one.redone} |"
+        )
+        for name in vars(whole):
+            setattr(whole, name, getattr(whole, name) + getattr(one, name))
+    lines += [
+        f"| **all** | | **{whole.rounds}** | **{whole.differing}** | **{whole.lost}** | "
+        f"**{whole.doubled}** | **{whole.redone}** |",
+        "",
+        f"{files} files compared in each round; {whole.restarts} restarts; in {whole.late} "
+        "rounds the moment was over before the kill.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no round after these")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fault", choices=FAULTS, help="this one alone")
+    parser.add_argument("--moment", choices=MOMENTS, help="this one alone")
+    parser.add_argument("--out", type=Path, help="a Markdown file for the table")
+    options = parser.parse_args()
+    began = time.monotonic()
+    faults = [options.fault] if options.fault else list(FAULTS)
+    moments = [options.moment] if options.moment else list(MOMENTS)
+    tallies: dict[tuple[str, str], Tally] = {}
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        world = World.make(Path(folder))
+        peace = {kind: Path(folder) / kind for kind in ("curation", "training")}
+        for kind, run in peace.items():
+            finish(world, world.manifest(run, kind))
+        expected = {kind: digests(run) for kind, run in peace.items()}
+        expected_pairs = {kind: pairs(run) for kind, run in peace.items()}
+        told = " and ".join(str(len(files)) for files in expected.values())
+        print(f"in peace: {told} files in {time.monotonic() - began:.0f} s", flush=True)
+        for number in range(options.rounds):
+            if time.monotonic() - began > options.seconds:
+                break
+            chance = random.Random(f"{options.seed} {number}")
+            fault = faults[number % len(faults)]
+            moment = moments[number // len(faults) % len(moments)]
+            run = Path(folder) / f"round{number}"
+            started = time.monotonic()
+            kind = "training" if moment == "training" else "curation"
+            before(peace[kind], run, moment)
+            struck, stood, restarts = strike(world, run, fault, moment, chance)
+            found, found_pairs = digests(run), pairs(run)
+            one = tallies.setdefault((fault, moment), Tally())
+            one.rounds += 1
+            one.late += not struck
+            one.restarts += restarts
+            whole = expected[kind]
+            wrong = {p for p in whole.keys() | found if whole.get(p) != found.get(p)}
+            one.differing += len(wrong)
+            one.lost += (expected_pairs[kind] - found_pairs).total()
+            one.doubled += (found_pairs - expected_pairs[kind]).total()
+            now = committed(run)
+            one.redone += sum(now.get(path) != mark for path, mark in stood.items())
+            faulty = [*verified(run), *run.rglob("*.partial")]
+            print(
+                f"{number + 1}: {FAULTS[fault]} in {moment}: {restarts} restarts, "
+                f"{time.monotonic() - started:.0f} s{' LATE' if not struck else ''}",
+                *sorted(wrong),
+                *faulty,
+                flush=True,
+            )
+            one.differing += len(faulty)
+            shutil.rmtree(run)
+    text = table(tallies, told)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+    return int(any(t.differing or t.lost or t.doubled for t in tallies.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,306 @@
+"""The workers of a stage: each on one shard at a time, and replaced when it dies."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+
+from pipeline.blame import BrokenStageError, Call, Death, ShardError, blame
+from pipeline.cluster import Cluster
+from pipeline.manifest import Manifest
+from pipeline.worker import Worker
+from stages.base import Resources
+
+__all__ = ["Crew", "CrewError", "Duty"]
+
+MOST_SUSPECTS = 8
+"""Shards whose worker has died at a time; with more, shards that have not begun wait for them."""
+
+HOPELESS = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EFBIG: "let files be larger",
+    errno.EROFS: "give a --run that can be written to",
+    errno.EACCES: "let this user in, or give another --run",
+    errno.EPERM: "let this user in, or give another --run",
+}
+"""What one shard fails of, all others will; and what to do."""
+
+
+class CrewError(RuntimeError):
+    """No further shard can be done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duty:
+    """What a crew is to do on shards.
+
+    Attributes:
+        name: The stage, or export.
+        resources: What a worker occupies.
+        retry: Errors of download whose rows are downloaded anew.
+        rows_can_fail: Whether a row may have a reason, so that one that crashes can.
+        memory: What to do where memory is short.
+    """
+
+    name: str
+    resources: Resources
+    retry: tuple[str, ...] = ()
+    rows_can_fail: bool = True
+    memory: str = "give fewer --workers"
+
+
+@dataclass
+class _Job:
+    """A shard, and what is asked of a worker next; a search where its worker has died."""
+
+    shard: str
+    call: Call
+    search: Generator[Call, Any, dict[str, Any]] | None = None
+
+
+@dataclass
+class _Round:
+    """What is left, under way and done of a duty."""
+
+    waiting: deque[_Job]
+    suspects: deque[_Job] = field(default_factory=deque)
+    flight: dict[Any, tuple[int, _Job]] = field(default_factory=dict)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+    @property
+    def searches(self) -> int:
+        """Searches under way."""
+        return sum(job.search is not None for _, job in self.flight.values())
+
+    def next(self, workers: int) -> _Job | None:
+        """What an idle worker does: one serves the suspects while the others go on."""
+        is_held = len(self.suspects) + self.searches >= MOST_SUSPECTS
+        goes_on = bool(self.waiting) and not is_held
+        if self.suspects and (not goes_on or (workers > 1 and not self.searches)):
+            return self.suspects.popleft()
+        return self.waiting.popleft() if goes_on else None
+
+
+class Crew:
+    """Workers with the same resources, kept from stage to stage.
+
+    Args:
+        manifest: The manifest that they carry out.
+        cluster: Where.
+        say: Told what must not wait for the end of a stage.
+    """
+
+    def __init__(
+        self, manifest: Manifest, cluster: Cluster, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.manifest = manifest
+        self.cluster = cluster
+        self.say = say
+        self._workers: list[Any] = []
+        self._held: Resources | None = None
+
+    def release(self) -> None:
+        """End the workers, so that what they hold is free for others."""
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers, self._held = [], None
+
+    def hold(self, name: str, resources: Resources, number: int) -> list[Any]:
+        """At least `number` workers with these resources; those of other stages serve on.
+
+        Raises:
+            CrewError: No node has room for one, and none will come.
+        """
+        self.cluster.start()
+        if (lack := self.cluster.lacks(resources)) is not None:
+            told = f"{name}: {lack}"
+            if not self.cluster.can_grow:
+                raise CrewError(told)
+            self.say(f"{told}; waiting for one")
+        if self._held != resources:
+            self.release()
+        self._held = resources
+        while len(self._workers) < number:
+            self._workers.append(self._worker(resources))
+        return self._workers
+
+    def ask(self, name: str, resources: Resources, method: str, *arguments: Any) -> Any:
+        """What one worker gives; another is asked if it dies.
+
+        Raises:
+            CrewError: No node has room for one, or Ray has died.
+            RayError: What the method raised, or both died.
+        """
+        workers = self.hold(name, resources, 1)
+        try:
+            return ray.get(getattr(workers[0], method).remote(*arguments))
+        except RayTaskError:
+            raise
+        except RayError:
+            workers[0] = self._replace(workers[0], name, resources)
+            return ray.get(getattr(workers[0], method).remote(*arguments))
+
+    def carry_out(
+        self, duty: Duty, shards: Sequence[str], told: Callable[[dict[str, Any]], None]
+    ) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
+        """Do a stage on shards, one in flight a worker, in any order.
+
+        One shard in flight for each worker keeps the blame for a worker's death exact. A shard
+        whose worker died is a suspect: one worker finds out about them (`blame`), one after the
+        other, while the others go on.
+
+        Args:
+            duty: What to do.
+            shards: On what.
+            told: Given the result of each shard as it is done.
+
+        Returns:
+            What the workers gave, and why each shard that failed did.
+
+        Raises:
+            CrewError: The stage can do no shard at all, or none has been done for too long.
+        """
+        number = min(self.cluster.slots(duty.resources), len(shards))
+        workers = self.hold(duty.name, duty.resources, number)
+        work = (_Job(s, Call("work", (duty.name, s, duty.retry))) for s in shards)
+        round_ = _Round(deque(work))
+        idle = deque(range(number))
+        last = time.monotonic()
+        while True:
+            while idle and (job := round_.next(number)) is not None:
+                index = idle.popleft()
+                asked = getattr(workers[index], job.call.method)
+                round_.flight[asked.remote(*job.call.arguments)] = (index, job)
+            if not round_.flight:
+                return round_.results, round_.failed
+            done, _ = ray.wait(list(round_.flight), num_returns=1, timeout=1.0)
+            if not done and time.monotonic() - last > self.cluster.stall_seconds:
+                raise CrewError(self._stalled(duty, round_))
+            for reference in done:
+                last = time.monotonic()
+                index, job = round_.flight.pop(reference)
+                outcome = self._outcome(duty, reference)
+                if isinstance(outcome, Death):
+                    workers[index] = self._replace(workers[index], duty.name, duty.resources)
+                self._take(duty, round_, job, outcome, reference, told)
+                idle.append(index)
+
+    def _outcome(self, duty: Duty, reference: Any) -> Any:
+        """What a worker gave: an answer, its death, or the error of its shard.
+
+        Raises:
+            CrewError: The error is none of this shard, but of the place it is written to.
+        """
+        try:
+            return ray.get(reference)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if _is_memory(cause):
+                return Death(told=_line(cause), is_memory=True)
+            if isinstance(cause, OSError) and cause.errno in HOPELESS:
+                what = f"{cause.filename}: " if cause.filename else ""
+                raise CrewError(
+                    f"{duty.name}: {what}{(cause.strerror or str(cause)).lower()}. "
+                    f"{HOPELESS[cause.errno].capitalize()}, and give the same command again: "
+                    "every shard that is committed stands"
+                ) from None
+            return error
+        except RayError as error:
+            return _death(error)
+
+    def _take(
+        self,
+        duty: Duty,
+        round_: _Round,
+        job: _Job,
+        outcome: Any,
+        reference: Any,
+        told: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Go on with a shard after what became of a call."""
+        if isinstance(outcome, Exception):
+            round_.failed[job.shard] = outcome
+            return
+        try:
+            if job.search is None and isinstance(outcome, Death):
+                job.search = blame(
+                    duty.name,
+                    job.shard,
+                    duty.retry,
+                    rows_can_fail=duty.rows_can_fail,
+                    memory=duty.memory,
+                )
+                job.call = next(job.search)
+                round_.suspects.append(job)
+                return
+            if job.search is not None:
+                is_kept = job.call.is_kept and not isinstance(outcome, Death)
+                job.call = job.search.send(reference if is_kept else outcome)
+                round_.suspects.appendleft(job)
+                return
+        except StopIteration as end:
+            outcome = end.value
+        except ShardError as error:
+            round_.failed[job.shard] = error
+            return
+        except BrokenStageError as error:
+            raise CrewError(f"{duty.name}: shard {job.shard}: {error}") from None
+        round_.results.append(outcome)
+        told(outcome)
+
+    def _replace(self, worker: Any, name: str, resources: Resources) -> Any:
+        """A worker in the place of one that died.
+
+        Raises:
+            CrewError: Ray has died with it.
+        """
+        if not self.cluster.stands():
+            raise CrewError(
+                f"{name}: Ray on this machine has died, and its workers with it. Every shard that "
+                "is committed stands; the same command goes on"
+            )
+        ray.kill(worker)
+        return self._worker(resources)
+
+    def _worker(self, resources: Resources) -> Any:
+        options = self.cluster.options(resources)
+        return ray.remote(**options)(Worker).remote(self.manifest, resources.cpus)
+
+    def _stalled(self, duty: Duty, round_: _Round) -> str:
+        names = sorted(job.shard for _, job in round_.flight.values())
+        lack = self.cluster.lacks(duty.resources)
+        return (
+            f"{duty.name}: no shard has finished for {self.cluster.stall_seconds:.0f} s; waiting "
+            f"for {', '.join(names)}"
+            + (f": {lack}" if lack else ". Is a node gone, or is a shard too large for that time?")
+            + " The same command resumes"
+        )
+
+
+def _death(error: RayError) -> Death:
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or "running low on memory" in text:
+        return Death(told="Ray ended it, as the node ran low on memory", is_memory=True)
+    if getattr(error, "actor_init_failed", False):
+        return Death(told=f"it could not start: {text.strip().splitlines()[-1]}")
+    if "node" in text and "died" in text and "worker process has died" not in text:
+        return Death(told="its node is gone")
+    return Death(told="its process ended without an exception: it crashed, or was killed")
+
+
+def _is_memory(cause: Exception) -> bool:
+    text = str(cause).lower()
+    return isinstance(cause, MemoryError) or "out of memory" in text or "allocate memory" in text
+
+
+def _line(cause: Exception) -> str:
+    return (str(cause).strip().splitlines() or [""])[0] or type(cause).__name__

@@ -1,0 +1,317 @@
+"""Who holds a run: a file that a live holder keeps changing, so that a dead one is found out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["BEAT_SECONDS", "LEASE_SECONDS", "RunBusyError", "hold", "hold_far", "is_alive"]
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 5.0
+"""How often a holder changes its file."""
+
+FAR_BEAT_SECONDS = 10.0
+"""The same where every change is a request to object storage."""
+
+LEASE_SECONDS = 60.0
+"""For how long a file must not change before a holder that cannot be asked is taken for dead: as
+long as a shared file system may go on showing what a file said before."""
+
+
+class RunBusyError(RuntimeError):
+    """Another process holds the run."""
+
+
+@contextlib.contextmanager
+def hold(
+    path: str, what: str, *, beat: float = BEAT_SECONDS, lease: float = LEASE_SECONDS
+) -> Iterator[None]:
+    """Hold what a file stands for, and keep the file changing until the block ends.
+
+    A holder on this machine is alive or not, and is known at once. Another one is watched: if its
+    file changes it is alive, and if it does not for `lease` seconds of this process's own
+    monotonic clock, it is dead and is followed. No clock is compared with another.
+
+    Args:
+        path: The file, on a file system that all who may hold it share.
+        what: What to call it in a message.
+        beat: Seconds between two changes.
+        lease: Seconds without a change after which a holder is dead.
+
+    Raises:
+        RunBusyError: A live process holds it; or, as the block ends, another one has taken it
+            over while this process stood still for longer than `lease`.
+    """
+    mine = _identity()
+    own = f"{path}.{os.getpid()}-{mine['token']}.partial"
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(own, "w+b", buffering=0) as file:
+        try:
+            file.write(_content(mine, 0))
+            while True:
+                try:
+                    os.link(own, path)  # atomic, and never seen empty
+                    break
+                except FileExistsError:
+                    _follow(path, what, lease)
+        finally:
+            os.unlink(own)
+
+        def change(content: bytes) -> None:
+            os.pwrite(file.fileno(), content, 0)
+
+        keeper = _Keeper(change, lambda: _read(path), mine, beat)
+        with _kept(what, keeper, lambda: os.unlink(path)):
+            yield
+
+
+@contextlib.contextmanager
+def hold_far(
+    fs: Any, path: str, what: str, *, beat: float = FAR_BEAT_SECONDS, lease: float = LEASE_SECONDS
+) -> Iterator[None]:
+    """Hold what an object on object storage stands for, as `hold` does what a file stands for.
+
+    The object is made by a put that fails where there is one (If-None-Match on S3). Of two that
+    follow a dead holder at once, one may take the object from the other, which then finds out
+    within a beat and stops.
+
+    Args:
+        fs: The storage.
+        path: The object.
+        what: What to call it in a message.
+        beat: Seconds between two changes.
+        lease: Seconds without a change after which a holder is dead.
+
+    Raises:
+        RunBusyError: As `hold` does.
+    """
+
+    def read() -> dict[str, Any]:
+        return _parsed(fs.cat_file(path))
+
+    mine = _identity()
+    while True:
+        try:
+            fs.pipe_file(path, _content(mine, 0), mode="create")
+            break
+        except FileExistsError:
+            try:
+                found = read()
+                if found.get("token") == mine["token"]:  # only the answer to the put was lost
+                    break
+                _check_dead(found, read, what, lease)
+                if read().get("token") == found.get("token"):
+                    fs.rm_file(path)
+            except FileNotFoundError:
+                continue
+    keeper = _Keeper(lambda content: fs.pipe_file(path, content), read, mine, beat)
+    with _kept(what, keeper, lambda: fs.rm_file(path)):
+        yield
+
+
+@contextlib.contextmanager
+def _kept(what: str, keeper: _Keeper, remove: Callable[[], Any]) -> Iterator[None]:
+    """Run a keeper while the block runs, and remove what it keeps.
+
+    Raises:
+        RunBusyError: The keeper has lost what it keeps.
+    """
+    keeper.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if keeper.is_lost:
+            raise RunBusyError(
+                f"{what} was taken over by another process while this one stood still; "
+                "what it has committed stands"
+            ) from None
+        raise
+    finally:
+        keeper.stop()
+        if not keeper.is_lost:
+            with contextlib.suppress(FileNotFoundError):
+                remove()
+
+
+class _Keeper(threading.Thread):
+    """Changes what a holder holds now and then, and interrupts it if that is no longer its."""
+
+    def __init__(
+        self,
+        change: Callable[[bytes], Any],
+        read: Callable[[], dict[str, Any]],
+        mine: dict[str, Any],
+        beat: float,
+    ) -> None:
+        super().__init__(name="lease", daemon=True)
+        self.change, self.read, self.mine, self.beat = change, read, mine, beat
+        self.is_lost = False
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        number = 0
+        while not self._ended.wait(self.beat):
+            number += 1
+            # A full disk, or storage that is not there, loses a beat and not the run.
+            with contextlib.suppress(Exception):
+                if self.read().get("token") != self.mine["token"]:
+                    self.is_lost = True
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    return
+            with contextlib.suppress(Exception):
+                self.change(_content(self.mine, number))
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+def _follow(path: str, what: str, lease: float) -> None:
+    """Remove the file of a holder that is dead.
+
+    Raises:
+        RunBusyError: It is alive.
+    """
+    try:
+        found = _read(path)
+    except FileNotFoundError:
+        return
+    _check_dead(found, lambda: _read(path), what, lease)
+    _remove(path, found)
+
+
+def _check_dead(
+    found: dict[str, Any], read: Callable[[], dict[str, Any]], what: str, lease: float
+) -> None:
+    """Find out that a holder is dead.
+
+    Raises:
+        RunBusyError: It is alive.
+    """
+    if _is_dead(found) or (_is_elsewhere(found) and _stands_still(read, what, found, lease)):
+        return
+    pid, host, since = (found.get(key, "?") for key in ("pid", "host", "since"))
+    with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(since)))
+    raise RunBusyError(
+        f"{what} is in use by process {pid} on {host} since {since}. Wait for it, or end it"
+    )
+
+
+def _stands_still(
+    read: Callable[[], dict[str, Any]], what: str, found: dict[str, Any], lease: float
+) -> bool:
+    """Whether what is read stays as it is for a lease; False as soon as it changes."""
+    logger.warning(
+        "%s is held by process %s on %s; waiting up to %.0f s to see whether that is alive",
+        what,
+        found.get("pid", "?"),
+        found.get("host", "?"),
+        lease,
+    )
+    end = time.monotonic() + lease
+    while time.monotonic() < end:
+        time.sleep(min(0.5, lease / 10))
+        try:
+            if read() != found:
+                return False
+        except FileNotFoundError:
+            return True
+    return True
+
+
+def _remove(path: str, judged: dict[str, Any]) -> None:
+    """Remove a file that was judged, and not that of another who was quicker."""
+    aside = f"{path}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    try:
+        os.rename(path, aside)  # of several who judged it, one gets it
+    except FileNotFoundError:
+        return
+    if _read(aside).get("token") != judged.get("token"):
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    os.unlink(aside)
+
+
+def _identity() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": int(time.time()),  # to be told, never to be compared
+        "machine": _machine(),
+        "born": _born(os.getpid()),
+        "token": uuid.uuid4().hex[:16],
+    }
+
+
+def _content(identity: dict[str, Any], beat: int) -> bytes:
+    return json.dumps({**identity, "beat": f"{beat:012d}"}).encode()
+
+
+def _read(path: str) -> dict[str, Any]:
+    """What a file says; empty where it says nothing that a holder would."""
+    with open(path, "rb") as file:
+        return _parsed(file.read())
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _machine() -> str:
+    """This boot of this machine, and its space of process ids: containers have their own."""
+    parts = []
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        parts.append(file.read().strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts) or socket.gethostname()
+
+
+def _born(pid: int) -> str | None:
+    """When a process began, in the kernel's ticks: process ids come again, these do not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _is_elsewhere(found: dict[str, Any]) -> bool:
+    return found.get("machine") != _machine()
+
+
+def _is_dead(found: dict[str, Any]) -> bool:
+    """Whether a holder is known to be dead: one of this machine that is gone."""
+    pid = found.get("pid")
+    if _is_elsewhere(found) or not isinstance(pid, int):
+        return False
+    return not is_alive(pid) or found.get("born") != _born(pid)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,132 @@
+"""The hold on a run, against real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import lease
+from pipeline.lease import RunBusyError, hold
+
+HOLDER = """
+import sys, time
+from pipeline.lease import hold
+with hold(sys.argv[1], "the run", beat=0.05):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run.lock")],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_live_process_is_told_of_at_once_and_left_alone(tmp_path, holder):
+    path = tmp_path / "run.lock"
+    with (
+        pytest.raises(
+            RunBusyError, match=rf"the run is in use by process {holder.pid} on .* since"
+        ),
+        hold(str(path), "the run"),
+    ):
+        pytest.fail("two hold it")
+    assert json.loads(path.read_text())["pid"] == holder.pid
+
+
+def test_a_process_holds_once(tmp_path):
+    path = str(tmp_path / "run.lock")
+    with hold(path, "it"), pytest.raises(RunBusyError), hold(path, "it"):
+        pass
+    with hold(path, "it"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_only_a_dead_process_is_followed(tmp_path, holder, end):
+    holder.send_signal(end)
+    if end == signal.SIGSTOP:  # it may go on at any time, and it can be asked
+        with pytest.raises(RunBusyError), hold(str(tmp_path / "run.lock"), "it"):
+            pass
+        return
+    holder.wait()
+    with hold(str(tmp_path / "run.lock"), "it"):
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_process_that_has_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path, holder):
+    path = tmp_path / "run.lock"
+    holder.kill()
+    holder.wait()
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({**told, "pid": os.getpid()}))
+    with hold(str(path), "it"):
+        pass
+
+
+def test_a_holder_elsewhere_is_alive_while_its_file_changes(tmp_path, monkeypatch, holder):
+    path = tmp_path / "run.lock"
+    monkeypatch.setattr(lease, "_machine", lambda: "another")
+    monkeypatch.setattr(time, "time", lambda: -1e9)  # no clock is asked
+    with pytest.raises(RunBusyError, match="in use"), hold(str(path), "it", lease=30.0):
+        pass
+
+
+def test_a_holder_elsewhere_whose_file_stands_still_is_followed(tmp_path, monkeypatch, holder):
+    path = tmp_path / "run.lock"
+    holder.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(lease, "_machine", lambda: "another")
+    with hold(str(path), "it", lease=0.5):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        holder.send_signal(signal.SIGCONT)  # it finds out, stops, and leaves the file alone
+        assert holder.wait(20) != 0
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b'{"pid": "x"', b"\xff\xfe"])
+def test_a_file_that_says_nothing_is_followed_after_a_lease(tmp_path, content):
+    (tmp_path / "run.lock").write_bytes(content)
+    with hold(str(tmp_path / "run.lock"), "it", lease=0.2):
+        pass
+
+
+def test_of_several_that_follow_a_dead_one_one_holds(tmp_path, holder):
+    path = str(tmp_path / "run.lock")
+    holder.kill()
+    holder.wait()
+    inside, refused, most = [], [], []
+
+    def follow():
+        try:
+            with hold(path, "it"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.2)
+                inside.pop()
+        except RunBusyError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=follow) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1} and len(most) + len(refused) == 8
+    assert os.listdir(tmp_path) == []
