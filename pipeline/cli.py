@@ -118,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--workers", type=int, metavar="N", help="workers of each stage")
         command.add_argument("--address", help="a Ray cluster's address; RAY_ADDRESS otherwise")
+        command.add_argument(
+            "--working-dir", metavar="DIR", help="code to ship to a cluster that has it not"
+        )
         command.add_argument("--quiet", action="store_true", help="no progress")
 
     init = add("init", _init, "look at a list or a folder and write a manifest that fits it")
@@ -264,6 +267,7 @@ def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
         manifest,
         address=options.address,
         workers=options.workers,
+        working_dir=options.working_dir,
         progress=Progress(console, options.quiet),
     )
 

@@ -44,6 +44,7 @@ class Session:
         manifest: What to carry out.
         address: A Ray cluster's address; None starts Ray here when something is to be done.
         workers: Workers of each stage; None fills the machine or cluster.
+        working_dir: Code to ship to the workers of a cluster; see `Cluster`.
         progress: Where progress shows.
     """
 
@@ -53,11 +54,12 @@ class Session:
         *,
         address: str | None = None,
         workers: int | None = None,
+        working_dir: str | None = None,
         progress: Progress,
     ) -> None:
         self.manifest = manifest
         self.progress = progress
-        self.cluster = Cluster(address, workers)
+        self.cluster = Cluster(address, workers, working_dir=working_dir)
         self.runner = Runner(manifest, self.cluster, progress)
         self._exits = contextlib.ExitStack()
 

@@ -144,9 +144,9 @@ def test_a_run_on_s3_is_held_by_one_process_whatever_becomes_of_the_answers(stor
         with (
             run.lock(),
             pytest.raises(RunBusyError, match=f"held is in use by process {os.getpid()}"),
+            Run("s3://bucket/held").lock(),
         ):
-            with Run("s3://bucket/held").lock():
-                pass
+            pass
     store.faults.rate = 0
     assert not run.exists("run.lock")
 
