@@ -122,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
             "--working-dir", metavar="DIR", help="code to ship to a cluster that has it not"
         )
         command.add_argument("--quiet", action="store_true", help="no progress")
+        command.add_argument(
+            "--log-json", action="store_true", help="log to stderr as JSON; CAPFILT_LOG=json too"
+        )
 
     init = add("init", _init, "look at a list or a folder and write a manifest that fits it")
     init.add_argument("source", metavar="SOURCE", nargs="+", help="lists, or images at hand")
@@ -255,12 +258,15 @@ def _session(options: argparse.Namespace, console: Console) -> Any:
 
 
 def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
+    from pipeline.journal import VARIABLE
     from pipeline.progress import Progress
     from pipeline.session import Session
     from pipeline.setup import offer
 
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    if options.log_json:
+        os.environ[VARIABLE] = "json"
     if not getattr(options, "dry_run", False):
         offer(manifest, console)
     return Session(
@@ -360,20 +366,21 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
 
 
 def _status(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.status import funnel, open_plan
+    from pipeline.status import funnel, holder, open_plan
     from pipeline.store import Run
     from pipeline.tables import funnel_table, put
-    from pipeline.watch import watch
+    from pipeline.watch import told_of, watch
 
     run = Run.find(options.run)
     if options.watch:
         watch(run, console, as_json=options.json)
         return 0
-    found = funnel(run, open_plan(run))
+    found = {**funnel(run, open_plan(run)), "holder": holder(run)}
     if options.json:
         console.print_json(json.dumps(found))
     else:
         put(console, funnel_table(found))
+        console.print(told_of(found["holder"]), highlight=False, markup=False)
     return 0
 
 

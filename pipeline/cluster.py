@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from pipeline import journal
 from stages.base import Resources
 
 __all__ = ["STALL_SECONDS", "Cluster"]
@@ -51,7 +52,10 @@ class Cluster:
         if self.address == "local":
             num_cpus = max(self.workers or 1, os.cpu_count() or 1)
             options = {"num_cpus": num_cpus, "include_dashboard": False}
-        environment: dict[str, Any] = {"env_vars": {"NO_ALBUMENTATIONS_UPDATE": "1"}}
+        variables = {"NO_ALBUMENTATIONS_UPDATE": "1"}
+        if journal.is_json():
+            variables[journal.VARIABLE] = "json"
+        environment: dict[str, Any] = {"env_vars": variables}
         if self.working_dir is not None:
             environment |= {"working_dir": self.working_dir, "excludes": [".git", ".venv", "runs"]}
         ray.init(

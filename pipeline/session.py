@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from models.weights import check_files
+from pipeline import journal
 from pipeline.cluster import Cluster
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
@@ -64,6 +65,8 @@ class Session:
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
+        journal.start()
+        self._exits.enter_context(journal.about(run=self.runner.run.root))
         self._exits.enter_context(self.runner.run.lock())
         self._exits.callback(self.cluster.stop)
         self._exits.callback(self.runner.crew.release)

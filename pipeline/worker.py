@@ -15,11 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import export
+from pipeline import export, journal
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.pool import recovered
 from pipeline.store import Run
+from pipeline.telemetry import Meter
 from pipeline.verdicts import (
     DIGEST,
     Judgement,
@@ -91,6 +92,8 @@ class Worker:
         self.plan = Plan(manifest)
         self.run = Run(manifest.run, manifest.branch)
         self._loaded: tuple[str, Stage[Any]] | None = None
+        self._meter = Meter(manifest.name)
+        journal.start()
 
     def ready(self) -> int:
         """The id of the process, once it answers."""
@@ -109,15 +112,22 @@ class Worker:
             the driver counts.
         """
         started = time.perf_counter()
-        if name in self.plan.exports:
-            done = self._export(name, shard)
-        else:
-            due = self._due(name, shard, retry)
-            began = time.perf_counter()
-            found = self._annotate(due, due.rows) if due.is_open else None
-            seconds = time.perf_counter() - began
-            done = {**self._commit(due, found), "stage_seconds": seconds}
-        return {**done, "shard": shard, "seconds": time.perf_counter() - started}
+        with journal.about(run=self.run.root, stage=name, shard=shard):
+            if name in self.plan.exports:
+                done = self._export(name, shard)
+            else:
+                due = self._due(name, shard, retry)
+                began = time.perf_counter()
+                found = self._annotate(due, due.rows) if due.is_open else None
+                seconds = time.perf_counter() - began
+                done = {**self._commit(due, found), "stage_seconds": seconds}
+            result = {**done, "shard": shard, "seconds": time.perf_counter() - started}
+            told = {key: result[key] for key in ("rows", "bytes", "reasons") if key in result}
+            journal.tell("shard done", seconds=round(result["seconds"], 3), **told)
+        config = self.plan.manifest.stages.get(name)
+        gpus = 0.0 if config is None else config.resources.gpus
+        self._meter.count(name, result, gpus)
+        return result
 
     def load(self, name: str) -> None:
         """Load a stage, and no row."""
