@@ -105,12 +105,14 @@ class Training:
 
     @property
     def worker_resources(self) -> Resources:
-        """What each of its workers occupies."""
+        """What each of its workers occupies: a GPU where this machine, or the cluster, has one."""
+        import ray
         import torch
 
-        return Resources(
-            cpus=max(self.config.threads, 1), gpus=1.0 if torch.cuda.is_available() else 0.0
-        )
+        gpus = torch.cuda.is_available()
+        if not gpus and ray.is_initialized():
+            gpus = ray.cluster_resources().get("GPU", 0) >= 1  # type: ignore[no-untyped-call]
+        return Resources(cpus=max(self.config.threads, 1), gpus=1.0 if gpus else 0.0)
 
     @property
     def fingerprint(self) -> str:
