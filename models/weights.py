@@ -136,7 +136,10 @@ def check_files(model: str) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(folder_of(model)).expanduser()
+    except FileNotFoundError:  # `revision_of` says so
+        return
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
             if file.suffix == ".safetensors":

@@ -83,6 +83,11 @@ def _guarded(
     except (RunBusyError, RuntimeError, OSError) as problem:
         say(problem)
         return 1
+    except Exception as problem:
+        if not type(problem).__module__.startswith("botocore."):  # no credentials, no such server
+            raise
+        say(problem)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -325,11 +330,11 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
-    from models.weights import revision_of
+    from models.weights import folder_of, revision_of
     from pipeline.evaluate import TEMPLATES, evaluate
     from pipeline.tables import flat, put
 
-    if not os.path.isdir(options.model):
+    if not os.path.isdir(folder_of(options.model)):
         revision_of(options.model)  # says what is missing at once, where loading would try again
     found = evaluate(options.model, options.data, templates=options.template or TEMPLATES)
     if options.json:
@@ -507,6 +512,8 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
     from pipeline.demo.run import demo
     from pipeline.progress import Progress
 
+    if "://" in options.run:
+        raise ValueError(f"--run {options.run}: the demo draws its web on disk; give a folder")
     return demo(
         options.run,
         seed=options.seed,

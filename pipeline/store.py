@@ -65,13 +65,21 @@ class Run:
     Args:
         root: A local path or any fsspec URL.
         branch: The folder under it for `OWN`, as of a later round; empty for the run itself.
+
+    Raises:
+        ValueError: The URL is of no storage that is installed.
     """
 
     def __init__(self, root: str, branch: str = "") -> None:
         self.root = root.rstrip("/")
         self.branch = branch
-        # What another machine has put since is to be seen, so no listing is kept.
-        self.fs, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        try:
+            # What another machine has put since is to be seen, so no listing is kept.
+            self.fs, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"{self.root}: cannot be opened: {error}. For S3 `pip install 'capfilt[s3]'`"
+            ) from None
         self.path = str(path).rstrip("/")
         self.is_local = "file" in (
             self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)

@@ -30,9 +30,7 @@ def commands():
     """Each `capfilt` command of the files and of the page on them."""
     for path in (*DEPLOY.iterdir(), ROOT / "docs" / "cluster.md"):
         text = path.read_text().replace("\\\n", " ")
-        for line in re.findall(
-            r"(?:^|[\s'`])(capfilt (?:run|status) \S[^'`#\n]*)", text
-        ):
+        for line in re.findall(r"(?:^|[\s'`])(capfilt (?:run|status) \S[^'`#\n]*)", text):
             words = [word for word in shlex.split(line) if word != "$@"]
             yield path.name, line, ["m.yaml" if word == "$manifest" else word for word in words]
 
