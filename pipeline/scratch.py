@@ -31,6 +31,9 @@ class Scratch:
     def __init__(self, out: str) -> None:
         self.out = out
         self._fs: Any = None
+        if "://" not in out:
+            self.folder = Path(out)
+            return
         fs, self._path = fsspec.core.url_to_fs(out.rstrip("/"), use_listings_cache=False)
         if "file" in fs.protocol:
             self.folder = Path(self._path)

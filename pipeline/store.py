@@ -118,8 +118,10 @@ class Run:
 
     def names(self, *parts: str) -> list[str]:
         """The names of the committed files of a folder, sorted; none where it is absent."""
+        folder = self.at(*parts)
+        self.fs.invalidate_cache(folder)
         try:
-            entries = self.fs.ls(self.at(*parts), detail=False)
+            entries = self.fs.ls(folder, detail=False)
         except FileNotFoundError:
             return []
         names = (posixpath.basename(str(entry).rstrip("/")) for entry in entries)
