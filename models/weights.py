@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import re
-from pathlib import Path
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ __all__ = [
     "check_files",
     "device_of",
     "dtype_of",
+    "folder_of",
     "pinned",
     "place",
     "revision_of",
@@ -35,15 +38,65 @@ logger = logging.getLogger(__name__)
 
 # What decides a model's answers: weights, configs, vocabularies. Not its README.
 SUFFIXES = (".json", ".safetensors", ".txt")
+LOADED = (*SUFFIXES, ".jinja", ".model")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def folder_of(model: str) -> str:
+    """Where a model can be loaded from here: a copy of a folder at a URL, any other name as it is.
+
+    A folder on storage of fsspec (`s3://...`) is copied once, to `capfilt/models` of the user's
+    cache (XDG_CACHE_HOME), and again when its listing tells another size, time or tag of a file.
+
+    Args:
+        model: A URL, a model folder, or the name of a model on the hub.
+
+    Raises:
+        FileNotFoundError: There is nothing at the URL.
+        ValueError: A name there would lie outside of the folder.
+    """
+    if "://" not in model:
+        return model
+    import fsspec
+
+    fs, root = fsspec.core.url_to_fs(model.rstrip("/"), use_listings_cache=False)
+    if "file" in fs.protocol:
+        return str(root)
+    files = {}
+    for path, info in fs.find(root, detail=True).items():
+        name = PurePosixPath(path.removeprefix(root).lstrip("/"))
+        if ".." in name.parts or name.is_absolute() or "\\" in str(name):
+            raise ValueError(f"{model}: the name {str(name)!r} leads out of the folder")
+        if name.suffix in LOADED:
+            stamp = info.get("ETag") or info.get("etag") or info.get("LastModified")
+            files[str(name)] = [path, info["size"], str(stamp or info.get("mtime"))]
+    if not files:
+        raise FileNotFoundError(f"no model folder at {model!r}; train or copy the model there")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "capfilt", "models")
+    listing = json.dumps([model, files], sort_keys=True).encode()
+    folder = cache / hashlib.sha256(listing).hexdigest()[:32]
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
+        try:
+            for file, (path, *_) in files.items():
+                (partial / file).parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(path, str(partial / file))
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process may have been faster
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return str(folder)
 
 
 def revision_of(model: str, revision: str | None = None) -> str:
     """Name the weights that loading a model would give, without loading it.
 
     Args:
-        model: A model folder, or the name of a model on the hub.
+        model: A model folder, here or at a URL, or the name of a model on the hub.
         revision: A branch, tag or commit of the hub; a folder has none.
 
     Returns:
@@ -56,7 +109,7 @@ def revision_of(model: str, revision: str | None = None) -> str:
         FileNotFoundError: There is neither such a folder nor a cached commit.
         ValueError: The folder holds no weights, or a folder came with a revision.
     """
-    folder = Path(model).expanduser()
+    folder = Path(folder_of(model)).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ValueError(
@@ -88,7 +141,10 @@ def check_files(model: str) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(folder_of(model)).expanduser()
+    except FileNotFoundError:  # `revision_of` says so
+        return
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
             if file.suffix == ".safetensors":
@@ -108,7 +164,8 @@ def pinned(model: str, revision: str | None = None) -> str | None:
     Raises:
         FileNotFoundError: As `revision_of`.
     """
-    return revision if Path(model).expanduser().is_dir() else revision_of(model, revision)
+    is_folder = "://" in model or Path(model).expanduser().is_dir()
+    return revision if is_folder else revision_of(model, revision)
 
 
 def device_of(device: str) -> str:

@@ -85,6 +85,11 @@ def _guarded(
     except (RunBusyError, RuntimeError, OSError) as problem:
         say(problem)
         return 1
+    except Exception as problem:
+        if not type(problem).__module__.startswith("botocore."):  # no credentials, no such server
+            raise
+        say(problem)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,7 +125,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--workers", type=int, metavar="N", help="workers of each stage")
         command.add_argument("--address", help="a Ray cluster's address; RAY_ADDRESS otherwise")
+        command.add_argument(
+            "--working-dir", metavar="DIR", help="code to ship to a cluster that has it not"
+        )
         command.add_argument("--quiet", action="store_true", help="no progress")
+        command.add_argument(
+            "--log-json", action="store_true", help="log to stderr as JSON; CAPFILT_LOG=json too"
+        )
 
     plan = add("plan", _plan, "say what a manifest would take at a size, on other machines")
     plan.add_argument("manifest", metavar="MANIFEST", help="a YAML recipe")
@@ -307,18 +318,22 @@ def _session(options: argparse.Namespace, console: Console) -> Any:
 
 
 def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
+    from pipeline.journal import VARIABLE
     from pipeline.progress import Progress
     from pipeline.session import Session
     from pipeline.setup import offer
 
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    if options.log_json:
+        os.environ[VARIABLE] = "json"
     if not getattr(options, "dry_run", False):
         offer(manifest, console)
     return Session(
         manifest,
         address=options.address,
         workers=options.workers,
+        working_dir=options.working_dir,
         progress=Progress(console, options.quiet),
     )
 
@@ -369,11 +384,11 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
-    from models.weights import revision_of
+    from models.weights import folder_of, revision_of
     from pipeline.evaluate import TEMPLATES, evaluate
     from pipeline.tables import flat, put
 
-    if not os.path.isdir(options.model):
+    if not os.path.isdir(folder_of(options.model)):
         revision_of(options.model)  # says what is missing at once, where loading would try again
     found = evaluate(options.model, options.data, templates=options.template or TEMPLATES)
     if options.json:
@@ -410,20 +425,21 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
 
 
 def _status(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.status import funnel, open_plan
+    from pipeline.status import funnel, holder, open_plan
     from pipeline.store import Run
     from pipeline.tables import funnel_table, put
-    from pipeline.watch import watch
+    from pipeline.watch import told_of, watch
 
     run = Run.find(options.run)
     if options.watch:
         watch(run, console, as_json=options.json)
         return 0
-    found = funnel(run, open_plan(run))
+    found = {**funnel(run, open_plan(run)), "holder": holder(run)}
     if options.json:
         console.print_json(json.dumps(found))
     else:
         put(console, funnel_table(found))
+        console.print(told_of(found["holder"]), highlight=False, markup=False)
     return 0
 
 
@@ -549,6 +565,8 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
     from pipeline.demo.run import demo
     from pipeline.progress import Progress
 
+    if "://" in options.run:
+        raise ValueError(f"--run {options.run}: the demo draws its web on disk; give a folder")
     return demo(
         options.run,
         seed=options.seed,

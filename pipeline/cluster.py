@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from pipeline import journal
 from stages.base import Resources
 
 __all__ = ["STALL_SECONDS", "Cluster"]
@@ -23,6 +24,8 @@ class Cluster:
         address: A cluster's address; None starts one on this machine for this process.
         workers: Workers of each stage; None is as many as the machine or cluster can hold.
         stall_seconds: How long to wait for any shard to finish.
+        working_dir: A folder of code that the workers are to run in the place of what their node
+            has; None leaves them that.
     """
 
     def __init__(
@@ -30,10 +33,12 @@ class Cluster:
         address: str | None = None,
         workers: int | None = None,
         stall_seconds: float = STALL_SECONDS,
+        working_dir: str | None = None,
     ) -> None:
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
         self.workers = workers
         self.stall_seconds = stall_seconds
+        self.working_dir = working_dir
         self._started = False
 
     def start(self) -> None:
@@ -47,12 +52,18 @@ class Cluster:
         if self.address == "local":
             num_cpus = max(self.workers or 1, os.cpu_count() or 1)
             options = {"num_cpus": num_cpus, "include_dashboard": False}
+        variables = {"NO_ALBUMENTATIONS_UPDATE": "1"}
+        if journal.is_json():
+            variables[journal.VARIABLE] = "json"
+        environment: dict[str, Any] = {"env_vars": variables}
+        if self.working_dir is not None:
+            environment |= {"working_dir": self.working_dir, "excludes": [".git", ".venv", "runs"]}
         ray.init(
             address=self.address,
             logging_level=logging.ERROR,
             log_to_driver=False,
             configure_logging=False,
-            runtime_env={"env_vars": {"NO_ALBUMENTATIONS_UPDATE": "1"}},
+            runtime_env=environment,
             **options,
         )
         self._started = True

@@ -20,6 +20,9 @@ from stages.base import Resources
 
 __all__ = ["Crew", "CrewError", "Duty"]
 
+GROWTH_SECONDS = 5.0
+"""How often a stage looks whether the cluster has room for more workers than it had."""
+
 MOST_SUSPECTS = 8
 """Shards whose worker has died at a time; with more, shards that have not begun wait for them."""
 
@@ -141,20 +144,24 @@ class Crew:
             RayError: What the method raised, or both died.
         """
         workers = self.hold(name, resources, 1)
+        called = {worker.ready.remote(): index for index, worker in enumerate(workers)}
+        found, _ = ray.wait(list(called), num_returns=1)
+        index = called[found[0]]
         try:
-            return ray.get(getattr(workers[0], method).remote(*arguments))
+            return ray.get(getattr(workers[index], method).remote(*arguments))
         except RayTaskError:
             raise
         except RayError:
-            workers[0] = self._replace(workers[0], name, resources)
-            return ray.get(getattr(workers[0], method).remote(*arguments))
+            workers[index] = self._replace(workers[index], name, resources)
+            return ray.get(getattr(workers[index], method).remote(*arguments))
 
     def carry_out(
         self, duty: Duty, shards: Sequence[str], told: Callable[[dict[str, Any]], None]
     ) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
         """Do a stage on shards, one in flight a worker, in any order.
 
-        One shard in flight for each worker keeps the blame for a worker's death exact. A shard
+        Workers are added as nodes join. One shard in flight for each worker keeps the blame for a
+        worker's death exact. A shard
         whose worker died is a suspect: one worker finds out about them (`blame`), one after the
         other, while the others go on.
 
@@ -170,30 +177,45 @@ class Crew:
             CrewError: The stage can do no shard at all, or none has been done for too long.
         """
         self.cluster.start()
-        number = min(self.cluster.slots(duty.resources), len(shards))
-        workers = self.hold(duty.name, duty.resources, number)
         work = (_Job(s, Call("work", (duty.name, s, duty.retry))) for s in shards)
         round_ = _Round(deque(work))
-        idle = deque(range(number))
-        last = time.monotonic()
+        idle: deque[int] = deque()
+        called: dict[Any, int] = {}
+        number = min(self.cluster.slots(duty.resources), len(shards))
+        workers = self.hold(duty.name, duty.resources, number)
+        last = looked = time.monotonic()
+        known = 0
         while True:
-            while idle and (job := round_.next(number)) is not None:
+            if round_.waiting and time.monotonic() - looked > GROWTH_SECONDS:
+                looked = time.monotonic()
+                number = min(self.cluster.slots(duty.resources), len(shards))
+                while len(workers) < number:
+                    workers.append(self._worker(duty.resources))
+            # A worker that no node has room for yet takes no shard.
+            called |= {workers[i].ready.remote(): i for i in range(known, len(workers))}
+            known = len(workers)
+            while idle and (job := round_.next(known)) is not None:
                 index = idle.popleft()
                 asked = getattr(workers[index], job.call.method)
                 round_.flight[asked.remote(*job.call.arguments)] = (index, job)
-            if not round_.flight:
+            if not (round_.flight or round_.waiting or round_.suspects):
                 return round_.results, round_.failed
-            done, _ = ray.wait(list(round_.flight), num_returns=1, timeout=1.0)
+            done, _ = ray.wait([*round_.flight, *called], num_returns=1, timeout=1.0)
             if not done and time.monotonic() - last > self.cluster.stall_seconds:
                 raise CrewError(self._stalled(duty, round_))
             for reference in done:
                 last = time.monotonic()
+                if reference in called:  # one that could not start says why on its first shard
+                    idle.append(called.pop(reference))
+                    continue
                 index, job = round_.flight.pop(reference)
                 outcome = self._outcome(duty, reference)
                 if isinstance(outcome, Death):
                     workers[index] = self._replace(workers[index], duty.name, duty.resources)
+                    called[workers[index].ready.remote()] = index
+                else:
+                    idle.append(index)
                 self._take(duty, round_, job, outcome, reference, told)
-                idle.append(index)
 
     def _outcome(self, duty: Duty, reference: Any) -> Any:
         """What a worker gave: an answer, its death, or the error of its shard.
@@ -277,7 +299,7 @@ class Crew:
         return ray.remote(**options)(Worker).remote(self.manifest, resources.cpus)
 
     def _stalled(self, duty: Duty, round_: _Round) -> str:
-        names = sorted(job.shard for _, job in round_.flight.values())
+        names = sorted(job.shard for _, job in round_.flight.values()) or ["a worker"]
         lack = self.cluster.lacks(duty.resources)
         return (
             f"{duty.name}: no shard has finished for {self.cluster.stall_seconds:.0f} s; waiting "

@@ -30,7 +30,8 @@ from models.metrics import (
     roc_auc,
 )
 from models.towers import remember, see
-from pipeline.pairs import pre_caption, read_folder, read_json, seed_of
+from models.weights import folder_of
+from pipeline.pairs import is_folder, pre_caption, read_folder, read_json, seed_of
 
 __all__ = ["TEMPLATES", "evaluate"]
 
@@ -104,7 +105,7 @@ def evaluate(
     disable_progress_bar()  # type: ignore[no-untyped-call]
     if without := [template for template in templates if "{}" not in template]:
         raise ValueError(f"template {without[0]!r} has no {{}} for the label")
-    samples = read_folder(test) if os.path.isdir(test) else read_json(test)
+    samples = read_folder(test) if is_folder(test) else read_json(test)
     if len(samples) < 2:
         raise ValueError(f"{test} holds {len(samples)} images with captions; two are the least")
     folders = parts_of(model)
@@ -149,6 +150,7 @@ def evaluate(
 
 def parts_of(model: str) -> dict[Part, str]:
     """The folder or hub name of each part a model has."""
+    model = folder_of(model)
     pair: dict[Part, str] = {
         "captioner": os.path.join(model, "captioner"),
         "matcher": os.path.join(model, "matcher"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,20 +41,33 @@ class Layout:
         shards: Those of the pool, in order.
         counts: The images of each split in each of them.
         size: The most images in a shard of the export.
+        decision: The fingerprint of what decides what is exported.
     """
 
     def __init__(
-        self, shards: Sequence[str], counts: Mapping[str, Sequence[int]], size: int
+        self,
+        shards: Sequence[str],
+        counts: Mapping[str, Sequence[int]],
+        size: int,
+        decision: str = "",
     ) -> None:
         self.shards = list(shards)
         self.size = size
+        self.decision = decision
         self._ends = {split: np.cumsum([0, *counts[split]]) for split in counts}
 
     @classmethod
     def read(cls, run: Run, folder: Sequence[str], size: int) -> Layout:
         """The layout of an export that has been counted."""
         found = run.read_json(*folder, LAYOUT)
-        return cls(found["shards"], found["images"], size)
+        return cls(found["shards"], found["images"], size, found["decision"])
+
+    @property
+    def all(self) -> Iterator[Shard]:
+        """The shards of the export, human pairs excepted."""
+        for split, ends in self._ends.items():
+            for number in range(-(-int(ends[-1]) // self.size)):
+                yield Shard(split=split, number=number)
 
     def parts(self, shard: str) -> Iterator[tuple[Shard, list[Slice]]]:
         """The shards of the export that begin in a shard of the pool, and what they are cut from.
@@ -81,13 +94,14 @@ class Layout:
             position += 1
 
 
-def is_whole(run: Run, folder: Sequence[str], form: Format, shard: Shard) -> bool:
-    """Whether a shard of an unfinished export stands."""
-    return run.exists(*folder, PARTS, f"{form.stem(shard)}.json")
+def is_whole(run: Run, folder: Sequence[str], form: Format, shard: Shard, decision: str) -> bool:
+    """Whether a shard of an unfinished export stands, and not one of an earlier decision."""
+    part = (*folder, PARTS, f"{form.stem(shard)}.json")
+    return run.exists(*part) and bool(run.read_json(*part)["decision"] == decision)
 
 
 def write(
-    run: Run, folder: Sequence[str], form: Format, shard: Shard, pairs: pa.Table
+    run: Run, folder: Sequence[str], form: Format, shard: Shard, pairs: pa.Table, decision: str
 ) -> dict[str, Any]:
     """Write a shard, and last the file that says it is whole.
 
@@ -116,27 +130,40 @@ def write(
         lines = "\n".join(json.dumps(e, ensure_ascii=False) for e in form.entries(shard, pairs))
         run.write(lines.encode(), *folder, PARTS, f"{stem}.jsonl")
         entries = hashlib.sha256(lines.encode()).hexdigest()
-    run.write_json({"told": told, "entries": entries}, *folder, PARTS, f"{stem}.json")
+    part = {"told": told, "entries": entries, "decision": decision}
+    run.write_json(part, *folder, PARTS, f"{stem}.json")
     return told
 
 
-def write_human(run: Run, folder: Sequence[str], export: ExportStage) -> None:
-    """Write the human pairs of an export."""
+def write_human(
+    run: Run, folder: Sequence[str], export: ExportStage, decision: str
+) -> Iterator[Shard]:
+    """Write the human pairs of an export, and give their shards."""
     form = export.format
     for shard, pairs in export.human_pairs():
-        if not is_whole(run, folder, form, shard):
-            write(run, folder, form, shard, pairs)
+        if not is_whole(run, folder, form, shard, decision):
+            write(run, folder, form, shard, pairs, decision)
+        yield shard
 
 
-def finish(run: Run, folder: Sequence[str], export: ExportStage) -> dict[str, Any]:
+def finish(
+    run: Run, folder: Sequence[str], export: ExportStage, shards: Iterable[Shard]
+) -> dict[str, Any]:
     """Write the lists of an export whose shards all stand.
+
+    Args:
+        run: The run.
+        folder: The export's.
+        export: The stage.
+        shards: All of them.
 
     Returns:
         What manifest.json is to say of it.
     """
     form = export.format
-    names = [n for n in run.names(*folder, PARTS) if n.endswith(".json")]
-    parts = {name: run.read_json(*folder, PARTS, name) for name in names}
+    names = sorted(f"{form.stem(shard)}.json" for shard in shards)
+    found = run.each(lambda name: run.read_json(*folder, PARTS, name), names)
+    parts = dict(zip(names, found, strict=True))
     told = [part["told"] for part in parts.values()]
     splits = {split: sum(t["images"] for t in told if t["split"] == split) for split in SPLITS}
     files = list(told)

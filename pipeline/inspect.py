@@ -156,7 +156,7 @@ def _file(run: Run, *parts: str) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
     except OSError as error:
-        yield f"{run.at(*parts)}: cannot be read: {error}"
+        yield f"{run.url(*parts)}: cannot be read: {error}"
 
 
 def _fields(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
@@ -195,7 +195,7 @@ def _rows(run: Run, shards: Sequence[str]) -> Iterator[str]:
 
 def _missing(run: Run, folder: Sequence[str], shards: Iterable[str]) -> Iterator[str]:
     for shard in sorted(shards):
-        yield f"{run.at(*folder, shard)}.parquet: missing. Run again: it is made anew"
+        yield f"{run.url(*folder, shard)}.parquet: missing. Run again: it is made anew"
 
 
 def _keys(uids: Any) -> npt.NDArray[np.uint64]:
@@ -236,7 +236,7 @@ def _annotations(run: Run, plan: Plan, shards: Sequence[str]) -> Iterator[str]:
             there = run.shards(*folder)
             number = run.read_mark(*folder, mark).get("shards", len(shards))
             for shard in sorted(set(there) - set(shards)):
-                yield f"{run.at(*folder, shard)}.parquet: the pool has no such shard. Remove it"
+                yield f"{run.url(*folder, shard)}.parquet: the pool has no such shard. Remove it"
             if run.exists(*folder, mark):
                 yield from _missing(run, folder, set(shards[:number]) - set(there))
         for shard in shards:
@@ -324,7 +324,7 @@ def _export(run: Run, folder: tuple[str, ...]) -> Iterator[str]:
             or path in digests
             or posixpath.dirname(path) in digests
         ):
-            yield f"{run.at(*folder, path)}: not in manifest.json. Remove it"
+            yield f"{run.url(*folder, path)}: not in manifest.json. Remove it"
 
 
 def _model(run: Run, name: str) -> Iterator[str]:
@@ -342,4 +342,4 @@ def _model(run: Run, name: str) -> Iterator[str]:
         elif run.sha256(*parts) != sha256:
             yield str(run.damaged(CHANGED, *parts))
     for path in sorted(set(found) - set(digests)):
-        yield f"{run.at('models', name, path)}: the training did not write it. Remove it"
+        yield f"{run.url('models', name, path)}: the training did not write it. Remove it"

@@ -11,15 +11,18 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["BEAT_SECONDS", "LEASE_SECONDS", "RunBusyError", "hold", "is_alive"]
+__all__ = ["BEAT_SECONDS", "LEASE_SECONDS", "RunBusyError", "hold", "hold_far", "is_alive"]
 
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
 """How often a holder changes its file."""
+
+FAR_BEAT_SECONDS = 10.0
+"""The same where every change is a request to object storage."""
 
 LEASE_SECONDS = 60.0
 """For how long a file must not change before a holder that cannot be asked is taken for dead: as
@@ -64,30 +67,95 @@ def hold(
                     _follow(path, what, lease)
         finally:
             os.unlink(own)
-        keeper = _Keeper(file, path, mine, beat)
-        keeper.start()
-        try:
+
+        def change(content: bytes) -> None:
+            os.pwrite(file.fileno(), content, 0)
+
+        keeper = _Keeper(change, lambda: _read(path), mine, beat)
+        with _kept(what, keeper, lambda: os.unlink(path)):
             yield
-        except KeyboardInterrupt:
-            if keeper.is_lost:
-                raise RunBusyError(
-                    f"{what} was taken over by another process while this one stood still; "
-                    "what it has committed stands"
-                ) from None
-            raise
-        finally:
-            keeper.stop()
-            if not keeper.is_lost:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+
+
+@contextlib.contextmanager
+def hold_far(
+    fs: Any, path: str, what: str, *, beat: float = FAR_BEAT_SECONDS, lease: float = LEASE_SECONDS
+) -> Iterator[None]:
+    """Hold what an object on object storage stands for, as `hold` does what a file stands for.
+
+    The object is made by a put that fails where there is one (If-None-Match on S3). Of two that
+    follow a dead holder at once, one may take the object from the other, which then finds out
+    within a beat and stops.
+
+    Args:
+        fs: The storage.
+        path: The object.
+        what: What to call it in a message.
+        beat: Seconds between two changes.
+        lease: Seconds without a change after which a holder is dead.
+
+    Raises:
+        RunBusyError: As `hold` does.
+    """
+
+    def read() -> dict[str, Any]:
+        return _parsed(fs.cat_file(path))
+
+    mine = _identity()
+    while True:
+        try:
+            fs.pipe_file(path, _content(mine, 0), mode="create")
+            break
+        except FileExistsError:
+            try:
+                found = read()
+                if found.get("token") == mine["token"]:  # only the answer to the put was lost
+                    break
+                _check_dead(found, read, what, lease)
+                if read().get("token") == found.get("token"):
+                    fs.rm_file(path)
+            except FileNotFoundError:
+                continue
+    keeper = _Keeper(lambda content: fs.pipe_file(path, content), read, mine, beat)
+    with _kept(what, keeper, lambda: fs.rm_file(path)):
+        yield
+
+
+@contextlib.contextmanager
+def _kept(what: str, keeper: _Keeper, remove: Callable[[], Any]) -> Iterator[None]:
+    """Run a keeper while the block runs, and remove what it keeps.
+
+    Raises:
+        RunBusyError: The keeper has lost what it keeps.
+    """
+    keeper.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if keeper.is_lost:
+            raise RunBusyError(
+                f"{what} was taken over by another process while this one stood still; "
+                "what it has committed stands"
+            ) from None
+        raise
+    finally:
+        keeper.stop()
+        if not keeper.is_lost:
+            with contextlib.suppress(FileNotFoundError):
+                remove()
 
 
 class _Keeper(threading.Thread):
-    """Changes the file of a holder now and then, and interrupts it if the file is no longer its."""
+    """Changes what a holder holds now and then, and interrupts it if that is no longer its."""
 
-    def __init__(self, file: Any, path: str, mine: dict[str, Any], beat: float) -> None:
+    def __init__(
+        self,
+        change: Callable[[bytes], Any],
+        read: Callable[[], dict[str, Any]],
+        mine: dict[str, Any],
+        beat: float,
+    ) -> None:
         super().__init__(name="lease", daemon=True)
-        self.file, self.path, self.mine, self.beat = file, path, mine, beat
+        self.change, self.read, self.mine, self.beat = change, read, mine, beat
         self.is_lost = False
         self._ended = threading.Event()
 
@@ -95,13 +163,14 @@ class _Keeper(threading.Thread):
         number = 0
         while not self._ended.wait(self.beat):
             number += 1
-            with contextlib.suppress(OSError):  # a full disk loses a beat, not the run
-                os.pwrite(self.file.fileno(), _content(self.mine, number), 0)
-            with contextlib.suppress(OSError):
-                if _read(self.path).get("token") != self.mine["token"]:
+            # A full disk, or storage that is not there, loses a beat and not the run.
+            with contextlib.suppress(Exception):
+                if self.read().get("token") != self.mine["token"]:
                     self.is_lost = True
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
+            with contextlib.suppress(Exception):
+                self.change(_content(self.mine, number))
 
     def stop(self) -> None:
         self._ended.set()
@@ -118,8 +187,19 @@ def _follow(path: str, what: str, lease: float) -> None:
         found = _read(path)
     except FileNotFoundError:
         return
-    if _is_dead(found) or (_is_elsewhere(found) and _stands_still(path, what, found, lease)):
-        _remove(path, found)
+    _check_dead(found, lambda: _read(path), what, lease)
+    _remove(path, found)
+
+
+def _check_dead(
+    found: dict[str, Any], read: Callable[[], dict[str, Any]], what: str, lease: float
+) -> None:
+    """Find out that a holder is dead.
+
+    Raises:
+        RunBusyError: It is alive.
+    """
+    if _is_dead(found) or (_is_elsewhere(found) and _stands_still(read, what, found, lease)):
         return
     pid, host, since = (found.get(key, "?") for key in ("pid", "host", "since"))
     with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
@@ -129,8 +209,10 @@ def _follow(path: str, what: str, lease: float) -> None:
     )
 
 
-def _stands_still(path: str, what: str, found: dict[str, Any], lease: float) -> bool:
-    """Whether a file stays as it is for a lease; False as soon as it changes."""
+def _stands_still(
+    read: Callable[[], dict[str, Any]], what: str, found: dict[str, Any], lease: float
+) -> bool:
+    """Whether what is read stays as it is for a lease; False as soon as it changes."""
     logger.warning(
         "%s is held by process %s on %s; waiting up to %.0f s to see whether that is alive",
         what,
@@ -142,7 +224,7 @@ def _stands_still(path: str, what: str, found: dict[str, Any], lease: float) -> 
     while time.monotonic() < end:
         time.sleep(min(0.5, lease / 10))
         try:
-            if _read(path) != found:
+            if read() != found:
                 return False
         except FileNotFoundError:
             return True
@@ -180,7 +262,10 @@ def _content(identity: dict[str, Any], beat: int) -> bytes:
 def _read(path: str) -> dict[str, Any]:
     """What a file says; empty where it says nothing that a holder would."""
     with open(path, "rb") as file:
-        content = file.read()
+        return _parsed(file.read())
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
     except ValueError:

@@ -142,7 +142,7 @@ class Manifest:
         """Read and validate a manifest.
 
         Args:
-            path: A YAML file.
+            path: A YAML file, or its URL on storage of fsspec.
             overrides: `stage.field=value` texts; values are YAML.
             run: A run folder that replaces the manifest's own.
 

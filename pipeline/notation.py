@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import fsspec
 import yaml
 
 from stages.redaction import redacted
@@ -26,14 +27,18 @@ class NotationError(ValueError):
 
 
 def read(path: str) -> Any:
-    """The value of a YAML file.
+    """The value of a YAML file, here or at a URL on storage of fsspec.
 
     Raises:
-        NotationError: It is not UTF-8, not YAML of this kind, or larger than 1 MiB.
+        NotationError: It is not UTF-8, not YAML of this kind, or larger than 1 MiB, or the URL is
+            of no storage that is installed.
         OSError: It cannot be read.
     """
-    with open(path, "rb") as file:
-        content = file.read(MOST_BYTES + 1)
+    try:
+        with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
+            content: bytes = file.read(MOST_BYTES + 1)
+    except (ValueError, ImportError) as error:  # what is asked of an unknown protocol
+        raise NotationError(f"{path}: cannot be opened: {error}") from None
     if len(content) > MOST_BYTES:
         raise NotationError(f"{path}: larger than {MOST_BYTES >> 20} MiB, so no recipe")
     try:

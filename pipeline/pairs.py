@@ -13,7 +13,6 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import fsspec
@@ -22,6 +21,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline import seal
+from pipeline.store import Run
 from stages.formats import VALIDATION
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "as_sources",
     "files_of",
     "fingerprint_of",
+    "is_folder",
     "pre_caption",
     "read_folder",
     "read_json",
@@ -254,11 +255,19 @@ def read_json(path: str, images: str | None = None) -> list[Sample]:
 
 def read_folder(folder: str) -> list[Sample]:
     """The images of a folder of folders, each named as the label of its images, in order."""
+    fs, top = fsspec.core.url_to_fs(folder)
+    is_here = "file" in fs.protocol
     return [
-        Sample(str(path), (), path.parent.name)
-        for path in sorted(Path(folder).glob("*/*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
+        Sample(path if is_here else fs.unstrip_protocol(path), (), path.rsplit("/", 2)[-2])
+        for path in sorted(fs.glob(f"{top.rstrip('/')}/*/*"))
+        if path.lower().endswith(IMAGE_SUFFIXES)
     ]
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path or URL is a folder."""
+    fs, found = fsspec.core.url_to_fs(path)
+    return bool(fs.isdir(found))
 
 
 def _coco(content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -283,10 +292,14 @@ def files_of(source: Source) -> list[str]:
     Raises:
         ValueError: There is none.
     """
-    fs, path = fsspec.core.url_to_fs(source.path)
+    fs, path = fsspec.core.url_to_fs(source.path, use_listings_cache=False)
     if fs.isdir(path):
-        names = sorted(fs.glob(f"{path.rstrip('/')}/*.parquet"))
-        found = [n for n in names if not n.rpartition("/")[2].startswith(f"{VALIDATION}-")]
+        names = Run(source.path).shards()
+        found = [
+            f"{path.rstrip('/')}/{name}.parquet"
+            for name in names
+            if not name.startswith(f"{VALIDATION}-")
+        ]
     elif "*" in path or "?" in path:
         found = sorted(fs.glob(path))
     else:
@@ -299,7 +312,7 @@ def files_of(source: Source) -> list[str]:
 
 def fingerprint_of(file: str) -> str:
     """The SHA-256 of a file, out of the manifest of the export that it is part of where it is."""
-    fs, path = fsspec.core.url_to_fs(file)
+    fs, path = fsspec.core.url_to_fs(file, use_listings_cache=False)
     folder, _, name = path.rpartition("/")
     if name.endswith(".parquet") and fs.exists(f"{folder}/manifest.json"):
         listed = json.loads(fs.cat_file(f"{folder}/manifest.json")).get("files", [])

@@ -21,6 +21,7 @@ from rich.progress import (
     Progress as Bars,
 )
 
+from pipeline import journal
 from stages.download import DownloadStage
 
 __all__ = ["Progress"]
@@ -46,6 +47,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         """A line of its own."""
+        journal.tell(message)
         if not self.quiet:
             self.console.print(message, highlight=False, markup=False)
 
@@ -54,6 +56,7 @@ class Progress:
         self.name, self.shards, self.done, self.rows, self.bytes = name, shards, 0, 0, 0
         self.reasons: Counter[str] = Counter()
         self.began = self.told = time.monotonic()
+        journal.tell("stage begins", stage=name, shards=shards)
         if self.quiet or not self.console.is_terminal:
             return
         self._bars = Bars(
@@ -71,6 +74,13 @@ class Progress:
     def advance(self, result: Mapping[str, Any]) -> None:
         """A shard is done; `result` is what the worker returned."""
         self.done += 1
+        journal.tell(
+            "shard done",
+            stage=self.name,
+            **{
+                key: result[key] for key in ("shard", "rows", "seconds", "reasons") if key in result
+            },
+        )
         self.rows += int(result["rows"])
         self.bytes += int(result.get("bytes", 0))
         self.reasons.update(result["reasons"])
@@ -86,6 +96,15 @@ class Progress:
 
     def finish(self) -> None:
         """The stage's shards are done or given up."""
+        journal.tell(
+            "stage ends",
+            stage=self.name,
+            shards=self.shards,
+            done=self.done,
+            rows=self.rows,
+            reasons=dict(self.reasons),
+            seconds=round(time.monotonic() - self.began, 3),
+        )
         if self._bars is not None:
             self._bars.stop()
             self._bars = None

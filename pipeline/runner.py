@@ -9,7 +9,6 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -258,10 +257,8 @@ class Runner:
             live = judge(self.run, self.plan, shard, self.plan.judges(name)).live
             return bool((live & ~measured_rows(self.run, self.plan, name, shard)).any())
 
-        with ThreadPoolExecutor(LOOKERS) as lookers:  # a shard is some small files, each a wait
-            return [
-                s for s, more in zip(shards, lookers.map(has_more, shards), strict=True) if more
-            ]
+        more = self.run.each(has_more, shards)
+        return [shard for shard, one in zip(shards, more, strict=True) if one]
 
     def _summarize(self, name: str, shards: list[str]) -> None:
         if self._is_summarized(name):
@@ -302,8 +299,8 @@ class Runner:
         key = pool.state(self.run, self.plan.decision(name))
         mark, whole = (*folder, "_export.json"), (*folder, "manifest.json")
         if self.run.read_mark(*mark).get("decision") != key:
-            self.run.remove(*whole)  # the sign of a whole export goes first
-            self.run.remove(*mark)
+            for sign in ("manifest.json", "_export.json", export.LAYOUT):  # they go first
+                self.run.remove(*folder, sign)
             self.run.remove(*folder)
         elif self.run.exists(*whole):
             self.run.read_json(*whole)  # a damaged one is told, and made anew
@@ -317,13 +314,16 @@ class Runner:
                 for result in self._map(name, shards, title="counting")
             }
             images = {split: [counts[shard][split] for shard in shards] for split in SPLITS}
-            self.run.write_json({"shards": shards, "images": images}, *folder, export.LAYOUT)
+            self.run.write_json(
+                {"decision": key, "shards": shards, "images": images}, *folder, export.LAYOUT
+            )
         work = add_work(None, self._map(name, shards))
-        export.write_human(self.run, folder, stage)
+        layout = export.Layout.read(self.run, folder, stage.config.shard_size)
+        parts = [*layout.all, *export.write_human(self.run, folder, stage, key)]
         manifest = {
             "name": self.manifest.name,
             "decision": key,
-            **export.finish(self.run, folder, stage),
+            **export.finish(self.run, folder, stage, parts),
         }
         if stage.config.documents is not None:
             manifest["documents"] = documents.write(self.run, self.plan, name, shards)
@@ -402,7 +402,7 @@ class Runner:
         with contextlib.suppress(OSError):
             self.run.write(str(error).encode(), *trace)
         cause = error.cause if isinstance(error.cause, Exception) else error
-        return f"{type(cause).__name__}: {cause} (the trace is {self.run.at(*trace)})"
+        return f"{type(cause).__name__}: {cause} (the trace is {self.run.url(*trace)})"
 
 
 def _damage(errors: Iterable[Exception]) -> DamagedError | None:

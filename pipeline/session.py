@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from models.weights import check_files
+from pipeline import journal
 from pipeline.cluster import Cluster
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
@@ -44,6 +45,7 @@ class Session:
         manifest: What to carry out.
         address: A Ray cluster's address; None starts Ray here when something is to be done.
         workers: Workers of each stage; None fills the machine or cluster.
+        working_dir: Code to ship to the workers of a cluster; see `Cluster`.
         progress: Where progress shows.
     """
 
@@ -53,15 +55,18 @@ class Session:
         *,
         address: str | None = None,
         workers: int | None = None,
+        working_dir: str | None = None,
         progress: Progress,
     ) -> None:
         self.manifest = manifest
         self.progress = progress
-        self.cluster = Cluster(address, workers)
+        self.cluster = Cluster(address, workers, working_dir=working_dir)
         self.runner = Runner(manifest, self.cluster, progress)
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
+        journal.start()
+        self._exits.enter_context(journal.about(run=self.runner.run.root))
         self._exits.enter_context(self.runner.run.lock())
         self._exits.callback(self.cluster.stop)
         self._exits.callback(self.runner.crew.release)
@@ -332,4 +337,4 @@ def write_report(run: Run, plan: Plan, truth: Sequence[Any] | None = None) -> st
     if truth is None and run.exists("truth.json"):
         known = run.read_json("truth.json")
     build.write(run, plan, funnel(run, plan), evaluation=evaluation, truth=known)
-    return run.at("report", "index.html")
+    return run.url("report", "index.html")

@@ -14,7 +14,7 @@ from pipeline.verdicts import count
 from stages.download import DownloadStage
 from stages.export import ExportStage
 
-__all__ = ["funnel", "open_plan"]
+__all__ = ["funnel", "holder", "open_plan"]
 
 
 def open_plan(run: Run) -> Plan:
@@ -32,7 +32,7 @@ def open_plan(run: Run) -> Plan:
         )
     record = run.read_json("run.json")
     content = {**record["manifest"], "run": run.root}
-    return Plan(Manifest.parse(content, run.at("run.json"), run.branch))
+    return Plan(Manifest.parse(content, run.url("run.json"), run.branch))
 
 
 def _others(run: Run) -> str:
@@ -46,6 +46,16 @@ def _others(run: Run) -> str:
     beside = [os.path.dirname(p) for p in glob.glob(os.path.join(parent, "*", "run.json"))]
     close = difflib.get_close_matches(run.root, beside, n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def holder(run: Run) -> dict[str, Any] | None:
+    """Host, process and start (seconds since 1970) of who is at work on a run, if anybody."""
+    try:
+        found = run.read_json("run.lock")
+        pid, since = int(found["pid"]), int(found["since"])
+        return {"host": str(found["host"])[:40], "pid": pid, "since": since}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def funnel(run: Run, plan: Plan) -> dict[str, Any]:

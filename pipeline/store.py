@@ -18,7 +18,9 @@ what was cut off or changed since is refused when it is read.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import io
 import logging
@@ -26,8 +28,8 @@ import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -48,6 +50,17 @@ OWN = frozenset(
 )
 """What each branch of a run has of its own; list, pool and annotations are for all of them."""
 
+
+T = TypeVar("T")
+
+SIDE_BY_SIDE = 16
+"""Requests at once to storage that is far."""
+
+ONE_PUT_BYTES = 5 << 29
+"""s3fs sends what is smaller than two of these in one request: 5 GiB, the most that S3 takes."""
+
+WHOLE_BYTES = 4 << 20
+"""A file on object storage below this is fetched whole: a request costs more than the bytes."""
 
 PARTIAL = re.compile(r"\.partial(/|$)")
 """What is still being written, a file or a folder."""
@@ -97,16 +110,29 @@ class Run:
     Args:
         root: A local path or any fsspec URL.
         branch: The folder under it for `OWN`, as of a later round; empty for the run itself.
+
+    Raises:
+        ValueError: The URL is of no storage that is installed.
     """
 
     def __init__(self, root: str, branch: str = "") -> None:
         self.root = root.rstrip("/")
         self.branch = branch
-        self.fs, path = fsspec.core.url_to_fs(self.root)
+        try:
+            # What another machine has put since is to be seen, so no listing is kept.
+            self.fs, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"{self.root}: cannot be opened: {error}. For S3 `pip install 'capfilt[s3]'`"
+            ) from None
         self.path = str(path).rstrip("/")
         self.is_local = "file" in (
             self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
         )
+
+    @property
+    def _is_s3(self) -> bool:
+        return "s3" in self.fs.protocol
 
     def __repr__(self) -> str:
         return f"Run({self.root!r}, {self.branch!r})"
@@ -126,6 +152,11 @@ class Run:
             parts = (self.branch, *parts)
         return posixpath.join(self.path, *parts)
 
+    def url(self, *parts: str) -> str:
+        """The path of a file of this run, as other programs and people are told it."""
+        path = self.at(*parts)
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+
     def exists(self, *parts: str) -> bool:
         """Whether a file or folder stands there."""
         return bool(self.fs.exists(self.at(*parts)))
@@ -142,19 +173,64 @@ class Run:
         return sorted(name for name in names if not name.endswith(".partial"))
 
     def shards(self, *parts: str) -> list[str]:
-        """The names, without extension, of the Parquet files of a folder, sorted."""
-        return [n.removesuffix(".parquet") for n in self.names(*parts) if n.endswith(".parquet")]
+        """The names, without extension, of the Parquet files of a folder, sorted.
+
+        The listing of an object store may lag behind: what a folder that is marked whole holds
+        besides is looked for by name.
+        """
+        names = self.names(*parts)
+        found = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        if not self.is_local:
+            late = self._promised(*parts) - found
+            found |= {name for name in late if self.exists(*parts, f"{name}.parquet")}
+        return sorted(found)
+
+    def _promised(self, *parts: str) -> set[str]:
+        """The shards that the mark of a whole folder, of a stage or an export, says it holds."""
+        if number := self.read_mark(*parts, "_stage.json").get("shards", 0):
+            return {f"{index:05d}" for index in range(number)}
+        files = self.read_mark(*parts, "manifest.json").get("files", ())
+        names = (file["name"] for file in files)
+        return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
 
     def read(self, *parts: str) -> bytes:
         """The bytes of a file."""
-        with self.fs.open(self.at(*parts), "rb") as file:
-            return bytes(file.read())
+        options = {"max_concurrency": 1} if self._is_s3 else {}  # its size is not asked for first
+        return bytes(self.fs.cat_file(self.at(*parts), **options))
+
+    def open(self, *parts: str) -> Any:
+        """A file to read here and there: nothing is fetched ahead, a small one is fetched whole."""
+        path = self.at(*parts)
+        if self.is_local:
+            return self.fs.open(path, "rb")
+        try:
+            end = self.fs.cat_file(path, start=-WHOLE_BYTES)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            end = b""  # of an empty file, object stores give no range
+        if len(end) < WHOLE_BYTES:
+            return io.BytesIO(end)
+        return self.fs.open(path, "rb", cache_type="none")
+
+    def each(self, function: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+        """What a function that reads gives for names, in order; far storage is asked side by side.
+
+        It may be called for the next names before a result is taken.
+        """
+        if self.is_local:
+            yield from map(function, names)
+            return
+        with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            for start in range(0, len(names), 4 * SIDE_BY_SIDE):
+                yield from pool.map(function, names[start : start + 4 * SIDE_BY_SIDE])
 
     def write(self, content: bytes, *parts: str) -> None:
         """Commit a file: all of it stands under its name, or nothing new does."""
         path = self.at(*parts)
         if not self.is_local:
-            self.fs.pipe_file(path, content)
+            options = {"chunksize": ONE_PUT_BYTES} if self._is_s3 else {}
+            self.fs.pipe_file(path, content, **options)
             return
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
@@ -173,18 +249,23 @@ class Run:
 
     def remove(self, *parts: str) -> None:
         """Remove a file or a folder with all it holds, if it is there."""
+        path = self.at(*parts)
+        if not self.is_local:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm_file(path)  # which a listing may not show yet
         if self.exists(*parts):
-            self.fs.rm(self.at(*parts), recursive=True)
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm(path, recursive=True)
 
     def damaged(self, why: object, *parts: str) -> DamagedError:
         """What to raise of a file that is not as it should be; it says what to do."""
         remedy = REMEDIES.get("/".join(parts)) or REMEDIES.get(parts[0], "Remove it and run again")
         told = remedy.format(
-            root=self.path,
-            folder=self.at(parts[0]),
+            root=self.url(),
+            folder=self.url(parts[0]),
             name="".join(parts[1:2]).removesuffix(".json"),
         )
-        return DamagedError(f"{self.at(*parts)}: damaged: {why}. {told}", parts)
+        return DamagedError(f"{self.url(*parts)}: damaged: {why}. {told}", parts)
 
     def read_json(self, *parts: str) -> dict[str, Any]:
         """A JSON file of `write_json`.
@@ -204,7 +285,7 @@ class Run:
         except FileNotFoundError:
             return {}
         except DamagedError:
-            logger.warning("%s is damaged and taken for absent", self.at(*parts))
+            logger.warning("%s is damaged and taken for absent", self.url(*parts))
             return {}
 
     def write_json(self, value: Mapping[str, Any], *parts: str) -> None:
@@ -231,7 +312,7 @@ class Run:
             DamagedError: It is not as it was written.
         """
         try:
-            with self.fs.open(self.at(*parts), "rb") as file, seal.open_parquet(file) as parquet:
+            with self.open(*parts) as file, seal.open_parquet(file) as parquet:
                 yield parquet
         except DamagedError:
             raise
@@ -305,8 +386,9 @@ class Run:
         Raises:
             RunBusyError: A live process holds it.
         """
-        if not self.is_local:  # an object store has no exclusive create; commits are idempotent
-            yield
+        if not self.is_local:
+            with lease.hold_far(self.fs, self.at("run.lock"), self.root):
+                yield
             return
         with lease.hold(self.at("run.lock"), self.root):
             self.sweep()

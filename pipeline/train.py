@@ -26,11 +26,12 @@ from models.med import MED
 from models.pairs import Batch
 from models.queue import check_queue
 from models.ranks import gather, num_ranks, rank
-from models.weights import revision_of
+from models.weights import folder_of, revision_of
 from pipeline import model_card
 from pipeline.batches import Loaded, ahead, make_batches
 from pipeline.objective import EFFORT, TrainConfig
 from pipeline.pairs import Pairs, Position, Source, as_sources, fingerprint_of, seed_of
+from pipeline.scratch import Scratch
 from pipeline.seal import CHANGED
 from stages.base import digest
 
@@ -39,6 +40,9 @@ __all__ = ["TrainResult", "train"]
 logger = logging.getLogger(__name__)
 
 RECENT_STEPS = 50
+
+KEEP_SECONDS = 15.0
+"""How often the log of a training goes to object storage, where others look how far it is."""
 
 SAMPLES = 4
 SAMPLE_TOKENS = 30
@@ -80,14 +84,15 @@ def train(
     Until it is finished all lies in OUT.partial. A call that was killed goes on from the last
     checkpoint there, with the losses it would have had; a checkpoint of another config or of
     other files is ignored. Under `torch.distributed` every rank calls this; gradients are
-    averaged and rank 0 writes. OUT must then be where all ranks see it.
+    averaged and rank 0 writes. OUT must then be where all ranks see it. Where OUT is a URL, they
+    work in temporary folders, and rank 0 puts each checkpoint and in the end the model there.
 
     Args:
         config: What to do.
         data: What to learn from, in place of the config's; plain texts are paths of weight 1.
-        out: The model folder, local. It appears, or is replaced, when the training is finished:
-            the model; README.md, its card; `metrics.jsonl` with losses, lr and images a second of
-            each step; and `samples.jsonl` with captions written on the way.
+        out: The model folder, or its URL. It appears, or is replaced, when the training is
+            finished: the model; README.md, its card; `metrics.jsonl` with losses, lr and images a
+            second of each step; and `samples.jsonl` with captions written on the way.
         tokenizer: In place of the config's.
         stop_at: Leave after this step with a checkpoint.
 
@@ -95,7 +100,11 @@ def train(
         ValueError: The config does not fit the files or the number of ranks.
         FloatingPointError: The loss is no longer a number.
     """
-    return _Training(config, data, Path(out), tokenizer or config.tokenizer).run(stop_at)
+    scratch = Scratch(os.fspath(out))
+    try:
+        return _Training(config, data, scratch, tokenizer or config.tokenizer).run(stop_at)
+    finally:
+        scratch.close()
 
 
 class _Training:
@@ -105,12 +114,12 @@ class _Training:
         self,
         config: TrainConfig,
         data: Sequence[str | Source],
-        out: Path,
+        scratch: Scratch,
         tokenizer: str | None,
     ) -> None:
         self.config = config
-        self.out = out
-        self.partial = out.with_name(out.name + ".partial")
+        self.scratch = scratch
+        self.out, self.partial = scratch.folder, scratch.partial
         self.log = self.partial / "metrics.jsonl"
         self.samples = self.partial / "samples.jsonl"
         self.checkpoint = self.partial / "checkpoint.safetensors"
@@ -163,10 +172,11 @@ class _Training:
     def run(self, stop_at: int | None) -> TrainResult:
         """Train to the end, or to `stop_at`."""
         config = self.config
-        began = time.monotonic()
+        began = kept = time.monotonic()
         if self.is_finished():
             self.step = self.steps
             return self.result({}, 0, began, self.steps)
+        self.scratch.fetch(self.checkpoint.name, self.log.name, self.samples.name)
         resumed_from = self.resume()
         self.partial.mkdir(parents=True, exist_ok=True)
         self.keep_log(resumed_from)
@@ -198,6 +208,9 @@ class _Training:
                     self.sample(loaded)
                 if config.checkpoint_every and self.step % config.checkpoint_every == 0:
                     self.save_checkpoint()
+                if rank() == 0 and time.monotonic() - kept > KEEP_SECONDS:
+                    self.scratch.keep(self.log.name)
+                    kept = time.monotonic()
         unreadable = int(gather(torch.tensor([self.unreadable], device=self.device)).sum())
         if self.step >= self.steps and rank() == 0:
             self.finish()
@@ -212,7 +225,7 @@ class _Training:
     ) -> TrainResult:
         """What this call did."""
         return TrainResult(
-            folder=str(self.out),
+            folder=self.scratch.out,
             steps=self.step,
             images=self.step * self.config.batch_size,
             unreadable=unreadable,
@@ -227,8 +240,7 @@ class _Training:
 
     def is_finished(self) -> bool:
         """Whether the folder holds what this training makes: its card came with all the rest."""
-        path = self.out / "README.md"
-        return path.is_file() and path.read_text(encoding="utf-8") == self.card()
+        return self.scratch.read("README.md") == self.card()
 
     def update(self, batch: Batch, lr: float) -> dict[str, float]:
         """One step of the optimiser; the losses, of all ranks."""
@@ -333,6 +345,7 @@ class _Training:
         self.partial.rename(self.out)
         # Up to here a call that is killed goes on from the checkpoint, and writes the model again.
         (self.out / self.checkpoint.name).unlink(missing_ok=True)
+        self.scratch.publish()
 
     def prompt_length(self) -> int:
         """Tokens of the prompt, [CLS] included and [SEP] not; 0 without one."""
@@ -374,6 +387,8 @@ class _Training:
         save_file(tensors, partial, metadata={"state": json.dumps(state)})
         flush(partial)
         partial.replace(self.checkpoint)
+        # The logs first: rows behind a checkpoint are cut, rows before it would be missing.
+        self.scratch.keep(self.log.name, self.samples.name, self.checkpoint.name)
 
     def resume(self) -> int:
         """Take up this training's checkpoint; the step it is of, 0 for none.
@@ -384,7 +399,7 @@ class _Training:
         state = self.checkpoint_state()
         found = torch.tensor([state.get("step", 0)], device=self.device)
         if len(set(gather(found).tolist())) > 1:
-            raise ValueError(f"train: {self.out} must be on storage that all workers share")
+            raise ValueError(f"train: {self.scratch.out} must be on storage that all workers share")
         if not state:
             return 0
         named = dict(self.model.named_parameters())
@@ -464,21 +479,23 @@ def together(fingerprints: Sequence[str]) -> str:
 
 def start_of(config: TrainConfig) -> list[str]:
     """Which weights a training starts from: revisions where it starts from folders."""
-    folders = [Path(config.model), *(Path(config.model, part) for part in ("captioner", "matcher"))]
+    model = Path(folder_of(config.model))
+    folders = (model, model / "captioner", model / "matcher")
     return [revision_of(str(f)) for f in folders if (f / "model.safetensors").is_file()]
 
 
 def make_model(config: TrainConfig, tokenizer: str | None) -> MED | Contrastive:
     """The model that a training starts from, with the momentum encoders of its objective."""
+    model, tokenizer = folder_of(config.model), tokenizer and folder_of(tokenizer)
     if config.objective == "clip":
         contrastive = Contrastive.from_pretrained(
-            config.model, tokenizer=tokenizer, image_size=config.image_size
+            model, tokenizer=tokenizer, image_size=config.image_size
         )
         contrastive.mask_patches = config.mask_patches
         contrastive.recompute = config.gradient_checkpointing
         return contrastive
     med = MED.from_pretrained(
-        config.model,
+        model,
         parts=config.parts,
         tokenizer=tokenizer,
         image_size=config.image_size,

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from models.weights import revision_of
+from models.weights import folder_of, revision_of
 from pipeline import pool
 from pipeline.manifest import Manifest
 from pipeline.objective import EFFORT
@@ -64,7 +64,7 @@ class Training:
                         f"train.{self.name}.data: {self.run.root} has no whole {source.path} yet; "
                         f"run `capfilt {'download' if is_pool else 'run'} MANIFEST` first"
                     )
-                source = dataclasses.replace(source, path=self.run.at(*folder))
+                source = dataclasses.replace(source, path=self.run.url(*folder))
             else:
                 try:
                     files_of(source)
@@ -106,12 +106,14 @@ class Training:
 
     @property
     def worker_resources(self) -> Resources:
-        """What each of its workers occupies."""
+        """What each of its workers occupies: a GPU where this machine, or the cluster, has one."""
+        import ray
         import torch
 
-        return Resources(
-            cpus=max(self.config.threads, 1), gpus=1.0 if torch.cuda.is_available() else 0.0
-        )
+        gpus = torch.cuda.is_available()
+        if not gpus and ray.is_initialized():
+            gpus = ray.cluster_resources().get("GPU", 0) >= 1  # type: ignore[no-untyped-call]
+        return Resources(cpus=max(self.config.threads, 1), gpus=1.0 if gpus else 0.0)
 
     @property
     def fingerprint(self) -> str:
@@ -126,7 +128,7 @@ class Training:
                 data[source.path] = self.run.read_json(*folder, "manifest.json")["files"]
             else:
                 data[source.path] = [fingerprint_of(file) for file in files_of(source)]
-        model = Path(self.config.model)
+        model = Path(folder_of(self.config.model))
         folders = (model, model / "captioner", model / "matcher")
         start = [revision_of(str(f)) for f in folders if any(f.glob("*.safetensors"))]
         before = [Training(self.manifest, n).fingerprint for n in self._needs()]
@@ -192,9 +194,11 @@ class Training:
         if found["fingerprint"] != fingerprint:
             return False
         self.run.remove("models", self.name)
-        self.run.fs.copy(
-            trunk.at("models", self.name), self.run.at("models", self.name), recursive=True
-        )
+        top = trunk.at("models", self.name)
+        for path in trunk.fs.find(top):
+            own = self.run.at("models", self.name) + path.removeprefix(top)
+            self.run.fs.makedirs(own.rpartition("/")[0], exist_ok=True)
+            self.run.fs.cp_file(path, own)
         self.run.write_json(found, *mark)
         return True
 
@@ -205,6 +209,7 @@ class Training:
         fingerprint = self.fingerprint
         if self._is_in_the_run(fingerprint):
             return
+        self.run.remove("models", f"{self.name}.json")  # the sign of a whole model goes first
         result = train_together(self.config, self.sources(), self.out, self.worker_resources)
         self.run.write_json(
             {

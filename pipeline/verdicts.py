@@ -105,25 +105,30 @@ def _annotated(run: Run, plan: Plan, name: str, shard: str) -> tuple[pa.Table, M
     """What `annotated` gives, and the rows that crash."""
     file = f"{shard}.parquet"
     folder = plan.folder(name)
-    if not run.exists(*folder, file):
+    is_pool = name == DownloadStage.name
+    try:
+        if is_pool:
+            columns = [c for c in ("uid", *STAGES[name].writes.names) if c != "image"]
+            table = run.read_table(*folder, file, columns=columns)
+        else:
+            table = measured_table(run, plan, name, shard)
+    except FileNotFoundError:
         return None
-    if name == DownloadStage.name:
-        columns = [c for c in ("uid", *STAGES[name].writes.names) if c != "image"]
-        pool = run.read_table(*folder, file, columns=columns)
-        everywhere = np.ones(pool.num_rows, bool)
-        return pool.append_column("measured", pa.array(everywhere)), ~everywhere
-    stage = plan.stage(name)
-    table = measured_table(run, plan, name, shard)
+    if is_pool:
+        everywhere = np.ones(table.num_rows, bool)
+        return table.append_column("measured", pa.array(everywhere)), ~everywhere
     measured = measured_rows(run, plan, name, shard, table)
     crashed = measured & crashed_rows(table)
     measured = measured & ~crashed
+    stage = plan.stage(name)
     if isinstance(stage, GlobalStage):
         path = (*plan.summary_folder(name), file)
-        if not run.exists(*path):
+        try:
+            summary = run.read_table(*path)
+        except FileNotFoundError:
             measured = np.zeros(table.num_rows, bool)
             summary = stage.summary.empty_table().take(pa.nulls(table.num_rows, pa.int64()))
         else:
-            summary = run.read_table(*path)
             check_schema(run, summary, {**SUMMARIZED, **_types(stage.summary)}, *path)
             check_alignment(run, summary["uid"], table["uid"], *path)
             measured = measured & _mask(summary["summarized"])
@@ -260,8 +265,7 @@ def count(run: Run, plan: Plan, names: Iterable[str], shards: Iterable[str]) -> 
     totals: dict[str, dict[str, Any]] = {
         name: {"rows": 0, "kept": 0, "not_measured": 0, "reasons": {}} for name in names
     }
-    for shard in shards:
-        found = judge(run, plan, shard, names)
+    for found in run.each(lambda shard: judge(run, plan, shard, names), list(shards)):
         for name in names:
             total = totals[name]
             total["rows"] += int(found.reached[name].sum())

@@ -10,11 +10,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from pipeline.status import funnel, open_plan
+from pipeline.status import funnel, holder, open_plan
 from pipeline.store import Run
 from pipeline.tables import funnel_table, put
 
-__all__ = ["pace", "watch"]
+__all__ = ["pace", "told_of", "watch"]
 
 SECONDS = 2.0
 """Between two looks."""
@@ -78,12 +78,15 @@ def pace(before: dict[str, Any] | None, after: dict[str, Any], seconds: float) -
     return ""
 
 
+def told_of(holder: dict[str, Any] | None) -> str:
+    """Who is at work on a run, as `status.holder` gives it, in words."""
+    if holder is None:
+        return "nobody is at work on it"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
+    return f"process {holder['pid']} on {holder['host']} is at work on it since {since}"
+
+
 def _note(run: Run, told: str) -> str:
     """Who is at work on the run, and how fast."""
-    try:
-        holder = json.loads(run.read("run.lock"))
-        since = time.strftime("%H:%M:%S", time.localtime(int(holder["since"])))
-        who = f"process {int(holder['pid'])} on {str(holder['host'])[:40]} since {since}"
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        who = "nobody is at work on it"
+    who = told_of(holder(run))
     return f"{who}{'; ' * bool(told)}{told}   Ctrl-C ends the watch, not the run"

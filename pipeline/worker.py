@@ -15,11 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import export, pool
+from pipeline import export, journal, pool
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.store import Run
 from pipeline.summary import Summary, laid_out, scatter
+from pipeline.telemetry import Meter
 from pipeline.verdicts import (
     DIGEST,
     Judgement,
@@ -93,6 +94,8 @@ class Worker:
         self.plan = Plan(manifest)
         self.run = Run(manifest.run, manifest.branch)
         self._loaded: tuple[str, Stage[Any]] | None = None
+        self._meter = Meter(manifest.name)
+        journal.start()
 
     def ready(self) -> int:
         """The id of the process, once it answers."""
@@ -111,17 +114,24 @@ class Worker:
             itself took, and what else the driver counts.
         """
         started, began = time.perf_counter(), time.process_time()
-        if ":" in shard:
-            done = Summary.open(self.run, self.plan, name).work(shard)
-        elif name in self.plan.exports:
-            done = self._export(name, shard)
-        else:
-            due = self._due(name, shard, retry)
-            measuring = time.perf_counter()
-            found = self._annotate(due, due.rows) if due.is_open else None
-            seconds = time.perf_counter() - measuring
-            done = {**self._commit(due, found), "stage_seconds": seconds}
-        return {**done, "shard": shard, **self._spent(name, started, began)}
+        with journal.about(run=self.run.root, stage=name, shard=shard):
+            if ":" in shard:
+                done = Summary.open(self.run, self.plan, name).work(shard)
+            elif name in self.plan.exports:
+                done = self._export(name, shard)
+            else:
+                due = self._due(name, shard, retry)
+                measuring = time.perf_counter()
+                found = self._annotate(due, due.rows) if due.is_open else None
+                seconds = time.perf_counter() - measuring
+                done = {**self._commit(due, found), "stage_seconds": seconds}
+            result = {**done, "shard": shard, **self._spent(name, started, began)}
+            told = {key: result[key] for key in ("rows", "bytes", "reasons") if key in result}
+            journal.tell("shard done", seconds=round(result["seconds"], 3), **told)
+        config = self.plan.manifest.stages.get(name)
+        gpus = 0.0 if config is None else config.resources.gpus
+        self._meter.count(name, result, gpus)
+        return result
 
     def load(self, name: str) -> None:
         """Load a stage, and no row."""
@@ -357,12 +367,12 @@ class Worker:
         pairs = functools.lru_cache(maxsize=2)(lambda one: stage.pairs(*self._kept(name, one)))
         images = 0
         for part, slices in layout.parts(shard):
-            if export.is_whole(self.run, folder, stage.format, part):
+            if export.is_whole(self.run, folder, stage.format, part, layout.decision):
                 continue
             table = pa.concat_tables(
                 stage.slice(pairs(one), part.split, start, stop) for one, start, stop in slices
             )
-            told = export.write(self.run, folder, stage.format, part, table)
+            told = export.write(self.run, folder, stage.format, part, table, layout.decision)
             expected = sum(stop - start for _, start, stop in slices)
             assert told["images"] == expected, f"{name}: {told['images']} images for {expected}"
             images += expected

@@ -181,20 +181,21 @@ class CaptionStage(Stage[CaptionConfig]):
             ValueError: A BLIP is to continue captions.
         """
         from models.text import LanguageDetector
+        from models.weights import folder_of
 
         config = self.config
-        kind = config.captioner
+        kind, model = config.captioner, folder_of(config.model)
         if kind == "auto":
             from models.vlm import architecture_of
 
-            is_blip = architecture_of(config.model, config.placement()["revision"]) == "blip"
+            is_blip = architecture_of(model, config.placement()["revision"]) == "blip"
             kind = "blip" if is_blip else "generic"
         if config.clean_up:
             self._detector = LanguageDetector(("en",))
         if kind == "generic":
             from models.vlm import GenericCaptioner
 
-            self._captioner = GenericCaptioner.from_pretrained(config.model, **config.placement())
+            self._captioner = GenericCaptioner.from_pretrained(model, **config.placement())
             return
         if config.continue_up_to:
             raise ValueError(
@@ -203,7 +204,7 @@ class CaptionStage(Stage[CaptionConfig]):
             )
         from models.captioner import Captioner
 
-        self._captioner = Captioner.from_pretrained(config.model, **config.placement())
+        self._captioner = Captioner.from_pretrained(model, **config.placement())
 
     def annotate(self, rows: pa.Table) -> pa.Table:
         """Caption rows; see `Stage.annotate`."""

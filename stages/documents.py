@@ -16,6 +16,7 @@ import numpy as np
 
 from models.prose import ProseMeasures, measure_prose
 from models.text import LanguageDetector
+from models.weights import folder_of
 from stages.base import StageConfig
 
 __all__ = ["EOC", "IMAGE", "Document", "Documents", "DocumentsConfig", "Excerpt", "parse"]
@@ -223,7 +224,7 @@ class Documents:
         self._detect = LanguageDetector(config.languages) if config.languages else None
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
-                config.tokenizer, use_fast=True, trust_remote_code=False
+                folder_of(config.tokenizer), use_fast=True, trust_remote_code=False
             )
         except (OSError, ValueError) as error:
             raise ValueError(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.weights import pinned, revision_of
+from models.weights import folder_of, pinned, revision_of
 from stages.base import ModelConfig, Stage, threshold
 from stages.schema import web_captions
 
@@ -177,7 +177,7 @@ class FilterStage(Stage[FilterConfig]):
 
     def _placed(self, model: str, revision: str | None) -> dict[str, Any]:
         return {
-            "model": model,
+            "model": folder_of(model),
             "revision": pinned(model, revision),
             "device": self.config.device,
             "dtype": self.config.dtype,

@@ -38,7 +38,7 @@ def write(folder: str, found: Mapping[str, Any]) -> str:
         )
     )
     run.write(seal_page(page.strip() + "\n"), "report", "index.html")
-    return run.at("report", "index.html")
+    return run.url("report", "index.html")
 
 
 def _table(table: Mapping[str, Any]) -> dict[str, Any]:

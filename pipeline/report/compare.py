@@ -163,7 +163,7 @@ def write(
     if out is None:
         after.write(numbers, "report", "compare.json")
         after.write(content, "report", "compare.html")
-        return after.at("report", "compare.html"), counts
+        return after.url("report", "compare.html"), counts
     for path, part in ((f"{os.path.splitext(out)[0]}.json", numbers), (out, content)):
         with open(path, "wb") as file:
             file.write(part)

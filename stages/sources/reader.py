@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import posixpath
 import threading
@@ -111,7 +112,15 @@ class Reader:
 
 def _range(fs: Any, path: str, start: int, length: int | None) -> bytes:
     if not is_local(fs):
-        content: bytes = fs.cat_file(path, start, None if length is None else start + length)
+        end = None if length is None else start + length
+        try:
+            content: bytes = fs.cat_file(path, start=start, end=end)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            size = int(fs.info(path)["size"])  # of an empty file, object stores give no range
+            stop = size if end is None else min(end, size)
+            content = fs.cat_file(path, start=start, end=stop) if start < stop else b""
         return content
     with open(path, "rb") as stream:
         stream.seek(start)

@@ -1,0 +1,74 @@
+"""Logs as JSON, a line an event, each with the run, the stage and the shard it is about."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import datetime
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["VARIABLE", "about", "is_json", "start", "tell"]
+
+VARIABLE = "CAPFILT_LOG"
+"""The environment variable that asks for JSON: on the driver, which hands it to the workers."""
+
+LAYERS = ("pipeline", "stages", "models")
+
+_subject: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("subject", default={})  # noqa: B039
+
+logger = logging.getLogger(__name__)
+
+
+def is_json() -> bool:
+    """Whether logs are to be JSON."""
+    return os.environ.get(VARIABLE) == "json"
+
+
+def start() -> None:
+    """Send the logs of this process to stderr as JSON, where that is asked for."""
+    if not is_json():
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter())
+    for layer in LAYERS:
+        own = logging.getLogger(layer)
+        own.handlers, own.propagate = [handler], False
+        own.setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def about(**subject: str) -> Iterator[None]:
+    """Say of every line that is logged in the block what it is about: run, stage, shard."""
+    token = _subject.set({**_subject.get(), **subject})
+    try:
+        yield
+    finally:
+        _subject.reset(token)
+
+
+def tell(event: str, **fields: Any) -> None:
+    """Log an event with what is to be known of it."""
+    logger.info(event, extra={"fields": fields})
+
+
+class Formatter(logging.Formatter):
+    """A record as one line of JSON: time (UTC), level, message, subject, what `tell` was given."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line: dict[str, Any] = {
+            "time": time.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **_subject.get(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)

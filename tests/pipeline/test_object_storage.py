@@ -1,0 +1,271 @@
+"""Runs on a real S3 server on loopback: listings late and in pages, errors, broken connections."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import fakes
+import fsspec
+import pyarrow as pa
+import pytest
+import yaml
+from storage import Faults, storage
+
+from models.weights import folder_of, revision_of
+from pipeline.demo.tokenizer import write_tokenizer
+from pipeline.evidence import evidence
+from pipeline.inspect import verify
+from pipeline.lease import RunBusyError, hold_far
+from pipeline.manifest import Manifest, ManifestError
+from pipeline.review.sample import draw
+from pipeline.status import funnel, open_plan
+from pipeline.store import Run
+from pipeline.training import Training
+
+ROOT = Path(__file__).parents[2]
+RUN = "s3://bucket/runs/one"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with storage() as found, pytest.MonkeyPatch.context() as patch:
+        for name, value in found.environment.items():
+            patch.setenv(name, value)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        fsspec.filesystem("s3").clear_instance_cache()
+        yield found
+
+
+@pytest.fixture
+def store(served):
+    served.faults.__dict__.update(Faults().__dict__)
+    served.requests.clear()
+    yield served
+    served.faults.__dict__.update(Faults().__dict__)
+
+
+def test_a_commit_is_one_put_whatever_its_size(store):
+    run = Run("s3://bucket/puts")
+    run.write(bytes(101 << 20), "large")
+    assert [(m, path) for m, path, _ in store.requests] == [("PUT", "/bucket/puts/large")]
+
+
+def test_a_listing_in_pages_names_every_file(store):
+    run = Run("s3://bucket/pages")
+    names = [f"{index:05d}" for index in range(1203)]
+    list(run.each(lambda name: run.write(b"x", "pool", f"{name}.parquet"), names))
+    assert run.shards("pool") == names
+    pages = [query for method, _, query in store.requests if "list-type" in query]
+    assert len(pages) > 1
+    run.remove("pool")
+    assert run.shards("pool") == []
+
+
+def test_what_a_marked_folder_holds_is_found_though_listings_lag(store):
+    run = Run("s3://bucket/lag")
+    run.write(b"x", "pool", "00000.parquet")
+    store.faults.lag = 3600
+    for index in (1, 2):
+        run.write(b"x", "pool", f"{index:05d}.parquet")
+    assert run.shards("pool") == []
+    run.write_json({"shards": 4}, "pool", "_stage.json")
+    assert run.shards("pool") == ["00000", "00001", "00002"]
+    run.remove("pool", "00001.parquet")
+    assert not run.exists("pool", "00001.parquet")
+
+
+def test_errors_of_the_server_are_tried_again(store):
+    run = Run("s3://bucket/faults")
+    store.faults.rate = 0.15
+    table = pa.table({"uid": [str(i) for i in range(300)], "image": [bytes(9000)] * 300})
+    for index in range(12):
+        run.write_table(table, "pool", f"{index:05d}.parquet")
+    assert len(run.shards("pool")) == 12
+    for shard in run.shards("pool"):
+        assert run.read_table("pool", f"{shard}.parquet").equals(table)
+    assert len(store.failed) > 3
+
+
+def test_columns_of_a_large_file_are_read_without_the_rest(store):
+    run = Run("s3://bucket/large")
+    images = [os.urandom(500_000) for _ in range(40)]
+    run.write_table(pa.table({"uid": list(map(str, range(40))), "image": images}), "a.parquet")
+    store.requests.clear()
+    assert run.read_table("a.parquet", columns=["uid"])["uid"].to_pylist()[-1] == "39"
+    assert len(store.requests) < 8
+
+
+def test_a_shard_cut_to_nothing_and_one_that_is_missing_are_told_apart(store):
+    run = Run("s3://bucket/broken")
+    run.write(b"", "pool", "00000.parquet")
+    with pytest.raises(ValueError, match=r"s3://bucket/broken/pool/00000\.parquet: not a readable"):
+        run.read_table("pool", "00000.parquet")
+    with pytest.raises(FileNotFoundError):
+        run.read_table("pool", "00001.parquet")
+
+
+def test_a_model_at_a_url_is_copied_once_and_has_the_revision_of_its_folder(store, tmp_path):
+    (folder := tmp_path / "model" / "captioner").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    url = "s3://bucket/model/captioner"
+    fsspec.filesystem("s3").put(str(folder), "bucket/model/", recursive=True)
+    assert revision_of(url) == revision_of(str(folder))
+    store.requests.clear()
+    assert (Path(folder_of(url)) / "model.safetensors").read_bytes() == b"weights"
+    assert not any(path.endswith("safetensors") for _, path, _ in store.requests)
+    fsspec.filesystem("s3").pipe("bucket/model/captioner/model.safetensors", b"others")
+    assert revision_of(url) != revision_of(str(folder))
+    with pytest.raises(FileNotFoundError, match="no model folder at 's3://bucket/nowhere'"):
+        revision_of("s3://bucket/nowhere")
+
+
+def test_a_manifest_at_a_url_is_read_and_one_that_cannot_be_is_told(store):
+    files = fsspec.filesystem("s3")
+    files.pipe("bucket/m.yaml", b"name: far\nstages: {download: {source: x}}\n")
+    assert Manifest.load("s3://bucket/m.yaml").name == "far"
+    files.pipe("bucket/big.yaml", b"#" * (1 << 20) + b"\n")
+    for path, told in {
+        "s3://bucket/none.yaml": "no such manifest",
+        "s3://bucket/big.yaml": "more than 1,048,576 bytes",
+        "nowhere://bucket/m.yaml": "cannot be opened",
+    }.items():
+        with pytest.raises(ManifestError, match=told):
+            Manifest.load(path)
+
+
+def test_a_run_on_s3_is_held_by_one_process_whatever_becomes_of_the_answers(store):
+    run = Run("s3://bucket/held")
+    store.faults.rate = 0.2
+    for _ in range(4):
+        with (
+            run.lock(),
+            pytest.raises(RunBusyError, match=f"held is in use by process {os.getpid()}"),
+            Run("s3://bucket/held").lock(),
+        ):
+            pass
+    store.faults.rate = 0
+    assert not run.exists("run.lock")
+
+
+def test_the_lock_of_another_host_that_stands_still_is_taken_over_and_its_holder_told(store):
+    files, path = fsspec.filesystem("s3"), "bucket/lost/run.lock"
+    files.pipe(path, json.dumps({"host": "elsewhere", "pid": 1, "token": "old"}).encode())
+    with hold_far(files, path, "it", beat=0.1, lease=0.5):
+        assert json.loads(files.cat_file(path))["pid"] == os.getpid()
+    with (
+        pytest.raises(RunBusyError, match="taken over by another process"),
+        hold_far(files, path, "it", beat=0.1),
+    ):
+        files.pipe(path, json.dumps({"host": "elsewhere", "pid": 1, "token": "new"}).encode())
+        threading.Event().wait(60)
+    assert json.loads(files.cat_file(path))["token"] == "new"
+
+
+HUMAN = "s3://bucket/in/human/human.jsonl"
+
+
+def whole(tokenizer):
+    tiny = {
+        "objective": "joint",
+        "model": "tiny",
+        "tokenizer": tokenizer,
+        "data": ["pool", HUMAN],
+        "prompt": "",
+        "image_size": 32,
+        "batch_size": 4,
+        "steps": 4,
+        "checkpoint_every": 1,
+        "max_text_tokens": 12,
+        "queue_size": 8,
+        "augment": "none",
+        "threads": 1,
+    }
+    return {
+        "name": "whole",
+        "run": RUN,
+        "stages": {
+            "download": {"source": "s3://bucket/in/photos", "image_size": 32, "shard_size": 8},
+            "clean": {"min_side": 16},
+            "dedup": {},
+            "select": {"method": "random", "fraction": 0.9},
+            "caption": {
+                "model": "train:both/captioner",
+                "prompt": "",
+                "max_length": 8,
+                "dtype": "float32",
+            },
+            "filter": {"model": "train:both/matcher", "min_itm": 0, "dtype": "float32"},
+            "export": {"human": [HUMAN], "validation": 0.3, "shard_size": 6},
+        },
+        "exports": {
+            name: {"format": name}
+            for name in ("webdataset", "llava", "blip", "imagefolder", "urls")
+        },
+        "train": {"both": tiny},
+        "evaluate": {"data": HUMAN, "models": ["train:both"]},
+    }
+
+
+def capfilt(*arguments, **more):
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        **more,
+    )
+
+
+def contents(run, plan):
+    """The digests of every export, by its files, and of the model."""
+    found = {
+        name: {
+            f["name"]: f["sha256"]
+            for f in run.read_json(*plan.folder(name), "manifest.json")["files"]
+        }
+        for name in plan.exports
+    }
+    found["model"] = revision_of(f"{run.root}/models/both/captioner")
+    return found
+
+
+def test_a_whole_run_on_s3_is_the_run_on_disk(store, tmp_path):
+    fakes.photo_folder(tmp_path / "in/photos", 20)
+    fakes.photo_folder(tmp_path / "in/human", 6)
+    (tmp_path / "in/photos/empty.jpg").write_bytes(b"")
+    lines = [{"image": f"{i:04d}.jpg", "caption": f"a thing with number {i}"} for i in range(6)]
+    (tmp_path / "in/human/human.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    write_tokenizer(tmp_path / "in/tokenizer")
+    files = fsspec.filesystem("s3")
+    files.put(f"{tmp_path}/in/", "bucket/in/", recursive=True)
+    files.pipe("bucket/m.yaml", yaml.safe_dump(whole("s3://bucket/in/tokenizer")).encode())
+    here = capfilt("run", "s3://bucket/m.yaml", "--run", str(tmp_path / "run"), "--workers", "2")
+    assert here.returncode == 0, here.stderr
+    store.faults.__dict__.update(Faults(rate=0.01, lag=1.0, page=3, seed=8).__dict__)
+    there = capfilt("run", "s3://bucket/m.yaml", "--workers", "2")
+    assert there.returncode == 0, there.stdout + there.stderr
+    assert sum(store.failed.values()) > 3
+    near, far = Run(str(tmp_path / "run")), Run(RUN)
+    plan = open_plan(far)
+    assert contents(far, plan) == contents(near, open_plan(near))
+    assert not any("uploads" in query for _, _, query in store.requests)
+
+    told = funnel(far, plan)
+    assert [stage["state"] for stage in told["stages"]] == ["done"] * 7
+    assert told["stages"][0]["reasons"] == {"empty": 1}
+    assert list(verify(far, plan)) == []
+    pair = next(iter(draw(far, plan, "kept", 3)))
+    assert evidence(far, plan, pair.uid).image is not None
+    assert far.exists("report", "index.html") and far.exists("models", "both", "metrics.jsonl")
+    assert far.read_json("evaluation.json")["both"]["metrics"]["images"] == 6
+    store.faults.__dict__.update(Faults().__dict__)
+    assert Training(plan.manifest, "both").is_done
+    status = capfilt("status", RUN, "--json")
+    assert json.loads(status.stdout) == told
+    puts = [path for method, path, _ in store.requests if method == "PUT"]
+    assert puts.count("/bucket/runs/one/models/both.partial/checkpoint.safetensors") >= 3

@@ -1,0 +1,125 @@
+"""The files of deploy/, checked as far as can be without a cluster: schemas, and a dry run."""
+
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.cli import _parser
+from pipeline.manifest import Manifest
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+
+FIELDS = {
+    "job": {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit"}
+    | {"rayClusterSpec", "runtimeEnvYAML", "submissionMode", "activeDeadlineSeconds"},
+    "cluster": {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec"}
+    | {"workerGroupSpecs", "authOptions"},
+    "group": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
+}
+"""Fields of ray.io/v1 (KubeRay's API reference) that are known here."""
+
+
+def commands():
+    """Each `capfilt` command of the files and of the page on them."""
+    for path in (*DEPLOY.iterdir(), ROOT / "docs" / "cluster.md"):
+        text = path.read_text().replace("\\\n", " ")
+        for line in re.findall(r"(?:^|[\s'`])(capfilt (?:run|status) \S[^'`#\n]*)", text):
+            words = [word for word in shlex.split(line) if word != "$@"]
+            yield path.name, line, ["m.yaml" if word == "$manifest" else word for word in words]
+
+
+@pytest.mark.parametrize(("name", "line", "words"), list(commands()))
+def test_every_command_is_one_of_ours(name, line, words):
+    options = _parser().parse_args(words[1:])
+    assert options.command == words[1]
+    assert words[1] != "run" or options.manifest.endswith(".yaml")
+
+
+def test_the_manifest_is_sound_and_takes_gpus_where_models_run(tmp_path):
+    made = Manifest.load(str(DEPLOY / "manifest.yaml"), run=str(tmp_path))
+    gpus = {name: config.resources.gpus for name, config in made.stages.items()}
+    assert {name for name, number in gpus.items() if number} == {"caption", "filter"}
+    told = yaml.safe_load((DEPLOY / "manifest.yaml").read_text())
+    assert told["run"].startswith("s3://")
+
+
+def test_the_rayjob_has_the_structure_of_its_resource():
+    job = yaml.safe_load((DEPLOY / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    cluster = spec["rayClusterSpec"]
+    assert spec.keys() <= FIELDS["job"] and cluster.keys() <= FIELDS["cluster"]
+    groups = cluster["workerGroupSpecs"]
+    for group in (cluster["headGroupSpec"], *groups):
+        assert group.keys() <= FIELDS["group"]
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        (container,) = group["template"]["spec"]["containers"]
+        limits = container["resources"]["limits"]
+        assert container["image"] and all(isinstance(value, str) for value in limits.values())
+    for group in groups:
+        assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert group["groupName"]
+    with_gpus = [
+        group
+        for group in groups
+        if "nvidia.com/gpu" in group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    ]
+    assert cluster["enableInTreeAutoscaling"] and with_gpus[0]["minReplicas"] == 0
+
+
+def test_the_cluster_of_ray_up_passes_rays_own_schema():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())
+    validate_config(prepare_config(config))
+    types = config["available_node_types"]
+    assert types["gpu"]["resources"]["GPU"] and types["gpu"]["min_workers"] == 0
+    assert types[config["head_node_type"]]["resources"] == {"CPU": 0}
+
+
+def test_the_slurm_script_starts_a_ray_and_carries_out_the_manifest(tmp_path):
+    script = DEPLOY / "slurm.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    bins = {
+        "scontrol": "printf 'node1\\nnode2\\n'",
+        "srun": f'echo "$RAY_AUTH_MODE ${{#RAY_AUTH_TOKEN}} $*" >> {tmp_path}/calls',
+        "sleep": "exit 0",
+    }
+    (tmp_path / "bin").mkdir()
+    for name, body in bins.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": "123",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "64",
+        "SLURM_GPUS_PER_NODE": "8",
+    }
+    command = ["bash", str(script), "s3://b/m.yaml", "--until", "clean"]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 3 and all(line.startswith("token 64 ") for line in calls)
+    (head,) = (line for line in calls if "ray start --head" in line)
+    (worker,) = (line for line in calls if "ray start --address=node1:20123" in line)
+    assert "--nodelist=node1" in head and "--exclude=node1" in worker
+    run = "capfilt run s3://b/m.yaml --address node1:20123 --until clean"
+    assert any(line.endswith(run) for line in calls)
+
+
+def test_the_image_installs_what_the_project_declares():
+    text = (DEPLOY / "Dockerfile").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', text)
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    for line in re.findall(r"^COPY --chown=\S+ (.+)$", text, re.M):
+        for name in line.split()[:-1]:
+            assert (ROOT / name).exists()
