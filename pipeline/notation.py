@@ -108,7 +108,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[str, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         before = self._nodes
         self._nodes += 1
         is_alias = isinstance(event, yaml.AliasEvent)
@@ -121,7 +121,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         if not is_alias and event.anchor is not None:
             self._sizes[event.anchor] = self._nodes - before
-        return node  # type: ignore[no-any-return]
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: Any = super().compose_mapping_node(anchor)
