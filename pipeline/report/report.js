@@ -52,7 +52,7 @@ class Plot {
     this.told.setAttribute("aria-live", "polite");
     box.after(this.told);
     box.setAttribute("tabindex", "0");
-    box.addEventListener("focus", () => this.draw());
+    box.addEventListener("focus", () => this.isDrawn || this.draw());
     box.addEventListener("blur", () => this.tell(-1));
     box.addEventListener("keydown", (event) => this.press(event));
     this.legend();

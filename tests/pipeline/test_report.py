@@ -596,6 +596,37 @@ def test_a_plot_tells_its_values_by_key_and_by_pointer(whole, browser):
     assert browser.complaints == []
 
 
+def test_dragging_over_a_plot_zooms_in_and_a_double_click_goes_back(whole, browser):
+    browser.visit(whole[0].at("report", "index.html"))
+    browser.value("document.querySelector('#filter .plot').scrollIntoView({block: 'center'})")
+    plot = "document.querySelector('#filter .plot')"
+    browser.wait(f"{plot}.classList.contains('js-plotly-plot')")
+    reach = f"(([a, b]) => b - a)({plot}.layout.xaxis.range)"
+    whole_reach = browser.value(reach)
+    x, y, width = browser.value(
+        f"(r => [r.x, r.y + r.height / 2, r.width])"
+        f"({plot}.querySelector('.nsewdrag').getBoundingClientRect())"
+    )
+
+    def mouse(kind, share, **fields):
+        place = {"x": x + share * width, "y": y}
+        browser.call("Input.dispatchMouseEvent", type=kind, button="left", **place, **fields)
+
+    mouse("mousePressed", 0.25, clickCount=1)
+    for share in (0.3, 0.5, 0.75):
+        mouse("mouseMoved", share, buttons=1)
+    mouse("mouseReleased", 0.75, clickCount=1)
+    browser.wait(f"{reach} < {0.6 * whole_reach}")
+    browser.value(
+        "new Promise(done => setTimeout(done, 500))"
+    )  # two clicks apart are no double one
+    for count in (1, 2):
+        mouse("mousePressed", 0.5, clickCount=count)
+        mouse("mouseReleased", 0.5, clickCount=count)
+    browser.wait(f"{reach} === {whole_reach}")
+    assert browser.complaints == []
+
+
 def test_a_legend_hides_a_series_from_eyes_and_keys(whole, browser):
     browser.visit(whole[0].at("report", "index.html"))
     browser.value("document.querySelector('#filter .legend button').click()")
