@@ -18,6 +18,8 @@ are the same; everything done is reused, so the same command resumes.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -49,6 +51,7 @@ class Table:
         title: Its title.
         rows: `CHAIN/MODEL` by the label of the row; the first is what the others are compared to.
         metrics: Those shown, of the ablation's; all if none are named.
+        lacks: The metrics that mean nothing for a row, by its label.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
@@ -56,6 +59,7 @@ class Table:
     title: str
     rows: dict[str, str]
     metrics: tuple[str, ...] = ()
+    lacks: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +103,17 @@ class Ablation:
                         f"tables: row {label!r} of {table.title!r} must be CHAIN/MODEL with a "
                         f"chain of {', '.join(self.chains)}, got {row!r}"
                     )
-            for metric in table.metrics:
+            for metric in (*table.metrics, *itertools.chain(*table.lacks.values())):
                 if metric not in self.metrics:
                     raise ValueError(
                         f"tables: {table.title!r} shows {metric!r}; metrics has "
                         f"{', '.join(self.metrics)}"
                     )
+            if unknown := table.lacks.keys() - table.rows.keys():
+                raise ValueError(
+                    f"tables: {table.title!r} lacks metrics of {', '.join(sorted(unknown))}; its "
+                    f"rows are {', '.join(table.rows)}"
+                )
 
     @classmethod
     def load(cls, path: str, run: str | None = None) -> Ablation:
@@ -200,7 +209,11 @@ def collect(ablation: Ablation) -> dict[str, Any]:
             chain, _, model = row.partition("/")
             metrics = {}
             for name in names:
-                values = [_value(ablation, seed, chain, model, name) for seed in ablation.seeds]
+                is_lacking = name in table.lacks.get(label, ())
+                values = [
+                    None if is_lacking else _value(ablation, seed, chain, model, name)
+                    for seed in ablation.seeds
+                ]
                 base = first.setdefault(name, values)
                 differences = [
                     value - other

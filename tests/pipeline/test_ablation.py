@@ -57,6 +57,10 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     assert second["difference"]["low"] > 0 < second["estimate"]["high"]
     assert table["rows"][0]["metrics"]["CIDEr"]["difference"] is None
     assert table["rows"][0]["metrics"]["noise"]["estimate"] is None
+    lacking = [{**CONTENT["tables"][0], "lacks": {"second": ["CIDEr"]}}]
+    (table,) = collect(ablation(tmp_path, tables=lacking))["tables"]
+    assert table["rows"][0]["metrics"]["CIDEr"]["values"] == scores["", "a"]
+    assert table["rows"][1]["metrics"]["CIDEr"]["values"] == [None] * 3
     page = Path(write(made.run, found)).read_text()
     assert "<b>table</b>" not in page and "&lt;b&gt;table" in page
     assert re.search(
@@ -108,6 +112,10 @@ def test_the_shipped_ablation_makes_manifests_that_hold(tmp_path):
         ({"seeds": []}, "seeds"),
         ({"tables": [{"title": "t", "rows": {"x": "three/a"}}]}, "CHAIN/MODEL"),
         ({"tables": [{"title": "t", "rows": {"x": "one/a"}, "metrics": ["F1"]}]}, "shows 'F1'"),
+        (
+            {"tables": [{"title": "t", "rows": {"x": "one/a"}, "lacks": {"y": ["noise"]}}]},
+            "lacks metrics of y; its rows are x",
+        ),
         ({"extra": 1}, "extra"),
     ],
 )
