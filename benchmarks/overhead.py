@@ -62,7 +62,7 @@ def overhead(folder: Path, run: Path) -> None:
 
         def __init__(self) -> None:
             super().__init__(Console(quiet=True), quiet=True)
-            self.shards: dict[str, list[dict[str, float]]] = defaultdict(list)
+            self.seen: dict[str, list[dict[str, float]]] = defaultdict(list)
             self.walls: dict[str, float] = {}
 
         def start(self, name: str, shards: int) -> None:
@@ -71,7 +71,7 @@ def overhead(folder: Path, run: Path) -> None:
 
         def advance(self, result) -> None:  # type: ignore[no-untyped-def]
             super().advance(result)
-            self.shards[self.label].append(dict(result))
+            self.seen[self.label].append(dict(result))
 
         def finish(self) -> None:
             super().finish()
@@ -84,7 +84,7 @@ def overhead(folder: Path, run: Path) -> None:
         session.run()
     print("| stage | shards | its own s | in the worker s | in all s | worker adds | runner adds |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name, shards in watch.shards.items():
+    for name, shards in watch.seen.items():
         own = sum(shard.get("stage_seconds", 0.0) for shard in shards)
         inside = sum(shard["seconds"] for shard in shards)
         wall = watch.walls[name]
