@@ -47,6 +47,9 @@ PART_ROWS = 2_000_000
 GROUP_ROWS = 250_000
 """Rows of a group."""
 
+NEAR_PARTS = 64
+"""Tasks among which the search for near hashes is divided at most; each reads all hashes."""
+
 GROUP_MOST = 2**24
 """Rows of a row group of Parquet."""
 
@@ -249,17 +252,21 @@ class Summary:
         forest = _Forest()
         forest.link(row[order[:-1]][is_same], row[order[1:]][is_same])
         del ties, key, row, order
-        points = self._gather("points", len(self.groups), 0)
-        row = np.asarray(points["row"])
-        hashes, first = np.unique(np.asarray(points["hash"]), return_index=True)
-        row = row[first]
-        near = [(row[i], row[j]) for i, j in self.stage.near(hashes, part, self.parts)]
-        if near:
-            a, b = (np.concatenate(ends) for ends in zip(*near, strict=True))
-            forest.link(a, b)
+        if part < NEAR_PARTS:
+            forest.link(*self._near(part, min(self.parts, NEAR_PARTS)))
         edges = pa.table({"row": forest.row, "root": forest.root})
         self._write("edges", part, edges, np.zeros(len(edges), np.int64))
         return edges.num_rows
+
+    def _near(self, part: int, parts: int) -> tuple[Int64s, Int64s]:
+        """Pairs of rows whose hashes are near, those that one part of the search finds."""
+        points = self._gather("points", len(self.groups), 0)
+        hashes, first = np.unique(np.asarray(points["hash"]), return_index=True)
+        row = np.asarray(points["row"])[first]
+        found = [np.zeros((2, 0), np.int64)]
+        found += [np.stack([row[i], row[j]]) for i, j in self.stage.near(hashes, part, parts)]
+        a, b = np.concatenate(found, axis=1)
+        return a, b
 
     def _clusters(self, task: int) -> int:
         forest = _Forest()

@@ -55,6 +55,17 @@ def changed(hashes: list[int], changes: list[Change]) -> Iterator[int]:
         yield value
 
 
+@given(st.lists(st.integers(0, 2**16 - 1), max_size=40), st.integers(0, 8), st.integers(1, 100))
+def test_the_parts_of_a_search_find_what_the_whole_finds(values, most, parts):
+    hashes = np.array(values, np.uint64)
+
+    def pairs(part: int, of: int) -> set[tuple[int, int]]:
+        found = near_pairs(hashes, most, part, of)
+        return {pair for i, j in found for pair in zip(i.tolist(), j.tolist(), strict=True)}
+
+    assert set().union(*(pairs(part, parts) for part in range(parts))) == pairs(0, 1)
+
+
 @given(
     hashes_of(30),
     changes_of(30),
