@@ -54,7 +54,7 @@ def folder_of(model: str) -> str:
 
     Raises:
         FileNotFoundError: There is nothing at the URL.
-        ValueError: A name there would lie outside of the folder.
+        ValueError: The storage lets nobody read, or a name there would lie outside of the folder.
     """
     if "://" not in model:
         return model
@@ -63,8 +63,14 @@ def folder_of(model: str) -> str:
     fs, root = fsspec.core.url_to_fs(model.rstrip("/"), use_listings_cache=False)
     if "file" in fs.protocol:
         return str(root)
+    try:
+        there = fs.find(root, detail=True)
+    except OSError:
+        raise
+    except Exception as error:  # each storage has its own, as for credentials that are not there
+        raise ValueError(f"{model}: cannot be read: {error}") from error
     files = {}
-    for path, info in fs.find(root, detail=True).items():
+    for path, info in there.items():
         name = PurePosixPath(path.removeprefix(root).lstrip("/"))
         if ".." in name.parts or name.is_absolute() or "\\" in str(name):
             raise ValueError(f"{model}: the name {str(name)!r} leads out of the folder")

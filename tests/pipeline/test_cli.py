@@ -137,7 +137,7 @@ def test_a_shard_that_fails_is_told_in_one_line_and_the_same_command_mends_it(
     status, _, err = call(capsys, "run", m, "--quiet", "--run", run)
     assert status == 1
     assert "clean: 1 of 3 shards failed (00001)" in err and "Traceback" not in err
-    assert "not a readable Parquet file" in err
+    assert "00001.parquet: damaged: it has no seal" in err
     assert "worker.py" in (run / "failures" / "clean-00001.txt").read_text()
     (run / "pool" / "00001.parquet").write_bytes(whole)
     assert call(capsys, "run", m, "--quiet", "--run", run)[0] == 0
