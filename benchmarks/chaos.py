@@ -193,8 +193,10 @@ def victim(process: subprocess.Popen[str], fault: str, chance: random.Random) ->
     below = descendants(process.pid)
     if fault == "raylet":
         return next((pid for pid, title in below.items() if "/raylet/raylet " in title), None)
-    own = [pid for pid, title in below.items() if title.startswith("ray::")]
-    busy = [pid for pid in own if "IDLE" not in below[pid]]
+    # Ray's own agents are called ray:: too, and their raylet dies with them.
+    titles = ("ray::Worker", "ray::_carry_out")
+    own = [pid for pid, title in below.items() if title.startswith(titles)]
+    busy = [pid for pid in own if not below[pid].endswith("Worker")]
     return chance.choice(busy or own) if own else None
 
 
