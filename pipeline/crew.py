@@ -181,6 +181,7 @@ class Crew:
         round_ = _Round(deque(work))
         idle: deque[int] = deque()
         called: dict[Any, int] = {}
+        self.cluster.start()
         number = min(self.cluster.slots(duty.resources), len(shards))
         workers = self.hold(duty.name, duty.resources, number)
         last = looked = time.monotonic()

@@ -247,10 +247,11 @@ def test_a_whole_run_on_s3_is_the_run_on_disk(store, tmp_path):
     files.pipe("bucket/m.yaml", yaml.safe_dump(content, sort_keys=False).encode())
     here = capfilt("run", "s3://bucket/m.yaml", "--run", str(tmp_path / "run"), "--workers", "2")
     assert here.returncode == 0, here.stderr
-    store.faults.__dict__.update(Faults(rate=0.01, lag=1.0, page=3, seed=8).__dict__)
+    store.faults.__dict__.update(Faults(rate=0.005, lag=1.0, page=5, seed=8).__dict__)
     there = capfilt("run", "s3://bucket/m.yaml", "--workers", "2")
     assert there.returncode == 0, there.stdout + there.stderr
     assert sum(store.failed.values()) > 3
+    store.faults.__dict__.update(Faults().__dict__)
     near, far = Run(str(tmp_path / "run")), Run(RUN)
     plan = open_plan(far)
     assert contents(far, plan) == contents(near, open_plan(near))
@@ -264,7 +265,6 @@ def test_a_whole_run_on_s3_is_the_run_on_disk(store, tmp_path):
     assert evidence(far, plan, pair.uid).image is not None
     assert far.exists("report", "index.html") and far.exists("models", "both", "metrics.jsonl")
     assert far.read_json("evaluation.json")["both"]["metrics"]["images"] == 6
-    store.faults.__dict__.update(Faults().__dict__)
     assert Training(plan.manifest, "both").is_done
     status = capfilt("status", RUN, "--json")
     assert json.loads(status.stdout) == told
