@@ -60,6 +60,7 @@ from pipeline.session import Session
 
 manifest, port = sys.argv[1], int(sys.argv[2])
 ray.init(
+    address="local",
     num_cpus=1,
     include_dashboard=False,
     _metrics_export_port=port,
