@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from stages.redaction import redacted
+
 __all__ = ["VARIABLE", "about", "is_json", "start", "tell"]
 
 VARIABLE = "CAPFILT_LOG"
@@ -57,7 +59,10 @@ def tell(event: str, **fields: Any) -> None:
 
 
 class Formatter(logging.Formatter):
-    """A record as one line of JSON: time (UTC), level, message, subject, what `tell` was given."""
+    """A record as one line of JSON: time (UTC), level, message, subject, what `tell` was given.
+
+    URLs lose their secrets.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
@@ -71,4 +76,5 @@ class Formatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        shown = {k: redacted(v) if isinstance(v, str) else v for k, v in line.items()}
+        return json.dumps(shown, ensure_ascii=False, default=str)
