@@ -210,7 +210,7 @@ class Worker:
             return "cpu"
         import torch
 
-        return str(torch.cuda.get_device_name())
+        return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
 
     def _stage(self, name: str) -> Stage[Any]:
         """The stage, loaded; the one before it makes room."""
