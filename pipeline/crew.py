@@ -300,7 +300,10 @@ class Crew:
         return ray.remote(**options)(Worker).remote(self.manifest, resources.cpus)
 
     def _stalled(self, duty: Duty, round_: _Round) -> str:
-        names = sorted(job.shard for _, job in round_.flight.values()) or ["a worker"]
+        names = sorted(job.shard for _, job in round_.flight.values())
+        if not names:
+            left = [job.shard for job in (*round_.suspects, *round_.waiting)]
+            names = [f"room for a worker, to do {', '.join(left[:8])}{', ...' * (len(left) > 8)}"]
         lack = self.cluster.lacks(duty.resources)
         return (
             f"{duty.name}: no shard has finished for {self.cluster.stall_seconds:.0f} s; waiting "

@@ -332,7 +332,8 @@ def test_a_place_that_never_comes_free_is_told_after_the_stall(photos, tmp_path,
     holders = [Holder.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
     ray.get([holder.hold.remote() for holder in holders])
     try:
-        with pytest.raises(StageError, match="no shard has finished for 2 s; waiting for 00000"):
+        told = "no shard has finished for 2 s; waiting for room for a worker, to do 00000"
+        with pytest.raises(StageError, match=told):
             carry_out(manifest(photos, tmp_path / "r"), stall_seconds=2.0)
     finally:
         for holder in holders:
