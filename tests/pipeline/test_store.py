@@ -66,7 +66,7 @@ def test_no_changed_byte_of_a_table_is_ever_read(run, rows):
             try:
                 found = run.read_table("x.parquet", columns=columns)
             except DamagedError as error:
-                assert str(error).startswith(run.at("x.parquet"))
+                assert str(error).startswith(run.url("x.parquet"))
             else:
                 assert found.equals(table.select(columns or table.column_names))
 
