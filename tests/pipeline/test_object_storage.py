@@ -203,10 +203,7 @@ def whole(tokenizer):
             "filter": {"model": "train:both/matcher", "min_itm": 0, "dtype": "float32"},
             "export": {"human": [HUMAN], "validation": 0.3, "shard_size": 6},
         },
-        "exports": {
-            name: {"format": name}
-            for name in ("webdataset", "llava", "blip", "imagefolder", "urls")
-        },
+        "exports": {name: {"format": name} for name in ("webdataset", "llava")},
         "train": {"both": tiny},
         "evaluate": {"data": HUMAN, "models": ["train:both"]},
     }
