@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -233,15 +234,12 @@ def _stands_still(
 
 def _remove(path: str, judged: dict[str, Any]) -> None:
     """Remove a file that was judged, and not that of another who was quicker."""
-    aside = f"{path}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
-    try:
-        os.rename(path, aside)  # of several who judged it, one gets it
-    except FileNotFoundError:
-        return
-    if _read(aside).get("token") != judged.get("token"):
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, path)
-    os.unlink(aside)
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+        with contextlib.suppress(OSError):  # some shared file systems have no such lock
+            fcntl.flock(file, fcntl.LOCK_EX)  # of several who judged it, one after the other
+        is_there = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+        if is_there and _parsed(file.read()).get("token") == judged.get("token"):
+            os.unlink(path)
 
 
 def _identity() -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_what_is_switched_off_is_said(caplog: pytest.LogCaptureFixture) -> None:
         ({"source": ""}, "download.source"),
         ({"source": ()}, "download.source"),
         ({"source": ("a.csv", "")}, "download.source"),
-        ({"image_size": 0}, "download.image_size must be at least 1, got 0"),
+        ({"image_size": 0}, "download.image_size must be from 1 to 8192, got 0"),
         ({"limit": 0}, "download.limit"),
         ({"timeout": 0}, "download.timeout"),
         ({"timeout": float("nan")}, "download.timeout"),

@@ -106,7 +106,10 @@ def test_a_training_killed_as_it_ends_is_not_done_again(
     assert again.steps == again.resumed_from == first.steps
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     other = train(dataclasses.replace(config, seed=1), [pairs], out)
-    assert other.resumed_from == 0 and (out / "README.md").stat().st_mtime_ns != before[out]
+    assert (
+        other.resumed_from == 0
+        and (out / "README.md").stat().st_mtime_ns != before[out / "README.md"]
+    )
 
 
 def test_the_seed_decides_the_weights(tokenizer: str, pairs: str, tmp_path: Path) -> None:
