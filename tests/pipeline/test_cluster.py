@@ -38,6 +38,11 @@ def _tell(what):
 def _spied(self, name, shard, *more):
     time.sleep(0.3)
     _tell(f"{name} {shard}")
+    spy, end = _pathlib.Path(os.environ["CAPFILT_SPY"]), time.monotonic() + 200
+    while name == "clean" and time.monotonic() < end:
+        if len({path.name.split()[2] for path in spy.glob("clean*")}) > 1:
+            break  # the node that joined is at work
+        time.sleep(0.1)
     return _work(self, name, shard, *more)
 
 
