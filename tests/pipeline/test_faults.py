@@ -459,7 +459,7 @@ def test_ctrl_c_and_the_death_of_ray_leave_a_run_that_goes_on(done, photos, tmp_
 
     quick = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
     process = start(path, env={**os.environ, **quick}, stdout=subprocess.DEVNULL)
-    wait_for(process, folder, "pool/00001.parquet")
+    wait_for(process, folder, "annotations/*/0*.parquet")
     os.kill(children(process.pid)["raylet"], signal.SIGKILL)
     _, error = process.communicate(timeout=90)
     if process.returncode:  # workers go on for seconds, and may have done all that was left
