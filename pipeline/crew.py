@@ -141,19 +141,27 @@ class Crew:
 
         Raises:
             CrewError: No node has room for one, or Ray has died.
-            RayError: What the method raised, or both died.
+            RayError: What the method raised, or more died than there were.
         """
         workers = self.hold(name, resources, 1)
         called = {worker.ready.remote(): index for index, worker in enumerate(workers)}
-        found, _ = ray.wait(list(called), num_returns=1)
-        index = called[found[0]]
-        try:
-            return ray.get(getattr(workers[index], method).remote(*arguments))
-        except RayTaskError:
-            raise
-        except RayError:
-            workers[index] = self._replace(workers[index], name, resources)
-            return ray.get(getattr(workers[index], method).remote(*arguments))
+        lost = 0
+        while True:
+            found, _ = ray.wait(list(called), num_returns=1)
+            index = called.pop(found[0])
+            try:
+                ray.get(found[0])
+                return ray.get(getattr(workers[index], method).remote(*arguments))
+            except RayTaskError:
+                raise
+            except RayError:
+                # One that had died with its node before, or that the method ends. The others are
+                # asked first: there may be no room for the one in its place.
+                lost += 1
+                if lost > len(workers):
+                    raise
+                workers[index] = self._replace(workers[index], name, resources)
+                called[workers[index].ready.remote()] = index
 
     def carry_out(
         self, duty: Duty, shards: Sequence[str], told: Callable[[dict[str, Any]], None]
