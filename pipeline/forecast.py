@@ -17,7 +17,7 @@ from models.operations import Shape
 from pipeline.plan import Plan
 from pipeline.rates import CPU, NOTHING, Becomes, Bounds, Rate, Rates
 from pipeline.summary import PART_ROWS
-from stages.base import GlobalStage, ModelConfig
+from stages.base import ClusteredStage, GlobalStage, ModelConfig
 from stages.download import DownloadStage
 from stages.export import ExportStage
 from stages.select import BY_SHARE
@@ -280,7 +280,7 @@ def _summary(
 ) -> Step:
     """The line of what a global stage decides over the whole pool, in one process or in parts."""
     stage: Any = plan.stage(name)
-    in_parts = stage.meets != "all" and rows.likely > PART_ROWS
+    in_parts = stage.in_parts and rows.likely > PART_ROWS
     step = _step(
         f"{name} summary",
         rows,
@@ -293,7 +293,7 @@ def _summary(
     memory = rows.times(SUMMARY_BYTES)
     if in_parts:
         most = PART_ROWS * SUMMARY_BYTES
-        points = rows.times(POINT_BYTES if stage.meets == "clusters" else 0)
+        points = rows.times(POINT_BYTES if isinstance(stage, ClusteredStage) else 0)
         memory = Bounds(most, most, most).or_more(points)
     return dataclasses.replace(step, memory=memory)
 

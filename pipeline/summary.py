@@ -5,11 +5,11 @@ run that is killed goes on where it was. Rows are numbered through the pool; a *
 shards. `write` puts the rows of a table that go to one task of the next step into one row group, so
 that it reads those alone.
 
-    lines       group -> what `GlobalStage.lines` gives, by key
-    reduce      keys -> what `GlobalStage.reduce` gives, by group
+    lines       group -> what `KeyedStage.lines` gives, by key
+    reduce      keys -> what `KeyedStage.reduce` gives, by group
     conclude    group -> the summary of its shards
 
-    ties        group -> what `GlobalStage.ties` gives, by key, and `points`
+    ties        group -> what `ClusteredStage.ties` gives, by key, and `points`
     edges       keys -> the rows that they link
     clusters    all edges -> the clusters, packed into bins of a part's size; one task
     rows        group -> the rows of clusters, by bin
@@ -36,7 +36,7 @@ from pipeline.plan import Plan
 from pipeline.seal import seal_parquet
 from pipeline.store import Run
 from pipeline.verdicts import Mask, judge, measured_table
-from stages.base import GlobalStage
+from stages.base import ClusteredStage, GlobalStage
 from stages.download import DownloadStage
 
 __all__ = ["PART_ROWS", "Summary", "laid_out", "scatter"]
@@ -53,10 +53,8 @@ NEAR_PARTS = 64
 GROUP_MOST = 2**24
 """Rows of a row group of Parquet."""
 
-STEPS = {
-    "keys": ("lines", "reduce", "conclude"),
-    "clusters": ("ties", "edges", "clusters", "rows", "decide", "conclude"),
-}
+KEY_STEPS = ("lines", "reduce", "conclude")
+CLUSTER_STEPS = ("ties", "edges", "clusters", "rows", "decide", "conclude")
 
 Int64s = npt.NDArray[np.int64]
 
@@ -97,7 +95,7 @@ class Summary:
         stage, config = plan.stage(name), plan.manifest.stages[DownloadStage.name]
         assert isinstance(stage, GlobalStage)
         most = len(shards) * config.shard_size  # type: ignore[attr-defined]
-        if stage.meets == "all" or most <= PART_ROWS:
+        if not stage.in_parts or most <= PART_ROWS:
             return None
         sizes = {"part_rows": PART_ROWS, "group_rows": min(GROUP_ROWS, PART_ROWS)}
         found = cls(run=run, plan=plan, name=name, shards=shards, **sizes)
@@ -116,7 +114,7 @@ class Summary:
 
     def steps(self) -> Iterator[tuple[str, list[str]]]:
         """Each step with the tasks that it has left; the tasks of one are known when it comes."""
-        for step in STEPS[self.stage.meets]:
+        for step in CLUSTER_STEPS if self._has_clusters else KEY_STEPS:
             there = set(self.run.names(*self._at()))
             number = self._tasks(step)
             names = [f"{step}:{task:05d}" for task in range(number)]
@@ -162,6 +160,10 @@ class Summary:
     def parts(self) -> int:
         """Into how many parts the keys fall: more than the rows do, since a row has many."""
         return -(-4 * len(self.shards) * self.shard_rows // self.part_rows)
+
+    @property
+    def _has_clusters(self) -> bool:
+        return isinstance(self.stage, ClusteredStage)
 
     @property
     def _group_shards(self) -> int:
@@ -227,7 +229,7 @@ class Summary:
         return int(found.num_rows)
 
     def _conclude(self, group: int) -> int:
-        if self.stage.meets == "clusters":
+        if self._has_clusters:
             return self._conclude_clusters(group)
         rows, numbers = self._measured(group)
         found = self._gather("reduce", self.parts, group)

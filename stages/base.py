@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,9 @@ from models.weights import Dtype, device_of, pinned, revision_of
 
 __all__ = [
     "CRASHED",
+    "ClusteredStage",
     "GlobalStage",
+    "KeyedStage",
     "ModelConfig",
     "Resources",
     "Stage",
@@ -263,9 +265,6 @@ class Stage(ABC, Generic[ConfigT]):
 class GlobalStage(Stage[ConfigT]):
     """A stage whose verdict on a row depends on the whole pool: clusters, counts, choice.
 
-    Where the pool is too large for one process, it is summarised in parts, if `meets` says how
-    rows are brought together, with the same result.
-
     Attributes:
         summary: The columns that `summarize` gives for each live row, uid left out.
     """
@@ -273,14 +272,9 @@ class GlobalStage(Stage[ConfigT]):
     summary: ClassVar[pa.Schema]
 
     @property
-    def meets(self) -> Literal["all", "clusters", "keys"]:
-        """Which rows bear on one another.
-
-        clusters: those that `ties` and `near` link, directly or through others, so that each
-        cluster is summarised by itself. keys: those whose `lines` have a key in common, so that
-        the lines of each key are reduced by themselves. all: any, in one process.
-        """
-        return "all"
+    def in_parts(self) -> bool:
+        """Whether a pool too large for one process may be summarised in parts."""
+        return False
 
     @classmethod
     def columns(cls) -> pa.Schema:
@@ -299,8 +293,21 @@ class GlobalStage(Stage[ConfigT]):
             every order of the shards.
         """
 
+
+class ClusteredStage(GlobalStage[ConfigT]):
+    """A global stage in which rows bear on one another that `ties` and `near` link.
+
+    Directly or through others: each cluster of them can be summarised by itself.
+    """
+
+    @property
+    def in_parts(self) -> bool:
+        """Always."""
+        return True
+
+    @abstractmethod
     def ties(self, rows: pa.Table) -> pa.Table:
-        """What links rows into clusters; for clusters.
+        """What links rows into clusters.
 
         Args:
             rows: uid and `writes` of n live rows.
@@ -309,24 +316,31 @@ class GlobalStage(Stage[ConfigT]):
             row, a position from 0, and key, uint64: rows that bear on one another have a key in
             common, or hashes that are `near`. Too many links do no harm, a missing one does.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def points(self, rows: pa.Table) -> pa.Table:
-        """The row and the hash, uint64, of those of n live rows that may be near; for clusters.
+        """The row and the hash, uint64, of those of n live rows that may be near.
 
         Rows of equal hashes have a key of `ties` in common.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def near(self, hashes: UInt64s, part: int, parts: int) -> Iterator[tuple[Int64s, Int64s]]:
-        """Pairs of positions of distinct hashes that are near; for clusters.
+        """Pairs of positions of distinct hashes that are near.
 
         Every pair comes in one of the parts 0, 1, ..., or in several.
         """
-        raise NotImplementedError
 
+
+class KeyedStage(GlobalStage[ConfigT]):
+    """A global stage in which rows bear on one another whose `lines` have a key in common.
+
+    Where `in_parts` holds, the lines of each key can be reduced by themselves.
+    """
+
+    @abstractmethod
     def lines(self, rows: pa.Table) -> pa.Table:
-        """What `reduce` needs; for keys.
+        """What `reduce` needs.
 
         Args:
             rows: uid and `writes` of n live rows.
@@ -334,10 +348,10 @@ class GlobalStage(Stage[ConfigT]):
         Returns:
             row, a position from 0, key, uint64, and further columns.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def reduce(self, lines: pa.Table) -> pa.Table:
-        """What follows for rows from all lines of some keys; for keys.
+        """What follows for rows from all lines of some keys.
 
         Args:
             lines: As of `lines`; the rows are numbered through the whole pool.
@@ -345,10 +359,10 @@ class GlobalStage(Stage[ConfigT]):
         Returns:
             row, and further columns.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def conclude(self, rows: pa.Table, found: pa.Table) -> pa.Table:
-        """The summary of rows from what follows for them; for keys.
+        """The summary of rows from what follows for them.
 
         Args:
             rows: uid and `writes` of n live rows.
@@ -357,4 +371,3 @@ class GlobalStage(Stage[ConfigT]):
         Returns:
             As of `summarize`.
         """
-        raise NotImplementedError

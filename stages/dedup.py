@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from models.minhash import caption_centres, minhash, shingles
 from models.neighbours import Near, image_centres, near_between, near_pairs
 from models.text import caption_key
 from stages import digests
-from stages.base import GlobalStage, StageConfig, threshold
+from stages.base import ClusteredStage, StageConfig, threshold
 from stages.evaluation import EvaluationImages, content
 from stages.fingerprints import NUM_PERM, PRINTS, WRITES, Fingerprints, ImagePrints
 from stages.schema import web_captions
@@ -119,7 +119,7 @@ class DedupConfig(StageConfig):
         return [content(path) for path in self.against]
 
 
-class DedupStage(GlobalStage[DedupConfig]):
+class DedupStage(ClusteredStage[DedupConfig]):
     """Exact and near-identical images, images of evaluation sets, and captions on many images.
 
     Rows are one image when they share a URL or the bytes that were downloaded, directly or through
@@ -193,11 +193,6 @@ class DedupStage(GlobalStage[DedupConfig]):
             ),
         ]
         return pa.table(columns, schema=self.writes)
-
-    @property
-    def meets(self) -> Literal["clusters"]:
-        """Rows without a URL, bytes, a caption or a hash like another's change no other row."""
-        return "clusters"
 
     def ties(self, rows: pa.Table) -> pa.Table:
         """The first 64 bits of all that rows may share, and the bands of their captions."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.nouns import NounPhrases, PhraseForm, revision
-from stages.base import GlobalStage, StageConfig, threshold
+from stages.base import KeyedStage, StageConfig, threshold
 from stages.schema import web_captions
 
 __all__ = ["SelectConfig", "SelectStage", "coverage", "histogram"]
@@ -135,7 +135,7 @@ class SelectConfig(StageConfig):
         return {} if self.score is None else {"score": self.score}
 
 
-class SelectStage(GlobalStage[SelectConfig]):
+class SelectStage(KeyedStage[SelectConfig]):
     """A subset in which rare concepts keep all their rows and common ones are sampled.
 
     Phrases are taken from the least frequent up, equal frequencies in the order of their bytes.
@@ -192,11 +192,9 @@ class SelectStage(GlobalStage[SelectConfig]):
         return [list(dict.fromkeys(chain(*some))) if some else None for some in lists]
 
     @property
-    def meets(self) -> Literal["all", "keys"]:
-        """Phrases apart, where none asks which rows a rarer one has brought in."""
-        config = self.config
-        is_literal = config.method == "noun_phrases" and config.variant == "literal"
-        return "keys" if is_literal else "all"
+    def in_parts(self) -> bool:
+        """Phrases come apart where none asks which rows a rarer one has brought in."""
+        return self.config.method == "noun_phrases" and self.config.variant == "literal"
 
     def lines(self, rows: pa.Table) -> pa.Table:
         """The row, the phrase and the hash of the uid of each mention; the key is the phrase's."""
