@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,11 @@ from scipy.sparse.csgraph import connected_components
 from pipeline.plan import Plan
 from pipeline.seal import seal_parquet
 from pipeline.store import Run
-from pipeline.verdicts import Mask, judge, measured_table
+from pipeline.verdicts import Mask, crashed_rows, judge, measured_table
 from stages.base import ClusteredStage, GlobalStage
 from stages.download import DownloadStage
 
-__all__ = ["PART_ROWS", "Summary", "laid_out", "scatter"]
+__all__ = ["PART_ROWS", "Summary", "laid_out", "measured", "scatter"]
 
 PART_ROWS = 2_000_000
 """Rows that one process summarises; more are done in parts."""
@@ -178,22 +178,15 @@ class Summary:
 
     # What both ways share
 
-    def _live(self, group: int) -> Iterator[tuple[str, Mask, pa.Table]]:
-        """Each shard of a group, which of its rows are live, and what was measured of these."""
-        columns = ["uid", *self.stage.writes.names]
-        for shard in self.groups[group]:
-            found = judge(self.run, self.plan, shard, self.plan.before(self.name))
-            table = measured_table(self.run, self.plan, self.name, shard, found.uids)
-            yield shard, found.live, table.select(columns).filter(pa.array(found.live))
-
-    def _measured(self, group: int) -> tuple[pa.Table, Int64s]:
-        """The live rows of a group and their numbers."""
+    def _measured(self, group: int) -> _Group:
         first = group * self._group_shards
-        tables, numbers = [], []
-        for index, (_, live, table) in enumerate(self._live(group), first):
+        masks, tables, numbers = {}, [], []
+        for index, shard in enumerate(self.groups[group], first):
+            masks[shard], table = measured(self.run, self.plan, self.name, shard)
             tables.append(table)
-            numbers.append(np.flatnonzero(live) + index * self.shard_rows)
-        return pa.concat_tables(tables).combine_chunks(), np.concatenate(numbers)
+            numbers.append(np.flatnonzero(masks[shard]) + index * self.shard_rows)
+        rows = pa.concat_tables(tables).combine_chunks()
+        return _Group(masks=masks, rows=rows, numbers=np.concatenate(numbers))
 
     def _group_of(self, numbers: Int64s) -> Int64s:
         return numbers // (self._group_shards * self.shard_rows)
@@ -205,23 +198,18 @@ class Summary:
         part = (np.asarray(lines["key"]) >> np.uint64(32)) % np.uint64(self.parts)
         self._write(step, group, lines, part.astype(np.int64))
 
-    def _summarized(self, group: int, summary: pa.Table) -> int:
-        """Write the summary of a group's live rows, a file a shard."""
-        start = 0
-        for shard in self.groups[group]:
-            live = judge(self.run, self.plan, shard, self.plan.before(self.name)).live
-            part = summary.slice(start, int(live.sum()))
-            start += part.num_rows
-            scatter(self.run, self.plan, self.name, shard, live, part)
-        self._write("conclude", group, pa.table({"rows": [start]}), np.zeros(1, np.int64))
-        return start
+    def _summarized(self, group: int, masks: Mapping[str, Mask], summary: pa.Table) -> int:
+        """Write the summary of a group's rows, and last how many there are."""
+        rows = scatter(self.run, self.plan, self.name, masks, summary)
+        self._write("conclude", group, pa.table({"rows": [rows]}), np.zeros(1, np.int64))
+        return rows
 
     # By keys
 
     def _lines(self, group: int) -> int:
-        rows, numbers = self._measured(group)
-        self._by_key("lines", group, self.stage.lines(rows), numbers)
-        return rows.num_rows
+        found = self._measured(group)
+        self._by_key("lines", group, self.stage.lines(found.rows), found.numbers)
+        return found.rows.num_rows
 
     def _reduce(self, part: int) -> int:
         found = self.stage.reduce(self._gather("lines", len(self.groups), part))
@@ -231,20 +219,20 @@ class Summary:
     def _conclude(self, group: int) -> int:
         if self._has_clusters:
             return self._conclude_clusters(group)
-        rows, numbers = self._measured(group)
+        live = self._measured(group)
         found = self._gather("reduce", self.parts, group)
-        found = _with_row(found, np.searchsorted(numbers, np.asarray(found["row"])))
-        return self._summarized(group, self.stage.conclude(rows, found))
+        found = _with_row(found, np.searchsorted(live.numbers, np.asarray(found["row"])))
+        return self._summarized(group, live.masks, self.stage.conclude(live.rows, found))
 
     # By clusters
 
     def _ties(self, group: int) -> int:
-        rows, numbers = self._measured(group)
-        points = self.stage.points(rows)
-        points = _with_row(points, numbers[np.asarray(points["row"])])
+        found = self._measured(group)
+        points = self.stage.points(found.rows)
+        points = _with_row(points, found.numbers[np.asarray(points["row"])])
         self._write("points", group, points, np.zeros(len(points), np.int64))
-        self._by_key("ties", group, self.stage.ties(rows), numbers)
-        return rows.num_rows
+        self._by_key("ties", group, self.stage.ties(found.rows), found.numbers)
+        return found.rows.num_rows
 
     def _edges(self, part: int) -> int:
         ties = self._gather("ties", len(self.groups), part)
@@ -294,10 +282,11 @@ class Summary:
         return bins
 
     def _rows(self, group: int) -> int:
-        rows, numbers = self._measured(group)
-        bins = self._bins(group, numbers)
+        found = self._measured(group)
+        bins = self._bins(group, found.numbers)
         has_bin = bins >= 0
-        rows = rows.filter(pa.array(has_bin)).append_column("row", pa.array(numbers[has_bin]))
+        rows = found.rows.filter(pa.array(has_bin))
+        rows = rows.append_column("row", pa.array(found.numbers[has_bin]))
         self._write("rows", group, rows, bins[has_bin])
         return int(has_bin.sum())
 
@@ -317,14 +306,14 @@ class Summary:
         return int(found.num_rows)
 
     def _conclude_clusters(self, group: int) -> int:
-        rows, numbers = self._measured(group)
-        bins = self._bins(group, numbers)
-        alone = self.stage.summarize(iter([rows.filter(pa.array(bins < 0))]))
-        alone = alone.append_column("row", pa.array(numbers[bins < 0]))
+        found = self._measured(group)
+        bins = self._bins(group, found.numbers)
+        alone = self.stage.summarize(iter([found.rows.filter(pa.array(bins < 0))]))
+        alone = alone.append_column("row", pa.array(found.numbers[bins < 0]))
         decided = (self._read("decide", one, group) for one in range(self._tasks("decide")))
         both = pa.concat_tables([alone, *decided])
         order: Any = np.argsort(np.asarray(both["row"]))
-        return self._summarized(group, both.take(order).drop_columns("row"))
+        return self._summarized(group, found.masks, both.take(order).drop_columns("row"))
 
     # Files
 
@@ -363,6 +352,15 @@ class Summary:
             return parquet.read_row_groups(groups).replace_schema_metadata()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """The rows of a group that are summarised: which of each shard, measured, and numbered."""
+
+    masks: Mapping[str, Mask]
+    rows: pa.Table
+    numbers: Int64s
+
+
 class _Forest:
     """Which rows are linked, directly or through others; memory in proportion to these."""
 
@@ -383,12 +381,34 @@ class _Forest:
         self.root = self.row[np.unique(label, return_index=True)[1]][label]
 
 
-def scatter(run: Run, plan: Plan, name: str, shard: str, live: Mask, summary: pa.Table) -> None:
-    """Commit the summary of the live rows of a shard, laid out over all its rows.
+def measured(run: Run, plan: Plan, name: str, shard: str) -> tuple[Mask, pa.Table]:
+    """Which rows of a shard a global stage decides over, and what it measured of these.
+
+    They are the live ones, without those that crash.
+    """
+    found = judge(run, plan, shard, plan.before(name))
+    table = measured_table(run, plan, name, shard, found.uids)
+    mask = found.live & ~crashed_rows(table)
+    columns = ["uid", *plan.stage(name).writes.names]
+    return mask, table.select(columns).filter(pa.array(mask))
+
+
+def scatter(run: Run, plan: Plan, name: str, masks: Mapping[str, Mask], summary: pa.Table) -> int:
+    """Commit the summary of some rows of each shard, in order; how many rows they are.
 
     Raises:
         ValueError: It is not in the order of these rows.
     """
+    start = 0
+    for shard, mask in masks.items():
+        part = summary.slice(start, int(mask.sum()))
+        start += part.num_rows
+        _scatter(run, plan, name, shard, mask, part)
+    return start
+
+
+def _scatter(run: Run, plan: Plan, name: str, shard: str, live: Mask, summary: pa.Table) -> None:
+    """Commit the summary of the live rows of a shard, laid out over all its rows."""
     uids = run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
     if not summary["uid"].equals(uids.filter(pa.array(live))):
         raise ValueError(f"{name}: its summary is not in the order of the rows given")

@@ -19,7 +19,7 @@ from pipeline import export, journal, pool
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.store import Run
-from pipeline.summary import Summary, laid_out, scatter
+from pipeline.summary import Summary, laid_out, measured, scatter
 from pipeline.telemetry import Meter
 from pipeline.verdicts import (
     DIGEST,
@@ -181,23 +181,17 @@ class Worker:
         started, began = time.perf_counter(), time.process_time()
         stage = self.plan.stage(name)
         assert isinstance(stage, GlobalStage)
-        live: dict[str, Mask] = {}
+        masks: dict[str, Mask] = {}
 
         def tables() -> Iterator[pa.Table]:
             for shard in shards:
-                found = judge(self.run, self.plan, shard, self.plan.before(name))
-                table = measured_table(self.run, self.plan, name, shard, found.uids)
-                live[shard] = found.live & ~crashed_rows(table)
-                yield table.select(["uid", *stage.writes.names]).filter(pa.array(live[shard]))
+                masks[shard], table = measured(self.run, self.plan, name, shard)
+                yield table
 
         summary = stage.summarize(tables())
-        expected = sum(int(mask.sum()) for mask in live.values())
+        expected = sum(int(mask.sum()) for mask in masks.values())
         assert summary.num_rows == expected, f"{name}: {summary.num_rows} rows for {expected}"
-        start = 0
-        for shard in shards:
-            part = summary.slice(start, int(live[shard].sum()))
-            start += part.num_rows
-            scatter(self.run, self.plan, name, shard, live[shard], part)
+        scatter(self.run, self.plan, name, masks, summary)
         return {
             "rows": expected,
             "seconds": time.perf_counter() - started,

@@ -22,6 +22,7 @@ from pipeline.session import Session
 from pipeline.store import Run
 from pipeline.summary import Summary
 from pipeline.worker import Worker
+from stages.base import CRASHED
 from stages.dedup import DedupConfig, DedupStage
 from stages.schema import POOL, uid_of
 from stages.select import SelectConfig, SelectStage
@@ -124,7 +125,19 @@ def tables(run, plan, name):
     return [run.read_table(*folder, f"{shard}.parquet") for shard in run.shards(*folder)]
 
 
-def both_ways(name, config, rows, part_rows, group_rows):
+def crash(run, plan, name):
+    """Let every fifth row of the first shard be one that crashes."""
+    path = (*plan.folder(name), "00000.parquet")
+    table = run.read_table(*path)
+    crashed = np.arange(len(table)) % 5 == 0
+    kept = pa.array(np.arange(len(table)), mask=crashed)
+    for position, column in enumerate(table.schema.names):
+        if column not in ("uid", "measured"):
+            table = table.set_column(position, column, table[column].combine_chunks().take(kept))
+    run.write_table(table.append_column(CRASHED, pa.array(crashed)), *path)
+
+
+def both_ways(name, config, rows, part_rows, group_rows, crashes=False):
     """The summary of one process, and the one in parts."""
     root = Path(tempfile.mkdtemp(prefix="summary-"))
     try:
@@ -133,6 +146,8 @@ def both_ways(name, config, rows, part_rows, group_rows):
             config = {"model": str(root / "pipeline"), **config}
         run, plan = make(root / "run", name, config, rows)
         shards = run.shards("pool")
+        if crashes:
+            crash(run, plan, name)
         worker = Worker(plan.manifest, threads=None)
         whole = worker.summarize(name, shards)
         expected = tables(run, plan, name)
@@ -160,11 +175,12 @@ def both_ways(name, config, rows, part_rows, group_rows):
     part_rows=st.integers(1, SHARD),
     group_rows=st.integers(1, 30),
     most=st.sampled_from((1, 10)),
+    crashes=st.booleans(),
 )
-def test_dedup_in_parts(seed, number, part_rows, group_rows, most):
+def test_dedup_in_parts(seed, number, part_rows, group_rows, most, crashes):
     rows = dedup_rows(random.Random(seed), number)
     config = {"max_images_per_caption": most, "max_captions_per_image": 2}
-    whole, parts = both_ways("dedup", config, rows, part_rows, group_rows)
+    whole, parts = both_ways("dedup", config, rows, part_rows, group_rows, crashes)
     assert parts == whole
 
 
@@ -175,11 +191,12 @@ def test_dedup_in_parts(seed, number, part_rows, group_rows, most):
     part_rows=st.integers(1, SHARD),
     group_rows=st.integers(1, 30),
     most=st.integers(1, 5),
+    crashes=st.booleans(),
 )
-def test_select_in_parts(seed, number, part_rows, group_rows, most):
+def test_select_in_parts(seed, number, part_rows, group_rows, most, crashes):
     rows = select_rows(random.Random(seed), number)
     config = {"max_per_phrase": most, "min_frequency": 2}
-    whole, parts = both_ways("select", config, rows, part_rows, group_rows)
+    whole, parts = both_ways("select", config, rows, part_rows, group_rows, crashes)
     assert parts == whole
 
 
