@@ -6,12 +6,16 @@ import hashlib
 import io
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from pipeline.store import Run
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 
@@ -57,6 +61,19 @@ def photo_folder(folder: Path, number: int, captions: bool = True) -> Path:
             )
             (folder / f"{index:04d}.txt").write_text(text)
     return folder
+
+
+def measure(run: Run, content: dict[str, Any]) -> None:
+    """Carry out the stages of a manifest over a pool of one shard, without Ray."""
+    from pipeline.manifest import Manifest
+    from pipeline.worker import Worker
+
+    run.write_json({"manifest": content}, "run.json")
+    worker = Worker(Manifest.parse(content))
+    for name in ("clean", "dedup", "caption", "filter"):
+        worker.work(name, "00000")
+        if name == "dedup":
+            worker.summarize(name, ["00000"])
 
 
 def photo_manifest(folder: Path, number: int, shard_size: int) -> Path:
@@ -107,9 +124,7 @@ def small_run(folder: Path, models: Path) -> Path:
     web/good.jpg and its copy web/copy.jpg, web/name.jpg whose caption is a file's name, and
     web/gone.jpg that could not be downloaded.
     """
-    from pipeline.manifest import Manifest
     from pipeline.store import Run
-    from pipeline.worker import Worker
     from stages.schema import POOL, uid_of
 
     captions = {
@@ -151,10 +166,5 @@ def small_run(folder: Path, models: Path) -> Path:
             "export": {},
         },
     }
-    run.write_json({"manifest": content}, "run.json")
-    worker = Worker(Manifest.parse(content))
-    for name in ("clean", "dedup", "caption", "filter"):
-        worker.work(name, "00000")
-        if name == "dedup":
-            worker.summarize(name, ["00000"])
+    measure(run, content)
     return folder

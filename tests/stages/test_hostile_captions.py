@@ -22,13 +22,11 @@ from models.nouns import NounPhrases
 from models.text import normalize
 from pipeline.evidence import evidence
 from pipeline.inspect import write_verdicts
-from pipeline.manifest import Manifest
 from pipeline.session import write_report
 from pipeline.status import open_plan
 from pipeline.store import Run
 from pipeline.tables import put, sample_tables
 from pipeline.verdicts import verdict_table
-from pipeline.worker import Worker
 from stages import sources
 from stages.clean import CleanConfig, CleanStage
 from stages.dedup import DedupConfig, DedupStage
@@ -37,7 +35,7 @@ from stages.download import DownloadConfig
 from stages.export import ExportConfig, ExportStage
 from stages.formats import FORMATS, Shard
 from stages.schema import POOL, uid_of
-from tests.fakes import SHARED, jpeg, tiny_blip
+from tests.fakes import SHARED, jpeg, measure, tiny_blip
 
 MEGA = 1_000_000
 FORMULAS = ("=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1")
@@ -127,12 +125,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Run:
             "filter": {"model": str(models / "matcher"), "min_itm": 0},
         },
     }
-    run.write_json({"manifest": content}, "run.json")
-    worker = Worker(Manifest.parse(content))
-    for name in ("clean", "dedup", "caption", "filter"):
-        worker.work(name, "00000")
-        if name == "dedup":
-            worker.summarize(name, ["00000"])
+    measure(run, content)
     return run
 
 
