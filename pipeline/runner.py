@@ -280,7 +280,8 @@ class Runner:
             except RayError as error:
                 cause = getattr(error, "cause", None)
                 raise StageError(f"{name}: its summary failed: {error}") from (cause or error)
-        self.run.write_json({**result, "reached": reached}, *folder, "_summary.json")
+        mark = {**result, "reached": reached, "shards": len(shards)}
+        self.run.write_json(mark, *folder, "_summary.json")
         if parts:
             parts.remove()
 

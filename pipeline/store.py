@@ -186,9 +186,10 @@ class Run:
         return sorted(found)
 
     def _promised(self, *parts: str) -> set[str]:
-        """The shards that the mark of a whole folder, of a stage or an export, says it holds."""
-        if number := self.read_mark(*parts, "_stage.json").get("shards", 0):
-            return {f"{index:05d}" for index in range(number)}
+        """The shards that the mark of a whole folder says it holds."""
+        for mark in ("_stage.json", "_summary.json"):
+            if number := self.read_mark(*parts, mark).get("shards", 0):
+                return {f"{index:05d}" for index in range(number)}
         files = self.read_mark(*parts, "manifest.json").get("files", ())
         names = (file["name"] for file in files)
         return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}

@@ -33,13 +33,11 @@ class Faults:
         rate: The share of requests with a fault.
         lag: Seconds for which a listing does not show a new key.
         page: The most keys of a listing; None leaves that to the server.
-        seed: Of the faults.
     """
 
     rate: float = 0.0
     lag: float = 0.0
     page: int | None = None
-    seed: int = 0
 
 
 @dataclass
@@ -82,7 +80,7 @@ def storage(faults: Faults | None = None) -> Iterator[Storage]:
     behind.start()
     host, port = behind.get_host_and_port()
     found = Storage("", faults or Faults())
-    draw, guard = random.Random(found.faults.seed), threading.Lock()
+    draw, guard = random.Random(0), threading.Lock()
 
     class Proxy(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
