@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 import fsspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import seal
@@ -255,7 +256,7 @@ def read_json(path: str, images: str | None = None) -> list[Sample]:
 
 def read_folder(folder: str) -> list[Sample]:
     """The images of a folder of folders, each named as the label of its images, in order."""
-    fs, top = fsspec.core.url_to_fs(folder)
+    fs, top = fsspec.core.url_to_fs(folder, use_listings_cache=False)
     is_here = "file" in fs.protocol
     return [
         Sample(path if is_here else fs.unstrip_protocol(path), (), path.rsplit("/", 2)[-2])
@@ -266,7 +267,7 @@ def read_folder(folder: str) -> list[Sample]:
 
 def is_folder(path: str) -> bool:
     """Whether a path or URL is a folder."""
-    fs, found = fsspec.core.url_to_fs(path)
+    fs, found = fsspec.core.url_to_fs(path, use_listings_cache=False)
     return bool(fs.isdir(found))
 
 
@@ -293,17 +294,16 @@ def files_of(source: Source) -> list[str]:
         ValueError: There is none.
     """
     fs, path = fsspec.core.url_to_fs(source.path, use_listings_cache=False)
-    if fs.isdir(path):
-        names = Run(source.path).shards()
-        found = [
-            f"{path.rstrip('/')}/{name}.parquet"
-            for name in names
-            if not name.startswith(f"{VALIDATION}-")
-        ]
+    if fs.isfile(path):
+        found = [path]
     elif "*" in path or "?" in path:
         found = sorted(fs.glob(path))
     else:
-        found = [path] if fs.exists(path) else []
+        found = [
+            f"{path.rstrip('/')}/{name}.parquet"
+            for name in Run(source.path).shards()
+            if not name.startswith(f"{VALIDATION}-")
+        ]
     if not found:
         raise ValueError(f"train.data: no file {source.path}")
     is_local = "file" in fs.protocol if isinstance(fs.protocol, tuple) else fs.protocol == "file"
@@ -345,12 +345,16 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file, local or at any fsspec URL; one of a run is checked as it is read.
 
     Raises:
-        ValueError: It is one of a run, and not as it was written.
+        ValueError: It is no Parquet file, or one of a run and not as it was written.
     """
     with fsspec.open(path, "rb") as file:
         if not seal.is_sealed(file):
             file.seek(0)
-            yield pq.ParquetFile(file)
+            try:
+                opened = pq.ParquetFile(file)
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{path}: not a Parquet file: {error}") from error
+            yield opened
             return
         try:
             yield seal.open_parquet(file)

@@ -248,7 +248,7 @@ def test_a_whole_run_on_s3_is_the_run_on_disk(store, tmp_path):
     files.pipe("bucket/m.yaml", yaml.safe_dump(content, sort_keys=False).encode())
     here = capfilt("run", "s3://bucket/m.yaml", "--run", str(tmp_path / "run"), "--workers", "2")
     assert here.returncode == 0, here.stderr
-    store.faults.__dict__.update(Faults(rate=0.005, lag=1.0, page=5).__dict__)
+    store.faults.__dict__.update(Faults(rate=0.005, lag=5.0, page=5).__dict__)
     there = capfilt("run", "s3://bucket/m.yaml", "--workers", "2")
     assert there.returncode == 0, there.stdout + there.stderr
     assert sum(store.failed.values()) > 0

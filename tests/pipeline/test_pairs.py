@@ -306,6 +306,12 @@ def test_a_source_that_is_nowhere_is_refused(tmp_path: Path) -> None:
             Pairs([Source(path=str(path))])
 
 
+def test_a_file_that_is_not_the_parquet_it_is_called_is_refused_by_name(tmp_path: Path) -> None:
+    (path := tmp_path / "x.parquet").write_bytes(b"not Parquet at all")
+    with pytest.raises(ValueError, match=r"x\.parquet: not a Parquet file"):
+        Pairs([Source(path=str(path))])
+
+
 def test_the_fingerprint_of_a_file_is_its_content(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{}")
     before = fingerprint_of(str(tmp_path / "a.jsonl"))
