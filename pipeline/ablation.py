@@ -36,7 +36,8 @@ from pipeline.demo.server import SiteServer
 from pipeline.manifest import A_NAME, Manifest, ManifestError, is_name
 from pipeline.progress import Progress
 from pipeline.session import Session, write_report
-from pipeline.store import Run
+from pipeline.status import open_plan
+from pipeline.store import ABLATION, Run
 
 __all__ = ["Ablation", "Table", "collect", "estimate"]
 
@@ -169,6 +170,13 @@ class Ablation:
                 ):
                     session.run()
                 write_report(session.runner.run, session.runner.plan)
+
+    def publish(self, found: Mapping[str, Any]) -> None:
+        """Show the tables, as `collect` gives them, in the reports of the runs."""
+        for seed in self.seeds:
+            run = Run(self.folder(seed))
+            run.write_json(found, ABLATION)
+            write_report(run, open_plan(run))
 
     def _manifest(self, seed: int, chain: str, web: Path) -> Manifest:
         models = (drawn.SHIPPED / "captioner", drawn.SHIPPED / "matcher")

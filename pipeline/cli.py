@@ -414,6 +414,7 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
     ablation = Ablation.load(options.ablation, options.run)
     ablation.carry_out(options.workers, Progress(console, options.quiet or options.json))
     found = collect(ablation)
+    ablation.publish(found)
     path = write(ablation.run, found)
     if options.json:
         console.print_json(json.dumps(found))

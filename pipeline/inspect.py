@@ -20,7 +20,7 @@ from pipeline.manifest import REVIEWS, STAGES
 from pipeline.plan import Plan
 from pipeline.seal import CHANGED
 from pipeline.status import funnel, open_plan
-from pipeline.store import OWN, DamagedError, Run
+from pipeline.store import ABLATION, OWN, DamagedError, Run
 from pipeline.verdicts import judge, verdict_table
 from stages.base import GlobalStage
 from stages.review import read_decisions
@@ -272,7 +272,7 @@ def _conservation(run: Run, plan: Plan) -> Iterator[str]:
 
 def _own(run: Run) -> Iterator[str]:
     """The faults of what each branch of a run has of its own."""
-    for name in sorted(OWN if run.branch else {*OWN, REVIEWS}):
+    for name in sorted(OWN if run.branch else {*OWN, REVIEWS, ABLATION}):
         if name.endswith((".json", ".jsonl")) and run.exists(name):
             yield from _file(run, name)
     for name in run.files("report"):

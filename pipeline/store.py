@@ -9,6 +9,7 @@
     RUN/exports/NAME/                              further exports, as curated/
     RUN/models/NAME/                               save_pretrained folders
     RUN/report/index.html
+    RUN/ablation.json                              the tables of the ablation that it is part of
     RUN/rounds/2/                                  what a later round has of its own, named as here
 
 A file that stands under its own name is whole: it is written beside itself as `*.partial`, flushed
@@ -44,6 +45,9 @@ __all__ = ["DamagedError", "Run", "RunBusyError"]
 logger = logging.getLogger(__name__)
 
 _OWNER = re.compile(r"\.(\d+)(-[0-9a-f]+)?\.partial$")
+
+ABLATION = "ablation.json"
+"""The tables of the ablation that a run is part of."""
 
 OWN = frozenset(
     ("curated", "exports", "models", "report", "run.json", "evaluation.json", "truth.json")

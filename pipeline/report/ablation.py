@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report.page import Figure, environment, policy
+from pipeline.report.figures import Figure
+from pipeline.report.layout import environment, policy
 from pipeline.report.plots import intervals
 from pipeline.seal import seal_page
 from pipeline.store import Run
 from pipeline.tables import interval
 
-__all__ = ["markdown", "write"]
+__all__ = ["markdown", "tables", "write"]
 
 
 def write(folder: str, found: Mapping[str, Any]) -> str:
@@ -33,12 +34,17 @@ def write(folder: str, found: Mapping[str, Any]) -> str:
         .render(
             name=found["name"],
             seeds=found["seeds"],
-            tables=[_table(table) for table in found["tables"]],
+            tables=tables(found),
             **policy(),
         )
     )
     run.write(seal_page(page.strip() + "\n"), "report", "index.html")
     return run.url("report", "index.html")
+
+
+def tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of what `pipeline.ablation.collect` gave, as the templates show them."""
+    return [_table(table) for table in found["tables"]]
 
 
 def _table(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from pipeline.report.survey import (
 from pipeline.review import agreement
 from pipeline.rounds import compare, fresh
 from pipeline.seal import seal_page
-from pipeline.store import Run
+from pipeline.store import ABLATION, Run
 from stages.clean import CleanStage
 from stages.export import ExportStage
 from stages.filter import FilterConfig, FilterStage
@@ -76,6 +76,7 @@ def write(
     facts["truth"] = dict(truth) if isinstance(truth, Mapping) else {"stages": list(truth or ())}
     facts["training"] = {model: dict(_numbers(lines[-1])) for model, lines in training.items()}
     facts["samples"] = _samples(run)
+    facts["ablation"] = run.read_mark(ABLATION)
     facts["notes"] = [dataclasses.asdict(note) for note in health.notes(facts)]
     record = run.read_json("run.json") if run.exists("run.json") else {}
     page = render(facts, plan, _gallery(run, plan, names, found), training, record)

@@ -20,7 +20,8 @@ from pipeline.plan import Plan
 from pipeline.report.build import facts_of, lines_of, measured_by
 from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples
-from pipeline.report.page import DISTRIBUTIONS, Figure, distribution, environment, points, policy
+from pipeline.report.figures import DISTRIBUTIONS, Figure, distribution, points
+from pipeline.report.layout import environment, policy
 from pipeline.report.plots import curves
 from pipeline.report.survey import CELLS, Place, ranks_of, survey
 from pipeline.seal import seal_json, seal_page

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 from pages import CHROMIUM, PageBrowser
+from runs import make_run, manifest
 
 from pipeline.ablation import Ablation, collect, estimate, merge
+from pipeline.inspect import verify
 from pipeline.manifest import Manifest, ManifestError
+from pipeline.plan import Plan
 from pipeline.report.ablation import markdown, write
 from pipeline.store import Run
 
@@ -66,6 +69,23 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     assert re.search(
         r"\| second against first \| \+0\.500 \[\+0\.\d+, \+0\.\d+\] \|", markdown(found)
     )
+
+
+def test_the_report_of_each_of_its_runs_shows_its_tables(tmp_path):
+    made = ablation(tmp_path, seeds=[4])
+    whole = manifest(made.folder(4))
+    run = make_run(Path(made.folder(4)), Plan(whole))
+    run.write_json({"manifest": whole.source}, "run.json")
+    entry = {"values": [2.5], "estimate": estimate([2.5]), "difference": None}
+    rows = [{"label": "first", "metrics": {"CIDEr": entry}}]
+    found = {"name": "x", "seeds": [4], "tables": [{"title": "Decoding", "rows": rows}]}
+    made.publish(found)
+    page = run.read("report", "index.html").decode()
+    assert "Ablation, over seeds 4: Decoding" in page
+    assert run.read_json("report", "report.json")["ablation"] == found
+    assert [fault for fault in verify(run, None) if "ablation.json" in fault] == []
+    run.write(run.read("ablation.json").replace(b"2.5", b"9.5"), "ablation.json")
+    assert any("ablation.json: damaged" in fault for fault in verify(run, None))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")

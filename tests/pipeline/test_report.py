@@ -18,9 +18,9 @@ from pipeline.plan import Plan
 from pipeline.report import build
 from pipeline.report.borders import CLEAN, DEDUP, borders
 from pipeline.report.charts import Histogram
+from pipeline.report.figures import DISTRIBUTIONS
 from pipeline.report.frequent import Frequent
 from pipeline.report.health import variety
-from pipeline.report.page import DISTRIBUTIONS
 from pipeline.report.plots import curves, histogram, intervals
 from pipeline.report.survey import Smallest, survey
 from pipeline.status import funnel
