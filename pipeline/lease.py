@@ -29,6 +29,9 @@ LEASE_SECONDS = 60.0
 """For how long a file must not change before a holder that cannot be asked is taken for dead: as
 long as a shared file system may go on showing what a file said before."""
 
+LOST = signal.SIGUSR2
+"""What interrupts a holder: background jobs of a shell ignore SIGINT."""
+
 
 class RunBusyError(RuntimeError):
     """Another process holds the run."""
@@ -128,6 +131,8 @@ def _kept(what: str, keeper: _Keeper, remove: Callable[[], Any]) -> Iterator[Non
     Raises:
         RunBusyError: The keeper has lost what it keeps.
     """
+    is_main = threading.current_thread() is threading.main_thread()
+    former = signal.signal(LOST, signal.default_int_handler) if is_main else None
     keeper.start()
     try:
         yield
@@ -140,13 +145,18 @@ def _kept(what: str, keeper: _Keeper, remove: Callable[[], Any]) -> Iterator[Non
         raise
     finally:
         keeper.stop()
+        if is_main:
+            signal.signal(LOST, former)
         if not keeper.is_lost:
             with contextlib.suppress(FileNotFoundError):
                 remove()
 
 
 class _Keeper(threading.Thread):
-    """Changes what a holder holds now and then, and interrupts it if that is no longer its."""
+    """Changes what a holder holds now and then, and interrupts it if that is no longer its.
+
+    A holder that is not the main thread cannot be interrupted.
+    """
 
     def __init__(
         self,
@@ -158,6 +168,7 @@ class _Keeper(threading.Thread):
         super().__init__(name="lease", daemon=True)
         self.change, self.read, self.mine, self.beat = change, read, mine, beat
         self.is_lost = False
+        self.holder = threading.current_thread()
         self._ended = threading.Event()
 
     def run(self) -> None:
@@ -168,7 +179,8 @@ class _Keeper(threading.Thread):
             with contextlib.suppress(Exception):
                 if self.read().get("token") != self.mine["token"]:
                     self.is_lost = True
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    if self.holder is threading.main_thread():
+                        signal.pthread_kill(self.holder.ident or 0, LOST)
                     return
             with contextlib.suppress(Exception):
                 self.change(_content(self.mine, number))
