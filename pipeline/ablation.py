@@ -32,10 +32,10 @@ from scipy.stats import t as student
 
 from pipeline import notation
 from pipeline.demo import run as drawn
-from pipeline.demo.server import SiteServer
 from pipeline.manifest import A_NAME, Manifest, ManifestError, is_name
+from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.session import Session, write_report
+from pipeline.session import write_report
 from pipeline.status import open_plan
 from pipeline.store import ABLATION, Run
 
@@ -160,16 +160,11 @@ class Ablation:
         """Run every chain with every seed, as far as that is not done; chain after chain."""
         for chain in self.chains:
             for seed in self.seeds:
-                web = Path(self.folder(seed)) / "web"
-                port = drawn.prepare(web, seed, progress)
+                web = drawn.prepare(Path(self.folder(seed)) / "web", seed, progress)
                 manifest = self._manifest(seed, chain, web)
                 progress.say(f"chain      {chain}, seed {seed}")
-                with (
-                    SiteServer(web / "site", port=port),
-                    Session(manifest, workers=workers, progress=progress) as session,
-                ):
-                    session.run()
-                write_report(session.runner.run, session.runner.plan)
+                drawn.carry_out(manifest, web, workers, progress)
+                write_report(Run(manifest.run, manifest.branch), Plan(manifest))
 
     def publish(self, found: Mapping[str, Any]) -> None:
         """Show the tables, as `collect` gives them, in the reports of the runs."""
@@ -178,7 +173,7 @@ class Ablation:
             run.write_json(found, ABLATION)
             write_report(run, open_plan(run))
 
-    def _manifest(self, seed: int, chain: str, web: Path) -> Manifest:
+    def _manifest(self, seed: int, chain: str, web: drawn.Web) -> Manifest:
         models = (drawn.SHIPPED / "captioner", drawn.SHIPPED / "matcher")
         overrides = [f"seed={seed}", *drawn.paths(web, *models)]
         base = Manifest.load(self.manifest, overrides, self.folder(seed))

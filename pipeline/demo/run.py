@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import socket
 import time
 from pathlib import Path
@@ -13,10 +14,11 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.demo import truth, web
+from pipeline.demo import truth
 from pipeline.demo.language import train_language
 from pipeline.demo.server import SiteServer
 from pipeline.demo.tokenizer import write_tokenizer
+from pipeline.demo.web import build
 from pipeline.inspect import write_verdicts
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
@@ -26,7 +28,7 @@ from pipeline.status import funnel
 from pipeline.store import Run
 from pipeline.tables import flat, funnel_table
 
-__all__ = ["demo", "prepare"]
+__all__ = ["Web", "demo", "prepare"]
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 SHIPPED = Path(__file__).resolve().parent / "miniature"
@@ -36,6 +38,26 @@ MINIATURE_WEB = {"seed": 1_000_003, "num_pages": 3000, "num_human": 20_000}
 """The miniature's own world, whose pictures no other seed draws."""
 PORT = 8757
 """Preferred, so that two runs of one seed crawl the same addresses."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Web:
+    """A drawn web.
+
+    Attributes:
+        folder: Where it lies.
+        port: Of its addresses.
+        token: What the User-Agent of a request must hold. It is sent as `download.contact`, since
+            in the addresses it would change the uids.
+    """
+
+    folder: Path
+    port: int
+    token: str
+
+    def serve(self) -> SiteServer:
+        """Its server."""
+        return SiteServer(self.folder / "site", port=self.port, token=self.token)
 
 
 def demo(
@@ -64,14 +86,13 @@ def demo(
     captioner, matcher = SHIPPED / "captioner", SHIPPED / "matcher"
     if from_scratch:
         captioner, matcher = miniature(Path(run) / "miniature", workers, progress)
-    folder = Path(run) / "web"
-    port = prepare(folder, seed, progress)
-    overrides = [f"seed={seed}", *paths(folder, captioner, matcher)]
+    web = prepare(Path(run) / "web", seed, progress)
+    overrides = [f"seed={seed}", *paths(web, captioner, matcher)]
     manifest = Manifest.load(str(MANIFESTS / "demo.yaml"), overrides, run)
-    carry_out(manifest, folder / "site", port, workers, progress)
+    carry_out(manifest, web, workers, progress)
     opened = Run(run)
     plan = Plan(manifest)
-    judged = judge(opened, plan, folder)
+    judged = judge(opened, plan, web.folder)
     report = write_report(opened, plan)
     show(console, opened, plan, judged)
     console.print(
@@ -82,30 +103,27 @@ def demo(
     return 0
 
 
-def paths(web: Path, captioner: Path, matcher: Path) -> list[str]:
+def paths(web: Web, captioner: Path, matcher: Path) -> list[str]:
     """What manifests/demo.yaml is told of a web and of the models to start from."""
-    human = web / "human.jsonl"
+    folder = web.folder
+    human = folder / "human.jsonl"
     return [
-        f"download.source={web / 'pairs.parquet'}",
-        f"select.model={web / 'language'}",
+        f"download.source={folder / 'pairs.parquet'}",
+        f"download.contact={web.token}",
+        f"select.model={folder / 'language'}",
         f"export.human=[{human}]",
         f"train.captioner.model={captioner}",
         f"train.filter.model={matcher}",
         *(f"train.{name}.data=[{human}]" for name in ("captioner", "filter")),
-        *(f"train.{name}.tokenizer={web / 'tokenizer'}" for name in ("raw", "curated")),
+        *(f"train.{name}.tokenizer={folder / 'tokenizer'}" for name in ("raw", "curated")),
         f"train.raw.data=[pool, {human}]",
-        f"evaluate.data={web / 'test.jsonl'}",
+        f"evaluate.data={folder / 'test.jsonl'}",
     ]
 
 
-def carry_out(
-    manifest: Manifest, site: Path, port: int, workers: int | None, progress: Progress
-) -> None:
+def carry_out(manifest: Manifest, web: Web, workers: int | None, progress: Progress) -> None:
     """Run a manifest while its web is served."""
-    with (
-        SiteServer(site, port=port),
-        Session(manifest, workers=workers, progress=progress) as session,
-    ):
+    with web.serve(), Session(manifest, workers=workers, progress=progress) as session:
         session.run()
 
 
@@ -115,23 +133,23 @@ def miniature(run: Path, workers: int | None, progress: Progress) -> tuple[Path,
     Returns:
         The folders of its captioner and of its matcher.
     """
-    folder = run / "web"
-    port = prepare(folder, progress=progress, **MINIATURE_WEB)
+    web = prepare(folder := run / "web", progress=progress, **MINIATURE_WEB)
     overrides = [
         f"download.source={folder / 'pairs.parquet'}",
+        f"download.contact={web.token}",
         f"train.miniature.tokenizer={folder / 'tokenizer'}",
         f"train.miniature.data=[pool, {folder / 'human.jsonl'}]",
         f"train.captioner.data=[{folder / 'human.jsonl'}]",
     ]
     manifest = Manifest.load(str(MANIFESTS / "miniature.yaml"), overrides, str(run))
-    carry_out(manifest, folder / "site", port, workers, progress)
+    carry_out(manifest, web, workers, progress)
     return run / "models" / "captioner", run / "models" / "miniature" / "matcher"
 
 
 def prepare(
     folder: Path, seed: int, progress: Progress, *, num_pages: int = 3000, num_human: int = 360
-) -> int:
-    """Draw the web and train its language, unless they are there, and give the port to serve on.
+) -> Web:
+    """Draw the web and train its language, unless they are there.
 
     Raises:
         ValueError: The folder holds the web of another seed.
@@ -143,10 +161,10 @@ def prepare(
             raise ValueError(
                 f"{folder} holds the web of seed {made['seed']}; give another --run for seed {seed}"
             )
-        return int(made["port"])
-    port = _free_port()
+        return Web(folder, made["port"], made["token"])
+    port, token = _free_port(), f"demo-{secrets.token_hex(16)}"
     started = time.monotonic()
-    web.build(
+    build(
         folder,
         base_url=f"http://127.0.0.1:{port}",
         seed=seed,
@@ -155,9 +173,9 @@ def prepare(
     )
     train_language(folder / "language", seed=seed)
     write_tokenizer(folder / "tokenizer")
-    store.write_json({"seed": seed, "port": port}, "web.json")
+    store.write_json({"seed": seed, "port": port, "token": token}, "web.json")
     progress.say(f"web        drawn in {time.monotonic() - started:.1f} s at {folder}")
-    return port
+    return Web(folder, port, token)
 
 
 def _free_port() -> int:

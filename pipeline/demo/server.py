@@ -34,18 +34,21 @@ class SiteServer:
     - `cut/`: half of it, then the connection is closed;
     - any other: at once.
 
-    Nothing outside the folder is served. Leaving the context closes every connection, also those
-    that hang.
+    Nothing outside the folder is served, and nothing at all without the token. Leaving the context
+    closes every connection, also those that hang.
 
     Args:
         site: The folder; files may come and go while it is served.
         port: 0 takes a free one.
+        token: What the User-Agent of a request must hold; others are answered 403.
         drip_seconds: The pause before each byte of a slow answer.
     """
 
-    def __init__(self, site: str | Path, *, port: int = 0, drip_seconds: float = 0.5) -> None:
+    def __init__(
+        self, site: str | Path, *, port: int = 0, token: str = "", drip_seconds: float = 0.5
+    ) -> None:
         self.site = Path(site).resolve()
-        self._server = _Server(self.site, port, drip_seconds)
+        self._server = _Server(self.site, port, token, drip_seconds)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), daemon=True
         )
@@ -80,8 +83,9 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 256
 
-    def __init__(self, site: Path, port: int, drip_seconds: float) -> None:
+    def __init__(self, site: Path, port: int, token: str, drip_seconds: float) -> None:
         self.site = site
+        self.token = token
         self.drip_seconds = drip_seconds
         self.closing = threading.Event()
         self._open: set[socket.socket] = set()
@@ -121,6 +125,8 @@ class _Request(BaseHTTPRequestHandler):
     statuses: ClassVar[tuple[str, ...]] = ("403", "404", "500")
 
     def do_GET(self) -> None:
+        if self.server.token not in self.headers.get("User-Agent", ""):
+            return self.answer(403)
         path = unquote(urlsplit(self.path).path).lstrip("/")
         fault = path.split("/")[0]
         if fault in self.statuses:

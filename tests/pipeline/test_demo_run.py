@@ -23,18 +23,18 @@ from pipeline.training import Training
 def ended(tmp_path_factory, ray_here):
     folder = tmp_path_factory.mktemp("demo")
     progress = Progress(Console(quiet=True), quiet=True)
-    port = demo_run.prepare(folder / "web", 3, progress, num_pages=160)
+    web = demo_run.prepare(folder / "web", 3, progress, num_pages=160)
     few = [f"train.{name}.steps=2" for name in ("captioner", "filter", "raw", "curated")]
     small = [f"train.{name}.batch_size=16" for name in ("captioner", "filter", "raw", "curated")]
     starts = (demo_run.SHIPPED / "captioner", demo_run.SHIPPED / "matcher")
     manifest = Manifest.load(
         str(demo_run.MANIFESTS / "demo.yaml"),
-        [*demo_run.paths(folder / "web", *starts), *few, *small, "seed=3"],
+        [*demo_run.paths(web, *starts), *few, *small, "seed=3"],
         str(folder),
     )
-    demo_run.carry_out(manifest, folder / "web" / "site", port, 2, progress)
+    demo_run.carry_out(manifest, web, 2, progress)
     run, plan = Run(manifest.run), Plan(manifest)
-    return run, plan, demo_run.judge(run, plan, folder / "web")
+    return run, plan, demo_run.judge(run, plan, web.folder)
 
 
 def test_the_rules_are_right_about_the_drawn_web(ended):

@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteServer]:
         yield server
 
 
-def status(url: str) -> int:
+def status(url: str | urllib.request.Request) -> int:
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
             return int(response.status)
@@ -43,6 +43,14 @@ def test_a_file_is_served_with_its_type(server: SiteServer) -> None:
 
 def test_it_listens_on_loopback_only(server: SiteServer) -> None:
     assert server.url.startswith("http://127.0.0.1:")
+
+
+def test_nothing_is_served_without_the_token(server: SiteServer) -> None:
+    with SiteServer(server.site, token="demo-5f3a") as guarded:
+        url = f"{guarded.url}/ok/a%20b.jpg"
+        for agent, code in {"capfilt/1": 403, "": 403, "capfilt/1 (+demo-5f3a)": 200}.items():
+            assert status(urllib.request.Request(url, headers={"User-Agent": agent})) == code
+        assert status(guarded.url) == 403
 
 
 @pytest.mark.parametrize("code", [403, 404, 500])
