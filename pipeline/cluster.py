@@ -49,21 +49,19 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {}
-        if self.address == "local":
+        if self.address == "local":  # its workers inherit the environment
             num_cpus = max(self.workers or 1, os.cpu_count() or 1)
             options = {"num_cpus": num_cpus, "include_dashboard": False}
-        variables = {"NO_ALBUMENTATIONS_UPDATE": "1"}
-        if journal.is_json():
-            variables[journal.VARIABLE] = "json"
-        environment: dict[str, Any] = {"env_vars": variables}
+        elif journal.is_json():
+            options = {"runtime_env": {"env_vars": {journal.VARIABLE: "json"}}}
         if self.working_dir is not None:
-            environment |= {"working_dir": self.working_dir, "excludes": [".git", ".venv", "runs"]}
+            shipped = {"working_dir": self.working_dir, "excludes": [".git", ".venv", "runs"]}
+            options["runtime_env"] = options.get("runtime_env", {}) | shipped
         ray.init(
             address=self.address,
             logging_level=logging.ERROR,
             log_to_driver=False,
             configure_logging=False,
-            runtime_env=environment,
             **options,
         )
         self._started = True

@@ -169,9 +169,8 @@ class Crew:
         """Do a stage on shards, one in flight a worker, in any order.
 
         Workers are added as nodes join. One shard in flight for each worker keeps the blame for a
-        worker's death exact. A shard
-        whose worker died is a suspect: one worker finds out about them (`blame`), one after the
-        other, while the others go on.
+        worker's death exact. A shard whose worker died is a suspect: one worker finds out about
+        them (`blame`), one after the other, while the others go on.
 
         Args:
             duty: What to do.
@@ -184,7 +183,6 @@ class Crew:
         Raises:
             CrewError: The stage can do no shard at all, or none has been done for too long.
         """
-        self.cluster.start()
         work = (_Job(s, Call("work", (duty.name, s, duty.retry))) for s in shards)
         round_ = _Round(deque(work))
         idle: deque[int] = deque()

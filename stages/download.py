@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from email.message import Message
 from queue import SimpleQueue
 from typing import Any, ClassVar, Literal
 
@@ -164,6 +165,15 @@ def _at_least(field: str, value: int, least: int) -> None:
         raise ValueError(f"download.{field} must be at least {least}, got {value}")
 
 
+def _opted_out(headers: Message, *, token: str, directives: frozenset[str]) -> bool:
+    """Whether an X-Robots-Tag header asks that the image is not used, as img2dataset reads it."""
+    if not directives or "X-Robots-Tag" not in headers:
+        return False
+    from img2dataset.downloader import is_disallowed  # takes seconds, and few answers need it
+
+    return bool(is_disallowed(headers, token, directives))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Image(Resized):
     """The columns of the pool that downloading fills."""
@@ -195,10 +205,8 @@ class DownloadStage(Stage[DownloadConfig]):
     }
 
     def load(self) -> None:
-        """Import img2dataset, which takes seconds, and make what the threads share."""
+        """Make what the threads share."""
         config = self.config
-        from img2dataset.downloader import is_disallowed
-
         self._reader = sources.Reader(config, config.max_bytes)
         self._resize = Resize(
             size=config.image_size,
@@ -232,9 +240,7 @@ class DownloadStage(Stage[DownloadConfig]):
                 max_wait=config.max_wait,
             ),
             opted_out=functools.partial(
-                is_disallowed,
-                user_agent_token=token,
-                disallowed_header_directives=OPT_OUT if config.honor_opt_out else (),
+                _opted_out, token=token, directives=OPT_OUT if config.honor_opt_out else frozenset()
             ),
         )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import threading
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -30,6 +31,15 @@ RESIZE_REASONS: dict[str, str] = {
     "not_resized": "It cannot be resized or encoded: a side is too long for JPEG, or enlarged it "
     "would be over `max_pixels`.",
 }
+
+_QUALITY: dict[Encoding, int] = {
+    "jpg": cv2.IMWRITE_JPEG_QUALITY,
+    "png": cv2.IMWRITE_PNG_COMPRESSION,
+    "webp": cv2.IMWRITE_WEBP_QUALITY,
+}
+
+# img2dataset imports albumentations, which otherwise asks the internet for its newest version.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 # img2dataset's Resizer points the process's stdout and stderr elsewhere while it runs: two at once
 # would lose them.
@@ -90,19 +100,26 @@ class Resize:
         encode_quality: int = 95,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its check goes to the internet
-        from img2dataset.resizer import Resizer
-
         self.size = size
         self.mode = mode
         self.only_if_bigger = only_if_bigger
+        self.encode_format = encode_format
+        self.encode_quality = encode_quality
         self.max_pixels = max_pixels
-        self._resizer = Resizer(
-            size, mode, only_if_bigger, encode_quality=encode_quality, encode_format=encode_format
-        )
-        self._extension = f".{encode_format}"
         cv2.setNumThreads(1)  # its own threads cost more than they bring on images this small
         cv2.utils.logging.setLogLevel(0)  # what it cannot encode is told as a reason
+
+    @functools.cached_property
+    def _resizer(self) -> Any:
+        from img2dataset.resizer import Resizer  # takes seconds, and most images need none
+
+        return Resizer(
+            self.size,
+            self.mode,
+            self.only_if_bigger,
+            encode_quality=self.encode_quality,
+            encode_format=self.encode_format,
+        )
 
     def __call__(self, content: bytes) -> Resized:
         """The image resized and encoded, or the reason why it cannot be."""
@@ -144,7 +161,8 @@ class Resize:
 
     def _encode(self, pixels: Pixels) -> bytes | None:
         bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-        done, encoded = cv2.imencode(self._extension, bgr, self._resizer.encode_params)
+        parameters = [_QUALITY[self.encode_format], self.encode_quality]
+        done, encoded = cv2.imencode(f".{self.encode_format}", bgr, parameters)
         return encoded.tobytes() if done else None
 
     def _by_resizer(self, pixels: Pixels) -> tuple[bytes | None, int | None, int | None]:
