@@ -1,7 +1,7 @@
 """Download and resize: ours beside img2dataset, both as a library in one process.
 
 python -m benchmarks.download [--images 3000] [--size 640x480] [--repeats 5] [--scheme http]
-python -m benchmarks.download --hang 0.2 [--threads 256]
+python -m benchmarks.download --hang 0.2 [--images 60000]
 
 Drawn JPEGs on a loopback server in a process of its own; both keep the aspect ratio, shorter side
 to 384, JPEG quality 95, 32 threads. Over https, a tenth of the images. CPU seconds are this
@@ -193,18 +193,15 @@ def compare(list_path: Path, folder: Path, images: int, repeats: int) -> None:
 
 def hang(port: int, share: float, images: int, threads: int, repeats: int) -> None:
     """The wall time with hosts that hang, beside fetching alone and decoding alone."""
-    stage = DownloadStage(
-        DownloadConfig(
-            source="list.csv",
-            threads=threads,
-            timeout=5,
-            retries=0,
-            allow_private_addresses=True,
-            requests_per_second=None,
-            connections_per_host=None,
-        )
+    config = DownloadConfig(
+        source="list.csv",
+        threads=threads,
+        timeout=5,
+        retries=0,
+        allow_private_addresses=True,
+        requests_per_second=None,
+        connections_per_host=None,
     )
-    stage.load()
     hanging = round(100 * share)
     hosts = [index * 37 % 100 for index in range(images)]
     urls = [
@@ -214,6 +211,8 @@ def hang(port: int, share: float, images: int, threads: int, repeats: int) -> No
     good = [url for url, host in zip(urls, hosts, strict=True) if host >= hanging]
     walls: dict[str, list[float]] = {"network": [], "decode": [], "both, hanging": []}
     for _ in range(repeats):
+        stage = DownloadStage(config)  # which does not know yet which hosts hang
+        stage.load()
         start = time.perf_counter()
         contents = [content for _, content in stage._arrivals(good, [None] * len(good))]
         walls["network"].append(time.perf_counter() - start)
@@ -260,7 +259,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--scheme", choices=("http", "https"), help="both where it is not given")
     parser.add_argument("--hang", type=float, metavar="SHARE")
-    parser.add_argument("--threads", type=int, default=256, help="with --hang")
+    parser.add_argument("--threads", type=int, default=THREADS, help="with --hang")
     parser.add_argument("--serve", metavar="CERTIFICATE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
