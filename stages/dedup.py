@@ -111,12 +111,13 @@ class DedupConfig(StageConfig):
         Raises:
             FileNotFoundError: A set is not there.
         """
-        return {**super().settings(), "against_content": self._contents}
+        return {**super().settings(), "against_content": list(self.contents)}
 
     @functools.cached_property
-    def _contents(self) -> list[str]:
+    def contents(self) -> tuple[str, ...]:
+        """A digest of each evaluation set."""
         # Asked for once: the plan wants the settings many times a shard.
-        return [content(path) for path in self.against]
+        return tuple(content(path) for path in self.against)
 
 
 class DedupStage(ClusteredStage[DedupConfig]):
@@ -375,7 +376,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
                 for name in self.summary.names
                 if name.startswith("evaluation_")
             }
-        images = EvaluationImages.read(self.config.against)
+        images = _evaluation_images(self.config.against, self.config.contents)
         prints = images.prints
         found = [digests.matches(rows.sha256, images.sha256)]
         ours = np.flatnonzero(rows.contrast >= self.config.min_contrast)
@@ -460,3 +461,9 @@ def _distinct(groups: Int64s, values: Int64s, num_groups: int) -> Int64s:
 def _numpy(column: Any) -> npt.NDArray[Any]:
     """A column without nulls as an array."""
     return np.asarray(column)
+
+
+@functools.lru_cache(maxsize=1)
+def _evaluation_images(against: tuple[str, ...], contents: tuple[str, ...]) -> EvaluationImages:
+    """The images of evaluation sets, read once for all parts of a summary."""
+    return EvaluationImages.read(against)
