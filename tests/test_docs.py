@@ -15,6 +15,8 @@ import fakes
 import pyarrow as pa
 import pytest
 
+from pipeline.rates import CPU, Rates
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "folder.md", "list.md", "recipes.md")
 """Those with commands, in the order of reading; later ones use what earlier ones made."""
@@ -141,17 +143,8 @@ def test_the_list_meets_the_reasons_that_the_page_shows(read):
 
 def test_the_stage_of_the_page_is_a_stage():
     scope = {}
-    imports = """
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
-import numpy as np
-import pyarrow as pa
-from models.images import ImageError, open_rgb
-from stages.base import Stage, StageConfig, threshold
-"""
     code = [textwrap.dedent(content) for _, _, content in blocks("stage.md", "python")]
-    exec(imports + "\n".join(code), scope)
+    exec("\n".join(code), scope)
     stage = scope["InkStage"](scope["InkConfig"]())
     rows = pa.table({"uid": ["a", "b"], "image": [fakes.jpeg(1), b"no image"]})
     found = stage.annotate(rows)
@@ -159,6 +152,13 @@ from stages.base import Stage, StageConfig, threshold
     assert stage.judge(found).to_pylist() == [None, "undecodable"]
     strict = scope["InkStage"](scope["InkConfig"](min_contrast=255.0))
     assert strict.judge(found).to_pylist() == ["pale", "undecodable"]
+
+
+def test_the_rates_of_the_page_are_rates(tmp_path):
+    ((_, _, content),) = blocks("stage.md", "yaml")
+    (tmp_path / "rates.yaml").write_text(textwrap.dedent(content))
+    rates = Rates.load(tmp_path / "rates.yaml")
+    assert rates.find("ink", CPU) is not None and set(rates.rows) == {"ink"}
 
 
 def test_what_links_lead_to_is_there():
