@@ -395,7 +395,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         console.print_json(json.dumps(found))
         return 0
     bounds = dict(flat(found.pop("intervals", {})))
-    table = Table("metric", "value", "95 % interval", title=options.model)
+    table = Table("metric", "value", "95% interval", title=options.model)
     for name, value in flat(found):
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         table.add_row(

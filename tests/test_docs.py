@@ -86,12 +86,11 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
-    """What every command of every page wrote, by page; manifest.yaml begins anew on each."""
+    """What every command of every page wrote, by page, one page after the other in one folder."""
     reader = Reader(tmp_path_factory.mktemp("reader"))
     told = {}
     try:
         for page in PAGES:
-            (reader.folder / "manifest.yaml").unlink(missing_ok=True)
             told[page] = [(given, *reader.give(given, w)) for given, w in commands(page)]
     finally:
         for process in reader.behind:
@@ -128,7 +127,7 @@ def test_the_folder_has_its_captions(read):
 def test_the_list_meets_the_reasons_that_the_page_shows(read):
     _, told = read
     outputs = {command: out for command, out, _ in told["list.md"]}
-    assert "url: image link, caption: description" in outputs["capfilt init pairs.csv"]
+    assert "url: image link, caption: description" in outputs["capfilt init pairs.csv --out pairs.yaml"]
     page = (ROOT / "docs" / "list.md").read_text()
     shown = re.findall(r"^(download|clean|dedup) +done +(\d+) +(\d+) +0 +[\d.]+  (.*)$", page, re.M)
     found = outputs["capfilt status runs/pairs"]
