@@ -127,7 +127,8 @@ def test_the_folder_has_its_captions(read):
 def test_the_list_meets_the_reasons_that_the_page_shows(read):
     _, told = read
     outputs = {command: out for command, out, _ in told["list.md"]}
-    assert "url: image link, caption: description" in outputs["capfilt init pairs.csv --out pairs.yaml"]
+    found = outputs["capfilt init pairs.csv --out pairs.yaml"]
+    assert "url: image link, caption: description" in found
     page = (ROOT / "docs" / "list.md").read_text()
     shown = re.findall(r"^(download|clean|dedup) +done +(\d+) +(\d+) +0 +[\d.]+  (.*)$", page, re.M)
     found = outputs["capfilt status runs/pairs"]
