@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "export":
             stage.add_argument("--name", help="only this one: curated, or a name of `exports`")
-    setup = add("setup", _setup, "install the spaCy pipeline of select and of some presets of clean")
+    setup = add("setup", _setup, "install the spaCy pipeline of select and some presets of clean")
     setup.add_argument(
         "--model", default="en_core_web_sm", metavar="NAME", help="its name, or its wheel"
     )

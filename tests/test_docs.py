@@ -161,6 +161,21 @@ def test_the_rates_of_the_page_are_rates(tmp_path):
     assert rates.find("ink", CPU) is not None and set(rates.rows) == {"ink"}
 
 
+def test_every_guard_stands_where_the_page_says_and_is_held_by_a_test():
+    page = (ROOT / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\| .* \| (.*) \| (`tests/.*) \|$", page, re.M)
+    assert len(rows) > 15
+    for places, tests in rows:
+        for place in re.findall(r"`([^`]+)`", places):
+            assert (ROOT / place).exists(), place
+        path = ""
+        for test in re.findall(r"`([^`]+)`", tests):
+            named, _, function = test.partition("::")
+            path = named or path
+            held = rf"^def {function or 'test_[a-z_]+'}\("
+            assert re.search(held, (ROOT / path).read_text(), re.M), test
+
+
 def test_what_links_lead_to_is_there():
     for page in (ROOT / "docs").glob("*.md"):
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
