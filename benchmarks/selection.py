@@ -1,10 +1,10 @@
 """Noun phrases a second beside plain spaCy with the same pipeline, and select over many rows.
 
     export OMP_NUM_THREADS=1
-    python -m benchmarks.selection ../shared/data --model ../shared/data/en_core_web_sm_port
+    python -m benchmarks.selection DATA --model PIPELINE
     python -m benchmarks.selection --rows 10000000
 
-The first reads `alttext/*.parquet` and `multi30k/train.1.en.gz` in the folder; `plain` is
+The first reads `alttext/*.parquet` and `multi30k/train.1.en.gz` in DATA; `plain` is
 `nlp.pipe` with its defaults and `doc.noun_chunks`. With one thread, seconds and CPU-seconds are
 near. The second draws rows whose phrases follow Zipf's law and chooses among them
 in this process.

@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "export":
             stage.add_argument("--name", help="only this one: curated, or a name of `exports`")
-    setup = add("setup", _setup, "install the spaCy pipeline that select needs")
+    setup = add("setup", _setup, "install the spaCy pipeline of select and some presets of clean")
     setup.add_argument(
         "--model", default="en_core_web_sm", metavar="NAME", help="its name, or its wheel"
     )
@@ -395,7 +395,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         console.print_json(json.dumps(found))
         return 0
     bounds = dict(flat(found.pop("intervals", {})))
-    table = Table("metric", "value", "95 % interval", title=options.model)
+    table = Table("metric", "value", "95% interval", title=options.model)
     for name, value in flat(found):
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         table.add_row(

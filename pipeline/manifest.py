@@ -114,14 +114,15 @@ class Manifest:
 
     Attributes:
         name: What the run is called.
-        run: The run's folder or URL.
-        seed: The seed of every stage and training that sets none.
+        run: The run's folder or URL; runs/NAME by default.
+        seed: The seed of every stage and training that sets none; 0 by default.
         stages: The config of each stage, in order; download first, export last if at all.
         train: The config of each training, by the name of the model it makes.
         evaluate: What to evaluate at the end, if anything.
         exports: The config of each further export, by its name: the export stage with some fields
             changed. `export:NAME` in the data of a training.
-        rounds: How often to bootstrap; see `pipeline.rounds`.
+        rounds: How often to bootstrap, 1 by default; later rounds caption and filter with models
+            tuned from the one that the round before trained.
         branch: The folder under `run` for what a later round has of its own.
         source: The mapping it was read from, overrides applied, as the run records it.
     """

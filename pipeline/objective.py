@@ -192,7 +192,8 @@ class TrainConfig:
         seed: Of weights, order, captions, views and negatives.
         checkpoint_every: Steps between checkpoints; 0 keeps none.
         sample_every: Steps between samples of captions; 0 writes none.
-        tensorboard: Write what metrics.jsonl holds as TensorBoard's events, too.
+        tensorboard: Write what metrics.jsonl holds as TensorBoard's events, too; needs the extra
+            `tensorboard`.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": False}

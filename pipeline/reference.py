@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.fields import as_yaml, attributes, describe
-from pipeline.manifest import STAGES, EvaluateConfig, Manifest
+from pipeline.manifest import REVIEWS, STAGES, EvaluateConfig, Manifest
 from pipeline.objective import PAPER, TrainConfig
 from stages.documents import Documents, DocumentsConfig
 from stages.export import ExportConfig, ExportStage
 from stages.presets import PRESETS
+from stages.review import ReviewConfig
 from stages.sources import Source
 
 __all__ = ["kinds", "manifest", "reasons", "write"]
@@ -121,6 +122,8 @@ def _section(title: str, kind: type) -> Iterator[str]:
         default = "needed" if field.default is None else f"`{field.default}`"
         if kind is TrainConfig and field.name in PAPER["pretrain"]:
             default = "by objective"
+        if kind is ReviewConfig:
+            default = f"`RUN/{REVIEWS}`"
         mark = "**threshold** " if field.is_threshold else ""
         yield f"| `{field.name}` | {_cell(field.type)} | {default} | {mark}{_cell(field.text)} |"
     yield ""
@@ -158,8 +161,9 @@ def _papers() -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    """A text for one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """A text for one cell of a Markdown table; what stands in backticks is shown as it is."""
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    return "`".join(part if n % 2 else part.replace("<", "&lt;") for n, part in enumerate(parts))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Setup: install the spaCy pipeline that select takes noun phrases by, with consent."""
+"""Setup: install the spaCy pipeline that tells noun phrases and parts of speech, with consent."""
 
 from __future__ import annotations
 

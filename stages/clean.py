@@ -79,7 +79,7 @@ WRITES: dict[str, pa.DataType] = {
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig(Rules):
-    """What a pair must be to stay.
+    """What a pair must be to stay: null takes the preset's value, off turns a rule off.
 
     Attributes:
         preset: The published set of rules that gives each threshold not set here; see

@@ -52,7 +52,7 @@ class FilterConfig(ModelConfig):
             measures beside ITM, none where unset.
         clip_revision: A branch, tag or commit of the hub.
         min_clip: The least CLIP similarity of a text that is kept, whatever the recipe; unset is
-            none. LAION has 0.28 to 0.3 with ViT-B/32; DataComp's best 30 % (arXiv:2304.14108) is
+            none. LAION has 0.28 to 0.3 with ViT-B/32; DataComp's best 30% (arXiv:2304.14108) is
             0.243 with ViT-L/14.
         second_clip: The second CLIP of laion_coco. (The original's, RN50x64, has no checkpoint
             that transformers loads; the default is LAION's ViT-H/14.)

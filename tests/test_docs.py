@@ -15,6 +15,8 @@ import fakes
 import pyarrow as pa
 import pytest
 
+from pipeline.rates import CPU, Rates
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "folder.md", "list.md", "recipes.md")
 """Those with commands, in the order of reading; later ones use what earlier ones made."""
@@ -84,12 +86,11 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
-    """What every command of every page wrote, by page; manifest.yaml begins anew on each."""
+    """What every command of every page wrote, by page, one page after the other in one folder."""
     reader = Reader(tmp_path_factory.mktemp("reader"))
     told = {}
     try:
         for page in PAGES:
-            (reader.folder / "manifest.yaml").unlink(missing_ok=True)
             told[page] = [(given, *reader.give(given, w)) for given, w in commands(page)]
     finally:
         for process in reader.behind:
@@ -126,7 +127,8 @@ def test_the_folder_has_its_captions(read):
 def test_the_list_meets_the_reasons_that_the_page_shows(read):
     _, told = read
     outputs = {command: out for command, out, _ in told["list.md"]}
-    assert "url: image link, caption: description" in outputs["capfilt init pairs.csv"]
+    found = outputs["capfilt init pairs.csv --out pairs.yaml"]
+    assert "url: image link, caption: description" in found
     page = (ROOT / "docs" / "list.md").read_text()
     shown = re.findall(r"^(download|clean|dedup) +done +(\d+) +(\d+) +0 +[\d.]+  (.*)$", page, re.M)
     found = outputs["capfilt status runs/pairs"]
@@ -141,17 +143,8 @@ def test_the_list_meets_the_reasons_that_the_page_shows(read):
 
 def test_the_stage_of_the_page_is_a_stage():
     scope = {}
-    imports = """
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
-import numpy as np
-import pyarrow as pa
-from models.images import ImageError, open_rgb
-from stages.base import Stage, StageConfig, threshold
-"""
     code = [textwrap.dedent(content) for _, _, content in blocks("stage.md", "python")]
-    exec(imports + "\n".join(code), scope)
+    exec("\n".join(code), scope)
     stage = scope["InkStage"](scope["InkConfig"]())
     rows = pa.table({"uid": ["a", "b"], "image": [fakes.jpeg(1), b"no image"]})
     found = stage.annotate(rows)
@@ -159,6 +152,28 @@ from stages.base import Stage, StageConfig, threshold
     assert stage.judge(found).to_pylist() == [None, "undecodable"]
     strict = scope["InkStage"](scope["InkConfig"](min_contrast=255.0))
     assert strict.judge(found).to_pylist() == ["pale", "undecodable"]
+
+
+def test_the_rates_of_the_page_are_rates(tmp_path):
+    ((_, _, content),) = blocks("stage.md", "yaml")
+    (tmp_path / "rates.yaml").write_text(textwrap.dedent(content))
+    rates = Rates.load(tmp_path / "rates.yaml")
+    assert rates.find("ink", CPU) is not None and set(rates.rows) == {"ink"}
+
+
+def test_every_guard_stands_where_the_page_says_and_is_held_by_a_test():
+    page = (ROOT / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\| .* \| (.*) \| (`tests/.*) \|$", page, re.M)
+    assert len(rows) > 15
+    for places, tests in rows:
+        for place in re.findall(r"`([^`]+)`", places):
+            assert (ROOT / place).exists(), place
+        path = ""
+        for test in re.findall(r"`([^`]+)`", tests):
+            named, _, function = test.partition("::")
+            path = named or path
+            held = rf"^def {function or 'test_[a-z_]+'}\("
+            assert re.search(held, (ROOT / path).read_text(), re.M), test
 
 
 def test_what_links_lead_to_is_there():

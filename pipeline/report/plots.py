@@ -243,7 +243,7 @@ def intervals(
             },
         },
         numbers=(
-            ("", "mean", "95 % interval", "values"),
+            ("", "mean", "95% interval", "values"),
             [(row[0], *told) for row, told in zip(rows, cells, strict=True)],
         ),
     )

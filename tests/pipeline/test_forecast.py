@@ -9,13 +9,14 @@ from rich.console import Console
 
 from pipeline.cli import main
 from pipeline.forecast import Machines, forecast, parse_rows
-from pipeline.manifest import Manifest
+from pipeline.manifest import STAGES, Manifest
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.rates import Bounds, Rates, add_work
+from pipeline.rates import CPU, Bounds, Rates, add_work
 from pipeline.session import Session
 from pipeline.status import funnel
 from pipeline.store import Run
+from stages.base import ClusteredStage, GlobalStage, KeyedStage
 
 ALL = {"clean": {}, "dedup": {}, "caption": {}, "filter": {}, "export": {}}
 
@@ -122,6 +123,16 @@ def test_a_large_pool_is_summarised_in_parts_by_all_cores(tmp_path):
     small, large = summary(10**6), summary(10**9)
     assert (small.number, large.number) == (1, 16)
     assert large.memory.likely < 1000 / 4 * small.memory.likely
+
+
+def test_something_is_known_of_every_stage():
+    rates = Rates.load()
+    for name, stage in STAGES.items():
+        assert name in rates.rows and rates.find(name, CPU) is not None, name
+        if issubclass(stage, GlobalStage):
+            assert rates.find(f"{name} summary", CPU) is not None, name
+        if issubclass(stage, ClusteredStage | KeyedStage):
+            assert rates.find(f"{name} parts", CPU) is not None, name
 
 
 def test_a_model_of_unknown_work_and_an_unknown_gpu_need_a_file(tmp_path):

@@ -28,10 +28,8 @@ BASE: dict[str, Any] = {
     "seed": 0,
     "rounds": 1,
     "stages": {
+        **{name: {} for name in STAGES},
         "download": {"source": "x.csv"},
-        "clean": {},
-        "dedup": {},
-        "select": {},
         "caption": {"model": "m/x"},
         "filter": {"model": "m/y"},
         "review": {"file": "none.jsonl"},
