@@ -118,3 +118,17 @@ def test_a_summary_in_parts_counts_no_row_again(counted, monkeypatch):
     for _, left in parts.steps():
         assert sum(worker.work("dedup", task)["rows"] for task in left) >= 0
     assert parts.rows() == measured == found.rows["dedup"]
+
+
+def test_the_verdicts_of_a_shard_take_one_look_at_the_pool(counted):
+    class Looked(Run):
+        def open(self, *parts):
+            opened.append(parts)
+            return super().open(*parts)
+
+    worker, _ = counted
+    worker.work("clean", "00000")
+    opened: list[tuple[str, ...]] = []
+    found = judge(Looked(worker.run.root), worker.plan, "00000", worker.plan.names)
+    assert found.live.all()
+    assert opened.count(("pool", "00000.parquet")) == 1
