@@ -185,8 +185,11 @@ class Training:
             f"{row['images_per_second']:.0f} images/s"
         )
 
-    def _is_in_the_run(self, fingerprint: str) -> bool:
-        """Take over the same model where the run itself has trained it for another branch."""
+    def _take_over(self, fingerprint: str) -> bool:
+        """Copy the same model where the run itself has trained it for another branch, and say so.
+
+        The files are those of its mark, since a listing may lag behind.
+        """
         trunk, mark = Run(self.manifest.run), ("models", f"{self.name}.json")
         if not self.run.branch or not trunk.exists(*mark):
             return False
@@ -194,21 +197,20 @@ class Training:
         if found["fingerprint"] != fingerprint:
             return False
         self.run.remove("models", self.name)
-        top = trunk.at("models", self.name)
-        for path in trunk.fs.find(top):
-            own = self.run.at("models", self.name) + path.removeprefix(top)
+        for path in found["files"]:
+            own = self.run.at("models", self.name, path)
             self.run.fs.makedirs(own.rpartition("/")[0], exist_ok=True)
-            self.run.fs.cp_file(path, own)
+            self.run.fs.cp_file(trunk.at("models", self.name, path), own)
         self.run.write_json(found, *mark)
         return True
 
+        if self._take_over(fingerprint):
+            return
     def carry_out(self) -> None:
         """Train, save the model, and say what it was trained on; resumes from a checkpoint."""
         from pipeline.workers import train_together
 
         fingerprint = self.fingerprint
-        if self._is_in_the_run(fingerprint):
-            return
         self.run.remove("models", f"{self.name}.json")  # the sign of a whole model goes first
         result = train_together(self.config, self.sources(), self.out, self.worker_resources)
         self.run.write_json(
