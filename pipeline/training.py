@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
-from models.weights import folder_of, revision_of
 from pipeline import pool
 from pipeline.manifest import Manifest
-from pipeline.objective import EFFORT
+from pipeline.objective import start_of
 from pipeline.pairs import Source, as_sources, files_of, fingerprint_of
 from pipeline.plan import Plan
 from pipeline.seal import CHANGED
@@ -128,13 +126,9 @@ class Training:
                 data[source.path] = self.run.read_json(*folder, "manifest.json")["files"]
             else:
                 data[source.path] = [fingerprint_of(file) for file in files_of(source)]
-        model = Path(folder_of(self.config.model))
-        folders = (model, model / "captioner", model / "matcher")
-        start = [revision_of(str(f)) for f in folders if any(f.glob("*.safetensors"))]
+        start = start_of(self.config.model)
         before = [Training(self.manifest, n).fingerprint for n in self._needs()]
-        settings = dataclasses.asdict(self.config)
-        for field in EFFORT:
-            del settings[field]
+        settings = self.config.measurement()
         return digest({"settings": settings, "data": data, "start": start, "before": before})
 
     def _needs(self) -> tuple[str, ...]:
@@ -204,14 +198,14 @@ class Training:
         self.run.write_json(found, *mark)
         return True
 
-        if self._take_over(fingerprint):
-            return
     def carry_out(self) -> None:
         """Train, save the model, and say what it was trained on; resumes from a checkpoint."""
         from pipeline.workers import train_together
 
         fingerprint = self.fingerprint
         self.run.remove("models", f"{self.name}.json")  # the sign of a whole model goes first
+        if self._take_over(fingerprint):
+            return
         result = train_together(self.config, self.sources(), self.out, self.worker_resources)
         self.run.write_json(
             {
