@@ -35,6 +35,7 @@ __all__ = [
     "fingerprint_of",
     "is_folder",
     "pre_caption",
+    "fingerprints_of",
     "read_folder",
     "read_json",
     "seed_of",
@@ -312,15 +313,38 @@ def files_of(source: Source) -> list[str]:
 
 def fingerprint_of(file: str) -> str:
     """The SHA-256 of a file, out of the manifest of the export that it is part of where it is."""
-    fs, path = fsspec.core.url_to_fs(file, use_listings_cache=False)
-    folder, _, name = path.rpartition("/")
-    if name.endswith(".parquet") and fs.exists(f"{folder}/manifest.json"):
-        listed = json.loads(fs.cat_file(f"{folder}/manifest.json")).get("files", [])
-        for entry in listed:
-            if entry.get("name") == name and "sha256" in entry:
-                return str(entry["sha256"])
-    info = fs.info(path)
-    return _sha256(file, info["size"], str(info.get("mtime", info.get("LastModified", ""))))
+    return fingerprints_of([file])[0]
+
+
+def fingerprints_of(files: Sequence[str]) -> list[str]:
+    """The SHA-256 of each file, as `fingerprint_of`; a manifest is read once for all its files."""
+    exports: dict[tuple[Any, str], dict[str, str]] = {}
+    found = []
+    for file in files:
+        fs, path = fsspec.core.url_to_fs(file, use_listings_cache=False)
+        folder, _, name = path.rpartition("/")
+        if name.endswith(".parquet") and (fs, folder) not in exports:
+            exports[fs, folder] = _exported(fs, folder)
+        sha256 = exports.get((fs, folder), {}).get(name)
+        if sha256 is None:
+            info = fs.info(path)
+            sha256 = _sha256(file, info["size"], _modified(info))
+        found.append(sha256)
+    return found
+
+
+def _exported(fs: Any, folder: str) -> dict[str, str]:
+    """The SHA-256 of each file that the manifest of an export lists; none of another's manifest."""
+    path = f"{folder}/manifest.json"
+    try:
+        listed = seal.open_json(fs.cat_file(path))["files"] if fs.exists(path) else []
+        return {entry["name"]: entry["sha256"] for entry in listed}
+    except (ValueError, KeyError):
+        return {}
+
+
+def _modified(info: Mapping[str, Any]) -> str:
+    return str(info.get("mtime", info.get("LastModified", "")))
 
 
 @functools.lru_cache(maxsize=4096)

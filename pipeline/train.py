@@ -29,7 +29,7 @@ from models.weights import folder_of
 from pipeline import model_card
 from pipeline.batches import Loaded, ahead, make_batches
 from pipeline.objective import TrainConfig, start_of
-from pipeline.pairs import Pairs, Position, Source, as_sources, fingerprint_of, seed_of
+from pipeline.pairs import Pairs, Position, Source, as_sources, fingerprints_of, seed_of
 from pipeline.scratch import Scratch
 from pipeline.seal import CHANGED
 from stages.base import digest
@@ -149,7 +149,7 @@ class _Training:
                 "path": source.path,
                 "weight": source.weight,
                 "images": whole.sizes[source],
-                "sha256": together([fingerprint_of(file) for file in files]),
+                "sha256": together(fingerprints_of(files)),
             }
             for source, files in whole.files.items()
         ]

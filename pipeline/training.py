@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import pool
 from pipeline.manifest import Manifest
 from pipeline.objective import start_of
-from pipeline.pairs import Source, as_sources, files_of, fingerprint_of
+from pipeline.pairs import Source, as_sources, files_of, fingerprint_of, fingerprints_of
 from pipeline.plan import Plan
 from pipeline.seal import CHANGED
 from pipeline.store import DamagedError, Run
@@ -125,7 +125,7 @@ class Training:
             elif folder is not None:
                 data[source.path] = self.run.read_json(*folder, "manifest.json")["files"]
             else:
-                data[source.path] = [fingerprint_of(file) for file in files_of(source)]
+                data[source.path] = fingerprints_of(files_of(source))
         start = start_of(self.config.model)
         before = [Training(self.manifest, n).fingerprint for n in self._needs()]
         settings = self.config.measurement()
