@@ -21,7 +21,9 @@ from pipeline.pairs import (
     fingerprint_of,
     fingerprints_of,
     pre_caption,
+    read_folder,
     read_json,
+    state_of,
 )
 from pipeline.store import Run
 from stages.schema import PAIRS
@@ -343,6 +345,18 @@ def test_the_manifest_of_another_tool_says_nothing_of_a_file(
     (tmp_path / "manifest.json").write_bytes(content)
     expected = hashlib.sha256((tmp_path / "00000.parquet").read_bytes()).hexdigest()
     assert fingerprint_of(str(tmp_path / "00000.parquet")) == expected
+
+
+def test_the_state_of_a_folder_of_labels_is_that_of_its_images(tmp_path: Path) -> None:
+    for label, name in (("cat", "a.jp2"), ("dog", "b.png")):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / name).write_bytes(b"x")
+    assert [sample.label for sample in read_folder(str(tmp_path))] == ["cat", "dog"]
+    before = state_of(str(tmp_path))
+    (tmp_path / "dog" / "notes.txt").write_text("not an image")
+    assert state_of(str(tmp_path)) == before
+    (tmp_path / "dog" / "b.png").write_bytes(b"another")
+    assert state_of(str(tmp_path)) != before
 
 
 def test_no_pairs_at_all_are_refused(tmp_path: Path) -> None:
