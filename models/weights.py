@@ -59,9 +59,10 @@ def folder_of(model: str) -> str:
     if "://" not in model:
         return model
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
     fs, root = fsspec.core.url_to_fs(model.rstrip("/"), use_listings_cache=False)
-    if "file" in fs.protocol:
+    if isinstance(fs, LocalFileSystem):
         return str(root)
     try:
         there = fs.find(root, detail=True)

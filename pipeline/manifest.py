@@ -262,6 +262,24 @@ class Manifest:
         return _models(self.run, self.branch)
 
     @property
+    def evaluated(self) -> dict[str, str]:
+        """The models to evaluate by their names.
+
+        Of one that it trains that is NAME or NAME/PART; of another the last part of its path, or
+        all of it where several models would have one name.
+        """
+        named: dict[str, list[str]] = {}
+        for model in dict.fromkeys(self.evaluate.models if self.evaluate else ()):
+            whole = model.rstrip("/")
+            own = whole.removeprefix(f"{self.models}/")
+            named.setdefault(own if own != whole else whole.rpartition("/")[2], []).append(model)
+        return {
+            name if len(models) == 1 else model: model
+            for name, models in named.items()
+            for model in models
+        }
+
+    @property
     def reviews(self) -> str:
         """The file of what people decided on pairs."""
         config = self.stages.get(ReviewStage.name)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from models.augmentation import Augment
 from models.queue import check_queue
+from models.weights import folder_of, revision_of
 from pipeline.pairs import Source
 
-__all__ = ["EFFORT", "Objective", "TrainConfig"]
+__all__ = ["Objective", "TrainConfig", "start_of"]
 
 Part = Literal["captioner", "matcher"]
 
@@ -283,3 +286,15 @@ class TrainConfig:
     def parts(self) -> tuple[Part, ...]:
         """The parts of BLIP that are trained; none with `clip`."""
         return ("matcher",) if self.albef else PARTS[self.objective]
+
+    def measurement(self) -> dict[str, Any]:
+        """The fields that change the model, as plain values."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in EFFORT}
+
+
+def start_of(model: str) -> list[str]:
+    """The revisions of the weights in a model folder and its parts; none of a size or a hub's."""
+    top = Path(folder_of(model))
+    folders = (top, top / "captioner", top / "matcher")
+    return [revision_of(str(folder)) for folder in folders if any(folder.glob("*.safetensors"))]

@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 
 from pipeline import seal
 from pipeline.store import Run
+from stages.base import digest
 from stages.formats import VALIDATION
+from stages.sources.place import is_image, is_local
 
 __all__ = [
     "Example",
@@ -33,19 +35,19 @@ __all__ = [
     "as_sources",
     "files_of",
     "fingerprint_of",
+    "fingerprints_of",
     "is_folder",
     "pre_caption",
     "read_folder",
     "read_json",
     "seed_of",
+    "state_of",
 ]
 
 logger = logging.getLogger(__name__)
 
 TEXTS = ("caption", "captions", "text", "texts")
 """Columns that hold the text of an image or a list of its texts; the first that is there counts."""
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 LINES_A_UNIT = 1000
 SHUFFLE_BUFFER = 10_000
@@ -256,13 +258,29 @@ def read_json(path: str, images: str | None = None) -> list[Sample]:
 
 def read_folder(folder: str) -> list[Sample]:
     """The images of a folder of folders, each named as the label of its images, in order."""
-    fs, top = fsspec.core.url_to_fs(folder, use_listings_cache=False)
-    is_here = "file" in fs.protocol
+    fs, found = _labelled(folder)
+    is_here = is_local(fs)
     return [
         Sample(path if is_here else fs.unstrip_protocol(path), (), path.rsplit("/", 2)[-2])
-        for path in sorted(fs.glob(f"{top.rstrip('/')}/*/*"))
-        if path.lower().endswith(IMAGE_SUFFIXES)
+        for path in found
     ]
+
+
+def state_of(test: str) -> str:
+    """What changes with held-out images: a file's SHA-256, or what a folder's listing tells."""
+    if not is_folder(test):
+        return fingerprint_of(test)
+    _, found = _labelled(test)
+    return digest(
+        [[*path.rsplit("/", 2)[-2:], info["size"], _modified(info)] for path, info in found.items()]
+    )
+
+
+def _labelled(folder: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:
+    """A filesystem, and what it tells of each image of a folder of folders, in order."""
+    fs, top = fsspec.core.url_to_fs(folder, use_listings_cache=False)
+    found = fs.glob(f"{top.rstrip('/')}/*/*", detail=True)
+    return fs, {path: found[path] for path in sorted(found) if is_image(path)}
 
 
 def is_folder(path: str) -> bool:
@@ -306,21 +324,43 @@ def files_of(source: Source) -> list[str]:
         ]
     if not found:
         raise ValueError(f"train.data: no file {source.path}")
-    is_local = "file" in fs.protocol if isinstance(fs.protocol, tuple) else fs.protocol == "file"
-    return found if is_local else [fs.unstrip_protocol(file) for file in found]
+    return found if is_local(fs) else [fs.unstrip_protocol(file) for file in found]
 
 
 def fingerprint_of(file: str) -> str:
     """The SHA-256 of a file, out of the manifest of the export that it is part of where it is."""
-    fs, path = fsspec.core.url_to_fs(file, use_listings_cache=False)
-    folder, _, name = path.rpartition("/")
-    if name.endswith(".parquet") and fs.exists(f"{folder}/manifest.json"):
-        listed = json.loads(fs.cat_file(f"{folder}/manifest.json")).get("files", [])
-        for entry in listed:
-            if entry.get("name") == name and "sha256" in entry:
-                return str(entry["sha256"])
-    info = fs.info(path)
-    return _sha256(file, info["size"], str(info.get("mtime", info.get("LastModified", ""))))
+    return fingerprints_of([file])[0]
+
+
+def fingerprints_of(files: Sequence[str]) -> list[str]:
+    """The SHA-256 of each file, as `fingerprint_of`; a manifest is read once for all its files."""
+    exports: dict[tuple[Any, str], dict[str, str]] = {}
+    found = []
+    for file in files:
+        fs, path = fsspec.core.url_to_fs(file, use_listings_cache=False)
+        folder, _, name = path.rpartition("/")
+        if name.endswith(".parquet") and (fs, folder) not in exports:
+            exports[fs, folder] = _exported(fs, folder)
+        sha256 = exports.get((fs, folder), {}).get(name)
+        if sha256 is None:
+            info = fs.info(path)
+            sha256 = _sha256(file, info["size"], _modified(info))
+        found.append(sha256)
+    return found
+
+
+def _exported(fs: Any, folder: str) -> dict[str, str]:
+    """The SHA-256 of each file that the manifest of an export lists; none of another's manifest."""
+    path = f"{folder}/manifest.json"
+    try:
+        listed = seal.open_json(fs.cat_file(path))["files"] if fs.exists(path) else []
+        return {entry["name"]: entry["sha256"] for entry in listed}
+    except (ValueError, KeyError):
+        return {}
+
+
+def _modified(info: Mapping[str, Any]) -> str:
+    return str(info.get("mtime", info.get("LastModified", "")))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -192,12 +192,13 @@ class Rates:
             if work and work["rows"]:
                 received = work.get("bytes", 0) / work["rows"]
                 device = work["device"]
-                units = work["seconds"] * (resources.cpus if device == CPU else resources.gpus)
+                # What means a GPU where the run was made may mean none here.
+                each = resources.cpus if device == CPU else resources.gpus or 1.0
                 rates.append(
                     Rate(
                         device=device,
                         stage=name,
-                        rows_per_second=work["rows"] / units,
+                        rows_per_second=work["rows"] / (work["seconds"] * each),
                         within=_within(work),
                         source=f"{run.root}, {work['rows']:,} rows",
                     )

@@ -11,6 +11,8 @@ from typing import Any
 
 import fsspec
 
+from stages.sources.place import is_local
+
 __all__ = ["Scratch"]
 
 PATIENCE_SECONDS = 300.0
@@ -35,7 +37,7 @@ class Scratch:
             self.folder = Path(out)
             return
         fs, self._path = fsspec.core.url_to_fs(out.rstrip("/"), use_listings_cache=False)
-        if "file" in fs.protocol:
+        if is_local(fs):
             self.folder = Path(self._path)
             return
         self._fs = fs

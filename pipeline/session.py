@@ -19,13 +19,15 @@ from models.weights import check_files
 from pipeline import journal
 from pipeline.cluster import Cluster
 from pipeline.manifest import Manifest
+from pipeline.objective import start_of
+from pipeline.pairs import state_of
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.runner import IncompleteError, Runner, StageError
 from pipeline.status import funnel
 from pipeline.store import DamagedError, Run
 from pipeline.training import Training
-from stages.base import ModelConfig
+from stages.base import ModelConfig, digest
 
 __all__ = ["Session", "write_report"]
 
@@ -292,20 +294,21 @@ class Session:
             return
         run = self.runner.run
         found = run.read_mark(EVALUATION)
-        for model in wanted.models:
-            name = model.rstrip("/").rsplit("/", 1)[-1]
-            identity = self._identity(model)
+        test = state_of(wanted.data)
+        for name, model in self.manifest.evaluated.items():
+            identity = digest([self._weights(model), test])
             if found.get(name, {}).get("model") != identity:
                 self.progress.say(f"evaluate   {name}")
                 found[name] = {"model": identity, "metrics": evaluate(model, wanted.data)}
                 run.write_json(found, EVALUATION)
 
-    def _identity(self, model: str) -> str:
+    def _weights(self, model: str) -> str | list[str]:
+        """What changes with the weights of a model; of one of the hub, its name."""
         for name in self.manifest.train:
             training = self._training(name)
-            if training.out == model:
+            if f"{model}/".startswith(f"{training.out}/"):
                 return training.fingerprint
-        return model
+        return start_of(model) or model
 
 
 def _told(config: Any) -> str:

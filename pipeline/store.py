@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 from pipeline import lease, seal
 from pipeline.lease import RunBusyError
 from stages.schema import POOL
+from stages.sources.place import is_local
 
 __all__ = ["DamagedError", "Run", "RunBusyError"]
 
@@ -130,9 +131,7 @@ class Run:
                 f"{self.root}: cannot be opened: {error}. For S3 `pip install 'capfilt[s3]'`"
             ) from None
         self.path = str(path).rstrip("/")
-        self.is_local = "file" in (
-            self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
-        )
+        self.is_local = is_local(self.fs)
 
     @property
     def _is_s3(self) -> bool:

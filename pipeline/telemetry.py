@@ -1,6 +1,6 @@
 """What workers have done, as Prometheus metrics of Ray's own exporter on every node.
 
-ray_capfilt_rows_total{run, stage, worker}              rows done
+ray_capfilt_rows_total{run, stage, worker}              rows done, not again in a summary
 ray_capfilt_bytes_total{run, stage, worker}             bytes downloaded
 ray_capfilt_rejected_total{run, stage, worker, reason}  rows with a reason, errors included
 ray_capfilt_device_seconds_total{run, stage, worker}    seconds times CUDA devices held

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -26,11 +25,11 @@ from models.med import MED
 from models.pairs import Batch
 from models.queue import check_queue
 from models.ranks import gather, num_ranks, rank
-from models.weights import folder_of, revision_of
+from models.weights import folder_of
 from pipeline import model_card
 from pipeline.batches import Loaded, ahead, make_batches
-from pipeline.objective import EFFORT, TrainConfig
-from pipeline.pairs import Pairs, Position, Source, as_sources, fingerprint_of, seed_of
+from pipeline.objective import TrainConfig, start_of
+from pipeline.pairs import Pairs, Position, Source, as_sources, fingerprints_of, seed_of
 from pipeline.scratch import Scratch
 from pipeline.seal import CHANGED
 from stages.base import digest
@@ -150,19 +149,17 @@ class _Training:
                 "path": source.path,
                 "weight": source.weight,
                 "images": whole.sizes[source],
-                "sha256": together([fingerprint_of(file) for file in files]),
+                "sha256": together(fingerprints_of(files)),
             }
             for source, files in whole.files.items()
         ]
 
         torch.manual_seed(seed_of(config.seed, "weights"))
-        self.start = start_of(config)
+        self.start = start_of(config.model)
         self.model = make_model(config, tokenizer).to(self.device).train()
         self.optimizer = make_optimizer(self.model, config)
-        settings = dataclasses.asdict(config) | {"tokenizer": None, "data": ()}
+        settings = config.measurement() | {"tokenizer": None, "data": ()}
         settings |= {"model": config.model if not self.start else None}
-        for field in EFFORT:
-            del settings[field]
         content = [(entry["weight"], entry["sha256"]) for entry in self.data]
         self.identity = digest([settings, self.start, content])
         self.step = 0
@@ -475,13 +472,6 @@ def _sha256(state: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> 
 def together(fingerprints: Sequence[str]) -> str:
     """One fingerprint for several files: that of the only one, or the digest of all."""
     return fingerprints[0] if len(fingerprints) == 1 else digest(list(fingerprints))
-
-
-def start_of(config: TrainConfig) -> list[str]:
-    """Which weights a training starts from: revisions where it starts from folders."""
-    model = Path(folder_of(config.model))
-    folders = (model, model / "captioner", model / "matcher")
-    return [revision_of(str(f)) for f in folders if (f / "model.safetensors").is_file()]
 
 
 def make_model(config: TrainConfig, tokenizer: str | None) -> MED | Contrastive:

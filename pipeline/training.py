@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
-from models.weights import folder_of, revision_of
 from pipeline import pool
 from pipeline.manifest import Manifest
-from pipeline.objective import EFFORT
-from pipeline.pairs import Source, as_sources, files_of, fingerprint_of
+from pipeline.objective import start_of
+from pipeline.pairs import Source, as_sources, files_of, fingerprint_of, fingerprints_of
 from pipeline.plan import Plan
 from pipeline.seal import CHANGED
 from pipeline.store import DamagedError, Run
@@ -127,14 +125,10 @@ class Training:
             elif folder is not None:
                 data[source.path] = self.run.read_json(*folder, "manifest.json")["files"]
             else:
-                data[source.path] = [fingerprint_of(file) for file in files_of(source)]
-        model = Path(folder_of(self.config.model))
-        folders = (model, model / "captioner", model / "matcher")
-        start = [revision_of(str(f)) for f in folders if any(f.glob("*.safetensors"))]
+                data[source.path] = fingerprints_of(files_of(source))
+        start = start_of(self.config.model)
         before = [Training(self.manifest, n).fingerprint for n in self._needs()]
-        settings = dataclasses.asdict(self.config)
-        for field in EFFORT:
-            del settings[field]
+        settings = self.config.measurement()
         return digest({"settings": settings, "data": data, "start": start, "before": before})
 
     def _needs(self) -> tuple[str, ...]:
@@ -185,8 +179,11 @@ class Training:
             f"{row['images_per_second']:.0f} images/s"
         )
 
-    def _is_in_the_run(self, fingerprint: str) -> bool:
-        """Take over the same model where the run itself has trained it for another branch."""
+    def _take_over(self, fingerprint: str) -> bool:
+        """Copy the same model where the run itself has trained it for another branch, and say so.
+
+        The files are those of its mark, since a listing may lag behind.
+        """
         trunk, mark = Run(self.manifest.run), ("models", f"{self.name}.json")
         if not self.run.branch or not trunk.exists(*mark):
             return False
@@ -194,11 +191,10 @@ class Training:
         if found["fingerprint"] != fingerprint:
             return False
         self.run.remove("models", self.name)
-        top = trunk.at("models", self.name)
-        for path in trunk.fs.find(top):
-            own = self.run.at("models", self.name) + path.removeprefix(top)
+        for path in found["files"]:
+            own = self.run.at("models", self.name, path)
             self.run.fs.makedirs(own.rpartition("/")[0], exist_ok=True)
-            self.run.fs.cp_file(path, own)
+            self.run.fs.cp_file(trunk.at("models", self.name, path), own)
         self.run.write_json(found, *mark)
         return True
 
@@ -207,9 +203,9 @@ class Training:
         from pipeline.workers import train_together
 
         fingerprint = self.fingerprint
-        if self._is_in_the_run(fingerprint):
-            return
         self.run.remove("models", f"{self.name}.json")  # the sign of a whole model goes first
+        if self._take_over(fingerprint):
+            return
         result = train_together(self.config, self.sources(), self.out, self.worker_resources)
         self.run.write_json(
             {

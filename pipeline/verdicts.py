@@ -68,7 +68,8 @@ class Judgement:
         measured: Rows that each stage has measured, among those that reached it.
         crashed: Rows that reached each stage and cannot be measured, as the process ends.
         reasons: The reason of each stage for each of the n rows, null where it rejects none.
-        tables: What each stage measured, as `annotated` gives it, where it has run.
+        tables: What each stage measured, as `annotated` gives it, where it has run; of download
+            no more than the error.
     """
 
     uids: Any
@@ -97,26 +98,28 @@ def annotated(run: Run, plan: Plan, name: str, shard: str) -> pa.Table | None:
         uid, `measured` and the stage's columns, row for row with the pool. A global stage has
         measured a row only once its summary covers it; a row that crashes is never measured.
     """
+    if name == DownloadStage.name:
+        columns = [c for c in ("uid", *STAGES[name].writes.names) if c != "image"]
+        try:
+            return _all_measured(run.read_table("pool", f"{shard}.parquet", columns=columns))
+        except FileNotFoundError:
+            return None
     found = _annotated(run, plan, name, shard)
     return None if found is None else found[0]
 
 
+def _all_measured(pool: pa.Table) -> pa.Table:
+    """Rows of the pool, all of which download has measured."""
+    return pool.append_column("measured", pa.array(np.ones(pool.num_rows, bool)))
+
+
 def _annotated(run: Run, plan: Plan, name: str, shard: str) -> tuple[pa.Table, Mask] | None:
-    """What `annotated` gives, and the rows that crash."""
+    """What `annotated` gives of a stage after download, and the rows that crash."""
     file = f"{shard}.parquet"
-    folder = plan.folder(name)
-    is_pool = name == DownloadStage.name
     try:
-        if is_pool:
-            columns = [c for c in ("uid", *STAGES[name].writes.names) if c != "image"]
-            table = run.read_table(*folder, file, columns=columns)
-        else:
-            table = measured_table(run, plan, name, shard)
+        table = measured_table(run, plan, name, shard)
     except FileNotFoundError:
         return None
-    if is_pool:
-        everywhere = np.ones(table.num_rows, bool)
-        return table.append_column("measured", pa.array(everywhere)), ~everywhere
     measured = measured_rows(run, plan, name, shard, table)
     crashed = measured & crashed_rows(table)
     measured = measured & ~crashed
@@ -228,12 +231,18 @@ def _digest(values: tuple[Any, ...]) -> int:
 
 def judge(run: Run, plan: Plan, shard: str, names: Iterable[str]) -> Judgement:
     """The verdicts of the stages `names`, in order, on one shard of the pool."""
-    pool = run.read_table("pool", f"{shard}.parquet", columns=["uid"])
+    names = tuple(names)
+    columns = ["uid", "error"] if DownloadStage.name in names else ["uid"]
+    pool = run.read_table("pool", f"{shard}.parquet", columns=columns)
     uids = pool["uid"].combine_chunks()
     found = Judgement(uids=uids, live=np.ones(len(uids), bool))
     for name in names:
         found.reached[name] = found.live
-        known = _annotated(run, plan, name, shard)
+        known = (
+            (_all_measured(pool), np.zeros(len(uids), bool))
+            if name == DownloadStage.name
+            else _annotated(run, plan, name, shard)
+        )
         if known is None:
             found.measured[name] = found.crashed[name] = np.zeros(len(uids), bool)
             found.reasons[name] = pa.nulls(len(uids), pa.string())

@@ -125,13 +125,7 @@ class Worker:
                 found = self._annotate(due, due.rows) if due.is_open else None
                 seconds = time.perf_counter() - measuring
                 done = {**self._commit(due, found), "stage_seconds": seconds}
-            result = {**done, "shard": shard, **self._spent(name, started, began)}
-            told = {key: result[key] for key in ("rows", "bytes", "reasons") if key in result}
-            journal.tell("shard done", seconds=round(result["seconds"], 3), **told)
-        config = self.plan.manifest.stages.get(name)
-        gpus = 0.0 if config is None else config.resources.gpus
-        self._meter.count(name, result, gpus)
-        return result
+            return self._told(name, shard, done, started, began)
 
     def load(self, name: str) -> None:
         """Load a stage, and no row."""
@@ -159,22 +153,35 @@ class Worker:
             parts: What `measure` gave for them.
         """
         started, began = time.perf_counter(), time.process_time()
-        due = self._due(name, shard, retry)
-        place = {row: index for index, row in enumerate(row for span in spans for row in span)}
-        index = np.array([place.get(row, -1) for row in due.rows.tolist()], np.int64)
-        crashed = index < 0
-        whole = pa.concat_tables([self.plan.stage(name).writes.empty_table(), *parts])
-        chosen: Any = pa.array(index, mask=crashed)
-        found = whole.combine_chunks().take(chosen)
-        done = self._commit(due, found, crashed)
-        return {**done, "shard": shard, **self._spent(name, started, began)}
+        with journal.about(run=self.run.root, stage=name, shard=shard):
+            due = self._due(name, shard, retry)
+            place = {row: index for index, row in enumerate(row for span in spans for row in span)}
+            index = np.array([place.get(row, -1) for row in due.rows.tolist()], np.int64)
+            crashed = index < 0
+            whole = pa.concat_tables([self.plan.stage(name).writes.empty_table(), *parts])
+            chosen: Any = pa.array(index, mask=crashed)
+            found = whole.combine_chunks().take(chosen)
+            done = self._commit(due, found, crashed)
+            return self._told(name, shard, done, started, began)
 
-    def _spent(self, name: str, started: float, began: float) -> dict[str, Any]:
-        return {
+    def _told(
+        self, name: str, shard: str, done: dict[str, Any], started: float, began: float
+    ) -> dict[str, Any]:
+        """What was done of a shard, with what it took, once the log and the metrics have it."""
+        result = {
+            **done,
+            "shard": shard,
             "device": self._device(name),
             "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - began,
         }
+        told = {key: result[key] for key in ("rows", "bytes", "reasons") if key in result}
+        journal.tell("shard done", seconds=round(result["seconds"], 3), **told)
+        config = self.plan.manifest.stages.get(name)
+        gpus = 0.0 if config is None else config.resources.gpus
+        # The rows of a summary were counted as they were measured.
+        self._meter.count(name, result | {"rows": 0} if ":" in shard else result, gpus)
+        return result
 
     def summarize(self, name: str, shards: list[str]) -> dict[str, Any]:
         """Decide over the whole pool and scatter the summary of a global stage, a file a shard."""

@@ -6,18 +6,19 @@ comes late, so that a killed training would replay steps.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
 
 from pipeline.objective import TrainConfig
 from pipeline.pairs import Source
+from pipeline.store import Run
 from pipeline.train import TrainResult, train
 from stages.base import Resources
 
-__all__ = ["train_together"]
+__all__ = ["notes", "train_together"]
 
 
 def train_together(
@@ -43,30 +44,42 @@ def train_together(
     place = {"CPU": float(resources.cpus), "GPU": resources.gpus}
     place = {name: amount for name, amount in place.items() if amount}
     _check_room(config.workers, place)
-    own = f"{out}.ray.partial"  # Ray Train's notes on its run; a killed one's would be taken up
-    shutil.rmtree(own, ignore_errors=True)
-    trainer = TorchTrainer(
-        _loop,  # type: ignore[arg-type]
-        train_loop_config={"config": config, "data": list(data), "out": out},
-        scaling_config=ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=resources.gpus > 0,
-            resources_per_worker=place,
-            placement_strategy="PACK",
-        ),
-        run_config=RunConfig(
-            name="train", storage_path=own, failure_config=FailureConfig(max_failures=0)
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except WorkerGroupError as error:
-        _, first = min(error.worker_failures.items())
-        raise first from None
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
+    with notes(out) as own:
+        trainer = TorchTrainer(
+            _loop,  # type: ignore[arg-type]
+            train_loop_config={"config": config, "data": list(data), "out": out},
+            scaling_config=ScalingConfig(
+                num_workers=config.workers,
+                use_gpu=resources.gpus > 0,
+                resources_per_worker=place,
+                placement_strategy="PACK",
+            ),
+            run_config=RunConfig(
+                name="train", storage_path=own, failure_config=FailureConfig(max_failures=0)
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except WorkerGroupError as error:
+            _, first = min(error.worker_failures.items())
+            raise first from None
     found: TrainResult = result.return_value  # type: ignore[attr-defined]
     return found
+
+
+@contextlib.contextmanager
+def notes(out: str) -> Iterator[str]:
+    """A folder beside a model for Ray Train's notes on its run, which are for this run alone.
+
+    Those that a killed training left would be taken up.
+    """
+    folder = Run(f"{out}.ray.partial")
+    folder.remove()
+    try:
+        yield folder.root
+    finally:
+        with contextlib.suppress(OSError):  # Ray may still be writing, and the training is done
+            folder.remove()
 
 
 def _loop(told: dict[str, Any]) -> TrainResult:

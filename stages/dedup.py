@@ -211,9 +211,10 @@ class DedupStage(ClusteredStage[DedupConfig]):
 
     def points(self, rows: pa.Table) -> pa.Table:
         """The perceptual hash of each image with contrast."""
-        found = Fingerprints.gather(iter([rows]), bands=self.config.bands, rows=self.config.rows)
-        has_hash = self._has_hash(found)
-        return pa.table({"row": np.flatnonzero(has_hash), "hash": found.phash[has_hash]})
+        columns: list[Any] = [rows["image_contrast"], rows["image_phash"]]
+        contrast, hashes = map(np.asarray, map(pc.fill_null, columns, (-1.0, 0)))
+        has_hash = contrast >= self.config.min_contrast
+        return pa.table({"row": np.flatnonzero(has_hash), "hash": hashes.view(np.uint64)[has_hash]})
 
     def near(self, hashes: UInt64s, part: int, parts: int) -> Iterator[tuple[Int64s, Int64s]]:
         """Pairs of hashes within `max_hamming` bits, whatever their colours."""

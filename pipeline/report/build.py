@@ -348,8 +348,7 @@ def _rows(
 
 def _metrics(plan: Plan, evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The numbers of each model in the order of the manifest, nested names joined by a space."""
-    wanted = plan.manifest.evaluate.models if plan.manifest.evaluate else ()
-    order = [model.rstrip("/").rsplit("/", 1)[-1] for model in wanted]
+    order = list(plan.manifest.evaluated)
     found = {}
     for model, entry in sorted(
         evaluation.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1

@@ -78,22 +78,23 @@ class Reader:
         return content or "empty"
 
     @functools.cached_property
-    def _roots(self) -> list[tuple[str, Any, str]]:
+    def _roots(self) -> list[tuple[str, Any, str, str]]:
+        """Of each path what files start with, the filesystem, the folder there, and what it is."""
         return [
-            root(path)
+            (prefix, fs, top, str(Path(top).resolve()) if is_local(fs) else posixpath.normpath(top))
             for source in self._config.sources
             for path in (*source.paths, *([source.images] if source.images else []))
+            for prefix, fs, top in [root(path)]
         ]
 
     def _place(self, file: str) -> tuple[Any, str] | None:
         """The filesystem of a file and the path there; nothing where it lies outside."""
-        for prefix, fs, top in self._roots:
+        for prefix, fs, top, inside in self._roots:
             if not file.startswith(prefix):
                 continue
             path = posixpath.normpath(top.rstrip("/") + file.removeprefix(prefix))
             try:
                 real = str(Path(path).resolve()) if is_local(fs) else path
-                inside = str(Path(top).resolve()) if is_local(fs) else posixpath.normpath(top)
             except (OSError, ValueError, RuntimeError):  # a path may hold what no path can
                 continue
             if real == inside or real.startswith(inside.rstrip("/") + "/"):
@@ -106,7 +107,11 @@ class Reader:
                 if len(self._pictures) == _OPEN:
                     self._pictures.pop(next(iter(self._pictures)))[0].close()
                 stream = fs.open(path, "rb")
-                self._pictures[path] = (stream, Pictures(stream))
+                try:
+                    self._pictures[path] = (stream, Pictures(stream))
+                except BaseException:
+                    stream.close()
+                    raise
             return self._pictures[path][1][row]
 
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import fsspec
 import huggingface_hub.constants
 import pytest
 from blips import WORDS, save, tokenizer_of
 from transformers import BlipForConditionalGeneration
 
-from models.weights import device_of, pinned, revision_of
+from models.weights import device_of, folder_of, pinned, revision_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -81,3 +82,17 @@ def test_a_folder_has_no_revision(folder: Path) -> None:
 def test_a_named_device_is_itself() -> None:
     assert [device_of(name) for name in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
     assert device_of("auto") in ("cpu", "cuda")
+
+
+def test_a_url_whose_protocol_ends_like_that_of_files_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/far/model.safetensors", b"weights")
+    try:
+        folder = Path(folder_of("filecache::memory://far"))
+    finally:
+        memory.rm("/far", recursive=True)
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert folder_of(f"file://{folder}") == str(folder)

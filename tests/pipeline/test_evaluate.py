@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from blips import WORDS, config_of, drawn, random_model, tokenizer_of
 from PIL import Image
+from rich.console import Console
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -24,6 +26,11 @@ from models.metrics import retrieval_recall, roc_auc
 from models.towers import see
 from pipeline.cli import main
 from pipeline.evaluate import evaluate
+from pipeline.manifest import Manifest
+from pipeline.progress import Progress
+from pipeline.session import Session
+from pipeline.store import Run
+from pipeline.training import Training
 
 IMAGES = 6
 TEXTS = [
@@ -261,3 +268,48 @@ def test_a_folder_that_is_no_blip_is_refused(test_set: str, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text('{"model_type": "blip", "architectures": ["Other"]}')
     with pytest.raises(ValueError, match="neither a BLIP captioner nor a BLIP matcher nor a CLIP"):
         evaluate(str(tmp_path), test_set)
+
+
+def test_a_run_measures_anew_what_was_trained_anew_and_on_other_images(
+    models: Path, test_set: str, tmp_path: Path
+) -> None:
+    data = tmp_path / "set" / "test.jsonl"
+    shutil.copytree(Path(test_set).parent, data.parent)
+    lines = data.read_text().splitlines(keepends=True)
+
+    def evaluated(lr: float, number: int) -> set[str]:
+        """What a run measures of models trained at `lr` on so many images."""
+        data.write_text("".join(lines[:number]))
+        content = {
+            "name": "e",
+            "run": str(tmp_path / "run"),
+            "train": {name: {"model": "tiny", "data": [test_set], "lr": lr} for name in "ab"},
+            "evaluate": {
+                "data": str(data),
+                "models": ["train:a/matcher", "train:b/matcher", str(tmp_path / "other")],
+            },
+        }
+        manifest = Manifest.parse(content)
+        run = Run(manifest.run)
+        for name in "ab":
+            mark = {"fingerprint": Training(manifest, name).fingerprint, "files": {}}
+            run.write_json(mark, "models", f"{name}.json")
+        done = run.read_mark("evaluation.json")
+        for entry in done.values():
+            entry["metrics"]["old"] = True
+        run.write_json(done, "evaluation.json")
+        with Session(manifest, progress=Progress(Console(quiet=True), True)) as session:
+            session.run()
+        found = run.read_json("evaluation.json")
+        assert set(found) == {"a/matcher", "b/matcher", "other"}
+        return {name for name, entry in found.items() if "old" not in entry["metrics"]}
+
+    for folder in ("run/models/a", "run/models/b"):
+        shutil.copytree(models, tmp_path / folder)
+    shutil.copytree(models / "matcher", tmp_path / "other")
+    assert evaluated(1e-4, 4) == {"a/matcher", "b/matcher", "other"}
+    assert evaluated(1e-4, 4) == set()
+    assert evaluated(2e-4, 4) == {"a/matcher", "b/matcher"}
+    assert evaluated(2e-4, 5) == {"a/matcher", "b/matcher", "other"}
+    (tmp_path / "other" / "extra.json").write_text("{}")
+    assert evaluated(2e-4, 5) == {"other"}

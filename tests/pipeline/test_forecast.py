@@ -4,6 +4,7 @@ import json
 
 import fakes
 import pytest
+import runs
 import yaml
 from rich.console import Console
 
@@ -224,3 +225,12 @@ def test_work_adds_up_over_calls():
     assert once == twice
     assert once["rows"] == 6 and once["shards"] == 2 and once["device"] == "X"
     assert once["squares"] == pytest.approx(2.0**2 / 4 + 3.0**2 / 2)
+
+
+def test_the_rates_of_a_gpu_are_told_where_there_is_none(tmp_path):
+    its = Plan(runs.manifest(tmp_path, ("download", "clean", "caption"), export=False))
+    run = runs.make_run(tmp_path, its)
+    work = add_work(None, [{"rows": 8, "seconds": 2.0, "device": "NVIDIA H200"}])
+    run.write_json({"seconds": 2.0, "work": work}, *its.folder("caption"), "_stage.json")
+    rate = Rates.of_run(run).find("caption", "H200")
+    assert rate is not None and rate.rows_per_second == pytest.approx(4)

@@ -220,3 +220,12 @@ def test_a_manifest_may_train_alone(tmp_path):
     content = {"name": "alone", "train": {"model": {"data": ["h.jsonl"]}}}
     manifest = Manifest.load(write(tmp_path, content))
     assert not manifest.stages and list(manifest.train) == ["model"]
+
+
+def test_an_evaluated_model_is_named_by_its_training_or_the_end_of_its_path():
+    models = ["train:filter", "train:filter/captioner", "/x/blip/", "org/clip", "other/clip"]
+    train = {"filter": {"objective": "joint", "data": ["pairs.jsonl"]}}
+    content = changed(train=train, evaluate={"data": "t.jsonl", "models": models})
+    found = Manifest.parse(content).evaluated
+    assert list(found) == ["filter", "filter/captioner", "blip", "org/clip", "other/clip"]
+    assert found["blip"] == "/x/blip/" and found["filter/captioner"].endswith("filter/captioner")

@@ -127,6 +127,19 @@ def test_a_model_at_a_url_is_copied_once_and_has_the_revision_of_its_folder(stor
         revision_of("s3://bucket/nowhere")
 
 
+def test_a_model_is_taken_over_whole_though_listings_lag(store, tmp_path):
+    (tmp_path / "human.jsonl").write_text('{"image": "a.png", "caption": "a dog"}\n')
+    fields = {"objective": "captioner", "model": "tiny", "data": [str(tmp_path / "human.jsonl")]}
+    content = {"name": "t", "run": "s3://bucket/taken", "train": {"model": fields}}
+    trunk, branch = (Training(Manifest.parse(content, branch=b), "model") for b in ("", "rounds/2"))
+    trunk.run.write(b"weights", "models", "model", "captioner", "model.safetensors")
+    mark = {"fingerprint": trunk.fingerprint, "files": trunk.run.digests("models", "model")}
+    trunk.run.write_json(mark, "models", "model.json")
+    store.faults.lag = 3600
+    branch.carry_out()
+    assert branch.is_done
+
+
 def test_a_manifest_at_a_url_is_read_and_one_that_cannot_be_is_told(store):
     files = fsspec.filesystem("s3")
     files.pipe("bucket/m.yaml", b"name: far\nstages: {download: {source: x}}\n")

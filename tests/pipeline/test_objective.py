@@ -1,11 +1,13 @@
 """The config of a training."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
 
-from pipeline.objective import TrainConfig
+from models.weights import revision_of
+from pipeline.objective import TrainConfig, start_of
 from pipeline.pairs import Source
 
 
@@ -71,3 +73,14 @@ def test_a_config_is_made_from_a_manifest() -> None:
 def test_impossible_values_are_refused_by_name(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"train.{next(iter(settings))} must be"):
         TrainConfig(**settings)
+
+
+def test_a_training_starts_from_weights_in_several_files_too(tmp_path: Path) -> None:
+    assert start_of("base") == []
+    for folder in (tmp_path / "captioner", tmp_path / "matcher"):
+        folder.mkdir()
+        (folder / "model-00001-of-00002.safetensors").write_bytes(b"weights")
+    before = start_of(str(tmp_path))
+    assert before == [revision_of(str(tmp_path / part)) for part in ("captioner", "matcher")]
+    (tmp_path / "matcher" / "model-00001-of-00002.safetensors").write_bytes(b"others")
+    assert start_of(str(tmp_path))[0] == before[0] and start_of(str(tmp_path)) != before

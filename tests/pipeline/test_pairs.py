@@ -19,9 +19,13 @@ from pipeline.pairs import (
     Source,
     as_sources,
     fingerprint_of,
+    fingerprints_of,
     pre_caption,
+    read_folder,
     read_json,
+    state_of,
 )
+from pipeline.store import Run
 from stages.schema import PAIRS
 
 
@@ -323,8 +327,36 @@ def test_the_fingerprint_of_a_file_is_its_content(tmp_path: Path) -> None:
 def test_the_fingerprint_of_an_exported_shard_is_that_of_its_manifest(tmp_path: Path) -> None:
     write_pool(tmp_path / "00000.parquet", ["a"])
     listed = {"files": [{"name": "00000.parquet", "sha256": "f" * 64}]}
-    (tmp_path / "manifest.json").write_text(json.dumps(listed))
-    assert fingerprint_of(str(tmp_path / "00000.parquet")) == "f" * 64
+    Run(str(tmp_path)).write_json(listed, "manifest.json")
+    write_pool(tmp_path / "extra.parquet", ["b"])
+    names = ("00000.parquet", "extra.parquet")
+    extra = hashlib.sha256((tmp_path / "extra.parquet").read_bytes()).hexdigest()
+    assert fingerprints_of([str(tmp_path / name) for name in names]) == ["f" * 64, extra]
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[1]", '{"files": ["00000.parquet"]}', '{"files": 3}', "not JSON", b"\xff"]
+)
+def test_the_manifest_of_another_tool_says_nothing_of_a_file(
+    tmp_path: Path, manifest: str | bytes
+) -> None:
+    write_pool(tmp_path / "00000.parquet", ["a"])
+    content = manifest.encode() if isinstance(manifest, str) else manifest
+    (tmp_path / "manifest.json").write_bytes(content)
+    expected = hashlib.sha256((tmp_path / "00000.parquet").read_bytes()).hexdigest()
+    assert fingerprint_of(str(tmp_path / "00000.parquet")) == expected
+
+
+def test_the_state_of_a_folder_of_labels_is_that_of_its_images(tmp_path: Path) -> None:
+    for label, name in (("cat", "a.jp2"), ("dog", "b.png")):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / name).write_bytes(b"x")
+    assert [sample.label for sample in read_folder(str(tmp_path))] == ["cat", "dog"]
+    before = state_of(str(tmp_path))
+    (tmp_path / "dog" / "notes.txt").write_text("not an image")
+    assert state_of(str(tmp_path)) == before
+    (tmp_path / "dog" / "b.png").write_bytes(b"another")
+    assert state_of(str(tmp_path)) != before
 
 
 def test_no_pairs_at_all_are_refused(tmp_path: Path) -> None:

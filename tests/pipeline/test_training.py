@@ -11,10 +11,10 @@ from pipeline.pairs import Source
 from pipeline.training import Training
 
 
-def training_of(folder: Path, **settings: Any) -> Training:
+def training_of(folder: Path, branch: str = "", **settings: Any) -> Training:
     fields = {"objective": "captioner", "model": "tiny", **settings}
     content = {"name": "t", "run": str(folder / "run"), "train": {"model": fields}}
-    return Training(Manifest.parse(content), "model")
+    return Training(Manifest.parse(content, branch=branch), "model")
 
 
 @pytest.fixture
@@ -57,3 +57,27 @@ def test_a_training_that_leads_workers_occupies_nothing_itself(tmp_path: Path) -
     assert training.resources.cpus == 0
     assert training.worker_resources.cpus == 3
     assert training_of(tmp_path, threads=3).resources.cpus == 3
+
+
+def trained(training: Training, files: dict[str, bytes]) -> None:
+    """Leave a model as the training does."""
+    for path, content in files.items():
+        training.run.write(content, "models", training.name, *path.split("/"))
+    mark = {"fingerprint": training.fingerprint, "files": training.run.digests("models", "model")}
+    training.run.write_json(mark, "models", "model.json")
+
+
+def test_a_model_that_cannot_be_taken_over_whole_is_not_done(tmp_path: Path, human: str) -> None:
+    trunk = training_of(tmp_path, data=[human])
+    branch = training_of(tmp_path, "rounds/2", data=[human])
+    files = {"config.json": b"{}", "captioner/model.safetensors": b"weights"}
+    trained(trunk, files)
+    trained(branch, {"config.json": b"old"})
+    trunk.run.remove("models", "model", "config.json")
+    with pytest.raises(FileNotFoundError):
+        branch.carry_out()
+    assert not branch.is_done and not branch.run.exists("models", "model.json")
+    trained(trunk, files)
+    branch.carry_out()
+    assert branch.is_done
+    assert {f: branch.run.read("models", "model", *f.split("/")) for f in files} == files

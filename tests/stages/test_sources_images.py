@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -184,6 +185,22 @@ def test_names_that_are_no_text_are_rows_that_fail(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/bad\xff.jpg", "wb") as stream:
         stream.write(b"y")
     assert contents(tmp_path) == [b"x", "missing"]
+
+
+def test_a_file_that_is_no_parquet_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.parquet", "not Parquet")
+    opened = []
+    real = LocalFileSystem.open
+
+    def kept(*args: Any, **more: Any) -> Any:
+        opened.append(real(*args, **more))
+        return opened[-1]
+
+    monkeypatch.setattr(LocalFileSystem, "open", kept)
+    assert Reader(config(path)).read(Location(str(path), row=0)) == "missing"
+    assert [stream.closed for stream in opened] == [True]
 
 
 def test_a_folder_on_any_filesystem_is_read() -> None:

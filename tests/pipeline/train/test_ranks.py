@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +18,7 @@ from models.sizes import BLIP_SIZES, CLIP_SIZES
 from pipeline.objective import TrainConfig
 from pipeline.pairs import Source
 from pipeline.train import train
-from pipeline.workers import train_together
+from pipeline.workers import notes, train_together
 from stages.base import Resources
 
 RANK = """
@@ -130,6 +131,15 @@ def test_ray_starts_the_workers(tokenizer: str, pairs: str, tmp_path: Path, ray_
         train_together(large, sources, str(tmp_path / "three/model"), Resources(cpus=1))
     with pytest.raises(ValueError, match=r"train\.workers 2 take 200 CPU"):
         train_together(together, sources, str(tmp_path / "four/model"), Resources(cpus=100))
+
+
+def test_what_a_killed_training_noted_is_not_taken_up_wherever_it_lies() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/models/m.ray.partial/train/state.json", b"of a killed one")
+    with notes("memory://models/m") as folder:
+        assert folder == "memory://models/m.ray.partial" and not memory.find("/models")
+        memory.pipe("/models/m.ray.partial/train/state.json", b"of this one")
+    assert not memory.find("/models")
 
 
 def test_another_number_of_ranks_than_workers_is_refused(
