@@ -22,6 +22,7 @@ from pipeline.store import Run
 from stages.base import CRASHED, GlobalStage
 from stages.clean import CleanStage
 from stages.download import DownloadStage
+from stages.filter import FilterStage
 
 __all__ = [
     "DIGEST",
@@ -34,6 +35,7 @@ __all__ = [
     "count",
     "crashed_rows",
     "judge",
+    "kept_texts",
     "measured_rows",
     "measured_table",
     "summary_digest",
@@ -168,6 +170,13 @@ def measured_table(run: Run, plan: Plan, name: str, shard: str, uids: Any = None
     if uids is not None:
         check_alignment(run, table["uid"], pa.chunked_array([uids]), *path)
     return table
+
+
+def kept_texts(plan: Plan, scores: pa.Table) -> pa.Table:
+    """Which texts of some rows of `annotated` the filter keeps, as `FilterStage.keep_texts`."""
+    stage = plan.stage(FilterStage.name)
+    assert isinstance(stage, FilterStage)
+    return stage.keep_texts(scores.drop_columns("measured"))
 
 
 def measured_rows(

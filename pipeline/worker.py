@@ -29,6 +29,7 @@ from pipeline.verdicts import (
     check_alignment,
     crashed_rows,
     judge,
+    kept_texts,
     measured_rows,
     measured_table,
     summary_digest,
@@ -388,10 +389,8 @@ class Worker:
         if FilterStage.name not in self.plan.judges(name):
             return rows, None
         scores = annotated(self.run, self.plan, FilterStage.name, shard)
-        stage = self.plan.stage(FilterStage.name)
-        assert scores is not None and isinstance(stage, FilterStage)
-        live = scores.drop_columns("measured").filter(pa.array(found.live))
-        return rows, stage.keep_texts(live)
+        assert scores is not None
+        return rows, kept_texts(self.plan, scores.filter(pa.array(found.live)))
 
 
 def _checked(stage: Stage[Any], rows: pa.Table, found: pa.Table) -> pa.Table:

@@ -28,7 +28,7 @@ from pipeline.seal import seal_json, seal_page
 from pipeline.status import funnel
 from pipeline.store import Run
 from pipeline.tables import flat
-from pipeline.verdicts import Judgement, Mask, judge
+from pipeline.verdicts import Judgement, Mask, judge, kept_texts
 from stages.filter import FilterStage
 
 __all__ = ["write"]
@@ -219,10 +219,8 @@ def _verdicts(plan: Plan, found: Judgement) -> Iterator[tuple[str, Mask]]:
         for reason in reasons.drop_null().unique().to_pylist():
             yield f"{name}: {reason}".replace("_", " "), values == reason
     if (table := found.tables.get(FilterStage.name)) is not None:
-        stage = plan.stage(FilterStage.name)
-        assert isinstance(stage, FilterStage)
         measured = found.measured[FilterStage.name]
-        keeps = stage.keep_texts(table.filter(pa.array(measured)).drop_columns("measured"))
+        keeps = kept_texts(plan, table.filter(pa.array(measured)))
         web = np.zeros(len(measured), bool)
         synthetic = np.zeros(len(measured), bool)
         further = [any(flags or ()) for flags in keeps["keep_further"].to_pylist()]

@@ -16,7 +16,7 @@ from pipeline.manifest import STAGES
 from pipeline.plan import Plan
 from pipeline.report.survey import Place
 from pipeline.store import Run
-from pipeline.verdicts import annotated
+from pipeline.verdicts import annotated, kept_texts
 from stages.base import GlobalStage
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
@@ -139,11 +139,8 @@ def _keeps(plan: Plan, tables: dict[str, pa.Table], number: int) -> list[dict[st
     """What the filter says of the texts of `number` rows; nothing of those it has not measured."""
     verdicts: list[dict[str, Any]] = [{} for _ in range(number)]
     if FilterStage.name in tables:
-        stage = plan.stage(FilterStage.name)
-        assert isinstance(stage, FilterStage)
         table = tables[FilterStage.name]
-        kept = stage.keep_texts(table.filter(table["measured"]).drop_columns("measured"))
-        found = iter(kept.to_pylist())
+        found = iter(kept_texts(plan, table.filter(table["measured"])).to_pylist())
         for row, is_measured in enumerate(table["measured"].to_pylist()):
             if is_measured:
                 verdicts[row] = next(found)

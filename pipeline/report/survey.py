@@ -17,7 +17,7 @@ from pipeline.report.borders import borders
 from pipeline.report.charts import Histogram
 from pipeline.report.frequent import Frequent
 from pipeline.store import Run
-from pipeline.verdicts import Judgement, Mask, judge
+from pipeline.verdicts import Judgement, Mask, judge, kept_texts
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
@@ -406,9 +406,7 @@ class _Shard:
             web, synthetic = web & live, synthetic & live[parents]
             return _Fate(web, web, synthetic, synthetic, np.zeros(len(web), bool))
         table, measured = scored
-        stage = self.plan.stage(FilterStage.name)
-        assert isinstance(stage, FilterStage)
-        keeps = stage.keep_texts(table.drop_columns("measured"))
+        keeps = kept_texts(self.plan, table)
         flags, _ = _flat(keeps["keep_synthetic"])
         further, rows = _flat(keeps["keep_further"])
         of_rows, of_texts = np.zeros((3, len(web)), bool), np.zeros((2, len(synthetic)), bool)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.plan import Plan
 from pipeline.report.survey import Smallest
 from pipeline.store import Run
-from pipeline.verdicts import Mask, annotated, judge
+from pipeline.verdicts import Mask, annotated, judge, kept_texts
 from stages.download import DownloadStage
 from stages.filter import FilterConfig, FilterStage
 from stages.review import ReviewStage
@@ -256,12 +256,10 @@ def _filtered(run: Run, plan: Plan, shard: str, live: Any) -> pa.Table | None:
     if FilterStage.name not in plan.names:
         return None
     table = annotated(run, plan, FilterStage.name, shard)
-    stage = plan.stage(FilterStage.name)
-    assert isinstance(stage, FilterStage)
     if table is None:
         return None
-    scored = table.drop_columns("measured").filter(live)
-    keeps = stage.keep_texts(scored)
+    scored = table.filter(live)
+    keeps = kept_texts(plan, scored)
     for name in keeps.column_names:
         scored = scored.append_column(name, keeps[name])
     return scored
