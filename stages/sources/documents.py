@@ -27,13 +27,10 @@ _KINDS = {
 }
 
 
-def pairs(place: Place, urls: str, captions: str) -> Iterator[Record]:
-    """The records of two parallel arrays, as SBU has them; the array of captions may be shorter."""
-    missing = object()
-    both = itertools.zip_longest(
-        elements(place, urls), elements(place, captions), fillvalue=missing
-    )
-    for url, caption in both:
+def pairs(place: Place) -> Iterator[Record]:
+    """The records of SBU's two parallel arrays; that of the captions may be shorter."""
+    arrays = elements(place, "image_urls"), elements(place, "captions")
+    for url, caption in itertools.zip_longest(*arrays):
         yield text_of(url), text_of(caption), None, None
 
 
@@ -87,13 +84,8 @@ _START = object()  # stands before the elements of an array, and for a value tha
 
 def _walk(place: Place) -> Iterator[tuple[str, Any]]:
     """Each key of a document, and each element of the arrays that the document holds."""
-    try:
-        with place.open() as stream:
-            yield from _Scanner(stream).walk()
-    except (OSError, EOFError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"download.source cannot be read as json: {place.path}: {error}"
-        ) from error
+    with place.read_as("json", ValueError, RecursionError), place.open() as stream:
+        yield from _Scanner(stream).walk()
 
 
 class _Scanner:

@@ -119,7 +119,7 @@ def _document(place: Place, source: Source) -> Iterator[Row]:
     if kind == "coco":
         return coco.rows(place, source)
     if kind == "sbu":
-        found = documents.pairs(place, "image_urls", "captions")
+        found = documents.pairs(place)
     else:
         found = documents.records(place, Finder(place.path, source))
     return (Row(url or "", caption, uid) for url, caption, uid, _ in found)

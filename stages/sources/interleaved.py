@@ -27,14 +27,13 @@ def documents(place: Place) -> Iterator[Document | None]:
     Raises:
         ValueError: The file cannot be read.
     """
-    try:
-        with place.open() as raw, io.BufferedReader(raw) as stream:
-            for line in filter(bytes.strip, lines(stream, place)):
-                yield _document(line)
-    except (OSError, EOFError, pa.ArrowException, UnicodeError) as error:
-        raise ValueError(
-            f"download.source cannot be read as jsonl: {place.path}: {error}"
-        ) from error
+    with (
+        place.read_as("jsonl", pa.ArrowException),
+        place.open() as raw,
+        io.BufferedReader(raw) as stream,
+    ):
+        for line in filter(bytes.strip, lines(stream, place)):
+            yield _document(line)
 
 
 def _document(line: bytes) -> Document | None:

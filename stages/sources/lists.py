@@ -42,12 +42,8 @@ def records(place: Place, finder: Finder) -> Iterator[Record]:
     Raises:
         ValueError: The file cannot be read as what its name says, or lacks a column.
     """
-    try:
+    with place.read_as(place.kind, csv.Error, pa.ArrowException):
         yield from READERS[place.kind](place, finder)
-    except (OSError, EOFError, csv.Error, pa.ArrowException, UnicodeError) as error:
-        raise ValueError(
-            f"download.source cannot be read as {place.kind}: {place.path}: {error}"
-        ) from error
 
 
 def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:

@@ -44,13 +44,12 @@ def rows(place: Place, source: Source, image: str) -> Iterator[Row]:
 
 def column_of(place: Place) -> str | None:
     """The column of images of a Parquet file, if it has one."""
-    try:
-        with place.open() as stream, pq.ParquetFile(stream) as file:
-            return column(file.schema_arrow)
-    except (OSError, pa.ArrowException, UnicodeError) as error:
-        raise ValueError(
-            f"download.source cannot be read as parquet: {place.path}: {error}"
-        ) from error
+    with (
+        place.read_as("parquet", pa.ArrowException),
+        place.open() as stream,
+        pq.ParquetFile(stream) as file,
+    ):
+        return column(file.schema_arrow)
 
 
 def column(schema: pa.Schema) -> str | None:

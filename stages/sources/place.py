@@ -77,6 +77,21 @@ class Place:
             with pa.input_stream(raw, compression=compression) as stream:
                 yield stream
 
+    @contextlib.contextmanager
+    def read_as(self, kind: str, *errors: type[Exception]) -> Iterator[None]:
+        """Name the file, and what it is taken for, in what goes wrong while it is read.
+
+        Raises:
+            ValueError: Reading failed with an error of files or texts, or one of `errors`.
+        """
+        told: tuple[type[Exception], ...] = (OSError, EOFError, UnicodeError, *errors)
+        try:
+            yield
+        except told as error:
+            raise ValueError(
+                f"download.source cannot be read as {kind}: {self.path}: {error}"
+            ) from error
+
     def url(self, image: str | int) -> str:
         """What stands in the place of a URL for an image that has none."""
         return "/".join(part for part in (self.prefix, self.name, str(image)) if part)

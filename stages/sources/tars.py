@@ -59,20 +59,18 @@ def rows(place: Place, source: Source) -> Iterator[Row]:
 
 def _members(place: Place) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """The members of a tar but its folders."""
-    try:
-        with (
-            place.fs.open(place.path, "rb") as stream,
-            tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape") as tar,
-        ):
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would hold all it has seen
-                if not member.isdir():
-                    yield tar, member
-            # A broken header after the first ends the iteration as the end of the tar does.
-            stream.seek(tar.offset)
-            if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError(f"it is broken at byte {tar.offset}")
-            if stream.tell() <= tar.offset:
-                raise tarfile.ReadError("it ends early, without the mark of its end")
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        raise ValueError(f"download.source cannot be read as tar: {place.path}: {error}") from error
+    with (
+        place.read_as("tar", ValueError, tarfile.TarError),
+        place.fs.open(place.path, "rb") as stream,
+        tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape") as tar,
+    ):
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would hold all it has seen
+            if not member.isdir():
+                yield tar, member
+        # A broken header after the first ends the iteration as the end of the tar does.
+        stream.seek(tar.offset)
+        if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"it is broken at byte {tar.offset}")
+        if stream.tell() <= tar.offset:
+            raise tarfile.ReadError("it ends early, without the mark of its end")
