@@ -293,13 +293,19 @@ def _machine() -> str:
     return " ".join(parts) or socket.gethostname()
 
 
+def _stat(pid: int) -> list[str] | None:
+    """What the kernel tells of a process behind its name, its state first."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
 def _born(pid: int) -> str | None:
     """When a process began, in the kernel's ticks: process ids come again, these do not."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
+    stat = _stat(pid)
+    return stat[19] if stat else None
 
 
 def _is_elsewhere(found: dict[str, Any]) -> bool:
@@ -315,9 +321,11 @@ def _is_dead(found: dict[str, Any]) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
+    """Whether a process of this machine runs: one that nobody has waited for yet does not."""
     if pid <= 0:
         return False
+    if stat := _stat(pid):
+        return stat[0] not in "ZX"
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -70,6 +70,13 @@ def test_only_a_dead_process_is_followed(tmp_path, holder, end):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
 
 
+def test_a_dead_process_that_nobody_waits_for_is_followed(tmp_path, holder):
+    holder.kill()
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+    with hold(str(tmp_path / "run.lock"), "it"):
+        pass
+
+
 def test_a_process_that_has_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path, holder):
     path = tmp_path / "run.lock"
     holder.kill()
