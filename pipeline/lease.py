@@ -15,7 +15,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["BEAT_SECONDS", "LEASE_SECONDS", "RunBusyError", "hold", "hold_far", "is_alive"]
+__all__ = [
+    "BEAT_SECONDS",
+    "LEASE_SECONDS",
+    "RunBusyError",
+    "hold",
+    "hold_far",
+    "is_alive",
+    "is_dead",
+    "parsed",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +111,7 @@ def hold_far(
     """
 
     def read() -> dict[str, Any]:
-        return _parsed(fs.cat_file(path))
+        return parsed(fs.cat_file(path))
 
     mine = _identity()
     while True:
@@ -212,7 +221,7 @@ def _check_dead(
     Raises:
         RunBusyError: It is alive.
     """
-    if _is_dead(found) or (_is_elsewhere(found) and _stands_still(read, what, found, lease)):
+    if is_dead(found) or (_is_elsewhere(found) and _stands_still(read, what, found, lease)):
         return
     pid, host, since = (found.get(key, "?") for key in ("pid", "host", "since"))
     with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
@@ -250,7 +259,7 @@ def _remove(path: str, judged: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # some shared file systems have no such lock
             fcntl.flock(file, fcntl.LOCK_EX)  # of several who judged it, one after the other
         is_there = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-        if is_there and _parsed(file.read()).get("token") == judged.get("token"):
+        if is_there and parsed(file.read()).get("token") == judged.get("token"):
             os.unlink(path)
 
 
@@ -270,12 +279,12 @@ def _content(identity: dict[str, Any], beat: int) -> bytes:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """What a file says; empty where it says nothing that a holder would."""
     with open(path, "rb") as file:
-        return _parsed(file.read())
+        return parsed(file.read())
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
+def parsed(content: bytes) -> dict[str, Any]:
+    """What a file says of its holder; empty where it says nothing that a holder would."""
     try:
         found = json.loads(content)
     except ValueError:
@@ -312,7 +321,7 @@ def _is_elsewhere(found: dict[str, Any]) -> bool:
     return found.get("machine") != _machine()
 
 
-def _is_dead(found: dict[str, Any]) -> bool:
+def is_dead(found: dict[str, Any]) -> bool:
     """Whether a holder is known to be dead: one of this machine that is gone."""
     pid = found.get("pid")
     if _is_elsewhere(found) or not isinstance(pid, int):

@@ -7,7 +7,7 @@ import glob
 import os
 from typing import Any
 
-from pipeline import pool
+from pipeline import lease, pool
 from pipeline.plan import Plan
 from pipeline.store import Run
 from pipeline.verdicts import count
@@ -51,11 +51,12 @@ def _others(run: Run) -> str:
 def holder(run: Run) -> dict[str, Any] | None:
     """Host, process and start (seconds since 1970) of who is at work on a run, if anybody."""
     try:
-        found = run.read_json("run.lock")
+        found = lease.parsed(run.read("run.lock"))
         pid, since = int(found["pid"]), int(found["since"])
-        return {"host": str(found["host"])[:40], "pid": pid, "since": since}
+        told = {"host": str(found["host"])[:40], "pid": pid, "since": since}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+    return None if lease.is_dead(found) else told
 
 
 def funnel(run: Run, plan: Plan) -> dict[str, Any]:
