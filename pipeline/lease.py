@@ -138,33 +138,36 @@ def _kept(what: str, keeper: _Keeper, remove: Callable[[], Any]) -> Iterator[Non
     """Run a keeper while the block runs, and remove what it keeps.
 
     Raises:
-        RunBusyError: The keeper has lost what it keeps.
+        RunBusyError: The keeper has lost what it keeps, and the block has raised nothing else.
     """
     is_main = threading.current_thread() is threading.main_thread()
     former = signal.signal(LOST, signal.default_int_handler) if is_main else None
     keeper.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            keeper.stop()
     except KeyboardInterrupt:
-        if keeper.is_lost:
-            raise RunBusyError(
-                f"{what} was taken over by another process while this one stood still; "
-                "what it has committed stands"
-            ) from None
-        raise
+        if not keeper.is_lost:
+            raise
     finally:
-        keeper.stop()
         if is_main:
             signal.signal(LOST, former)
         if not keeper.is_lost:
             with contextlib.suppress(FileNotFoundError):
                 remove()
+    if keeper.is_lost:
+        raise RunBusyError(
+            f"{what} was taken over by another process while this one stood still; "
+            "what it has committed stands"
+        ) from None
 
 
 class _Keeper(threading.Thread):
     """Changes what a holder holds now and then, and interrupts it if that is no longer its.
 
-    A holder that is not the main thread cannot be interrupted.
+    A holder that is not the main thread cannot be interrupted; it is told as its block ends.
     """
 
     def __init__(
@@ -184,19 +187,24 @@ class _Keeper(threading.Thread):
         number = 0
         while not self._ended.wait(self.beat):
             number += 1
-            # A full disk, or storage that is not there, loses a beat and not the run.
-            with contextlib.suppress(Exception):
-                if self.read().get("token") != self.mine["token"]:
-                    self.is_lost = True
-                    if self.holder is threading.main_thread():
-                        signal.pthread_kill(self.holder.ident or 0, LOST)
-                    return
+            self._look()
+            if self.is_lost:
+                if self.holder is threading.main_thread():
+                    signal.pthread_kill(self.holder.ident or 0, LOST)
+                return
             with contextlib.suppress(Exception):
                 self.change(_content(self.mine, number))
 
     def stop(self) -> None:
+        """End it, with a last look: another may have followed since the last beat."""
         self._ended.set()
         self.join()
+        self._look()
+
+    def _look(self) -> None:
+        # A full disk, or storage that is not there, loses a beat and not the run.
+        with contextlib.suppress(Exception):
+            self.is_lost |= self.read().get("token") != self.mine["token"]
 
 
 def _follow(path: str, what: str, lease: float) -> None:
