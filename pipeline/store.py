@@ -319,9 +319,7 @@ class Run:
         try:
             with self.open(*parts) as file, seal.open_parquet(file) as parquet:
                 yield parquet
-        except DamagedError:
-            raise
-        except ValueError as error:
+        except seal.SealError as error:
             raise self.damaged(error, *parts) from error
 
     def _check_schema(

@@ -150,6 +150,13 @@ def test_a_broken_shard_is_named_with_what_to_do(run):
         run.read_table("pool", "00004.parquet")
 
 
+def test_an_error_of_who_reads_a_table_is_no_damage_of_it(run):
+    run.write_table(small(), "pool", "00000.parquet")
+    with pytest.raises(ValueError, match="mine") as told, run.open_table("pool", "00000.parquet"):
+        raise ValueError("mine")
+    assert not isinstance(told.value, DamagedError)
+
+
 def test_a_shard_without_the_columns_or_types_of_a_pool_is_named(run):
     run.write_table(pa.table({"uid": ["a"], "width": ["300"]}), "pool", "00000.parquet")
     with pytest.raises(DamagedError, match=r"00000\.parquet: damaged: it has no one column image"):
