@@ -276,7 +276,7 @@ def test_what_is_made_anew_as_a_whole_is_removed_as_a_whole_and_once(tmp_path):
     made = manifest(tmp_path, tmp_path / "run")
     run = Run(made.run)
     for parts, left in (
-        (("annotations", "dedup-1", "summary-2", "parts", "bins.json"), "00000.parquet"),
+        (("annotations", "dedup-1", "summary-2", "parts-3", "bins.json"), "00000.parquet"),
         (("annotations", "dedup-1", "summary-2", "00001.parquet"), "00000.parquet"),
         (("exports", "llava", "images", "00000", "x.jpg"), None),
         (("curated", "manifest.json"), None),
