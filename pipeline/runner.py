@@ -353,7 +353,7 @@ class Runner:
         self._dropped.add(parts)
         # An export, and a summary in parts, is made anew as a whole.
         wholes = {"annotations": 4, "curated": 1, "exports": 2}
-        self.progress.say(f"{self.run.at(*parts)} is damaged; it is removed and made anew")
+        self.progress.say(f"{self.run.url(*parts)} is damaged; it is removed and made anew")
         self.run.remove(*parts[: wholes[parts[0]]])
         return True
 
