@@ -35,9 +35,6 @@ __all__ = ["IncompleteError", "Runner", "StageError"]
 
 logger = logging.getLogger(__name__)
 
-LOOKERS = 8
-"""Threads that look what is left to do."""
-
 
 class StageError(RuntimeError):
     """A stage failed on some shards; the message names them and says how to resume."""

@@ -168,7 +168,6 @@ class Run:
     def names(self, *parts: str) -> list[str]:
         """The names of the committed files of a folder, sorted; none where it is absent."""
         folder = self.at(*parts)
-        self.fs.invalidate_cache(folder)
         try:
             entries = self.fs.ls(folder, detail=False)
         except FileNotFoundError:
@@ -191,7 +190,7 @@ class Run:
 
     def _promised(self, *parts: str) -> set[str]:
         """The shards that the mark of a whole folder says it holds."""
-        for mark in ("_stage.json", "_summary.json"):
+        for mark in ("_stage.json", "_summary.json", "_list.json"):
             if number := self.read_mark(*parts, mark).get("shards", 0):
                 return {f"{index:05d}" for index in range(number)}
         files = self.read_mark(*parts, "manifest.json").get("files", ())
