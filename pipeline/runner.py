@@ -190,8 +190,7 @@ class Runner:
         config: Any = self.manifest.stages[DownloadStage.name]
         fingerprint = self.plan.fingerprint(DownloadStage.name)
         identity = sources.identity(config)
-        if self.run.exists("list", "_list.json"):
-            listed = self.run.read_json("list", "_list.json")
+        if listed := self.run.read_json("list", "_list.json", default={}):
             if listed["fingerprint"] != fingerprint:
                 old, new = listed["measurement"], _plain(config.measurement())
                 changed = [key for key in new if old.get(key) != new[key]] or ["version"]
@@ -300,8 +299,7 @@ class Runner:
             for sign in ("manifest.json", "_export.json", export.LAYOUT):  # they go first
                 self.run.remove(*folder, sign)
             self.run.remove(*folder)
-        elif self.run.exists(*whole):
-            self.run.read_json(*whole)  # a damaged one is told, and made anew
+        elif self.run.read_json(*whole, default={}):  # a damaged one is told, and made anew
             if self.run.exists(*folder, export.LAYOUT):
                 export.tidy(self.run, folder)
             return

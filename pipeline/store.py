@@ -271,23 +271,26 @@ class Run:
         )
         return DamagedError(f"{self.url(*parts)}: damaged: {why}. {told}", parts)
 
-    def read_json(self, *parts: str) -> dict[str, Any]:
-        """A JSON file of `write_json`.
+    def read_json(self, *parts: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A JSON file of `write_json`, or the default where it is not there.
 
         Raises:
             DamagedError: It is not as it was written.
+            FileNotFoundError: It is not there, and no default is given.
         """
         try:
             return seal.open_json(self.read(*parts))
+        except FileNotFoundError:
+            if default is None:
+                raise
+            return default
         except ValueError as error:
             raise self.damaged(error, *parts) from error
 
     def read_mark(self, *parts: str) -> dict[str, Any]:
         """A JSON file that costs little to do without: empty where it is not there or damaged."""
         try:
-            return self.read_json(*parts)
-        except FileNotFoundError:
-            return {}
+            return self.read_json(*parts, default={})
         except DamagedError:
             logger.warning("%s is damaged and taken for absent", self.url(*parts))
             return {}

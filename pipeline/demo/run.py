@@ -155,8 +155,7 @@ def prepare(
         ValueError: The folder holds the web of another seed.
     """
     store = Run(str(folder))
-    if store.exists("web.json"):
-        made = store.read_json("web.json")
+    if made := store.read_json("web.json", default={}):
         if made["seed"] != seed:
             raise ValueError(
                 f"{folder} holds the web of seed {made['seed']}; give another --run for seed {seed}"
@@ -228,9 +227,9 @@ def show(console: Console, run: Run, plan: Plan, judged: dict[str, Any]) -> None
         f"synthetic: {_share(judged['synthetic_true'])} of {judged['num_synthetic']:,}",
         highlight=False,
     )
-    if not run.exists("evaluation.json"):
+    found = run.read_json("evaluation.json", default={})
+    if not found:
         return
-    found = run.read_json("evaluation.json")
     names = list(found)
     table = Table("metric", *names, title="held-out images", title_justify="left")
     columns = [_numbers(found[name]["metrics"]) for name in names]

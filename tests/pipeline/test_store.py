@@ -116,6 +116,15 @@ def test_no_changed_byte_of_json_or_a_page_is_taken(run):
                 check(content[:at])
 
 
+def test_a_default_stands_for_json_that_is_not_there_and_not_for_damage(run):
+    assert run.read_json("x.json", default={"a": 1}) == {"a": 1}
+    with pytest.raises(FileNotFoundError):
+        run.read_json("x.json")
+    run.write(b"{}", "x.json")
+    with pytest.raises(DamagedError):
+        run.read_json("x.json", default={})
+
+
 def test_a_mark_that_is_damaged_or_not_there_is_empty(run, caplog):
     assert run.read_mark("pool", "_stage.json") == {}
     run.write(b'{"shards": 3}', "pool", "_stage.json")
