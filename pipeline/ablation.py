@@ -164,7 +164,7 @@ class Ablation:
         """Run every chain with every seed, as far as that is not done; chain after chain."""
         for chain in self.chains:
             for seed in self.seeds:
-                web = drawn.prepare(Path(self.folder(seed)) / "web", seed, progress)
+                web = drawn.prepare(self.folder(seed), seed, progress)
                 manifest = self._manifest(seed, chain, web)
                 progress.say(f"chain      {chain}, seed {seed}")
                 drawn.carry_out(manifest, web, workers, progress)

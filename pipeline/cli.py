@@ -566,8 +566,6 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
     from pipeline.demo.run import demo
     from pipeline.progress import Progress
 
-    if "://" in options.run:
-        raise ValueError(f"--run {options.run}: the demo draws its web on disk; give a folder")
     return demo(
         options.run,
         seed=options.seed,
