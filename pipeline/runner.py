@@ -323,7 +323,7 @@ class Runner:
         }
         if stage.config.documents is not None:
             manifest["documents"] = documents.write(self.run, self.plan, name, shards)
-        text = card.write(self.run, self.plan, name, manifest)
+        text = card.text(self.run, self.plan, name, manifest)
         self.run.write(text.encode(), *folder, "README.md")
         manifest["card"] = self.run.sha256(*folder, "README.md")
         self.run.write_json(manifest, *whole)
