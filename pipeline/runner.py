@@ -269,8 +269,11 @@ class Runner:
             seconds = time.perf_counter() - started
             result = {"rows": parts.rows(), "seconds": seconds, "parts": parts.parts}
         else:
+            config = self.manifest.stages[name]
+            memory = _less_memory(name, config)
+            duty = Duty(name=name, resources=config.resources, memory=memory)
             try:
-                result = self.crew.ask(name, self.resources(name), "summarize", name, shards)
+                result = self.crew.ask(duty, "summarize", name, shards)
             except CrewError as error:
                 raise StageError(str(error)) from None
             except RayError as error:
