@@ -156,22 +156,27 @@ class Ablation:
         """The folder under the run for what a chain has of its own."""
         return "" if chain == next(iter(self.chains)) else f"chains/{chain}"
 
+    def opened(self, seed: int, chain: str) -> Run:
+        """What a chain has made with a seed."""
+        return Run(self.folder(seed), self.branch(chain))
+
     def carry_out(self, workers: int | None, progress: Progress) -> None:
         """Run every chain with every seed, as far as that is not done; chain after chain."""
         for chain in self.chains:
             for seed in self.seeds:
-                web = drawn.prepare(Path(self.folder(seed)) / "web", seed, progress)
+                web = drawn.prepare(self.folder(seed), seed, progress)
                 manifest = self._manifest(seed, chain, web)
                 progress.say(f"chain      {chain}, seed {seed}")
                 drawn.carry_out(manifest, web, workers, progress)
                 write_report(Run(manifest.run, manifest.branch), Plan(manifest))
 
     def publish(self, found: Mapping[str, Any]) -> None:
-        """Show the tables, as `collect` gives them, in the reports of the runs."""
+        """Show the tables, as `collect` gives them, in the reports of the runs and their chains."""
         for seed in self.seeds:
-            run = Run(self.folder(seed))
-            run.write_json(found, ABLATION)
-            write_report(run, open_plan(run))
+            Run(self.folder(seed)).write_json(found, ABLATION)
+            for chain in self.chains:
+                run = self.opened(seed, chain)
+                write_report(run, open_plan(run))
 
     def _manifest(self, seed: int, chain: str, web: drawn.Web) -> Manifest:
         models = (drawn.SHIPPED / "captioner", drawn.SHIPPED / "matcher")
@@ -203,6 +208,8 @@ def collect(ablation: Ablation) -> dict[str, Any]:
         metric `values` (one a seed, null where missing), its `estimate`, and the estimate of its
         `difference` to the first row of the same seeds.
     """
+    pairs = itertools.product(ablation.seeds, ablation.chains)
+    found = {pair: _measured(ablation.opened(*pair)) for pair in pairs}
     tables = []
     for table in ablation.tables:
         names = table.metrics or tuple(ablation.metrics)
@@ -214,7 +221,9 @@ def collect(ablation: Ablation) -> dict[str, Any]:
             for name in names:
                 is_lacking = name in table.lacks.get(label, ())
                 values = [
-                    None if is_lacking else _value(ablation, seed, chain, model, name)
+                    None
+                    if is_lacking
+                    else _value(found[seed, chain], model, ablation.metrics[name])
                     for seed in ablation.seeds
                 ]
                 base = first.setdefault(name, values)
@@ -233,18 +242,18 @@ def collect(ablation: Ablation) -> dict[str, Any]:
     return {"name": ablation.name, "seeds": list(ablation.seeds), "tables": tables}
 
 
-def _value(ablation: Ablation, seed: int, chain: str, model: str, name: str) -> float | None:
-    run = Run(ablation.folder(seed), ablation.branch(chain))
-    path = ablation.metrics[name]
+def _measured(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The report of a chain and its evaluation, as far as they are there."""
+    report = run.read_json("report", "report.json", default={})
+    return report, run.read_json("evaluation.json", default={})
+
+
+def _value(measured: tuple[dict[str, Any], dict[str, Any]], model: str, path: str) -> float | None:
+    """A metric of a model, by its path."""
+    report, evaluation = measured
+    value: Any = evaluation.get(model, {}).get("metrics")
     if path.startswith("report."):
-        if not run.exists("report", "report.json"):
-            return None
-        value: Any = run.read_json("report", "report.json")
-        path = path.removeprefix("report.")
-    else:
-        if not run.exists("evaluation.json"):
-            return None
-        value = run.read_json("evaluation.json").get(model, {}).get("metrics")
+        value, path = report, path.removeprefix("report.")
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return float(value) if isinstance(value, int | float) else None

@@ -14,12 +14,12 @@ from stages.export import ExportStage
 from stages.filter import FilterStage
 from stages.formats import FORMATS, Format
 
-__all__ = ["write"]
+__all__ = ["text"]
 
 _SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M"}
 
 
-def write(run: Run, plan: Plan, name: str, manifest: dict[str, Any]) -> str:
+def text(run: Run, plan: Plan, name: str, manifest: dict[str, Any]) -> str:
     """A card with front matter that Hugging Face reads: counts, how to load and to rebuild, rights.
 
     Args:

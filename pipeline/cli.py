@@ -289,11 +289,11 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     run = Run.find(options.of_run or manifest.run)
     if options.of_run is not None or run.exists("run.json"):
         rates = rates.and_better(Rates.of_run(run))
-    if options.rows is None and not run.exists("list", "_list.json"):
+    rows = options.rows or run.read_json("list", "_list.json", default={}).get("rows")
+    if rows is None:
         raise ValueError("--rows is needed, as --rows 14M, until the list is in a run")
-    rows = parse_rows(options.rows or str(run.read_json("list", "_list.json")["rows"]))
     machines = Machines.parse(options.gpus, options.nodes, options.cpus, options.network)
-    found = forecast(Plan(manifest), rows, machines, rates)
+    found = forecast(Plan(manifest), parse_rows(str(rows)), machines, rates)
     if options.json:
         console.print_json(json.dumps(found.plain(), default=str))
         return 0
@@ -566,8 +566,6 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
     from pipeline.demo.run import demo
     from pipeline.progress import Progress
 
-    if "://" in options.run:
-        raise ValueError(f"--run {options.run}: the demo draws its web on disk; give a folder")
     return demo(
         options.run,
         seed=options.seed,

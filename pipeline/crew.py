@@ -136,32 +136,36 @@ class Crew:
             self._workers.append(self._worker(resources))
         return self._workers
 
-    def ask(self, name: str, resources: Resources, method: str, *arguments: Any) -> Any:
-        """What one worker gives; another is asked if it dies.
+    def ask(self, duty: Duty, method: str, *arguments: Any) -> Any:
+        """What one worker gives; if it dies of it, one more is asked.
 
         Raises:
-            CrewError: No node has room for one, or Ray has died.
-            RayError: What the method raised, or more died than there were.
+            CrewError: No node has room for one, none has begun for too long, more died before they
+                began than there were, or two as they were at it; or Ray has died.
+            RayError: What the method raised.
         """
-        workers = self.hold(name, resources, 1)
-        called = {worker.ready.remote(): index for index, worker in enumerate(workers)}
-        lost = 0
+        workers = self.hold(duty.name, duty.resources, 1)
+        borne = {"ready": len(workers), method: 1}
         while True:
-            found, _ = ray.wait(list(called), num_returns=1)
-            index = called.pop(found[0])
-            try:
-                ray.get(found[0])
-                return ray.get(getattr(workers[index], method).remote(*arguments))
-            except RayTaskError:
-                raise
-            except RayError:
-                # One that had died with its node before, or that the method ends. The others are
-                # asked first: there may be no room for the one in its place.
-                lost += 1
-                if lost > len(workers):
-                    raise
-                workers[index] = self._replace(workers[index], name, resources)
-                called[workers[index].ready.remote()] = index
+            # All, and anew, as some may have died with their node, and a new one wait for room.
+            called = {worker.ready.remote(): index for index, worker in enumerate(workers)}
+            found, _ = ray.wait(list(called), num_returns=1, timeout=self.cluster.stall_seconds)
+            if not found:
+                raise CrewError(self._stalled(duty, "no worker has begun", "room for one"))
+            index, asked = called[found[0]], "ready"
+            outcome = self._outcome(duty, found[0])
+            if not isinstance(outcome, Death):
+                asked = method
+                outcome = self._outcome(duty, getattr(workers[index], method).remote(*arguments))
+            if isinstance(outcome, Exception):
+                raise outcome
+            if not isinstance(outcome, Death):
+                return outcome
+            if not borne[asked]:
+                remedy = f": {duty.memory}" if outcome.is_memory else ""
+                raise CrewError(f"{duty.name}: workers die in {asked} ({outcome.told}){remedy}")
+            borne[asked] -= 1
+            workers[index] = self._replace(workers[index], duty.name, duty.resources)
 
     def carry_out(
         self, duty: Duty, shards: Sequence[str], told: Callable[[dict[str, Any]], None]
@@ -209,7 +213,7 @@ class Crew:
                 return round_.results, round_.failed
             done, _ = ray.wait([*round_.flight, *called], num_returns=1, timeout=1.0)
             if not done and time.monotonic() - last > self.cluster.stall_seconds:
-                raise CrewError(self._stalled(duty, round_))
+                raise CrewError(self._stalled(duty, "no shard has finished", _awaited(round_)))
             for reference in done:
                 last = time.monotonic()
                 if reference in called:  # one that could not start says why on its first shard
@@ -305,18 +309,21 @@ class Crew:
         options = self.cluster.options(resources)
         return ray.remote(**options)(Worker).remote(self.manifest, resources.cpus)
 
-    def _stalled(self, duty: Duty, round_: _Round) -> str:
-        names = sorted(job.shard for _, job in round_.flight.values())
-        if not names:
-            left = [job.shard for job in (*round_.suspects, *round_.waiting)]
-            names = [f"room for a worker, to do {', '.join(left[:8])}{', ...' * (len(left) > 8)}"]
+    def _stalled(self, duty: Duty, told: str, awaited: str) -> str:
         lack = self.cluster.lacks(duty.resources)
         return (
-            f"{duty.name}: no shard has finished for {self.cluster.stall_seconds:.0f} s; waiting "
-            f"for {', '.join(names)}"
-            + (f": {lack}" if lack else ". Is a node gone, or is a shard too large for that time?")
+            f"{duty.name}: {told} for {self.cluster.stall_seconds:.0f} s; waiting for {awaited}"
+            + (f": {lack}." if lack else ". Is a node gone, or is that too short a time?")
             + " The same command resumes"
         )
+
+
+def _awaited(round_: _Round) -> str:
+    """What a round waits for."""
+    if names := sorted(job.shard for _, job in round_.flight.values()):
+        return ", ".join(names)
+    left = [job.shard for job in (*round_.suspects, *round_.waiting)]
+    return f"room for a worker, to do {', '.join(left[:8])}{', ...' * (len(left) > 8)}"
 
 
 def _death(error: RayError) -> Death:

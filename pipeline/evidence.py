@@ -246,7 +246,7 @@ def _nth(values: Any, number: int) -> Any:
 def _copies(run: Run, plan: Plan, uid: str, cluster: str | None) -> list[dict[str, Any]]:
     """Other rows of the same image."""
     found: list[dict[str, Any]] = []
-    if cluster is None or not run.exists(*plan.summary_folder(DedupStage.name)):
+    if cluster is None:
         return found
     for shard in run.shards(*plan.summary_folder(DedupStage.name)):
         table = run.read_table(

@@ -97,7 +97,7 @@ class Layout:
 def is_whole(run: Run, folder: Sequence[str], form: Format, shard: Shard, decision: str) -> bool:
     """Whether a shard of an unfinished export stands, and not one of an earlier decision."""
     part = (*folder, PARTS, f"{form.stem(shard)}.json")
-    return run.exists(*part) and bool(run.read_json(*part)["decision"] == decision)
+    return bool(run.read_json(*part, default={}).get("decision") == decision)
 
 
 def write(

@@ -152,7 +152,7 @@ def _file(run: Run, *parts: str) -> Iterator[str]:
         elif name.endswith(".html"):
             run.check_page(*parts)
         elif name.endswith(".jsonl"):
-            read_decisions(run.at(*parts))
+            read_decisions(run.url(*parts))
     except ValueError as error:
         yield str(error)
     except OSError as error:
@@ -245,7 +245,7 @@ def _annotations(run: Run, plan: Plan, shards: Sequence[str]) -> Iterator[str]:
             except DamagedError as error:
                 yield str(error)
             except (ValueError, KeyError, IndexError, pa.ArrowException) as error:
-                file = run.at(*plan.folder(name), f"{shard}.parquet")
+                file = run.url(*plan.folder(name), f"{shard}.parquet")
                 yield f"{file}: {name} cannot judge what it measured: {error}"
 
 

@@ -15,7 +15,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["BEAT_SECONDS", "LEASE_SECONDS", "RunBusyError", "hold", "hold_far", "is_alive"]
+__all__ = [
+    "BEAT_SECONDS",
+    "LEASE_SECONDS",
+    "RunBusyError",
+    "hold",
+    "hold_far",
+    "is_alive",
+    "is_dead",
+    "parsed",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +111,7 @@ def hold_far(
     """
 
     def read() -> dict[str, Any]:
-        return _parsed(fs.cat_file(path))
+        return parsed(fs.cat_file(path))
 
     mine = _identity()
     while True:
@@ -129,33 +138,36 @@ def _kept(what: str, keeper: _Keeper, remove: Callable[[], Any]) -> Iterator[Non
     """Run a keeper while the block runs, and remove what it keeps.
 
     Raises:
-        RunBusyError: The keeper has lost what it keeps.
+        RunBusyError: The keeper has lost what it keeps, and the block has raised nothing else.
     """
     is_main = threading.current_thread() is threading.main_thread()
     former = signal.signal(LOST, signal.default_int_handler) if is_main else None
     keeper.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            keeper.stop()
     except KeyboardInterrupt:
-        if keeper.is_lost:
-            raise RunBusyError(
-                f"{what} was taken over by another process while this one stood still; "
-                "what it has committed stands"
-            ) from None
-        raise
+        if not keeper.is_lost:
+            raise
     finally:
-        keeper.stop()
         if is_main:
             signal.signal(LOST, former)
         if not keeper.is_lost:
             with contextlib.suppress(FileNotFoundError):
                 remove()
+    if keeper.is_lost:
+        raise RunBusyError(
+            f"{what} was taken over by another process while this one stood still; "
+            "what it has committed stands"
+        ) from None
 
 
 class _Keeper(threading.Thread):
     """Changes what a holder holds now and then, and interrupts it if that is no longer its.
 
-    A holder that is not the main thread cannot be interrupted.
+    A holder that is not the main thread cannot be interrupted; it is told as its block ends.
     """
 
     def __init__(
@@ -175,19 +187,24 @@ class _Keeper(threading.Thread):
         number = 0
         while not self._ended.wait(self.beat):
             number += 1
-            # A full disk, or storage that is not there, loses a beat and not the run.
-            with contextlib.suppress(Exception):
-                if self.read().get("token") != self.mine["token"]:
-                    self.is_lost = True
-                    if self.holder is threading.main_thread():
-                        signal.pthread_kill(self.holder.ident or 0, LOST)
-                    return
+            self._look()
+            if self.is_lost:
+                if self.holder is threading.main_thread():
+                    signal.pthread_kill(self.holder.ident or 0, LOST)
+                return
             with contextlib.suppress(Exception):
                 self.change(_content(self.mine, number))
 
     def stop(self) -> None:
+        """End it, with a last look: another may have followed since the last beat."""
         self._ended.set()
         self.join()
+        self._look()
+
+    def _look(self) -> None:
+        # A full disk, or storage that is not there, loses a beat and not the run.
+        with contextlib.suppress(Exception):
+            self.is_lost |= self.read().get("token") != self.mine["token"]
 
 
 def _follow(path: str, what: str, lease: float) -> None:
@@ -212,7 +229,7 @@ def _check_dead(
     Raises:
         RunBusyError: It is alive.
     """
-    if _is_dead(found) or (_is_elsewhere(found) and _stands_still(read, what, found, lease)):
+    if is_dead(found) or (_is_elsewhere(found) and _stands_still(read, what, found, lease)):
         return
     pid, host, since = (found.get(key, "?") for key in ("pid", "host", "since"))
     with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
@@ -250,7 +267,7 @@ def _remove(path: str, judged: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # some shared file systems have no such lock
             fcntl.flock(file, fcntl.LOCK_EX)  # of several who judged it, one after the other
         is_there = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-        if is_there and _parsed(file.read()).get("token") == judged.get("token"):
+        if is_there and parsed(file.read()).get("token") == judged.get("token"):
             os.unlink(path)
 
 
@@ -270,12 +287,12 @@ def _content(identity: dict[str, Any], beat: int) -> bytes:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """What a file says; empty where it says nothing that a holder would."""
     with open(path, "rb") as file:
-        return _parsed(file.read())
+        return parsed(file.read())
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
+def parsed(content: bytes) -> dict[str, Any]:
+    """What a file says of its holder; empty where it says nothing that a holder would."""
     try:
         found = json.loads(content)
     except ValueError:
@@ -293,20 +310,26 @@ def _machine() -> str:
     return " ".join(parts) or socket.gethostname()
 
 
+def _stat(pid: int) -> list[str] | None:
+    """What the kernel tells of a process behind its name, its state first."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
 def _born(pid: int) -> str | None:
     """When a process began, in the kernel's ticks: process ids come again, these do not."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
+    stat = _stat(pid)
+    return stat[19] if stat else None
 
 
 def _is_elsewhere(found: dict[str, Any]) -> bool:
     return found.get("machine") != _machine()
 
 
-def _is_dead(found: dict[str, Any]) -> bool:
+def is_dead(found: dict[str, Any]) -> bool:
     """Whether a holder is known to be dead: one of this machine that is gone."""
     pid = found.get("pid")
     if _is_elsewhere(found) or not isinstance(pid, int):
@@ -315,9 +338,11 @@ def _is_dead(found: dict[str, Any]) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
+    """Whether a process of this machine runs: one that nobody has waited for yet does not."""
     if pid <= 0:
         return False
+    if stat := _stat(pid):
+        return stat[0] not in "ZX"
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

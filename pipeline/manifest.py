@@ -1,4 +1,4 @@
-"""A manifest: the YAML recipe of a run, validated before anything starts, and its fingerprints.
+"""A manifest: the YAML recipe of a run, validated before anything starts.
 
     name: birds
     seed: 0

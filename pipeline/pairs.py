@@ -398,7 +398,7 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
             return
         try:
             yield seal.open_parquet(file)
-        except ValueError as error:
+        except seal.SealError as error:
             raise ValueError(
                 f"{path}: {error}. `capfilt verify RUN` names every damaged file, and what to do"
             ) from error

@@ -67,7 +67,7 @@ def forget(run: Run, shard: str) -> None:
 
 
 def _retries(run: Run) -> list[Any]:
-    return list(run.read_json(*_RETRIES)["retries"]) if run.exists(*_RETRIES) else []
+    return list(run.read_json(*_RETRIES, default={}).get("retries", ()))
 
 
 def recovered(old: pa.Table, positions: npt.NDArray[np.int64], new: pa.Table) -> pa.Table:

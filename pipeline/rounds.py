@@ -73,10 +73,10 @@ def compare(root: str) -> list[dict[str, Any]]:
     while True:
         number = len(found) + 1
         run = Run(root, branch(number))
-        if not run.exists("curated", "manifest.json"):
+        exported = run.read_json("curated", "manifest.json", default={})
+        if not exported:
             return found
-        exported = run.read_json("curated", "manifest.json")
-        evaluation = run.read_json("evaluation.json") if run.exists("evaluation.json") else {}
+        evaluation = run.read_json("evaluation.json", default={})
         found.append(
             {
                 "round": number,

@@ -35,9 +35,6 @@ __all__ = ["IncompleteError", "Runner", "StageError"]
 
 logger = logging.getLogger(__name__)
 
-LOOKERS = 8
-"""Threads that look what is left to do."""
-
 
 class StageError(RuntimeError):
     """A stage failed on some shards; the message names them and says how to resume."""
@@ -193,8 +190,7 @@ class Runner:
         config: Any = self.manifest.stages[DownloadStage.name]
         fingerprint = self.plan.fingerprint(DownloadStage.name)
         identity = sources.identity(config)
-        if self.run.exists("list", "_list.json"):
-            listed = self.run.read_json("list", "_list.json")
+        if listed := self.run.read_json("list", "_list.json", default={}):
             if listed["fingerprint"] != fingerprint:
                 old, new = listed["measurement"], _plain(config.measurement())
                 changed = [key for key in new if old.get(key) != new[key]] or ["version"]
@@ -273,8 +269,11 @@ class Runner:
             seconds = time.perf_counter() - started
             result = {"rows": parts.rows(), "seconds": seconds, "parts": parts.parts}
         else:
+            config = self.manifest.stages[name]
+            memory = _less_memory(name, config)
+            duty = Duty(name=name, resources=config.resources, memory=memory)
             try:
-                result = self.crew.ask(name, self.resources(name), "summarize", name, shards)
+                result = self.crew.ask(duty, "summarize", name, shards)
             except CrewError as error:
                 raise StageError(str(error)) from None
             except RayError as error:
@@ -303,8 +302,7 @@ class Runner:
             for sign in ("manifest.json", "_export.json", export.LAYOUT):  # they go first
                 self.run.remove(*folder, sign)
             self.run.remove(*folder)
-        elif self.run.exists(*whole):
-            self.run.read_json(*whole)  # a damaged one is told, and made anew
+        elif self.run.read_json(*whole, default={}):  # a damaged one is told, and made anew
             if self.run.exists(*folder, export.LAYOUT):
                 export.tidy(self.run, folder)
             return
@@ -328,7 +326,7 @@ class Runner:
         }
         if stage.config.documents is not None:
             manifest["documents"] = documents.write(self.run, self.plan, name, shards)
-        text = card.write(self.run, self.plan, name, manifest)
+        text = card.text(self.run, self.plan, name, manifest)
         self.run.write(text.encode(), *folder, "README.md")
         manifest["card"] = self.run.sha256(*folder, "README.md")
         self.run.write_json(manifest, *whole)
@@ -353,7 +351,7 @@ class Runner:
         self._dropped.add(parts)
         # An export, and a summary in parts, is made anew as a whole.
         wholes = {"annotations": 4, "curated": 1, "exports": 2}
-        self.progress.say(f"{self.run.at(*parts)} is damaged; it is removed and made anew")
+        self.progress.say(f"{self.run.url(*parts)} is damaged; it is removed and made anew")
         self.run.remove(*parts[: wholes[parts[0]]])
         return True
 

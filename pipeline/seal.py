@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 __all__ = [
     "CHANGED",
+    "SealError",
     "check_page",
     "check_parquet",
     "is_sealed",
@@ -54,6 +55,10 @@ UNSEALED = "it has no seal: it is none of capfilt's files, or was cut off or cha
 
 JSON_END = re.compile(rb'  "seal": "([0-9a-f]{64})"\n}\n\Z')
 PAGE_END = re.compile(rb"<!-- seal: ([0-9a-f]{64}) -->\n\Z")
+
+
+class SealError(ValueError):
+    """A file has no seal, or is not as it was sealed."""
 
 
 def seal_parquet(content: bytes) -> bytes:
@@ -91,7 +96,7 @@ class _Seal:
         metadata: What the footer says.
 
     Raises:
-        ValueError: The file has none, or was cut off or changed.
+        SealError: The file has none, or was cut off or changed.
     """
 
     def __init__(self, file: Any) -> None:
@@ -102,7 +107,7 @@ class _Seal:
             """The last bytes of the file."""
             nonlocal held
             if number > size:
-                raise ValueError(UNSEALED)
+                raise SealError(UNSEALED)
             if number > len(held):
                 file.seek(size - min(size, max(number, FIRST_READ)))
                 held = file.read()
@@ -112,16 +117,16 @@ class _Seal:
         footer = FOOTER_END.size + length
         digest, number, mark = END.unpack(last(footer + END.size)[: END.size])
         if mark != MARK or par1 != PAR1:
-            raise ValueError(UNSEALED)
+            raise SealError(UNSEALED)
         whole = footer + END.size + number * ENTRY.size
         entries = last(whole)[: number * ENTRY.size]
         if hashlib.sha256(entries + last(footer)).digest() != digest:
-            raise ValueError(CHANGED)
+            raise SealError(CHANGED)
         found = list(ENTRY.iter_unpack(entries))
         self.stops = [int(stop) for stop, _ in found]
         self.digests = [bytes(one) for _, one in found]
         if self.stops[-1] != size - whole:
-            raise ValueError(CHANGED)
+            raise SealError(CHANGED)
         self.metadata = pq.read_metadata(pa.BufferReader(last(footer)))
 
 
@@ -161,7 +166,7 @@ class _Checked(io.RawIOBase):
             stops[first : last + 1], self._seal.digests[first : last + 1], strict=True
         ):
             if hashlib.sha256(view[start - begin : end - begin]).digest() != digest:
-                raise ValueError(CHANGED)
+                raise SealError(CHANGED)
             start = end
         found = content[self._at - begin : stop - begin]
         self._at = stop
@@ -189,7 +194,7 @@ def open_parquet(file: Any, *, pre_buffer: bool = True) -> pq.ParquetFile:
         pre_buffer: Whether column chunks that lie together are read together.
 
     Raises:
-        ValueError: It has no seal, or was cut off or changed; so do reads of what was.
+        SealError: It has no seal, or was cut off or changed; so do reads of what was.
     """
     seal = _Seal(file)
     checked: Any = _Checked(file, seal)
@@ -200,7 +205,7 @@ def check_parquet(file: Any) -> pa.Schema:
     """Check every byte of a sealed Parquet file, in little memory, and give its schema.
 
     Raises:
-        ValueError: It has no seal, or was cut off or changed.
+        SealError: It has no seal, or was cut off or changed.
     """
     seal = _Seal(file)
     file.seek(0)
@@ -210,11 +215,11 @@ def check_parquet(file: Any) -> pa.Schema:
         while start < stop:
             block = file.read(min(BLOCK, stop - start))
             if not block:
-                raise ValueError(CHANGED)
+                raise SealError(CHANGED)
             found.update(block)
             start += len(block)
         if found.digest() != digest:
-            raise ValueError(CHANGED)
+            raise SealError(CHANGED)
     return seal.metadata.schema.to_arrow_schema()
 
 
@@ -231,7 +236,7 @@ def open_json(content: bytes) -> dict[str, Any]:
     """What `seal_json` was given.
 
     Raises:
-        ValueError: It has no seal, or was cut off or changed.
+        SealError: It has no seal, or was cut off or changed.
     """
     value: dict[str, Any] = json.loads(_unsealed(content, JSON_END))
     del value["seal"]
@@ -250,7 +255,7 @@ def check_page(content: bytes) -> None:
     """Check a page of `seal_page`.
 
     Raises:
-        ValueError: It has no seal, or was cut off or changed.
+        SealError: It has no seal, or was cut off or changed.
     """
     _unsealed(content, PAGE_END)
 
@@ -259,8 +264,8 @@ def _unsealed(content: bytes, pattern: re.Pattern[bytes]) -> bytes:
     """The content without the digest that a pattern finds in it, which must be its own."""
     found = pattern.search(content)
     if found is None:
-        raise ValueError(UNSEALED)
+        raise SealError(UNSEALED)
     rest = content[: found.start(1)] + content[found.end(1) :]
     if hashlib.sha256(rest).hexdigest().encode() != found[1]:
-        raise ValueError(CHANGED)
+        raise SealError(CHANGED)
     return rest

@@ -325,19 +325,11 @@ def _carry_out(training: Training) -> None:
     training.carry_out()
 
 
-def write_report(run: Run, plan: Plan, truth: Sequence[Any] | None = None) -> str:
-    """Write the report of a run and give its path.
-
-    Args:
-        run: The run.
-        plan: Its plan.
-        truth: Precision and recall of the stages where the truth is known.
-    """
+def write_report(run: Run, plan: Plan) -> str:
+    """Write the report of a run and give its path."""
     from pipeline.report import build
 
-    evaluation = run.read_json(EVALUATION) if run.exists(EVALUATION) else None
-    known: Any = truth
-    if truth is None and run.exists("truth.json"):
-        known = run.read_json("truth.json")
-    build.write(run, plan, funnel(run, plan), evaluation=evaluation, truth=known)
+    evaluation = run.read_json(EVALUATION, default={})
+    truth = run.read_json("truth.json", default={"stages": []})
+    build.write(run, plan, funnel(run, plan), evaluation=evaluation, truth=truth)
     return run.url("report", "index.html")

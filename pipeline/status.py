@@ -7,7 +7,7 @@ import glob
 import os
 from typing import Any
 
-from pipeline import pool
+from pipeline import lease, pool
 from pipeline.plan import Plan
 from pipeline.store import Run
 from pipeline.verdicts import count
@@ -51,11 +51,12 @@ def _others(run: Run) -> str:
 def holder(run: Run) -> dict[str, Any] | None:
     """Host, process and start (seconds since 1970) of who is at work on a run, if anybody."""
     try:
-        found = run.read_json("run.lock")
+        found = lease.parsed(run.read("run.lock"))
         pid, since = int(found["pid"]), int(found["since"])
-        return {"host": str(found["host"])[:40], "pid": pid, "since": since}
+        told = {"host": str(found["host"])[:40], "pid": pid, "since": since}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+    return None if lease.is_dead(found) else told
 
 
 def funnel(run: Run, plan: Plan) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def funnel(run: Run, plan: Plan) -> dict[str, Any]:
     `rows = kept + sum(reasons) + not_measured`; the rows of a stage are those the one before kept
     or has not measured. Export adds `pairs`, the exported texts by source.
     """
-    listed = run.read_json("list", "_list.json") if run.exists("list", "_list.json") else None
+    listed = run.read_json("list", "_list.json", default={})
     shards = run.shards("pool")
     ready = []
     for name in plan.names:
@@ -80,7 +81,7 @@ def funnel(run: Run, plan: Plan) -> dict[str, Any]:
         counts[name] = {"rows": rows, "kept": 0, "not_measured": rows, "reasons": {}}
     stages = []
     for name, total in counts.items():
-        if name == DownloadStage.name and listed is not None:
+        if name == DownloadStage.name and listed:
             missing = max(listed["rows"] - total["rows"], 0)  # shards may have been added
             total["rows"] += missing
             total["not_measured"] += missing
@@ -95,7 +96,7 @@ def funnel(run: Run, plan: Plan) -> dict[str, Any]:
             state = "partial" if measured else "waiting"
         stages.append({"name": name, "state": state, **total, "seconds": seconds})
     result: dict[str, Any] = {"run": run.root, "name": plan.manifest.name, "stages": stages}
-    if listed is not None:
+    if listed:
         result["list"] = {"rows": listed["rows"] + listed["repeats"], "repeats": listed["repeats"]}
     if ExportStage.name in plan.manifest.stages:
         stages.append(_export(run, plan, ready, stages[-1] if stages else None))
@@ -113,10 +114,10 @@ def _export(run: Run, plan: Plan, ready: list[str], last: dict[str, Any] | None)
         "reasons": {},
         "seconds": 0.0,
     }
-    if len(ready) < len(plan.names) or not run.exists("curated", "manifest.json"):
+    if len(ready) < len(plan.names):
         return row
-    manifest = run.read_json("curated", "manifest.json")
-    if manifest["decision"] != pool.state(run, plan.decision(ExportStage.name)):
+    manifest = run.read_json("curated", "manifest.json", default={})
+    if not manifest or manifest["decision"] != pool.state(run, plan.decision(ExportStage.name)):
         return row
     seconds = run.read_mark("curated", "_export.json").get("seconds", 0.0)
     return {

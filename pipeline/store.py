@@ -167,7 +167,6 @@ class Run:
     def names(self, *parts: str) -> list[str]:
         """The names of the committed files of a folder, sorted; none where it is absent."""
         folder = self.at(*parts)
-        self.fs.invalidate_cache(folder)
         try:
             entries = self.fs.ls(folder, detail=False)
         except FileNotFoundError:
@@ -190,7 +189,7 @@ class Run:
 
     def _promised(self, *parts: str) -> set[str]:
         """The shards that the mark of a whole folder says it holds."""
-        for mark in ("_stage.json", "_summary.json"):
+        for mark in ("_stage.json", "_summary.json", "_list.json"):
             if number := self.read_mark(*parts, mark).get("shards", 0):
                 return {f"{index:05d}" for index in range(number)}
         files = self.read_mark(*parts, "manifest.json").get("files", ())
@@ -271,23 +270,26 @@ class Run:
         )
         return DamagedError(f"{self.url(*parts)}: damaged: {why}. {told}", parts)
 
-    def read_json(self, *parts: str) -> dict[str, Any]:
-        """A JSON file of `write_json`.
+    def read_json(self, *parts: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A JSON file of `write_json`, or the default where it is not there.
 
         Raises:
             DamagedError: It is not as it was written.
+            FileNotFoundError: It is not there, and no default is given.
         """
         try:
             return seal.open_json(self.read(*parts))
+        except FileNotFoundError:
+            if default is None:
+                raise
+            return default
         except ValueError as error:
             raise self.damaged(error, *parts) from error
 
     def read_mark(self, *parts: str) -> dict[str, Any]:
         """A JSON file that costs little to do without: empty where it is not there or damaged."""
         try:
-            return self.read_json(*parts)
-        except FileNotFoundError:
-            return {}
+            return self.read_json(*parts, default={})
         except DamagedError:
             logger.warning("%s is damaged and taken for absent", self.url(*parts))
             return {}
@@ -318,9 +320,7 @@ class Run:
         try:
             with self.open(*parts) as file, seal.open_parquet(file) as parquet:
                 yield parquet
-        except DamagedError:
-            raise
-        except ValueError as error:
+        except seal.SealError as error:
             raise self.damaged(error, *parts) from error
 
     def _check_schema(

@@ -36,7 +36,7 @@ from pipeline.plan import Plan
 from pipeline.seal import seal_parquet
 from pipeline.store import Run
 from pipeline.verdicts import Mask, crashed_rows, judge, measured_table
-from stages.base import ClusteredStage, GlobalStage
+from stages.base import ClusteredStage, GlobalStage, digest
 from stages.download import DownloadStage
 
 __all__ = ["PART_ROWS", "Summary", "laid_out", "measured", "scatter"]
@@ -52,6 +52,9 @@ NEAR_PARTS = 64
 
 GROUP_MOST = 2**24
 """Rows of a row group of Parquet."""
+
+MARK = "_parts.json"
+"""In the folder of a summary, what its parts are of and where they lie: parts-DIGEST/ beside it."""
 
 KEY_STEPS = ("lines", "reduce", "conclude")
 CLUSTER_STEPS = ("ties", "edges", "clusters", "rows", "decide", "conclude")
@@ -70,6 +73,8 @@ class Summary:
         shards: Of the pool.
         part_rows: Rows of a part.
         group_rows: Rows of a group.
+        folder: Of the parts, named by what they depend on, so that none of other rows, which a
+            worker that outlives its driver may write late, is ever read.
     """
 
     run: Run
@@ -78,6 +83,7 @@ class Summary:
     shards: Sequence[str]
     part_rows: int
     group_rows: int
+    folder: str
 
     @classmethod
     def begin(
@@ -98,17 +104,20 @@ class Summary:
         if not stage.in_parts or most <= PART_ROWS:
             return None
         sizes = {"part_rows": PART_ROWS, "group_rows": min(GROUP_ROWS, PART_ROWS)}
-        found = cls(run=run, plan=plan, name=name, shards=shards, **sizes)
         mark = {"reached": reached, "shards": list(shards), **sizes}
-        if not run.exists(*found._at("_parts.json")) or found._json("_parts.json") != mark:
-            run.remove(*found._at())
-            run.write_json(mark, *found._at("_parts.json"))
+        folder = f"parts-{digest(mark)[:8]}"
+        found = cls(run=run, plan=plan, name=name, shards=shards, folder=folder, **sizes)
+        mark["folder"] = folder
+        at = (*plan.summary_folder(name), MARK)
+        if run.read_mark(*at) != mark:
+            found.remove()
+            run.write_json(mark, *at)
         return found
 
     @classmethod
     def open(cls, run: Run, plan: Plan, name: str) -> Summary:
         """The one that has begun."""
-        mark = run.read_json(*plan.summary_folder(name), "parts", "_parts.json")
+        mark = run.read_json(*plan.summary_folder(name), MARK)
         del mark["reached"]
         return cls(run=run, plan=plan, name=name, **mark)
 
@@ -126,8 +135,11 @@ class Summary:
         return sum(int(self._read("conclude", group)["rows"][0].as_py()) for group in groups)
 
     def remove(self) -> None:
-        """Remove the parts."""
-        self.run.remove(*self._at())
+        """Remove the parts, and those of other rows."""
+        folder = self.plan.summary_folder(self.name)
+        parts = [name for name in self.run.names(*folder) if name.startswith("parts-")]
+        for name in (MARK, *parts):
+            self.run.remove(*folder, name)
 
     def work(self, task: str) -> dict[str, Any]:
         """Do a task of `steps`.
@@ -318,7 +330,7 @@ class Summary:
     # Files
 
     def _at(self, *parts: str) -> tuple[str, ...]:
-        return (*self.plan.summary_folder(self.name), "parts", *parts)
+        return (*self.plan.summary_folder(self.name), self.folder, *parts)
 
     def _json(self, name: str) -> Any:
         return self.run.read_json(*self._at(name))

@@ -141,9 +141,9 @@ class Training:
         Raises:
             DamagedError: It is, and is not as it was written.
         """
-        if not self.run.exists("models", f"{self.name}.json"):
+        made = self.run.read_json("models", f"{self.name}.json", default={})
+        if not made:
             return False
-        made = self.run.read_json("models", f"{self.name}.json")
         try:
             is_wanted = bool(made["fingerprint"] == self.fingerprint)
         except DamagedError:
@@ -185,10 +185,8 @@ class Training:
         The files are those of its mark, since a listing may lag behind.
         """
         trunk, mark = Run(self.manifest.run), ("models", f"{self.name}.json")
-        if not self.run.branch or not trunk.exists(*mark):
-            return False
-        found = trunk.read_json(*mark)
-        if found["fingerprint"] != fingerprint:
+        found = trunk.read_json(*mark, default={}) if self.run.branch else {}
+        if found.get("fingerprint") != fingerprint:
             return False
         self.run.remove("models", self.name)
         for path in found["files"]:

@@ -3,8 +3,7 @@
 A try ends by its deadline whatever the server does, keeps no more bytes than its cap, and connects
 only to public addresses: the address that was checked is the one that is connected to. No request
 is sent that a robots.txt forbids, and none before its host's turn; what waits for either occupies
-no thread.
-Proxies of the environment are not used; SSL_CERT_FILE and SSL_CERT_DIR are.
+no thread. Proxies of the environment are not used; SSL_CERT_FILE and SSL_CERT_DIR are.
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ def demo(
     started = time.monotonic()
     captioner, matcher = SHIPPED / "captioner", SHIPPED / "matcher"
     if from_scratch:
-        captioner, matcher = miniature(Path(run) / "miniature", workers, progress)
-    web = prepare(Path(run) / "web", seed, progress)
+        captioner, matcher = miniature(f"{run}/miniature", workers, progress)
+    web = prepare(run, seed, progress)
     overrides = [f"seed={seed}", *paths(web, captioner, matcher)]
     manifest = Manifest.load(str(MANIFESTS / "demo.yaml"), overrides, run)
     carry_out(manifest, web, workers, progress)
@@ -127,13 +127,14 @@ def carry_out(manifest: Manifest, web: Web, workers: int | None, progress: Progr
         session.run()
 
 
-def miniature(run: Path, workers: int | None, progress: Progress) -> tuple[Path, Path]:
+def miniature(run: str, workers: int | None, progress: Progress) -> tuple[Path, Path]:
     """Train the miniature on a world of its own, as manifests/miniature.yaml says.
 
     Returns:
         The folders of its captioner and of its matcher.
     """
-    web = prepare(folder := run / "web", progress=progress, **MINIATURE_WEB)
+    web = prepare(run, progress=progress, **MINIATURE_WEB)
+    folder = web.folder
     overrides = [
         f"download.source={folder / 'pairs.parquet'}",
         f"download.contact={web.token}",
@@ -141,22 +142,25 @@ def miniature(run: Path, workers: int | None, progress: Progress) -> tuple[Path,
         f"train.miniature.data=[pool, {folder / 'human.jsonl'}]",
         f"train.captioner.data=[{folder / 'human.jsonl'}]",
     ]
-    manifest = Manifest.load(str(MANIFESTS / "miniature.yaml"), overrides, str(run))
+    manifest = Manifest.load(str(MANIFESTS / "miniature.yaml"), overrides, run)
     carry_out(manifest, web, workers, progress)
-    return run / "models" / "captioner", run / "models" / "miniature" / "matcher"
+    models = Path(run) / "models"
+    return models / "captioner", models / "miniature" / "matcher"
 
 
 def prepare(
-    folder: Path, seed: int, progress: Progress, *, num_pages: int = 3000, num_human: int = 360
+    run: str, seed: int, progress: Progress, *, num_pages: int = 3000, num_human: int = 360
 ) -> Web:
-    """Draw the web and train its language, unless they are there.
+    """Draw the web of a run, in `web/` under it, and train its language, unless they are there.
 
     Raises:
-        ValueError: The folder holds the web of another seed.
+        ValueError: The run is no local folder, or holds the web of another seed.
     """
+    if "://" in run:
+        raise ValueError(f"{run}: the web is drawn on disk; give a folder as --run")
+    folder = Path(run) / "web"
     store = Run(str(folder))
-    if store.exists("web.json"):
-        made = store.read_json("web.json")
+    if made := store.read_json("web.json", default={}):
         if made["seed"] != seed:
             raise ValueError(
                 f"{folder} holds the web of seed {made['seed']}; give another --run for seed {seed}"
@@ -228,9 +232,9 @@ def show(console: Console, run: Run, plan: Plan, judged: dict[str, Any]) -> None
         f"synthetic: {_share(judged['synthetic_true'])} of {judged['num_synthetic']:,}",
         highlight=False,
     )
-    if not run.exists("evaluation.json"):
+    found = run.read_json("evaluation.json", default={})
+    if not found:
         return
-    found = run.read_json("evaluation.json")
     names = list(found)
     table = Table("metric", *names, title="held-out images", title_justify="left")
     columns = [_numbers(found[name]["metrics"]) for name in names]

@@ -78,7 +78,7 @@ def write(
     facts["samples"] = _samples(run)
     facts["ablation"] = run.read_mark(ABLATION)
     facts["notes"] = [dataclasses.asdict(note) for note in health.notes(facts)]
-    record = run.read_json("run.json") if run.exists("run.json") else {}
+    record = run.read_json("run.json", default={})
     page = render(facts, plan, _gallery(run, plan, names, found), training, record)
     run.write_json(facts, "report", "report.json")
     run.write(seal_page(page), "report", "index.html")

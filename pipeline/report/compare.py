@@ -174,7 +174,7 @@ def write(
 def _side(run: Run, plan: Plan) -> Side:
     counts = funnel(run, plan)
     names = measured_by(plan, counts)
-    evaluation = run.read_json("evaluation.json") if run.exists("evaluation.json") else {}
+    evaluation = run.read_json("evaluation.json", default={})
     facts = facts_of(run, plan, counts, survey(run, plan, names), evaluation)
     fates, verdicts = _fates(run, plan, names)
     return Side(run=run, plan=plan, names=names, facts=facts, fates=fates, verdicts=verdicts)
@@ -310,7 +310,7 @@ def _settings(side: Side) -> dict[str, Any]:
         found.update(flat(dataclasses.asdict(training), f"train.{name}"))
     for row in side.facts["models"]:
         found[f"{row['stage']}.revision of {row['model']}"] = row["revision"]
-    record = side.run.read_json("run.json") if side.run.exists("run.json") else {}
+    record = side.run.read_json("run.json", default={})
     found.update(flat({key: record.get(key, {}) for key in ("versions", "machine")}))
     root = manifest.run.rstrip("/")
     return {key.replace(root, "RUN"): _told(value, root) for key, value in found.items()}

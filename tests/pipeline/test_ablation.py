@@ -75,14 +75,17 @@ def test_the_report_of_each_of_its_runs_shows_its_tables(tmp_path):
     made = ablation(tmp_path, seeds=[4])
     whole = manifest(made.folder(4))
     run = make_run(Path(made.folder(4)), Plan(whole))
+    branch = Run(run.root, made.branch("two"))
     run.write_json({"manifest": whole.source}, "run.json")
+    branch.write_json({"manifest": whole.source, "branch": branch.branch}, "run.json")
     entry = {"values": [2.5], "estimate": estimate([2.5]), "difference": None}
     rows = [{"label": "first", "metrics": {"CIDEr": entry}}]
     found = {"name": "x", "seeds": [4], "tables": [{"title": "Decoding", "rows": rows}]}
     made.publish(found)
-    page = run.read("report", "index.html").decode()
-    assert "Ablation, over seeds 4: Decoding" in page
-    assert run.read_json("report", "report.json")["ablation"] == found
+    for each in (run, branch):
+        page = each.read("report", "index.html").decode()
+        assert "Ablation, over seeds 4: Decoding" in page
+        assert each.read_json("report", "report.json")["ablation"] == found
     assert [fault for fault in verify(run, None) if "ablation.json" in fault] == []
     run.write(run.read("ablation.json").replace(b"2.5", b"9.5"), "ablation.json")
     assert any("ablation.json: damaged" in fault for fault in verify(run, None))

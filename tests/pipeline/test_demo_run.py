@@ -23,7 +23,7 @@ from pipeline.training import Training
 def ended(tmp_path_factory, ray_here):
     folder = tmp_path_factory.mktemp("demo")
     progress = Progress(Console(quiet=True), quiet=True)
-    web = demo_run.prepare(folder / "web", 3, progress, num_pages=160)
+    web = demo_run.prepare(str(folder), 3, progress, num_pages=160)
     few = [f"train.{name}.steps=2" for name in ("captioner", "filter", "raw", "curated")]
     small = [f"train.{name}.batch_size=16" for name in ("captioner", "filter", "raw", "curated")]
     starts = (demo_run.SHIPPED / "captioner", demo_run.SHIPPED / "matcher")
@@ -85,7 +85,7 @@ def test_the_truth_is_never_an_input(ended):
 def test_the_web_of_another_seed_is_refused(ended):
     run, _, _ = ended
     with pytest.raises(ValueError, match="holds the web of seed 3"):
-        demo_run.prepare(Path(run.at("web")), 4, Progress(Console(quiet=True), quiet=True))
+        demo_run.prepare(run.root, 4, Progress(Console(quiet=True), quiet=True))
 
 
 def test_a_training_is_done_until_something_it_depends_on_changes(ended):

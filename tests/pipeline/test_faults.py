@@ -323,7 +323,45 @@ def test_a_worker_that_fits_on_no_node_is_told_at_once(photos, tmp_path, ray_her
         carry_out(made)
 
 
-def test_a_place_that_never_comes_free_is_told_after_the_stall(photos, tmp_path, ray_here):
+def unsummarized(done, photos, folder):
+    """A copy of a finished run whose summary is to be made anew."""
+    whole, _ = done
+    made = manifest(photos, folder)
+    shutil.copytree(whole.path, made.run)
+    run, plan = Run(made.run), Plan(made)
+    run.remove(*plan.summary_folder("dedup"))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("is_memory", "told"),
+    [
+        (False, r"dedup: workers die in summarize \(its process ended without an exception"),
+        (True, r"dedup: workers die in summarize \(cannot allocate.*\): give fewer --workers"),
+    ],
+    ids=["crash", "memory"],
+)
+def test_a_summary_that_ends_its_worker_is_tried_once_more(
+    done, photos, tmp_path, monkeypatch, is_memory, told
+):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    made, log = unsummarized(done, photos, tmp_path / "r"), tmp_path / "log"
+
+    class Poisoned(Worker):
+        def summarize(self, name, shards):
+            with log.open("a") as file:
+                file.write("x")
+            if is_memory:
+                raise MemoryError("cannot allocate 1 TiB")
+            segfault()
+
+    monkeypatch.setattr(crew, "Worker", Poisoned)
+    with pytest.raises(StageError, match=told):
+        carry_out(made)
+    assert log.read_text() == "xx"
+
+
+def test_a_place_that_never_comes_free_is_told_after_the_stall(done, photos, tmp_path, ray_here):
     @ray.remote(num_cpus=1)
     class Holder:
         def hold(self):
@@ -335,6 +373,10 @@ def test_a_place_that_never_comes_free_is_told_after_the_stall(photos, tmp_path,
         told = "no shard has finished for 2 s; waiting for room for a worker, to do 00000"
         with pytest.raises(StageError, match=told):
             carry_out(manifest(photos, tmp_path / "r"), stall_seconds=2.0)
+        made = unsummarized(done, photos, tmp_path / "s")
+        told = "dedup: no worker has begun for 2 s; waiting for room for one"
+        with pytest.raises(StageError, match=told):
+            carry_out(made, stall_seconds=2.0)
     finally:
         for holder in holders:
             ray.kill(holder)

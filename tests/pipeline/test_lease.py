@@ -1,5 +1,6 @@
 """The hold on a run, against real processes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,13 @@ def test_only_a_dead_process_is_followed(tmp_path, holder, end):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
 
 
+def test_a_dead_process_that_nobody_waits_for_is_followed(tmp_path, holder):
+    holder.kill()
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+    with hold(str(tmp_path / "run.lock"), "it"):
+        pass
+
+
 def test_a_process_that_has_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path, holder):
     path = tmp_path / "run.lock"
     holder.kill()
@@ -100,6 +109,44 @@ def test_a_holder_elsewhere_whose_file_stands_still_is_followed(tmp_path, monkey
     assert not path.exists()
 
 
+def follow(path):
+    """Take over a file as another process does."""
+    other = path.with_name("other")
+    other.write_text(json.dumps({"pid": 1, "token": "other"}))
+    other.replace(path)
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_a_holder_that_is_followed_after_its_last_beat_is_told_as_it_ends(tmp_path, is_main):
+    path = tmp_path / "run.lock"
+
+    def work():
+        with (
+            pytest.raises(RunBusyError, match="taken over by another process"),
+            hold(str(path), "it", beat=600),
+        ):
+            follow(path)
+        return json.loads(path.read_text())["token"]
+
+    if is_main:
+        assert work() == "other"
+        return
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == "other"
+
+
+def test_a_holder_that_goes_on_after_its_interruption_is_told_as_it_ends(tmp_path):
+    path = tmp_path / "run.lock"
+    with (
+        pytest.raises(RunBusyError, match="taken over by another process"),
+        hold(str(path), "it", beat=0.05),
+    ):
+        follow(path)
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(60)
+    assert json.loads(path.read_text())["token"] == "other"
+
+
 @pytest.mark.parametrize("content", [b"", b"[1, 2]", b'{"pid": "x"', b"\xff\xfe"])
 def test_a_file_that_says_nothing_is_followed_after_a_lease(tmp_path, content):
     (tmp_path / "run.lock").write_bytes(content)
@@ -113,7 +160,7 @@ def test_of_several_that_follow_a_dead_one_one_holds(tmp_path, holder):
     holder.wait()
     inside, refused, most = [], [], []
 
-    def follow():
+    def take():
         try:
             with hold(path, "it"):
                 inside.append(1)
@@ -123,7 +170,7 @@ def test_of_several_that_follow_a_dead_one_one_holds(tmp_path, holder):
         except RunBusyError:
             refused.append(1)
 
-    threads = [threading.Thread(target=follow) for _ in range(8)]
+    threads = [threading.Thread(target=take) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -65,7 +65,7 @@ def test_a_listing_in_pages_names_every_file(store):
     assert run.shards("pool") == []
 
 
-@pytest.mark.parametrize("mark", ["_stage.json", "_summary.json"])
+@pytest.mark.parametrize("mark", ["_stage.json", "_summary.json", "_list.json"])
 def test_what_a_marked_folder_holds_is_found_though_listings_lag(store, mark):
     run = Run(f"s3://bucket/lag{mark}")
     run.write(b"x", "pool", "00000.parquet")

@@ -231,9 +231,12 @@ def test_a_line_without_an_image_is_refused_by_its_number(tmp_path: Path) -> Non
 
 
 def test_a_file_without_captions_is_refused_by_its_columns(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="no column caption"):
-        Pairs(as_sources([str(tmp_path / "x.parquet")]))
+    table = pa.table({"image": [b"x"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    Run(str(tmp_path)).write_table(table, "sealed.parquet")
+    for name in ("x.parquet", "sealed.parquet"):
+        with pytest.raises(ValueError, match=r"parquet has no column caption(?!.*verify)"):
+            Pairs(as_sources([str(tmp_path / name)]))
 
 
 def test_parquet_of_the_hub_is_read_whatever_its_text_is_called(tmp_path: Path) -> None:

@@ -116,6 +116,15 @@ def test_no_changed_byte_of_json_or_a_page_is_taken(run):
                 check(content[:at])
 
 
+def test_a_default_stands_for_json_that_is_not_there_and_not_for_damage(run):
+    assert run.read_json("x.json", default={"a": 1}) == {"a": 1}
+    with pytest.raises(FileNotFoundError):
+        run.read_json("x.json")
+    run.write(b"{}", "x.json")
+    with pytest.raises(DamagedError):
+        run.read_json("x.json", default={})
+
+
 def test_a_mark_that_is_damaged_or_not_there_is_empty(run, caplog):
     assert run.read_mark("pool", "_stage.json") == {}
     run.write(b'{"shards": 3}', "pool", "_stage.json")
@@ -148,6 +157,13 @@ def test_a_broken_shard_is_named_with_what_to_do(run):
         run.read_table("pool", "00003.parquet")
     with pytest.raises(FileNotFoundError):
         run.read_table("pool", "00004.parquet")
+
+
+def test_an_error_of_who_reads_a_table_is_no_damage_of_it(run):
+    run.write_table(small(), "pool", "00000.parquet")
+    with pytest.raises(ValueError, match="mine") as told, run.open_table("pool", "00000.parquet"):
+        raise ValueError("mine")
+    assert not isinstance(told.value, DamagedError)
 
 
 def test_a_shard_without_the_columns_or_types_of_a_pool_is_named(run):

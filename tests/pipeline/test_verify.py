@@ -235,6 +235,20 @@ def test_hostile_shards_are_told(copy, place):
         assert text in faults
 
 
+def test_decisions_on_object_storage_are_checked():
+    run = Run("memory://reviewed")
+    run.write(b"", "run.json")
+    run.write(b"none\n", "reviews.jsonl")
+    assert any("memory:///reviewed/reviews.jsonl:1: no decision" in fault for fault in verify(run))
+
+
+def test_what_is_removed_on_object_storage_is_told_by_its_url(tmp_path):
+    made, shown = manifest(tmp_path, "memory://dropped"), io.StringIO()
+    with Session(made, progress=Progress(Console(file=shown, width=200))) as session:
+        assert session.runner.drop(session.runner.run.damaged("changed", "curated", "x.parquet"))
+    assert "memory:///dropped/curated/x.parquet is damaged; it is removed" in shown.getvalue()
+
+
 def test_a_uid_that_is_none_is_told(copy):
     pool = copy.read_table("pool", "00002.parquet")
     for uid in (None, "0" * 31, "G" * 32, "../" * 8):
@@ -276,7 +290,7 @@ def test_what_is_made_anew_as_a_whole_is_removed_as_a_whole_and_once(tmp_path):
     made = manifest(tmp_path, tmp_path / "run")
     run = Run(made.run)
     for parts, left in (
-        (("annotations", "dedup-1", "summary-2", "parts", "bins.json"), "00000.parquet"),
+        (("annotations", "dedup-1", "summary-2", "parts-3", "bins.json"), "00000.parquet"),
         (("annotations", "dedup-1", "summary-2", "00001.parquet"), "00000.parquet"),
         (("exports", "llava", "images", "00000", "x.jpg"), None),
         (("curated", "manifest.json"), None),

@@ -1,6 +1,7 @@
 """Watching a run until it is done."""
 
 import json
+import os
 
 import pytest
 
@@ -33,6 +34,24 @@ def finished(tmp_path):
     run.write_table(POOL.empty_table(), "pool", "00000.parquet")
     run.write_json({"seconds": 1.5}, "pool", "_stage.json")
     return tmp_path
+
+
+def test_a_status_tells_who_is_at_work(finished, capsys):
+    def status():
+        assert main(["status", str(finished)]) == 0
+        told = capsys.readouterr().out
+        assert main(["status", str(finished), "--json"]) == 0
+        return told, json.loads(capsys.readouterr().out)["holder"]
+
+    lock = finished / "run.lock"
+    with Run(str(finished)).lock():
+        told, holder = status()
+        content = json.loads(lock.read_text())
+    assert f"process {os.getpid()} on {content['host'][:40]} is at work on it since" in told
+    assert holder == {**{key: content[key] for key in ("pid", "since")}, "host": holder["host"]}
+    lock.write_text(json.dumps({**content, "born": "0"}))  # a process that is gone
+    told, holder = status()
+    assert holder is None and "nobody is at work on it" in told
 
 
 def test_a_watch_ends_when_all_is_done(finished, capsys):
