@@ -49,6 +49,7 @@ MOMENTS = {
     "clean": "annotations/clean-*/0*.parquet",
     "dedup": "annotations/dedup-*/0*.parquet",
     "dedup's summary": "annotations/dedup-*/summary-*/0*.parquet",
+    "select": "annotations/select-*/0*.parquet",
     "caption": "annotations/caption-*/0*.parquet",
     "filter": "annotations/filter-*/0*.parquet",
     "export": "curated/0*.parquet",
@@ -62,6 +63,7 @@ MADE = {
     "clean": ("annotations/clean-*",),
     "dedup": ("annotations/dedup-*",),
     "dedup's summary": ("annotations/dedup-*/summary-*", "annotations/dedup-*/_stage.json"),
+    "select": ("annotations/select-*",),
     "caption": ("annotations/caption-*",),
     "filter": ("annotations/filter-*",),
     "export": ("curated", "report"),
@@ -121,6 +123,7 @@ class World:
             "download": download,
             "clean": {"min_side": 16},
             "dedup": {},
+            "select": {"method": "random", "fraction": 0.9},
             "caption": {
                 "model": str(self.folder / "blip" / "models" / "captioner"),
                 "prompt": "",

@@ -1,5 +1,7 @@
 """A run on disk whose web is hostile, measured without any model, and the pages made of it."""
 
+import html
+import json
 import random
 import re
 from html.parser import HTMLParser
@@ -28,6 +30,13 @@ THINGS = ("dog", "house", "boat", "train", "bridge", "horse", "window", "garden"
 VERBS = ("are standing", "are lying", "can be seen", "are waiting", "were found", "are shown")
 PLACES = ("morning", "evening", "city", "harbour", "village", "forest", "mountains", "rain")
 PHRASES = (["red ball", "beach"], ["two fish", "sea"], ["blue house"], ["kite", "wall"], ["dog"])
+
+EVALUATION = {
+    "blip": {"model": "y", "metrics": {"ir@1": 0.5, "captioning": {"cider": 0.8}}},
+    "start": {"model": "x", "metrics": {"ir@1": 0.25, "captioning": {"cider": 0.4}}},
+}
+SCORES = [{"stage": "dedup", "precision": 0.99, "recall": 0.97, "num_rejected": 12}]
+TRUTH = {"stages": SCORES, "raw_true": 0.5, "exported_true": 0.951, "synthetic_true": None}
 
 
 def manifest(root, names=FULL, export=True, **fields):
@@ -256,3 +265,23 @@ class Page(HTMLParser):
     @property
     def text(self):
         return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def page_of(run):
+    return Page(run.read("report", "index.html").decode())
+
+
+def plots_of(content):
+    """The label and the Plotly figure of each plot of a page, by its title."""
+    found = re.findall(
+        r'<h3>([^<]*)</h3>(?:(?!<h3>).)*?<div class="plot" role="img" aria-label="([^"]*)">.*?'
+        r'<script type="application/json">(.*?)</script>',
+        content,
+        re.S,
+    )
+    assert len(found) == content.count('class="plot"')
+    return {html.unescape(title): (label, json.loads(data)) for title, label, data in found}
+
+
+def facts_of(run):
+    return run.read_json("report", "report.json")

@@ -1,0 +1,33 @@
+import json
+
+import pytest
+from runs import BREAKOUT, EVALUATION, SCRIPT, TRUTH, make_run, manifest
+
+from pipeline.plan import Plan
+from pipeline.report import build
+from pipeline.status import funnel
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A finished run with models, evaluation and truth, and its report."""
+    root = tmp_path_factory.mktemp("run")
+    plan = Plan(manifest(root))
+    run = make_run(root, plan)
+    lines = [
+        {"step": step, "loss": 9 / step, "itc": 4 / step, "itm": 0.7, "lm": 3.0 / step, "lr": 1e-4}
+        | {"mlm": 2.0 / step, "images_per_second": 250.0}
+        for step in range(1, 400)
+    ]
+    content = "\n".join(['{"step": 0, "loss": NaN}', *map(json.dumps, lines), '{"step": 4'])
+    run.write(content.encode(), "models", "filter", "metrics.jsonl")
+    lines = [{"step": step, "clip": 5 / step, "loss": 5 / step} for step in range(1, 9)]
+    run.write("\n".join(map(json.dumps, lines)).encode(), "models", "clip", "metrics.jsonl")
+    samples = [
+        {"step": step, "caption": SCRIPT, "written": f"a boat {BREAKOUT} {step}"}
+        for step in (100, 200, 300)
+        for _ in range(9)
+    ]
+    run.write("\n".join(map(json.dumps, samples)).encode(), "models", "filter", "samples.jsonl")
+    build.write(run, plan, funnel(run, plan), evaluation=EVALUATION, truth=TRUTH)
+    return run, plan
