@@ -35,14 +35,20 @@ def _tell(what):
     place.write_text(__file__)
 
 
+def _hold(ready):
+    end = time.monotonic() + 200
+    while not ready() and time.monotonic() < end:
+        time.sleep(0.1)
+
+
 def _spied(self, name, shard, *more):
     time.sleep(0.3)
     _tell(f"{name} {shard}")
-    spy, end = _pathlib.Path(os.environ["CAPFILT_SPY"]), time.monotonic() + 200
-    while name == "clean" and time.monotonic() < end:
-        if len({path.name.split()[2] for path in spy.glob("clean*")}) > 1:
-            break  # the node that joined is at work
-        time.sleep(0.1)
+    spy = _pathlib.Path(os.environ["CAPFILT_SPY"])
+    if name == "download" and len(list(spy.glob("download*"))) >= 3:
+        _hold(spy.with_name("died").exists)  # a node is to die in the middle of it
+    if name == "clean":  # and the one that joined is to be at work
+        _hold(lambda: len({path.name.split()[2] for path in spy.glob("clean*")}) > 1)
     return _work(self, name, shard, *more)
 
 
@@ -131,6 +137,7 @@ def test_nodes_die_and_join_and_the_export_is_that_of_one_machine(tmp_path, monk
             until(lambda: len(list(spy.glob("download*"))) >= 3 or process.poll() is not None)
             joined = cluster.add_node(num_cpus=2)
             cluster.remove_node(mortal, allow_graceful=False)
+            (tmp_path / "died").touch()
             out, _ = process.communicate(timeout=300)
         finally:
             process.kill()
