@@ -194,3 +194,18 @@ def test_the_pages_of_fields_and_reasons_are_as_the_code_says():
 
     for name, made in (("manifest.md", reference.manifest()), ("reasons.md", reference.reasons())):
         assert (ROOT / "docs" / name).read_text() == made, "`make docs` makes it anew"
+
+
+def test_the_plans_of_the_page_are_what_its_commands_print():
+    plans = [content for *_, content in blocks("scaling.md", "") if content.startswith("$ ")]
+    assert len(plans) == 3
+    for content in plans:
+        command, told = content.removeprefix("$ capfilt ").split("\n", 1)
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", *shlex.split(command)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.stdout.splitlines() == told.splitlines(), done.stderr
