@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ _EFFORT = frozenset(
 
 _LARGEST = 8192  # pixels of a side
 _LONGEST = 86_400  # seconds
+_SWITCH = 0.0005  # seconds
 _AHEAD = 8  # downloads that may wait to be decoded while every thread fetches
 
 
@@ -206,6 +208,8 @@ class DownloadStage(Stage[DownloadConfig]):
 
     def load(self) -> None:
         """Make what the threads share."""
+        # By default one that fetches may keep the interpreter for 5 ms from the one that resizes.
+        sys.setswitchinterval(_SWITCH)
         config = self.config
         self._reader = sources.Reader(config, config.max_bytes)
         self._resize = Resize(
