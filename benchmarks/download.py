@@ -1,7 +1,7 @@
 """Download and resize: ours beside img2dataset, both as a library in one process.
 
 python -m benchmarks.download [--images 3000] [--size 640x480] [--repeats 5] [--scheme http]
-python -m benchmarks.download --hang 0.2 [--images 60000]
+python -m benchmarks.download --hang 0.2 [--images 16000]
 
 Drawn JPEGs on a loopback server in a process of its own; both keep the aspect ratio, shorter side
 to 384, JPEG quality 95, 32 threads. Over https, a tenth of the images. CPU seconds are this

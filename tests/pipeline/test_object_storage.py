@@ -83,12 +83,12 @@ def test_errors_of_the_server_are_tried_again(store):
     run = Run("s3://bucket/faults")
     store.faults.rate = 0.15
     table = pa.table({"uid": [str(i) for i in range(300)], "image": [bytes(9000)] * 300})
-    for index in range(12):
+    for index in range(48):
         run.write_table(table, "pool", f"{index:05d}.parquet")
-    assert len(run.shards("pool")) == 12
+    assert len(run.shards("pool")) == 48
     for shard in run.shards("pool"):
         assert run.read_table("pool", f"{shard}.parquet").equals(table)
-    assert sum(store.failed.values()) > 0
+    assert len(store.failed) > 3
 
 
 def test_columns_of_a_large_file_are_read_without_the_rest(store):
@@ -264,7 +264,7 @@ def test_a_whole_run_on_s3_is_the_run_on_disk(store, tmp_path):
     store.faults.__dict__.update(Faults(rate=0.005, lag=5.0, page=5).__dict__)
     there = capfilt("run", "s3://bucket/m.yaml", "--workers", "2")
     assert there.returncode == 0, there.stdout + there.stderr
-    assert sum(store.failed.values()) > 0
+    assert sum(store.failed.values()) > 3, len(store.requests)
     store.faults.__dict__.update(Faults().__dict__)
     near, far = Run(str(tmp_path / "run")), Run(RUN)
     plan = open_plan(far)
