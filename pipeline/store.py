@@ -50,6 +50,9 @@ _OWNER = re.compile(r"\.(\d+)(-[0-9a-f]+)?\.partial$")
 ABLATION = "ablation.json"
 """The tables of the ablation that a run is part of."""
 
+MARKS = ("_stage.json", "_summary.json", "_list.json", "manifest.json")
+"""What says that a folder is whole: of a stage, of a summary, of the list, of an export."""
+
 OWN = frozenset(
     ("curated", "exports", "models", "report", "run.json", "evaluation.json", "truth.json")
 )
@@ -183,18 +186,19 @@ class Run:
         names = self.names(*parts)
         found = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
         if not self.is_local:
-            late = self._promised(*parts) - found
+            late = self._promised(names, *parts) - found
             found |= {name for name in late if self.exists(*parts, f"{name}.parquet")}
         return sorted(found)
 
-    def _promised(self, *parts: str) -> set[str]:
-        """The shards that the mark of a whole folder says it holds."""
-        for mark in ("_stage.json", "_summary.json", "_list.json"):
-            if number := self.read_mark(*parts, mark).get("shards", 0):
+    def _promised(self, names: Sequence[str], *parts: str) -> set[str]:
+        """The shards that the mark of a whole folder, listed or not yet, says it holds."""
+        for mark in [name for name in MARKS if name in names] or MARKS:
+            told = self.read_mark(*parts, mark)
+            if number := told.get("shards", 0):
                 return {f"{index:05d}" for index in range(number)}
-        files = self.read_mark(*parts, "manifest.json").get("files", ())
-        names = (file["name"] for file in files)
-        return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+            if files := [file["name"] for file in told.get("files", ())]:
+                return {f.removesuffix(".parquet") for f in files if f.endswith(".parquet")}
+        return set()
 
     def read(self, *parts: str) -> bytes:
         """The bytes of a file."""
