@@ -83,29 +83,17 @@ COSINES = {n / 10: f"{n / 10:g}" for n in range(-1, 7)}
 COUNTS = {**{n + 0.5: str(n) for n in range(0, 30, 5)}, 30.5: "30+"}
 PIXELS = {float(n): f"{2**n:,}" for n in range(4, 13, 2)}
 RATIOS = {-2.0: "1:4", -1.0: "1:2", 0.0: "1:1", 1.0: "2:1", 2.0: "4:1"}
+OF_TEXTS: dict[str, tuple[str, str, Mapping[float, str], Callable[[float, float], str]]] = {
+    "words": ("Length", "words", COUNTS, _words_bin),
+    "itm": ("ITM scores", "probability of a match", QUARTERS, _range(".3g")),
+    "clip": ("CLIP similarity", "cosine", COSINES, _range(".2f")),
+}
 DISTRIBUTIONS = {
     **{
-        f"{source}_words": Distribution(
-            title=f"Length of {source} captions", x_label="words", ticks=COUNTS, bins=_words_bin
+        f"{source}_{kind}": Distribution(
+            title=f"{title} of {source} captions", x_label=x_label, ticks=ticks, bins=bins
         )
-        for source in SOURCES
-    },
-    **{
-        f"{source}_itm": Distribution(
-            title=f"ITM scores of {source} captions",
-            x_label="probability of a match",
-            ticks=QUARTERS,
-            bins=_range(".3g"),
-        )
-        for source in SOURCES
-    },
-    **{
-        f"{source}_clip": Distribution(
-            title=f"CLIP similarity of {source} captions",
-            x_label="cosine",
-            ticks=COSINES,
-            bins=_range(".2f"),
-        )
+        for kind, (title, x_label, ticks, bins) in OF_TEXTS.items()
         for source in SOURCES
     },
     "log2_shorter_side": Distribution(
