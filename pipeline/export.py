@@ -112,7 +112,7 @@ def write(
     hashes: dict[str, str] = {}
     for path, content in form.files(shard, pairs):
         if path.endswith(".parquet"):
-            content = seal_parquet(content)
+            content = b"".join(seal_parquet(content))
         run.write(content, *folder, *path.split("/"))
         hashes[path] = hashlib.sha256(content).hexdigest()
     path, entries = form.path(shard), None

@@ -50,6 +50,9 @@ FIRST_READ = 1 << 16
 
 BLOCK = 1 << 20
 
+Buffer = bytes | memoryview
+"""A piece of a file."""
+
 CHANGED = "its bytes are not those that were written"
 UNSEALED = "it has no seal: it is none of capfilt's files, or was cut off or changed"
 
@@ -61,8 +64,8 @@ class SealError(ValueError):
     """A file has no seal, or is not as it was sealed."""
 
 
-def seal_parquet(content: bytes) -> bytes:
-    """A Parquet file with its seal; equal files get equal seals."""
+def seal_parquet(content: bytes | pa.Buffer) -> tuple[Buffer, ...]:
+    """A Parquet file with its seal, in pieces; equal files get equal seals."""
     view = memoryview(content)
     start = len(view) - FOOTER_END.size - FOOTER_END.unpack(view[-FOOTER_END.size :])[0]
     metadata = pq.read_metadata(pa.BufferReader(view[start:]))
@@ -72,9 +75,7 @@ def seal_parquet(content: bytes) -> bytes:
         for begin, stop in zip([0, *stops], stops, strict=False)
     )
     digest = hashlib.sha256(entries + view[start:]).digest()
-    return b"".join(
-        (view[:start], entries, END.pack(digest, len(stops), MARK), view[start:]),
-    )
+    return view[:start], entries, END.pack(digest, len(stops), MARK), view[start:]
 
 
 def _chunks(metadata: pq.FileMetaData) -> Iterator[int]:

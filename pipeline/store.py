@@ -38,6 +38,7 @@ import pyarrow.parquet as pq
 
 from pipeline import lease, seal
 from pipeline.lease import RunBusyError
+from pipeline.seal import Buffer
 from stages.schema import POOL
 from stages.sources.place import is_local
 
@@ -232,19 +233,19 @@ class Run:
             for start in range(0, len(names), 4 * SIDE_BY_SIDE):
                 yield from pool.map(function, names[start : start + 4 * SIDE_BY_SIDE])
 
-    def write(self, content: bytes, *parts: str) -> None:
-        """Commit a file: all of it stands under its name, or nothing new does."""
-        path = self.at(*parts)
+    def write(self, content: bytes | Sequence[Buffer], *parts: str) -> None:
+        """Commit a file, given whole or in pieces: all of it stands under its name, or nothing."""
+        path, pieces = self.at(*parts), [content] if isinstance(content, bytes) else content
         if not self.is_local:
             options = {"chunksize": ONE_PUT_BYTES} if self._is_s3 else {}
-            self.fs.pipe_file(path, content, **options)
+            self.fs.pipe_file(path, b"".join(pieces), **options)
             return
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
         partial = f"{path}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
         try:
             with open(partial, "wb") as file:
-                file.write(content)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -341,10 +342,20 @@ class Run:
                 )
 
     def write_table(self, table: pa.Table, *parts: str) -> None:
-        """Commit a table as sealed Parquet; equal tables give equal bytes."""
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", compression_level=3)
-        self.write(seal.seal_parquet(buffer.getvalue()), *parts)
+        """Commit a table as sealed Parquet; equal tables give equal bytes.
+
+        Columns of bytes are stored as they are: images do not compress.
+        """
+        leaves = [leaf for field in table.schema for leaf in _leaves(field.name, field.type)]
+        others = [path for path, kind in leaves if not pa.types.is_binary(kind)]
+        options: dict[str, Any] = {
+            "compression": {path: "zstd" if path in others else "none" for path, _ in leaves},
+            "compression_level": dict.fromkeys(others, 3),
+            "use_dictionary": others,
+        }
+        stream = pa.BufferOutputStream()
+        pq.write_table(table, stream, **options)
+        self.write(seal.seal_parquet(stream.getvalue()), *parts)
 
     def check(self, *parts: str) -> pa.Schema:
         """Check every byte of a Parquet file of `write_table`, and give its schema.
@@ -414,6 +425,17 @@ class Run:
                 if owner is not None and not lease.is_alive(int(owner[1])):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(os.path.join(folder, name))
+
+
+def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """The columns that Parquet makes of a field, by its own paths, and their types."""
+    if pa.types.is_struct(kind):
+        for field in kind:
+            yield from _leaves(f"{path}.{field.name}", field.type)
+    elif pa.types.is_list(kind):
+        yield from _leaves(f"{path}.list.element", kind.value_type)
+    else:
+        yield path, kind
 
 
 def _sync(folder: str) -> None:

@@ -348,8 +348,7 @@ class Summary:
             numbers = np.diff(starts, append=len(to)).tolist()
             for start, number in zip(starts.tolist(), numbers, strict=True):
                 writer.write_table(table.slice(start, number), number)
-        content = seal_parquet(buffer.getvalue())
-        self.run.write(content, *self._at(f"{step}-{task:05d}.parquet"))
+        self.run.write(seal_parquet(buffer.getvalue()), *self._at(f"{step}-{task:05d}.parquet"))
 
     def _gather(self, step: str, tasks: int | Sequence[int], to: int) -> pa.Table:
         """What the tasks of a step, all or some, have sent to one."""

@@ -56,6 +56,7 @@ class _Due:
         todo: (n,) the rows due.
         measured: (n,) those that are done already.
         old: What stands of it, if anything does.
+        before: The verdicts of the stages before it, none before download.
     """
 
     name: str
@@ -64,6 +65,7 @@ class _Due:
     todo: Mask
     measured: Mask
     old: pa.Table | None
+    before: Judgement | None = None
 
     @property
     def rows(self) -> npt.NDArray[np.int64]:
@@ -245,19 +247,27 @@ class Worker:
             else measured_rows(self.run, self.plan, name, shard, old)
         )
         todo = before.live & ~measured
-        return _Due(name=name, shard=shard, uids=before.uids, todo=todo, measured=measured, old=old)
+        return _Due(
+            name=name,
+            shard=shard,
+            uids=before.uids,
+            todo=todo,
+            measured=measured,
+            old=old,
+            before=before,
+        )
 
     def _annotate(self, due: _Due, rows: npt.NDArray[np.int64]) -> pa.Table:
         """What a stage finds of some rows of a shard."""
         stage = self._stage(due.name)
         if not len(rows):
             return stage.writes.empty_table()
-        if due.name == DownloadStage.name:
+        if due.before is None:
             given = self.run.read_table("list", f"{due.shard}.parquet").take(rows)
         else:
             wanted = np.zeros(len(due.todo), bool)
             wanted[rows] = True
-            given = self._gather(due.name, due.shard, due.uids, wanted)
+            given = self._gather(due.name, due.shard, due.before, wanted)
         return _checked(stage, given, stage.annotate(given))
 
     def _commit(
@@ -339,7 +349,7 @@ class Worker:
         return found
 
     def _gather(
-        self, name: str, shard: str, uids: Any, wanted: Mask, without: Sequence[str] = ()
+        self, name: str, shard: str, before: Judgement, wanted: Mask, without: Sequence[str] = ()
     ) -> pa.Table:
         """The columns that a stage takes, of the rows wanted, whichever file they lie in."""
         origins = self.plan.inputs(name)
@@ -352,12 +362,14 @@ class Worker:
             if origin == DownloadStage.name:
                 table = self.run.read_table("pool", f"{shard}.parquet", columns=names)
             else:
-                found = annotated(self.run, self.plan, origin, shard)
+                found = before.tables.get(origin)
+                if found is None:  # the filter's, whose scores an export takes that is not filtered
+                    found = annotated(self.run, self.plan, origin, shard)
                 assert found is not None, f"{name} runs before {origin} is complete"
                 table = found.select(names)
             table = table.filter(mask)
             columns.update({column: table[column] for column in names})
-        return pa.table({"uid": uids.filter(mask), **columns})
+        return pa.table({"uid": before.uids.filter(mask), **columns})
 
     def _export(self, name: str, shard: str) -> dict[str, Any]:
         """Count the images of a shard of the pool, or write the shards that begin in it."""
@@ -385,11 +397,10 @@ class Worker:
     ) -> tuple[pa.Table, pa.Table | None]:
         """What an export takes of the rows that no stage rejected, and which texts are kept."""
         found = self._judged(name, shard)
-        rows = revised(self._gather(name, shard, found.uids, found.live, without))
-        if FilterStage.name not in self.plan.judges(name):
+        rows = revised(self._gather(name, shard, found, found.live, without))
+        scores = found.tables.get(FilterStage.name)
+        if scores is None:
             return rows, None
-        scores = annotated(self.run, self.plan, FilterStage.name, shard)
-        assert scores is not None
         return rows, kept_texts(self.plan, scores.filter(pa.array(found.live)))
 
 

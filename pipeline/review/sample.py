@@ -134,7 +134,13 @@ class _Shard:
     def __init__(self, run: Run, plan: Plan, shard: str, uids: Any = None) -> None:
         self._name = shard
         pool = run.read_table("pool", f"{shard}.parquet", columns=["uid", "url", "caption"])
-        reached = _reached(run, plan, shard)
+        names = [n for n in plan.names if n not in (FilterStage.name, ReviewStage.name)]
+        before = judge(run, plan, shard, names)
+        has_filter = FilterStage.name in plan.names
+        scores = annotated(run, plan, FilterStage.name, shard) if has_filter else None
+        reached = before.live & before.is_complete
+        if has_filter:
+            reached &= False if scores is None else _bools(scores["measured"])
         if uids is not None:
             reached &= _bools(pc.is_in(pool["uid"], uids))
         live = pa.array(reached)
@@ -142,12 +148,12 @@ class _Shard:
         for column in ("caption", *TEXTS):
             if (origin := plan.origin(ReviewStage.name, column)) == DownloadStage.name:
                 columns[column] = pool[column].filter(live)
-            elif origin is not None and (found := annotated(run, plan, origin, shard)) is not None:
-                columns[column] = found[column].filter(live)
+            elif origin in before.tables:
+                columns[column] = before.tables[origin][column].filter(live)
         self._pool = pool.filter(live)
         self._places = np.flatnonzero(reached)
         columns.setdefault("text", columns.pop("caption"))
-        filtered = _filtered(run, plan, shard, live)
+        filtered = None if scores is None else _with_keeps(plan, scores.filter(live))
         parts = [_Texts.of(name, columns[name], filtered) for name in TEXTS if name in columns]
         rows = np.concatenate([part.rows for part in parts])
         texts = pa.chunked_array([part.texts for part in parts], pa.string())
@@ -237,32 +243,12 @@ class _Texts:
         )
 
 
-def _reached(run: Run, plan: Plan, shard: str) -> Mask:
-    """The rows that the filter has scored, or that came to the end where there is no filter."""
-    names = [n for n in plan.names if n not in (FilterStage.name, ReviewStage.name)]
-    verdicts = judge(run, plan, shard, names)
-    if not verdicts.is_complete:
-        return np.zeros(len(verdicts.live), bool)
-    if FilterStage.name not in plan.names:
-        return verdicts.live
-    table = annotated(run, plan, FilterStage.name, shard)
-    if table is None:
-        return np.zeros(len(verdicts.live), bool)
-    return verdicts.live & _bools(table["measured"])
-
-
-def _filtered(run: Run, plan: Plan, shard: str, live: Any) -> pa.Table | None:
-    """The scores of the filter and which texts it keeps, of live rows; None without any."""
-    if FilterStage.name not in plan.names:
-        return None
-    table = annotated(run, plan, FilterStage.name, shard)
-    if table is None:
-        return None
-    scored = table.filter(live)
-    keeps = kept_texts(plan, scored)
+def _with_keeps(plan: Plan, scores: pa.Table) -> pa.Table:
+    """The scores of the filter and which texts it keeps."""
+    keeps = kept_texts(plan, scores)
     for name in keeps.column_names:
-        scored = scored.append_column(name, keeps[name])
-    return scored
+        scores = scores.append_column(name, keeps[name])
+    return scores
 
 
 def _distinct(

@@ -80,13 +80,37 @@ def test_a_table_that_was_cut_off_is_refused(run):
             run.read_table("x.parquet", columns=["uid"])
 
 
+def test_images_are_stored_as_they_are_and_all_else_is_compressed(run):
+    texts = [f"a red boat number {n % 3} on the lake" for n in range(500)]
+    table = pa.table(
+        {
+            "uid": [f"{n:032x}" for n in range(500)],
+            "image": [os.urandom(99) for _ in texts[1:]] + [None],
+            "texts": [[text] * 4 for text in texts],
+            "marks": [{"image": b"x" * 99, "words": [{"at": 0.5, "of": text}]} for text in texts],
+        }
+    )
+    run.write_table(table, "x.parquet")
+    assert run.read_table("x.parquet").equals(table)
+    group = pq.read_metadata(io.BytesIO(run.read("x.parquet"))).row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    assert {column.path_in_schema: column.compression for column in columns} == {
+        "uid": "ZSTD",
+        "image": "UNCOMPRESSED",
+        "texts.list.element": "ZSTD",
+        "marks.image": "UNCOMPRESSED",
+        "marks.words.list.element.at": "ZSTD",
+        "marks.words.list.element.of": "ZSTD",
+    }
+
+
 def test_columns_and_row_groups_of_a_large_table_are_read_alone():
     rows = 300
     table = pa.table({"uid": [f"{n:032x}" for n in range(rows)], "image": [os.urandom(999)] * rows})
     table = table.append_column("n", pa.array(range(rows)))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=100, use_dictionary=False)
-    content = bytearray(seal.seal_parquet(buffer.getvalue()))
+    content = bytearray(b"".join(seal.seal_parquet(buffer.getvalue())))
     group = pq.read_metadata(io.BytesIO(content)).row_group(1)
     content[group.column(1).data_page_offset + 500] ^= 1
     file = io.BytesIO(content)
