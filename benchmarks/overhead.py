@@ -2,10 +2,11 @@
 
     python -m benchmarks.overhead --rows 4000
 
-Photos with captions in shards of 1,000 rows through download, clean and dedup on one worker. Of
-each stage: the seconds that its own `annotate` took, those of its whole shards (gathering what it
-reads, laying out and committing what it found), and those from its first shard given out to its
-last taken in. The start is that of `capfilt run` from nothing to the first shard of the pool.
+Photos with captions in shards of 1,000 rows through stages on one worker that is ready. Of each
+stage: the seconds that its own `annotate` took, those of its whole shards (gathering what it reads,
+laying out and committing what it found), and those from its first shard given out to its last taken
+in. Clean gives dedup the fingerprints of the images; without clean, dedup takes them itself. The
+start is that of `capfilt run` from nothing to the first shard of the pool.
 """
 
 from __future__ import annotations
@@ -29,17 +30,14 @@ SIDES = (640, 480)
 """Of a photo, in pixels: about 35 kB."""
 
 
-def content(folder: Path, run: Path, shard_size: int) -> dict[str, object]:
-    return {
-        "name": "overhead",
-        "run": str(run),
-        "stages": {
-            "download": {"source": str(folder), "shard_size": shard_size},
-            "clean": {},
-            "dedup": {},
-            "export": {},
-        },
-    }
+CHAINS = (("clean", "dedup"), ("dedup",))
+"""What comes after download."""
+
+
+def content(folder: Path, run: Path, shard_size: int, names: tuple[str, ...]) -> dict[str, object]:
+    download = {"source": str(folder), "shard_size": shard_size}
+    stages = {"download": download, **{name: {} for name in names}, "export": {}}
+    return {"name": "overhead", "run": str(run), "stages": stages}
 
 
 def photos(folder: Path, rows: int) -> None:
@@ -52,7 +50,9 @@ def photos(folder: Path, rows: int) -> None:
         (folder / f"{number:06d}.txt").write_text(text)
 
 
-def overhead(folder: Path, run: Path) -> None:
+def overhead(folder: Path, run: Path, names: tuple[str, ...]) -> None:
+    import ray
+
     from pipeline.manifest import Manifest
     from pipeline.progress import Progress
     from pipeline.session import Session
@@ -78,27 +78,31 @@ def overhead(folder: Path, run: Path) -> None:
             self.walls[self.label] = time.perf_counter() - self.first
 
     watch = Watch()
-    made = Manifest.parse(content(folder, run, 1000))
+    made = Manifest.parse(content(folder, run, 1000, names))
     with Session(made, workers=1, progress=watch) as session:
-        session.cluster.start()
+        resources = session.runner.resources("download")
+        ray.get([one.ready.remote() for one in session.runner.crew.hold("download", resources, 1)])
         session.run()
     print("| stage | shards | its own s | in the worker s | in all s | worker adds | runner adds |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name, shards in watch.seen.items():
-        own = sum(shard.get("stage_seconds", 0.0) for shard in shards)
-        inside = sum(shard["seconds"] for shard in shards)
-        wall = watch.walls[name]
+    told: list[tuple[str, int, float, float, float]] = []
+    for name, done in watch.seen.items():
+        own = sum(shard.get("stage_seconds", 0.0) for shard in done)
+        inside = sum(shard["seconds"] for shard in done)
         if own:
-            print(
-                f"| {name} | {len(shards)} | {own:.2f} | {inside:.2f} | {wall:.2f} | "
-                f"{(inside - own) / own:.1%} | {(wall - inside) / own:.1%} |"
-            )
+            told.append((name, len(done), own, inside, watch.walls[name]))
+    whole = [sum(part[index] for part in told) for index in (2, 3, 4)]
+    for name, shards, own, inside, wall in [*told, ("all", told[0][1], *whole)]:
+        print(
+            f"| {name} | {shards} | {own:.2f} | {inside:.2f} | {wall:.2f} | "
+            f"{(inside - own) / own:.1%} | {(wall - inside) / own:.1%} |"
+        )
 
 
 def first_row(folder: Path, run: Path) -> float:
     """Seconds from the start of the command to the first shard of the pool."""
     manifest = run.with_suffix(".yaml")
-    manifest.write_text(yaml.safe_dump(content(folder, run, 8), sort_keys=False))
+    manifest.write_text(yaml.safe_dump(content(folder, run, 8, CHAINS[0]), sort_keys=False))
     began = time.perf_counter()
     command = [sys.executable, "-m", "pipeline.cli", "run", str(manifest), "--until", "download"]
     process = subprocess.Popen([*command, "--quiet"], cwd=ROOT)
@@ -121,7 +125,8 @@ def main() -> None:
         told = ", ".join(f"{seconds:.1f}" for seconds in starts)
         print(f"first row after {statistics.median(starts):.1f} s ({told})")
         photos(folder / "many", options.rows)
-        overhead(folder / "many", folder / "run")
+        for names in CHAINS:
+            overhead(folder / "many", folder / f"run-{len(names)}", names)
 
 
 if __name__ == "__main__":
