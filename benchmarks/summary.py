@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.summary --rows 10000000 --folder DIR
 
-Makes the annotations of dedup and select of so many rows (9 GB for ten million), then carries out
-each task of `pipeline.summary.Summary` in a process of its own, one at a time, so that its memory
-is known. With --whole one process does all first, and the answers are compared. With --seconds it
-ends after so long and goes on when called again. --rows below a part are done in parts of a fifth.
+Makes the annotations of dedup, select and select's top_fraction of so many rows (10 GB for ten
+million), then carries out each task of `pipeline.summary.Summary` in a process of its own, one at a
+time, so that its memory is known. With --whole one process does all first, and the answers are
+compared. With --seconds it ends after so long and goes on when called again. --rows below a part
+are done in parts of a fifth.
 """
 
 from __future__ import annotations
@@ -37,7 +38,15 @@ from stages.schema import POOL
 from stages.select import SelectStage, splitmix
 
 SHARD = 100_000
-NAMES = ("dedup", "select")
+STAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dedup": ("dedup", {}),
+    "select": ("select", {}),
+    "top_fraction": (
+        "select",
+        {"method": "top_fraction", "fraction": 0.3, "score": "original_bytes"},
+    ),
+}
+"""A stage and its settings, by the name that the table gives them."""
 
 
 def phrases(rows: int, start: int) -> pa.Table:
@@ -49,6 +58,14 @@ def phrases(rows: int, start: int) -> pa.Table:
     offsets: Any = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     lists = pa.ListArray.from_arrays(pa.array(offsets), texts)
     return pa.table({"noun_phrases": lists, "score": pa.nulls(rows, pa.float64())})
+
+
+def scores(rows: int, start: int) -> pa.Table:
+    """A score for nearly all rows."""
+    rng = np.random.default_rng(start)
+    score = pa.array(rng.normal(0.25, 0.05, rows), mask=rng.random(rows) < 0.02)
+    nothing = pa.nulls(rows, SelectStage.writes.field("noun_phrases").type)
+    return pa.table({"noun_phrases": nothing, "score": score})
 
 
 def digests(numbers: Any) -> Any:
@@ -108,7 +125,7 @@ def make(folder: Path, rows: int, index: int) -> None:
     """The pool and the annotations of one shard."""
     run, plans = opened(folder, rows)
     file = f"{index:05d}.parquet"
-    if run.exists(*plans["select"].folder("select"), file):
+    if run.exists(*plans["top_fraction"].folder("select"), file):
         return
     number = min(SHARD, rows - index * SHARD)
     start = index * SHARD
@@ -119,19 +136,20 @@ def make(folder: Path, rows: int, index: int) -> None:
     for name, table in (
         ("dedup", prints(number, start)),
         ("select", phrases(number, index).cast(SelectStage.writes)),
+        ("top_fraction", scores(number, index).cast(SelectStage.writes)),
     ):
         columns = {column: table[column] for column in table.column_names}
         whole = pa.table({"uid": uid, "measured": measured, **columns})
-        run.write_table(whole, *plans[name].folder(name), file)
+        run.write_table(whole, *plans[name].folder(STAGES[name][0]), file)
 
 
 def opened(folder: Path, rows: int) -> tuple[Run, dict[str, Plan]]:
-    """The run and a plan for each global stage."""
+    """The run and a plan for each of `STAGES`."""
     (folder / "pipeline").mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {"dedup": {}, "select": {"model": str(folder / "pipeline")}}
     plans = {}
-    for name in NAMES:
-        stages = {"download": {"source": "x", "shard_size": SHARD}, name: settings[name]}
+    for name, (stage, settings) in STAGES.items():
+        model = {"model": str(folder / "pipeline")} if stage == "select" else {}
+        stages = {"download": {"source": "x", "shard_size": SHARD}, stage: {**model, **settings}}
         content = {"name": "x", "run": str(folder / f"{rows}"), "stages": stages}
         plans[name] = Plan(Manifest.parse(content))
     return Run(str(folder / f"{rows}")), plans
@@ -153,16 +171,16 @@ def _measured(call: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
 
 def in_one(folder: Path, rows: int, name: str) -> None:
     run, plans = opened(folder, rows)
-    Worker(plans[name].manifest).summarize(name, run.shards("pool"))
+    Worker(plans[name].manifest).summarize(STAGES[name][0], run.shards("pool"))
 
 
 def in_part(folder: Path, rows: int, name: str, task: str) -> None:
     _, plans = opened(folder, rows)
-    Worker(plans[name].manifest).work(name, task)
+    Worker(plans[name].manifest).work(STAGES[name][0], task)
 
 
 def digest(run: Run, plan: Plan, name: str) -> list[str]:
-    folder = plan.summary_folder(name)
+    folder = plan.summary_folder(STAGES[name][0])
     return [run.sha256(*folder, f"{shard}.parquet") for shard in run.shards(*folder)]
 
 
@@ -185,16 +203,16 @@ def main() -> None:
     if rows <= summary.PART_ROWS:
         summary.PART_ROWS = -(-rows // 5)
     shards = run.shards("pool")
-    for name in NAMES:
+    for name, (stage, _) in STAGES.items():
         found = results[name]
         if "done" in found:
             continue
         if options.whole and "whole" not in found:
             found["whole"] = [*alone(in_one, folder, rows, name), 1]
             found["digest"] = digest(run, plans[name], name)
-            run.remove(*plans[name].summary_folder(name))
+            run.remove(*plans[name].summary_folder(stage))
             told.write_text(json.dumps(results))
-        parts = Summary.begin(run, plans[name], name, shards, "now")
+        parts = Summary.begin(run, plans[name], stage, shards, "now")
         assert parts is not None
         for step, left in parts.steps():
             for task in left:
@@ -209,15 +227,15 @@ def main() -> None:
         found["done"] = True
         told.write_text(json.dumps(results))
     print(f"{rows:,} rows, parts of {summary.PART_ROWS:,}")
-    for name in NAMES:
+    for name in STAGES:
         found = results[name]
         steps = {s: v for s, v in found.items() if s not in ("done", "same", "digest")}
         for step, (seconds, memory, tasks) in steps.items():
-            print(f"{name:8} {step:10} {tasks:4} tasks {seconds:8.1f} CPU-s {memory:6.2f} GiB")
+            print(f"{name:12} {step:10} {tasks:4} tasks {seconds:8.1f} CPU-s {memory:6.2f} GiB")
         parts_only = [v for s, v in steps.items() if s != "whole"]
         total, most = sum(v[0] for v in parts_only), max(v[1] for v in parts_only)
         same = "" if "digest" not in found else f", same answer: {'yes' if found['same'] else 'NO'}"
-        print(f"{name:8} in parts {total:.1f} CPU-s, at most {most:.2f} GiB a process{same}")
+        print(f"{name:12} in parts {total:.1f} CPU-s, at most {most:.2f} GiB a process{same}")
 
 
 if __name__ == "__main__":

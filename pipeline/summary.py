@@ -9,6 +9,12 @@ that it reads those alone.
     reduce      keys -> what `KeyedStage.reduce` gives, by group
     conclude    group -> the summary of its shards
 
+    sample      group -> some of what `RankedStage.ranks` gives
+    cuts        all samples -> where the order is cut into parts; one task
+    ranks       group -> what `RankedStage.ranks` gives, by part
+    take        part -> the rows of it that are taken, by group
+    conclude    group -> the summary of its shards
+
     ties        group -> what `ClusteredStage.ties` gives, by key, and `points`
     edges       keys -> the rows that they link
     clusters    all edges -> the clusters, packed into bins of a part's size; one task
@@ -36,8 +42,9 @@ from pipeline.plan import Plan
 from pipeline.seal import seal_parquet
 from pipeline.store import Run
 from pipeline.verdicts import Mask, crashed_rows, judge, measured_table
-from stages.base import ClusteredStage, GlobalStage, digest
+from stages.base import GlobalStage, InParts, digest, in_order
 from stages.download import DownloadStage
+from stages.select import splitmix
 
 __all__ = ["PART_ROWS", "Summary", "laid_out", "measured", "scatter"]
 
@@ -56,8 +63,15 @@ GROUP_MOST = 2**24
 MARK = "_parts.json"
 """In the folder of a summary, what its parts are of and where they lie: parts-DIGEST/ beside it."""
 
-KEY_STEPS = ("lines", "reduce", "conclude")
-CLUSTER_STEPS = ("ties", "edges", "clusters", "rows", "decide", "conclude")
+SAMPLE_ROWS = 1024
+"""Rows of a group whose places in an order say where it is cut."""
+
+STEPS: dict[InParts, tuple[str, ...]] = {
+    "keys": ("lines", "reduce", "conclude"),
+    "ranks": ("sample", "cuts", "ranks", "take", "conclude"),
+    "clusters": ("ties", "edges", "clusters", "rows", "decide", "conclude"),
+}
+"""By how a stage is summarised in parts."""
 
 Int64s = npt.NDArray[np.int64]
 
@@ -123,7 +137,7 @@ class Summary:
 
     def steps(self) -> Iterator[tuple[str, list[str]]]:
         """Each step with the tasks that it has left; the tasks of one are known when it comes."""
-        for step in CLUSTER_STEPS if self._has_clusters else KEY_STEPS:
+        for step in STEPS[self.stage.in_parts]:
             there = set(self.run.names(*self._at()))
             number = self._tasks(step)
             names = [f"{step}:{task:05d}" for task in range(number)]
@@ -170,25 +184,21 @@ class Summary:
 
     @property
     def parts(self) -> int:
-        """Into how many parts the keys fall: more than the rows do, since a row has many."""
+        """Into how many parts keys and orders fall: more than the rows, as a row has many keys."""
         return -(-4 * len(self.shards) * self.shard_rows // self.part_rows)
-
-    @property
-    def _has_clusters(self) -> bool:
-        return isinstance(self.stage, ClusteredStage)
 
     @property
     def _group_shards(self) -> int:
         return max(self.group_rows // self.shard_rows, 1)
 
     def _tasks(self, step: str) -> int:
-        if step in ("reduce", "edges"):
+        if step in ("reduce", "edges", "take"):
             return self.parts
         if step == "decide":
             return int(self._json("bins.json")["bins"])
-        return 1 if step == "clusters" else len(self.groups)
+        return 1 if step in ("cuts", "clusters") else len(self.groups)
 
-    # What both ways share
+    # What all ways share
 
     def _measured(self, group: int) -> _Group:
         first = group * self._group_shards
@@ -229,12 +239,53 @@ class Summary:
         return int(found.num_rows)
 
     def _conclude(self, group: int) -> int:
-        if self._has_clusters:
+        if self.stage.in_parts == "clusters":
             return self._conclude_clusters(group)
         live = self._measured(group)
-        found = self._gather("reduce", self.parts, group)
+        before = STEPS[self.stage.in_parts][-2]
+        found = self._gather(before, self.parts, group)
         found = _with_row(found, np.searchsorted(live.numbers, np.asarray(found["row"])))
         return self._summarized(group, live.masks, self.stage.conclude(live.rows, found))
+
+    # By ranks
+
+    def _sample(self, group: int) -> int:
+        ranked = self.stage.ranks(self._measured(group).rows)
+        # Mixed anew, as the lots may be all of the order.
+        some = np.argsort(splitmix(~np.asarray(ranked["lot"])), kind="stable")[:SAMPLE_ROWS]
+        self._write("sample", group, ranked.take(some), np.zeros(len(some), np.int64))
+        return len(some)
+
+    def _cuts(self, task: int) -> int:
+        some = self._gather("sample", len(self.groups), 0)
+        some = some.take(in_order(_with_row(some, np.arange(len(some)))))
+        places = np.arange(1, self.parts) * len(some) // self.parts
+        cuts = some.take(places) if len(some) else some
+        self._write("cuts", task, cuts, np.zeros(len(cuts), np.int64))
+        return len(cuts)
+
+    def _ranks(self, group: int) -> int:
+        found = self._measured(group)
+        ranked = self.stage.ranks(found.rows)
+        cuts = self._gather("cuts", 1, 0)
+        # A cut comes before the rows of its own rank and lot.
+        both = pa.concat_tables([_with_row(cuts, np.full(len(cuts), -1)), ranked])
+        places = in_order(_with_row(both, np.arange(len(both))))
+        part = np.empty(len(both), np.int64)
+        part[places] = np.cumsum(places < len(cuts))
+        numbers = found.numbers[np.asarray(ranked["row"])]
+        self._write("ranks", group, _with_row(ranked, numbers), part[len(cuts) :])
+        return len(ranked)
+
+    def _take(self, part: int) -> int:
+        sizes = np.zeros(self.parts, np.int64)
+        for group in range(len(self.groups)):
+            sizes += self._sizes("ranks", group)
+        left = self.stage.size(int(sizes.sum())) - int(sizes[:part].sum())
+        ranked = self._gather("ranks", len(self.groups), part)
+        taken = in_order(ranked)[: max(left, 0)]
+        self._write("take", part, pa.table({"row": taken}), self._group_of(taken))
+        return len(taken)
 
     # By clusters
 
@@ -354,6 +405,13 @@ class Summary:
         """What the tasks of a step, all or some, have sent to one."""
         tasks = range(tasks) if isinstance(tasks, int) else tasks
         return pa.concat_tables(self._read(step, task, to) for task in tasks)
+
+    def _sizes(self, step: str, task: int) -> Int64s:
+        """(parts,) how many rows a task of a step has sent to each task of the next."""
+        with self.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
+            sent = json.loads((parquet.schema_arrow.metadata or {})[b"to"])
+            numbers = [parquet.metadata.row_group(index).num_rows for index in range(len(sent))]
+        return np.bincount(sent, numbers, self.parts).astype(np.int64)
 
     def _read(self, step: str, task: int, to: int = 0) -> pa.Table:
         with self.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:

@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +21,22 @@ __all__ = [
     "CRASHED",
     "ClusteredStage",
     "GlobalStage",
+    "InParts",
     "KeyedStage",
     "ModelConfig",
+    "RankedStage",
     "Resources",
     "Stage",
     "StageConfig",
     "digest",
+    "in_order",
     "threshold",
 ]
 
 
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
+InParts = Literal["clusters", "keys", "ranks"]
 CRASHED = "crashed"
 """The reason of a row whose measurement ends the process that makes it; the runner gives it."""
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
@@ -272,9 +276,9 @@ class GlobalStage(Stage[ConfigT]):
     summary: ClassVar[pa.Schema]
 
     @property
-    def in_parts(self) -> bool:
-        """Whether a pool too large for one process may be summarised in parts."""
-        return False
+    def in_parts(self) -> InParts | None:
+        """How a pool too large for one process is summarised in parts; None where it cannot be."""
+        return None
 
     @classmethod
     def columns(cls) -> pa.Schema:
@@ -301,9 +305,9 @@ class ClusteredStage(GlobalStage[ConfigT]):
     """
 
     @property
-    def in_parts(self) -> bool:
-        """Always."""
-        return True
+    def in_parts(self) -> InParts | None:
+        """By clusters."""
+        return "clusters"
 
     @abstractmethod
     def ties(self, rows: pa.Table) -> pa.Table:
@@ -335,7 +339,7 @@ class ClusteredStage(GlobalStage[ConfigT]):
 class KeyedStage(GlobalStage[ConfigT]):
     """A global stage in which rows bear on one another whose `lines` have a key in common.
 
-    Where `in_parts` holds, the lines of each key can be reduced by themselves.
+    Where `in_parts` is `keys`, the lines of each key can be reduced by themselves.
     """
 
     @abstractmethod
@@ -371,3 +375,42 @@ class KeyedStage(GlobalStage[ConfigT]):
         Returns:
             As of `summarize`.
         """
+
+
+class RankedStage(GlobalStage[ConfigT]):
+    """A global stage that takes the first rows of an order, where `in_parts` is `ranks`."""
+
+    @abstractmethod
+    def ranks(self, rows: pa.Table) -> pa.Table:
+        """The places in the order of those rows that may be taken.
+
+        Args:
+            rows: uid and `writes` of n live rows.
+
+        Returns:
+            row, a position from 0; rank, float64, the least first; and lot, uint64, by which rows
+            of one rank follow one another.
+        """
+
+    @abstractmethod
+    def size(self, ranked: int) -> int:
+        """How many rows are taken, of how many that may be; all of them where it is more."""
+
+    @abstractmethod
+    def conclude(self, rows: pa.Table, found: pa.Table) -> pa.Table:
+        """The summary of rows, once it is known which of them are taken.
+
+        Args:
+            rows: uid and `writes` of n live rows.
+            found: row, the positions of those that are.
+
+        Returns:
+            As of `summarize`.
+        """
+
+
+def in_order(ranked: pa.Table) -> Int64s:
+    """The rows of `RankedStage.ranks`, the first of the order first."""
+    row, lot, rank = (np.asarray(ranked[name]) for name in ("row", "lot", "rank"))
+    found: Int64s = row[np.lexsort((row, lot, rank))]
+    return found

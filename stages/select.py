@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.nouns import NounPhrases, PhraseForm, revision
-from stages.base import KeyedStage, StageConfig, threshold
+from stages.base import InParts, KeyedStage, RankedStage, StageConfig, in_order, threshold
 from stages.schema import web_captions
 
 __all__ = ["SelectConfig", "SelectStage", "coverage", "histogram"]
@@ -29,6 +29,9 @@ BY_SHARE = ("random", "top_fraction")
 
 WRITES: dict[str, pa.DataType] = {"noun_phrases": pa.list_(pa.string()), "score": pa.float64()}
 SUMMARY: dict[str, pa.DataType] = {"selected": pa.bool_(), "selected_by": pa.string()}
+
+SCORED: dict[str, pa.DataType] = {"uid": pa.string(), "score": pa.float64()}
+"""What a share is chosen by."""
 
 CHUNK = 1 << 20
 """Rows whose phrases `balance` holds as Python lists at once."""
@@ -135,7 +138,7 @@ class SelectConfig(StageConfig):
         return {} if self.score is None else {"score": self.score}
 
 
-class SelectStage(KeyedStage[SelectConfig]):
+class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
     """A subset in which rare concepts keep all their rows and common ones are sampled.
 
     Phrases are taken from the least frequent up, equal frequencies in the order of their bytes.
@@ -192,9 +195,12 @@ class SelectStage(KeyedStage[SelectConfig]):
         return [list(dict.fromkeys(chain(*some))) if some else None for some in lists]
 
     @property
-    def in_parts(self) -> bool:
+    def in_parts(self) -> InParts | None:
         """Phrases come apart where none asks which rows a rarer one has brought in."""
-        return self.config.method == "noun_phrases" and self.config.variant == "literal"
+        if self.config.method in BY_SHARE:
+            return "ranks"
+        is_literal = self.config.method == "noun_phrases" and self.config.variant == "literal"
+        return "keys" if is_literal else None
 
     def lines(self, rows: pa.Table) -> pa.Table:
         """The row, the phrase and the hash of the uid of each mention; the key is the phrase's."""
@@ -225,17 +231,43 @@ class SelectStage(KeyedStage[SelectConfig]):
             }
         )
 
+    def ranks(self, rows: pa.Table) -> pa.Table:
+        """Every row by its lot; of top_fraction those that have a score, the highest first."""
+        uids = uid_hashes(rows["uid"].cast(pa.string()))
+        lot = splitmix(uids ^ splitmix(np.array([self.config.seed % 2**64], np.uint64)))
+        rank, is_in = np.zeros(len(lot)), np.ones(len(lot), bool)
+        if self.config.method == "top_fraction":
+            rank = -rows["score"].to_numpy()
+            is_in = ~np.isnan(rank)
+        elif self.config.fraction is not None:
+            is_in = (lot >> np.uint64(11)) < self.config.fraction * 2.0**53
+        return pa.table({"row": np.flatnonzero(is_in), "rank": rank[is_in], "lot": lot[is_in]})
+
+    def size(self, ranked: int) -> int:
+        """The fraction of those that have a score, or the number."""
+        fraction, number = self.config.fraction, self.config.number
+        if number is not None:
+            return number
+        assert fraction is not None
+        return round(fraction * ranked) if self.config.method == "top_fraction" else ranked
+
     def conclude(self, rows: pa.Table, found: pa.Table) -> pa.Table:
-        """The rarest of the phrases that bring each row in."""
+        """The rarest of the phrases that bring each row in; of a share, the rows that it takes."""
+        if self.config.method in BY_SHARE:
+            selected = np.zeros(len(rows), bool)
+            selected[np.asarray(found["row"])] = True
+            nobody: Any = pa.nulls(len(rows), pa.string())
+            return self._summary(rows["uid"], selected, nobody)
         ranked = found.sort_by([(name, "ascending") for name in ("row", "frequency", "phrase")])
         row, first = np.unique(ranked["row"], return_index=True)
         which = np.full(len(rows), -1)
         which[row] = first
         by: Any = ranked["phrase"].combine_chunks().take(pa.array(which, mask=which < 0))
-        return pa.table(
-            [rows["uid"].cast(pa.string()), pa.array(which >= 0), by],
-            names=["uid", *self.summary.names],
-        )
+        return self._summary(rows["uid"], which >= 0, by)
+
+    def _summary(self, uids: Any, selected: Bools, by: Any) -> pa.Table:
+        columns = [uids.cast(pa.string()), pa.array(selected), by]
+        return pa.table(columns, names=["uid", *self.summary.names])
 
     def summarize(self, annotations: Iterator[pa.Table]) -> pa.Table:
         """Choose the subset.
@@ -244,27 +276,24 @@ class SelectStage(KeyedStage[SelectConfig]):
             uid; selected; selected_by, the rarest phrase that brought the row in, null for the
             others and where the method knows no phrases.
         """
+        if self.config.method in BY_SHARE:
+            scored = pa.schema(SCORED)
+            tables = (table.select(scored.names).cast(scored) for table in annotations)
+            rows = pa.concat_tables([scored.empty_table(), *tables])
+            ranked = self.ranks(rows)
+            taken = in_order(ranked)[: self.size(len(ranked))]
+            return self.conclude(rows, pa.table({"row": taken}))
         uids: list[Any] = []
         parts: list[Any] = []
-        is_by_phrase = self.config.method in BY_PHRASE
         for table in annotations:
             uids.append(table["uid"].cast(pa.string()).combine_chunks())
-            if is_by_phrase:
-                parts.append(_encoded(table["noun_phrases"].combine_chunks()))
-            else:
-                parts.append(table["score"].combine_chunks())
+            parts.append(_encoded(table["noun_phrases"].combine_chunks()))
         uid = pa.chunked_array(uids, pa.string())
-        by: Any = pa.nulls(len(uid), pa.string())
-        if is_by_phrase:
-            mentions = Mentions.joined(parts)
-            choose = self._walk if self.config.method == "noun_phrases" else self._balance
-            first = choose(mentions, uid_hashes(uid))
-            by = mentions.phrases.take(pa.array(first, mask=first < 0))
-            selected = first >= 0
-        else:
-            score = pa.chunked_array(parts, pa.float64()).to_numpy()
-            selected = self._share(uid_hashes(uid), score)
-        return pa.table([uid, pa.array(selected), by], names=["uid", *self.summary.names])
+        mentions = Mentions.joined(parts)
+        choose = self._walk if self.config.method == "noun_phrases" else self._balance
+        first = choose(mentions, uid_hashes(uid))
+        by = mentions.phrases.take(pa.array(first, mask=first < 0))
+        return self._summary(uid, first >= 0, by)
 
     def _ranked(self, mentions: Mentions) -> Int64s:
         """The phrases that may bring rows in, by code, the first to be taken first."""
@@ -350,28 +379,6 @@ class SelectStage(KeyedStage[SelectConfig]):
             some = some[np.array(taken, bool)]
             by[some] = ranked[first[some]]
         return by
-
-    def _share(self, uids: UInt64s, score: npt.NDArray[np.float64]) -> Bools:
-        """A random part, or that of the highest scores.
-
-        Args:
-            uids: (n,) hashes of the uids.
-            score: (n,) of top_fraction, NaN without one.
-        """
-        fraction, number = self.config.fraction, self.config.number
-        lots = splitmix(uids ^ splitmix(np.array([self.config.seed % 2**64], np.uint64)))
-        if self.config.method == "random" and fraction is not None:
-            drawn: Bools = (lots >> np.uint64(11)) < fraction * 2.0**53
-            return drawn
-        is_ranked = np.ones(len(uids), bool)
-        if self.config.method == "top_fraction":
-            is_ranked = ~np.isnan(score)
-        size = number if fraction is None else round(fraction * int(is_ranked.sum()))
-        keys = (lots,) if self.config.method == "random" else (lots, -score)
-        order = np.lexsort(keys)
-        chosen = np.zeros(len(uids), bool)
-        chosen[order[is_ranked[order]][:size]] = True
-        return chosen
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
         """Reject rows outside the subset."""

@@ -200,6 +200,35 @@ def test_select_in_parts(seed, number, part_rows, group_rows, most, crashes):
     assert parts == whole
 
 
+SHARES = (
+    {"method": "random", "fraction": 0.4},
+    {"method": "random", "number": 7},
+    {"method": "random", "number": 10**6},
+    {"method": "top_fraction", "score": "width", "fraction": 0.3},
+    {"method": "top_fraction", "score": "width", "number": 9},
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    number=st.integers(SHARD + 1, 60),
+    part_rows=st.integers(1, SHARD),
+    group_rows=st.integers(1, 30),
+    share=st.sampled_from(SHARES),
+    sample_rows=st.integers(1, 9),
+    crashes=st.booleans(),
+)
+def test_a_share_in_parts(seed, number, part_rows, group_rows, share, sample_rows, crashes):
+    uids, rows = select_rows(random.Random(seed), number)
+    drawn = random.Random(seed).choices((None, -0.0, 0.0, 0.25, 1e300, float("-inf")), k=number)
+    rows = rows.set_column(1, "score", pa.array(drawn, pa.float64()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "SAMPLE_ROWS", sample_rows)
+        whole, parts = both_ways("select", share, (uids, rows), part_rows, group_rows, crashes)
+    assert parts == whole
+
+
 def test_parts_are_not_made_where_one_process_can_or_must(tmp_path, monkeypatch):
     rows = select_rows(random.Random(0), 20)
     (tmp_path / "pipeline").mkdir()
