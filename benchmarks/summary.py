@@ -5,8 +5,8 @@
 Makes the annotations of dedup, select and select's top_fraction of so many rows (10 GB for ten
 million), then carries out each task of `pipeline.summary.Summary` in a process of its own, one at a
 time, so that its memory is known. With --whole one process does all first, and the answers are
-compared. With --seconds it ends after so long and goes on when called again. --rows below a part
-are done in parts of a fifth.
+compared. With --only some are done. With --seconds it ends after so long and goes on when called
+again. --rows below a part are done in parts of a fifth.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray.util.metrics  # noqa: F401  (as every worker has it)
 
 from pipeline import summary
 from pipeline.manifest import Manifest
@@ -57,7 +58,8 @@ def phrases(rows: int, start: int) -> pa.Table:
     texts = pa.array(np.char.add("the noun phrase ", ranks.astype(str)), pa.string())
     offsets: Any = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     lists = pa.ListArray.from_arrays(pa.array(offsets), texts)
-    return pa.table({"noun_phrases": lists, "score": pa.nulls(rows, pa.float64())})
+    found = {"noun_phrases": lists, "score": pa.nulls(rows, pa.float64())}
+    return pa.table(found, SelectStage.writes)
 
 
 def scores(rows: int, start: int) -> pa.Table:
@@ -65,7 +67,7 @@ def scores(rows: int, start: int) -> pa.Table:
     rng = np.random.default_rng(start)
     score = pa.array(rng.normal(0.25, 0.05, rows), mask=rng.random(rows) < 0.02)
     nothing = pa.nulls(rows, SelectStage.writes.field("noun_phrases").type)
-    return pa.table({"noun_phrases": nothing, "score": score})
+    return pa.table({"noun_phrases": nothing, "score": score}, SelectStage.writes)
 
 
 def digests(numbers: Any) -> Any:
@@ -121,26 +123,27 @@ def prints(rows: int, start: int) -> pa.Table:
     return pa.table(found, WRITES)
 
 
-def make(folder: Path, rows: int, index: int) -> None:
+MAKE = {"dedup": prints, "select": phrases, "top_fraction": scores}
+
+
+def make(folder: Path, rows: int, index: int, names: Sequence[str]) -> None:
     """The pool and the annotations of one shard."""
     run, plans = opened(folder, rows)
     file = f"{index:05d}.parquet"
-    if run.exists(*plans["top_fraction"].folder("select"), file):
-        return
     number = min(SHARD, rows - index * SHARD)
     start = index * SHARD
     uid = to_hex(from_binary(digests(np.arange(start, start + number, dtype=np.uint64))))
     measured = pa.array(np.ones(number, bool))
     pool = {field.name: pa.nulls(number, field.type) for field in POOL}
-    run.write_table(pa.table({**pool, "uid": uid}), "pool", file)
-    for name, table in (
-        ("dedup", prints(number, start)),
-        ("select", phrases(number, index).cast(SelectStage.writes)),
-        ("top_fraction", scores(number, index).cast(SelectStage.writes)),
-    ):
-        columns = {column: table[column] for column in table.column_names}
-        whole = pa.table({"uid": uid, "measured": measured, **columns})
-        run.write_table(whole, *plans[name].folder(STAGES[name][0]), file)
+    if not run.exists("pool", file):
+        run.write_table(pa.table({**pool, "uid": uid}), "pool", file)
+    for name in names:
+        path = (*plans[name].folder(STAGES[name][0]), file)
+        if not run.exists(*path):
+            table = MAKE[name](number, start)
+            columns = {column: table[column] for column in table.column_names}
+            whole = pa.table({"uid": uid, "measured": measured, **columns})
+            run.write_table(whole, *path)
 
 
 def opened(folder: Path, rows: int) -> tuple[Run, dict[str, Plan]]:
@@ -189,6 +192,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, default=Path("runs/summary"))
     parser.add_argument("--whole", action="store_true", help="one process first")
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--seconds", type=float, default=float("inf"))
     options = parser.parse_args()
     ends = time.monotonic() + options.seconds
@@ -197,14 +201,14 @@ def main() -> None:
     told = folder / f"{rows}.json"
     results = defaultdict(dict, json.loads(told.read_text()) if told.exists() else {})
     for index in range(-(-rows // SHARD)):
-        make(folder, rows, index)
+        make(folder, rows, index, options.only)
         if time.monotonic() > ends:
             sys.exit(3)
     if rows <= summary.PART_ROWS:
         summary.PART_ROWS = -(-rows // 5)
     shards = run.shards("pool")
-    for name, (stage, _) in STAGES.items():
-        found = results[name]
+    for name in options.only:
+        stage, found = STAGES[name][0], results[name]
         if "done" in found:
             continue
         if options.whole and "whole" not in found:
@@ -227,7 +231,7 @@ def main() -> None:
         found["done"] = True
         told.write_text(json.dumps(results))
     print(f"{rows:,} rows, parts of {summary.PART_ROWS:,}")
-    for name in STAGES:
+    for name in options.only:
         found = results[name]
         steps = {s: v for s, v in found.items() if s not in ("done", "same", "digest")}
         for step, (seconds, memory, tasks) in steps.items():

@@ -17,7 +17,7 @@ from pipeline.rates import CPU, Bounds, Rates, add_work
 from pipeline.session import Session
 from pipeline.status import funnel
 from pipeline.store import Run
-from stages.base import ClusteredStage, GlobalStage, KeyedStage
+from stages.base import ClusteredStage, GlobalStage, KeyedStage, RankedStage
 
 ALL = {"clean": {}, "dedup": {}, "caption": {}, "filter": {}, "export": {}}
 
@@ -132,7 +132,7 @@ def test_something_is_known_of_every_stage():
         assert name in rates.rows and rates.find(name, CPU) is not None, name
         if issubclass(stage, GlobalStage):
             assert rates.find(f"{name} summary", CPU) is not None, name
-        if issubclass(stage, ClusteredStage | KeyedStage):
+        if issubclass(stage, ClusteredStage | KeyedStage | RankedStage):
             assert rates.find(f"{name} parts", CPU) is not None, name
 
 
