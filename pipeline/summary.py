@@ -269,7 +269,7 @@ class Summary:
         ranked = self.stage.ranks(found.rows)
         cuts = self._gather("cuts", 1, 0)
         # A cut comes before the rows of its own rank and lot.
-        both = pa.concat_tables([_with_row(cuts, np.full(len(cuts), -1)), ranked])
+        both = pa.concat_tables([cuts, ranked])
         places = in_order(_with_row(both, np.arange(len(both))))
         part = np.empty(len(both), np.int64)
         part[places] = np.cumsum(places < len(cuts))
