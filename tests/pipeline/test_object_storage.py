@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import fakes
@@ -244,7 +246,8 @@ def contents(run, plan):
         }
         for name in plan.exports
     }
-    found["model"] = revision_of(f"{run.root}/models/both/captioner")
+    if plan.manifest.train:
+        found["model"] = revision_of(f"{run.root}/models/both/captioner")
     return found
 
 
@@ -284,3 +287,44 @@ def test_a_whole_run_on_s3_is_the_run_on_disk(store, tmp_path):
     assert json.loads(status.stdout) == {**told, "holder": None}
     puts = [path for method, path, _ in store.requests if method == "PUT"]
     assert puts.count("/bucket/runs/one/models/both.partial/checkpoint.safetensors") >= 3
+
+
+def test_killing_a_run_on_s3_at_any_moment_changes_nothing_in_the_end(store, tmp_path):
+    fakes.photo_folder(tmp_path / "photos", 20)
+    files = fsspec.filesystem("s3")
+    files.put(f"{tmp_path}/photos/", "bucket/killed/photos/", recursive=True)
+    stages = {
+        "download": {"source": "s3://bucket/killed/photos", "image_size": 32, "shard_size": 8},
+        "clean": {"min_side": 16},
+        "dedup": {},
+        "export": {"shard_size": 6},
+    }
+    content = {"name": "killed", "run": "s3://bucket/killed/run", "stages": stages}
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    here = capfilt("run", str(path), "--run", str(tmp_path / "run"), "--workers", "2")
+    assert here.returncode == 0, here.stderr
+    store.faults.lag = 2.0
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(path), "--workers", "2", "--quiet"]
+    for moment in ("/annotations/clean", "/curated/0"):
+        seen = len(store.requests)
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+        try:
+            deadline = time.monotonic() + 90
+            while process.poll() is None and not any(
+                method == "PUT" and f"/killed/run{moment}" in place
+                for method, place, _ in store.requests[seen:]
+            ):
+                assert time.monotonic() < deadline, f"{moment} never came"
+                time.sleep(0.01)
+        finally:
+            process.kill()
+        assert process.communicate() is not None and process.returncode == -signal.SIGKILL
+    there = capfilt("run", str(path), "--workers", "2")
+    assert there.returncode == 0, there.stdout + there.stderr
+    near, far = Run(str(tmp_path / "run")), Run(content["run"])
+    plan = open_plan(far)
+    assert contents(far, plan) == contents(near, open_plan(near))
+    assert list(verify(far, plan)) == []
+    pool = [place for method, place, _ in store.requests if method == "PUT" and "/pool/0" in place]
+    assert len(pool) == len(set(pool)) == 3  # none was downloaded anew
