@@ -109,4 +109,6 @@ def test_rows_and_reasons_are_scraped_from_rays_own_exporter(made):
     assert found["ray_capfilt_rows_total", "download", None] == 7
     assert found["ray_capfilt_rows_total", "clean", None] == 6
     assert found["ray_capfilt_rejected_total", "download", "not_an_image"] == 1
+    arrived = sum(path.stat().st_size for path in (made / "photos").glob("*.jpg"))
+    assert found["ray_capfilt_bytes_total", "download", None] == arrived
     assert found["ray_capfilt_shard_seconds_count", "clean", None] == 2
