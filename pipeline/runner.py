@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +36,10 @@ from stages.review import ReviewStage
 __all__ = ["IncompleteError", "Runner", "StageError"]
 
 logger = logging.getLogger(__name__)
+
+
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+"""What Ray paints the head of a trace with."""
 
 
 class StageError(RuntimeError):
@@ -409,7 +414,7 @@ class Runner:
             return refused
         told, trace = f"{type(cause).__name__}: {cause}", ("failures", f"{what}.txt")
         try:
-            self.run.write(str(error).encode(), *trace)
+            self.run.write(COLOR.sub("", str(error)).encode(), *trace)
         except OSError:
             return told
         return f"{told} (the trace is {self.run.url(*trace)})"
