@@ -229,7 +229,7 @@ def _made(path: str, mine: dict[str, Any]) -> BinaryIO:
             if error.errno not in NO_LINKS:
                 raise
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(own)
     return _written(path, mine)
 
