@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pipeline.completion import SHELLS, autocomplete
 from pipeline.guide import WAY, Help, Parser, examples, way
+from pipeline.signals import heeded
 
 __all__ = ["main"]
 
@@ -51,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace, Console], int] = options.call
     is_plain = not sys.stdout.isatty()
     console = Console(emoji=False, soft_wrap=is_plain, width=PLAIN_WIDTH if is_plain else None)
-    return _guarded(command, options, console)
+    with heeded() as heard:
+        status = _guarded(command, options, console)
+    return 128 + heard.number if heard.number else status
 
 
 def _guarded(
@@ -60,6 +63,7 @@ def _guarded(
     console: Console,
 ) -> int:
     """Errors that people can mend become one message and an exit status."""
+    from pipeline.refusal import refusal
     from pipeline.store import RunBusyError
     from stages.redaction import redacted
 
@@ -67,7 +71,9 @@ def _guarded(
 
     def say(problem: Exception) -> None:
         told = str(problem)
-        if isinstance(problem, OSError) and problem.filename and problem.strerror:
+        if refused := refusal(problem, getattr(options, "out", None) or "standard output"):
+            told = f"{refused}, and give the same command again"
+        elif isinstance(problem, OSError) and problem.filename and problem.strerror:
             told = f"{problem.filename}: {problem.strerror.lower()}"
         told = redacted(f"capfilt {options.command}: {told}")
         error.print(told, highlight=False, markup=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from pipeline import journal
+from pipeline import journal, signals
 from stages.base import Resources
 
 __all__ = ["ROOM_SECONDS", "Cluster"]
@@ -58,13 +58,14 @@ class Cluster:
         if self.working_dir is not None:
             shipped = {"working_dir": self.working_dir, "excludes": [".git", ".venv", "runs"]}
             options["runtime_env"] = options.get("runtime_env", {}) | shipped
-        ray.init(
-            address=self.address,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            configure_logging=False,
-            **options,
-        )
+        with signals.kept():
+            ray.init(
+                address=self.address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=False,
+                **options,
+            )
         self._started = True
 
     def stop(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -15,6 +15,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from pipeline.blame import BrokenStageError, Call, Death, ShardError, blame
 from pipeline.cluster import Cluster
 from pipeline.manifest import Manifest
+from pipeline.refusal import refusal
 from pipeline.worker import Worker
 from stages.base import Resources
 
@@ -25,16 +26,6 @@ GROWTH_SECONDS = 5.0
 
 MOST_SUSPECTS = 8
 """Shards whose worker has died at a time; with more, shards that have not begun wait for them."""
-
-HOPELESS = {
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room there",
-    errno.EFBIG: "let files be larger",
-    errno.EROFS: "give a --run that can be written to",
-    errno.EACCES: "let this user in, or give another --run",
-    errno.EPERM: "let this user in, or give another --run",
-}
-"""What one shard fails of, all others will; and what to do."""
 
 
 class CrewError(RuntimeError):
@@ -249,12 +240,10 @@ class Crew:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if _is_memory(cause):
                 return Death(told=_line(cause), is_memory=True)
-            if isinstance(cause, OSError) and cause.errno in HOPELESS:
-                what = f"{cause.filename}: " if cause.filename else ""
+            if told := refusal(cause, tempfile.gettempdir()):  # only those files have no name
                 raise CrewError(
-                    f"{duty.name}: {what}{(cause.strerror or str(cause)).lower()}. "
-                    f"{HOPELESS[cause.errno].capitalize()}, and give the same command again: "
-                    "every shard that is committed stands"
+                    f"{duty.name}: {told}, and give the same command again: every shard that is "
+                    "committed stands"
                 ) from None
             return error
         except RayError as error:

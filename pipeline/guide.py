@@ -76,7 +76,8 @@ the way:
   capfilt demo                        the whole job on a drawn web, in minutes
   capfilt COMMAND --help              examples of a command
 
-exit status: 0 done, 1 something failed and can be resumed, 2 the input is wrong"""
+exit status: 0 done, 1 something failed and can be resumed, 2 the input is wrong, 128 and the number
+  of the signal that ended it, which can be resumed too: 143 SIGTERM, 129 SIGHUP"""
 
 
 def examples(command: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -13,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 __all__ = [
     "BEAT_SECONDS",
@@ -37,6 +38,9 @@ FAR_BEAT_SECONDS = 10.0
 LEASE_SECONDS = 60.0
 """For how long a file must not change before a holder that cannot be asked is taken for dead: as
 long as a shared file system may go on showing what a file said before."""
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that has no hard links: exFAT, vfat, some of FUSE."""
 
 LOST = signal.SIGUSR2
 """What interrupts a holder: background jobs of a shell ignore SIGINT."""
@@ -67,19 +71,17 @@ def hold(
             over while this process stood still for longer than `lease`.
     """
     mine = _identity()
-    own = f"{path}.{os.getpid()}-{mine['token']}.partial"
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(own, "w+b", buffering=0) as file:
+    while True:
         try:
-            file.write(_content(mine, 0))
-            while True:
-                try:
-                    os.link(own, path)  # atomic, and never seen empty
-                    break
-                except FileExistsError:
-                    _follow(path, what, lease)
-        finally:
-            os.unlink(own)
+            made = _made(path, mine)
+            break
+        except FileExistsError:
+            _follow(path, what, lease)
+        except OSError as error:
+            error.filename = path  # what the system names is the partial one, or none
+            raise
+    with made as file:
 
         def change(content: bytes) -> None:
             os.pwrite(file.fileno(), content, 0)
@@ -207,29 +209,66 @@ class _Keeper(threading.Thread):
             self.is_lost |= self.read().get("token") != self.mine["token"]
 
 
+def _made(path: str, mine: dict[str, Any]) -> BinaryIO:
+    """The file of this holder, new, and whole before anybody sees it where there are hard links.
+
+    Where there are none, another may find it empty for as long as it takes to write it.
+
+    Raises:
+        FileExistsError: There is one.
+        OSError: It cannot be written; there is none then.
+    """
+    own = f"{path}.{os.getpid()}-{mine['token']}.partial"
+    try:
+        file = _written(own, mine)
+        try:
+            os.link(own, path)
+            return file
+        except OSError as error:
+            file.close()
+            if error.errno not in NO_LINKS:
+                raise
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(own)
+    return _written(path, mine)
+
+
+def _written(path: str, mine: dict[str, Any]) -> BinaryIO:
+    """A new file that says who holds it."""
+    file = open(path, "x+b", buffering=0)  # noqa: SIM115
+    try:
+        file.write(_content(mine, 0))
+    except OSError:
+        file.close()
+        os.unlink(path)
+        raise
+    return file
+
+
 def _follow(path: str, what: str, lease: float) -> None:
     """Remove the file of a holder that is dead.
 
     Raises:
         RunBusyError: It is alive.
     """
-    try:
-        found = _read(path)
-    except FileNotFoundError:
-        return
-    _check_dead(found, lambda: _read(path), what, lease)
-    _remove(path, found)
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        found = parsed(file.read())
+        _check_dead(found, lambda: _read(path), what, lease)
+        _remove(path, found, file)
 
 
 def _check_dead(
     found: dict[str, Any], read: Callable[[], dict[str, Any]], what: str, lease: float
 ) -> None:
-    """Find out that a holder is dead.
+    """Find out that a holder is dead, or that what said nothing was only being written.
 
     Raises:
         RunBusyError: It is alive.
     """
     if is_dead(found) or (_is_elsewhere(found) and _stands_still(read, what, found, lease)):
+        return
+    if not found:
         return
     pid, host, since = (found.get(key, "?") for key in ("pid", "host", "since"))
     with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
@@ -261,12 +300,15 @@ def _stands_still(
     return True
 
 
-def _remove(path: str, judged: dict[str, Any]) -> None:
-    """Remove a file that was judged, and not that of another who was quicker."""
+def _remove(path: str, judged: dict[str, Any], seen: BinaryIO) -> None:
+    """Remove a file that was judged, and not that of another who was quicker.
+
+    It is still open as it was seen then, so that no other file can be taken for it.
+    """
     with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
         with contextlib.suppress(OSError):  # some shared file systems have no such lock
             fcntl.flock(file, fcntl.LOCK_EX)  # of several who judged it, one after the other
-        is_there = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+        is_there = os.path.samestat(os.stat(path), os.fstat(seen.fileno()))
         if is_there and parsed(file.read()).get("token") == judged.get("token"):
             os.unlink(path)
 

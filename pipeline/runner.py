@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import platform
+import re
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -21,6 +22,7 @@ from pipeline.manifest import Manifest
 from pipeline.plan import Plan, revisions
 from pipeline.progress import Progress
 from pipeline.rates import add_work
+from pipeline.refusal import refusal
 from pipeline.store import DamagedError, Run
 from pipeline.summary import Summary
 from pipeline.verdicts import judge, measured_rows
@@ -34,6 +36,10 @@ from stages.review import ReviewStage
 __all__ = ["IncompleteError", "Runner", "StageError"]
 
 logger = logging.getLogger(__name__)
+
+
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+"""What Ray paints the head of a trace with."""
 
 
 class StageError(RuntimeError):
@@ -326,8 +332,8 @@ class Runner:
             except CrewError as error:
                 raise StageError(str(error)) from None
             except RayError as error:
-                cause = getattr(error, "cause", None)
-                raise StageError(f"{name}: its summary failed: {error}") from (cause or error)
+                told, cause = self.told(f"{name}-summary", error), getattr(error, "cause", None)
+                raise StageError(f"{name}: its summary failed: {told}") from (cause or error)
         mark = {**result, "reached": reached, "shards": len(shards)}
         self.run.write_json(mark, *folder, "_summary.json")
         if parts:
@@ -438,19 +444,29 @@ class Runner:
         finally:
             self.progress.finish()
         if failed:
-            told = {shard: self._told(name, shard, error) for shard, error in failed.items()}
+            told = {shard: self.told(f"{name}-{shard}", e) for shard, e in failed.items()}
             raise StageError(_failure(name, told, len(shards))) from _damage(failed.values())
         return results
 
-    def _told(self, name: str, shard: str, error: Exception) -> str:
-        """The error of a shard in a line, its trace kept in the run."""
+    def told(self, what: str, error: Exception, place: str = "") -> str:
+        """The error of a worker in a line, its trace kept in the run.
+
+        Args:
+            what: What failed, which names the trace.
+            error: What came of it.
+            place: What to name where a disk refuses and the error names no file.
+        """
         if not isinstance(error, RayTaskError):
             return str(error)
-        trace = ("failures", f"{name}-{shard}.txt")
-        with contextlib.suppress(OSError):
-            self.run.write(str(error).encode(), *trace)
         cause = error.cause if isinstance(error.cause, Exception) else error
-        return f"{type(cause).__name__}: {cause} (the trace is {self.run.url(*trace)})"
+        if refused := refusal(cause, place or tempfile.gettempdir()):
+            return refused
+        told, trace = f"{type(cause).__name__}: {cause}", ("failures", f"{what}.txt")
+        try:
+            self.run.write(COLOR.sub("", str(error)).encode(), *trace)
+        except OSError:
+            return told
+        return f"{told} (the trace is {self.run.url(*trace)})"
 
 
 def _damage(errors: Iterable[Exception]) -> DamagedError | None:
@@ -471,7 +487,8 @@ def _failure(name: str, failed: Mapping[str, str], number: int) -> str:
     shard, why = next(iter(sorted(failed.items())))
     return (
         f"{name}: {len(failed)} of {number} shards failed ({', '.join(sorted(failed)[:8])}"
-        f"{', ...' if len(failed) > 8 else ''}); the others are done. Shard {shard}: {why}\n"
+        f"{', ...' if len(failed) > 8 else ''}){'; the others are done' * (len(failed) < number)}. "
+        f"Shard {shard}: {why}\n"
         "Mend the cause and give the same command again: only these shards are done anew"
     )
 

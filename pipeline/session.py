@@ -269,8 +269,11 @@ class Session:
                             self.progress.say(f"train      {name}: its worker died; it goes on")
                             waiting[self._start(name)] = name
                             continue
+                        out = self._training(name).out
+                        why = self.runner.told(f"train-{name}", error, "" if "://" in out else out)
                         raise StageError(
-                            f"train.{name}: {error}\nThe same command goes on from its checkpoint"
+                            f"train.{name}: {why}\nMend the cause and give the same command "
+                            "again: it goes on from its checkpoint"
                         ) from error
                 told = [self._training(name).progress() for name in waiting.values()]
                 if any(told):

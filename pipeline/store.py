@@ -36,7 +36,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import lease, seal
+from pipeline import lease, notation, seal
 from pipeline.lease import RunBusyError
 from pipeline.seal import Buffer
 from stages.schema import POOL
@@ -146,12 +146,28 @@ class Run:
 
     @classmethod
     def find(cls, path: str) -> Run:
-        """The run in a folder, or the branch of the run that lies above it."""
+        """The run in a folder, or the branch of the run that lies above it.
+
+        Raises:
+            ValueError: The path is of a file, or a URL that holds a secret.
+        """
+        for _, fault in notation.faults(path):
+            raise ValueError(f"RUN {fault}")
         run = cls(path)
         if not run.exists("run.json"):
+            run.check_place()
             return run
         branch = run.read_mark("run.json").get("branch", "")
         return cls(run.root.removesuffix(f"/{branch}"), branch) if branch else run
+
+    def check_place(self) -> None:
+        """Refuse a file in the place of a folder.
+
+        Raises:
+            ValueError: There is one.
+        """
+        if self.fs.isfile(self.path):
+            raise ValueError(f"{self.root}: a file, where the folder of a run is asked for")
 
     def at(self, *parts: str) -> str:
         """The path of a file of this run, as its file system knows it."""
@@ -249,9 +265,10 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
-        except OSError:
+        except OSError as error:
             with contextlib.suppress(OSError):  # on a full disk it takes what others need
                 os.unlink(partial)
+            error.filename = path  # what the system names is the partial one, or none
             raise
         _sync(folder)
 
@@ -404,11 +421,13 @@ class Run:
 
         Raises:
             RunBusyError: A live process holds it.
+            ValueError: A file stands in its place.
         """
         if not self.is_local:
             with lease.hold_far(self.fs, self.at("run.lock"), self.root):
                 yield
             return
+        self.check_place()
         with lease.hold(self.at("run.lock"), self.root):
             self.sweep()
             yield

@@ -62,7 +62,7 @@ def train_together(
             result = trainer.fit()
         except WorkerGroupError as error:
             _, first = min(error.worker_failures.items())
-            raise first from None
+            raise getattr(first, "_base_exc", first) from first  # Ray wraps it in its trace
     found: TrainResult = result.return_value  # type: ignore[attr-defined]
     return found
 

@@ -158,6 +158,7 @@ def prepare(
     """
     if "://" in run:
         raise ValueError(f"{run}: the web is drawn on disk; give a folder as --run")
+    Run(run).check_place()
     folder = Path(run) / "web"
     store = Run(str(folder))
     if made := store.read_json("web.json", default={}):

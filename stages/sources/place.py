@@ -66,14 +66,14 @@ class Place:
         """The bytes, decompressed.
 
         Raises:
-            UnicodeError: It is text in UTF-16.
+            UnicodeError: It is text in UTF-16 or UTF-32.
         """
         compression: Any = _COMPRESSIONS.get(posixpath.splitext(self.path)[1].lower())
         with self.fs.open(self.path, "rb") as raw:
             if self.kind in _TEXTS:
                 raw = io.BufferedReader(raw)
-                if raw.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                    raise UnicodeError("it is UTF-16; save it as UTF-8")
+                if (wide := _wide(raw.peek(4)[:4])) is not None:
+                    raise UnicodeError(f"it is {wide}; save it as UTF-8")
             with pa.input_stream(raw, compression=compression) as stream:
                 yield stream
 
@@ -133,6 +133,18 @@ class Place:
             return
         for name in self.files():
             yield name, self.fs.open(posixpath.join(self.path, name), "rb")
+
+
+def _wide(head: bytes) -> str | None:
+    """The encoding of a text that begins so, by its mark or its NULs, if it is not of bytes."""
+    if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "UTF-32"
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "UTF-16"
+    nuls = tuple(byte == 0 for byte in head)  # as RFC 4627, section 3, tells encodings apart
+    if nuls in ((False, True, True, True), (True, True, True, False)):
+        return "UTF-32"
+    return "UTF-16" if nuls in ((False, True) * 2, (True, False) * 2) else None
 
 
 def is_image(name: str) -> bool:

@@ -1,12 +1,24 @@
 """The commands as a person gives them."""
 
 import json
+import shutil
 
 import fakes
 import pytest
 
 from pipeline.cli import main
 from pipeline.demo.run import MANIFESTS
+
+OF_RUNS = (
+    ("status",),
+    ("show", "uid"),
+    ("review",),
+    ("report",),
+    ("compare", "{d}"),
+    ("verify",),
+    ("verdicts", "--out", "v.csv"),
+)
+"""The commands that take a run, and what they take behind it."""
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +72,29 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(capsys, place):
             "the web is drawn on disk",
         ),
         (("evaluate", "{d}/none", "--data", "{d}/none.jsonl"), "none"),
+        *(
+            ((command, run, *more), told)
+            for command, *more in OF_RUNS
+            for run, told in (
+                ("{m}", "m.yaml: a file, where the folder of a run is asked for"),
+                (
+                    "s3://me:pa55@b/r",
+                    "RUN holds a secret, which the run would write down: s3://***",
+                ),
+            )
+        ),
+        (("compare", "{d}", "{m}"), "m.yaml: a file, where the folder of a run is asked for"),
+        (("plan", "{m}", "--from", "s3://me:pa55@b/r"), "RUN holds a secret"),
+        (("run", "{m}", "--run", "{m}"), "m.yaml: a file, where the folder of a run is asked for"),
+        (("run", "{m}", "--run", "s3://me:pa55@b/r"), "run: holds a secret"),
+        (("demo", "--run", "{m}"), "m.yaml: a file, where the folder of a run is asked for"),
     ],
 )
 def test_wrong_input_is_status_2_and_says_what_to_mend(capsys, place, arguments, message):
     given = [a.replace("{m}", str(place / "m.yaml")).replace("{d}", str(place)) for a in arguments]
     status, _, err = call(capsys, *given)
     assert status == 2, err
-    assert message in err and "Traceback" not in err
+    assert message in err and "Traceback" not in err and "pa55" not in err
 
 
 def test_stage_by_stage_gives_what_run_gives(capsys, place, ray_here):
@@ -146,5 +174,13 @@ def test_a_shard_that_fails_is_told_in_one_line_and_the_same_command_mends_it(
     assert "clean: 1 of 3 shards failed (00001)" in err and "Traceback" not in err
     assert "00001.parquet: damaged: it has no seal" in err
     assert "worker.py" in (run / "failures" / "clean-00001.txt").read_text()
-    (run / "pool" / "00001.parquet").write_bytes(whole)
+    assert "; the others are done. Shard 00001: " in err
+    rest = {name: (run / "pool" / name).read_bytes() for name in ("00000.parquet", "00002.parquet")}
+    for name in rest:
+        (run / "pool" / name).write_bytes(b"no")
+    shutil.rmtree(run / "annotations")
+    status, _, err = call(capsys, "run", m, "--quiet", "--run", run)
+    assert "clean: 3 of 3 shards failed (00000, 00001, 00002). Shard 00000: " in err
+    for name, content in {**rest, "00001.parquet": whole}.items():
+        (run / "pool" / name).write_bytes(content)
     assert call(capsys, "run", m, "--quiet", "--run", run)[0] == 0

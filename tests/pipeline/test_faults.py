@@ -2,16 +2,20 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import multiprocessing
 import os
+import pty
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -26,6 +30,7 @@ from pipeline import crew
 from pipeline.cli import main
 from pipeline.evidence import evidence
 from pipeline.inspect import verify
+from pipeline.lease import is_alive
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.progress import Progress
@@ -216,7 +221,10 @@ def test_a_full_disk_ends_the_stage_and_the_run_goes_on_with_more_room(done, pho
     disk = tmp_path / "disk"
     with small_disk(disk, "60k"):
         made = manifest(photos, disk / "r")
-        with pytest.raises(StageError, match=r"no space left on device\. Make room there, and"):
+        told = (
+            rf"download: {made.run}/pool/0\d+\.parquet: no space left on device\. Make room there"
+        )
+        with pytest.raises(StageError, match=f"{told}, and"):
             carry_out(made)
         run = Run(made.run)
         assert not list(disk.rglob("*.partial"))
@@ -226,6 +234,48 @@ def test_a_full_disk_ends_the_stage_and_the_run_goes_on_with_more_room(done, pho
         carry_out(made)
         assert {shard: run.sha256("pool", f"{shard}.parquet") for shard in there} == there
         assert digests(run) == digests(whole) and list(verify(run, Plan(made))) == []
+
+
+def fill(disk, room):
+    """Leave some bytes free on a disk."""
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "ballast").write_bytes(bytes(max(free - room, 0)))
+
+
+FULL = [
+    ("run", 0, "r/run.lock"),
+    ("run", 4096, "r/annotations/dedup-"),
+    ("export", 4096, "r/curated/"),
+    ("report", 0, "r/report/"),
+    ("compare", 0, "r/report/compare."),
+]
+"""Commands, the bytes that the disk has for them, and what of it they name."""
+
+
+@pytest.mark.parametrize(("command", "room", "file"), FULL)
+def test_a_full_disk_is_told_by_every_command_with_the_file(
+    done, photos, tmp_path, capsys, command, room, file
+):
+    whole, plan = done
+    disk, path = tmp_path / "disk", tmp_path / "m.yaml"
+    with small_disk(disk, "20m"):
+        shutil.copytree(whole.path, disk / "r")
+        made = content(photos, disk / "r")
+        path.write_text(yaml.safe_dump(made, sort_keys=False))
+        run = Run(str(disk / "r"))
+        run.remove("report")
+        run.remove(*plan.summary_folder("dedup") if command == "run" else ("curated",))
+        run.write_json({**run.read_json("run.json"), "manifest": made}, "run.json")
+        arguments = {
+            "report": ["report", str(disk / "r")],
+            "compare": ["compare", whole.path, str(disk / "r")],
+        }.get(command, [command, str(path), "--quiet"])
+        fill(disk, room)
+        assert main(arguments) == 1
+        told = capsys.readouterr().err
+        assert f"{disk}/{file}" in told and told.count("\n") == 1
+        assert "no space left on device. Make room there, and give the same command again" in told
+        assert not list(disk.rglob("*.partial"))
 
 
 def test_a_disk_that_turns_read_only_is_told_by_the_command(done, photos, tmp_path, capsys):
@@ -414,16 +464,17 @@ def busy(title):
                 yield int(path.parent.name)
 
 
-def test_a_training_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path, ray_here):
-    fakes.tiny_blip(tmp_path / "blip")
-    photos = fakes.photo_folder(tmp_path / "photos", 8)
+def training(folder, run, **fields):
+    """A manifest that trains a captioner on 8 pairs, drawn in a folder."""
+    fakes.tiny_blip(folder / "blip")
+    photos = fakes.photo_folder(folder / "photos", 8)
     lines = (json.dumps({"image": f"{n:04d}.jpg", "caption": f"thing {n}"}) for n in range(8))
     (photos / "pairs.jsonl").write_text("\n".join(lines) + "\n")
-    training = {
+    captioner = {
         "objective": "captioner",
         "data": [str(photos / "pairs.jsonl")],
         "model": "tiny",
-        "tokenizer": str(tmp_path / "blip" / "tokenizer"),
+        "tokenizer": str(folder / "blip" / "tokenizer"),
         "image_size": 32,
         "batch_size": 4,
         "steps": 40,
@@ -432,12 +483,39 @@ def test_a_training_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path,
         "prompt": "",
         "augment": "none",
         "threads": 1,
+        **fields,
     }
+    return {**content(photos, run), "train": {"captioner": captioner}}
+
+
+def test_what_fails_a_training_is_told_in_a_line_and_its_trace_kept(tmp_path, capsys, ray_here):
+    disk, path = tmp_path / "disk", tmp_path / "m.yaml"
+    made = training(tmp_path, tmp_path / "r", batch_size=64)
+    path.write_text(yaml.safe_dump(made, sort_keys=False))
+    capsys.readouterr()
+    assert main(["train", str(path), "--quiet"]) == 1
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert "train.captioner: ValueError: train.batch_size makes batches of 64, more" in first
+    assert "it goes on from its checkpoint" in "".join(rest) and len(rest) == 1
+    trace = tmp_path / "r" / "failures" / "train-captioner.txt"
+    assert str(trace) in first
+    assert "train.py" in trace.read_text() and "\x1b" not in trace.read_text()
+
+    made["train"]["captioner"]["batch_size"] = 4
+    path.write_text(yaml.safe_dump({**made, "run": str(disk / "r")}, sort_keys=False))
+    with small_disk(disk, "400k"):
+        assert main(["train", str(path), "--quiet"]) == 1
+        first, *rest = capsys.readouterr().err.splitlines()
+    told = "no space left on device. Make room there"
+    assert re.search(rf"train\.captioner: {disk}/r/models/captioner\S*: {told}$", first)
+    assert len(rest) == 1
+
+
+def test_a_training_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path, ray_here):
+    content_of = training(tmp_path, "")
     weights = {}
     for name in ("whole", "killed"):
-        made = Manifest.parse(
-            {**content(photos, tmp_path / name), "train": {"captioner": training}}
-        )
+        made = Manifest.parse({**content_of, "run": str(tmp_path / name)})
         log = tmp_path / name / "models" / "captioner.partial" / "metrics.jsonl"
 
         def kill(log=log):
@@ -498,7 +576,7 @@ def children(pid):
 
 def start(path, **fields):
     command = [sys.executable, "-m", "pipeline.cli", "run", str(path), "--workers", "2"]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **fields)
+    return subprocess.Popen(command, cwd=ROOT, text=True, **{"stderr": subprocess.PIPE, **fields})
 
 
 def wait_for(process, folder, wanted):
@@ -506,23 +584,45 @@ def wait_for(process, folder, wanted):
     while not list(folder.glob(wanted)) and process.poll() is None:
         assert time.monotonic() < deadline, f"{wanted} never came"
         time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read()
+    assert process.poll() is None, process.stderr and process.stderr.read()
 
 
-def test_ctrl_c_and_the_death_of_ray_leave_a_run_that_goes_on(done, photos, tmp_path):
-    whole, _ = done
+@pytest.mark.parametrize(("end", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_a_batch_system_end_a_run_that_goes_on(photos, tmp_path, end, status):
     folder, path = tmp_path / "r", tmp_path / "m.yaml"
     path.write_text(yaml.safe_dump(content(photos, folder), sort_keys=False))
-
     process = start(path, stdout=subprocess.PIPE, start_new_session=True)
     wait_for(process, folder, "pool/0*.parquet")
     raylet = children(process.pid)["raylet"]
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+    os.killpg(process.pid, end)  # as a terminal and Slurm do: to all of its processes
     out, error = process.communicate(timeout=60)
-    assert process.returncode == 1 and "stopped; the same command resumes" in error
+    assert process.returncode == status and error == "stopped; the same command resumes\n"
     assert "Ctrl-C once more leaves at once" in out
-    assert not (folder / "run.lock").exists() and not Path(f"/proc/{raylet}").exists()
+    assert not (folder / "run.lock").exists() and not is_alive(raylet)
 
+
+def test_a_terminal_that_closes_ends_a_run_that_goes_on(photos, tmp_path):
+    folder, path = tmp_path / "r", tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump(content(photos, folder), sort_keys=False))
+    terminal, inner = pty.openpty()
+
+    def enter():
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = start(path, stdin=inner, stdout=inner, stderr=inner, preexec_fn=enter)
+    os.close(inner)
+    wait_for(process, folder, "pool/0*.parquet")
+    raylet = children(process.pid)["raylet"]
+    os.close(terminal)
+    assert process.wait(60) == 129
+    assert not (folder / "run.lock").exists() and not is_alive(raylet)
+
+
+def test_the_death_of_ray_leaves_a_run_that_goes_on(done, photos, tmp_path):
+    whole, _ = done
+    folder, path = tmp_path / "r", tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump(content(photos, folder), sort_keys=False))
     quick = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
     process = start(path, env={**os.environ, **quick}, stdout=subprocess.DEVNULL)
     wait_for(process, folder, "annotations/*/0*.parquet")

@@ -1,6 +1,7 @@
 """The hold on a run, against real processes."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -25,6 +26,31 @@ with hold(sys.argv[1], "the run", beat=0.05):
 """
 
 
+LINKLESS = """
+import errno, os
+def refuse(*_, **__):
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+os.link = refuse
+"""
+
+
+@pytest.fixture
+def linkless(monkeypatch):
+    """A file system without hard links, as exFAT is, for this process and for `holder`."""
+
+    def refuse(source, target):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(sys.modules[__name__], "HOLDER", LINKLESS + HOLDER)
+
+
+@pytest.fixture(params=[True, False], ids=["links", "no links"])
+def links(request):
+    if not request.param:
+        request.getfixturevalue("linkless")
+
+
 @pytest.fixture
 def holder(tmp_path):
     process = subprocess.Popen(
@@ -39,7 +65,7 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_a_live_process_is_told_of_at_once_and_left_alone(tmp_path, holder):
+def test_a_live_process_is_told_of_at_once_and_left_alone(tmp_path, links, holder):
     path = tmp_path / "run.lock"
     with (
         pytest.raises(
@@ -51,7 +77,7 @@ def test_a_live_process_is_told_of_at_once_and_left_alone(tmp_path, holder):
     assert json.loads(path.read_text())["pid"] == holder.pid
 
 
-def test_a_process_holds_once(tmp_path):
+def test_a_process_holds_once(tmp_path, links):
     path = str(tmp_path / "run.lock")
     with hold(path, "it"), pytest.raises(RunBusyError), hold(path, "it"):
         pass
@@ -154,7 +180,7 @@ def test_a_file_that_says_nothing_is_followed_after_a_lease(tmp_path, content):
         pass
 
 
-def test_of_several_that_follow_a_dead_one_one_holds(tmp_path, holder):
+def test_of_several_that_follow_a_dead_one_one_holds(tmp_path, links, holder):
     path = str(tmp_path / "run.lock")
     holder.kill()
     holder.wait()
@@ -176,4 +202,52 @@ def test_of_several_that_follow_a_dead_one_one_holds(tmp_path, holder):
     for thread in threads:
         thread.join()
     assert set(most) == {1} and len(most) + len(refused) == 8
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_is_still_being_written_is_of_a_live_holder(tmp_path, linkless, holder):
+    path = tmp_path / "run.lock"
+    content = path.read_bytes()
+    os.kill(holder.pid, signal.SIGSTOP)
+    path.write_bytes(b"")
+
+    def write():
+        time.sleep(0.3)
+        path.write_bytes(content)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with (
+        pytest.raises(RunBusyError, match=rf"in use by process {holder.pid} on"),
+        hold(str(path), "it", lease=30.0),
+    ):
+        pass
+    writer.join()
+    assert path.read_bytes() == content
+
+
+def test_a_file_that_was_judged_is_removed_and_not_the_next_of_its_name(tmp_path):
+    path = tmp_path / "run.lock"
+    path.write_bytes(b"")
+    with path.open("rb") as seen:
+        path.unlink()
+        path.write_bytes(b"")  # of one that was quicker, and is writing it
+        lease._remove(str(path), {}, seen)
+    assert path.exists()
+    with path.open("rb") as seen:
+        lease._remove(str(path), {}, seen)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_file_that_cannot_be_made_is_named_and_not_the_one_beside_it(
+    tmp_path, monkeypatch, number
+):
+    def refuse(source, target):
+        raise OSError(number, os.strerror(number), source, None, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError) as told, hold(str(tmp_path / "run.lock"), "it"):
+        pass
+    assert (told.value.errno, told.value.filename) == (number, str(tmp_path / "run.lock"))
     assert os.listdir(tmp_path) == []

@@ -178,7 +178,10 @@ UNREADABLE = [
     ("utf16.csv", CSV.decode().encode("utf-16"), ["UTF-16", "save it as UTF-8"]),
     ("utf16.jsonl", JSONL.decode().encode("utf-16"), ["UTF-16", "save it as UTF-8"]),
     ("utf16.json", b"\xff\xfe[\0{\0", ["UTF-16", "save it as UTF-8"]),
-    ("bare.csv", CSV.decode().encode("utf-16-le"), ["download.url_column"]),
+    ("bare.csv", CSV.decode().encode("utf-16-le"), ["UTF-16", "save it as UTF-8"]),
+    ("bare.jsonl", JSONL.decode().encode("utf-16-be"), ["UTF-16", "save it as UTF-8"]),
+    ("utf32.csv", CSV.decode().encode("utf-32"), ["UTF-32", "save it as UTF-8"]),
+    ("bare32.csv", CSV.decode().encode("utf-32-be"), ["UTF-32", "save it as UTF-8"]),
     (
         "open.csv",
         b'url,caption\na,b\na,"b\nc,d\n',
