@@ -126,7 +126,7 @@ class Export(Held):
     images: Count
     files: list[File]
     card: str = ""
-    documents: Documents | None = None
+    documents: Documents = Documents(files={})
 
 
 class Told(File):
@@ -216,6 +216,7 @@ class Table(Held):
 class Ablation(Held):
     """ablation.json."""
 
+    seeds: list[int]
     tables: list[Table]
 
 
