@@ -129,6 +129,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--working-dir", metavar="DIR", help="code to ship to a cluster that has it not"
         )
+        command.add_argument(
+            "--stall",
+            type=float,
+            metavar="SECONDS",
+            help="give up where no shard has finished for so long; otherwise it is only told",
+        )
         command.add_argument("--quiet", action="store_true", help="no progress")
         command.add_argument(
             "--log-json", action="store_true", help="log to stderr as JSON; CAPFILT_LOG=json too"
@@ -326,6 +332,8 @@ def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
 
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    if options.stall is not None and not options.stall > 0:
+        raise ValueError(f"--stall must be above 0 seconds, got {options.stall:g}")
     if options.log_json:
         os.environ[VARIABLE] = "json"
     if not getattr(options, "dry_run", False):
@@ -335,6 +343,7 @@ def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
         address=options.address,
         workers=options.workers,
         working_dir=options.working_dir,
+        stall_seconds=options.stall,
         progress=Progress(console, options.quiet),
     )
 

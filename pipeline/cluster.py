@@ -11,10 +11,10 @@ import ray
 from pipeline import journal
 from stages.base import Resources
 
-__all__ = ["STALL_SECONDS", "Cluster"]
+__all__ = ["ROOM_SECONDS", "Cluster"]
 
-STALL_SECONDS = 1800.0
-"""After how long without any shard finishing the driver gives up and says what it waits for."""
+ROOM_SECONDS = 1800.0
+"""After how long without room for any worker the driver gives up and says what it waits for."""
 
 
 class Cluster:
@@ -23,7 +23,7 @@ class Cluster:
     Args:
         address: A cluster's address; None starts one on this machine for this process.
         workers: Workers of each stage; None is as many as the machine or cluster can hold.
-        stall_seconds: How long to wait for any shard to finish.
+        stall_seconds: How long to wait for any shard under way to finish; None is for ever.
         working_dir: A folder of code that the workers are to run in the place of what their node
             has; None leaves them that.
     """
@@ -32,12 +32,13 @@ class Cluster:
         self,
         address: str | None = None,
         workers: int | None = None,
-        stall_seconds: float = STALL_SECONDS,
+        stall_seconds: float | None = None,
         working_dir: str | None = None,
     ) -> None:
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
         self.workers = workers
         self.stall_seconds = stall_seconds
+        self.room_seconds = ROOM_SECONDS
         self.working_dir = working_dir
         self._started = False
 

@@ -149,9 +149,11 @@ class Crew:
         while True:
             # All, and anew, as some may have died with their node, and a new one wait for room.
             called = {worker.ready.remote(): index for index, worker in enumerate(workers)}
-            found, _ = ray.wait(list(called), num_returns=1, timeout=self.cluster.stall_seconds)
+            patience = self.cluster.room_seconds
+            found, _ = ray.wait(list(called), num_returns=1, timeout=patience)
             if not found:
-                raise CrewError(self._stalled(duty, "no worker has begun", "room for one"))
+                told = f"no worker has begun for {patience:.0f} s"
+                raise CrewError(self._stalled(duty, told, "room for one"))
             index, asked = called[found[0]], "ready"
             outcome = self._outcome(duty, found[0])
             if not isinstance(outcome, Death):
@@ -185,7 +187,8 @@ class Crew:
             What the workers gave, and why each shard that failed did.
 
         Raises:
-            CrewError: The stage can do no shard at all, or none has been done for too long.
+            CrewError: The stage can do no shard at all, or none has been done for too long: while
+                there is no room for a worker, or one is at work longer than `Cluster` allows.
         """
         work = (_Job(s, Call("work", (duty.name, s, duty.retry))) for s in shards)
         round_ = _Round(deque(work))
@@ -194,7 +197,7 @@ class Crew:
         self.cluster.start()
         number = min(self.cluster.slots(duty.resources), len(shards))
         workers = self.hold(duty.name, duty.resources, number)
-        last = looked = time.monotonic()
+        last = looked = reminded = time.monotonic()
         known = 0
         while True:
             if round_.waiting and time.monotonic() - looked > GROWTH_SECONDS:
@@ -212,8 +215,14 @@ class Crew:
             if not (round_.flight or round_.waiting or round_.suspects):
                 return round_.results, round_.failed
             done, _ = ray.wait([*round_.flight, *called], num_returns=1, timeout=1.0)
-            if not done and time.monotonic() - last > self.cluster.stall_seconds:
-                raise CrewError(self._stalled(duty, "no shard has finished", _awaited(round_)))
+            now = time.monotonic()
+            patience = self.cluster.stall_seconds if round_.flight else self.cluster.room_seconds
+            idling = f"no shard has finished for {now - last:.0f} s"
+            if not done and patience is not None and now - last > patience:
+                raise CrewError(self._stalled(duty, idling, _awaited(round_)))
+            if not done and now - max(last, reminded) > self.cluster.room_seconds:
+                reminded = now
+                self.say(f"{duty.name}: {idling}; under way: {_awaited(round_)}")
             for reference in done:
                 last = time.monotonic()
                 if reference in called:  # one that could not start says why on its first shard
@@ -311,11 +320,8 @@ class Crew:
 
     def _stalled(self, duty: Duty, told: str, awaited: str) -> str:
         lack = self.cluster.lacks(duty.resources)
-        return (
-            f"{duty.name}: {told} for {self.cluster.stall_seconds:.0f} s; waiting for {awaited}"
-            + (f": {lack}." if lack else ". Is a node gone, or is that too short a time?")
-            + " The same command resumes"
-        )
+        why = f": {lack}." if lack else ". Is a node gone, or is that too short a time?"
+        return f"{duty.name}: {told}; waiting for {awaited}{why} The same command resumes"
 
 
 def _awaited(round_: _Round) -> str:

@@ -302,7 +302,9 @@ def _annotations(
     for name in plan.names[1:]:
         try:
             folders = [(plan.folder(name), "_stage.json")]
-        except FileNotFoundError:  # a model that is still to be trained
+        except (FileNotFoundError, ValueError) as error:
+            if not plan.trainings(plan.manifest.stages[name]):  # nor is it still to be trained
+                yield f"{name}: not checked, nor what follows it: {error}"
             return
         if issubclass(STAGES[name], GlobalStage):
             folders.append((plan.summary_folder(name), "_summary.json"))

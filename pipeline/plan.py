@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from stages.filter import FilterStage
 from stages.review import ReviewStage
 from stages.schema import POOL
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "revisions"]
 
 
 class Plan:
@@ -24,10 +25,13 @@ class Plan:
     Attributes:
         manifest: The manifest.
         names: The stages that annotate, download first, export left out.
+        recorded: The `settings` and the `measurement` of stages, by their names, that a run has
+            written down; they count where a model or an evaluation set is out of reach.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, recorded: Mapping[str, Any] | None = None) -> None:
         self.manifest = manifest
+        self.recorded = recorded or {}
         self.names = tuple(name for name in manifest.stages if name in STAGES)
         self._fingerprints: dict[str, str] = {}
 
@@ -116,7 +120,7 @@ class Plan:
             {
                 "name": name,
                 "version": stage.version,
-                "measurement": stage.config.measurement(),
+                "measurement": self.measurement(name),
                 "reads": {
                     column: self.fingerprint(origin)
                     for column, origin in origins.items()
@@ -126,12 +130,37 @@ class Plan:
         )
         return self._fingerprints[name]
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """Those of a stage, as recorded where an evaluation set is out of reach.
+
+        Raises:
+            FileNotFoundError: It is, and nothing is recorded.
+        """
+        return self._told(name, "settings")
+
+    def measurement(self, name: str) -> dict[str, Any]:
+        """That of a stage, as recorded where its model is out of reach.
+
+        Raises:
+            FileNotFoundError: It is, and nothing is recorded.
+        """
+        return self._told(name, "measurement")
+
+    def _told(self, name: str, what: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = getattr(self.manifest.stages[name], what)()
+        except (FileNotFoundError, ValueError):
+            if name not in self.recorded.get(what, {}):
+                raise
+            return dict(self.recorded[what][name])
+        return found
+
     def decision(self, name: str) -> str:
         """What the verdicts up to and with a stage depend on: fingerprints and thresholds."""
         if name in self.exports:
             own: list[Any] = [self._export_config(name).settings()]
         else:
-            own = [self.fingerprint(name), self.stage(name).config.settings()]
+            own = [self.fingerprint(name), self.settings(name)]
         before = self.before(name)
         return digest([*([self.decision(before[-1])] if before else []), *own])
 
@@ -165,3 +194,13 @@ class Plan:
             if model.startswith(root) and needed in self.manifest.train:
                 found += [*self.trainings(self.manifest.train[needed]), needed]
         return tuple(dict.fromkeys(found))
+
+
+def revisions(measurement: Mapping[str, Any]) -> dict[str, str]:
+    """Which weights a stage was measured with, or will be, by the role of the model."""
+    found: dict[str, str] = {}
+    for key in ("weights", "revision", "parts_of_speech"):
+        revision = measurement.get(key)
+        named = revision if isinstance(revision, Mapping) else {"model": revision}
+        found |= {role: str(value) for role, value in named.items() if value is not None}
+    return found

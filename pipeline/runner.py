@@ -18,7 +18,7 @@ from pipeline import documents, export, pool
 from pipeline.cluster import Cluster
 from pipeline.crew import Crew, CrewError, Duty
 from pipeline.manifest import Manifest
-from pipeline.plan import Plan
+from pipeline.plan import Plan, revisions
 from pipeline.progress import Progress
 from pipeline.rates import add_work
 from pipeline.store import DamagedError, Run
@@ -61,14 +61,28 @@ class Runner:
         self.run = Run(manifest.run, manifest.branch)
         self.crew = Crew(manifest, cluster, progress.say)
         self._dropped: set[tuple[str, ...]] = set()
+        self._list: dict[str, Any] = {}
 
-    def record(self) -> None:
-        """Write down what runs: the resolved manifest, versions and the machine."""
+    def record(self, first: str | None = None) -> None:
+        """Write down what runs: the resolved manifest, versions and the machine.
+
+        Args:
+            first: The stage, or export, that is to be carried out first, if any.
+
+        Raises:
+            IncompleteError: What it reads is not complete, or the run holds another list's pool.
+            ValueError: The source is nowhere, and the pool is not finished.
+        """
+        self._listed()
+        if first not in (None, DownloadStage.name):
+            self._require(str(first))
+        old = self.run.read_mark("run.json").get("measurement", {})
         packages = ("ray", "torch", "transformers", "pyarrow", "img2dataset", "datasketch", "spacy")
         record: Any = {
             "manifest": dict(self.manifest.source),
             "branch": self.manifest.branch,
             "settings": {n: c.settings() for n, c in self.manifest.stages.items()},
+            "measurement": self._measurements(old),
             "versions": {
                 "capfilt": metadata.version("capfilt"),
                 "python": platform.python_version(),
@@ -77,20 +91,35 @@ class Runner:
             "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
         }
         record = _plain(record)
+        for name, now in record["measurement"].items():
+            was, found = revisions(old.get(name, {})), revisions(now)
+            for role in sorted(role for role in was.keys() & found if was[role] != found[role]):
+                told = f"its {role} is not the one that has measured; rows are measured anew"
+                self.progress.say(f"{name:<10} {told}")
         if self.run.read_mark("run.json") != record:
             self.run.write_json(record, "run.json")
+
+    def _measurements(self, old: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the stages whose models lie outside the run; as of old where one is out of reach."""
+        found = {}
+        for name in self.plan.names:
+            config = self.manifest.stages[name]
+            if name == ReviewStage.name or self.plan.trainings(config):
+                continue
+            try:
+                found[name] = config.measurement()
+            except (FileNotFoundError, ValueError):
+                found |= {name: old[name]} if name in old else {}
+        return found
 
     def stage(self, name: str) -> None:
         """Carry out one stage, or export, over the whole pool.
 
         Raises:
-            IncompleteError: An earlier stage of the manifest has not measured all it should.
+            IncompleteError: The manifest has no such stage, or an earlier one has not measured all
+                that it should.
             StageError: Some shards failed.
         """
-        if name not in self.manifest.stages and name not in self.plan.exports:
-            raise IncompleteError(
-                f"the manifest has no stage {name}; it has {', '.join(self.manifest.stages)}"
-            )
         started = time.perf_counter()
         if name == DownloadStage.name:
             shards = self._plan_download()
@@ -176,6 +205,11 @@ class Runner:
         return shards <= set(self.run.shards(*self.plan.folder(name)))
 
     def _require(self, name: str) -> None:
+        """Refuse what the manifest has not, or what reads something that is not complete."""
+        if name not in self.manifest.stages and name not in self.plan.exports:
+            raise IncompleteError(
+                f"the manifest has no stage {name}; it has {', '.join(self.manifest.stages)}"
+            )
         for earlier in self.plan.before(name):
             if earlier == ReviewStage.name and not self.is_complete(earlier):
                 self.stage(earlier)  # asks nobody and measures nothing, so it can be done here
@@ -185,29 +219,44 @@ class Runner:
                     f"`capfilt {earlier} MANIFEST` first, or `capfilt run MANIFEST`"
                 )
 
-    def _plan_download(self) -> list[str]:
-        """Cut the list into shards, or refuse a run that holds another list's pool."""
+    def _listed(self) -> dict[str, Any]:
+        """What the list was cut to, empty before that; a run of another list is refused."""
+        if self._list:
+            return self._list
         config: Any = self.manifest.stages[DownloadStage.name]
-        fingerprint = self.plan.fingerprint(DownloadStage.name)
-        identity = sources.identity(config)
-        if listed := self.run.read_json("list", "_list.json", default={}):
-            if listed["fingerprint"] != fingerprint:
-                old, new = listed["measurement"], _plain(config.measurement())
-                changed = [key for key in new if old.get(key) != new[key]] or ["version"]
-                raise IncompleteError(
-                    f"download: {self.run.root} holds a pool made with other settings ("
-                    + ", ".join(f"{k}: {old.get(k)!r}, now {new.get(k)!r}" for k in changed)
-                    + "). Give another --run, or remove that folder"
-                )
-            if listed["identity"] != _plain(identity):
-                found = sources.content_digest(config)
-                if listed["content"] != found:
-                    raise IncompleteError(
-                        f"download: {self.run.root} holds a pool made from another list: the "
-                        "source has changed since. Give another --run, or remove that folder"
-                    )
+        listed = self.run.read_json("list", "_list.json", default={})
+        if listed and listed["fingerprint"] != self.plan.fingerprint(DownloadStage.name):
+            old, new = listed["measurement"], _plain(config.measurement())
+            changed = [key for key in new if old.get(key) != new[key]] or ["version"]
+            raise IncompleteError(
+                f"download: {self.run.root} holds a pool made with other settings ("
+                + ", ".join(f"{k}: {old.get(k)!r}, now {new.get(k)!r}" for k in changed)
+                + "). Give another --run, or remove that folder"
+            )
+        try:
+            identity = _plain(sources.identity(config))
+            is_same = not listed or listed["identity"] == identity
+            is_same = is_same or listed["content"] == sources.content_digest(config)
+        except (OSError, ValueError) as error:
+            if not self._is_measured(DownloadStage.name):
+                raise
+            self.progress.say(f"{error}. Its pool is finished, and stands")
+            is_same = True
+        if not is_same:
+            raise IncompleteError(
+                f"download: {self.run.root} holds a pool made from another list: the "
+                "source has changed since. Give another --run, or remove that folder"
+            )
+        self._list = listed
+        return listed
+
+    def _plan_download(self) -> list[str]:
+        """Cut the list into shards, once."""
+        config: Any = self.manifest.stages[DownloadStage.name]
+        if listed := self._listed():
             return [f"{index:05d}" for index in range(listed["shards"])]
         self.progress.say(f"reading {', '.join(map(str, config.sources))}")
+        identity = sources.identity(config)
         rows = repeats = 0
         shards: list[str] = []
         for table in sources.shards(config):
@@ -218,7 +267,7 @@ class Runner:
             self._check_pool(shards[-1], table["uid"])
         self.run.write_json(
             {
-                "fingerprint": fingerprint,
+                "fingerprint": self.plan.fingerprint(DownloadStage.name),
                 "measurement": config.measurement(),
                 "identity": identity,
                 "content": sources.content_digest(config),

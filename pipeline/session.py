@@ -48,6 +48,7 @@ class Session:
         address: A Ray cluster's address; None starts Ray here when something is to be done.
         workers: Workers of each stage; None fills the machine or cluster.
         working_dir: Code to ship to the workers of a cluster; see `Cluster`.
+        stall_seconds: How long a shard under way may take; see `Cluster`.
         progress: Where progress shows.
     """
 
@@ -58,11 +59,12 @@ class Session:
         address: str | None = None,
         workers: int | None = None,
         working_dir: str | None = None,
+        stall_seconds: float | None = None,
         progress: Progress,
     ) -> None:
         self.manifest = manifest
         self.progress = progress
-        self.cluster = Cluster(address, workers, working_dir=working_dir)
+        self.cluster = Cluster(address, workers, stall_seconds, working_dir)
         self.runner = Runner(manifest, self.cluster, progress)
         self._exits = contextlib.ExitStack()
 
@@ -86,12 +88,17 @@ class Session:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
         self._exits.__exit__(kind, error, trace)
 
-    def _begin(self, names: Sequence[str]) -> None:
+    def _begin(self, names: Sequence[str], first: str | None = None) -> None:
         """Write down what runs, once the models of some stages are found sound.
+
+        Args:
+            names: These stages.
+            first: See `Runner.record`.
 
         Raises:
             FileNotFoundError: A stage names a model that is nowhere.
             ValueError: A file of a model is damaged.
+            IncompleteError: Nothing can be done on this run yet, or it is another list's.
         """
         for name in names:
             config = self.manifest.stages.get(name)
@@ -104,7 +111,7 @@ class Session:
                 except ValueError as error:
                     raise ValueError(f"{name}.{role}: {error}") from None
             config.measurement()  # asks for the revision of its model
-        self.runner.record()
+        self.runner.record(first)
 
     def outline(self, until: str | None = None) -> list[str]:
         """What `run` would do, in order, a line each."""
@@ -170,7 +177,7 @@ class Session:
 
     def stage(self, name: str) -> None:
         """One stage of the manifest; what it reads must be complete."""
-        self._begin([name])
+        self._begin([name], name)
         self.runner.stage(name)
 
     def export(self, name: str | None = None) -> None:
@@ -182,8 +189,9 @@ class Session:
         names = {self.runner.plan.folder(one)[-1]: one for one in self.runner.plan.exports}
         if not names or name not in (None, *names):
             raise ValueError(f"the manifest has no such export; it has {', '.join(names) or '-'}")
-        self._begin(())
-        for one in names.values() if name is None else (names[str(name)],):
+        chosen = [*names.values()] if name is None else [names[str(name)]]
+        self._begin((), chosen[0])
+        for one in chosen:
             self.runner.stage(one)
 
     def retry(self, reasons: Sequence[str]) -> None:

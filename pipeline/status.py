@@ -18,7 +18,7 @@ __all__ = ["funnel", "holder", "open_plan"]
 
 
 def open_plan(run: Run) -> Plan:
-    """The plan that a run was last given.
+    """The plan that a run was last given, wherever its models are.
 
     Raises:
         FileNotFoundError: The folder is no run.
@@ -32,7 +32,8 @@ def open_plan(run: Run) -> Plan:
         )
     record = run.read_json("run.json")
     content = {**record["manifest"], "run": run.root}
-    return Plan(Manifest.parse(content, run.url("run.json"), run.branch))
+    recorded = {what: record.get(what, {}) for what in ("settings", "measurement")}
+    return Plan(Manifest.parse(content, run.url("run.json"), run.branch), recorded)
 
 
 def _others(run: Run) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.plan import Plan
+from pipeline.plan import Plan, revisions
 from pipeline.report import health
 from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples, locate
@@ -162,16 +162,12 @@ def _models(plan: Plan) -> list[dict[str, str]]:
     for name in plan.names:
         config = plan.manifest.stages[name]
         try:
-            measurement = config.measurement()
-        except FileNotFoundError:  # a model that is still to be trained, or is gone
+            measurement = plan.measurement(name)
+        except (FileNotFoundError, ValueError):  # a model that is still to be trained, or is gone
             continue
-        for key in ("weights", "revision", "parts_of_speech"):
-            revision = measurement.get(key)
-            named = revision if isinstance(revision, Mapping) else {"model": revision}
-            for role, value in named.items():
-                if value is not None:
-                    model = getattr(config, role, None) or getattr(config, "model", role)
-                    found.append({"stage": name, "model": str(model), "revision": str(value)})
+        for role, revision in revisions(measurement).items():
+            model = getattr(config, role, None) or getattr(config, "model", role)
+            found.append({"stage": name, "model": str(model), "revision": revision})
     return found
 
 

@@ -302,7 +302,7 @@ def _settings(side: Side) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": manifest.seed}
     for name, config in manifest.stages.items():
         try:
-            fields = config.settings()
+            fields = side.plan.settings(name)
         except FileNotFoundError:  # an evaluation set that is gone
             fields = dataclasses.asdict(config)
         found.update(flat(fields, name))

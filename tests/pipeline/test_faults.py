@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -372,14 +373,37 @@ def test_a_place_that_never_comes_free_is_told_after_the_stall(done, photos, tmp
     try:
         told = "no shard has finished for 2 s; waiting for room for a worker, to do 00000"
         with pytest.raises(StageError, match=told):
-            carry_out(manifest(photos, tmp_path / "r"), stall_seconds=2.0)
+            carry_out(manifest(photos, tmp_path / "r"), room_seconds=2.0)
         made = unsummarized(done, photos, tmp_path / "s")
         told = "dedup: no worker has begun for 2 s; waiting for room for one"
         with pytest.raises(StageError, match=told):
-            carry_out(made, stall_seconds=2.0)
+            carry_out(made, room_seconds=2.0)
     finally:
         for holder in holders:
             ray.kill(holder)
+
+
+def test_a_shard_that_takes_long_is_told_and_given_up_only_where_that_is_asked_for(
+    done, photos, tmp_path, monkeypatch, ray_here
+):
+    class Slow(Worker):
+        def work(self, name, shard, retry=()):
+            if (name, shard) == ("clean", "00002"):
+                time.sleep(5)
+            return super().work(name, shard, retry)
+
+    monkeypatch.setattr(crew, "Worker", Slow)
+    made = manifest(photos, tmp_path / "r")
+    with pytest.raises(
+        StageError, match=r"clean: no shard has finished for [23] s; waiting for 00002\..* resumes"
+    ):
+        carry_out(made, stall_seconds=2.0)
+    console = Console(record=True, file=io.StringIO())
+    with Session(made, workers=2, progress=Progress(console)) as session:
+        session.cluster.room_seconds = 2.0
+        session.run()
+    assert "clean: no shard has finished for 2 s; under way: 00002" in console.export_text()
+    assert digests(Run(made.run)) == digests(done[0])
 
 
 def busy(title):
