@@ -235,7 +235,7 @@ def _rows(run: Run, shards: Sequence[str], listed: Sequence[str]) -> Iterator[st
     if run.exists("pool", "_stage.json"):
         yield from _missing(run, ("pool",), promised - set(shards))
     keys: list[npt.NDArray[np.uint64]] = []
-    rows = 0
+    rows: dict[str, int] = {}
     for shard in shards:
         keys.append(np.zeros(0, np.uint64))
         parts = ("pool", f"{shard}.parquet")
@@ -244,7 +244,8 @@ def _rows(run: Run, shards: Sequence[str], listed: Sequence[str]) -> Iterator[st
             if not pc.all(pc.match_substring_regex(uids.fill_null(""), UID)).as_py():
                 raise run.damaged("it has uids that are not 32 hexadecimal characters", *parts)
             keys[-1] = _keys(uids)
-            rows += len(uids) if shard in promised else 0
+            if shard in promised:
+                rows[shard] = len(uids)
             if shard in there:
                 wanted = run.read_table("list", f"{shard}.parquet", columns=["uid"])["uid"]
                 if not uids.equals(wanted):
@@ -255,8 +256,9 @@ def _rows(run: Run, shards: Sequence[str], listed: Sequence[str]) -> Iterator[st
             yield str(error)
         except pa.ArrowException as error:
             yield str(run.damaged(error, *parts))
-    if mark and promised <= set(shards) and rows != mark["rows"]:
-        yield f"{run.root}: the list has {mark['rows']} rows, the pool {rows} of them"
+    number = sum(rows.values())
+    if mark and promised == rows.keys() and number != mark["rows"]:
+        yield f"{run.root}: the list has {mark['rows']} rows, the pool {number} of them"
     yield from _repeated(run, shards, keys)
 
 
@@ -302,7 +304,7 @@ def _annotations(
     for name in plan.names[1:]:
         try:
             folders = [(plan.folder(name), "_stage.json")]
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError) as error:
             if not plan.trainings(plan.manifest.stages[name]):  # nor is it still to be trained
                 yield f"{name}: not checked, nor what follows it: {error}"
             return

@@ -61,6 +61,8 @@ class Record(Held):
 
     manifest: dict[str, Any]
     branch: Branch = ""
+    settings: dict[str, dict[str, Any]] = {}
+    measurement: dict[str, dict[str, Any]] = {}
     versions: dict[str, Any] = {}
     machine: dict[str, Any] = {}
 
@@ -70,6 +72,8 @@ class List(Held):
 
     fingerprint: str
     measurement: dict[str, Any]
+    identity: Any
+    content: Any
     rows: Count
     repeats: Count
     shards: Shards
