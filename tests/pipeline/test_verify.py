@@ -272,7 +272,7 @@ def test_an_error_amid_a_file_names_it(tmp_path):
     run = Run(str(tmp_path))
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "x").symlink_to("/proc/self/mem")  # a file that opens and cannot be read
-    with pytest.raises(OSError, match="x'$") as told:
+    with pytest.raises(OSError, match=r"x'$") as told:
         run.sha256("pool", "x")
     assert told.value.filename == run.at("pool", "x")
 
