@@ -29,7 +29,7 @@ from pipeline.status import funnel
 from pipeline.store import Run
 from pipeline.training import Training
 from stages.formats import FORMATS
-from stages.review import Decision
+from stages.review import Decision, read_decisions
 
 
 def manifest(place, run):
@@ -300,7 +300,9 @@ def test_only_regular_files_of_the_run_are_opened(copy, place, tmp_path):
         assert f"{path}: cannot be read: {why}" in faults
     assert {fault.split(": ")[0] for fault in faults} == {*strange, "review"}
     with pytest.raises(ValueError, match=r"reviews\.jsonl: not a regular file"):
-        funnel(copy, Plan(Manifest.parse(copy.read_json("run.json")["manifest"])))
+        read_decisions(copy.at("reviews.jsonl"))
+    with pytest.raises(OSError, match=r"not a regular file.*00000\.parquet"):
+        funnel(copy, plan)
 
 
 @pytest.mark.parametrize(
