@@ -301,7 +301,7 @@ def test_only_regular_files_of_the_run_are_opened(copy, place, tmp_path):
     assert {fault.split(": ")[0] for fault in faults} == {*strange, "review"}
     with pytest.raises(ValueError, match=r"reviews\.jsonl: not a regular file"):
         read_decisions(copy.at("reviews.jsonl"))
-    with pytest.raises(OSError, match=r"not a regular file.*00000\.parquet"):
+    with pytest.raises((OSError, ValueError), match="not a regular file"):
         funnel(copy, plan)
 
 
