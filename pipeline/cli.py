@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command: Callable[[argparse.Namespace, Console], int] = options.call
     is_plain = not sys.stdout.isatty()
-    console = Console(emoji=False, soft_wrap=is_plain, width=PLAIN_WIDTH if is_plain else None)
+    width = PLAIN_WIDTH if is_plain else None
+    console = Console(emoji=False, markup=False, soft_wrap=is_plain, width=width)
     with heeded() as heard:
         status = _guarded(command, options, console)
     return 128 + heard.number if heard.number else status
@@ -556,13 +557,15 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 def _verify(options: argparse.Namespace, console: Console) -> int:
     from pipeline.inspect import verify
     from pipeline.store import Run
+    from pipeline.tables import cell
 
     faults = 0
     for fault in verify(Run.find(options.run)):
         faults += 1
-        console.print(fault, highlight=False, markup=False)
+        console.print(cell(fault), highlight=False)
     if not faults:
-        console.print(f"{options.run}: every file is whole and aligned, every row accounted for")
+        told = f"{options.run}: every file is whole and aligned, every row accounted for"
+        console.print(cell(told), highlight=False)
     return 1 if faults else 0
 
 

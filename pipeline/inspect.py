@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +18,7 @@ import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
 from pipeline import export, pool
-from pipeline.manifest import REVIEWS, STAGES
+from pipeline.manifest import REVIEWS, STAGES, ManifestError
 from pipeline.plan import Plan
 from pipeline.seal import CHANGED
 from pipeline.status import funnel, open_plan
@@ -93,9 +95,10 @@ def verify(run: Run, plan: Plan | None = None) -> Iterator[str]:
     Reads all: every byte of list, pool, annotations, exports and trained models against the digests
     that they were written with; schemas; the rows of each shard against those of the pool, and
     those of the pool against the list; that no uid stands twice; that every stage accounts for all
-    rows that reach it. A run's further rounds are checked with it. Not checked is what a run can do
-    without or has not finished: traces under failures/, what is still `*.partial`, and files that
-    others put into its folder.
+    rows that reach it. A run's further rounds are checked with it. What cannot be read is told and
+    holds up nothing else; so is what is no regular file of the run, which is not opened. Not
+    checked is what a run can do without or has not finished: traces under failures/, what is still
+    `*.partial`, and files that others put into its folder.
 
     Memory holds a shard, the columns of a shard that are judged, and at most 40 bytes for each row
     of the pool.
@@ -105,22 +108,61 @@ def verify(run: Run, plan: Plan | None = None) -> Iterator[str]:
         plan: Its plan, where it is at hand.
     """
     told: set[str] = set()
-    for fault in _faults(run, plan):
+    for fault in _faults(_Own(run.root, run.branch), plan):
         if fault not in told:
             told.add(fault)
             yield fault
 
 
+class _Own(Run):
+    """A run of which no file is opened that lies elsewhere; folders that are closed are empty."""
+
+    def admit(self, path: str) -> None:
+        super().admit(path)
+        if self.is_local and not os.path.realpath(path).startswith(
+            os.path.join(os.path.realpath(self.path), "")
+        ):
+            raise OSError(errno.EXDEV, "a link leads out of the run", path)
+
+    def names(self, *parts: str) -> list[str]:
+        try:
+            return super().names(*parts)
+        except OSError:
+            if self.is_local:  # which `_closed` tells
+                return []
+            raise
+
+
+def _unreadable(error: OSError, path: str) -> str:
+    """What to tell of an error of the disk or the storage, at a path unless it names its own."""
+    return f"{error.filename or path}: cannot be read: {error.strerror or error}"
+
+
 def _faults(run: Run, plan: Plan | None) -> Iterator[str]:
+    if plan is None and not run.exists("run.json"):
+        open_plan(run)  # which says what may be meant
+    yield from _closed(run)
     yield from _own(run)
-    try:
-        plan = plan or open_plan(run)
-    except DamagedError:  # told by now
-        plan = None
+    if plan is None:
+        try:
+            plan = open_plan(run)
+        except ManifestError as error:
+            yield from str(error).splitlines()
+        except (DamagedError, OSError):  # told by now
+            pass
     yield from _shared(run, plan)
     for kind in ("rounds", "chains") if not run.branch else ():
         for name in run.names(kind):
-            yield from _own(Run(run.root, f"{kind}/{name}"))
+            yield from _own(_Own(run.root, f"{kind}/{name}"))
+
+
+def _closed(run: Run) -> Iterator[str]:
+    """The folders that cannot be listed: what is in them is not told otherwise."""
+    errors: list[OSError] = []
+    for _, folders, _ in os.walk(run.path, onerror=errors.append) if run.is_local else ():
+        folders[:] = [name for name in folders if not name.endswith(".partial")]
+    for error in errors:
+        yield _unreadable(error, run.root)
 
 
 def _shared(run: Run, plan: Plan | None) -> Iterator[str]:
@@ -132,8 +174,10 @@ def _shared(run: Run, plan: Plan | None) -> Iterator[str]:
         for fault in _file(run, folder, *path.split("/"))
     ]
     yield from before
-    shards = run.shards("pool")
-    faults = [*_rows(run, shards), *(_annotations(run, plan, shards) if plan else ())]
+    shards, listed = run.shards("pool"), _listed(run)
+    faults = list(_rows(run, shards, listed))
+    if plan:
+        faults += _annotations(run, plan, shards, listed)
     yield from faults
     if plan and not before and not faults:
         yield from _conservation(run, plan)
@@ -152,27 +196,46 @@ def _file(run: Run, *parts: str) -> Iterator[str]:
         elif name.endswith(".html"):
             run.check_page(*parts)
         elif name.endswith(".jsonl"):
+            run.admit(run.at(*parts))
             read_decisions(run.url(*parts))
+    except OSError as error:
+        yield _unreadable(error, run.url(*parts))
     except ValueError as error:
         yield str(error)
-    except OSError as error:
-        yield f"{run.url(*parts)}: cannot be read: {error}"
+    except pa.ArrowException as error:
+        yield str(run.damaged(error, *parts))
+
+
+def _mark(run: Run, *parts: str) -> dict[str, Any]:
+    """A mark; empty where it is absent, or damaged or unreadable, which `_file` tells."""
+    try:
+        return run.read_mark(*parts)
+    except OSError:
+        return {}
+
+
+def _listed(run: Run) -> list[str]:
+    """The shards that the list has, as its mark says, or without one as they lie there."""
+    mark = _mark(run, "list", "_list.json")
+    if "shards" in mark:
+        return [f"{index:05d}" for index in range(mark["shards"])]
+    return run.shards("list")
 
 
 def _fields(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
     return [(field.name, field.type) for field in schema]
 
 
-def _rows(run: Run, shards: Sequence[str]) -> Iterator[str]:
+def _rows(run: Run, shards: Sequence[str], listed: Sequence[str]) -> Iterator[str]:
     """Rows of the pool that are not those of the list, and uids that stand more than once."""
-    listed = run.read_mark("list", "_list.json")
-    promised = [f"{index:05d}" for index in range(listed.get("shards", 0))]
-    for shard in sorted(set(promised) ^ set(run.shards("list"))):
+    mark, there = _mark(run, "list", "_list.json"), set(run.shards("list"))
+    promised = set(listed)
+    for shard in sorted(promised ^ there):
         yield str(run.damaged("it does not go with _list.json", "list", f"{shard}.parquet"))
     if run.exists("pool", "_stage.json"):
-        yield from _missing(run, ("pool",), set(promised) - set(shards))
+        yield from _missing(run, ("pool",), promised - set(shards))
     keys: list[npt.NDArray[np.uint64]] = []
-    rows = 0
+    rows: dict[str, int] = {}
     for shard in shards:
         keys.append(np.zeros(0, np.uint64))
         parts = ("pool", f"{shard}.parquet")
@@ -182,20 +245,27 @@ def _rows(run: Run, shards: Sequence[str]) -> Iterator[str]:
                 raise run.damaged("it has uids that are not 32 hexadecimal characters", *parts)
             keys[-1] = _keys(uids)
             if shard in promised:
-                rows += len(uids)
+                rows[shard] = len(uids)
+            if shard in there:
                 wanted = run.read_table("list", f"{shard}.parquet", columns=["uid"])["uid"]
                 if not uids.equals(wanted):
                     raise run.damaged("its rows are not those of the list", *parts)
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            yield _unreadable(error, run.url(*parts))
+        except ValueError as error:
             yield str(error)
-    if promised and set(promised) <= set(shards) and rows != listed["rows"]:
-        yield f"{run.root}: the list has {listed['rows']} rows, the pool {rows} of them"
+        except pa.ArrowException as error:
+            yield str(run.damaged(error, *parts))
+    number = sum(rows.values())
+    if mark and promised == rows.keys() and number != mark["rows"]:
+        yield f"{run.root}: the list has {mark['rows']} rows, the pool {number} of them"
     yield from _repeated(run, shards, keys)
 
 
 def _missing(run: Run, folder: Sequence[str], shards: Iterable[str]) -> Iterator[str]:
+    what = "downloaded anew, and measured anew" if folder == ("pool",) else "made anew"
     for shard in sorted(shards):
-        yield f"{run.url(*folder, shard)}.parquet: missing. Run again: it is made anew"
+        yield f"{run.url(*folder, shard)}.parquet: missing. Run again: it is {what}"
 
 
 def _keys(uids: Any) -> npt.NDArray[np.uint64]:
@@ -214,7 +284,11 @@ def _repeated(run: Run, shards: Sequence[str], keys: list[npt.NDArray[np.uint64]
     for index in np.unique(np.searchsorted(ends, rows, "right")):
         first = ends[index] - len(keys[index])
         here = rows[(rows >= first) & (rows < ends[index])] - first
-        found = run.read_table("pool", f"{shards[index]}.parquet", columns=["uid"])["uid"]
+        try:
+            found = run.read_table("pool", f"{shards[index]}.parquet", columns=["uid"])["uid"]
+        except (OSError, ValueError) as error:
+            yield f"{run.url('pool', shards[index])}.parquet: changed while it was read: {error}"
+            continue
         places[shards[index]] = found.take(pa.array(here)).to_pylist()
     counts = Counter(uid for uids in places.values() for uid in uids)
     for shard, uids in places.items():
@@ -223,12 +297,14 @@ def _repeated(run: Run, shards: Sequence[str], keys: list[npt.NDArray[np.uint64]
             yield str(run.damaged(why, "pool", f"{shard}.parquet"))
 
 
-def _annotations(run: Run, plan: Plan, shards: Sequence[str]) -> Iterator[str]:
+def _annotations(
+    run: Run, plan: Plan, shards: Sequence[str], listed: Sequence[str]
+) -> Iterator[str]:
     """The faults of what stages measured, held against the pool, and of what is not there."""
     for name in plan.names[1:]:
         try:
             folders = [(plan.folder(name), "_stage.json")]
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError) as error:
             if not plan.trainings(plan.manifest.stages[name]):  # nor is it still to be trained
                 yield f"{name}: not checked, nor what follows it: {error}"
             return
@@ -236,8 +312,9 @@ def _annotations(run: Run, plan: Plan, shards: Sequence[str]) -> Iterator[str]:
             folders.append((plan.summary_folder(name), "_summary.json"))
         for folder, mark in folders:
             there = run.shards(*folder)
-            number = run.read_mark(*folder, mark).get("shards", len(shards))
-            for shard in sorted(set(there) - set(shards)):
+            number = _mark(run, *folder, mark).get("shards", len(shards))
+            yield from _missing(run, ("pool",), (set(there) & set(listed)) - set(shards))
+            for shard in sorted(set(there) - set(shards) - set(listed)):
                 yield f"{run.url(*folder, shard)}.parquet: the pool has no such shard. Remove it"
             if run.exists(*folder, mark):
                 yield from _missing(run, folder, set(shards[:number]) - set(there))
@@ -246,6 +323,8 @@ def _annotations(run: Run, plan: Plan, shards: Sequence[str]) -> Iterator[str]:
                 judge(run, plan, shard, [name])
             except DamagedError as error:
                 yield str(error)
+            except OSError as error:
+                yield _unreadable(error, run.url(*plan.folder(name), f"{shard}.parquet"))
             except (ValueError, KeyError, IndexError, pa.ArrowException) as error:
                 file = run.url(*plan.folder(name), f"{shard}.parquet")
                 yield f"{file}: {name} cannot judge what it measured: {error}"
@@ -255,6 +334,12 @@ def _conservation(run: Run, plan: Plan) -> Iterator[str]:
     """Stages that lose rows, or say that they have measured what they have not."""
     try:
         stages = funnel(run, plan)["stages"]
+    except DamagedError as error:
+        yield str(error)
+        return
+    except OSError as error:
+        yield _unreadable(error, run.root)
+        return
     except (AssertionError, ValueError) as error:
         yield f"{run.root}: {error}"
         return
@@ -267,7 +352,7 @@ def _conservation(run: Run, plan: Plan) -> Iterator[str]:
             reached = pool.state(run, plan.decision(plan.before(name)[-1]))
         except FileNotFoundError:
             return
-        if run.read_mark(*path).get("complete_for") == reached:
+        if _mark(run, *path).get("complete_for") == reached:
             why = f"it calls {stage['not_measured']} rows measured that are not"
             yield str(run.damaged(why, *path))
 
@@ -300,7 +385,7 @@ def _export(run: Run, folder: tuple[str, ...]) -> Iterator[str]:
         return
     try:
         manifest = run.read_json(*folder, "manifest.json")
-    except DamagedError:  # told by now
+    except (DamagedError, OSError):  # told by now
         return
     digests = {file["name"]: file["sha256"] for file in manifest["files"]}
     digests |= {"README.md": manifest["card"]} if "card" in manifest else {}
@@ -308,10 +393,13 @@ def _export(run: Run, folder: tuple[str, ...]) -> Iterator[str]:
     digests |= {f"documents/{name}": sha256 for name, sha256 in documents.items()}
     for name, sha256 in digests.items():
         parts = (*folder, *name.split("/"))
-        if not run.exists(*parts):
-            yield str(run.damaged("it is missing", *parts))
-        elif export.digest(run, *parts) != sha256:
-            yield str(run.damaged("its bytes are not those of manifest.json", *parts))
+        try:
+            if not run.exists(*parts):
+                yield str(run.damaged("it is missing", *parts))
+            elif export.digest(run, *parts) != sha256:
+                yield str(run.damaged("its bytes are not those of manifest.json", *parts))
+        except OSError as error:
+            yield _unreadable(error, run.url(*parts))
     sealed = {f"images-{name.removesuffix('.jsonl')}.parquet" for name in documents}
     sealed = {f"documents/{name}" for name in (*sealed, "verdicts.parquet")}
     sealed = sealed if "documents" in manifest else set()
@@ -336,12 +424,18 @@ def _model(run: Run, name: str) -> Iterator[str]:
     except DamagedError as error:
         yield str(error)
         return
+    except OSError as error:
+        yield _unreadable(error, run.url("models", f"{name}.json"))
+        return
     found = run.files("models", name)
     for path, sha256 in digests.items():
         parts = ("models", name, *path.split("/"))
-        if path not in found:
-            yield str(run.damaged("it is missing", *parts))
-        elif run.sha256(*parts) != sha256:
-            yield str(run.damaged(CHANGED, *parts))
+        try:
+            if path not in found:
+                yield str(run.damaged("it is missing", *parts))
+            elif run.sha256(*parts) != sha256:
+                yield str(run.damaged(CHANGED, *parts))
+        except OSError as error:
+            yield _unreadable(error, run.url(*parts))
     for path in sorted(set(found) - set(digests)):
         yield f"{run.url('models', name, path)}: the training did not write it. Remove it"

@@ -61,10 +61,10 @@ class Progress:
             return
         self._bars = Bars(
             SpinnerColumn(),
-            TextColumn("{task.description:<10}"),
+            TextColumn("{task.description:<10}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("shards  {task.fields[told]}"),
+            TextColumn("shards  {task.fields[told]}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
         )

@@ -126,7 +126,7 @@ class _Seal:
         found = list(ENTRY.iter_unpack(entries))
         self.stops = [int(stop) for stop, _ in found]
         self.digests = [bytes(one) for _, one in found]
-        if self.stops[-1] != size - whole:
+        if self.stops[-1:] != [size - whole] or self.stops != sorted(self.stops):
             raise SealError(CHANGED)
         self.metadata = pq.read_metadata(pa.BufferReader(last(footer)))
 

@@ -28,6 +28,7 @@ import logging
 import os
 import posixpath
 import re
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -36,7 +37,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import lease, notation, seal
+from pipeline import lease, marks, notation, seal
 from pipeline.lease import RunBusyError
 from pipeline.seal import Buffer
 from stages.schema import POOL
@@ -149,6 +150,7 @@ class Run:
         """The run in a folder, or the branch of the run that lies above it.
 
         Raises:
+            DamagedError: It is a branch, and lies in no run.
             ValueError: The path is of a file, or a URL that holds a secret.
         """
         for _, fault in notation.faults(path):
@@ -158,7 +160,12 @@ class Run:
             run.check_place()
             return run
         branch = run.read_mark("run.json").get("branch", "")
-        return cls(run.root.removesuffix(f"/{branch}"), branch) if branch else run
+        if not branch:
+            return run
+        for root in (run.root, run.path if run.is_local else run.root):
+            if root.endswith(f"/{branch}"):
+                return cls(root.removesuffix(f"/{branch}"), branch)
+        raise run.damaged(f"it is of {branch} of a run, and does not lie there", "run.json")
 
     def check_place(self) -> None:
         """Refuse a file in the place of a folder.
@@ -217,15 +224,38 @@ class Run:
                 return {f.removesuffix(".parquet") for f in files if f.endswith(".parquet")}
         return set()
 
+    @contextlib.contextmanager
+    def _reading(self, *parts: str) -> Iterator[str]:
+        """The path of a file that is read; what goes wrong on the disk names it."""
+        path = self.at(*parts)
+        try:
+            self.admit(path)
+            yield path
+        except OSError as error:
+            if error.errno is not None and error.filename is None:
+                error.filename = self.url(*parts)
+            raise
+
+    def admit(self, path: str) -> None:
+        """Refuse what is no regular file: a pipe or a device may be read for ever.
+
+        Raises:
+            OSError: It is none.
+        """
+        if self.is_local and not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+
     def read(self, *parts: str) -> bytes:
         """The bytes of a file."""
         options = {"max_concurrency": 1} if self._is_s3 else {}  # its size is not asked for first
-        return bytes(self.fs.cat_file(self.at(*parts), **options))
+        with self._reading(*parts) as path:
+            return bytes(self.fs.cat_file(path, **options))
 
     def open(self, *parts: str) -> Any:
         """A file to read here and there: nothing is fetched ahead, a small one is fetched whole."""
         path = self.at(*parts)
         if self.is_local:
+            self.admit(path)
             return self.fs.open(path, "rb")
         try:
             end = self.fs.cat_file(path, start=-WHOLE_BYTES)
@@ -296,16 +326,18 @@ class Run:
         """A JSON file of `write_json`, or the default where it is not there.
 
         Raises:
-            DamagedError: It is not as it was written.
+            DamagedError: It is not as it was written, or holds what capfilt does not write there.
             FileNotFoundError: It is not there, and no default is given.
         """
         try:
-            return seal.open_json(self.read(*parts))
+            found = seal.open_json(self.read(*parts))
+            marks.check("/".join(parts), found)
+            return found
         except FileNotFoundError:
             if default is None:
                 raise
             return default
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self.damaged(error, *parts) from error
 
     def read_mark(self, *parts: str) -> dict[str, Any]:
@@ -340,7 +372,11 @@ class Run:
             DamagedError: It is not as it was written.
         """
         try:
-            with self.open(*parts) as file, seal.open_parquet(file) as parquet:
+            with (
+                self._reading(*parts),
+                self.open(*parts) as file,
+                seal.open_parquet(file) as parquet,
+            ):
                 yield parquet
         except seal.SealError as error:
             raise self.damaged(error, *parts) from error
@@ -381,7 +417,7 @@ class Run:
             DamagedError: It is not as it was written.
         """
         try:
-            with self.fs.open(self.at(*parts), "rb") as file:
+            with self._reading(*parts) as path, self.fs.open(path, "rb") as file:
                 return seal.check_parquet(file)
         except ValueError as error:
             raise self.damaged(error, *parts) from error
@@ -389,7 +425,7 @@ class Run:
     def sha256(self, *parts: str) -> str:
         """The SHA-256 of a file's bytes, in hex."""
         value = hashlib.sha256()
-        with self.fs.open(self.at(*parts), "rb") as file:
+        with self._reading(*parts) as path, self.fs.open(path, "rb") as file:
             while block := file.read(1 << 20):
                 value.update(block)
         return value.hexdigest()

@@ -54,7 +54,7 @@ def put(console: Console, table: Table) -> None:
 
 def funnel_table(found: dict[str, Any]) -> Table:
     """The funnel as a table for the terminal."""
-    table = Table(title=f"{found['name']}  {found['run']}", title_justify="left")
+    table = Table(title=cell(f"{found['name']}  {found['run']}"), title_justify="left")
     table.add_column("stage")
     table.add_column("state")
     for name in ("rows", "kept", "to do", "seconds"):
@@ -71,7 +71,7 @@ def funnel_table(found: dict[str, Any]) -> Table:
             f"{stage['kept']:,}",
             f"{stage['not_measured']:,}",
             f"{stage['seconds']:.1f}",
-            reasons,
+            cell(reasons),
         )
     return table
 
@@ -180,16 +180,17 @@ def _styled(word: str) -> Text:
 def ablation_tables(found: dict[str, Any]) -> Iterator[Table]:
     """The tables of `pipeline.ablation.collect` for the terminal."""
     for entry in found["tables"]:
-        table = Table(title=entry["title"], title_justify="left")
+        table = Table(title=cell(entry["title"]), title_justify="left")
         table.add_column("")
         for name in entry["rows"][0]["metrics"]:
-            table.add_column(name, justify="right")
+            table.add_column(cell(name), justify="right")
         for row in entry["rows"]:
             cells = (interval(metric["estimate"]) for metric in row["metrics"].values())
-            table.add_row(row["label"], *cells)
+            table.add_row(cell(row["label"]), *cells)
         for row in entry["rows"][1:]:
             cells = (interval(metric["difference"], "+") for metric in row["metrics"].values())
-            table.add_row(f"{row['label']} against {entry['rows'][0]['label']}", *cells)
+            label = f"{row['label']} against {entry['rows'][0]['label']}"
+            table.add_row(cell(label), *cells)
         yield table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 
 from stages.base import Stage, StageConfig
 from stages.schema import web_captions
+from stages.sources.place import is_local
 
 __all__ = [
     "VERDICTS",
@@ -235,7 +237,10 @@ def _digest(lines: bytes) -> bytes:
 
 def _read(file: str) -> bytes:
     try:
-        with fsspec.open(file, "rb") as opened:
+        source = fsspec.open(file, "rb")
+        if is_local(source.fs) and os.path.exists(source.path) and not os.path.isfile(source.path):
+            raise ValueError(f"review.file: {file}: not a regular file; give the file of decisions")
+        with source as opened:
             return bytes(opened.read())
     except FileNotFoundError:
         return b""

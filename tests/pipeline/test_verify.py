@@ -1,10 +1,13 @@
 """What `capfilt verify` finds, and what a run does with files that are not as they were written."""
 
+import contextlib
+import ctypes
 import io
 import json
 import os
 import random
 import shutil
+import struct
 from pathlib import Path
 
 import fakes
@@ -26,7 +29,7 @@ from pipeline.status import funnel
 from pipeline.store import Run
 from pipeline.training import Training
 from stages.formats import FORMATS
-from stages.review import Decision
+from stages.review import Decision, read_decisions
 
 
 def manifest(place, run):
@@ -191,19 +194,244 @@ def test_the_files_of_each_kind_that_are_missing_or_too_many_are_told(copy, plac
         ("list", "00000.parquet"),
     ):
         copy.remove(*parts)
+    Path(copy.at(*plan.folder("clean"), "00009.parquet")).write_bytes(b"")
     shutil.copy(copy.at("run.json"), copy.at("models", "new", "more.json"))
     faults = "\n".join(verify(copy))
     for text in (
-        "pool/00002.parquet: missing",
+        "pool/00002.parquet: missing. Run again: it is downloaded anew, and measured anew",
         f"{summary[-1]}/00001.parquet: missing",
-        "annotations/",
         "curated/README.md: damaged: it is missing",
         "models/new/README.md: damaged: it is missing",
         "list/00000.parquet: damaged: it does not go with _list.json",
         "more.json: the training did not write it",
-        "00002.parquet: the pool has no such shard",
+        "00009.parquet: the pool has no such shard. Remove it",
     ):
         assert text in faults
+    assert "00002.parquet: the pool has no" not in faults and "Errno" not in faults
+
+
+@contextlib.contextmanager
+def plain_rights():
+    """Let modes count for this thread, also where it is root's: no CAP_DAC_OVERRIDE, nor _READ."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("Ii", 0x20080522, 0)
+    held = ctypes.create_string_buffer(24)
+    assert libc.capget(header, held) == 0
+    effective, *others = struct.unpack("6I", held.raw)
+    assert libc.capset(header, struct.pack("6I", effective & ~0b110, *others)) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, held.raw) == 0
+
+
+def test_what_cannot_be_read_is_told_and_holds_up_nothing_else(copy, place, capsys):
+    plan = Plan(manifest(place, copy.root))
+    closed = [
+        copy.at("curated", f"{copy.shards('curated')[0]}.parquet"),
+        copy.at("exports", "urls", "manifest.json"),
+        copy.at("list", "00000.parquet"),
+        copy.at("pool", "00000.parquet"),
+        copy.at(*plan.folder("clean"), "00001.parquet"),
+        copy.at(*plan.folder("clean"), "_stage.json"),
+        copy.at(*plan.summary_folder("dedup"), "00001.parquet"),
+        copy.at("models", "new", "README.md"),
+        copy.at("report", "index.html"),
+        copy.at("reviews.jsonl"),
+        copy.at("exports", "llava"),
+    ]
+    hurt = [flip(copy, "pool", "00001.parquet"), flip(copy, "curated", "README.md")]
+    for path in closed:
+        os.chmod(path, 0)
+    try:
+        with plain_rights():
+            assert cli.main(["verify", copy.root]) == 1
+    finally:
+        os.chmod(copy.at("exports", "llava"), 0o700)
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    for path in closed:
+        assert f"{path}: cannot be read: Permission denied" in lines
+    assert not told.err
+    for path in hurt:
+        assert any(line.startswith(f"{path}: damaged: ") for line in lines)
+    assert {line.split(": ")[0] for line in lines} == {*closed, *hurt, "review"}
+
+
+@pytest.mark.parametrize("name", ["run.json", "models/new.json", "list/_list.json"])
+def test_marks_that_cannot_be_read_hold_up_nothing_else(copy, name):
+    hurt = flip(copy, "pool", "00001.parquet")
+    os.chmod(copy.at(name), 0)
+    with plain_rights():
+        faults = list(verify(copy))
+    assert f"{copy.at(name)}: cannot be read: Permission denied" in faults
+    assert any(fault.startswith(f"{hurt}: damaged") for fault in faults)
+
+
+def test_an_error_amid_a_file_names_it(tmp_path):
+    run = Run(str(tmp_path))
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "x").symlink_to("/proc/self/mem")  # a file that opens and cannot be read
+    with pytest.raises(OSError, match=r"x'$") as told:
+        run.sha256("pool", "x")
+    assert told.value.filename == run.at("pool", "x")
+
+
+def test_only_regular_files_of_the_run_are_opened(copy, place, tmp_path):
+    plan = Plan(manifest(place, copy.root))
+    shard, other = copy.at("pool", "00001.parquet"), tmp_path / "other.parquet"
+    shutil.move(shard, other)
+    os.symlink(other, shard)
+    strange = {
+        shard: "a link leads out of the run",
+        copy.at(*plan.folder("clean"), "00000.parquet"): "not a regular file",
+        copy.at("report", "pipe.html"): "not a regular file",
+        copy.at("curated", "_layout.json"): "not a regular file",
+        copy.at("models", "new", "README.md"): "not a regular file",
+        copy.at("exports", "urls", "README.md"): "a link leads out of the run",
+        copy.at("reviews.jsonl"): "not a regular file",
+    }
+    for path, why in strange.items():
+        if path != shard:
+            Path(path).unlink(missing_ok=True)
+            os.symlink("/etc/hostname", path) if "link" in why else os.mkfifo(path)
+    faults = list(verify(copy, plan))
+    for path, why in strange.items():
+        assert f"{path}: cannot be read: {why}" in faults
+    assert {fault.split(": ")[0] for fault in faults} == {*strange, "review"}
+    with pytest.raises(ValueError, match=r"reviews\.jsonl: not a regular file"):
+        read_decisions(copy.at("reviews.jsonl"))
+    with pytest.raises((OSError, ValueError), match="not a regular file"):
+        funnel(copy, plan)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../../etc/passwd", "/dev/zero", "/etc/passwd", "x/../../run.json", "", "a//b"]
+)
+def test_a_mark_names_nothing_outside_its_folder(copy, name):
+    for parts, change in (
+        (("curated", "manifest.json"), lambda mark: mark["files"][0].update(name=name)),
+        (("models", "new.json"), lambda mark: mark["files"].update({name: "0" * 64})),
+    ):
+        mark = copy.read_json(*parts)
+        change(mark)
+        copy.write_json(mark, *parts)
+        (fault,) = verify(copy)
+        assert fault.startswith(f"{copy.at(*parts)}: damaged: ")
+        assert "no path inside the folder" in fault
+        copy.remove(*parts)
+        copy.remove(*parts[:-1])
+
+
+@pytest.mark.parametrize("branch", ["../out", "..", "/tmp/out", "rounds/../../out", "chains/..", 2])
+def test_a_branch_leads_nowhere_else(tmp_path, branch, capsys):
+    run = runs.make_run(tmp_path / "run", Plan(runs.manifest(tmp_path / "run")), shards=1)
+    run.write_json({**run.read_json("run.json"), "branch": branch}, "run.json")
+    shutil.copytree(run.path, tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    for command in ("report", "status"):
+        assert cli.main([command, run.root]) == 2
+        told = capsys.readouterr().err
+        assert f"{run.at('run.json')}: damaged: its field 'branch': " in told
+    assert cli.main(["verify", run.root]) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_branch_is_found_from_inside_and_not_elsewhere(tmp_path, monkeypatch):
+    run = Run(str(tmp_path / "run"), "rounds/2")
+    run.write_json({"manifest": {}, "branch": "rounds/2"}, "run.json")
+    found = Run.find(f"{run.root}/rounds/2")
+    assert (found.root, found.branch) == (run.root, run.branch)
+    monkeypatch.chdir(tmp_path / "run")
+    for path in ("rounds/2", "./rounds/2"):
+        assert Run.find(path).at("run.json") == run.at("run.json")
+    monkeypatch.chdir(tmp_path / "run" / "rounds" / "2")
+    assert Run.find(".").at("run.json") == run.at("run.json")
+    shutil.move(tmp_path / "run" / "rounds" / "2", tmp_path / "alone")
+    with pytest.raises(ValueError, match=r"alone/run\.json: damaged: it is of rounds/2 of a run"):
+        Run.find(str(tmp_path / "alone"))
+
+
+VALUES = (None, True, -1, 1.5, 10**30, "x", "../x", [], [1], [[]], {}, {"x": 1}, [{"x": None}])
+"""What a field of sealed JSON may hold in a run that comes from elsewhere."""
+
+
+def places_of(value, path=()):
+    """The path of every value in a tree of JSON."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in parts:
+        yield (*path, key)
+        if isinstance(part, dict | list):
+            yield from places_of(part, (*path, key))
+
+
+def changed(value, path, other):
+    """A tree with another value at a path."""
+    if not path:
+        return other
+    made = value.copy()
+    made[path[0]] = changed(value[path[0]], path[1:], other)
+    return made
+
+
+def test_sealed_json_of_other_types_is_told_and_ends_no_command_otherwise(tmp_path, capsys):
+    plan = Plan(runs.manifest(tmp_path / "run"))
+    run = runs.make_run(tmp_path / "run", plan, shards=1, number=24)
+    its = {"fingerprint": "x", "measurement": {}, "identity": None, "content": None}
+    run.write_json({"rows": 24, "repeats": 0, "shards": 1, **its}, "list", "_list.json")
+    estimate = {"mean": 0.5, "low": None, "high": None}
+    metrics = {"x": {"values": [0.5], "estimate": estimate, "difference": None}}
+    table = {"title": "one", "rows": [{"label": "a", "metrics": metrics}] * 2}
+    run.write_json({"seeds": [0, 1], "tables": [table]}, "ablation.json")
+    run.write_json(runs.TRUTH, "truth.json")
+    scored = {"metrics": {"ir@1": 0.5, "intervals": {"ir@1": [0.4, 0.6]}}}
+    run.write_json({"a": scored, "b": scored}, "evaluation.json")
+    assert cli.main(["report", run.root]) == cli.main(["status", run.root]) == 0
+    sound = set(verify(run))
+    chance = random.Random(7)
+    marks = [
+        path
+        for path in run.files()
+        if path.endswith(".json") and not path.startswith(("report", "pipeline"))
+    ]
+    for number in range(40):
+        parts = tuple(chance.choice(marks).split("/"))
+        mark = run.read_json(*parts)
+        at = chance.choice(
+            [place for place in places_of(mark) if place[:1] != ("manifest",)] or [()]
+        )
+        if chance.random() < 0.1 or parts == ("run.json",):
+            at = at[:1]
+        run.write_json(changed(mark, at, chance.choice(VALUES)) if at else {}, *parts)
+        assert cli.main(["verify", run.root]) in (0, 1, 2)
+        assert cli.main(["status", run.root]) in (0, 1, 2)
+        if number % 5 == 0:
+            assert cli.main(["report", run.root]) in (0, 1, 2)
+        run.write_json(mark, *parts)
+    capsys.readouterr()
+    assert set(verify(run)) == sound
+
+
+@pytest.mark.parametrize("manifest", [None, [], "x", {}, {"name": 3}, {"stages": [], "name": "x"}])
+def test_a_record_without_a_manifest_is_told(tmp_path, manifest, capsys):
+    run = Run(str(tmp_path))
+    run.write_json({"manifest": manifest}, "run.json")
+    for command, status in (("verify", 1), ("status", 2), ("report", 2)):
+        assert cli.main([command, run.root]) == status
+        told = capsys.readouterr()
+        assert "run.json: " in told.out + told.err
+
+
+@pytest.mark.parametrize("name", ["x[/b]", "[a]b", "[bold]x[/]", ":smile: x\\[y]"])
+def test_a_path_is_told_as_it_is_written(tmp_path, name, capsys):
+    plan = Plan(runs.manifest(tmp_path / "run", ("download", "clean")))
+    run = runs.make_run(tmp_path / "run", plan, shards=1, number=20)
+    shutil.move(run.path, tmp_path / "q" / name)
+    root = str(tmp_path / "q" / name)
+    assert cli.main(["status", root]) == 0
+    assert root in capsys.readouterr().out
+    assert cli.main(["verify", root]) == 0
+    assert capsys.readouterr().out.startswith(f"{root}: every file is whole")
 
 
 def test_hostile_shards_are_told(copy, place):
