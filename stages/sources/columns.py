@@ -145,8 +145,8 @@ def recognise(columns: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def text_of(value: Any) -> str | None:
-    """A text of a JSON record, no longer than rows hold, or nothing where it is none."""
-    return clean(value[:LONGEST]) if isinstance(value, str) else None
+    """A text of a JSON record, of which no more is kept than tells that it is too long."""
+    return clean(value[: LONGEST + 1]) if isinstance(value, str) else None
 
 
 def uid_text(value: Any) -> str | None:

@@ -43,7 +43,8 @@ def rows(source: Source) -> Iterator[Row]:
                 yield row
         if cut:
             logger.warning(
-                "%s: %d rows have a text that is cut, or a URL left out, at %d characters",
+                "%s: %d rows have a text of more than %d characters; the rest of it is left out, "
+                "and a URL as long is not fetched",
                 place.path,
                 cut,
                 LONGEST,

@@ -27,8 +27,8 @@ Record = tuple[str | None, str | None, str | None, str | None]
 
 _LONGEST = 16 * 2**20  # characters of a line, and of a record of several
 _ROWS = 4096  # of a Parquet file at once, where they are narrow
-_BYTES = 2**26  # that these take about
-_FEW = 64  # of them, however wide, cost no more than the work on each
+_BYTES = 2**25  # that these take about
+_FEW = 32  # of them, however wide, cost no more than the work on each
 _SKEWED = 2**37  # bytes of a row group times its rows at once, as the wide ones may lie together
 _END = "\0the end of the file"  # a line that is put after the last one
 
@@ -148,7 +148,7 @@ def _read_parquet(place: Place, finder: Finder) -> Iterator[Record]:
 
 
 def _rows_at_once(file: pq.ParquetFile, stream: Any, group: int, names: list[str]) -> int:
-    """How many rows of a row group to decode at once, so that they take some 64 MiB.
+    """How many rows of a row group to decode at once, so that they take some 32 MiB.
 
     A text that many rows share lies once in the file, in a dictionary, and decoding copies it for
     each of them: the longest text of a dictionary counts as that of every row.

@@ -25,7 +25,7 @@ The last four are a `Location`. `file` is null where the image is to be fetched 
 """
 
 LONGEST = 2**16
-"""Characters of a text of a row: a longer one is cut there, and a URL of as many is none."""
+"""Characters of a text of a row: a longer caption or id is cut there, a longer URL is none."""
 
 
 class Location(NamedTuple):
@@ -60,7 +60,7 @@ class Row(NamedTuple):
         """Whether one of its texts is longer than rows hold."""
         url, caption, uid, _ = self
         return (
-            len(url) >= LONGEST
+            len(url) > LONGEST
             or (caption is not None and len(caption) > LONGEST)
             or (uid is not None and len(uid) > LONGEST)
         )
@@ -68,7 +68,7 @@ class Row(NamedTuple):
     def cut(self) -> Row:
         """The row with its texts cut; a URL that is to be fetched is left out instead."""
         url, caption, uid, location = self
-        if location is None and len(url) >= LONGEST:
+        if location is None and len(url) > LONGEST:
             url = ""
         return Row(url[:LONGEST], caption and caption[:LONGEST], uid and uid[:LONGEST], location)
 
