@@ -92,6 +92,14 @@ def _guarded(
     except (RunBusyError, RuntimeError, OSError) as problem:
         say(problem)
         return 1
+    except MemoryError:
+        error.print(
+            f"capfilt {options.command}: out of memory: lower download.shard_size, or "
+            "download.limit, as cutting a list takes 48 bytes for each of its rows",
+            highlight=False,
+            markup=False,
+        )
+        return 1
     except Exception as problem:
         if not type(problem).__module__.startswith("botocore."):  # no credentials, no such server
             raise

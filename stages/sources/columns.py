@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from stages.sources.config import Source
-from stages.sources.row import clean
+from stages.sources.row import LONGEST, clean
 
 __all__ = [
     "CAPTION_COLUMNS",
@@ -18,6 +19,7 @@ __all__ = [
     "URL_COLUMNS",
     "Columns",
     "Finder",
+    "keys",
     "recognise",
     "text_of",
     "uid_text",
@@ -30,6 +32,9 @@ CAPTION_COLUMNS = ("caption", "text", "alt_text", "alttext", "alt", "title", "tx
 UID_COLUMNS = ("uid", "id", "sample_id", "key")
 FILE_COLUMNS = ("file_name", "filename", "image", "path", "file")
 """Recognised names, in order of preference and in any case."""
+
+_HEAD = 1000  # records that tell the keys
+_WIDEST = 2**20  # characters of all keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,20 @@ class Finder:
         )
 
 
+def keys(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys of the first thousand records, each once, since a record may leave out a key."""
+    found: dict[str, None] = {}
+    size = 0
+    for record in itertools.islice(records, _HEAD):
+        for key in record:
+            if key not in found:
+                found[key] = None
+                size += len(key)
+        if size > _WIDEST:
+            break
+    return list(found)
+
+
 def recognise(columns: Sequence[str], names: Sequence[str]) -> str | None:
     """The first column that has one of the names, the names in order of preference."""
     lowered = {column.strip().lower().replace(" ", "_"): column for column in reversed(columns)}
@@ -126,8 +145,8 @@ def recognise(columns: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def text_of(value: Any) -> str | None:
-    """A text of a JSON record, or nothing where it is none."""
-    return clean(value) if isinstance(value, str) else None
+    """A text of a JSON record, of which no more is kept than tells that it is too long."""
+    return clean(value[: LONGEST + 1]) if isinstance(value, str) else None
 
 
 def uid_text(value: Any) -> str | None:

@@ -52,7 +52,7 @@ def shards(config: SourceConfig) -> Iterator[pa.Table]:
 def _shards(
     config: SourceConfig, bounds: list[int | None], repeats: npt.NDArray[np.int32]
 ) -> Iterator[pa.Table]:
-    columns: dict[str, list[Any]] = {name: [] for name in LIST.names}
+    rows: list[tuple[Any, ...]] = []
     position = 0
     for source, bound in zip(config.sources, bounds, strict=True):
         for row in _chosen(source, bound):
@@ -64,16 +64,18 @@ def _shards(
                 continue
             uid = uid_of(row.url, row.caption)
             place = row.location or (None, None, None, None)
-            cells = (uid, source.name, row.source_uid, row.url, row.caption, count, *place)
-            for column, cell in zip(columns.values(), cells, strict=True):
-                column.append(cell)
-            if len(columns["uid"]) == config.shard_size:
-                yield pa.table(columns, schema=LIST)
-                columns = {name: [] for name in LIST.names}
+            rows.append((uid, source.name, row.source_uid, row.url, row.caption, count, *place))
+            if len(rows) == config.shard_size:
+                yield _table(rows)
+                rows = []
     if position < len(repeats):
         raise _changed(config)
-    if columns["uid"]:
-        yield pa.table(columns, schema=LIST)
+    if rows:
+        yield _table(rows)
+
+
+def _table(rows: list[tuple[Any, ...]]) -> pa.Table:
+    return pa.table(dict(zip(LIST.names, zip(*rows, strict=True), strict=True)), schema=LIST)
 
 
 def _chosen(source: Source, bound: int | None) -> Iterator[Row]:

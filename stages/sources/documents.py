@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from stages.sources.columns import Finder, text_of
+from stages.sources.columns import Finder, keys, text_of
 from stages.sources.lists import Record, of_object
 from stages.sources.place import Place
 
@@ -16,7 +16,6 @@ __all__ = ["elements", "kind", "pairs", "records"]
 
 _CHUNK = 2**20  # bytes
 _LONGEST = 16 * 2**20  # characters of one element, so that a broken file is not read whole
-_HEAD = 1000  # records that tell the columns
 _NUMBER = ("", *"0123456789+-.eE")
 _KINDS = {
     "images": "coco",
@@ -40,12 +39,14 @@ def records(place: Place, finder: Finder) -> Iterator[Record]:
     Raises:
         ValueError: It is none, or no object has a column that is needed.
     """
-    objects = (entry if isinstance(entry, dict) else {} for entry in elements(place, ""))
-    head = list(itertools.islice(objects, _HEAD))
-    if not head:
+
+    def objects() -> Iterator[dict[str, Any]]:
+        return (entry if isinstance(entry, dict) else {} for entry in elements(place, ""))
+
+    if next(objects(), None) is None:
         return
-    columns = finder.find(list(dict.fromkeys(key for entry in head for key in entry)))
-    for entry in itertools.chain(head, objects):
+    columns = finder.find(keys(objects()))
+    for entry in objects():
         yield of_object(entry, columns)
 
 

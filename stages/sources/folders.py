@@ -6,12 +6,13 @@ import dataclasses
 import posixpath
 from collections.abc import Iterator
 
+from stages.sources import sidecars
 from stages.sources.columns import Finder
 from stages.sources.config import Source
 from stages.sources.lists import records
 from stages.sources.place import Place, is_image
-from stages.sources.row import Location, Row, clean
-from stages.sources.sidecars import LONGEST, SIDECARS, told
+from stages.sources.row import LONGEST, Location, Row, clean
+from stages.sources.sidecars import SIDECARS, told
 
 __all__ = ["rows"]
 
@@ -64,7 +65,7 @@ def _listed(place: Place, source: Source) -> Iterator[tuple[Row, str]]:
         metadata = dataclasses.replace(place, path=path, name=file, kind=kind)
         for url, caption, uid, name in records(metadata, Finder(path, source, needs="file")):
             if name:
-                name = posixpath.normpath(name)
+                name = posixpath.normpath(name[:LONGEST])
                 yield _row(place, name, url, caption, uid), name
             else:
                 yield Row("", caption, uid), ""
@@ -78,5 +79,5 @@ def _row(place: Place, path: str, url: str | None, caption: str | None, uid: str
 
 def _head(place: Place, path: str) -> bytes:
     with place.fs.open(posixpath.join(place.path, path), "rb") as stream:
-        content: bytes = stream.read(LONGEST)
+        content: bytes = stream.read(sidecars.LONGEST)
     return content

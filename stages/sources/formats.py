@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import posixpath
 from collections.abc import Iterator
 from typing import Any
@@ -15,13 +16,15 @@ from stages.sources.columns import Finder
 from stages.sources.config import Source, SourceConfig
 from stages.sources.place import FOLDER, Place, folder, is_image, places
 from stages.sources.reader import Reader
-from stages.sources.row import Location, Row
+from stages.sources.row import LONGEST, Location, Row
 
 __all__ = ["content_digest", "identity", "images", "pages", "rows"]
 
+logger = logging.getLogger(__name__)
+
 
 def rows(source: Source) -> Iterator[Row]:
-    """All rows of a source, in order.
+    """All rows of a source, in order, their texts cut after `LONGEST` characters.
 
     Raises:
         ValueError: It is missing, unreadable, or lacks a column.
@@ -31,7 +34,21 @@ def rows(source: Source) -> Iterator[Row]:
             raise ValueError(
                 f"download.source: `images` is the folder of a COCO json, which {place.path} is not"
             )
-        yield from _rows(place, source)
+        cut = 0
+        for row in _rows(place, source):
+            if row.is_long:
+                cut += 1
+                yield row.cut()
+            else:
+                yield row
+        if cut:
+            logger.warning(
+                "%s: %d rows have a text of more than %d characters; the rest of it is left out, "
+                "and a URL as long is not fetched",
+                place.path,
+                cut,
+                LONGEST,
+            )
 
 
 def images(source: str | Source) -> Iterator[tuple[str, bytes]]:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.sources.columns import Columns, Finder, text_of, uid_text
+from stages.sources.columns import Columns, Finder, keys, text_of, uid_text
 from stages.sources.place import Place
 from stages.sources.row import Row, decode
 
@@ -24,10 +25,12 @@ logger = logging.getLogger(__name__)
 Record = tuple[str | None, str | None, str | None, str | None]
 """The url, caption, uid and file of a record, each null where it has none."""
 
-BATCH = 4096
-_LONGEST = 16 * 2**20  # characters of a line
+_LONGEST = 16 * 2**20  # characters of a line, and of a record of several
+_ROWS = 4096  # of a Parquet file at once, where they are narrow
+_BYTES = 2**25  # that these take about
+_FEW = 32  # of them, however wide, cost no more than the work on each
+_SKEWED = 2**37  # bytes of a row group times its rows at once, as the wide ones may lie together
 _END = "\0the end of the file"  # a line that is put after the last one
-_HEAD = 1000  # records of JSON Lines that tell the columns
 
 
 def rows(place: Place, finder: Finder) -> Iterator[Row]:
@@ -59,12 +62,7 @@ def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
             io.BufferedReader(raw), encoding="utf-8-sig", errors="replace", newline=""
         ) as stream,
     ):
-        reader = csv.reader(
-            itertools.chain(lines(stream, place), [_END]),
-            delimiter="\t" if place.kind == "tsv" else ",",
-            quoting=csv.QUOTE_NONE if place.kind == "tsv" else csv.QUOTE_MINIMAL,
-        )
-        found = _closed(reader, place)
+        found = _delimited(stream, place)
         first = next((record for record in found if any(map(str.strip, record))), None)
         if first is None:
             return
@@ -91,19 +89,37 @@ def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
         logger.warning("%s: %d records have a wrong number of columns", place.path, wrong)
 
 
-def _closed(reader: Any, place: Place) -> Iterator[list[str]]:
+def _delimited(stream: Any, place: Place) -> Iterator[list[str]]:
     """The records before `_END`, which an open quote would make part of the last."""
-    began = 1
+    began, length = 1, 0
+
+    def refused(why: str) -> ValueError:
+        return ValueError(
+            f"download.source cannot be read as {place.kind}: {place.path}: {why} the record that "
+            f"begins at line {began}"
+        )
+
+    def of_record() -> Iterator[str]:
+        nonlocal length
+        for line in lines(stream, place):
+            length += len(line)
+            if length > _LONGEST:
+                raise refused(f"a quote is not closed within {_LONGEST >> 20} MiB in")
+            yield line
+        yield _END
+
+    reader = csv.reader(
+        of_record(),
+        delimiter="\t" if place.kind == "tsv" else ",",
+        quoting=csv.QUOTE_NONE if place.kind == "tsv" else csv.QUOTE_MINIMAL,
+    )
     for record in reader:
         if record == [_END]:
             return
         if record and record[-1].endswith(_END):
-            raise ValueError(
-                f"download.source cannot be read as {place.kind}: {place.path}: a quote in the "
-                f"record that begins at line {began} is never closed"
-            )
+            raise refused("a quote is never closed in")
         yield record
-        began = reader.line_num + 1
+        began, length = reader.line_num + 1, 0
 
 
 def lines(stream: Any, place: Place) -> Iterator[Any]:
@@ -124,26 +140,62 @@ def _looks_like_url(text: str) -> bool:
 def _read_parquet(place: Place, finder: Finder) -> Iterator[Record]:
     with place.open() as stream, pq.ParquetFile(stream, buffer_size=2**20) as file:
         columns = finder.find(file.schema_arrow.names)
-        for batch in file.iter_batches(batch_size=BATCH, columns=columns.wanted()):
-            yield from _of_batch(batch, columns, place)
+        wanted = columns.wanted()
+        for group in range(file.num_row_groups):
+            rows = _rows_at_once(file, stream, group, wanted)
+            for batch in file.iter_batches(rows, row_groups=[group], columns=wanted):
+                yield from _of_batch(batch, columns, place)
+
+
+def _rows_at_once(file: pq.ParquetFile, stream: Any, group: int, names: list[str]) -> int:
+    """How many rows of a row group to decode at once, so that they take some 32 MiB.
+
+    A text that many rows share lies once in the file, in a dictionary, and decoding copies it for
+    each of them: the longest text of a dictionary counts as that of every row.
+    """
+    about = file.metadata.row_group(group)
+    most, packed = _ROWS, []
+    for index in range(about.num_columns):
+        column = about.column(index)
+        name, size = column.path_in_schema, max(column.total_uncompressed_size, 1)
+        if name not in names or column.physical_type != "BYTE_ARRAY":
+            continue
+        most = min(most, max(_BYTES * about.num_rows // size, 1), max(_SKEWED // size, _FEW))
+        if size * _FEW * 4 < _BYTES:  # no text is longer than all of them
+            most = min(most, _BYTES // size)
+        elif column.has_dictionary_page:
+            packed.append(name)
+        elif "DELTA_BYTE_ARRAY" in column.encodings:
+            most = min(most, _FEW)
+    with pq.ParquetFile(
+        stream, metadata=file.metadata, read_dictionary=packed, buffer_size=2**20
+    ) as dictionaries:
+        for name in packed:
+            for batch in dictionaries.iter_batches(16, row_groups=[group], columns=[name]):
+                lengths = pc.binary_length(batch.column(0).dictionary)
+                if longest := pc.max(lengths).as_py():
+                    most = min(most, max(_BYTES // longest, 1))
+                    break
+    return most
 
 
 def _read_jsonl(place: Place, finder: Finder) -> Iterator[Record]:
-    with place.open() as raw, io.BufferedReader(raw) as stream:
-        filled = (line for line in lines(stream, place) if line.strip())
-        # A record may leave out a key, so the columns are those of many records.
-        head = list(itertools.islice(filled, _HEAD))
-        if not head:
-            return
-        keys = list(dict.fromkeys(key for line in head for key in _json_object(line)))
-        if not keys:
-            raise ValueError(
-                f"download.source must have one JSON object a line: {place.path} starts with "
-                f"{head[0][:40]!r}"
-            )
-        columns = finder.find(keys)
-        for line in itertools.chain(head, filled):
+    names = keys(map(_json_object, _filled(place)))
+    if names:
+        columns = finder.find(names)
+        for line in _filled(place):
             yield of_object(_json_object(line), columns)
+    elif (first := next(_filled(place), None)) is not None:
+        raise ValueError(
+            f"download.source must have one JSON object a line: {place.path} starts with "
+            f"{first[:40]!r}"
+        )
+
+
+def _filled(place: Place) -> Iterator[bytes]:
+    """The lines that are not blank."""
+    with place.open() as raw, io.BufferedReader(raw) as stream:
+        yield from filter(bytes.strip, lines(stream, place))
 
 
 READERS = {

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from stages.schema import POOL
 
-__all__ = ["LIST", "Location", "Row", "clean", "decode"]
+__all__ = ["LIST", "LONGEST", "Location", "Row", "clean", "decode"]
 
 LIST = pa.schema(
     [POOL.field(name) for name in ("uid", "source", "source_uid", "url", "caption", "repeats")]
@@ -23,6 +23,9 @@ LIST = pa.schema(
 
 The last four are a `Location`. `file` is null where the image is to be fetched from `url`.
 """
+
+LONGEST = 2**16
+"""Characters of a text of a row: a longer caption or id is cut there, a longer URL is none."""
 
 
 class Location(NamedTuple):
@@ -51,6 +54,23 @@ class Row(NamedTuple):
     caption: str | None = None
     source_uid: str | None = None
     location: Location | None = None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether one of its texts is longer than rows hold."""
+        url, caption, uid, _ = self
+        return (
+            len(url) > LONGEST
+            or (caption is not None and len(caption) > LONGEST)
+            or (uid is not None and len(uid) > LONGEST)
+        )
+
+    def cut(self) -> Row:
+        """The row with its texts cut; a URL that is to be fetched is left out instead."""
+        url, caption, uid, location = self
+        if location is None and len(url) > LONGEST:
+            url = ""
+        return Row(url[:LONGEST], caption and caption[:LONGEST], uid and uid[:LONGEST], location)
 
 
 def clean(text: str) -> str:

@@ -9,6 +9,8 @@ import io
 import json
 import os
 import random
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from pipeline.look import look
 from stages import sources
 from stages.download import DownloadConfig
 from stages.sources import LIST, Location, Reader
+from stages.sources.row import LONGEST
 from tests.fakes import jpeg
 
 ROUNDS = int(os.environ.get("CAPFILT_FUZZ_LISTS", "600"))
@@ -255,7 +258,108 @@ def test_of_columns_that_differ_in_case_the_first_counts_unless_named(tmp_path: 
 def test_a_line_of_ten_megabytes_is_a_row(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"url,caption\nhttp://a.test/1," + b"x" * 10**7 + b"\nhttp://a.test/2,y\n")
-    assert [len(row["caption"]) for row in rows(path)] == [10**7, 1]
+    assert [len(row["caption"]) for row in rows(path)] == [LONGEST, 1]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet"])
+def test_a_text_is_cut_at_its_bound_and_a_url_beyond_it_is_none(tmp_path: Path, kind: str) -> None:
+    urls = ["http://a.test/".ljust(length, "u") for length in (LONGEST, LONGEST + 1, 20, 21)]
+    texts = ["a", "b", "\U0001f600" * LONGEST, "é" * (LONGEST + 1)]
+    pairs = [{"url": url, "caption": text} for url, text in zip(urls, texts, strict=True)]
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        path.write_bytes(columns(url=urls, caption=texts))
+    elif kind == "csv":
+        path.write_text(
+            "url,caption\n" + "".join(f"{u},{t}\n" for u, t in zip(urls, texts, strict=True))
+        )
+    else:
+        path.write_text(json.dumps(pairs) if kind == "json" else "\n".join(map(json.dumps, pairs)))
+    assert [(row["url"], row["caption"]) for row in rows(path)] == [
+        (urls[0], "a"),
+        ("", "b"),
+        (urls[2], texts[2]),
+        (urls[3], "é" * LONGEST),
+    ]
+
+
+def shared(rows: int, text: str, nulls: int = 0) -> bytes:
+    """Rows that share a caption, which lies in the file once; the first ones have none."""
+    indices = pa.array([None] * nulls + [0] * (rows - nulls), pa.int32())
+    caption = pa.DictionaryArray.from_arrays(indices, pa.array([text]))
+    table = pa.table({"url": [f"http://a.test/{n}" for n in range(rows)], "caption": caption})
+    return parquet(
+        table,
+        use_dictionary=["caption"],
+        dictionary_pagesize_limit=2**30,
+        compression="zstd",
+        store_schema=False,
+    )
+
+
+def wide(rows: int, length: int, **options: Any) -> bytes:
+    """Rows with captions of their own, some hundred of them wide and all others narrow."""
+    urls = [f"http://a.test/{n}" for n in range(rows)]
+    captions = [f"{n} ".ljust(length if n < 300 else 1, "x") for n in range(rows)]
+    table = pa.table({"url": urls, "caption": captions})
+    return parquet(table, compression="zstd", data_page_size=2**20, **options)
+
+
+PLAIN: dict[str, Any] = {"use_dictionary": False}
+DELTA: dict[str, Any] = {**PLAIN, "column_encoding": {"caption": "DELTA_BYTE_ARRAY"}}
+BOMBS = {
+    "shared.parquet": lambda: (1500, shared(1500, "x" * 10**6)),
+    "late.parquet": lambda: (1200, shared(1200, "x" * 10**6, 900)),
+    "plain.parquet": lambda: (300, wide(300, 10**6, **PLAIN)),
+    "delta.parquet": lambda: (400, wide(400, 10**6, **DELTA)),
+    "head.jsonl.gz": lambda: (
+        100,
+        b"".join(
+            gzip.compress(b'{"url": "http://a.test/%d", "caption": "%s"}\n' % (n, b"x" * 10**7), 1)
+            for n in range(100)
+        ),
+    ),
+}
+CHILD = """
+import resource, sys
+from pathlib import Path
+from stages import sources
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+before = peak()
+config = sources.SourceConfig(source=sys.argv[1], shard_size=100)
+print(sum(table.num_rows for table in sources.shards(config)), peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_list_of_wide_texts_takes_little_memory(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    number, content = BOMBS[name]()
+    path.write_bytes(content)
+    assert len(content) < 10_000_000
+    ran = subprocess.run(
+        [sys.executable, "-c", CHILD, str(path)],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found, growth = ran.stdout.split()
+    assert int(found) == number
+    assert float(growth) < 900, f"{growth} MiB for {len(content)} bytes"
+
+
+def test_a_record_of_many_lines_is_refused_by_its_first(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv.gz"
+    field = b'"' + b"x" * 10**6 + b'\n",'
+    path.write_bytes(gzip.compress(b"url,caption\na,b\n" + field * 40 + b"c\n", 1))
+    with pytest.raises(ValueError, match=r"within 16 MiB in the record that begins at line 3"):
+        rows(path)
 
 
 def entries() -> Iterator[tarfile.TarInfo]:
