@@ -304,6 +304,7 @@ def wide(rows: int, length: int, **options: Any) -> bytes:
 
 PLAIN: dict[str, Any] = {"use_dictionary": False}
 DELTA: dict[str, Any] = {**PLAIN, "column_encoding": {"caption": "DELTA_BYTE_ARRAY"}}
+WIDE = gzip.compress(b"x" * 10**7 + b'"}\n')
 BOMBS = {
     "shared.parquet": lambda: (1500, shared(1500, "x" * 10**6)),
     "late.parquet": lambda: (1200, shared(1200, "x" * 10**6, 900)),
@@ -312,7 +313,7 @@ BOMBS = {
     "head.jsonl.gz": lambda: (
         100,
         b"".join(
-            gzip.compress(b'{"url": "http://a.test/%d", "caption": "%s"}\n' % (n, b"x" * 10**7), 1)
+            gzip.compress(b'{"url": "http://a.test/%d", "caption": "' % n) + WIDE
             for n in range(100)
         ),
     ),
