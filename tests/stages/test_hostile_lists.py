@@ -311,10 +311,10 @@ BOMBS = {
     "plain.parquet": lambda: (300, wide(300, 10**6, **PLAIN)),
     "delta.parquet": lambda: (400, wide(400, 10**6, **DELTA)),
     "head.jsonl.gz": lambda: (
-        100,
+        40,
         b"".join(
             gzip.compress(b'{"url": "http://a.test/%d", "caption": "' % n) + WIDE
-            for n in range(100)
+            for n in range(40)
         ),
     ),
 }
@@ -349,7 +349,8 @@ def test_a_small_list_of_wide_texts_takes_little_memory(tmp_path: Path, name: st
     assert ran.returncode == 0, ran.stderr
     found, growth = ran.stdout.split()
     assert int(found) == number
-    assert float(growth) < 900, f"{growth} MiB for {len(content)} bytes"
+    most = 350 if name == "head.jsonl.gz" else 900
+    assert float(growth) < most, f"{growth} MiB for {len(content)} bytes"
 
 
 def test_a_record_of_many_lines_is_refused_by_its_first(tmp_path: Path) -> None:
