@@ -36,11 +36,15 @@ def rows(source: Source) -> Iterator[Row]:
             )
         cut = 0
         for row in _rows(place, source):
-            if row.is_long:
+            url, caption, uid, _ = row
+            if (
+                len(url) > LONGEST
+                or (caption and len(caption) > LONGEST)
+                or (uid and len(uid) > LONGEST)
+            ):
                 cut += 1
-                yield row.cut()
-            else:
-                yield row
+                row = row.cut()
+            yield row
         if cut:
             logger.warning(
                 "%s: %d rows have a text of more than %d characters; the rest of it is left out, "

@@ -172,9 +172,10 @@ def _rows_at_once(file: pq.ParquetFile, stream: Any, group: int, names: list[str
     ) as dictionaries:
         for name in packed:
             for batch in dictionaries.iter_batches(16, row_groups=[group], columns=[name]):
-                lengths = pc.binary_length(batch.column(0).dictionary)
-                if longest := pc.max(lengths).as_py():
-                    most = min(most, max(_BYTES // longest, 1))
+                packs: Any = batch.column(0)
+                lengths: Any = pc.binary_length(packs.dictionary)
+                if len(lengths):
+                    most = min(most, max(_BYTES // max(int(lengths.to_numpy().max()), 1), 1))
                     break
     return most
 

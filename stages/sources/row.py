@@ -55,16 +55,6 @@ class Row(NamedTuple):
     source_uid: str | None = None
     location: Location | None = None
 
-    @property
-    def is_long(self) -> bool:
-        """Whether one of its texts is longer than rows hold."""
-        url, caption, uid, _ = self
-        return (
-            len(url) > LONGEST
-            or (caption is not None and len(caption) > LONGEST)
-            or (uid is not None and len(uid) > LONGEST)
-        )
-
     def cut(self) -> Row:
         """The row with its texts cut; a URL that is to be fetched is left out instead."""
         url, caption, uid, location = self

@@ -307,16 +307,17 @@ def wide(rows: int, length: int, **options: Any) -> bytes:
 
 PLAIN: dict[str, Any] = {"use_dictionary": False}
 DELTA: dict[str, Any] = {**PLAIN, "column_encoding": {"caption": "DELTA_BYTE_ARRAY"}}
+WIDE = gzip.compress(b"x" * 10**7 + b'"}\n')
 BOMBS = {
     "shared.parquet": lambda: (1500, shared(1500, "x" * 10**6)),
     "late.parquet": lambda: (1200, shared(1200, "x" * 10**6, 900)),
     "plain.parquet": lambda: (300, wide(300, 10**6, **PLAIN)),
     "delta.parquet": lambda: (400, wide(400, 10**6, **DELTA)),
     "head.jsonl.gz": lambda: (
-        100,
+        40,
         b"".join(
-            gzip.compress(b'{"url": "http://a.test/%d", "caption": "%s"}\n' % (n, b"x" * 10**7), 1)
-            for n in range(100)
+            gzip.compress(b'{"url": "http://a.test/%d", "caption": "' % n) + WIDE
+            for n in range(40)
         ),
     ),
 }
@@ -351,7 +352,8 @@ def test_a_small_list_of_wide_texts_takes_little_memory(tmp_path: Path, name: st
     assert ran.returncode == 0, ran.stderr
     found, growth = ran.stdout.split()
     assert int(found) == number
-    assert float(growth) < 900, f"{growth} MiB for {len(content)} bytes"
+    most = 350 if name == "head.jsonl.gz" else 900
+    assert float(growth) < most, f"{growth} MiB for {len(content)} bytes"
 
 
 def test_a_record_of_many_lines_is_refused_by_its_first(tmp_path: Path) -> None:
