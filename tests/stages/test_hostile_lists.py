@@ -316,8 +316,7 @@ BOMBS = {
     "head.jsonl.gz": lambda: (
         40,
         b"".join(
-            gzip.compress(b'{"url": "http://a.test/%d", "caption": "' % n) + WIDE
-            for n in range(40)
+            gzip.compress(b'{"url": "http://a.test/%d", "caption": "' % n) + WIDE for n in range(40)
         ),
     ),
 }
