@@ -94,8 +94,8 @@ def _guarded(
         return 1
     except MemoryError:
         error.print(
-            f"capfilt {options.command}: out of memory: lower download.shard_size, or "
-            "download.limit, as cutting a list takes 48 bytes for each of its rows",
+            f"capfilt {options.command}: out of memory. Give it more, or lower "
+            "download.shard_size or download.limit: of a list it holds a shard and 48 bytes a row",
             highlight=False,
             markup=False,
         )
