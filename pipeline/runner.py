@@ -79,7 +79,8 @@ class Runner:
             IncompleteError: What it reads is not complete, or the run holds another list's pool.
             ValueError: The source is nowhere, and the pool is not finished.
         """
-        self._listed()
+        if self.plan.names:  # a manifest may do nothing but train
+            self._listed()
         if first not in (None, DownloadStage.name):
             self._require(str(first))
         old = self.run.read_mark("run.json").get("measurement", {})
