@@ -6,8 +6,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import fakes`
 
-# A background job of a shell ignores it, and so would the commands that tests interrupt.
+# A background job of a shell ignores the one, nohup the other, and so would the commands that tests
+# interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -209,7 +209,7 @@ SHARES = (
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     number=st.integers(SHARD + 1, 60),
