@@ -165,13 +165,10 @@ class Training:
 
     def progress(self) -> str:
         """How far a training that another process carries out has come; empty before it starts."""
-        name = f"{self.name}.partial"
-        if not self.run.exists("models", name, "metrics.jsonl"):
-            return ""
-        lines = self.run.read("models", name, "metrics.jsonl").rstrip().rsplit(b"\n", 1)
         try:
-            row = json.loads(lines[-1])
-        except ValueError:  # the line is being written
+            lines = self.run.read("models", f"{self.name}.partial", "metrics.jsonl").rstrip()
+            row = json.loads(lines.rsplit(b"\n", 1)[-1])
+        except (FileNotFoundError, ValueError):  # it has not begun, or the line is being written
             return ""
         of = f" of {self.config.steps}" if self.config.steps else f", epoch {row['epoch'] + 1}"
         return (
