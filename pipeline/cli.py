@@ -93,12 +93,8 @@ def _guarded(
         say(problem)
         return 1
     except MemoryError:
-        error.print(
-            f"capfilt {options.command}: out of memory. Give it more, or lower "
-            "download.shard_size or download.limit: of a list it holds a shard and 48 bytes a row",
-            highlight=False,
-            markup=False,
-        )
+        told = "out of memory. Give it more, or lower download.shard_size or download.limit"
+        say(MemoryError(f"{told}: of a list it holds a shard and 48 bytes a row"))
         return 1
     except Exception as problem:
         if not type(problem).__module__.startswith("botocore."):  # no credentials, no such server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -240,7 +239,7 @@ class Crew:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if _is_memory(cause):
                 return Death(told=_line(cause), is_memory=True)
-            if told := refusal(cause, tempfile.gettempdir()):  # only those files have no name
+            if told := refusal(cause):
                 raise CrewError(
                     f"{duty.name}: {told}, and give the same command again: every shard that is "
                     "committed stands"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 
 __all__ = ["refusal"]
 
@@ -22,17 +23,18 @@ _NUMBER = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust, as safetensors, tell the number of an error."""
 
 
-def refusal(error: BaseException, place: str) -> str | None:
+def refusal(error: BaseException, place: str = "") -> str | None:
     """The file, what is refused of it and what to do, in a line; None for any other error.
 
     Args:
         error: What was raised.
-        place: What to name where the error names no file.
+        place: What to name where the error names no file; by default the folder of temporary
+            ones, as those of workers do not.
     """
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (told := _NUMBER.search(str(error))):
         number = int(told[1])
     if number not in REMEDIES:
         return None
-    file = getattr(error, "filename", None) or place
+    file = getattr(error, "filename", None) or place or tempfile.gettempdir()
     return f"{file}: {os.strerror(number).lower()}. {REMEDIES[number]}"

@@ -409,15 +409,13 @@ class Summary:
     def _sizes(self, step: str, task: int) -> Int64s:
         """(parts,) how many rows a task of a step has sent to each task of the next."""
         with self.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
-            sent = json.loads((parquet.schema_arrow.metadata or {})[b"to"])
+            sent = _sent(parquet)
             numbers = [parquet.metadata.row_group(index).num_rows for index in range(len(sent))]
         return np.bincount(sent, numbers, self.parts).astype(np.int64)
 
     def _read(self, step: str, task: int, to: int = 0) -> pa.Table:
         with self.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
-            schema = parquet.schema_arrow
-            sent = enumerate(json.loads((schema.metadata or {})[b"to"]))
-            groups = [index for index, one in sent if one == to]
+            groups = [index for index, one in enumerate(_sent(parquet)) if one == to]
             return parquet.read_row_groups(groups).replace_schema_metadata()
 
 
@@ -492,6 +490,12 @@ def laid_out(mask: Mask, part: pa.Table) -> pa.Table:
     positions: Any = pa.array(np.cumsum(mask) - 1, pa.int64(), mask=~mask)
     laid: pa.Table = part.combine_chunks().take(positions)
     return laid
+
+
+def _sent(parquet: pq.ParquetFile) -> list[int]:
+    """The task that each row group is sent to."""
+    found: list[int] = json.loads((parquet.schema_arrow.metadata or {})[b"to"])
+    return found
 
 
 def _with_row(table: pa.Table, row: Int64s) -> pa.Table:

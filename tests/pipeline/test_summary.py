@@ -168,14 +168,19 @@ def both_ways(name, config, rows, part_rows, group_rows, crashes=False):
         shutil.rmtree(root)
 
 
+POOLS = {
+    "seed": st.integers(0, 2**32),
+    "number": st.integers(SHARD + 1, 60),
+    "part_rows": st.integers(1, SHARD),
+    "group_rows": st.integers(1, 30),
+    "crashes": st.booleans(),
+}
+
+
 @settings(max_examples=15, deadline=None)
 @given(
-    seed=st.integers(0, 2**32),
-    number=st.integers(SHARD + 1, 60),
-    part_rows=st.integers(1, SHARD),
-    group_rows=st.integers(1, 30),
+    **POOLS,
     most=st.sampled_from((1, 10)),
-    crashes=st.booleans(),
 )
 def test_dedup_in_parts(seed, number, part_rows, group_rows, most, crashes):
     rows = dedup_rows(random.Random(seed), number)
@@ -186,12 +191,8 @@ def test_dedup_in_parts(seed, number, part_rows, group_rows, most, crashes):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    seed=st.integers(0, 2**32),
-    number=st.integers(SHARD + 1, 60),
-    part_rows=st.integers(1, SHARD),
-    group_rows=st.integers(1, 30),
+    **POOLS,
     most=st.integers(1, 5),
-    crashes=st.booleans(),
 )
 def test_select_in_parts(seed, number, part_rows, group_rows, most, crashes):
     rows = select_rows(random.Random(seed), number)
@@ -211,13 +212,9 @@ SHARES = (
 
 @settings(max_examples=15, deadline=None)
 @given(
-    seed=st.integers(0, 2**32),
-    number=st.integers(SHARD + 1, 60),
-    part_rows=st.integers(1, SHARD),
-    group_rows=st.integers(1, 30),
+    **POOLS,
     share=st.sampled_from(SHARES),
     sample_rows=st.integers(1, 9),
-    crashes=st.booleans(),
 )
 def test_a_share_in_parts(seed, number, part_rows, group_rows, share, sample_rows, crashes):
     uids, rows = select_rows(random.Random(seed), number)
