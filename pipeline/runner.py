@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -69,10 +68,11 @@ class Runner:
         self._dropped: set[tuple[str, ...]] = set()
         self._list: dict[str, Any] = {}
 
-    def record(self, first: str | None = None) -> None:
+    def record(self, names: Sequence[str] = (), first: str | None = None) -> None:
         """Write down what runs: the resolved manifest, versions and the machine.
 
         Args:
+            names: The stages that may measure; the models of no others are looked at.
             first: The stage, or export, that is to be carried out first, if any.
 
         Raises:
@@ -83,13 +83,13 @@ class Runner:
             self._listed()
         if first not in (None, DownloadStage.name):
             self._require(str(first))
-        old = self.run.read_mark("run.json").get("measurement", {})
+        before = self.run.read_mark("run.json")
+        old = before.get("measurement", {})
         packages = ("ray", "torch", "transformers", "pyarrow", "img2dataset", "datasketch", "spacy")
         record: Any = {
             "manifest": dict(self.manifest.source),
             "branch": self.manifest.branch,
             "settings": {n: c.settings() for n, c in self.manifest.stages.items()},
-            "measurement": self._measurements(old),
             "versions": {
                 "capfilt": metadata.version("capfilt"),
                 "python": platform.python_version(),
@@ -98,26 +98,20 @@ class Runner:
             "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
         }
         record = _plain(record)
+        record["measurement"] = {
+            name: _plain(self.manifest.stages[name].measurement()) if name in names else old[name]
+            for name in self.plan.names
+            if name != ReviewStage.name
+            and not self.plan.trainings(self.manifest.stages[name])
+            and (name in names or _same(name, before, record))
+        }
         for name, now in record["measurement"].items():
             was, found = revisions(old.get(name, {})), revisions(now)
             for role in sorted(role for role in was.keys() & found if was[role] != found[role]):
                 told = f"its {role} is not the one that has measured; rows are measured anew"
                 self.progress.say(f"{name:<10} {told}")
-        if self.run.read_mark("run.json") != record:
+        if before != record:
             self.run.write_json(record, "run.json")
-
-    def _measurements(self, old: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the stages whose models lie outside the run; as of old where one is out of reach."""
-        found = {}
-        for name in self.plan.names:
-            config = self.manifest.stages[name]
-            if name == ReviewStage.name or self.plan.trainings(config):
-                continue
-            try:
-                found[name] = config.measurement()
-            except (FileNotFoundError, ValueError):
-                found |= {name: old[name]} if name in old else {}
-        return found
 
     def stage(self, name: str) -> None:
         """Carry out one stage, or export, over the whole pool.
@@ -460,7 +454,7 @@ class Runner:
         if not isinstance(error, RayTaskError):
             return str(error)
         cause = error.cause if isinstance(error.cause, Exception) else error
-        if refused := refusal(cause, place or tempfile.gettempdir()):
+        if refused := refusal(cause, place):
             return refused
         told, trace = f"{type(cause).__name__}: {cause}", ("failures", f"{what}.txt")
         try:
@@ -492,6 +486,12 @@ def _failure(name: str, failed: Mapping[str, str], number: int) -> str:
         f"Shard {shard}: {why}\n"
         "Mend the cause and give the same command again: only these shards are done anew"
     )
+
+
+def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether what is recorded of a stage's measurement is of the settings that it has now."""
+    is_known = name in before.get("measurement", {})
+    return is_known and before["settings"].get(name) == now["settings"].get(name)
 
 
 def _plain(value: Any) -> Any:

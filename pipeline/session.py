@@ -111,7 +111,7 @@ class Session:
                 except ValueError as error:
                     raise ValueError(f"{name}.{role}: {error}") from None
             config.measurement()  # asks for the revision of its model
-        self.runner.record(first)
+        self.runner.record(names, first)
 
     def outline(self, until: str | None = None) -> list[str]:
         """What `run` would do, in order, a line each."""
