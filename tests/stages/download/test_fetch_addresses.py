@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
 import pytest
-from hosts import Internet, Server, fetcher, ok, outcome, reason, status
+from hosts import Internet, Server, ok, outcome, outcomes, reason, status
 
-from stages.fetch import FetchError
-from stages.pace import Frontier
-
-
-def test_a_host_without_an_answer_from_its_name_server_does_not_outlast_the_deadline() -> None:
-    answered = threading.Event()
-
-    def resolve(host: str) -> list[str]:
-        answered.wait(20)
-        return []
-
-    assert reason("http://slow.test/", timeout=0.3, resolve=resolve) == "timeout"
-    answered.set()
+from stages.download.fetch import FetchError
 
 
 @pytest.mark.parametrize("location", ["http://127.0.0.1/", "http://inside.test/robots.txt"])
@@ -92,33 +77,18 @@ def test_a_name_without_an_address_has_its_reason(server: Server) -> None:
         Internet(server, {}).fetcher().fetch("http://nowhere.test/")
 
 
-def test_a_name_that_is_slowly_looked_up_occupies_one_thread(server: Server) -> None:
-    others_done = threading.Event()
+def test_names_with_private_addresses_see_no_connection(server: Server) -> None:
+    inside = ["127.0.0.1", "169.254.169.254", "::1", "10.0.0.1"]
+    names = {f"n{i}.test": [[inside[i % 4]]] for i in range(2000)}
+    internet = Internet(server, names)
+    urls = {name: f"{('http', 'https')[i % 2]}://{name}/" for i, name in enumerate(names)}
+    assert set(outcomes(internet.fetcher(), urls).values()) == {"blocked_address"}
+    assert not internet.dialled
 
-    def resolve(host: str) -> list[str]:
-        if host == "slow.test":
-            others_done.wait(20)
-        return ["127.0.0.1"]
 
-    server.answers["/"] = ok(b"a")
-    one = fetcher(resolve=resolve, timeout=20.0)
-    frontier: Frontier[Any] = Frontier(one.pace)
-    for index in range(10):
-        frontier.add(index, one.steps(server.url("/", "slow.test")))
-    frontier.add("quick", one.steps(server.url("/", "quick.test")))
-    ended: list[Any] = []
-
-    def work() -> None:
-        while (found := frontier.next()) is not None:
-            ended.append(found)
-            if found[0] == "quick":
-                others_done.set()
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert ended[0][0] == "quick"
-    assert len(ended) == 11
-    assert not [found for found in ended if isinstance(found[1], Exception)]
+def test_a_name_that_turns_private_is_not_followed_there(server: Server) -> None:
+    server.answers["/a"] = status(302, "Location: http://turns.test/b")
+    server.answers["/b"] = ok(b"b")
+    internet = Internet(server, {"turns.test": [["93.184.216.34"], ["10.0.0.1"]]})
+    assert outcome(internet.fetcher(), "http://turns.test/a") == "blocked_address"
+    assert internet.dialled == ["93.184.216.34"]

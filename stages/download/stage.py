@@ -1,4 +1,4 @@
-"""Download: each row of a list to its image, decoded, resized and encoded, or to a reason."""
+"""The stage: rows of a list to images, decoded, resized and encoded, or to reasons."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from email.message import Message
 from queue import SimpleQueue
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from models.images import MAX_PIXELS
 from stages import sources
 from stages.base import Stage, StageConfig
-from stages.fetch import FETCH_REASONS, Fetcher, FetchError
-from stages.pace import Frontier, Pace, Steps
-from stages.resize import RESIZE_REASONS, Encoding, Mode, Resize, Resized
+from stages.download.fetch import FETCH_REASONS, Fetcher, FetchError
+from stages.download.host_rules import HostRules
+from stages.download.rate_limit import RateLimit
+from stages.download.resize import RESIZE_REASONS, Encoding, Mode, Resize, Resized
+from stages.download.transfers import Headers
+from stages.redaction import redacted
 from stages.schema import POOL
 from stages.sources import Location, SourceConfig
 
@@ -44,13 +47,15 @@ _EFFORT = frozenset(
         "burst",
         "connections_per_host",
         "max_wait",
+        "proxy",
     }
 )
 
 _LARGEST = 8192  # pixels of a side
 _LONGEST = 86_400  # seconds
 _SWITCH = 0.0005  # seconds
-_AHEAD = 8  # downloads that may wait to be decoded while every thread fetches
+_AHEAD = 8  # downloads that may wait to be decoded beside those under way
+_PROXIES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +71,14 @@ class DownloadConfig(SourceConfig):
         encode_format: How the pool keeps images.
         encode_quality: 0 to 100 for jpg and webp; for png a compression of 0 to 9.
         honor_opt_out: Leave images whose X-Robots-Tag says noai, noimageai, noindex or
-            noimageindex to everyone or to the name of `user_agent`.
+            noimageindex to everyone or to the name of `user_agent`, or whose tdm-reservation
+            says 1 (the TDM Reservation Protocol of the W3C).
         robots: Ask the robots.txt of each host first, by the name of `user_agent` (RFC 9309), and
             keep to its Crawl-delay. One that answers 5xx, or not at all, forbids everything; one
             that answers 4xx nothing.
+        deny_hosts: The path or fsspec URL of a file with one domain a line; its hosts and their
+            subdomains are not asked, also not by a redirect.
+        allow_hosts: A file of the same kind; no other hosts are asked.
         requests_per_second: To one host, from one worker; null for no limit.
         burst: Requests that a host which had a rest may get at once.
         connections_per_host: Downloads at once from one host in one worker; null for no limit.
@@ -82,6 +91,10 @@ class DownloadConfig(SourceConfig):
         retries: Further tries after a timeout, a broken connection, 429 or 5xx, each after a pause
             twice as long as the one before, or as long as Retry-After says.
         threads: Downloads at once in one worker.
+        proxy: The URL of a proxy that makes the connections: http, https, socks4, socks4a, socks5
+            or socks5h; `environment` takes those of http_proxy, https_proxy and no_proxy, which
+            is where a password belongs; null uses none. A proxy decides itself which addresses
+            it connects to; an address that a URL names is still checked.
         max_bytes: The cap on one download.
         max_pixels: The cap on width x height, checked before anything is decoded.
         max_redirects: How many redirects are followed.
@@ -95,6 +108,8 @@ class DownloadConfig(SourceConfig):
     encode_quality: int = 95
     honor_opt_out: bool = True
     robots: bool = True
+    deny_hosts: str | None = None
+    allow_hosts: str | None = None
     requests_per_second: float | None = 10.0
     burst: int = 20
     connections_per_host: int | None = 4
@@ -107,6 +122,7 @@ class DownloadConfig(SourceConfig):
     max_bytes: int = 20_000_000
     max_pixels: int = MAX_PIXELS
     max_redirects: int = 5
+    proxy: str | None = None
     allow_private_addresses: bool = False
 
     def __post_init__(self) -> None:
@@ -151,6 +167,11 @@ class DownloadConfig(SourceConfig):
                 raise ValueError(f"download.{field} must be printable ASCII, got {value!r}")
         if not self.user_agent.strip():
             raise ValueError("download.user_agent must name who downloads, got nothing")
+        if self.proxy is not None and not _is_proxy(self.proxy):
+            raise ValueError(
+                "download.proxy must be a URL like http://host:3128 or socks5h://host:1080, or "
+                f"`environment`, got {redacted(self.proxy)!r}"
+            )
 
     def measurement(self) -> dict[str, Any]:
         """Every field but those that only say how hard to try.
@@ -159,7 +180,31 @@ class DownloadConfig(SourceConfig):
         rows of the same pool, not other images, so what is there already stays good. Whether a
         refusal counts, in robots.txt or X-Robots-Tag, decides for good which rows arrive.
         """
-        return {key: value for key, value in super().measurement().items() if key not in _EFFORT}
+        fields = {key: value for key, value in super().measurement().items() if key not in _EFFORT}
+        for field in ("deny_hosts", "allow_hosts"):
+            del fields[field]
+        if self.deny_hosts is not None or self.allow_hosts is not None:
+            fields["hosts"] = self.hosts.digest
+        return fields
+
+    @functools.cached_property
+    def hosts(self) -> HostRules:
+        """Which hosts may be asked.
+
+        Raises:
+            ValueError: A file of domains cannot be read.
+        """
+        return HostRules(self.deny_hosts, self.allow_hosts)
+
+
+def _is_proxy(url: str) -> bool:
+    if url == "environment":
+        return True
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in _PROXIES and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _at_least(field: str, value: int, least: int) -> None:
@@ -167,13 +212,22 @@ def _at_least(field: str, value: int, least: int) -> None:
         raise ValueError(f"download.{field} must be at least {least}, got {value}")
 
 
-def _opted_out(headers: Message, *, token: str, directives: frozenset[str]) -> bool:
-    """Whether an X-Robots-Tag header asks that the image is not used, as img2dataset reads it."""
-    if not directives or "X-Robots-Tag" not in headers:
+def _opted_out(headers: Headers, *, token: str) -> bool:
+    """Whether response headers ask that the image is not used.
+
+    An X-Robots-Tag is read as img2dataset does, a tdm-reservation as the W3C's TDMRep has it.
+    """
+    if any(value.strip() == "1" for value in headers.get_all("tdm-reservation")):
+        return True
+    if "X-Robots-Tag" not in headers:
         return False
     from img2dataset.downloader import is_disallowed  # takes seconds, and few answers need it
 
-    return bool(is_disallowed(headers, token, directives))
+    return bool(is_disallowed(headers, token, OPT_OUT))
+
+
+class _StoppedError(Exception):
+    """Nobody waits for more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,14 +242,15 @@ class _Image(Resized):
 class DownloadStage(Stage[DownloadConfig]):
     """Makes the rows of the pool out of the rows of a list.
 
-    Threads download while one thread resizes (`stages.resize.Resize`), so a server that hangs
-    costs one thread. With `robots`, a host that does not answer for its robots.txt fails all its
-    rows at the cost of one. `original_width` and `original_height` are those of the upright
-    image. Nothing depends on `threads` or on the order in which servers answer.
+    One thread fetches what is behind URLs, many at once, and some read images at hand; the caller's
+    resizes (`stages.download.resize.Resize`). With `robots`, a host that does not answer for its
+    robots.txt fails all its rows at the cost of one. `original_width` and `original_height` are
+    those of the upright image. Nothing depends on `threads` or on the order in which servers
+    answer.
     """
 
     name: ClassVar[str] = "download"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     config_type: ClassVar[type[StageConfig]] = DownloadConfig
     reads: ClassVar[tuple[str, ...]] = tuple(sources.LIST.names)
     writes: ClassVar[pa.Schema] = pa.schema([field for field in POOL if field.name != "uid"])
@@ -207,7 +262,7 @@ class DownloadStage(Stage[DownloadConfig]):
     }
 
     def load(self) -> None:
-        """Make what the threads share."""
+        """Open what a worker keeps from shard to shard."""
         # By default one that fetches may keep the interpreter for 5 ms from the one that resizes.
         sys.setswitchinterval(_SWITCH)
         config = self.config
@@ -231,20 +286,25 @@ class DownloadStage(Stage[DownloadConfig]):
         token = config.user_agent.split("/")[0].strip().lower()
         self._fetcher = Fetcher(
             user_agent=config.user_agent + contact,
+            connections=config.threads,
             timeout=config.timeout,
             retries=config.retries,
             max_bytes=config.max_bytes,
             max_redirects=config.max_redirects,
             allow_private_addresses=config.allow_private_addresses,
+            proxy=config.proxy,
             robots=token if config.robots else None,
-            pace=Pace(
+            limit=RateLimit(
                 rate=config.requests_per_second,
                 burst=config.burst,
                 connections=config.connections_per_host,
                 max_wait=config.max_wait,
             ),
-            opted_out=functools.partial(
-                _opted_out, token=token, directives=OPT_OUT if config.honor_opt_out else frozenset()
+            hosts=config.hosts,
+            opted_out=(
+                functools.partial(_opted_out, token=token)
+                if config.honor_opt_out
+                else lambda headers: False
             ),
         )
 
@@ -267,7 +327,7 @@ class DownloadStage(Stage[DownloadConfig]):
             for place in rows.select(Location._fields).to_pylist()
         ]
         for index, content in self._arrivals(urls, places):
-            images[index] = self._image(content)
+            images[index] = self._image(content, urls[index])
         columns = [
             rows[field.name].cast(field.type)
             if field.name in rows.column_names
@@ -292,42 +352,77 @@ class DownloadStage(Stage[DownloadConfig]):
         """
         arrived: SimpleQueue[tuple[int, bytes | str | Exception]] = SimpleQueue()
         room = threading.Semaphore(self.config.threads + _AHEAD)
-        frontier: Frontier[bytes | str] = Frontier(self._fetcher.pace)
-        for index, (url, place) in enumerate(zip(urls, places, strict=True)):
-            frontier.add(index, self._content(url, place))
+        stopped = threading.Event()
+        at_hand = [(index, place) for index, place in enumerate(places) if place is not None]
+        remote = [(index, url) for index, url in enumerate(urls) if places[index] is None]
 
-        def bring() -> None:
-            while room.acquire() and (ended := frontier.next()) is not None:
-                arrived.put(ended)
-            room.release()
+        def read(index: int, place: Location) -> None:
+            room.acquire()
+            if not stopped.is_set():
+                arrived.put((index, self._read(place)))
+
+        def fetch() -> None:
+            try:
+                self._fetch(remote, arrived, stopped)
+            except _StoppedError:
+                pass
+            except Exception as error:
+                arrived.put((-1, error))
 
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="download") as pool:
             try:
-                for _ in range(min(self.config.threads, len(urls))):
-                    pool.submit(bring)
+                if remote:
+                    pool.submit(fetch)
+                for index, place in at_hand:
+                    pool.submit(read, index, place)
                 for _ in urls:
                     index, content = arrived.get()
                     if isinstance(content, Exception):
                         raise content
                     yield index, content
-                    room.release()
+                    if places[index] is not None:
+                        room.release()
             finally:
-                frontier.close()
+                stopped.set()
                 room.release(len(urls) + 1)  # to each thread that waits for room, so that it ends
 
-    def _content(self, url: str, place: Location | None) -> Steps[bytes | str]:
-        if place is not None:
-            return self._reader.read(place)
+    def _read(self, place: Location) -> bytes | str | Exception:
+        """The bytes of an image at hand, the reason why there are none, or a storage's error."""
         try:
-            return (yield from self._fetcher.steps(url)).content
-        except FetchError as error:
-            return error.reason
+            return self._reader.read(place)
+        except OSError as error:
+            return error
+        except Exception:  # whatever it is, it costs this row alone
+            logger.exception("download: an unforeseen error at %s", redacted(place.file))
+            return "missing"
 
-    def _image(self, content: bytes | str) -> _Image:
+    def _fetch(
+        self,
+        urls: list[tuple[int, str]],
+        arrived: SimpleQueue[tuple[int, bytes | str | Exception]],
+        stopped: threading.Event,
+    ) -> None:
+        """Put what is behind URLs into a queue, as long as those who empty it keep up."""
+
+        def has_room(active: int) -> bool:
+            if stopped.is_set():
+                raise _StoppedError
+            return active + arrived.qsize() < self.config.threads + _AHEAD
+
+        for index, found in self._fetcher.fetch_all(urls, has_room):
+            arrived.put((index, found.reason if isinstance(found, FetchError) else found.content))
+
+    def _image(self, content: bytes | str, url: str) -> _Image:
         """What the pool keeps of a download."""
         if isinstance(content, str):
             return _Image(status="failed_to_download", error=content)
-        resized = self._resize(content)
+        try:
+            resized = self._resize(content)
+        except MemoryError:
+            raise
+        except Exception:  # whatever it is, it costs this row alone
+            logger.exception("download: an unforeseen error in the image of %s", redacted(url))
+            resized = Resized(error="undecodable")
         return _Image(
             status="failed_to_resize" if resized.error else "success",
             original_bytes=len(content),

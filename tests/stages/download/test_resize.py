@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.resize import RESIZE_REASONS, Resize
+from stages.download.resize import RESIZE_REASONS, Resize
 from tests.fakes import SHARED
 
 resizer = pytest.importorskip("img2dataset.resizer")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.address import is_public
+from stages.download.addresses import is_public
 
 PRIVATE = [
     "0.0.0.0",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,61 +99,72 @@ def test_robots_txt_is_kept_to_by_the_name_that_is_sent(web: Web) -> None:
     assert [row["error"] for row in measured(stage(robots=False), urls)] == [None] * 2
 
 
-INSIDE = ["127.0.0.1", "169.254.169.254", "::1", "10.0.0.1"]
-
-
 @pytest.mark.parametrize("robots", [True, False])
-def test_ten_thousand_private_addresses_see_no_connection(
-    monkeypatch: pytest.MonkeyPatch, robots: bool
-) -> None:
-    def getaddrinfo(host: str, *args: Any, **kwargs: Any) -> list[Any]:
-        return [(0, 0, 0, "", (INSIDE[int(host.split(".")[0][1:]) % 4], 0))]
-
-    dialled: list[Any] = []
-
-    def create_connection(address: Any, *args: Any, **kwargs: Any) -> socket.socket:
-        dialled.append(address)
-        raise ConnectionRefusedError
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    monkeypatch.setattr(socket, "create_connection", create_connection)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        hosts = ["127.0.0.1", "169.254.169.254", "[::1]", "10.0.0.1", "name"]
-        urls = [
-            f"{('http', 'https')[i % 2]}://{hosts[i % 5].replace('name', f'n{i // 5}.test')}"
-            f":{port}/{i}.jpg"
-            for i in range(10_000)
-        ]
-        one = DownloadStage(DownloadConfig(source="list.csv", robots=robots))
-        one.load()
-        rows = measured(one, urls)
-        listener.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            listener.accept()
+def test_ten_thousand_private_addresses_see_no_connection(web: Web, robots: bool) -> None:
+    hosts = ["127.0.0.1", "169.254.169.254", "[::1]", "10.0.0.1", "localhost"]
+    urls = [
+        f"{('http', 'https')[i % 2]}://{hosts[i % 5]}:{web.server_port}/{i}.jpg"
+        for i in range(10_000)
+    ]
+    one = DownloadStage(DownloadConfig(source="list.csv", robots=robots))
+    one.load()
+    rows = measured(one, urls)
     assert {row["error"] for row in rows} == {"blocked_address"}
-    assert not dialled
+    assert not web.asked
 
 
-def test_a_redirect_of_a_public_host_leads_to_no_private_address(
-    web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    public, connect, dialled = "93.184.216.34", socket.create_connection, set()
+def test_a_tdm_reservation_is_an_opt_out(web: Web) -> None:
+    content = encode(photo(64, 64))
+    for value, error in (("1", "opted_out"), ("0", None)):
+        web.headers["file"] = {"TDM-Reservation": value}
+        assert only(web, content)["error"] == error
+    web.headers["file"] = {"tdm-reservation": "1"}
+    assert only(web, content, honor_opt_out=False)["error"] is None
 
-    def create_connection(address: Any, *args: Any, **kwargs: Any) -> socket.socket:
-        dialled.add(address)
-        return connect(("127.0.0.1", web.server_port), *args, **kwargs)
 
-    monkeypatch.setattr(socket, "create_connection", create_connection)
-    targets = ["127.0.0.1", "169.254.169.254", "[::1]", "10.0.0.1", "2130706433", "localhost"]
-    for index, host in enumerate(targets):
-        web.files[str(index)] = b""
-        web.statuses[str(index)] = 302
-        web.headers[str(index)] = {"Location": f"http://{host}:{web.server_port}/secret"}
-    urls = [f"http://{public}/{index}" for index in range(len(targets))]
-    rows = measured(stage(allow_private_addresses=False), urls)
-    assert [row["error"] for row in rows] == ["blocked_address"] * len(targets)
-    assert dialled == {(public, 80)}
-    assert "secret" not in web.asked
+def test_hosts_that_a_file_denies_or_does_not_allow_are_not_asked(web: Web, tmp_path: Path) -> None:
+    web.files.update({"a": encode(photo(64, 64)), "b": b""})
+    web.statuses["b"] = 302
+    web.headers["b"] = {"Location": f"http://www.denied.test:{web.server_port}/a"}
+    denied, allowed = tmp_path / "deny.txt", tmp_path / "allow.txt"
+    denied.write_text("# those who asked us\nDenied.test\n*.other.test\n\nstra\u00dfe.de\n")
+    allowed.write_text("127.0.0.1\n")
+    urls = [
+        web.url("a"),
+        web.url("b"),
+        "http://denied.test/a",
+        "http://www.other.test/a",
+        "http://stra\u00dfe.de/a",
+        "http://nearly-denied.test.invalid/a",
+    ]
+    errors = [row["error"] for row in measured(stage(deny_hosts=str(denied)), urls)]
+    assert errors == [None, *["denied_host"] * 4, "dns"]
+    errors = [row["error"] for row in measured(stage(allow_hosts=str(allowed)), urls)]
+    assert errors == [None, *["denied_host"] * 5]
+
+
+@pytest.mark.parametrize("line", ["http://a.test/", "a.test/b", "a b", "a..\u2603\ud7ff"])
+def test_a_line_that_is_no_domain_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "deny.txt").write_text(f"a.test\n{line}\n")
+    config = DownloadConfig(source="list.csv", deny_hosts=str(tmp_path / "deny.txt"))
+    with pytest.raises(ValueError, match=r"download.deny_hosts: line 2 of .*deny.txt is no domain"):
+        config.measurement()
+
+
+def test_other_denied_hosts_make_another_pool_and_another_proxy_does_not(tmp_path: Path) -> None:
+    def measurement(**given: Any) -> dict[str, Any]:
+        return DownloadConfig(source="list.csv", **given).measurement()
+
+    file = tmp_path / "deny.txt"
+    file.write_text("a.test\nb.test\n")
+    before = measurement(deny_hosts=str(file))
+    file.write_text("B.test\na.test\n# a remark\n")
+    assert measurement(deny_hosts=str(file)) == before
+    file.write_text("a.test\n")
+    assert measurement(deny_hosts=str(file)) != before
+    assert measurement(proxy="socks5h://127.0.0.1:1080") == measurement()
+    with pytest.raises(ValueError, match=r"deny_hosts: .*no.txt cannot be read"):
+        measurement(deny_hosts=str(tmp_path / "no.txt"))
+    with pytest.raises(ValueError, match=r"download.proxy must be a URL") as refused:
+        measurement(proxy="ftp://user:secret@127.0.0.1")
+    assert "secret" not in str(refused.value)

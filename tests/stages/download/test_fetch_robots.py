@@ -7,12 +7,23 @@ import gzip
 import socket
 import threading
 import time
-from typing import Any
 
 import pytest
-from hosts import ROBOTS, Answer, Server, drip, fetcher, ok, outcome, reason, robots_asked, status
+from hosts import (
+    ROBOTS,
+    Answer,
+    Server,
+    drip,
+    fetcher,
+    ok,
+    outcome,
+    outcomes,
+    reason,
+    robots_asked,
+    status,
+)
 
-from stages.pace import Frontier, Pace, Steps, Wait
+from stages.download.rate_limit import RateLimit
 
 
 def test_a_robots_txt_is_read_once_and_kept_to(server: Server) -> None:
@@ -31,37 +42,25 @@ def test_a_robots_txt_is_read_once_and_kept_to(server: Server) -> None:
 
 
 def test_many_who_need_a_robots_txt_ask_for_it_once(server: Server) -> None:
-    asked = threading.Event()
+    other = threading.Event()
 
     def slow(sock: socket.socket, path: str) -> None:
-        asked.wait(10)
+        other.wait(10)
         sock.sendall(ok(ROBOTS, "Connection: close"))
 
+    def elsewhere(sock: socket.socket, path: str) -> None:
+        other.set()
+        sock.sendall(ok(b"b"))
+
     server.answers.update({"/robots.txt": slow, "/a": ok(b"a")})
-    one = fetcher(robots="capfilt-test")
-    frontier: Frontier[Any] = Frontier(one.pace)
-    for index in range(20):
-        frontier.add(index, one.steps(server.url("/a")))
-
-    def wait_for_robots() -> Steps[None]:  # one thread is left for what needs no robots.txt
-        while not robots_asked(server):
-            yield Wait(until=time.monotonic() + 0.01)
-        asked.set()
-
-    frontier.add("last", wait_for_robots())
-    ended: list[Any] = []
-
-    def work() -> None:
-        while (found := frontier.next()) is not None:
-            ended.append(found)
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert len(ended) == 21
-    assert not [found for found in ended if isinstance(found[1], Exception)]
+    second = Server()
+    second.answers["/b"] = elsewhere
+    urls = {str(index): server.url("/a") for index in range(20)} | {"b": second.url("/b")}
+    with contextlib.closing(fetcher(robots="capfilt-test", connections=2)) as one:
+        found = outcomes(one, urls)
+    second.close()
+    assert found == {str(index): b"a" for index in range(20)} | {"b": b"b"}
+    assert next(iter(found)) == "b"  # what waits for the robots.txt takes up no connection
     assert robots_asked(server) == 1
 
 
@@ -126,14 +125,14 @@ def test_a_crawl_delay_sets_the_pace(server: Server) -> None:
         for _ in range(2):
             one.fetch(server.url("/a"))
         assert time.monotonic() - began >= 0.7
-    with contextlib.closing(fetcher(robots="capfilt-test", pace=Pace(max_wait=0.1))) as one:
+    with contextlib.closing(fetcher(robots="capfilt-test", limit=RateLimit(max_wait=0.1))) as one:
         one.fetch(server.url("/a"))
         assert outcome(one, server.url("/a")) == "no_turn"
 
 
 def test_one_host_is_asked_no_faster_than_its_pace(server: Server) -> None:
     server.answers["/a"] = ok(b"a")
-    with contextlib.closing(fetcher(pace=Pace(rate=20.0, burst=2))) as one:
+    with contextlib.closing(fetcher(limit=RateLimit(rate=20.0, burst=2))) as one:
         began = time.monotonic()
         for _ in range(8):
             one.fetch(server.url("/a"))

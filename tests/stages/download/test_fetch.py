@@ -6,16 +6,16 @@ import contextlib
 import socket
 import threading
 import time
-from email.message import Message
 from email.utils import formatdate
 
 import pytest
-from hosts import Server, _resolve_to_loopback, fetcher, ok, outcome, reason, status
+from hosts import Server, _resolve_to_loopback, fetcher, ok, outcome, outcomes, reason, status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.fetch import retry_after
-from stages.pace import Pace
+from stages.download.fetch import retry_after
+from stages.download.rate_limit import RateLimit
+from stages.download.transfers import Headers
 
 
 def test_the_bytes_of_a_url_arrive_and_the_request_is_honest(server: Server) -> None:
@@ -104,10 +104,10 @@ HEADS = [
 
 
 def test_no_answer_of_a_server_raises_anything_but_a_reason(server: Server) -> None:
-    def dial(address: tuple[str, int], timeout: float) -> socket.socket:
+    def dial(address: tuple[str, int]) -> socket.socket:
         if address != ("127.0.0.1", server.port):
             raise ConnectionRefusedError
-        return socket.create_connection(address, timeout)
+        return socket.create_connection(address, 5)
 
     one = fetcher(resolve=_resolve_to_loopback, dial=dial)
 
@@ -146,7 +146,7 @@ def test_the_opt_out_is_asked_before_the_body_is_read(server: Server) -> None:
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Robots-Tag: noai\r\n\r\n")
         asked.wait(20)
 
-    def opted_out(headers: Message) -> bool:
+    def opted_out(headers: Headers) -> bool:
         return headers.get_all("X-Robots-Tag") == ["noai"]
 
     server.answers["/"] = answer
@@ -173,17 +173,12 @@ def test_a_server_that_says_when_to_come_back_is_asked_then_and_by_nobody_before
 ) -> None:
     busy = iter([status(429, "Retry-After: 1"), ok(b"at last")])
     server.answers["/busy"] = lambda sock, path: sock.sendall(next(busy))
-    server.answers["/other"] = ok(b"other")
+    server.answers["/other"] = ok(b"other")  # asked before or after the pause, not in it
     one = fetcher(retries=1)
     began = time.monotonic()
-    thread = threading.Thread(target=one.fetch, args=(server.url("/busy"),))
-    thread.start()
-    while not server.requests:
-        time.sleep(0.005)
-    time.sleep(0.2)
-    assert one.fetch(server.url("/other")).content == b"other"
+    urls = {name: server.url(f"/{name}") for name in ("busy", "other")}
+    assert outcomes(one, urls) == {"busy": b"at last", "other": b"other"}
     assert time.monotonic() - began >= 1.0
-    thread.join(5)
     assert len(server.requests) == 3
 
 
@@ -192,7 +187,7 @@ def test_a_server_that_says_to_come_back_too_late_is_not_waited_for(
     server: Server, value: str
 ) -> None:
     server.answers["/"] = status(429, f"Retry-After: {value}")
-    with contextlib.closing(fetcher(retries=3, pace=Pace(max_wait=60.0))) as one:
+    with contextlib.closing(fetcher(retries=3, limit=RateLimit(max_wait=60.0))) as one:
         assert outcome(one, server.url("/")) == "http_429"
         assert outcome(one, server.url("/")) == "no_turn"
     assert len(server.requests) == 1

@@ -1,0 +1,482 @@
+"""HTTP requests by libcurl, many at once in one thread, from servers that cannot be trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
+
+import certifi
+import pycurl
+
+from stages.download.addresses import is_public
+
+__all__ = ["Body", "Failure", "Headers", "Request", "Response", "Transfers"]
+
+K = TypeVar("K")
+
+Failure = Literal[
+    "bad_url",
+    "dns",
+    "blocked_address",
+    "connect",
+    "tls",
+    "timeout",
+    "bad_response",
+    "too_large",
+    "incomplete",
+]
+
+_MAX_IDLE = 64  # connections kept open
+_HTTP_2 = 3  # CURL_HTTP_VERSION_2_0, as INFO_HTTP_VERSION tells it
+_GZIP = b"\x1f\x8b"
+_DRAIN = 65_536  # bytes of an unwanted body that are read so that its connection can be kept
+_BUFFER = 131_072  # bytes of one read from a socket
+_DNS_SECONDS = 60  # how long an address is good for
+
+_FAILURES: dict[int, Failure] = {
+    pycurl.E_UNSUPPORTED_PROTOCOL: "bad_response",  # what answers is not HTTP
+    pycurl.E_URL_MALFORMAT: "bad_url",
+    pycurl.E_COULDNT_RESOLVE_PROXY: "connect",
+    pycurl.E_COULDNT_RESOLVE_HOST: "dns",
+    pycurl.E_COULDNT_CONNECT: "connect",
+    pycurl.E_PARTIAL_FILE: "incomplete",
+    pycurl.E_OPERATION_TIMEDOUT: "timeout",
+    pycurl.E_GOT_NOTHING: "connect",
+    pycurl.E_SEND_ERROR: "connect",
+    pycurl.E_FILESIZE_EXCEEDED: "too_large",
+}
+_TLS = {
+    pycurl.E_SSL_CONNECT_ERROR,
+    pycurl.E_SSL_ENGINE_NOTFOUND,
+    pycurl.E_SSL_ENGINE_SETFAILED,
+    pycurl.E_SSL_CERTPROBLEM,
+    pycurl.E_SSL_CIPHER,
+    pycurl.E_PEER_FAILED_VERIFICATION,
+    pycurl.E_SSL_CACERT_BADFILE,
+    pycurl.E_SSL_ISSUER_ERROR,
+    pycurl.E_SSL_INVALIDCERTSTATUS,
+}
+# The connection broke: before the headers ended there was no answer, after them half of one.
+_HTTP2_STREAM = 92  # CURLE_HTTP2_STREAM, which pycurl does not name
+_BROKEN = {pycurl.E_RECV_ERROR, pycurl.E_HTTP2, _HTTP2_STREAM}
+
+
+class Body(Enum):
+    """What to do with the body of a response."""
+
+    KEEP = "keep"
+    DROP = "drop"  # read a short one, so that the connection can serve again
+    STOP = "stop"  # end the transfer here
+
+
+class Headers:
+    """The headers of one response, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[str, str]] = []
+
+    def add(self, line: bytes) -> None:
+        """Take up a line; one without a colon or a name means nothing, as it does to browsers."""
+        name, colon, value = line.partition(b":")
+        if colon and name.strip():
+            self._pairs.append((name.strip().decode("latin-1").lower(), _text(value.strip())))
+
+    def get_all(self, name: str, default: list[str] | None = None) -> list[str]:
+        """The values of a header, which is named in any case."""
+        values = [value for key, value in self._pairs if key == name.lower()]
+        return values or default or []
+
+    def get(self, name: str) -> str | None:
+        """The first value of a header."""
+        return next(iter(self.get_all(name)), None)
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self.get_all(name))
+
+
+def _read_all(status: int, headers: Headers) -> Body:
+    return Body.KEEP
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A GET of one URL.
+
+    Attributes:
+        url: In ASCII, http or https.
+        seconds: Until the end of the whole answer, look-up and handshake included.
+        max_bytes: The longest body, as sent and as decoded.
+        is_cut: Whether a longer body is cut; it fails otherwise.
+        accept: The Accept header.
+        judge: From the status and the headers of the answer to what is done with its body.
+        is_plain: Whether the coding that the server names is passed over: a body that begins as
+            gzip does is unpacked, any other is taken as sent.
+    """
+
+    url: str
+    seconds: float
+    max_bytes: int
+    is_cut: bool = False
+    accept: str = "image/*"
+    judge: Callable[[int, Headers], Body] = _read_all
+    is_plain: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """What came of a request.
+
+    Attributes:
+        status: Of the final answer; 0 if there was none.
+        headers: Of the final answer.
+        content: Its body, decoded; empty unless the request's judge kept it.
+        failure: What went wrong, if anything; also after the headers.
+        detail: Words of libcurl's on the failure.
+        is_miscoded: Whether the body is not in the coding that the server names.
+    """
+
+    status: int
+    headers: Headers
+    content: bytes
+    failure: Failure | None
+    detail: str
+    is_miscoded: bool
+
+
+class Transfers(Generic[K]):
+    """Carries out requests, each under a key. Not for more than one thread at a time.
+
+    A connection of HTTP/1 serves one request. Nothing there ties an answer to its request but
+    their order, so one byte too many, or an answer that nobody asked for, would give a request the
+    answer to another. HTTP/2 numbers them: its connections are kept open, and shared.
+
+    Args:
+        user_agent: Sent with each request.
+        allow_private_addresses: Connect to addresses that are not public, too. Each address is
+            looked at as the connection is made, so nothing that a name server answers gets past.
+        proxy: The URL of a proxy that makes the connections, or `environment` for those that
+            http_proxy, https_proxy and no_proxy name. It is trusted, wherever it is; which
+            addresses it connects to is for it to decide.
+        resolve: A host name to its addresses, in place of the system; raises OSError where there
+            are none.
+        dial: An (address, port) to a connected socket, in place of the system; raises OSError.
+    """
+
+    def __init__(
+        self,
+        *,
+        user_agent: str,
+        allow_private_addresses: bool = False,
+        proxy: str | None = None,
+        resolve: Callable[[str], Sequence[str]] | None = None,
+        dial: Callable[[tuple[str, int]], socket.socket] | None = None,
+    ) -> None:
+        self._allow_private_addresses = allow_private_addresses
+        self._proxy = proxy
+        self._resolve = resolve
+        self._dial = dial
+        self._user_agent = user_agent
+        self._running: dict[pycurl.Curl, tuple[K, _Transfer]] = {}
+        self._idle: list[_Transfer] = []
+        self._http2: set[str] = set()  # scheme and authority of servers that speak HTTP/2
+        self._selector = selectors.DefaultSelector()
+        self._timer: float | None = None
+        self._multi = pycurl.CurlMulti()
+        self._multi.setopt(pycurl.M_MAXCONNECTS, _MAX_IDLE)
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
+
+    def __len__(self) -> int:
+        """How many requests are under way."""
+        return len(self._running)
+
+    def start(self, key: K, request: Request) -> None:
+        """Begin a request; `wait` gives back what comes of it."""
+        transfer = self._idle.pop() if self._idle else self._new_transfer()
+        if self._resolve is not None:
+            _preset(transfer.handle, request.url, self._resolve)
+        proxy = _environment_proxy(request.url) if self._proxy == "environment" else self._proxy
+        transfer.begin(request, proxy or "", can_share=_origin(request.url) in self._http2)
+        self._running[transfer.handle] = key, transfer
+        self._multi.add_handle(transfer.handle)
+
+    def wait(self, seconds: float | None) -> list[tuple[K, Response]]:
+        """Go on with all requests until something ends or so many seconds have passed.
+
+        Returns:
+            The key of each request that ended, with what came of it.
+        """
+        if self._timer is not None:
+            left = max(0.0, self._timer - time.monotonic())
+            seconds = left if seconds is None else min(seconds, left)
+        for key, mask in self._selector.select(seconds):
+            readable = pycurl.CSELECT_IN if mask & selectors.EVENT_READ else 0
+            writable = pycurl.CSELECT_OUT if mask & selectors.EVENT_WRITE else 0
+            self._multi.socket_action(key.fd, readable | writable)
+        if self._timer is not None and self._timer <= time.monotonic():
+            self._timer = None
+            self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        return self._ended()
+
+    def stop(self) -> None:
+        """End what is under way."""
+        for _, transfer in self._running.values():
+            self._multi.remove_handle(transfer.handle)
+            transfer.handle.close()
+        self._running.clear()
+
+    def close(self) -> None:
+        """End what is under way and close all connections."""
+        self.stop()
+        for transfer in self._idle:
+            transfer.handle.close()
+        self._idle.clear()
+        self._multi.close()
+        self._selector.close()
+
+    def _ended(self) -> list[tuple[K, Response]]:
+        ended: list[tuple[K, Response]] = []
+        more = 1
+        while more:
+            more, good, bad = self._multi.info_read()
+            found = [(handle, 0, "") for handle in good] + list(bad)
+            for handle, code, message in found:
+                key, transfer = self._running.pop(handle)
+                self._multi.remove_handle(handle)
+                is_http2 = handle.getinfo(pycurl.INFO_HTTP_VERSION) == _HTTP_2
+                origin = _origin(transfer.request.url)
+                if is_http2:
+                    self._http2.add(origin)
+                else:
+                    self._http2.discard(origin)
+                    if transfer.has_shared:
+                        transfer.begin(transfer.request, transfer.proxy, can_share=False)
+                        self._running[handle] = key, transfer
+                        self._multi.add_handle(handle)
+                        continue
+                ended.append((key, transfer.end(code, message)))
+                self._idle.append(transfer)
+        return ended
+
+    def _watch(self, event: int, fd: int, multi: Any, data: Any) -> None:
+        if event == pycurl.POLL_REMOVE:
+            self._selector.unregister(fd)
+            return
+        wanted = (selectors.EVENT_READ if event & pycurl.POLL_IN else 0) | (
+            selectors.EVENT_WRITE if event & pycurl.POLL_OUT else 0
+        )
+        if fd in self._selector.get_map():
+            self._selector.modify(fd, wanted)
+        else:
+            self._selector.register(fd, wanted)
+
+    def _set_timer(self, milliseconds: int) -> None:
+        self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
+
+    def _new_transfer(self) -> _Transfer:
+        handle = pycurl.Curl()
+        handle.setopt(pycurl.NOSIGNAL, 1)
+        handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        handle.setopt(pycurl.FOLLOWLOCATION, 0)
+        handle.setopt(pycurl.PATH_AS_IS, 1)
+        handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS)
+        handle.setopt(pycurl.USERAGENT, self._user_agent)
+        handle.setopt(pycurl.BUFFERSIZE, _BUFFER)
+        handle.setopt(pycurl.DNS_CACHE_TIMEOUT, _DNS_SECONDS)
+        _trust(handle)
+        if self._dial is not None:
+            handle.setopt(pycurl.SOCKOPTFUNCTION, lambda *_: pycurl.SOCKOPT_ALREADY_CONNECTED)
+        return _Transfer(handle, self._allow_private_addresses, self._dial)
+
+
+class _Transfer:
+    """A handle of libcurl's and what it receives, one request after the other."""
+
+    def __init__(
+        self,
+        handle: pycurl.Curl,
+        allow_private_addresses: bool,
+        dial: Callable[[tuple[str, int]], socket.socket] | None,
+    ) -> None:
+        self.handle = handle
+        self._allow_private_addresses = allow_private_addresses
+        self._dial = dial
+        handle.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
+        handle.setopt(pycurl.HEADERFUNCTION, self._read_header)
+        handle.setopt(pycurl.WRITEFUNCTION, self._read_body)
+
+    def begin(self, request: Request, proxy: str, *, can_share: bool) -> None:
+        """Set the handle up for a request, on a connection of its own or a shared one."""
+        self.request = request
+        self.proxy = proxy
+        self._code = 0  # of the answer that is being read, also of a 1xx
+        self._status = 0
+        self._headers = Headers()
+        self._use = Body.KEEP
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._is_full = False  # whether the body is longer than the request allows
+        self._blocked: str | None = None
+        self._has_opened = False
+        handle = self.handle
+        handle.setopt(pycurl.URL, request.url)
+        handle.setopt(pycurl.PROXY, proxy)  # "" turns those of the environment off, too
+        handle.setopt(pycurl.TIMEOUT_MS, max(1, round(request.seconds * 1000)))
+        handle.setopt(pycurl.HTTPHEADER, [f"Accept: {request.accept}"])
+        handle.setopt(pycurl.FRESH_CONNECT, not can_share)
+        handle.setopt(pycurl.FORBID_REUSE, request.url.startswith("http:"))
+        handle.setopt(pycurl.HTTP_CONTENT_DECODING, not request.is_plain)
+        handle.setopt(pycurl.ACCEPT_ENCODING, "identity" if request.is_plain else "")  # "": all
+        handle.setopt(pycurl.MAXFILESIZE_LARGE, 0 if request.is_cut else request.max_bytes)
+
+    @property
+    def has_shared(self) -> bool:
+        """Whether an answer came over a connection that had served another request."""
+        return self._code > 0 and not self.handle.getinfo(pycurl.NUM_CONNECTS)
+
+    def end(self, code: int, message: str) -> Response:
+        """What came of the request, by the code that libcurl ended it with."""
+        content, failure = b"".join(self._parts), self._failure(code, message)
+        if self.request.is_plain and failure is None and content.startswith(_GZIP):
+            content, failure = _gunzip(content, self.request.max_bytes)
+        return Response(
+            status=self._status,
+            headers=self._headers,
+            content=content,
+            failure=failure,
+            detail=f"{self._blocked} is not public" if self._blocked else message,
+            is_miscoded=failure == "bad_response" and "Content-Encoding" in self._headers,
+        )
+
+    def _failure(self, code: int, message: str) -> Failure | None:
+        if code == pycurl.E_OK:
+            return None
+        if self._is_full:
+            return None if self.request.is_cut else "too_large"
+        if code in (pycurl.E_WRITE_ERROR, pycurl.E_ABORTED_BY_CALLBACK) and (
+            self._use is not Body.KEEP
+        ):
+            return None
+        if code == pycurl.E_COULDNT_CONNECT and self._blocked and not self._has_opened:
+            return "blocked_address"
+        if code in _BROKEN:
+            if "chunk" in message:
+                return "bad_response"
+            return "incomplete" if self._status else "connect"
+        if code in _TLS:
+            return "tls"
+        return _FAILURES.get(code, "bad_response")
+
+    def _open(self, purpose: int, address: tuple[int, int, int, Any]) -> Any:
+        """A socket for libcurl to connect, unless the address may not be connected to."""
+        family, kind, protocol, (host, port, *_) = address
+        if not (self._allow_private_addresses or self.proxy or is_public(host)):
+            self._blocked = str(host)
+            return pycurl.SOCKET_BAD
+        self._has_opened = True
+        try:
+            if self._dial is not None:
+                return self._dial((host, port))
+            return socket.socket(family, kind, protocol)
+        except OSError:
+            return pycurl.SOCKET_BAD
+
+    def _read_header(self, line: bytes) -> int | None:
+        if line.startswith(b"HTTP/"):  # also that of each 1xx before the final answer
+            self._headers = Headers()
+            self._code = int(line.split(None, 2)[1])
+            return None
+        if line.strip(b"\r\n"):
+            self._headers.add(line)
+            return None
+        if self._code >= 200 and not self._status:  # trailers end with an empty line, too
+            self._status = self._code
+            self._use = self.request.judge(self._code, self._headers)
+            if self._use is Body.STOP:
+                return -1
+        return None
+
+    def _read_body(self, part: bytes) -> int | None:
+        self._size += len(part)
+        if self._use is not Body.KEEP:
+            return None if self._size <= _DRAIN else -1
+        if self._size > self.request.max_bytes:
+            self._is_full = True
+            if self.request.is_cut:
+                self._parts.append(part)
+            return -1
+        self._parts.append(part)
+        return None
+
+
+def _trust(handle: pycurl.Curl) -> None:
+    """Trust the certificates that Python does: of SSL_CERT_FILE, SSL_CERT_DIR or the system."""
+    paths = ssl.get_default_verify_paths()
+    file = paths.cafile or (None if paths.capath else certifi.where())
+    if file is not None:
+        handle.setopt(pycurl.CAINFO, file)
+    else:
+        handle.unsetopt(pycurl.CAINFO)
+    # With a folder beside the file, libcurl would read the file anew for each connection.
+    if paths.capath and (file is None or os.environ.get("SSL_CERT_DIR")):
+        handle.setopt(pycurl.CAPATH, paths.capath)
+
+
+def _preset(handle: pycurl.Curl, url: str, resolve: Callable[[str], Sequence[str]]) -> None:
+    """Let a handle find the host of a URL where `resolve` says it is."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    name = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    entries = [f"-{name}"]
+    with contextlib.suppress(OSError):
+        addresses = resolve(parts.hostname)
+        bracketed = [f"[{one}]" if ":" in one else one for one in addresses]
+        entries.append(f"{name}:{','.join(bracketed)}")
+    handle.setopt(pycurl.RESOLVE, entries)
+
+
+def _environment_proxy(url: str) -> str | None:
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    proxies = getproxies_environment()
+    return proxies.get(parts.scheme) or proxies.get("all")
+
+
+def _origin(url: str) -> str:
+    return "/".join(url.split("/", 3)[:3])
+
+
+def _gunzip(content: bytes, most: int) -> tuple[bytes, Failure | None]:
+    """What was packed, in one or more members, and what is wrong with it."""
+    unpacked = b""
+    while content.startswith(_GZIP):
+        inflate = zlib.decompressobj(wbits=31)
+        try:
+            unpacked += inflate.decompress(content, most + 1 - len(unpacked))
+        except zlib.error:
+            return b"", "bad_response"
+        if len(unpacked) > most:
+            return b"", "too_large"
+        if not inflate.eof:
+            return b"", "incomplete"
+        content = inflate.unused_data
+    return unpacked, None
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
