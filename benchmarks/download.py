@@ -218,14 +218,14 @@ def hang(port: int, share: float, images: int, threads: int, repeats: int) -> No
         walls["network"].append(time.perf_counter() - start)
         start = time.perf_counter()
         for content in contents:
-            stage._image(content)
+            stage._image(content, "")
         walls["decode"].append(time.perf_counter() - start)
         start = time.perf_counter()
         done = []
         for first in range(0, images, SHARD):
             shard = urls[first : first + SHARD]
             answers = stage._arrivals(shard, [None] * len(shard))
-            done += [stage._image(content).status for _, content in answers]
+            done += [stage._image(content, "").status for _, content in answers]
         walls["both, hanging"].append(time.perf_counter() - start)
         assert done.count("success") == len(good), (done.count("success"), len(good))
     medians = {name: statistics.median(found) for name, found in walls.items()}

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline import export, journal, pool
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
+from pipeline.row_errors import ContractError, measure_by_row
 from pipeline.store import Run
 from pipeline.summary import Summary, laid_out, measured, scatter
 from pipeline.telemetry import Meter
@@ -125,9 +126,9 @@ class Worker:
             else:
                 due = self._due(name, shard, retry)
                 measuring = time.perf_counter()
-                found = self._annotate(due, due.rows) if due.is_open else None
+                parts = self._measure(due) if due.is_open else None
                 seconds = time.perf_counter() - measuring
-                done = {**self._commit(due, found), "stage_seconds": seconds}
+                done = {**self._commit_parts(due, parts), "stage_seconds": seconds}
             return self._told(name, shard, done, started, began)
 
     def load(self, name: str) -> None:
@@ -158,13 +159,8 @@ class Worker:
         started, began = time.perf_counter(), time.process_time()
         with journal.about(run=self.run.root, stage=name, shard=shard):
             due = self._due(name, shard, retry)
-            place = {row: index for index, row in enumerate(row for span in spans for row in span)}
-            index = np.array([place.get(row, -1) for row in due.rows.tolist()], np.int64)
-            crashed = index < 0
-            whole = pa.concat_tables([self.plan.stage(name).writes.empty_table(), *parts])
-            chosen: Any = pa.array(index, mask=crashed)
-            found = whole.combine_chunks().take(chosen)
-            done = self._commit(due, found, crashed)
+            rows = [np.array(span, np.int64) for span in spans]
+            done = self._commit_parts(due, list(zip(rows, parts, strict=True)))
             return self._told(name, shard, done, started, began)
 
     def _told(
@@ -256,6 +252,32 @@ class Worker:
             old=old,
             before=before,
         )
+
+    def _measure(self, due: _Due) -> list[tuple[npt.NDArray[np.int64], pa.Table]]:
+        """What a stage finds of the rows that are due, by runs of rows; those that fail lack."""
+        self._stage(due.name)  # what cannot be loaded is the fault of no row
+        return measure_by_row(
+            due.rows,
+            functools.partial(self._annotate, due),
+            lambda row: f"{due.name}: row {row} of shard {due.shard} (uid {due.uids[row]})",
+        )
+
+    def _commit_parts(
+        self, due: _Due, parts: list[tuple[npt.NDArray[np.int64], pa.Table]] | None
+    ) -> dict[str, Any]:
+        """Commit what was found of some rows; due rows of no part get the reason `crashed`."""
+        if parts is None:
+            return self._commit(due, None)
+        rows = np.concatenate([np.zeros(0, np.int64), *(span for span, _ in parts)])
+        place = {row: index for index, row in enumerate(rows.tolist())}
+        index = np.array([place.get(row, -1) for row in due.rows.tolist()], np.int64)
+        crashed = index < 0
+        empty = self.plan.stage(due.name).writes.empty_table()
+        found = pa.concat_tables([empty, *(part for _, part in parts)])
+        if crashed.any() or len(parts) > 1:
+            chosen: Any = pa.array(index, mask=crashed)
+            found = found.combine_chunks().take(chosen)
+        return self._commit(due, found, crashed)
 
     def _annotate(self, due: _Due, rows: npt.NDArray[np.int64]) -> pa.Table:
         """What a stage finds of some rows of a shard."""
@@ -407,12 +429,12 @@ class Worker:
 def _checked(stage: Stage[Any], rows: pa.Table, found: pa.Table) -> pa.Table:
     """What `annotate` gave, or an error if it broke the contract of a stage."""
     if found.num_rows != rows.num_rows:
-        raise ValueError(
+        raise ContractError(
             f"{stage.name}: annotate gave {found.num_rows} rows for {rows.num_rows}; a stage "
             "measures every row it is given"
         )
     if not found.schema.equals(stage.writes):
-        raise ValueError(
+        raise ContractError(
             f"{stage.name}: annotate gave the columns {found.schema}, not {stage.writes}"
         )
     return found

@@ -38,7 +38,7 @@ Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 InParts = Literal["clusters", "keys", "ranks"]
 CRASHED = "crashed"
-"""The reason of a row whose measurement ends the process that makes it; the runner gives it."""
+"""The reason of a row whose measurement raises an error or ends the process."""
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
@@ -233,7 +233,7 @@ class Stage(ABC, Generic[ConfigT]):
     @classmethod
     def every_reason(cls) -> dict[str, str]:
         """`reasons`, and `crashed`, which a row of any stage may have."""
-        return {**cls.reasons, CRASHED: "To measure it ends the process, alone and repeatedly."}
+        return {**cls.reasons, CRASHED: "Measuring it alone raises an error or ends the process."}
 
     def load(self) -> None:
         """Load models; called once in a worker, before its first `annotate`."""

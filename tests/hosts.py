@@ -9,10 +9,12 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from stages.download.addresses import is_public
 from stages.download.fetch import FETCH_REASONS, Fetched, Fetcher, FetchError
+
+K = TypeVar("K")
 
 Answer = Callable[[socket.socket, str], None]
 
@@ -22,6 +24,7 @@ class Server:
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.answers: dict[str, bytes | Answer] = {}
+        self.keep_alive: dict[str, Answer] = {}  # those after which the connection goes on
         self.requests: list[bytes] = []
         self.connections = 0
         self._context = context
@@ -58,6 +61,9 @@ class Server:
             while request := self._request(sock):
                 self.requests.append(request)
                 path = request.split(b" ")[1].decode("ascii")
+                if path in self.keep_alive:
+                    self.keep_alive[path](sock, path)
+                    continue
                 answer = self.answers.get(path, status(404))
                 if callable(answer):
                     answer(sock, path)
@@ -110,7 +116,7 @@ def outcome(one: Fetcher, url: str) -> str:
     return "success"
 
 
-def outcomes(one: Fetcher, urls: dict[str, str]) -> dict[str, bytes | str]:
+def outcomes(one: Fetcher, urls: dict[K, str]) -> dict[K, bytes | str]:
     """What is fetched all at once, under the same names: the bytes or the reason."""
     return {
         key: found.content if isinstance(found, Fetched) else found.reason

@@ -328,7 +328,8 @@ class _Transfer:
         self._size = 0
         self._is_full = False  # whether the body is longer than the request allows
         self._blocked: str | None = None
-        self._has_opened = False
+        self._has_dialled = False
+        self._sockets: list[socket.socket] = []
         handle = self.handle
         handle.setopt(pycurl.URL, request.url)
         handle.setopt(pycurl.PROXY, proxy)  # "" turns those of the environment off, too
@@ -347,6 +348,8 @@ class _Transfer:
 
     def end(self, code: int, message: str) -> Response:
         """What came of the request, by the code that libcurl ended it with."""
+        for opened in self._sockets:
+            opened.close()
         content, failure = b"".join(self._parts), self._failure(code, message)
         if self.request.is_plain and failure is None and content.startswith(_GZIP):
             content, failure = _gunzip(content, self.request.max_bytes)
@@ -368,7 +371,7 @@ class _Transfer:
             self._use is not Body.KEEP
         ):
             return None
-        if code == pycurl.E_COULDNT_CONNECT and self._blocked and not self._has_opened:
+        if code == pycurl.E_COULDNT_CONNECT and self._blocked and not self._has_dialled:
             return "blocked_address"
         if code in _BROKEN:
             if "chunk" in message:
@@ -384,13 +387,16 @@ class _Transfer:
         if not (self._allow_private_addresses or self.proxy or is_public(host)):
             self._blocked = str(host)
             return pycurl.SOCKET_BAD
-        self._has_opened = True
+        self._has_dialled = True
         try:
             if self._dial is not None:
-                return self._dial((host, port))
-            return socket.socket(family, kind, protocol)
+                opened = self._dial((host, port))
+            else:
+                opened = socket.socket(family, kind, protocol)
         except OSError:
             return pycurl.SOCKET_BAD
+        self._sockets.append(opened)  # libcurl uses a copy; this one is closed at the end
+        return opened
 
     def _read_header(self, line: bytes) -> int | None:
         if line.startswith(b"HTTP/"):  # also that of each 1xx before the final answer

@@ -1,6 +1,6 @@
 """What a worker does on a pool that stands, without Ray."""
 
-import fakes
+import pools
 import pyarrow as pa
 import pytest
 
@@ -11,32 +11,12 @@ from pipeline.store import Run
 from pipeline.verdicts import judge
 from pipeline.worker import Worker
 from stages.base import CRASHED
-from stages.schema import POOL, uid_of
-
-
-def pool_of(captions):
-    return [
-        {
-            **dict.fromkeys(POOL.names),
-            "uid": uid_of(str(n), caption),
-            "source": "web",
-            "url": str(n),
-            "caption": caption,
-            "repeats": 0,
-            "status": "success",
-            "image": fakes.jpeg(n, (300, 260)),
-            **dict.fromkeys(("width", "original_width"), 300),
-            **dict.fromkeys(("height", "original_height"), 260),
-            "original_bytes": 9000,
-            "sha256": f"{n:064x}",
-        }
-        for n, caption in enumerate(captions)
-    ]
+from stages.schema import POOL
 
 
 def test_a_score_of_an_earlier_stage_reaches_select_of_live_rows_alone(tmp_path):
     captions = ["A dog", "", *(f"The old dog runs{' far' * n} on a beach" for n in range(8))]
-    rows = pool_of(captions)
+    rows = pools.pool_of(captions)
     run = Run(str(tmp_path))
     run.write_table(pa.Table.from_pylist(rows[:6], POOL), "pool", "00000.parquet")
     run.write_table(pa.Table.from_pylist(rows[6:], POOL), "pool", "00001.parquet")
@@ -83,7 +63,7 @@ class Counts:
 def counted(tmp_path, monkeypatch):
     """A worker on two shards of four rows, and what it counts."""
     monkeypatch.setattr(workers, "Meter", Counts)
-    rows = pool_of([f"The dog number {n} runs on a beach" for n in range(8)])
+    rows = pools.pool_of([f"The dog number {n} runs on a beach" for n in range(8)])
     run = Run(str(tmp_path))
     for shard in range(2):
         part = pa.Table.from_pylist(rows[4 * shard : 4 * shard + 4], POOL)
