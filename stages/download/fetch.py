@@ -355,9 +355,12 @@ class Fetcher:
             judge=_wants_robots if is_robots else self._wants,
         )
         response: Response = yield request
-        if response.is_miscoded and (left := began + left - time.monotonic()) > 0:
+        deadline = began + left
+        if response.is_miscoded and (left := deadline - time.monotonic()) > 0:
             # Servers that call every file compressed send the file.
             response = yield replace(request, seconds=left, is_plain=True)
+        if response.is_malformed and (left := deadline - time.monotonic()) > 0:
+            response = yield replace(request, seconds=left, is_lenient=True)
         return response, began
 
     def _ask_after_first(self, target: Target, left: float) -> Steps[tuple[Response, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import selectors
 import socket
 import ssl
@@ -20,6 +21,7 @@ import certifi
 import pycurl
 
 from stages.download.addresses import is_public
+from stages.download.lenient import Exchange
 
 __all__ = ["Body", "Failure", "Headers", "Request", "Response", "Transfers"]
 
@@ -39,6 +41,9 @@ Failure = Literal[
 
 _MAX_IDLE = 64  # connections kept open
 _HTTP_2 = 3  # CURL_HTTP_VERSION_2_0, as INFO_HTTP_VERSION tells it
+_MALFORMED = {"Header without colon", "NUL byte in header"}  # what libcurl says of them
+_TICK = 0.02  # seconds after which lenient requests are looked at
+_STATUS = re.compile(rb"HTTP/[0-9](?:\.[0-9])?\s+([0-9]{3})")
 _GZIP = b"\x1f\x8b"
 _DRAIN = 65_536  # bytes of an unwanted body that are read so that its connection can be kept
 _BUFFER = 131_072  # bytes of one read from a socket
@@ -122,6 +127,8 @@ class Request:
         judge: From the status and the headers of the answer to what is done with its body.
         is_plain: Whether the coding that the server names is passed over: a body that begins as
             gzip does is unpacked, any other is taken as sent.
+        is_lenient: Whether lines of the headers that libcurl refuses are passed over; such an
+            answer is as `is_plain` has it.
     """
 
     url: str
@@ -131,6 +138,7 @@ class Request:
     accept: str = "image/*"
     judge: Callable[[int, Headers], Body] = _read_all
     is_plain: bool = False
+    is_lenient: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +152,7 @@ class Response:
         failure: What went wrong, if anything; also after the headers.
         detail: Words of libcurl's on the failure.
         is_miscoded: Whether the body is not in the coding that the server names.
+        is_malformed: Whether libcurl refuses a line of the headers that browsers pass over.
     """
 
     status: int
@@ -152,6 +161,7 @@ class Response:
     failure: Failure | None
     detail: str
     is_miscoded: bool
+    is_malformed: bool
 
 
 class Transfers(Generic[K]):
@@ -189,6 +199,7 @@ class Transfers(Generic[K]):
         self._user_agent = user_agent
         self._running: dict[pycurl.Curl, tuple[K, _Transfer]] = {}
         self._idle: list[_Transfer] = []
+        self._exchanges: set[pycurl.Curl] = set()
         self._http2: set[str] = set()  # scheme and authority of servers that speak HTTP/2
         self._selector = selectors.DefaultSelector()
         self._timer: float | None = None
@@ -203,7 +214,8 @@ class Transfers(Generic[K]):
 
     def start(self, key: K, request: Request) -> None:
         """Begin a request; `wait` gives back what comes of it."""
-        transfer = self._idle.pop() if self._idle else self._new_transfer()
+        is_new = request.is_lenient or not self._idle
+        transfer = self._new_transfer() if is_new else self._idle.pop()
         if self._resolve is not None:
             _preset(transfer.handle, request.url, self._resolve)
         proxy = _environment_proxy(request.url) if self._proxy == "environment" else self._proxy
@@ -220,6 +232,8 @@ class Transfers(Generic[K]):
         if self._timer is not None:
             left = max(0.0, self._timer - time.monotonic())
             seconds = left if seconds is None else min(seconds, left)
+        if self._exchanges:
+            seconds = _TICK if seconds is None else min(seconds, _TICK)
         for key, mask in self._selector.select(seconds):
             readable = pycurl.CSELECT_IN if mask & selectors.EVENT_READ else 0
             writable = pycurl.CSELECT_OUT if mask & selectors.EVENT_WRITE else 0
@@ -227,10 +241,11 @@ class Transfers(Generic[K]):
         if self._timer is not None and self._timer <= time.monotonic():
             self._timer = None
             self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
-        return self._ended()
+        return self._exchanged() + self._ended()
 
     def stop(self) -> None:
         """End what is under way."""
+        self._exchanges.clear()
         for _, transfer in self._running.values():
             self._multi.remove_handle(transfer.handle)
             transfer.handle.close()
@@ -252,7 +267,12 @@ class Transfers(Generic[K]):
             more, good, bad = self._multi.info_read()
             found = [(handle, 0, "") for handle in good] + list(bad)
             for handle, code, message in found:
-                key, transfer = self._running.pop(handle)
+                key, transfer = self._running[handle]
+                if transfer.request.is_lenient and code == pycurl.E_OK:
+                    transfer.begin_exchange(self._user_agent)
+                    self._exchanges.add(handle)
+                    continue
+                del self._running[handle]
                 self._multi.remove_handle(handle)
                 is_http2 = handle.getinfo(pycurl.INFO_HTTP_VERSION) == _HTTP_2
                 origin = _origin(transfer.request.url)
@@ -267,6 +287,21 @@ class Transfers(Generic[K]):
                         continue
                 ended.append((key, transfer.end(code, message)))
                 self._idle.append(transfer)
+        return ended
+
+    def _exchanged(self) -> list[tuple[K, Response]]:
+        """Go on with the lenient requests; those that end."""
+        ended = []
+        for handle in list(self._exchanges):
+            key, transfer = self._running[handle]
+            response = transfer.go_on()
+            if response is None:
+                continue
+            ended.append((key, response))
+            self._exchanges.remove(handle)
+            del self._running[handle]
+            self._multi.remove_handle(handle)
+            handle.close()
         return ended
 
     def _watch(self, event: int, fd: int, multi: Any, data: Any) -> None:
@@ -320,6 +355,7 @@ class _Transfer:
         """Set the handle up for a request, on a connection of its own or a shared one."""
         self.request = request
         self.proxy = proxy
+        self._began = time.monotonic()
         self._code = 0  # of the answer that is being read, also of a 1xx
         self._status = 0
         self._headers = Headers()
@@ -336,10 +372,37 @@ class _Transfer:
         handle.setopt(pycurl.TIMEOUT_MS, max(1, round(request.seconds * 1000)))
         handle.setopt(pycurl.HTTPHEADER, [f"Accept: {request.accept}"])
         handle.setopt(pycurl.FRESH_CONNECT, not can_share)
-        handle.setopt(pycurl.FORBID_REUSE, request.url.startswith("http:"))
+        handle.setopt(
+            pycurl.FORBID_REUSE, request.url.startswith("http:") and not request.is_lenient
+        )
+        if request.is_lenient:
+            handle.setopt(pycurl.CONNECT_ONLY, 1)
+            handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         handle.setopt(pycurl.HTTP_CONTENT_DECODING, not request.is_plain)
         handle.setopt(pycurl.ACCEPT_ENCODING, "identity" if request.is_plain else "")  # "": all
         handle.setopt(pycurl.MAXFILESIZE_LARGE, 0 if request.is_cut else request.max_bytes)
+
+    def begin_exchange(self, user_agent: str) -> None:
+        """Ask over the connection that was made."""
+        self._exchange = Exchange(
+            self.handle,
+            self.request.url,
+            [f"User-Agent: {user_agent}", f"Accept: {self.request.accept}"],
+            self.request.max_bytes,
+            self._began + self.request.seconds,
+        )
+
+    def go_on(self) -> Response | None:
+        """Go on with the exchange; what came of it once it ends."""
+        exchange = self._exchange
+        exchange.go_on()
+        if exchange.code is None:
+            return None
+        if exchange.status:
+            for line in (b"HTTP/1.0 %d" % exchange.status, *exchange.lines, b""):
+                self._read_header(line)
+            self._read_body(exchange.body)
+        return self.end(exchange.code, "")
 
     @property
     def has_shared(self) -> bool:
@@ -351,7 +414,8 @@ class _Transfer:
         for opened in self._sockets:
             opened.close()
         content, failure = b"".join(self._parts), self._failure(code, message)
-        if self.request.is_plain and failure is None and content.startswith(_GZIP):
+        is_plain = self.request.is_plain or self.request.is_lenient
+        if is_plain and failure is None and content.startswith(_GZIP):
             content, failure = _gunzip(content, self.request.max_bytes)
         return Response(
             status=self._status,
@@ -360,6 +424,7 @@ class _Transfer:
             failure=failure,
             detail=f"{self._blocked} is not public" if self._blocked else message,
             is_miscoded=failure == "bad_response" and "Content-Encoding" in self._headers,
+            is_malformed=message in _MALFORMED and not self.proxy,
         )
 
     def _failure(self, code: int, message: str) -> Failure | None:
@@ -399,9 +464,9 @@ class _Transfer:
         return opened
 
     def _read_header(self, line: bytes) -> int | None:
-        if line.startswith(b"HTTP/"):  # also that of each 1xx before the final answer
+        if status := _STATUS.match(line):  # also that of each 1xx before the final answer
             self._headers = Headers()
-            self._code = int(line.split(None, 2)[1])
+            self._code = int(status[1])
             return None
         if line.strip(b"\r\n"):
             self._headers.add(line)

@@ -51,7 +51,9 @@ def mutated(random: random.Random, content: bytes) -> bytes:
         elif fault == 2:
             content = content[:place] + bytes([random.randrange(256)]) + content[place:]
         elif fault == 3:
-            content = content[:place] + random.choice([b"0", b"-1", b"1", b"\r\n"]) + content[place:]
+            content = (
+                content[:place] + random.choice([b"0", b"-1", b"1", b"\r\n"]) + content[place:]
+            )
         else:
             content = content[:place] + content[place : place + 9] + content[place:]
     return content
@@ -79,8 +81,8 @@ def test_no_url_has_what_another_was_sent(seed: int) -> None:
     server = Server()
     marks = {mark(number): number for number in range(BATCH)}
 
-    def send(sock: socket.socket, parts: list[bytes | float]) -> None:
-        for part in parts:
+    def send(sock: socket.socket, path: str) -> None:
+        for part in parts[path]:
             if isinstance(part, float):
                 time.sleep(part)
             else:
@@ -89,10 +91,8 @@ def test_no_url_has_what_another_was_sent(seed: int) -> None:
     good = bad = 0
     with contextlib.closing(fetcher(timeout=0.5, max_bytes=100_000)) as one:
         for _ in range(ANSWERS // 2 // BATCH):
-            server.keep_alive = {
-                f"/{number}": (lambda sock, path, parts=faulty(choose, number): send(sock, parts))
-                for number in range(BATCH)
-            }
+            parts = {f"/{number}": faulty(choose, number) for number in range(BATCH)}
+            server.keep_alive = dict.fromkeys(parts, send)
             found = outcomes(one, {n: server.url(f"/{n}") for n in range(BATCH)})
             for number, content in found.items():
                 if isinstance(content, str):
@@ -102,4 +102,4 @@ def test_no_url_has_what_another_was_sent(seed: int) -> None:
                 foreign = {marks[m] for m in marks if m in content} - {number}
                 assert not foreign, f"picture {number} came with {foreign}"
     server.close()
-    assert good > bad > 0
+    assert min(good, bad) > ANSWERS // 20
