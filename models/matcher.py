@@ -19,6 +19,7 @@ from transformers import BlipForImageTextRetrieval
 
 from models.batches import check_one_each
 from models.blip import Blip, Sights
+from models.captions import pre_caption
 from models.images import Preprocess
 from models.towers import attend, split_heads
 
@@ -71,7 +72,8 @@ class Matcher(Blip):
 
         Args:
             images: Encoded images.
-            texts: Of each image, any number, cut to `max_text` tokens.
+            texts: Of each image, any number, as they are found: read as `pre_caption` prepares
+                them, as in training, and cut to `max_text` tokens.
             batch_size: Images at a time, halved where they do not fit. Unset is 256 on CUDA and
                 16 on a CPU.
 
@@ -102,7 +104,9 @@ class Matcher(Blip):
         if not places:
             return
         tokens: list[list[int]] = self.tokenizer(
-            [texts[row][slot] for row, slot in places], truncation=True, max_length=self.max_text
+            [pre_caption(texts[row][slot]) for row, slot in places],
+            truncation=True,
+            max_length=self.max_text,
         )["input_ids"]
         buckets: defaultdict[int, list[int]] = defaultdict(list)
         for index, ids in enumerate(tokens):
