@@ -94,6 +94,8 @@ class MED(nn.Module):
             2212.00794); whole images are seen in evaluation.
         local_streams: Where not 0, the rank's pairs are those of so many streams in turn, and the
             wrong partners of matching are of the own stream; else they are of all ranks.
+        floor: Added to the chance of each wrong partner of matching: 1e-4 in BLIP's pre-training,
+            nothing in its fine-tuning and in ALBEF.
         recompute: Whether layers are computed again in the backward pass, to keep less.
         mlm: The head of masked language modelling, or null.
     """
@@ -119,6 +121,7 @@ class MED(nn.Module):
         self.prompt: str | None = None
         self.mask_patches = 0.0
         self.local_streams = 0
+        self.floor = 0.0
         self.recompute = False
         self.mlm: MaskedHead | None = None
         self.momentum: Momentum | None = None
@@ -395,11 +398,13 @@ class MED(nn.Module):
     ) -> Tensor:
         """One wrong partner for each row, of its own stream where negatives are local."""
         if not self.local_streams:
-            return hard_negatives(similarity, ids, all_ids, chances)
+            return hard_negatives(similarity, ids, all_ids, chances, self.floor)
         drawn, each = [], len(ids) // self.local_streams
         for first in range(0, len(ids), each):
             own = slice(first, first + each)
-            found = hard_negatives(similarity[own, own], ids[own], ids[own], chances[own])
+            found = hard_negatives(
+                similarity[own, own], ids[own], ids[own], chances[own], self.floor
+            )
             drawn.append(torch.where(found < 0, found, found + first))
         return torch.cat(drawn)
 

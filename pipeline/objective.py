@@ -174,7 +174,8 @@ class TrainConfig:
         alpha: Weight of the momentum model in the contrastive targets.
         alpha_epochs: Epochs over which alpha rises from 0.
         negatives: Whether the wrong partners of matching are of all pairs of the batch (`global`)
-            or of the same stream (`local`).
+            or of the same stream (`local`). They are drawn by similarity; BLIP's pre-training adds
+            1e-4 to each chance, its fine-tuning and ALBEF nothing.
         label_smoothing: Of the LM loss.
         mask_patches: The share of the patches that is hidden from the image encoder (FLIP, arXiv
             2212.00794: 0.5), below 1.
@@ -286,6 +287,11 @@ class TrainConfig:
     def parts(self) -> tuple[Part, ...]:
         """The parts of BLIP that are trained; none with `clip`."""
         return ("matcher",) if self.albef else PARTS[self.objective]
+
+    @property
+    def floor(self) -> float:
+        """What BLIP's pre-training adds to the chance of each wrong partner of matching."""
+        return 1e-4 if self.objective == "pretrain" and not self.albef else 0.0
 
     def measurement(self) -> dict[str, Any]:
         """The fields that change the model, as plain values."""

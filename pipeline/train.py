@@ -493,6 +493,7 @@ def make_model(config: TrainConfig, tokenizer: str | None) -> MED | Contrastive:
     )
     med.prompt = config.prompt
     med.mask_patches = config.mask_patches
+    med.floor = config.floor
     if config.negatives == "local":
         med.local_streams = config.streams // config.workers
     med.recompute = config.gradient_checkpointing

@@ -24,6 +24,8 @@ def test_defaults_are_the_papers_for_each_objective() -> None:
     assert (pretrain.queue_size, pretrain.momentum, pretrain.alpha) == (57600, 0.995, 0.4)
     assert [c.negatives for c in (pretrain, captioner, matcher)] == ["local", "global", "global"]
     albef, clip = TrainConfig(albef=True), TrainConfig(objective="clip")
+    floors = [c.floor for c in (pretrain, matcher, TrainConfig(objective="joint"), albef)]
+    assert floors == [1e-4, 0.0, 0.0, 0.0]
     assert (albef.queue_size, albef.lr, albef.weight_decay) == (65536, 1e-4, 0.02)
     assert (clip.batch_size, clip.weight_decay, clip.beta2) == (32768, 0.2, 0.98)
 
