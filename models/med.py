@@ -92,6 +92,9 @@ class MED(nn.Module):
         prompt: What captions begin with; saved as `caption_prompt` in config.json where not null.
         mask_patches: The share of an image's patches that is hidden in training (FLIP, arXiv
             2212.00794); whole images are seen in evaluation.
+        drop_path: The chance that the last layer of the image encoder is left out for an image in
+            training, falling evenly to 0 at the first (stochastic depth, arXiv 1603.09382); that of
+            BLIP's code: 0.1 for a ViT-L and 0 for others.
         local_streams: Where not 0, the rank's pairs are those of so many streams in turn, and the
             wrong partners of matching are of the own stream; else they are of all ranks.
         floor: Added to the chance of each wrong partner of matching: 1e-4 in BLIP's pre-training,
@@ -120,6 +123,7 @@ class MED(nn.Module):
         self.label_smoothing = label_smoothing
         self.prompt: str | None = None
         self.mask_patches = 0.0
+        self.drop_path = 0.1 if self.is_large else 0.0
         self.local_streams = 0
         self.floor = 0.0
         self.recompute = False
@@ -147,6 +151,11 @@ class MED(nn.Module):
         part = self.matcher if self.matcher is not None else self.captioner
         assert part is not None
         return part.vision_model
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the image encoder is as wide as a ViT-L."""
+        return bool(self.config.vision_config.hidden_size >= BLIP_SIZES["large"].vision_width)
 
     @property
     def _recomputes(self) -> bool:
@@ -290,11 +299,17 @@ class MED(nn.Module):
         Args:
             batch: n pairs on the device of the model.
             alpha: Weight of the momentum model in the targets of ITC.
-            generator: Draws negatives, masked tokens and patches; in the same state on each rank.
+            generator: Draws negatives, masked tokens, patches and layers; in the same state on each
+                rank.
         """
         patch, masked = self.config.vision_config.patch_size, self.mask_patches
         kept = batch.kept_patches(patch, masked if self.training else 0.0, generator)
-        images = see(self.vision, batch.pixels, kept=kept, recompute=self._recomputes)
+        layers = self.config.vision_config.num_hidden_layers
+        paths, slow_paths = (
+            batch.kept_paths(layers, self.drop_path if self.training else 0.0, generator)
+            for _ in range(2)
+        )
+        images = see(self.vision, batch.pixels, kept=kept, paths=paths, recompute=self._recomputes)
         losses: dict[str, Tensor] = {}
         memory: Memory | None = None
         if self.matcher is not None:
@@ -308,6 +323,7 @@ class MED(nn.Module):
                     batch.pixels,
                     first_only=self.mlm is None,
                     kept=kept,
+                    paths=slow_paths,
                 )
             ids = gather(batch.image_ids)
             losses["itc"], similarity = self._itc(batch, ids, images, slow, alpha)

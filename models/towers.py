@@ -91,6 +91,7 @@ def see(
     *,
     first_only: bool = False,
     kept: Tensor | None = None,
+    paths: Tensor | None = None,
     recompute: bool = False,
 ) -> Tensor:
     """Encode images: what `BlipVisionModel` gives as last_hidden_state.
@@ -100,6 +101,8 @@ def see(
         pixels: (n, 3, S, S).
         first_only: Leave out of the last layer all that [CLS] does not need.
         kept: int64 (n, k): the patches that are seen, all of them by default.
+        paths: (n, layers, 2): what attention and MLP of each layer are multiplied by before they
+            are added, 1 by default.
         recompute: Keep a layer's input alone and compute the layer again in the backward pass.
 
     Returns:
@@ -109,19 +112,21 @@ def see(
     if kept is not None:
         x = pick_patches(x, kept)
 
-    def pass_through(layer: Any, x: Tensor) -> Tensor:
+    def pass_through(i: int, layer: Any, x: Tensor) -> Tensor:
         attention = layer.self_attn
         dropout = attention.dropout.p if attention.training else 0.0
         qkv = attention.qkv(layer.layer_norm1(x))
         q, k, v = (split_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
         if first_only and layer is vision.encoder.layers[-1]:
             x, q = x[:, :1], q[:, :, :1]
-        x = x + attention.projection(attend(q, k, v, dropout=dropout))
-        passed: Tensor = x + layer.mlp(layer.layer_norm2(x))
-        return passed
+        x = x + along(i, 0, attention.projection(attend(q, k, v, dropout=dropout)))
+        return x + along(i, 1, layer.mlp(layer.layer_norm2(x)))
 
-    for layer in vision.encoder.layers:
-        x = checkpoint(pass_through, layer, x) if recompute else pass_through(layer, x)
+    def along(i: int, path: int, added: Tensor) -> Tensor:
+        return added if paths is None else added * paths[:, i, path, None, None].to(added.dtype)
+
+    for i, layer in enumerate(vision.encoder.layers):
+        x = checkpoint(pass_through, i, layer, x) if recompute else pass_through(i, layer, x)
     hidden: Tensor = vision.post_layernorm(x)
     return hidden
 

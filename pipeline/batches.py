@@ -63,7 +63,10 @@ class Decoder:
 
     def __init__(self, config: TrainConfig) -> None:
         self.view = View(
-            size=config.image_size, augment=config.augment, crop_scale=config.crop_scale
+            size=config.image_size,
+            augment=config.augment,
+            crop_scale=config.crop_scale,
+            magnitude=config.magnitude,
         )
         self.seed = config.seed
         self.room = CACHE_BYTES

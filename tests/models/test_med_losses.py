@@ -8,7 +8,7 @@ import torch
 from nano import CAPTIONS, batch_of, differing, make
 from transformers import BlipForImageTextRetrieval
 
-from models.med import IGNORED, lm_labels, lm_loss
+from models.med import IGNORED, MED, lm_labels, lm_loss
 from models.pairs import Batch
 from models.towers import read_texts, remember, see
 
@@ -259,12 +259,26 @@ def test_hidden_patches_are_not_seen_in_training_and_all_are_in_evaluation(
     assert len({whole[name].item(), *draws}) == 3
 
 
+def test_layers_are_left_out_in_training_alone(tokenizer: str) -> None:
+    def loss(med: MED, seed: int) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        return float(med(batch_of(med), generator=generator)["lm"].item())
+
+    med = make(tokenizer, "captioner").eval()
+    whole = loss(med, 0)
+    med.drop_path = 0.5
+    assert loss(med, 0) == whole
+    med.train()
+    assert len({loss(med, seed) for seed in range(8)}) > 4
+
+
 def test_layers_computed_again_give_the_same_gradients(tokenizer: str) -> None:
     gradients = []
     for recompute in (False, True):
         med = make(tokenizer).train()
         med.start_momentum(queue_size=8)
         med.recompute = recompute
+        med.drop_path = 0.5
         losses = med(batch_of(med), generator=torch.Generator().manual_seed(0))
         sum(losses.values()).backward()
         gradients.append({n: p.grad for n, p in med.named_parameters() if p.grad is not None})
