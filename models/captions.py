@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["pre_caption"]
+__all__ = ["UNREAD", "pre_caption"]
 
 UNREAD = re.compile(r'[.!"()*#:;~\s]+')
 """The marks that BLIP's released code takes away, and whitespace."""

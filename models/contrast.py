@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BlipForImageTextRetrieval
 
 from models.queue import check_queue
-from models.towers import read_texts
+from models.towers import first_fused, read_texts
 
 __all__ = ["Momentum", "contrast_loss", "contrast_targets", "hard_negatives"]
 
@@ -105,7 +105,8 @@ class Momentum(nn.Module):
         self.text_encoder = copy.deepcopy(matcher.text_encoder)
         self.mlm = copy.deepcopy(mlm)
         if mlm is None:
-            for layer in self.text_encoder.encoder.layer:
+            first = first_fused(self.text_encoder.config)
+            for layer in self.text_encoder.encoder.layer[first:]:
                 del layer.crossattention  # the contrastive reading is unimodal
         self.vision_proj = copy.deepcopy(matcher.vision_proj)
         self.text_proj = copy.deepcopy(matcher.text_proj)

@@ -166,7 +166,8 @@ class TrainConfig:
             one model that shares what pre-training shares (Table 4) and saves both; `clip` is
             symmetric InfoNCE and saves one `CLIPModel`.
         albef: With `pretrain`: masked language modelling with momentum distillation in place of
-            LM; saves one matcher.
+            LM, and images in the upper half of the text layers alone (6 + 6 of `base`); saves one
+            matcher.
         model: What it starts from: a size (tiny, base, large; random weights), a folder of
             `train`, or a plain model of the objective's kind, local or on the hub.
         data: `curated`, the pairs that the run exports; `pool`, its web pairs as downloaded; or

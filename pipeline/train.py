@@ -233,7 +233,10 @@ class _Training:
 
     def card(self) -> str:
         """The card of the model that this training makes."""
-        return model_card.text(self.config, self.data, self.start, self.steps, self.identity)
+        is_fused = bool(getattr(self.model, "first_fused", 0))
+        return model_card.text(
+            self.config, self.data, self.start, self.steps, self.identity, is_fused
+        )
 
     def is_finished(self) -> bool:
         """Whether the folder holds what this training makes: its card came with all the rest."""
@@ -507,6 +510,7 @@ def make_model(config: TrainConfig, tokenizer: str | None) -> MED | Contrastive:
         med.local_streams = config.streams // config.workers
     med.recompute = config.gradient_checkpointing
     if config.albef:
+        med.start_fusion()
         med.start_masking()
     if "matcher" in config.parts:
         check_queue(config.queue_size, config.batch_size)
