@@ -45,7 +45,8 @@ class FilterConfig(ModelConfig):
             synthetic captions, the five most similar by CLIP, and of them the one most similar
             by a second CLIP.
         model: The ITM model of blip: a folder of `save_pretrained` or a name on the hub; by
-            default the released one, fine-tuned on COCO. It should not share its training with
+            default the released one, fine-tuned on COCO. It reads a text as training does: in lower
+            case, without `.!"()*#:;~`, and cut to 35 tokens. It should not share its training with
             the captioner: where they share parameters it believes nearly all that the captioner
             says (section 4.5, table 4).
         min_itm: The least ITM probability of a text that blip keeps; 0.5 is the paper's rule,
