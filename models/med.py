@@ -268,7 +268,7 @@ class MED(nn.Module):
             raise ValueError("the layers of ALBEF are those of a matcher alone")
         if self.first_fused:
             return
-        layers = self.matcher.text_encoder.encoder.layer
+        layers: Any = self.matcher.text_encoder.encoder.layer
         if len(layers) < 2:
             raise ValueError("train.albef: a text layer alone cannot be halved: use a larger model")
         self.config.text_config.fusion_layer = len(layers) // 2
@@ -288,7 +288,8 @@ class MED(nn.Module):
         """Train nothing of what `start_fusion` has put out of use."""
         assert self.matcher is not None
         self.enc = self.tokenizer.cls_token_id
-        for layer in self.matcher.text_encoder.encoder.layer[: self.first_fused]:
+        layers: Any = self.matcher.text_encoder.encoder.layer
+        for layer in layers[: self.first_fused]:
             layer.attention.output.LayerNorm.requires_grad_(False)
             layer.crossattention.self.requires_grad_(False)
             layer.crossattention.output.dense.requires_grad_(False)
