@@ -1,4 +1,4 @@
-"""Random views of an image for training, as BLIP takes them (arXiv 2201.12086)."""
+"""Random views of an image for training, as BLIP's released code takes them (arXiv 2201.12086)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageOps
 
-__all__ = ["Augment", "View"]
+__all__ = ["GREATEST", "Augment", "View"]
 
 Augment = Literal["paper", "crop", "none"]
 
-MAGNITUDE = 0.5
-"""RandAugment's M = 5 on its scale of 10."""
-
 RANDOM_OPERATIONS = 2
 """RandAugment's N."""
+
+GREATEST = 10
+"""The end of RandAugment's scale of magnitudes."""
 
 GREY = (128, 128, 128)
 
@@ -33,22 +33,24 @@ def _shift(
     )
 
 
-# Each takes an image and a strength, MAGNITUDE with a random sign. No operation touches hue:
-# captions name colours.
-OPERATIONS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
-    lambda image, _: image,
-    lambda image, _: ImageOps.autocontrast(image),
-    lambda image, _: ImageOps.equalize(image),
-    lambda image, m: ImageEnhance.Brightness(image).enhance(1 + 0.9 * m),
-    lambda image, m: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * m),
-    lambda image, m: _shift(image, (1, 0.3 * m, 0, 0, 1, 0)),
-    lambda image, m: _shift(image, (1, 0, 0, 0.3 * m, 1, 0)),
-    lambda image, m: _shift(image, (1, 0, 0.2 * m * image.width, 0, 1, 0)),
-    lambda image, m: _shift(image, (1, 0, 0, 0, 1, 0.2 * m * image.height)),
-    lambda image, m: image.rotate(30 * m, Image.Resampling.BILINEAR, fillcolor=GREY),
+# Each takes an image, a strength m from 0 to 1 and a sign s. No operation touches hue: captions
+# name colours.
+OPERATIONS: tuple[Callable[[Image.Image, float, int], Image.Image], ...] = (
+    lambda image, m, s: image,
+    lambda image, m, s: ImageOps.autocontrast(image),
+    lambda image, m, s: ImageOps.equalize(image),
+    lambda image, m, s: ImageEnhance.Brightness(image).enhance(0.1 + 1.8 * m),
+    lambda image, m, s: ImageEnhance.Sharpness(image).enhance(0.1 + 1.8 * m),
+    lambda image, m, s: _shift(image, (1, 0.3 * m * s, 0, 0, 1, 0)),
+    lambda image, m, s: _shift(image, (1, 0, 0, 0.3 * m * s, 1, 0)),
+    lambda image, m, s: _shift(image, (1, 0, 10 * m * s, 0, 1, 0)),
+    lambda image, m, s: _shift(image, (1, 0, 0, 0, 1, 10 * m * s)),
+    lambda image, m, s: image.rotate(30 * m * s, Image.Resampling.BILINEAR, fillcolor=GREY),
 )
 """Identity, AutoContrast, Equalize, Brightness, Sharpness, ShearX, ShearY, TranslateX,
-TranslateY, Rotate."""
+TranslateY, Rotate, at the strengths of BLIP's and ALBEF's released code: 0.1 to 1.9 times as bright
+or sharp, which is 1 at BLIP's M = 5; a shear of at most 0.3; a translation of at most 10 pixels,
+whatever the size; a rotation of at most 30 degrees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +59,18 @@ class View:
 
     Attributes:
         size: The side of the square, in pixels.
-        augment: `paper` is a random resized crop, a mirror half of the time and RandAugment
-            (N = 2, M = 5, each with probability one half, no colour operations); `crop` is the
-            crop alone, for captions that tell left from right; `none` is the plain resize of
-            evaluation.
+        augment: `paper` is a random resized crop, a mirror half of the time and RandAugment (N = 2,
+            each with probability one half, no colour operations); `crop` is the crop alone, for
+            captions that tell left from right; `none` is the plain resize of evaluation.
         crop_scale: The least share of the image's area that a crop keeps: 0.2 in pre-training and
             0.5 in fine-tuning.
+        magnitude: RandAugment's M, from 0 to 10: 5 in BLIP, 7 in ALBEF.
     """
 
     size: int
     augment: Augment = "paper"
     crop_scale: float = 0.2
+    magnitude: int = 5
 
     def __call__(self, image: Image.Image, rng: random.Random) -> npt.NDArray[np.uint8]:
         """A view of an RGB image: uint8 (size, size, 3), a function of the image and `rng`."""
@@ -82,7 +85,7 @@ class View:
             for _ in range(RANDOM_OPERATIONS):
                 operation = rng.choice(OPERATIONS)
                 if rng.random() < 0.5:
-                    view = operation(view, rng.choice((-MAGNITUDE, MAGNITUDE)))
+                    view = operation(view, self.magnitude / GREATEST, rng.choice((-1, 1)))
         return np.asarray(view)
 
     def _box(self, image: Image.Image, rng: random.Random) -> tuple[float, float, float, float]:

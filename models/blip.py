@@ -18,7 +18,7 @@ from transformers import BertTokenizer
 
 from models.batches import Batches
 from models.images import Preprocess
-from models.towers import attend, remember, see, split_heads
+from models.towers import attend, first_fused, remember, see, split_heads
 from models.weights import Dtype, place
 
 __all__ = ["Blip", "Sights"]
@@ -110,7 +110,8 @@ class Sights:
 
     def __init__(self, text: Any, features: Tensor) -> None:
         self.num_images = len(features)
-        self.crosses = [layer.crossattention for layer in text.encoder.layer]
+        self.first = first_fused(text.config)
+        self.crosses = [layer.crossattention for layer in text.encoder.layer[self.first :]]
         self.memory = [
             (key.contiguous(), value.contiguous()) for key, value in remember(text, features)
         ]
@@ -127,8 +128,8 @@ class Sights:
 
         The rows of an image are queries of one attention, so its keys are never repeated.
         """
-        cross = self.crosses[index]
+        cross = self.crosses[index - self.first]
         queries = cross.self.query(x).view(self.num_images, -1, x.shape[2])
         query = split_heads(queries, cross.self.num_attention_heads)
-        context = attend(query, *self.memory[index]).view(x.shape)
+        context = attend(query, *self.memory[index - self.first]).view(x.shape)
         return cross.output(context, x)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BlipForImageTextRetrieval
 
 from models.queue import check_queue
-from models.towers import read_texts
+from models.towers import first_fused, read_texts
 
 __all__ = ["Momentum", "contrast_loss", "contrast_targets", "hard_negatives"]
 
@@ -45,22 +45,32 @@ def contrast_loss(similarity: Tensor, targets: Tensor) -> Tensor:
     return -(F.log_softmax(similarity, dim=1) * targets).sum(dim=1).mean()
 
 
-def hard_negatives(similarity: Tensor, ids: Tensor, all_ids: Tensor, chances: Tensor) -> Tensor:
-    """One wrong partner for each row, drawn in proportion to softmax(similarity) + 1e-4.
+def hard_negatives(
+    similarity: Tensor, ids: Tensor, all_ids: Tensor, chances: Tensor, floor: float = 0.0
+) -> Tensor:
+    """One wrong partner for each row, drawn in proportion to softmax(similarity) + floor.
 
-    The constant is BLIP's, and keeps rows whose weights underflow from failing.
+    Nothing is added in BLIP's fine-tuning for retrieval (arXiv 2201.12086) and in ALBEF (arXiv
+    2107.07651). BLIP's pre-training adds 1e-4 to every candidate; at low temperatures that draws
+    mostly easy partners.
 
     Args:
         similarity: (n, m) similarities over temperature with the candidates.
         ids: (n,) image ids of the rows.
         all_ids: (m,) image ids of the candidates; one with the row's image is never drawn.
         chances: float32 (n,) in [0, 1), what decides the draw of each row.
+        floor: Added to each candidate's softmax over all of them, the row's own included.
 
     Returns:
         int64 (n,), -1 where every candidate has the row's image.
     """
-    weights = similarity.detach().double().softmax(dim=1) + 1e-4
-    weights = weights.masked_fill(ids[:, None] == all_ids[None, :], 0.0)
+    own = ids[:, None] == all_ids[None, :]
+    scores = similarity.detach().double()
+    if floor:
+        weights = (scores.softmax(dim=1) + floor).masked_fill(own, 0.0)
+    else:
+        # Without the row's own first: beside it the others underflow at low temperatures.
+        weights = scores.masked_fill(own, -torch.inf).softmax(dim=1).nan_to_num(0.0)
     mass = weights.cumsum(dim=1)
     whole = mass[:, -1:].contiguous()
     drawn = torch.searchsorted(mass, chances[:, None].double() * whole, right=True).squeeze(1)
@@ -95,7 +105,8 @@ class Momentum(nn.Module):
         self.text_encoder = copy.deepcopy(matcher.text_encoder)
         self.mlm = copy.deepcopy(mlm)
         if mlm is None:
-            for layer in self.text_encoder.encoder.layer:
+            first = first_fused(self.text_encoder.config)
+            for layer in self.text_encoder.encoder.layer[first:]:
                 del layer.crossattention  # the contrastive reading is unimodal
         self.vision_proj = copy.deepcopy(matcher.vision_proj)
         self.text_proj = copy.deepcopy(matcher.text_proj)

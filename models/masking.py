@@ -1,4 +1,4 @@
-"""What a training hides: tokens to be guessed (BERT, ALBEF) and patches to be spared (FLIP)."""
+"""What a training hides: tokens (BERT, ALBEF), patches (FLIP) and layers (stochastic depth)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["IGNORED", "MaskedHead", "distilled", "kept_patches", "mask_tokens", "pick_patches"]
+__all__ = [
+    "IGNORED",
+    "MaskedHead",
+    "distilled",
+    "kept_patches",
+    "kept_paths",
+    "mask_tokens",
+    "pick_patches",
+]
 
 IGNORED = -100
 """The label of a token that a loss over tokens leaves out."""
@@ -33,6 +41,21 @@ def kept_patches(chances: Tensor, masked: float) -> Tensor:
 def pick_patches(x: Tensor, kept: Tensor) -> Tensor:
     """(n, 1 + k, width): [CLS] and the patches `kept` (n, k) of (n, 1 + patches, width)."""
     return torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[:, :, None], 1)], 1)
+
+
+def kept_paths(chances: Tensor, dropped: float) -> Tensor:
+    """Which residual paths of an image encoder count (stochastic depth, arXiv 1603.09382).
+
+    Args:
+        chances: (n, layers, 2) in [0, 1), of the attention and the MLP of each layer.
+        dropped: The chance of the last layer to be left out, below 1; it falls evenly to 0 at the
+            first layer, as in BLIP's code.
+
+    Returns:
+        (n, layers, 2): what each path is multiplied by, 0 or the inverse of its chance to be kept.
+    """
+    rates = torch.linspace(0, dropped, chances.shape[1], device=chances.device)[:, None]
+    return (chances >= rates) / (1 - rates)
 
 
 def mask_tokens(

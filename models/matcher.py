@@ -19,8 +19,9 @@ from transformers import BlipForImageTextRetrieval
 
 from models.batches import check_one_each
 from models.blip import Blip, Sights
+from models.captions import pre_caption
 from models.images import Preprocess
-from models.towers import attend, split_heads
+from models.towers import attend, first_fused, split_heads
 
 __all__ = ["Match", "Matcher"]
 
@@ -41,8 +42,8 @@ class Match(NamedTuple):
 class Matcher(Blip):
     """Scores texts against images with a BlipForImageTextRetrieval.
 
-    The multimodal encoder reads [ENC] in the place of [CLS], as its ITM head was trained; stock
-    transformers leaves [CLS] there.
+    BLIP's multimodal encoder reads [ENC] in the place of [CLS], as its ITM head was trained; stock
+    transformers leaves [CLS] there. ALBEF's reads [CLS].
     """
 
     architecture = BlipForImageTextRetrieval
@@ -71,7 +72,8 @@ class Matcher(Blip):
 
         Args:
             images: Encoded images.
-            texts: Of each image, any number, cut to `max_text` tokens.
+            texts: Of each image, any number, as they are found: read as `pre_caption` prepares
+                them, as in training, and cut to `max_text` tokens.
             batch_size: Images at a time, halved where they do not fit. Unset is 256 on CUDA and
                 16 on a CPU.
 
@@ -102,7 +104,9 @@ class Matcher(Blip):
         if not places:
             return
         tokens: list[list[int]] = self.tokenizer(
-            [texts[row][slot] for row, slot in places], truncation=True, max_length=self.max_text
+            [pre_caption(texts[row][slot]) for row, slot in places],
+            truncation=True,
+            max_length=self.max_text,
         )["input_ids"]
         buckets: defaultdict[int, list[int]] = defaultdict(list)
         for index, ids in enumerate(tokens):
@@ -123,6 +127,7 @@ class Matcher(Blip):
     def _match(self, images: Sights, looks: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:
         """ITM probabilities and ITC cosines, each (texts,), of one pass over both readings."""
         encoder = self.model.text_encoder
+        fused = first_fused(encoder.config)
         alone, count = grid.ids, len(grid.ids)
         seeing = alone.clone()
         seeing[:, 0] = self.encode
@@ -130,10 +135,12 @@ class Matcher(Blip):
         place = torch.tensor(_place_in_row(grid.rows), device=self.device)
         width = int(place.max()) + 1
 
-        x = encoder.embeddings(input_ids=torch.cat([alone, seeing]))
+        # The last `count` texts look at images; ALBEF reads both alike as far as both go.
+        x = encoder.embeddings(input_ids=alone if fused else torch.cat([alone, seeing]))
         is_text = torch.arange(alone.shape[1], device=self.device) < grid.lengths[:, None]
-        mask = is_text.repeat(2, 1)[:, None, None]
+        mask = is_text.repeat(len(x) // count, 1)[:, None, None]
         layers = encoder.encoder.layer
+        words = x
         for index, layer in enumerate(layers):
             own = layer.attention
             heads = own.self.num_attention_heads
@@ -142,13 +149,17 @@ class Matcher(Blip):
                 x = x[:, :1]  # all that the heads read
             query = split_heads(own.self.query(x), heads)
             x = own.output(attend(query, key, value, mask), x)
+            if index < fused:
+                x = words = layer.feed_forward_chunk(layer.crossattention.output.LayerNorm(x))
+                continue
             queries = x.new_zeros(images.num_images, width, *x.shape[1:])
-            queries[rows, place] = x[count:]
+            queries[rows, place] = x[-count:]
             seen = images.attend(index, queries.flatten(0, 1))
             seen = seen.view(queries.shape)[rows, place]
-            x = layer.feed_forward_chunk(torch.cat([x[:count], seen]))
-        words = functional.normalize(self.model.text_proj(x[:count, 0]).float(), dim=-1)
-        matched = self.model.itm_head(x[count:, 0]).float().softmax(-1)[:, 1]
+            x = layer.feed_forward_chunk(torch.cat([x[:-count], seen]))
+        words = (words if fused else x)[:count, 0]
+        words = functional.normalize(self.model.text_proj(words).float(), dim=-1)
+        matched = self.model.itm_head(x[-count:, 0]).float().softmax(-1)[:, 1]
         return matched, (looks[rows] * words).sum(-1)
 
 

@@ -33,7 +33,7 @@ from models.masking import IGNORED, MaskedHead, distilled, mask_tokens
 from models.pairs import Batch, tokenize
 from models.ranks import balance, gather, gather_texts, gather_with_gradient, num_ranks, rank
 from models.sizes import BLIP_SIZES, blip_config
-from models.towers import Memory, read_texts, remember, see
+from models.towers import Memory, first_fused, read_texts, remember, see
 
 __all__ = ["IGNORED", "MED", "Part", "lm_labels", "lm_loss"]
 
@@ -71,8 +71,8 @@ class MED(nn.Module):
 
     With both parts its loss is BLIP's pre-training (ITC + ITM + LM, 1:1:1); with the captioner
     alone it is captioner fine-tuning (LM); with the matcher alone filter fine-tuning (ITC + ITM);
-    with a matcher and `start_masking` it is ALBEF's (ITC + ITM + MLM, arXiv 2107.07651), whose
-    head is of pre-training only and is not saved.
+    with a matcher, `start_fusion` and `start_masking` it is ALBEF's (ITC + ITM + MLM, arXiv
+    2107.07651), whose head is of pre-training only and is not saved.
 
     Under `torch.distributed` a batch is a rank's share of one batch: contrast has the candidates
     of all ranks, and the mean of the ranks' gradients is that of one rank with all pairs.
@@ -92,8 +92,13 @@ class MED(nn.Module):
         prompt: What captions begin with; saved as `caption_prompt` in config.json where not null.
         mask_patches: The share of an image's patches that is hidden in training (FLIP, arXiv
             2212.00794); whole images are seen in evaluation.
+        drop_path: The chance that the last layer of the image encoder is left out for an image in
+            training, falling evenly to 0 at the first (stochastic depth, arXiv 1603.09382); that of
+            BLIP's code: 0.1 for a ViT-L and 0 for others.
         local_streams: Where not 0, the rank's pairs are those of so many streams in turn, and the
             wrong partners of matching are of the own stream; else they are of all ranks.
+        floor: Added to the chance of each wrong partner of matching: 1e-4 in BLIP's pre-training,
+            nothing in its fine-tuning and in ALBEF.
         recompute: Whether layers are computed again in the backward pass, to keep less.
         mlm: The head of masked language modelling, or null.
     """
@@ -118,7 +123,9 @@ class MED(nn.Module):
         self.label_smoothing = label_smoothing
         self.prompt: str | None = None
         self.mask_patches = 0.0
+        self.drop_path = 0.1 if self.is_large else 0.0
         self.local_streams = 0
+        self.floor = 0.0
         self.recompute = False
         self.mlm: MaskedHead | None = None
         self.momentum: Momentum | None = None
@@ -126,6 +133,8 @@ class MED(nn.Module):
         self.pad: int = config.pad_token_id
         self.dec: int = config.bos_token_id
         self.enc: int = config.vocab_size - 1
+        if self.first_fused:
+            self._freeze_unfused()
         if matcher is not None:
             self.temperature = nn.Parameter(torch.tensor(temperature))
         if captioner is not None and matcher is not None:
@@ -144,6 +153,16 @@ class MED(nn.Module):
         part = self.matcher if self.matcher is not None else self.captioner
         assert part is not None
         return part.vision_model
+
+    @property
+    def first_fused(self) -> int:
+        """The number of the first text layer that looks at images; more than 0 in ALBEF alone."""
+        return first_fused(self.config.text_config)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the image encoder is as wide as a ViT-L."""
+        return bool(self.config.vision_config.hidden_size >= BLIP_SIZES["large"].vision_width)
 
     @property
     def _recomputes(self) -> bool:
@@ -209,6 +228,11 @@ class MED(nn.Module):
         path = next(iter(found.values()))
         reader = _load_tokenizer(tokenizer or path, revision=None if tokenizer else revision)
         config = next(iter(loaded.values())).config
+        if "captioner" in parts and first_fused(config.text_config):
+            raise ValueError(
+                f"{name} is ALBEF's, whose first text layers look at no image: it starts no "
+                f"captioner. Start from a BLIP or a size ({', '.join(BLIP_SIZES)})"
+            )
         if len(reader) != config.text_config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {len(reader)} tokens and {name} has "
@@ -231,6 +255,44 @@ class MED(nn.Module):
         if self.matcher is None:
             raise ValueError("only a MED with a matcher has a contrastive loss")
         self.momentum = Momentum(self.matcher, queue_size, decay, self.mlm)
+
+    def start_fusion(self) -> None:
+        """Let the lower half of the text layers read the text alone, as in ALBEF.
+
+        Nothing changes where they do already. `start_momentum` comes after.
+
+        Raises:
+            ValueError: There is a captioner, no matcher, or a single text layer.
+        """
+        if self.matcher is None or self.captioner is not None:
+            raise ValueError("the layers of ALBEF are those of a matcher alone")
+        if self.first_fused:
+            return
+        layers: Any = self.matcher.text_encoder.encoder.layer
+        if len(layers) < 2:
+            raise ValueError("train.albef: a text layer alone cannot be halved: use a larger model")
+        self.config.text_config.fusion_layer = len(layers) // 2
+        with torch.no_grad():
+            for layer in layers[: self.first_fused]:
+                # Stock transformers adds cross-attention in every layer and norms the sum: it adds
+                # nothing here, and its norm is that of the self-attention, which then has none.
+                own, cross = layer.attention.output.LayerNorm, layer.crossattention.output
+                cross.LayerNorm.load_state_dict(own.state_dict())
+                own.weight.fill_(1.0)
+                own.bias.zero_()
+                cross.dense.weight.zero_()
+                cross.dense.bias.zero_()
+        self._freeze_unfused()
+
+    def _freeze_unfused(self) -> None:
+        """Train nothing of what `start_fusion` has put out of use."""
+        assert self.matcher is not None
+        self.enc = self.tokenizer.cls_token_id
+        layers: Any = self.matcher.text_encoder.encoder.layer
+        for layer in layers[: self.first_fused]:
+            layer.attention.output.LayerNorm.requires_grad_(False)
+            layer.crossattention.self.requires_grad_(False)
+            layer.crossattention.output.dense.requires_grad_(False)
 
     def start_masking(self) -> None:
         """Put a head of masked language modelling on the matcher; `start_momentum` comes after."""
@@ -287,11 +349,17 @@ class MED(nn.Module):
         Args:
             batch: n pairs on the device of the model.
             alpha: Weight of the momentum model in the targets of ITC.
-            generator: Draws negatives, masked tokens and patches; in the same state on each rank.
+            generator: Draws negatives, masked tokens, patches and layers; in the same state on each
+                rank.
         """
         patch, masked = self.config.vision_config.patch_size, self.mask_patches
         kept = batch.kept_patches(patch, masked if self.training else 0.0, generator)
-        images = see(self.vision, batch.pixels, kept=kept, recompute=self._recomputes)
+        layers = self.config.vision_config.num_hidden_layers
+        paths, slow_paths = (
+            batch.kept_paths(layers, self.drop_path if self.training else 0.0, generator)
+            for _ in range(2)
+        )
+        images = see(self.vision, batch.pixels, kept=kept, paths=paths, recompute=self._recomputes)
         losses: dict[str, Tensor] = {}
         memory: Memory | None = None
         if self.matcher is not None:
@@ -305,6 +373,7 @@ class MED(nn.Module):
                     batch.pixels,
                     first_only=self.mlm is None,
                     kept=kept,
+                    paths=slow_paths,
                 )
             ids = gather(batch.image_ids)
             losses["itc"], similarity = self._itc(batch, ids, images, slow, alpha)
@@ -395,11 +464,13 @@ class MED(nn.Module):
     ) -> Tensor:
         """One wrong partner for each row, of its own stream where negatives are local."""
         if not self.local_streams:
-            return hard_negatives(similarity, ids, all_ids, chances)
+            return hard_negatives(similarity, ids, all_ids, chances, self.floor)
         drawn, each = [], len(ids) // self.local_streams
         for first in range(0, len(ids), each):
             own = slice(first, first + each)
-            found = hard_negatives(similarity[own, own], ids[own], ids[own], chances[own])
+            found = hard_negatives(
+                similarity[own, own], ids[own], ids[own], chances[own], self.floor
+            )
             drawn.append(torch.where(found < 0, found, found + first))
         return torch.cat(drawn)
 

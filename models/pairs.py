@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.masking import kept_patches
+from models.masking import kept_patches, kept_paths
 from models.ranks import num_ranks, rank
 
 __all__ = ["Batch", "tokenize"]
@@ -70,6 +70,20 @@ class Batch:
             return None
         side = self.pixels.shape[-1] // patch
         return kept_patches(self.chances((side * side,), generator), masked)
+
+    def kept_paths(
+        self, layers: int, dropped: float, generator: torch.Generator | None
+    ) -> Tensor | None:
+        """What the paths of each layer are multiplied by, (n, layers, 2), or None to keep all.
+
+        Args:
+            layers: Of the image encoder.
+            dropped: The chance of the last layer to be left out, below 1.
+            generator: Draws them.
+        """
+        if not dropped:
+            return None
+        return kept_paths(self.chances((layers, 2), generator), dropped)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Tensor:

@@ -12,11 +12,19 @@ from torch.utils.checkpoint import checkpoint as _checkpoint
 
 from models.masking import pick_patches
 
-__all__ = ["Memory", "attend", "read_texts", "remember", "see", "split_heads"]
+__all__ = [
+    "Memory",
+    "attend",
+    "first_fused",
+    "read_texts",
+    "remember",
+    "see",
+    "split_heads",
+]
 
 Memory = list[tuple[Tensor, Tensor]]
-"""For each text layer, the keys and values (n, heads, patches, d) of its cross-attention."""
-
+"""For each text layer that looks at images, the keys and values (n, heads, patches, d) of its
+cross-attention."""
 
 _CACHED = 2**22
 """Scores that a CPU's caches hold: attention in parts takes no more at once."""
@@ -91,6 +99,7 @@ def see(
     *,
     first_only: bool = False,
     kept: Tensor | None = None,
+    paths: Tensor | None = None,
     recompute: bool = False,
 ) -> Tensor:
     """Encode images: what `BlipVisionModel` gives as last_hidden_state.
@@ -100,6 +109,8 @@ def see(
         pixels: (n, 3, S, S).
         first_only: Leave out of the last layer all that [CLS] does not need.
         kept: int64 (n, k): the patches that are seen, all of them by default.
+        paths: (n, layers, 2): what attention and MLP of each layer are multiplied by before they
+            are added, 1 by default.
         recompute: Keep a layer's input alone and compute the layer again in the backward pass.
 
     Returns:
@@ -109,26 +120,42 @@ def see(
     if kept is not None:
         x = pick_patches(x, kept)
 
-    def pass_through(layer: Any, x: Tensor) -> Tensor:
+    def pass_through(i: int, layer: Any, x: Tensor) -> Tensor:
         attention = layer.self_attn
         dropout = attention.dropout.p if attention.training else 0.0
         qkv = attention.qkv(layer.layer_norm1(x))
         q, k, v = (split_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
         if first_only and layer is vision.encoder.layers[-1]:
             x, q = x[:, :1], q[:, :, :1]
-        x = x + attention.projection(attend(q, k, v, dropout=dropout))
-        passed: Tensor = x + layer.mlp(layer.layer_norm2(x))
-        return passed
+        x = x + along(i, 0, attention.projection(attend(q, k, v, dropout=dropout)))
+        return x + along(i, 1, layer.mlp(layer.layer_norm2(x)))
 
-    for layer in vision.encoder.layers:
-        x = checkpoint(pass_through, layer, x) if recompute else pass_through(layer, x)
+    def along(i: int, path: int, added: Tensor) -> Tensor:
+        return added if paths is None else added * paths[:, i, path, None, None].to(added.dtype)
+
+    for i, layer in enumerate(vision.encoder.layers):
+        x = checkpoint(pass_through, i, layer, x) if recompute else pass_through(i, layer, x)
     hidden: Tensor = vision.post_layernorm(x)
     return hidden
 
 
+def first_fused(config: Any) -> int:
+    """The number of the first text layer that looks at images: 0 in BLIP.
+
+    In ALBEF (arXiv 2107.07651) it is half of the layers. Those before it read the text alone, and
+    the contrastive reading of a text ends with them.
+
+    Args:
+        config: A `BlipTextConfig`.
+    """
+    return int(getattr(config, "fusion_layer", 0))
+
+
 def remember(text: Any, images: Tensor) -> Memory:
     """The cross-attention keys and values of images, once for every text that looks at them."""
-    crosses = [layer.crossattention.self for layer in text.encoder.layer]
+    crosses = [
+        layer.crossattention.self for layer in text.encoder.layer[first_fused(text.config) :]
+    ]
     return [
         (
             split_heads(cross.key(images), cross.num_attention_heads),
@@ -150,6 +177,10 @@ def read_texts(
 ) -> Tensor:
     """Encode texts: what `BlipTextModel` gives as last_hidden_state.
 
+    The layers before `first_fused` have a cross-attention that gives nothing but its norm, which
+    stands in the place of the norm of their self-attention: stock transformers reads the same
+    beside an image. Without an image only these layers read, which stock transformers cannot.
+
     Args:
         text: A `BlipTextModel`.
         tokens: int64 (n, L).
@@ -165,25 +196,29 @@ def read_texts(
     """
     x = text.embeddings(input_ids=tokens)
     readable = None if mask is None else mask[:, None, None, :]
+    fused = first_fused(text.config)
+    layers = text.encoder.layer[: fused if fused and memory is None else None]
 
     def pass_through(i: int, layer: Any, x: Tensor) -> Tensor:
         own = layer.attention.self
         dropout = own.dropout.p if own.training else 0.0
         heads = own.num_attention_heads
         k, v = split_heads(own.key(x), heads), split_heads(own.value(x), heads)
-        if first_only and layer is text.encoder.layer[-1]:
+        if first_only and layer is layers[-1]:
             x = x[:, :1]
         q = split_heads(own.query(x), heads)
         own_context = attend(q, k, v, readable, causal=causal, dropout=dropout)
         x = layer.attention.output(own_context, x)
-        if memory is not None:
+        if i < fused:
+            x = layer.crossattention.output.LayerNorm(x)
+        elif memory is not None:
             cross = layer.crossattention
             q = split_heads(cross.self.query(x), heads)
-            x = cross.output(attend(q, *memory[i], dropout=dropout), x)
+            x = cross.output(attend(q, *memory[i - fused], dropout=dropout), x)
         passed: Tensor = layer.feed_forward_chunk(x)
         return passed
 
-    for i, layer in enumerate(text.encoder.layer):
+    for i, layer in enumerate(layers):
         x = checkpoint(pass_through, i, layer, x) if recompute else pass_through(i, layer, x)
     hidden: Tensor = x
     return hidden

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from models.augmentation import View
+from models.captions import pre_caption
 from models.images import ImageError, Preprocess, open_rgb
 from models.pairs import Batch
 from pipeline.objective import TrainConfig
-from pipeline.pairs import Example, Pairs, Position, pre_caption, seed_of
+from pipeline.pairs import Example, Pairs, Position, seed_of
 
 __all__ = ["Loaded", "ahead", "make_batches"]
 
@@ -62,7 +63,10 @@ class Decoder:
 
     def __init__(self, config: TrainConfig) -> None:
         self.view = View(
-            size=config.image_size, augment=config.augment, crop_scale=config.crop_scale
+            size=config.image_size,
+            augment=config.augment,
+            crop_scale=config.crop_scale,
+            magnitude=config.magnitude,
         )
         self.seed = config.seed
         self.room = CACHE_BYTES

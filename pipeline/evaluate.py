@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 from models.captioner import Captioner
+from models.captions import pre_caption
 from models.contrastive import Contrastive
 from models.decoding import Settings
 from models.images import ImageError, Preprocess, open_rgb
@@ -31,7 +32,7 @@ from models.metrics import (
 )
 from models.towers import remember, see
 from models.weights import folder_of
-from pipeline.pairs import is_folder, pre_caption, read_folder, read_json, seed_of
+from pipeline.pairs import is_folder, read_folder, read_json, seed_of
 
 __all__ = ["TEMPLATES", "evaluate"]
 
@@ -260,9 +261,9 @@ class _Matcher:
         return self.med.embed_images(self.features)
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """int64 (n, L) of texts as BLIP cleans them."""
-        cleaned = [pre_caption(text) for text in texts]
-        return self.med.tokenize(cleaned, self.max_text_tokens).to(self.device)
+        """int64 (n, L) of texts as BLIP prepares them."""
+        prepared = [pre_caption(text) for text in texts]
+        return self.med.tokenize(prepared, self.max_text_tokens).to(self.device)
 
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> Tensor:

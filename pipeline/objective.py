@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from models.augmentation import Augment
+from models.augmentation import GREATEST, Augment
 from models.queue import check_queue
 from models.weights import folder_of, revision_of
 from pipeline.pairs import Source
@@ -34,9 +34,11 @@ FINE: Mapping[str, Any] = {
     "lr": 1e-5,
     "min_lr": 0.0,
     "warmup_steps": 0,
+    "warmup_lr": 1e-6,
     "schedule": "cosine",
     "weight_decay": 0.05,
     "beta2": 0.999,
+    "eps": 1e-8,
     "queue_size": 57600,
     "alpha_epochs": 1,
     "prompt": "",
@@ -44,6 +46,7 @@ FINE: Mapping[str, Any] = {
     "crop_scale": 0.5,
     "negatives": "global",
     "augment": "paper",
+    "magnitude": 5,
 }
 
 PRETRAIN: Mapping[str, Any] = {
@@ -73,11 +76,14 @@ PAPER: Mapping[str, Mapping[str, Any]] = {
         "epochs": 30,
         "lr": 1e-4,
         "min_lr": 1e-5,
+        "warmup_steps": 2000,
+        "warmup_lr": 1e-5,
         "schedule": "cosine",
         "weight_decay": 0.02,
         "queue_size": 65536,
         "alpha_epochs": 1,
         "max_text_tokens": 25,
+        "magnitude": 7,
     },
     "clip": {
         **PRETRAIN,
@@ -86,9 +92,11 @@ PAPER: Mapping[str, Mapping[str, Any]] = {
         "lr": 5e-4,
         "min_lr": 0.0,
         "warmup_steps": 2000,
+        "warmup_lr": 0.0,
         "schedule": "cosine",
         "weight_decay": 0.2,
         "beta2": 0.98,
+        "eps": 1e-6,
         "queue_size": 0,
         "max_text_tokens": 77,
         "crop_scale": 0.9,
@@ -96,6 +104,14 @@ PAPER: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """BLIP's released configs and Table 14, ALBEF's released config, CLIP's ViT-B."""
+
+LARGE: Mapping[str, Mapping[str, Any]] = {
+    "pretrain": {"batch_size": 2400, "lr": 2e-4},
+    "captioner": {"lr": 2e-6},
+    "filter": {"lr": 5e-6},
+    "joint": {"lr": 2e-6},
+}
+"""What BLIP has otherwise with its ViT-L: section 4.1, Table 14 and the released configs."""
 
 POSITIVE = (
     "image_size",
@@ -112,6 +128,7 @@ NOT_NEGATIVE = (
     "steps",
     "min_lr",
     "warmup_steps",
+    "warmup_lr",
     "weight_decay",
     "queue_size",
     "alpha_epochs",
@@ -149,7 +166,8 @@ class TrainConfig:
             one model that shares what pre-training shares (Table 4) and saves both; `clip` is
             symmetric InfoNCE and saves one `CLIPModel`.
         albef: With `pretrain`: masked language modelling with momentum distillation in place of
-            LM; saves one matcher.
+            LM, and images in the upper half of the text layers alone (6 + 6 of `base`); saves one
+            matcher.
         model: What it starts from: a size (tiny, base, large; random weights), a folder of
             `train`, or a plain model of the objective's kind, local or on the hub.
         data: `curated`, the pairs that the run exports; `pool`, its web pairs as downloaded; or
@@ -158,23 +176,29 @@ class TrainConfig:
             it `weight` times an epoch, and says where the images lie that a JSON file names.
         tokenizer: A BERT tokenizer, or CLIP's with `clip`; needed where `model` is a size.
         image_size: Side in pixels.
-        batch_size: Pairs a step, those of all workers together.
+        batch_size: Pairs a step, those of all workers together; 2400 where `pretrain` has `model:
+            large`.
         epochs: Passes over the images; `steps`, where it is not 0, decides instead.
         steps: Optimiser steps.
-        lr: Peak learning rate.
+        lr: Peak learning rate. BLIP's for its ViT-L is 2e-4 in pre-training, 5e-6 for a filter and
+            2e-6 for a captioner or both; that is the default where `model` is `large`.
         min_lr: Learning rate at the end (cosine) or at least (exponential).
-        warmup_steps: Steps of a linear rise from 1e-6.
+        warmup_steps: Steps of a linear rise from `warmup_lr` to `lr`.
+        warmup_lr: Learning rate of the first step of the rise.
         schedule: `cosine` over the steps after warm-up, or `exponential`, times `decay_rate` an
+            epoch. The cosine falls with every step, where BLIP's code and ALBEF's fall with every
             epoch.
         decay_rate: Of the exponential schedule; BLIP's config says 0.9, its paper 0.85.
         weight_decay: On matrices only: biases, norms and the temperature have none.
         beta2: AdamW's second decay.
+        eps: What AdamW adds to the root of the second moment.
         queue_size: Pairs in the contrastive queue; a multiple of `batch_size`.
         momentum: Decay of the momentum encoders.
         alpha: Weight of the momentum model in the contrastive targets.
         alpha_epochs: Epochs over which alpha rises from 0.
         negatives: Whether the wrong partners of matching are of all pairs of the batch (`global`)
-            or of the same stream (`local`).
+            or of the same stream (`local`). They are drawn by similarity; BLIP's pre-training adds
+            1e-4 to each chance, its fine-tuning and ALBEF nothing.
         label_smoothing: Of the LM loss.
         mask_patches: The share of the patches that is hidden from the image encoder (FLIP, arXiv
             2212.00794: 0.5), below 1.
@@ -182,6 +206,10 @@ class TrainConfig:
         max_text_tokens: Longer texts are cut.
         augment: See `models.augmentation.View`; `crop` and `none` do not mirror.
         crop_scale: The least share of the area that a crop keeps.
+        magnitude: RandAugment's M, from 0 to 10, of the augmentation `paper`.
+        drop_path: The chance that the last layer of BLIP's image encoder is left out for an image,
+            falling evenly to 0 at the first (stochastic depth, arXiv 1603.09382); unset is that of
+            BLIP's code, 0.1 for a ViT-L and 0 for others.
         precision: `bf16` is autocast; `auto` takes it where the device has instructions for it.
         gradient_checkpointing: Compute the layers again in the backward pass, and keep less.
         accumulate: Parts of a batch that are computed one after the other. Contrast and matching
@@ -213,10 +241,12 @@ class TrainConfig:
     lr: float = BY_OBJECTIVE
     min_lr: float = BY_OBJECTIVE
     warmup_steps: int = BY_OBJECTIVE
+    warmup_lr: float = BY_OBJECTIVE
     schedule: Literal["cosine", "exponential"] = BY_OBJECTIVE
     decay_rate: float = 0.9
     weight_decay: float = BY_OBJECTIVE
     beta2: float = BY_OBJECTIVE
+    eps: float = BY_OBJECTIVE
     queue_size: int = BY_OBJECTIVE
     momentum: float = 0.995
     alpha: float = 0.4
@@ -228,6 +258,8 @@ class TrainConfig:
     max_text_tokens: int = BY_OBJECTIVE
     augment: Augment = BY_OBJECTIVE
     crop_scale: float = BY_OBJECTIVE
+    magnitude: int = BY_OBJECTIVE
+    drop_path: float | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
     accumulate: int = 1
@@ -246,7 +278,10 @@ class TrainConfig:
             raise ValueError(
                 f"train.albef goes with objective pretrain, not {self.objective}: leave it out"
             )
-        for field, value in PAPER["albef" if self.albef else self.objective].items():
+        defaults = PAPER["albef" if self.albef else self.objective]
+        if self.model == "large" and not self.albef:
+            defaults = {**defaults, **LARGE.get(self.objective, {})}
+        for field, value in defaults.items():
             if getattr(self, field) is None:
                 object.__setattr__(self, field, value)
         for field in NOT_NEGATIVE:
@@ -266,8 +301,13 @@ class TrainConfig:
             raise ValueError(
                 f"train.mask_patches must be from 0 to below 1, got {self.mask_patches}"
             )
-        if self.lr <= 0:
-            raise ValueError(f"train.lr must be positive, got {self.lr}")
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise ValueError(f"train.drop_path must be from 0 to below 1, got {self.drop_path}")
+        if not 0 <= self.magnitude <= GREATEST:
+            raise ValueError(f"train.magnitude must be from 0 to {GREATEST}, got {self.magnitude}")
+        for field in ("lr", "eps"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"train.{field} must be positive, got {getattr(self, field)}")
         if self.streams % self.workers:
             raise ValueError(
                 f"train.streams must be a multiple of the {self.workers} workers, "
@@ -286,6 +326,11 @@ class TrainConfig:
     def parts(self) -> tuple[Part, ...]:
         """The parts of BLIP that are trained; none with `clip`."""
         return ("matcher",) if self.albef else PARTS[self.objective]
+
+    @property
+    def floor(self) -> float:
+        """What BLIP's pre-training adds to the chance of each wrong partner of matching."""
+        return 1e-4 if self.objective == "pretrain" and not self.albef else 0.0
 
     def measurement(self) -> dict[str, Any]:
         """The fields that change the model, as plain values."""

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -37,7 +36,6 @@ __all__ = [
     "fingerprint_of",
     "fingerprints_of",
     "is_folder",
-    "pre_caption",
     "read_folder",
     "read_json",
     "seed_of",
@@ -80,12 +78,6 @@ def seed_of(*parts: object) -> int:
     """63 bits from a seed and what it is for, the same on every machine."""
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
-
-
-def pre_caption(caption: str, max_words: int = 30) -> str:
-    """A caption as BLIP trains on it: lower-case, some punctuation off, cut to `max_words`."""
-    words = re.sub(r'[.!"()*#:;~]', " ", caption.lower()).split()
-    return " ".join(words[:max_words])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from models.ranks import gather, num_ranks, rank
 from models.weights import folder_of
 from pipeline import model_card
 from pipeline.batches import Loaded, ahead, make_batches
-from pipeline.objective import TrainConfig, start_of
+from pipeline.objective import LARGE, PAPER, TrainConfig, start_of
 from pipeline.pairs import Pairs, Position, Source, as_sources, fingerprints_of, seed_of
 from pipeline.scratch import Scratch
 from pipeline.seal import CHANGED
@@ -233,7 +233,10 @@ class _Training:
 
     def card(self) -> str:
         """The card of the model that this training makes."""
-        return model_card.text(self.config, self.data, self.start, self.steps, self.identity)
+        is_fused = bool(getattr(self.model, "first_fused", 0))
+        return model_card.text(
+            self.config, self.data, self.start, self.steps, self.identity, is_fused
+        )
 
     def is_finished(self) -> bool:
         """Whether the folder holds what this training makes: its card came with all the rest."""
@@ -493,10 +496,21 @@ def make_model(config: TrainConfig, tokenizer: str | None) -> MED | Contrastive:
     )
     med.prompt = config.prompt
     med.mask_patches = config.mask_patches
+    if config.drop_path is not None:
+        med.drop_path = config.drop_path
+    if med.is_large and config.model != "large" and config.lr == PAPER[config.objective]["lr"]:
+        logger.warning(
+            "train: %s has a ViT-L, and lr %g is BLIP's for a ViT-B; for a ViT-L it has %g",
+            config.model,
+            config.lr,
+            LARGE[config.objective]["lr"],
+        )
+    med.floor = config.floor
     if config.negatives == "local":
         med.local_streams = config.streams // config.workers
     med.recompute = config.gradient_checkpointing
     if config.albef:
+        med.start_fusion()
         med.start_masking()
     if "matcher" in config.parts:
         check_queue(config.queue_size, config.batch_size)
@@ -522,13 +536,16 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.A
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(0.9, config.beta2), eps=config.eps, fused=True
+    )
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int, steps_an_epoch: int) -> float:
     """The learning rate of a step, counted from 0."""
     if step < config.warmup_steps:
-        return 1e-6 + (config.lr - 1e-6) * step / config.warmup_steps
+        rise = config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps
+        return min(config.lr, rise)
     if config.schedule == "exponential":
         return max(config.min_lr, config.lr * config.decay_rate ** (step // steps_an_epoch))
     done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)

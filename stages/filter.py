@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.captions import pre_caption
 from models.weights import folder_of, pinned, revision_of
 from stages.base import ModelConfig, Stage, threshold
 from stages.schema import web_captions
@@ -43,7 +45,8 @@ class FilterConfig(ModelConfig):
             synthetic captions, the five most similar by CLIP, and of them the one most similar
             by a second CLIP.
         model: The ITM model of blip: a folder of `save_pretrained` or a name on the hub; by
-            default the released one, fine-tuned on COCO. It should not share its training with
+            default the released one, fine-tuned on COCO. It reads a text as training does: in lower
+            case, without `.!"()*#:;~`, and cut to 35 tokens. It should not share its training with
             the captioner: where they share parameters it believes nearly all that the captioner
             says (section 4.5, table 4).
         min_itm: The least ITM probability of a text that blip keeps; 0.5 is the paper's rule,
@@ -131,7 +134,7 @@ class FilterStage(Stage[FilterConfig]):
     """
 
     name = "filter"
-    version = 2
+    version = 3
     config_type = FilterConfig
     reads = ("image", "caption")
     uses = ("text", "synthetic", "further_captions")
@@ -149,10 +152,12 @@ class FilterStage(Stage[FilterConfig]):
     """ITM probabilities, ITC cosines and CLIP similarities: of the web caption, null without one,
     and of each synthetic and further web caption in its place, null where it is blank; all null
     where the recipe does not measure them or the image could not be decoded, which `itm_decoded`
-    tells. A text that is said again has the scores of the first."""
+    tells. BLIP reads a text as `models.captions.pre_caption` prepares it, as in training, and CLIP
+    reads it as it is. Texts that are read alike have the scores of the first; one of which nothing
+    is left to read is blank."""
     reasons: ClassVar[Mapping[str, str]] = {
         "undecodable": "The image cannot be decoded, so no text can match it.",
-        "no_text": "The image has neither a web caption nor a synthetic one.",
+        "no_text": "The image has no caption, web or synthetic, that says anything.",
         "unmatched": "The filter finds that no text of the image describes it.",
         "dissimilar": "CLIP finds no text of the image, of those that match, similar enough.",
     }
@@ -189,31 +194,40 @@ class FilterStage(Stage[FilterConfig]):
         if self._matcher is None and self._clip is None:
             self.load()
         texts = _texts(rows)
+        prepared = [
+            {kind: [text and pre_caption(text) for text in own] for kind, own in some.items()}
+            for some in texts
+        ]
         images = [image or b"" for image in rows["image"].to_pylist()]
-        asked = [_distinct([text for own in some.values() for text in own]) for some in texts]
         size = self.config.batch_size
+        asked: dict[str, list[list[str]]] = {}
         found: dict[str, list[dict[str | None, float]]] = {}
         if self._matcher is not None:
-            matches = self._matcher.score(images, asked, size)
-            found["itm"] = _named(asked, [[match.itm for match in some] for some in matches])
-            found["itc"] = _named(asked, [[match.itc for match in some] for some in matches])
+            asked["itm"] = [_distinct(itertools.chain(*some.values())) for some in prepared]
+            matches = self._matcher.score(images, asked["itm"], size)
+            for score in ("itm", "itc"):
+                values = [[getattr(match, score) for match in some] for some in matches]
+                found[score] = _named(asked["itm"], values)
         if self._clip is not None:
-            found["clip"] = _named(asked, self._clip.score(images, asked, size))
+            asked["clip"] = [_distinct(itertools.chain(*some.values())) for some in texts]
+            found["clip"] = _named(asked["clip"], self._clip.score(images, asked["clip"], size))
         if self._second_clip is not None:
             synthetic = [_distinct(some["synthetic"]) for some in texts]
             scores = self._second_clip.score(images, synthetic, size)
             found["second_clip"] = _named(synthetic, scores)
         table = []
-        for index, some in enumerate(texts):
+        for index in range(len(rows)):
             row: dict[str, Any] = {}
             for name in self.writes.names[:-1]:
                 score, kind = name.rsplit("_", 1)
                 known = found[score][index] if score in found else {}
-                row[name] = [known.get(text) for text in some[kind]]
+                read = prepared if score in ("itm", "itc") else texts
+                row[name] = [known.get(text) for text in read[index][kind]]
                 if kind == "web":
                     [row[name]] = row[name]
             opened = any(known[index] for known in found.values())
-            table.append({**row, "itm_decoded": opened or not asked[index]})
+            was_asked = any(some[index] for some in asked.values())
+            table.append({**row, "itm_decoded": opened or not was_asked})
         return pa.Table.from_pylist(table, schema=self.writes)
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
@@ -339,7 +353,7 @@ def _texts(rows: pa.Table) -> list[dict[str, list[str | None]]]:
     return [dict(zip(KINDS, some, strict=True)) for some in zip(*columns.values(), strict=True)]
 
 
-def _distinct(texts: Sequence[str | None]) -> list[str]:
+def _distinct(texts: Iterable[str | None]) -> list[str]:
     """Texts that say something, each once, in order."""
     return list(dict.fromkeys(text for text in texts if text and text.strip()))
 

@@ -13,7 +13,7 @@ from pipeline.objective import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 60, 230), "grey": (128,) * 3}
-NANO = dataclasses.replace(nano.NANO, vision_layers=1, text_width=32, text_layers=1, dropout=0.1)
+NANO = dataclasses.replace(nano.NANO, vision_layers=1, text_width=32, dropout=0.1)
 
 
 def config_of(tokenizer: str | None, **settings: Any) -> TrainConfig:

@@ -28,10 +28,15 @@ def test_contrast_loss_is_the_cross_entropy_with_soft_targets() -> None:
     assert contrast_loss(similarity, targets).item() == pytest.approx(sum(rows) / 2)
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 2**31), st.booleans())
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=8),
+    st.integers(0, 2**31),
+    st.booleans(),
+    st.sampled_from([0.0, 1e-4]),
+)
 @settings(deadline=None, max_examples=60)
 def test_a_hard_negative_is_never_of_the_same_image(
-    ids: list[int], seed: int, underflow: bool
+    ids: list[int], seed: int, underflow: bool, floor: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     image_ids = torch.tensor(ids)
@@ -39,7 +44,7 @@ def test_a_hard_negative_is_never_of_the_same_image(
     if underflow:
         similarity = 1e4 * torch.eye(len(ids))
     drawn = hard_negatives(
-        similarity, image_ids, image_ids, torch.rand(len(ids), generator=generator)
+        similarity, image_ids, image_ids, torch.rand(len(ids), generator=generator), floor
     )
     for row, column in enumerate(drawn.tolist()):
         if set(ids) == {ids[row]}:
@@ -48,15 +53,35 @@ def test_a_hard_negative_is_never_of_the_same_image(
             assert ids[column] != ids[row]
 
 
-def test_hard_negatives_are_drawn_in_proportion_to_the_softmax() -> None:
+@pytest.mark.parametrize("floor", [0.0, 1e-4])
+def test_hard_negatives_are_drawn_in_proportion_to_the_softmax(floor: float) -> None:
     similarity = torch.tensor([[9.0, math.log(3), 0.0]]).repeat(4000, 1)
     ids = torch.zeros(4000).long()  # every row is the image of column 0
     chances = torch.rand(4000, generator=torch.Generator().manual_seed(0))
-    drawn = hard_negatives(similarity, ids, torch.arange(3), chances)
+    drawn = hard_negatives(similarity, ids, torch.arange(3), chances, floor)
     assert set(drawn.tolist()) == {1, 2}
-    weights = torch.tensor([3.0, 1.0]) / (math.exp(9) + 4) + 1e-4
+    weights = torch.tensor([3.0, 1.0]) / (math.exp(9) + 4) + floor
     share = (drawn == 1).float().mean()
     assert share.item() == pytest.approx((weights[0] / weights.sum()).item(), abs=0.03)
+
+
+@given(st.floats(0.001, 0.5), st.integers(2, 40), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=40)
+def test_the_colder_the_softmax_the_oftener_the_near_miss_is_drawn(
+    temperature: float, count: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    cosine = torch.rand(1, count + 2, generator=generator) * 0.5 - 0.2
+    cosine[0, :2] = torch.tensor([0.6, 0.4])  # the row's own and the near miss
+    draws = 2000
+    drawn = hard_negatives(
+        (cosine / temperature).repeat(draws, 1),
+        torch.zeros(draws).long(),
+        torch.arange(count + 2),
+        torch.rand(draws, generator=generator),
+    )
+    expected = (cosine[0, 1:].double() / temperature).softmax(0)[0].item()
+    assert (drawn == 1).double().mean().item() == pytest.approx(expected, abs=0.05)
 
 
 def test_the_least_and_the_greatest_chance_draw_the_first_and_the_last() -> None:

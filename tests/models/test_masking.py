@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.masking import IGNORED, distilled, kept_patches, mask_tokens
+from models.masking import IGNORED, distilled, kept_patches, kept_paths, mask_tokens
 
 
 def test_a_token_is_masked_replaced_or_kept_by_its_chances() -> None:
@@ -63,3 +63,13 @@ def test_a_share_of_the_patches_stays_in_order(patches: int, masked: float, seed
     for row in kept.tolist():
         assert row == sorted(set(row))
         assert row[0] >= 0 and row[-1] < patches
+
+
+def test_paths_are_dropped_by_depth_and_keep_their_expectation() -> None:
+    chances = torch.rand(20_000, 5, 2, generator=torch.Generator().manual_seed(0))
+    paths = kept_paths(chances, 0.4)
+    for layer, rate in enumerate((0.0, 0.1, 0.2, 0.3, 0.4)):
+        own = paths[:, layer]
+        assert set(own.unique().tolist()) <= {0.0, torch.tensor(1 / (1 - rate)).item()}
+        assert (own == 0).float().mean().item() == pytest.approx(rate, abs=0.01)
+        assert own.mean().item() == pytest.approx(1.0, abs=0.02)

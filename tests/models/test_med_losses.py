@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from blips import drawn
 from nano import CAPTIONS, batch_of, differing, make
 from transformers import BlipForImageTextRetrieval
 
-from models.med import IGNORED, lm_labels, lm_loss
+from models.matcher import Matcher
+from models.med import IGNORED, MED, lm_labels, lm_loss
 from models.pairs import Batch
 from models.towers import read_texts, remember, see
 
@@ -194,19 +196,123 @@ def test_local_negatives_are_of_the_own_stream(tokenizer: str) -> None:
     assert med._negatives(torch.zeros(8, 8), same, same, chances)[:4].tolist() == [-1] * 4
 
 
-def test_albef_guesses_masked_tokens_and_saves_one_matcher(tokenizer: str, tmp_path: Path) -> None:
-    med = make(tokenizer, "matcher").train()
+def albef(tokenizer: str) -> MED:
+    med = make(tokenizer, "matcher").eval()
+    with torch.no_grad():
+        for name, parameter in med.matcher.named_parameters():
+            if "LayerNorm" in name:  # as after a training, so that no norm is like another
+                parameter += torch.randn(parameter.shape, generator=torch.Generator()) * 0.2
+    med.start_fusion()
     med.start_masking()
+    return med
+
+
+def test_albef_guesses_masked_tokens_and_saves_one_matcher(tokenizer: str, tmp_path: Path) -> None:
+    med = albef(tokenizer).train()
     med.start_momentum(queue_size=0)
     captions = [" ".join(["red dog bird"] * 7)] * 4
     losses = med(batch_of(med, captions), generator=torch.Generator().manual_seed(0))
     assert losses.keys() == {"itc", "itm", "mlm"}
     losses["mlm"].backward()
-    cross = med.matcher.text_encoder.encoder.layer[0].crossattention.self.query.weight
+    cross = med.matcher.text_encoder.encoder.layer[1].crossattention.self.query.weight
     assert cross.grad.abs().sum() > 0 and med.mlm.dense.weight.grad.abs().sum() > 0
     assert not any(p.requires_grad for p in med.momentum.parameters())
     med.save(tmp_path / "albef")
     BlipForImageTextRetrieval.from_pretrained(tmp_path / "albef")
+
+
+def test_the_lower_half_of_albef_is_a_text_encoder_and_the_upper_half_looks(
+    tokenizer: str, tmp_path: Path
+) -> None:
+    med = albef(tokenizer)
+    assert med.first_fused == 1 and med.enc == med.tokenizer.cls_token_id
+    batch = batch_of(med)
+    mask = batch.tokens != med.pad
+    images = see(med.vision, batch.pixels)
+    # Alone it reads as a BERT of its lower layers: norms are where they always were.
+    text = make(tokenizer, "matcher").eval().matcher.text_encoder
+    text.load_state_dict(unfolded(med))
+    del text.encoder.layer[1:]
+    stock = text(batch.tokens, attention_mask=mask.long()).last_hidden_state
+    text_encoder = med.matcher.text_encoder
+    torch.testing.assert_close(
+        read_texts(text_encoder, batch.tokens, mask)[mask], stock[mask], rtol=1e-4, atol=1e-5
+    )
+    cosines = med.embed_images(images) @ med.embed_texts(batch.tokens).T
+    # Beside an image the upper layers go on from there.
+    text = make(tokenizer, "matcher").eval().matcher.text_encoder
+    text.load_state_dict(unfolded(med))
+    upper = text.encoder.layer[1]
+    wide = mask[:, None, None, :].float().log()
+    stock = upper(stock, attention_mask=wide, encoder_hidden_states=images)
+    stock = stock[0] if isinstance(stock, tuple) else stock
+    found = read_texts(text_encoder, batch.tokens, mask, remember(text_encoder, images))
+    torch.testing.assert_close(found[mask], stock[mask], rtol=1e-4, atol=1e-5)
+    # Stock transformers matches as it does, and so does the filter.
+    med.save(tmp_path / "albef")
+    logits = med.match(batch.tokens, remember(text_encoder, images))
+    model = BlipForImageTextRetrieval.from_pretrained(tmp_path / "albef").eval()
+    stock = model(batch.tokens, batch.pixels, attention_mask=mask.long()).itm_score
+    torch.testing.assert_close(logits, stock, rtol=1e-4, atol=1e-5)
+    matcher = Matcher.from_pretrained(str(tmp_path / "albef"), dtype="float32")
+    pictures = [drawn(seed) for seed in range(4)]
+    images = see(med.vision, matcher.preprocess(pictures))
+    logits = med.match(batch.tokens, remember(text_encoder, images)).softmax(1)[:, 1]
+    cosines = (med.embed_images(images) * med.embed_texts(batch.tokens)).sum(1)
+    for i, [match] in enumerate(matcher.score(pictures, [[caption] for caption in CAPTIONS])):
+        assert match.itm == pytest.approx(logits[i].item(), abs=1e-5)
+        assert match.itc == pytest.approx(cosines[i].item(), abs=1e-5)
+
+
+def unfolded(med: MED) -> dict[str, torch.Tensor]:
+    """The text encoder with the norm of the lower layers where BERT has it."""
+    state = dict(med.matcher.text_encoder.state_dict())
+    for name in ("weight", "bias"):
+        layer = "encoder.layer.0"
+        state[f"{layer}.attention.output.LayerNorm.{name}"] = state[
+            f"{layer}.crossattention.output.LayerNorm.{name}"
+        ]
+    return state
+
+
+def test_an_image_does_not_reach_the_lower_half_of_albef_in_training(
+    tokenizer: str, tmp_path: Path
+) -> None:
+    med = albef(tokenizer).train()
+    med.start_momentum(queue_size=8)
+    frozen = {name: p.clone() for name, p in med.matcher.named_parameters() if not p.requires_grad}
+    assert any("crossattention" in name for name in frozen)
+    optimizer = torch.optim.SGD([p for p in med.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        sum(med(batch_of(med)).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    own = dict(med.matcher.named_parameters())
+    assert not differing(frozen, own)
+    # What is saved goes on as it was, as a filter too.
+    med.save(tmp_path / "albef")
+    again = MED.from_pretrained(tmp_path / "albef", parts=("matcher",)).train()
+    assert again.first_fused == 1 and not differing(own, dict(again.matcher.named_parameters()))
+    assert {n for n, p in again.matcher.named_parameters() if not p.requires_grad} == set(frozen)
+    again.start_fusion()
+    assert not differing(own, dict(again.matcher.named_parameters()))
+    again.start_momentum(queue_size=0)
+    assert again(batch_of(again)).keys() == {"itc", "itm"}
+
+
+def test_albef_starts_no_captioner_and_needs_two_text_layers(
+    tokenizer: str, tmp_path: Path
+) -> None:
+    albef(tokenizer).save(tmp_path / "albef")
+    for parts in (("captioner",), ("captioner", "matcher")):
+        with pytest.raises(ValueError, match="is ALBEF's, whose first text layers look at no"):
+            MED.from_pretrained(tmp_path / "albef", parts=parts)
+        with pytest.raises(ValueError, match="of a matcher alone"):
+            make(tokenizer, *parts).start_fusion()
+    single = make(tokenizer, "matcher")
+    del single.matcher.text_encoder.encoder.layer[1:]
+    with pytest.raises(ValueError, match="cannot be halved"):
+        single.start_fusion()
 
 
 def test_the_masked_loss_is_worked_out_over_what_both_models_guess(tokenizer: str) -> None:
@@ -259,12 +365,26 @@ def test_hidden_patches_are_not_seen_in_training_and_all_are_in_evaluation(
     assert len({whole[name].item(), *draws}) == 3
 
 
+def test_layers_are_left_out_in_training_alone(tokenizer: str) -> None:
+    def loss(med: MED, seed: int) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        return float(med(batch_of(med), generator=generator)["lm"].item())
+
+    med = make(tokenizer, "captioner").eval()
+    whole = loss(med, 0)
+    med.drop_path = 0.5
+    assert loss(med, 0) == whole
+    med.train()
+    assert len({loss(med, seed) for seed in range(8)}) > 4
+
+
 def test_layers_computed_again_give_the_same_gradients(tokenizer: str) -> None:
     gradients = []
     for recompute in (False, True):
         med = make(tokenizer).train()
         med.start_momentum(queue_size=8)
         med.recompute = recompute
+        med.drop_path = 0.5
         losses = med(batch_of(med), generator=torch.Generator().manual_seed(0))
         sum(losses.values()).backward()
         gradients.append({n: p.grad for n, p in med.named_parameters() if p.grad is not None})

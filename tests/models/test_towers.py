@@ -71,3 +71,18 @@ def test_a_subset_of_all_patches_is_the_whole_image(tokenizer: str) -> None:
     changed = pixels.clone()
     changed[:, :, 16:, 16:] = 9.0  # the last patch, which is hidden
     torch.testing.assert_close(see(med.vision, changed, kept=everything[:, :1]), first)
+
+
+def test_an_image_passes_by_the_layers_that_are_left_out(tokenizer: str) -> None:
+    med = make(tokenizer).eval()
+    pixels = batch_of(med).pixels
+    paths = torch.ones(4, 2, 2)
+    paths[1] = 0.0
+    paths[2, 1] = 2.0
+    found, whole = see(med.vision, pixels, paths=paths), see(med.vision, pixels)
+    torch.testing.assert_close(found[[0, 3]], whole[[0, 3]])
+    passed = med.vision.post_layernorm(med.vision.embeddings(pixels))
+    torch.testing.assert_close(found[1], passed[1])
+    assert not torch.allclose(found[2], whole[2])
+    first = see(med.vision, pixels, paths=paths, first_only=True)
+    torch.testing.assert_close(first, found[:, :1])

@@ -24,8 +24,26 @@ def test_defaults_are_the_papers_for_each_objective() -> None:
     assert (pretrain.queue_size, pretrain.momentum, pretrain.alpha) == (57600, 0.995, 0.4)
     assert [c.negatives for c in (pretrain, captioner, matcher)] == ["local", "global", "global"]
     albef, clip = TrainConfig(albef=True), TrainConfig(objective="clip")
+    floors = [c.floor for c in (pretrain, matcher, TrainConfig(objective="joint"), albef)]
+    assert floors == [1e-4, 0.0, 0.0, 0.0]
     assert (albef.queue_size, albef.lr, albef.weight_decay) == (65536, 1e-4, 0.02)
-    assert (clip.batch_size, clip.weight_decay, clip.beta2) == (32768, 0.2, 0.98)
+    assert (albef.warmup_steps, albef.warmup_lr, albef.magnitude) == (2000, 1e-5, 7)
+    assert (pretrain.warmup_steps, pretrain.warmup_lr, pretrain.magnitude) == (3000, 1e-6, 5)
+    assert (clip.batch_size, clip.weight_decay) == (32768, 0.2)
+    assert (clip.beta2, clip.eps, clip.warmup_lr) == (0.98, 1e-6, 0.0)
+    assert {config.eps for config in (pretrain, captioner, matcher, albef)} == {1e-8}
+
+
+def test_the_defaults_of_large_are_those_of_a_vit_l() -> None:
+    large = {
+        objective: TrainConfig(objective=objective, model="large")
+        for objective in ("pretrain", "captioner", "filter")
+    }
+    assert (large["pretrain"].lr, large["pretrain"].batch_size) == (2e-4, 2400)
+    assert (large["captioner"].lr, large["filter"].lr) == (2e-6, 5e-6)
+    assert TrainConfig(model="large", lr=1e-4).lr == 1e-4
+    for settings in ({"albef": True}, {"objective": "clip"}):
+        assert TrainConfig(model="large", **settings).lr == TrainConfig(**settings).lr
 
 
 def test_albef_goes_with_pretraining_alone() -> None:
@@ -63,6 +81,10 @@ def test_a_config_is_made_from_a_manifest() -> None:
         {"crop_scale": -0.1},
         {"image_size": 0},
         {"mask_patches": 1.0},
+        {"drop_path": 1.0},
+        {"magnitude": 11},
+        {"eps": 0.0},
+        {"warmup_lr": -1e-6},
         {"workers": 0},
         {"accumulate": 0},
         {"streams": 3, "workers": 2},

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import random
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,6 @@ from pipeline.pairs import (
     as_sources,
     fingerprint_of,
     fingerprints_of,
-    pre_caption,
     read_folder,
     read_json,
     state_of,
@@ -367,9 +365,3 @@ def test_no_pairs_at_all_are_refused(tmp_path: Path) -> None:
     pq.write_table(schema.empty_table(), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="no pairs in"):
         Pairs(as_sources([str(tmp_path / "x.parquet")]))
-
-
-def test_captions_are_cleaned_as_blip_does() -> None:
-    assert pre_caption('A "Dog" runs, (fast): look!  #1') == "a dog runs, fast look 1"
-    words = random.Random(0).choices("abcdefgh", k=50)
-    assert pre_caption(" ".join(words)).split() == words[:30]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from blips import WORDS, drawn, save, save_clip, tokenizer_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from transformers import BlipForImageTextRetrieval
@@ -206,6 +206,57 @@ def test_a_text_said_again_has_one_score(stage: FilterStage) -> None:
     rows = ROWS.slice(0, 1).set_column(4, "synthetic", pa.array([["a dog", "a red dog", "a dog"]]))
     [scores] = stage.annotate(rows)["itm_synthetic"].to_pylist()
     assert scores[0] == scores[2] and scores[1] == stage.annotate(rows)["itm_web"][0].as_py()
+
+
+DRESS = st.sampled_from(['"{}"', "{}.", "({})", "  {} !", "*{}*", "#{}: ", "~{};", "{}\n"])
+SAID = st.lists(st.sampled_from(WORDS.split()), min_size=1, max_size=40).map(" ".join)
+CASE = st.sampled_from([str, str.upper, str.capitalize, str.title])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(SAID, DRESS, CASE), min_size=1, max_size=4))
+def test_marks_capitals_and_spaces_around_a_text_turn_no_verdict(
+    stage: FilterStage, said: list[Any]
+) -> None:
+    plain = [text for text, _, _ in said]
+    dressed = [dress.format(case(text)) for text, dress, case in said]
+    image = pa.array([drawn(0)], pa.binary())
+    first, second = (
+        stage.annotate(
+            pa.table(
+                {
+                    "image": image,
+                    "caption": [texts[0]],
+                    "synthetic": [texts],
+                    "further_captions": [texts],
+                }
+            )
+        )
+        for texts in (plain, dressed)
+    )
+    assert first.equals(second)
+
+
+def test_a_text_of_nothing_that_blip_reads_is_no_text(
+    stage: FilterStage, model: str, clips: tuple[str, str]
+) -> None:
+    texts = ["...", '"!"', "a dog."]
+    rows = pa.table(
+        {"image": pa.array([drawn(0), drawn(1), b"junk"]), "caption": [*texts[:2], "***"]}
+    )
+    assert stage.judge(stage.annotate(rows)).to_pylist() == ["no_text"] * 3
+    rows = rows.append_column("synthetic", pa.array([texts] * 3))
+    written = stage.annotate(rows)
+    assert [[s is None for s in some] for some in written["itm_synthetic"].to_pylist()] == [
+        [True, True, False],
+        [True, True, False],
+        [True, True, True],
+    ]
+    assert written["itm_decoded"].to_pylist() == [True, True, False]
+    beside = recipe_of("blip", clips, model=model).annotate(rows)
+    assert [[s is None for s in some] for some in beside["clip_synthetic"].to_pylist()][:1] == [
+        [False, False, False]
+    ]
 
 
 @pytest.fixture(scope="module")

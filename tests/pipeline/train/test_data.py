@@ -9,7 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from trainings import config_of, metrics
 
-from pipeline.train import train
+from models.matcher import Matcher
+from pipeline.batches import make_batches
+from pipeline.pairs import Pairs, Position, as_sources
+from pipeline.train import make_model, train
 
 
 def test_a_training_does_not_depend_on_where_its_files_lie(
@@ -67,6 +70,33 @@ def test_an_epoch_without_a_full_batch_of_readable_images_is_refused(
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     with pytest.raises(ValueError, match="takes 4 of stream 0 of 1, and fewer images can be read"):
         train(config_of(tokenizer), [str(tmp_path / "pairs.parquet")], tmp_path / "model")
+
+
+def test_a_filter_reads_the_tokens_that_its_training_read(
+    tokenizer: str, pairs: str, tmp_path: Path
+) -> None:
+    said = ["A Red Square.", '"red" (square): here!', "a  red\tsquare;", "a red " * 40, "~ * ~"]
+    rows = [
+        {"uid": f"{i:032x}", "image": row["image"], "caption": caption}
+        for i, (row, caption) in enumerate(
+            zip(pq.read_table(pairs).to_pylist()[::2], said, strict=False)
+        )
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    config = config_of(tokenizer, objective="filter", batch_size=5, queue_size=5)
+    med = make_model(config, tokenizer)
+    stream = Pairs(as_sources([str(tmp_path / "pairs.parquet")]))
+    loaded = next(make_batches(config, [stream], med, [Position()], 0))
+    med.write(tmp_path / "filter")
+    matcher = Matcher.from_pretrained(str(tmp_path / "filter"))
+    assert config.max_text_tokens == matcher.max_text
+    read = {}
+    for grid in matcher._grids([said]):
+        for slot, ids, length in zip(grid.slots, grid.ids, grid.lengths, strict=True):
+            read[slot] = ids[:length].tolist()
+    trained = [[i for i in ids.tolist() if i != med.pad] for ids in loaded.batch.tokens]
+    assert sorted(trained) == sorted(read.values())
+    assert max(map(len, trained)) == config.max_text_tokens
 
 
 def test_globs_are_read(tokenizer: str, pairs: str, tmp_path: Path) -> None:

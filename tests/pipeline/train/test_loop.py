@@ -21,7 +21,7 @@ from trainings import NANO, ROOT, assert_same, config_of, metrics, weights
 from models.med import MED
 from models.sizes import BLIP_SIZES
 from pipeline.objective import TrainConfig
-from pipeline.train import learning_rate, make_optimizer, train
+from pipeline.train import learning_rate, make_model, make_optimizer, train
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from pipeline.train import learning_rate, make_optimizer, train
     [
         {"objective": "pretrain"},
         {"objective": "captioner", "sample_every": 1},
-        {"objective": "filter", "mask_patches": 0.5},
+        {"objective": "filter", "mask_patches": 0.5, "drop_path": 0.5},
         {"albef": True},
         {"objective": "clip"},
         {"accumulate": 2, "streams": 2, "gradient_checkpointing": True},
@@ -176,6 +176,25 @@ def test_training_learns_to_name_colours(tokenizer: str, pairs: str, tmp_path: P
     assert rows[-1]["lm"] < 1.0
 
 
+def test_what_the_objective_and_the_image_encoder_decide_is_set_on_the_model(
+    tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    for settings, floor in (({}, 1e-4), ({"objective": "filter"}, 0.0), ({"albef": True}, 0.0)):
+        model = make_model(config_of(tokenizer, **settings), tokenizer)
+        assert isinstance(model, MED) and (model.floor, model.drop_path) == (floor, 0.0)
+    wide = dataclasses.replace(NANO, vision_width=1024, vision_heads=16)
+    monkeypatch.setitem(BLIP_SIZES, "nano", wide)
+    large = make_model(config_of(tokenizer), tokenizer)
+    assert isinstance(large, MED) and large.drop_path == 0.1 and not caplog.text
+    large.save(tmp_path / "large")
+    settings = {"objective": "captioner", "model": str(tmp_path / "large/captioner"), "lr": 1e-5}
+    again = make_model(config_of(None, **settings), None)
+    assert isinstance(again, MED) and again.drop_path == 0.1
+    assert "for a ViT-L it has 2e-06" in caplog.text
+    plain = make_model(config_of(None, **settings, drop_path=0.0), None)
+    assert isinstance(plain, MED) and plain.drop_path == 0.0
+
+
 def test_bf16_trains(tokenizer: str, pairs: str, tmp_path: Path) -> None:
     result = train(config_of(tokenizer, precision="bf16"), [pairs], tmp_path / "model")
     assert all(0 < loss < 10 for loss in result.losses.values())
@@ -221,6 +240,14 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
     assert rates[110] == pytest.approx(0.2)
 
 
+def test_the_rise_of_albef_is_as_released_and_never_passes_the_rate() -> None:
+    config = TrainConfig(albef=True)
+    rates = [learning_rate(config, step, 30_000, 1000) for step in (0, 1000, 2000, 30_000)]
+    assert rates == pytest.approx([1e-5, 5.5e-5, 1e-4, 1e-5])
+    low = TrainConfig(albef=True, lr=1e-6, min_lr=0.0)
+    assert learning_rate(low, 0, 30_000, 1000) == 1e-6
+
+
 def test_the_learning_rate_of_pretraining_falls_by_the_epoch() -> None:
     config = TrainConfig(lr=1.0, min_lr=0.5, warmup_steps=0, decay_rate=0.9)
     rates = [learning_rate(config, step, 0, 10) for step in (0, 9, 10, 20, 1000)]
@@ -230,7 +257,8 @@ def test_the_learning_rate_of_pretraining_falls_by_the_epoch() -> None:
 def test_weight_decay_is_on_matrices_only(tokenizer: str) -> None:
     model = MED.from_pretrained("nano", tokenizer=tokenizer)
     model.start_momentum(queue_size=0)
-    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.05))
+    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.05, eps=1e-6))
+    assert optimizer.defaults["eps"] == 1e-6
     decayed, free = (group["params"] for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
     assert all(p.ndim > 1 for p in decayed) and all(p.ndim <= 1 for p in free)

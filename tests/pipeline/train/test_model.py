@@ -3,16 +3,19 @@
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from trainings import config_of, metrics, weights
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, CLIPModel
 
+from models.matcher import Matcher
 from models.med import MED
 from pipeline.pairs import Source
 from pipeline.train import TrainResult, train
@@ -80,6 +83,45 @@ def test_albef_and_clip_are_saved_as_stock_folders(
     train(config_of(tokenizer, objective="clip", steps=1), [pairs], tmp_path / "clip")
     assert isinstance(CLIPModel.from_pretrained(tmp_path / "clip"), CLIPModel)
     assert metrics(tmp_path / "clip")[0].keys() >= {"clip", "loss", "temperature"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "folder"),
+    [({}, "matcher"), ({"objective": "filter"}, "."), ({"albef": True}, ".")],
+)
+def test_the_card_says_how_stock_transformers_reads_what_training_read(
+    tokenizer: str,
+    pairs: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    folder: str,
+) -> None:
+    config = config_of(tokenizer, lr=1e-2, warmup_steps=0, steps=4, **settings)
+    train(config, [pairs], tmp_path / "model")
+    image, caption = pq.read_table(pairs).to_pylist()[0]["image"], '"A Red (square)."'
+    (tmp_path / "model/image.jpg").write_bytes(image)
+    monkeypatch.chdir(tmp_path / "model")
+    card = Path("README.md").read_text()
+    said: dict[str, Any] = {}
+    [program] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    exec(program.replace('"A caption."', repr(caption)), said)
+    matcher = Matcher.from_pretrained(folder, dtype="float32")
+    [[match]] = matcher.score([image], [[caption]])
+    assert said["match"].item() == pytest.approx(match.itm, abs=1e-5)
+    assert ("[ENC]" in program) == (not config.albef)
+    ids = said["inputs"]["input_ids"][0]
+    assert ids[0] == (matcher.tokenizer.cls_token_id if config.albef else matcher.encode)
+
+
+def test_the_card_of_a_filter_that_goes_on_from_albef_says_how_albef_reads(
+    tokenizer: str, pairs: str, tmp_path: Path
+) -> None:
+    train(config_of(tokenizer, albef=True, steps=1), [pairs], tmp_path / "albef")
+    config = config_of(None, objective="filter", model=str(tmp_path / "albef"), steps=1)
+    train(config, [pairs], tmp_path / "filter")
+    card = (tmp_path / "filter/README.md").read_text()
+    assert "begins with [CLS]" in card and "[ENC]" not in card
 
 
 def test_joint_fine_tuning_saves_the_captioner_and_the_filter_that_share(
