@@ -110,6 +110,7 @@ _NOWHERE = frozenset({"dns", "blocked_address"})
 
 _WANTED = (200, 203)
 _REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_UNFORESEEN = 8  # errors; if more, and of most URLs, the fault is here and not with them
 _LONGEST_WAIT = 0.5  # seconds
 _BUSY_SECONDS = 0.005  # how soon it is looked again whether there is room for more
 
@@ -205,6 +206,7 @@ class Fetcher:
             dial=dial,
         )
         self._robots = RobotsCache[FetchError]()
+        self._ended = self._unforeseen = 0
 
     def fetch(self, url: str) -> Fetched:
         """The bytes behind a URL.
@@ -234,7 +236,7 @@ class Fetcher:
         """
         frontier: Frontier[K, Fetched] = Frontier(self.limit)
         for key, url in urls:
-            frontier.add(key, self._persist(url, is_robots=False))
+            frontier.add(key, url, self._persist(url, is_robots=False))
         try:
             while len(frontier):
                 is_full = False
@@ -281,8 +283,12 @@ class Fetcher:
         except FetchError as error:
             found = error
         except Exception as error:  # whatever it is, it costs this URL alone
-            logger.exception("download: an unforeseen error at %s", redacted(str(visit.key)))
+            self._unforeseen += 1
+            if self._unforeseen > max(_MAX_UNFORESEEN, self._ended / 2):
+                raise
+            logger.exception("download: an unforeseen error at %s", redacted(visit.name))
             found = FetchError("bad_response", repr(error))
+        self._ended += 1
         frontier.leave(visit)
         yield visit.key, found
 

@@ -46,12 +46,14 @@ class Visit(Generic[K, T]):
 
     Attributes:
         key: What it was added under.
+        name: What it is called in a log.
         steps: The rest of its way.
         answer: What its next step is told.
     """
 
-    def __init__(self, key: K, steps: Steps[T]) -> None:
+    def __init__(self, key: K, name: str, steps: Steps[T]) -> None:
         self.key = key
+        self.name = name
         self.steps = steps
         self.answer: Any = None
         self.line: _Line[K, T] | None = None  # where it has a turn
@@ -95,9 +97,9 @@ class Frontier(Generic[K, T]):
         """How many visits have not ended."""
         return self._unfinished
 
-    def add(self, key: K, steps: Steps[T]) -> None:
+    def add(self, key: K, name: str, steps: Steps[T]) -> None:
         """Add a visit."""
-        self._fresh.append(Visit(key, steps))
+        self._fresh.append(Visit(key, name, steps))
         self._unfinished += 1
 
     def next(self) -> Visit[K, T] | None:

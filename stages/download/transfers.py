@@ -40,6 +40,7 @@ Failure = Literal[
 ]
 
 _MAX_IDLE = 64  # connections kept open
+_MAX_ORIGINS = 10_000  # whose version of HTTP is remembered
 _HTTP_2 = 3  # CURL_HTTP_VERSION_2_0, as INFO_HTTP_VERSION tells it
 _MALFORMED = {"Header without colon", "NUL byte in header"}  # what libcurl says of them
 _TICK = 0.02  # seconds after which lenient requests are looked at
@@ -200,7 +201,7 @@ class Transfers(Generic[K]):
         self._running: dict[pycurl.Curl, tuple[K, _Transfer]] = {}
         self._idle: list[_Transfer] = []
         self._exchanges: set[pycurl.Curl] = set()
-        self._http2: set[str] = set()  # scheme and authority of servers that speak HTTP/2
+        self._versions: dict[str, int] = {}  # of HTTP, by scheme and authority
         self._selector = selectors.DefaultSelector()
         self._timer: float | None = None
         self._multi = pycurl.CurlMulti()
@@ -219,7 +220,7 @@ class Transfers(Generic[K]):
         if self._resolve is not None:
             _preset(transfer.handle, request.url, self._resolve)
         proxy = _environment_proxy(request.url) if self._proxy == "environment" else self._proxy
-        transfer.begin(request, proxy or "", can_share=_origin(request.url) in self._http2)
+        transfer.begin(request, proxy or "", self._versions.get(_origin(request.url)))
         self._running[transfer.handle] = key, transfer
         self._multi.add_handle(transfer.handle)
 
@@ -274,17 +275,16 @@ class Transfers(Generic[K]):
                     continue
                 del self._running[handle]
                 self._multi.remove_handle(handle)
-                is_http2 = handle.getinfo(pycurl.INFO_HTTP_VERSION) == _HTTP_2
-                origin = _origin(transfer.request.url)
-                if is_http2:
-                    self._http2.add(origin)
-                else:
-                    self._http2.discard(origin)
-                    if transfer.has_shared:
-                        transfer.begin(transfer.request, transfer.proxy, can_share=False)
-                        self._running[handle] = key, transfer
-                        self._multi.add_handle(handle)
-                        continue
+                version = handle.getinfo(pycurl.INFO_HTTP_VERSION)
+                if version:
+                    if len(self._versions) >= _MAX_ORIGINS:
+                        self._versions.clear()
+                    self._versions[_origin(transfer.request.url)] = version
+                if version != _HTTP_2 and transfer.has_shared:
+                    transfer.begin(transfer.request, transfer.proxy, version)
+                    self._running[handle] = key, transfer
+                    self._multi.add_handle(handle)
+                    continue
                 ended.append((key, transfer.end(code, message)))
                 self._idle.append(transfer)
         return ended
@@ -351,8 +351,8 @@ class _Transfer:
         handle.setopt(pycurl.HEADERFUNCTION, self._read_header)
         handle.setopt(pycurl.WRITEFUNCTION, self._read_body)
 
-    def begin(self, request: Request, proxy: str, *, can_share: bool) -> None:
-        """Set the handle up for a request, on a connection of its own or a shared one."""
+    def begin(self, request: Request, proxy: str, version: int | None) -> None:
+        """Set the handle up for a request to a server of some version of HTTP, if it is known."""
         self.request = request
         self.proxy = proxy
         self._began = time.monotonic()
@@ -371,10 +371,10 @@ class _Transfer:
         handle.setopt(pycurl.PROXY, proxy)  # "" turns those of the environment off, too
         handle.setopt(pycurl.TIMEOUT_MS, max(1, round(request.seconds * 1000)))
         handle.setopt(pycurl.HTTPHEADER, [f"Accept: {request.accept}"])
-        handle.setopt(pycurl.FRESH_CONNECT, not can_share)
-        handle.setopt(
-            pycurl.FORBID_REUSE, request.url.startswith("http:") and not request.is_lenient
-        )
+        is_known = version is not None or request.url.startswith("http:")
+        serves_once = version != _HTTP_2
+        handle.setopt(pycurl.FRESH_CONNECT, serves_once)
+        handle.setopt(pycurl.FORBID_REUSE, is_known and serves_once and not request.is_lenient)
         if request.is_lenient:
             handle.setopt(pycurl.CONNECT_ONLY, 1)
             handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)

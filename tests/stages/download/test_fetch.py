@@ -120,6 +120,29 @@ def test_no_answer_of_a_server_raises_anything_but_a_reason(server: Server) -> N
     answers()
 
 
+def test_an_unforeseen_error_costs_its_url_and_one_at_most_urls_ends_all(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A judge of headers with a fault of its own stands for what nobody foresaw."""
+
+    def opted_out(headers: Headers) -> bool:
+        if "X-Poison" in headers:
+            raise ZeroDivisionError
+        return False
+
+    for index in range(100):
+        poison = ["X-Poison: 1"] if index % 10 == 0 else []
+        server.answers[f"/{index}"] = ok(b"a", *poison)
+        server.answers[f"/bad/{index}"] = ok(b"a", "X-Poison: 1")
+    with contextlib.closing(fetcher(opted_out=opted_out)) as one:
+        found = outcomes(one, {index: server.url(f"/{index}") for index in range(100)})
+    assert found == {i: "bad_response" if i % 10 == 0 else b"a" for i in range(100)}
+    assert f"an unforeseen error at {server.url('/30')}" in caplog.text
+    one = fetcher(opted_out=opted_out)
+    with pytest.raises(ZeroDivisionError):
+        outcomes(one, {index: server.url(f"/bad/{index}") for index in range(100)})
+
+
 def test_redirects_are_followed_and_counted(server: Server) -> None:
     for index in range(7):
         server.answers[f"/{index}"] = status(302, f"Location: {index + 1}")

@@ -62,9 +62,9 @@ def visit(host: str) -> Steps[bool]:
 def test_what_waits_for_one_host_holds_up_no_other(clock: Clock) -> None:
     frontier: Frontier[tuple[str, int], bool] = Frontier(RateLimit(rate=1.0, max_wait=1.5))
     for index in range(40):
-        frontier.add(("slow", index), visit("slow.test"))
+        frontier.add(("slow", index), "a URL", visit("slow.test"))
     for index in range(40):
-        frontier.add(("other", index), visit(f"{index}.test"))
+        frontier.add(("other", index), "a URL", visit(f"{index}.test"))
     found = ended(frontier, clock)
     turns = {key for key, granted in found if granted}
     first = {("slow", 0), *(("other", index) for index in range(40))}
@@ -95,7 +95,7 @@ def test_a_host_has_no_more_turns_at_once_than_connections(clock: Clock) -> None
     held: list[Future[None]] = []
     frontier: Frontier[int, bool] = Frontier(RateLimit(connections=3))
     for index in range(12):
-        frontier.add(index, stay())
+        frontier.add(index, "a URL", stay())
     done, under_way = [], []
     while len(frontier):
         while (one := frontier.next()) is not None:
@@ -127,7 +127,7 @@ def test_a_host_that_is_paused_for_too_long_is_given_up_at_once(clock: Clock) ->
     limit.pause("away.test", 3600.0)
     frontier: Frontier[int, bool] = Frontier(limit)
     for index in range(3):
-        frontier.add(index, visit("away.test"))
+        frontier.add(index, "a URL", visit("away.test"))
     assert ended(frontier, clock) == [(0, False), (1, False), (2, False)]
     assert clock.now == 1000.0
 
@@ -135,7 +135,7 @@ def test_a_host_that_is_paused_for_too_long_is_given_up_at_once(clock: Clock) ->
 def test_busy_seconds_use_up_no_patience(clock: Clock) -> None:
     frontier: Frontier[int, bool] = Frontier(RateLimit(rate=50.0, max_wait=0.2))
     for index in range(20):
-        frontier.add(index, visit("one.test"))
+        frontier.add(index, "a URL", visit("one.test"))
     assert [granted for _, granted in ended(frontier, clock, busy=0.03)] == [True] * 20
 
 
@@ -156,10 +156,10 @@ def test_a_result_or_a_time_lets_a_visit_go_on_just_once(clock: Clock) -> None:
 
     started = clock.now
     frontier: Frontier[str, str] = Frontier(RateLimit())
-    frontier.add("patient", waiter(60))
-    frontier.add("just", waiter(0.15))
-    frontier.add("hasty", waiter(0))
-    frontier.add("finder", finder())
+    frontier.add("patient", "a URL", waiter(60))
+    frontier.add("just", "a URL", waiter(0.15))
+    frontier.add("hasty", "a URL", waiter(0))
+    frontier.add("finder", "a URL", finder())
     assert dict(ended(frontier, clock)) == {
         "patient": "found",
         "just": "found",
@@ -192,6 +192,6 @@ def test_all_visits_end_once(
             RateLimit(rate=rate, burst=2, connections=connections)
         )
         for index, one in enumerate(works):
-            frontier.add(index, steps(one))
+            frontier.add(index, "a URL", steps(one))
         found = ended(frontier, clock)
     assert sorted(found) == [(index, len(one)) for index, one in enumerate(works)]
