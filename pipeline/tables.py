@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,9 +19,12 @@ __all__ = [
     "flat",
     "funnel_table",
     "interval",
+    "printable",
     "put",
     "sample_tables",
 ]
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 STYLES = {
     "kept": "green",
@@ -226,6 +230,11 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [(name, value)]
     return [pair for key, part in value.items() for pair in flat(part, f"{name}.{key}".lstrip("."))]
+
+
+def printable(text: str) -> str:
+    """The text without control characters, line breaks and tabs excepted."""
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def cell(value: Any) -> Text:

@@ -21,14 +21,13 @@ from pipeline.report.survey import (
     CELLS,
     MAX_SHARED,
     Borderline,
-    Place,
-    Smallest,
     Survey,
     Texts,
     survey,
 )
 from pipeline.review import agreement
 from pipeline.rounds import compare, fresh
+from pipeline.sampling import Place, Smallest
 from pipeline.seal import seal_page
 from pipeline.store import ABLATION, Run
 from stages.clean import CleanStage

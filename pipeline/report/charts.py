@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup, escape
 
-__all__ = ["Histogram", "printable", "share_bar", "stacked_bar"]
+from pipeline.tables import printable
 
-CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+__all__ = ["Histogram", "share_bar", "stacked_bar"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +44,6 @@ class Histogram:
     def total(self) -> int:
         """The sum of the first series."""
         return sum(next(iter(self.series.values()), []))
-
-
-def printable(text: str) -> str:
-    """The text without control characters, line breaks and tabs excepted."""
-    return CONTROLS.sub("\ufffd", text)
 
 
 def tag(name: str, *children: str | Markup, **attributes: object) -> Markup:

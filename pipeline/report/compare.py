@@ -23,7 +23,8 @@ from pipeline.report.examples import Example, examples
 from pipeline.report.figures import DISTRIBUTIONS, Figure, distribution, points
 from pipeline.report.layout import environment, policy
 from pipeline.report.plots import curves
-from pipeline.report.survey import CELLS, Place, ranks_of, survey
+from pipeline.report.survey import CELLS, survey
+from pipeline.sampling import Place, ranks_of
 from pipeline.seal import seal_json, seal_page
 from pipeline.status import funnel
 from pipeline.store import Run

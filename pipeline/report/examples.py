@@ -14,7 +14,7 @@ import pyarrow as pa
 from models.images import ImageError, open_rgb
 from pipeline.manifest import STAGES
 from pipeline.plan import Plan
-from pipeline.report.survey import Place
+from pipeline.sampling import Place
 from pipeline.store import Run
 from pipeline.verdicts import annotated, kept_texts
 from stages.base import GlobalStage

@@ -18,7 +18,8 @@ import jinja2
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from pipeline.report.charts import printable, share_bar, stacked_bar
+from pipeline.report.charts import share_bar, stacked_bar
+from pipeline.tables import printable
 
 __all__ = ["environment", "metric", "policy"]
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.charts import Histogram, printable
+from pipeline.report.charts import Histogram
+from pipeline.tables import printable
 
 __all__ = ["Plot", "curves", "histogram", "intervals"]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from pipeline.plan import Plan
 from pipeline.report.borders import borders
 from pipeline.report.charts import Histogram
 from pipeline.report.frequent import Frequent
+from pipeline.sampling import Place, Ranks, Smallest, ranks_of
 from pipeline.store import Run
 from pipeline.verdicts import Judgement, Mask, judge, kept_texts
 from stages.caption import CaptionStage
@@ -27,7 +28,7 @@ from stages.review import ReviewStage
 from stages.schema import web_captions
 from stages.select import SelectStage, splitmix
 
-__all__ = ["CELLS", "Borderline", "Cluster", "Place", "Survey", "Texts", "ranks_of", "survey"]
+__all__ = ["CELLS", "Borderline", "Cluster", "Survey", "Texts", "survey"]
 
 GALLERY = 8
 """Rows shown for a reason."""
@@ -55,61 +56,6 @@ SCORES = tuple(round(n / 40, 3) for n in range(41))
 SIMILARITIES = tuple(round(n / 50, 2) for n in range(-5, 31))
 SIDES = tuple(n / 4 for n in range(16, 49))
 ASPECTS = tuple(n / 4 for n in range(-10, 11))
-
-T = TypeVar("T")
-Ranks = npt.NDArray[np.uint64]
-
-
-class Place(NamedTuple):
-    """Where a row lies."""
-
-    shard: str
-    row: int
-
-
-class Smallest(Generic[T]):
-    """The `size` values of smallest rank among all that were offered, whatever the order."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._found: list[tuple[tuple[float, int], T]] = []
-
-    def offer(
-        self,
-        ranks: Ranks,
-        value: Callable[[int], T],
-        nearness: npt.NDArray[np.float64] | None = None,
-    ) -> None:
-        """Offer a value for each rank; `value` makes those that are taken.
-
-        Where `nearness` is given it comes before the rank.
-        """
-        if nearness is not None:
-            chosen = np.lexsort((ranks, nearness))[: self.size]
-        else:
-            chosen = np.arange(len(ranks))
-            if len(self._found) == self.size:
-                chosen = np.flatnonzero(ranks < self._found[-1][0][1])
-            if len(chosen) > self.size:
-                chosen = chosen[np.argpartition(ranks[chosen], self.size)[: self.size]]
-        for index in chosen:
-            near = 0.0 if nearness is None else float(nearness[index])
-            self._found.append(((near, int(ranks[index])), value(int(index))))
-        self._cut()
-
-    def put(self, rank: int, value: T) -> None:
-        """Offer one value."""
-        self._found.append(((0.0, rank), value))
-        self._cut()
-
-    def _cut(self) -> None:
-        self._found.sort(key=lambda entry: entry[0])
-        del self._found[self.size :]
-
-    @property
-    def values(self) -> list[T]:
-        """The values, smallest rank first."""
-        return [value for _, value in self._found]
 
 
 @dataclass
@@ -484,13 +430,6 @@ class _Shard:
             phrases, _ = _flat(rows["noun_phrases"])
             for entry in phrases.value_counts().to_pylist():
                 counter[entry["values"]] += entry["counts"]
-
-
-def ranks_of(uids: pa.Array[Any], seed: int) -> Ranks:
-    """A rank for each row that its uid and the seed alone decide, by splitmix64."""
-    heads = (int(str(uid)[:16], 16) for uid in uids.to_pylist())
-    values = np.fromiter(heads, dtype=np.uint64, count=len(uids))
-    return splitmix(values + np.uint64(seed))
 
 
 def _flat(lists: Any) -> tuple[Any, npt.NDArray[np.int64]]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.plan import Plan
-from pipeline.report.survey import Smallest
+from pipeline.sampling import Smallest
 from pipeline.store import Run
 from pipeline.verdicts import Mask, annotated, judge, kept_texts
 from stages.download import DownloadStage

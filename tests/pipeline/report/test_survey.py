@@ -7,7 +7,7 @@ from runs import with_nulls
 from pipeline.report.borders import CLEAN, DEDUP, borders
 from pipeline.report.frequent import Frequent
 from pipeline.report.health import variety
-from pipeline.report.survey import Smallest
+from pipeline.sampling import Smallest
 from stages.clean import CleanConfig, CleanStage
 from stages.dedup import DedupStage
 
