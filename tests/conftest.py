@@ -3,6 +3,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("capfilt", deadline=None)  # a busy machine is no fault of an example
+settings.load_profile("capfilt")
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import fakes`
 
