@@ -195,12 +195,14 @@ class DownloadStage(Stage[DownloadConfig]):
     """
 
     name: ClassVar[str] = "download"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     config_type: ClassVar[type[StageConfig]] = DownloadConfig
     reads: ClassVar[tuple[str, ...]] = tuple(sources.LIST.names)
     writes: ClassVar[pa.Schema] = pa.schema([field for field in POOL if field.name != "uid"])
     reasons: ClassVar[Mapping[str, str]] = {
         **FETCH_REASONS,
+        sources.MALFORMED: "The record cannot be read, or names neither a URL nor an image; `url` "
+        "has the file and the line.",
         "missing": "There is no such file, or no image where it should hold one.",
         "outside_source": "The file lies outside the folder or file that its source names.",
         **RESIZE_REASONS,
@@ -266,8 +268,19 @@ class DownloadStage(Stage[DownloadConfig]):
             None if place["file"] is None else Location(**place)
             for place in rows.select(Location._fields).to_pylist()
         ]
-        for index, content in self._arrivals(urls, places):
-            images[index] = self._image(content)
+        faults: list[str | None] = rows["fault"].to_pylist()
+        # An image with several captions has a row for each, and is asked for once.
+        first: dict[Any, int] = {}
+        same = [
+            first.setdefault(key, i) for i, key in enumerate(zip(urls, places, faults, strict=True))
+        ]
+        asked = list(first.values())
+        arrivals = self._arrivals(
+            *([column[i] for i in asked] for column in (urls, places, faults))
+        )
+        for index, content in arrivals:
+            images[asked[index]] = self._image(content)
+        images = [images[index] for index in same]
         columns = [
             rows[field.name].cast(field.type)
             if field.name in rows.column_names
@@ -283,7 +296,7 @@ class DownloadStage(Stage[DownloadConfig]):
         return errors
 
     def _arrivals(
-        self, urls: list[Any], places: list[Location | None]
+        self, urls: list[Any], places: list[Location | None], faults: list[str | None]
     ) -> Iterator[tuple[int, bytes | str]]:
         """The index of each row with its bytes, or with the reason why there are none.
 
@@ -293,8 +306,8 @@ class DownloadStage(Stage[DownloadConfig]):
         arrived: SimpleQueue[tuple[int, bytes | str | Exception]] = SimpleQueue()
         room = threading.Semaphore(self.config.threads + _AHEAD)
         frontier: Frontier[bytes | str] = Frontier(self._fetcher.pace)
-        for index, (url, place) in enumerate(zip(urls, places, strict=True)):
-            frontier.add(index, self._content(url, place))
+        for index, (url, place, fault) in enumerate(zip(urls, places, faults, strict=True)):
+            frontier.add(index, self._content(url, place, fault))
 
         def bring() -> None:
             while room.acquire() and (ended := frontier.next()) is not None:
@@ -315,7 +328,9 @@ class DownloadStage(Stage[DownloadConfig]):
                 frontier.close()
                 room.release(len(urls) + 1)  # to each thread that waits for room, so that it ends
 
-    def _content(self, url: str, place: Location | None) -> Steps[bytes | str]:
+    def _content(self, url: str, place: Location | None, fault: str | None) -> Steps[bytes | str]:
+        if fault is not None:
+            return fault
         if place is not None:
             return self._reader.read(place)
         try:

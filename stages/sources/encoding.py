@@ -1,0 +1,205 @@
+"""Which encoding a text is in, told from its bytes, and never guessed without evidence.
+
+The rules, in order:
+
+1. A byte order mark decides: UTF-8, UTF-16 or UTF-32.
+2. NULs in every second byte are UTF-16, three in every four UTF-32.
+3. What is valid UTF-8 is UTF-8.
+4. A text whose letters are mostly ASCII is Western (cp1252) where it reads the same in the Central
+   European, Turkish and Baltic code pages, as one with curly quotes or `e` with an acute accent
+   does. Where it does not, its language decides: fastText must find, with a probability of 0.8 and
+   0.2 before any other reading, a language that is written in that code page.
+5. Any other text of at least twelve bytes beyond ASCII is in what charset-normalizer takes for the
+   best, where fastText finds, with a probability of 0.8, a language that is written in it.
+6. All else cannot be told.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import io
+import re
+from typing import Any
+
+from models.text import LanguageDetector
+
+__all__ = ["Recoded", "guess", "marked", "text_of_bytes", "told"]
+
+_LATIN = {
+    "cp1252": (
+        "en fr de es it pt nl da sv no nn fi is ca eu gl af sq ga id ms tl sw lb oc br ast cy gd"
+    ),
+    "cp1250": "pl cs sk hu hr sl ro bs sh sr",
+    "cp1254": "tr az",
+    "cp1257": "lt lv et",
+}
+_CENTRAL = {"iso8859_2": _LATIN["cp1250"]}
+_OTHERS = {
+    "cp1251": "ru uk bg sr mk be",
+    "koi8_r": "ru",
+    "cp1253": "el",
+    "cp1255": "he yi",
+    "cp1256": "ar fa ur",
+    "cp932": "ja",
+    "euc_jp": "ja",
+    "gb18030": "zh wuu",
+    "big5": "zh yue wuu",
+    "cp949": "ko",
+}
+_SURE, _AHEAD, _FEW = 0.8, 0.2, 12
+_SAMPLE = 2**14  # bytes that tell
+_CONTROLS = re.compile("[\x80-\x9f]")
+_KANA = re.compile("[\u3040-\u30ff]")
+_URL = re.compile(r"\S*(?:://|%[0-9A-Fa-f]{2})\S*")
+
+
+def marked(head: bytes) -> str | None:
+    """The encoding that a byte order mark or the NULs of the beginning of a text tell."""
+    for mark, name in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if head.startswith(mark):
+            return name
+    head = head[: len(head) // 4 * 4] if len(head) >= 4 else head
+    if not head or b"\0" not in head or len(head) % 2:
+        return None
+    nuls = [head[at::4].count(0) * 4 / len(head) for at in range(4)]  # the share of each place
+    if len(head) >= 4:
+        if nuls[0] < 0.1 and min(nuls[2:]) > 0.9:
+            return "utf-32-le"
+        if nuls[3] < 0.1 and min(nuls[:2]) > 0.9:
+            return "utf-32-be"
+    even, odd = (head[at::2].count(0) * 2 / len(head) for at in (0, 1))
+    if odd > 0.3 and even < 0.05:
+        return "utf-16-le"
+    return "utf-16-be" if even > 0.3 and odd < 0.05 else None
+
+
+def told(content: bytes) -> str | None:
+    """The encoding of a whole text, or nothing where it cannot be told."""
+    found = marked(content[:1024])
+    for encoding in (found,) if found else ("utf-8",):
+        try:
+            content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        return encoding
+    return None if found else guess(content)
+
+
+def text_of_bytes(content: bytes) -> str | None:
+    """A whole text without its byte order mark, or nothing where its encoding cannot be told."""
+    encoding = told(content)
+    if encoding is None:
+        return None
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+
+
+def guess(content: bytes) -> str | None:
+    """The code page of a text that is not Unicode, or nothing where it cannot be told."""
+    sample = content[:_SAMPLE]
+    beyond = sum(byte >= 0x80 for byte in sample)
+    letters = sum(chr(byte).isalpha() for byte in sample if byte < 0x80)
+    if letters >= beyond:
+        return _latin(sample)
+    return _other(sample) if beyond >= _FEW else None
+
+
+def _latin(sample: bytes) -> str | None:
+    readings = {page: text for page in _LATIN if (text := _read(sample, page)) is not None}
+    if "cp1252" in readings and len(readings) == len(_LATIN) and len(set(readings.values())) == 1:
+        return "cp1252"
+    pages = _LATIN | _CENTRAL
+    for page in _CENTRAL:
+        text = _read(sample, page)
+        if text is not None and not _CONTROLS.search(text):
+            readings[page] = text
+    scores = sorted(
+        ((_written(text, pages[page]), page) for page, text in readings.items()), reverse=True
+    )
+    if not scores or scores[0][0] < _SURE:
+        return None
+    best = readings[scores[0][1]]
+    rest = [score for score, page in scores[1:] if readings[page] != best]
+    return scores[0][1] if not rest or scores[0][0] - rest[0] >= _AHEAD else None
+
+
+def _other(sample: bytes) -> str | None:
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample, cp_isolation=list(_OTHERS)).best()
+    page = best.encoding if best is not None else ""
+    if page not in _OTHERS or (text := _read(sample, page)) is None:
+        return None
+    beyond = [character for character in text if not character.isascii()]
+    narrow = sum("\uff61" <= character <= "\uff9f" for character in beyond)
+    if narrow * 4 > len(beyond):  # katakana of half width, which any bytes are
+        return None
+    return page if _written(text, _OTHERS[page]) >= _SURE else None
+
+
+def _read(sample: bytes, page: str) -> str | None:
+    try:
+        return codecs.getincrementaldecoder(page)("strict").decode(sample)
+    except UnicodeDecodeError:
+        return None
+
+
+def _written(text: str, languages: str) -> float:
+    """The probability of the language of a text, where that is one of these; else 0."""
+    words = " ".join(_URL.sub(" ", text).split()).lower()
+    found = _detector().detector.detect(words[:200], k=1, threshold=0.01) if words else []
+    if not found:
+        return 0.0
+    language, score = found[0]["lang"], min(found[0]["score"], 1.0)
+    if language == "ja" and not _KANA.search(words):  # fastText takes short Chinese for Japanese
+        language = "zh"
+    return score if language in languages.split() else 0.0
+
+
+@functools.cache
+def _detector() -> LanguageDetector:
+    return LanguageDetector(("en",))
+
+
+class Recoded(io.RawIOBase):
+    """A stream of bytes in one encoding as a stream of UTF-8.
+
+    Args:
+        stream: The bytes.
+        encoding: Theirs.
+    """
+
+    def __init__(self, stream: Any, encoding: str) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)("strict")
+        self._ready = b""
+        self._is_whole = False
+
+    def readable(self) -> bool:
+        """See `io.RawIOBase.readable`."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase.readinto`.
+
+        Raises:
+            UnicodeError: A byte does not belong to a text in the encoding.
+        """
+        while not self._ready and not self._is_whole:
+            block = bytes(self._stream.read(2**16))
+            self._is_whole = not block
+            text = self._decoder.decode(block, self._is_whole)
+            self._ready = text.encode("utf-8", "surrogatepass")
+        number = min(len(buffer), len(self._ready))
+        buffer[:number] = self._ready[:number]
+        self._ready = self._ready[number:]
+        return number
