@@ -65,7 +65,8 @@ def funnel(run: Run, plan: Plan) -> dict[str, Any]:
 
     A state is `waiting` (nothing measured), `partial` or `done`. For each stage
     `rows = kept + sum(reasons) + not_measured`; the rows of a stage are those the one before kept
-    or has not measured. Export adds `pairs`, the exported texts by source.
+    or has not measured. Export adds `pairs`, the exported texts by source. `notices` are what the
+    readers of the list told, a line each.
     """
     listed = run.read_json("list", "_list.json", default={})
     shards = run.shards("pool")
@@ -99,6 +100,7 @@ def funnel(run: Run, plan: Plan) -> dict[str, Any]:
     result: dict[str, Any] = {"run": run.root, "name": plan.manifest.name, "stages": stages}
     if listed:
         result["list"] = {"rows": listed["rows"] + listed["repeats"], "repeats": listed["repeats"]}
+        result["notices"] = listed.get("notices", [])
     if ExportStage.name in plan.manifest.stages:
         stages.append(_export(run, plan, ready, stages[-1] if stages else None))
     return result

@@ -162,6 +162,11 @@ class Finder:
                 f"download.url_column: no column of {self.path} has a name known for URLs, or for "
                 f"files of images, it has {_listed(columns)}; set download.url_column"
             )
+        if self.needs == "row" and found.file is None and self.source.images is not None:
+            raise ValueError(
+                f"download.source: `images` is the folder of the images that a list names, and no "
+                f"column of {self.path} has a name known for files, it has {_listed(columns)}"
+            )
         if self.needs == "file" and found.file is None:
             raise ValueError(
                 f"download.source: {self.path} needs a column `file_name`, it has "

@@ -4,11 +4,12 @@ The rules, in order:
 
 1. A byte order mark decides: UTF-8, UTF-16 or UTF-32.
 2. NULs in every second byte are UTF-16, three in every four UTF-32.
-3. What is valid UTF-8 is UTF-8.
+3. What is valid UTF-8 is UTF-8. What has valid UTF-8 beside bytes that are not cannot be told.
 4. A text whose letters are mostly ASCII is Western (cp1252) where it reads the same in the Central
    European, Turkish and Baltic code pages, as one with curly quotes or `e` with an acute accent
    does. Where it does not, its language decides: fastText must find, with a probability of 0.8 and
-   0.2 before any other reading, a language that is written in that code page.
+   0.2 before any other reading, a language that is written in that code page. A reading with a
+   sign inside a word, as `Wa³êsa`, does not count.
 5. Any other text of at least twelve bytes beyond ASCII is in what charset-normalizer takes for the
    best, where fastText finds, with a probability of 0.8, a language that is written in it.
 6. All else cannot be told.
@@ -24,7 +25,7 @@ from typing import Any
 
 from models.text import LanguageDetector
 
-__all__ = ["Recoded", "guess", "marked", "text_of_bytes", "told"]
+__all__ = ["Recoded", "guess", "marked", "runs", "text_of_bytes", "told"]
 
 _LATIN = {
     "cp1252": (
@@ -50,6 +51,10 @@ _OTHERS = {
 _SURE, _AHEAD, _FEW = 0.8, 0.2, 12
 _SAMPLE = 2**14  # bytes that tell
 _CONTROLS = re.compile("[\x80-\x9f]")
+_IMPROBABLE = re.compile(
+    "(?<=[^\\W\\d_])[\xa1-\xa6\xa8-\xac\xae-\xb6\xb8-\xbf\xd7\xf7](?=[^\\W\\d_])|\xff\xfe|\xfe\xff"
+)
+_BEYOND = re.compile(rb"[\x80-\xff]+")
 _KANA = re.compile("[\u3040-\u30ff]")
 _URL = re.compile(r"\S*(?:://|%[0-9A-Fa-f]{2})\S*")
 
@@ -83,13 +88,24 @@ def marked(head: bytes) -> str | None:
 def told(content: bytes) -> str | None:
     """The encoding of a whole text, or nothing where it cannot be told."""
     found = marked(content[:1024])
-    for encoding in (found,) if found else ("utf-8",):
+    try:
+        content.decode(found or "utf-8")
+    except UnicodeDecodeError:
+        return None if found or runs(content)[0] else guess(content)
+    return found or "utf-8"
+
+
+def runs(content: bytes) -> tuple[int, int, int]:
+    """How many runs of bytes beyond ASCII are UTF-8, how many not, and where these begin."""
+    good, bad, first = 0, 0, 0
+    for run in _BEYOND.finditer(content):
         try:
-            content.decode(encoding)
+            run[0].decode("utf-8", "surrogatepass")  # halves of characters, as Java writes them
+            good += 1
         except UnicodeDecodeError:
-            continue
-        return encoding
-    return None if found else guess(content)
+            first = first if bad else run.start()
+            bad += 1
+    return good, bad, first
 
 
 def text_of_bytes(content: bytes) -> str | None:
@@ -114,13 +130,19 @@ def guess(content: bytes) -> str | None:
 
 
 def _latin(sample: bytes) -> str | None:
-    readings = {page: text for page in _LATIN if (text := _read(sample, page)) is not None}
+    readings = {
+        page: text
+        for page in _LATIN
+        if (text := _read(sample, page)) is not None and not _IMPROBABLE.search(text)
+    }
+    if not readings:
+        return None
     if "cp1252" in readings and len(readings) == len(_LATIN) and len(set(readings.values())) == 1:
         return "cp1252"
     pages = _LATIN | _CENTRAL
     for page in _CENTRAL:
         text = _read(sample, page)
-        if text is not None and not _CONTROLS.search(text):
+        if text is not None and not _CONTROLS.search(text) and not _IMPROBABLE.search(text):
             readings[page] = text
     scores = sorted(
         ((_written(text, pages[page]), page) for page, text in readings.items()), reverse=True

@@ -108,6 +108,10 @@ def images(source: str | Source) -> Iterator[tuple[str, bytes]]:
         given: set[Location] = set()
         found = folders.images(place) if place.kind == FOLDER else _rows(place, source)
         for row in found:
+            if row.why is not None:
+                where = f"{place.path}:{row.number} ({row.why})"
+                notices.add("records that cannot be read", where)
+                continue
             if row.location is None:
                 raise ValueError(
                     f"download.source: {place.path} holds no images, but URLs; where the images of "

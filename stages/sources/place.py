@@ -8,7 +8,6 @@ import difflib
 import logging
 import os
 import posixpath
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ import fsspec
 import pyarrow as pa
 
 from stages.sources.config import Source
-from stages.sources.encoding import Recoded, guess, marked
+from stages.sources.encoding import Recoded, guess, marked, runs
 from stages.sources.notices import Notices
 
 __all__ = [
@@ -37,30 +36,11 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".pjpeg",
-        ".pjp",
-        ".png",
-        ".apng",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jp2",
-        ".j2k",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".ico",
-        ".jxl",
-    ]
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".gif"),
+        *(".bmp", ".dib", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".heic", ".heif", ".hif"),
+        *(".ico", ".jxl"),
+    }
 )
 FOLDER = "folder"
 _KINDS = {
@@ -100,7 +80,7 @@ _TEXTUAL = frozenset({".caption", ".md", ".html", ".log", ".yaml", ".yml", ".xml
 HIDDEN = "hidden files and files of a system, which are left out"
 _BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1"})
 _HEAD = 2**24  # bytes of a list whose encoding is told
-_BEYOND = re.compile(rb"[\x80-\xff]+")
+_BLOCK = 2**20  # of them at once
 
 
 @dataclass(frozen=True)
@@ -152,28 +132,28 @@ class Place:
     def _encoding(self) -> str:
         """The encoding of a list, told from its first 16 MiB."""
         if "encoding" not in self.known:
-            with self._packed() as stream:
-                head = bytes(stream.read(_HEAD))
-            self.known["encoding"] = found = self._told(head)
+            self.known["encoding"] = found = self._told()
             if found != "utf-8":
                 self.notices.add(f"lists in {found.upper()}, read as that", self.path)
         return str(self.known["encoding"])
 
-    def _told(self, head: bytes) -> str:
-        found = marked(head[:1024])
-        if found not in (None, "utf-8-sig"):
-            return str(found)
-        with contextlib.suppress(UnicodeDecodeError):
-            codecs.getincrementaldecoder("utf-8")("strict").decode(head, len(head) < _HEAD)
-            return "utf-8"
-        good, bad, first = 0, 0, 0
-        for run in _BEYOND.finditer(head):
-            try:
-                run[0].decode()
-                good += 1
-            except UnicodeDecodeError:
-                first = first if bad else run.start()
-                bad += 1
+    def _told(self) -> str:
+        with self._packed() as stream:
+            block = bytes(stream.read(_BLOCK))
+            found = marked(block[:1024])
+            if found not in (None, "utf-8-sig"):
+                return str(found)
+            decoder = codecs.getincrementaldecoder("utf-8")("strict")
+            with contextlib.suppress(UnicodeDecodeError):
+                for _ in range(_HEAD // _BLOCK):
+                    decoder.decode(block, not block)
+                    if not block:
+                        break
+                    block = bytes(stream.read(_BLOCK))
+                return "utf-8"
+        with self._packed() as stream:
+            head = bytes(stream.read(_HEAD))
+        good, bad, first = runs(head)
         if good > bad:
             return "utf-8"
         sample = [
@@ -309,7 +289,8 @@ def is_picture(head: bytes) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or one that a system keeps for itself."""
-    return name.startswith(".") or name.lower() in _SYSTEM
+    is_step = name in (".", "..")
+    return (name.startswith(".") and not is_step) or name.lower() in _SYSTEM
 
 
 def places(source: Source, notices: Notices | None = None) -> Iterator[Place]:

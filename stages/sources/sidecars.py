@@ -146,7 +146,7 @@ def _text(content: bytes | None, notices: Notices, image: str) -> Captions:
 
 
 def _object(content: bytes | None, notices: Notices, image: str) -> dict[str, Any]:
-    """The JSON object; empty where there is none."""
+    """The JSON object; empty where there is none. An array or a text is one of captions."""
     if content is None:
         return {}
     text = text_of_bytes(content)
@@ -157,6 +157,8 @@ def _object(content: bytes | None, notices: Notices, image: str) -> dict[str, An
         record = json.loads(text)
     except (ValueError, RecursionError):
         record = None
+    if isinstance(record, list | str):
+        return {"captions": record}
     if not isinstance(record, dict):
         notices.add("files beside images that hold no JSON object, which are not read", image)
         return {}

@@ -206,7 +206,7 @@ def test_a_manifest_that_is_there_stays_unless_told(tmp_path, capsys, monkeypatc
         ("empty.csv", "", "has no rows"),
         ("head.csv", "url,caption\n", "has no rows"),
         ("none.csv", "a,b\n1,2\n", "no column of"),
-        ("notes.txt", "hello", "must be csv, tsv"),
+        ("notes.txt", "hello", "a .txt list has a URL a line"),
         ("bad.parquet", "no", "cannot be read as parquet"),
         ("folder/", None, "neither a list nor images"),
     ],
