@@ -11,6 +11,7 @@ from stages.sources.formats import content_digest, identity, images, pages
 from stages.sources.notices import Notices
 from stages.sources.reader import Reader
 from stages.sources.row import LIST, MALFORMED, Location
+from stages.sources.samples import Sample, named, samples
 
 __all__ = [
     "LIST",
@@ -18,11 +19,14 @@ __all__ = [
     "Location",
     "Notices",
     "Reader",
+    "Sample",
     "Source",
     "SourceConfig",
     "content_digest",
     "identity",
     "images",
+    "named",
     "pages",
+    "samples",
     "shards",
 ]

@@ -157,15 +157,15 @@ class Finder:
                     f"{_listed(columns)}{hint}"
                 )
         found = self.among(columns)
+        if self.needs == "row" and found.file is None and self.source.images is not None:
+            raise ValueError(
+                f"download.source: no column of {self.path} has a name known for the files of "
+                f"images, as `image`, it has {_listed(columns)}"
+            )
         if self.needs == "row" and found.url is None and found.file is None:
             raise ValueError(
                 f"download.url_column: no column of {self.path} has a name known for URLs, or for "
                 f"files of images, it has {_listed(columns)}; set download.url_column"
-            )
-        if self.needs == "row" and found.file is None and self.source.images is not None:
-            raise ValueError(
-                f"download.source: `images` is the folder of the images that a list names, and no "
-                f"column of {self.path} has a name known for files, it has {_listed(columns)}"
             )
         if self.needs == "file" and found.file is None:
             raise ValueError(

@@ -226,7 +226,7 @@ def test_lines_of_one_image_are_its_texts(tmp_path: Path) -> None:
 def test_a_line_without_an_image_is_refused_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "human.jsonl"
     path.write_text('{"image": "a", "caption": "x"}\n{"caption": "y"}\n')
-    with pytest.raises(ValueError, match="line 2"):
+    with pytest.raises(ValueError, match=r"human\.jsonl:2: names no `image`"):
         Pairs(as_sources([str(path)]))
 
 
@@ -282,9 +282,12 @@ def test_a_json_list_is_read_as_lines_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"image": "a", "caption": "x"}\n{"image": "a", ', "line 2: not JSON"),
-        ('[{"image": "a", "caption": "x"}, 3]', "entry 2: expected"),
-        ('{"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}', "entry 1: expected"),
+        ('{"image": "a", "caption": "x"}\n{"image": "a", ', "JSON Lines are named .jsonl"),
+        ('[{"image": "a", "caption": "x"}, 3]', r"x\.json:2: no JSON object"),
+        (
+            '{"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}',
+            r"x\.json:1: is an annotation of no image",
+        ),
     ],
 )
 def test_json_that_holds_no_pairs_is_refused_by_its_place(
@@ -356,7 +359,7 @@ def test_the_state_of_a_folder_of_labels_is_that_of_its_images(tmp_path: Path) -
         (tmp_path / label / name).write_bytes(b"x")
     assert [sample.label for sample in read_folder(str(tmp_path))] == ["cat", "dog"]
     before = state_of(str(tmp_path))
-    (tmp_path / "dog" / "notes.txt").write_text("not an image")
+    (tmp_path / "dog" / "._b.png").write_text("of another system")
     assert state_of(str(tmp_path)) == before
     (tmp_path / "dog" / "b.png").write_bytes(b"another")
     assert state_of(str(tmp_path)) != before
