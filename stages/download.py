@@ -271,12 +271,13 @@ class DownloadStage(Stage[DownloadConfig]):
         faults: list[str | None] = rows["fault"].to_pylist()
         # An image with several captions has a row for each, and is asked for once.
         first: dict[Any, int] = {}
-        same = [
-            first.setdefault(key, i) for i, key in enumerate(zip(urls, places, faults, strict=True))
-        ]
+        keys = enumerate(zip(urls, places, faults, strict=True))
+        same = [first.setdefault(key, index) for index, key in keys]
         asked = list(first.values())
         arrivals = self._arrivals(
-            *([column[i] for i in asked] for column in (urls, places, faults))
+            [urls[index] for index in asked],
+            [places[index] for index in asked],
+            [faults[index] for index in asked],
         )
         for index, content in arrivals:
             images[asked[index]] = self._image(content)

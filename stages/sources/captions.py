@@ -83,12 +83,12 @@ def _of_scalar(value: Any) -> Captions:
         return Captions((), "true or false")
     if isinstance(value, int | float | Decimal | np.number):
         try:
-            number, text = float(value), str(value)
+            number, digits = float(value), str(value)
         except (OverflowError, ValueError):  # of hundreds or thousands of digits
             return Captions((), "a number of very many digits")
         if math.isnan(number):
             return NOTHING
-        return Captions((), "an infinite number") if math.isinf(number) else Captions((text,))
+        return Captions((), "an infinite number") if math.isinf(number) else Captions((digits,))
     if isinstance(value, bytes):
         text = text_of_bytes(value)
         return Captions((), "bytes in no known encoding") if text is None else captions_of(text)

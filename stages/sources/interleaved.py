@@ -43,7 +43,8 @@ def _whole(record: dict[str, Any]) -> dict[str, Any]:
     """The record without lone surrogates."""
     text = json.dumps(record, ensure_ascii=False)
     cleaned = clean(text)
-    return record if cleaned is text else json.loads(cleaned)  # type: ignore[no-any-return]
+    whole: dict[str, Any] = record if cleaned is text else json.loads(cleaned)
+    return whole
 
 
 def rows(place: Place) -> Iterator[Row]:

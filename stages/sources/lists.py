@@ -416,7 +416,8 @@ def _captions(column: pa.Array[Any]) -> list[Captions]:
         return [captions_of(value) for value in _strings(column)]
     if isinstance(column, pa.ListArray | pa.LargeListArray):
         found = []
-        starts, values = column.offsets.to_pylist(), column.values
+        starts: Any = column.offsets.to_pylist()
+        values = column.values
         for index, is_valid in enumerate(column.is_valid().to_pylist()):
             some = values.slice(starts[index], min(starts[index + 1] - starts[index], MOST + 1))
             texts = _strings(some) if _is_text(some.type) else some.to_pylist()

@@ -86,10 +86,10 @@ def samples(
         reader = Reader(SourceConfig(source=(source,)))
         for row in rows(source, notices):
             if row.location is None:
-                what = f"`image` must be a path, got {redacted(row.url)!r}"
-                raise ValueError(
-                    f"{of}: {path}:{row.number}: {row.why or _fault(row.fault) or what}"
-                )
+                why = row.why or "names no `image`"
+                if row.fault is None:
+                    why = f"`image` must be a path, got {redacted(row.url)!r}"
+                raise ValueError(f"{of}: {path}:{row.number}: {why}")
             told = found.setdefault(row.location, (row.url, row.number, []))
             if row.caption is not None:
                 told[2].append(row.caption)

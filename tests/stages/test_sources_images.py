@@ -486,7 +486,7 @@ def test_coco_captions_without_images_are_a_list(coco: Path) -> None:
 
 def test_images_that_no_coco_json_names_say_so(coco: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "url\nx\n")
-    with pytest.raises(ValueError, match=r"`images` is the folder of .*a\.csv"):
+    with pytest.raises(ValueError, match=r"no column of .*a\.csv has a name .* files"):
         rows((Source(path=str(path), images=str(tmp_path)),))
     with pytest.raises(ValueError, match="no such folder"):
         rows((Source(path=str(coco), images=str(tmp_path / "lost")),))
