@@ -159,8 +159,8 @@ class Finder:
         found = self.among(columns)
         if self.needs == "row" and found.file is None and self.source.images is not None:
             raise ValueError(
-                f"download.source: no column of {self.path} has a name known for the files of "
-                f"images, as `image`, it has {_listed(columns)}"
+                f"download.source: {self.path} holds no images: no column has a name known for "
+                f"their files, as `image`, it has {_listed(columns)}"
             )
         if self.needs == "row" and found.url is None and found.file is None:
             raise ValueError(

@@ -75,7 +75,7 @@ def _candidates(name: str, beside: str, top: str) -> Iterator[str]:
     if "\\" in name:
         names.append(posixpath.normpath(name.replace("\\", "/")))
     for one in names:
-        if one.startswith("/"):
+        if one.startswith("/") or one.split("/")[0] == "..":
             continue
         yield posixpath.normpath(posixpath.join(beside, one))
         yield one

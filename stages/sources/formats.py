@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import posixpath
@@ -15,7 +17,7 @@ from stages.sources.columns import Finder, Record, is_url
 from stages.sources.config import Source, SourceConfig
 from stages.sources.files import Files
 from stages.sources.notices import Notices
-from stages.sources.place import FOLDER, Place, folder, places
+from stages.sources.place import FOLDER, Place, folder, is_list, places
 from stages.sources.reader import Reader
 from stages.sources.row import LONGEST, MALFORMED, Location, Row
 
@@ -101,7 +103,8 @@ def images(source: str | Source) -> Iterator[tuple[str, bytes]]:
         ValueError: The source holds no images but URLs, or one of its images cannot be read.
     """
     if isinstance(source, str):
-        source = Source(path=source)
+        beside = posixpath.dirname(source) or "." if is_list(source) else None
+        source = Source(path=source, images=beside)
     reader = Reader(SourceConfig(source=(source,)))
     notices = Notices()
     for place in places(source, notices):
@@ -141,9 +144,13 @@ def identity(config: SourceConfig) -> dict[str, Any]:
     Returns:
         For each source, by its name, and each of its files the path, size and version (mtime or
         ETag), as values that JSON can hold; a folder of images is one entry with a digest over its
-        files.
+        files, and a list that names files has one over these beside its own.
     """
-    return {source.name: [_identity(place) for place in _all(source)] for source in config.sources}
+    reader = Reader(config)
+    return {
+        source.name: [_identity(place, source, reader) for place in _all(source)]
+        for source in config.sources
+    }
 
 
 def content_digest(config: SourceConfig) -> str:
@@ -152,8 +159,13 @@ def content_digest(config: SourceConfig) -> str:
     Names count relative to the source, so sources that were moved keep their digest.
     """
     total = hashlib.sha256()
+    reader = Reader(config)
     for source in config.sources:
         for place in _all(source):
+            for location in _named(place, source):
+                content = reader.read(location)
+                content = content.encode() if isinstance(content, str) else content
+                total.update(hashlib.sha256(content).digest())
             for name, stream in place.streams():
                 with stream:
                     inner = hashlib.sha256()
@@ -244,9 +256,33 @@ def _all(source: Source) -> Iterator[Place]:
         yield folder(source.images, f"{source.name}:images")
 
 
-def _identity(place: Place) -> dict[str, Any]:
+def _named(place: Place, source: Source) -> Iterator[Location]:
+    """Where the images lie that a list names in its own folder, each once."""
+    if place.kind in (FOLDER, "tar") or source.images is not None:
+        return
+    if place.kind == "parquet" and pictures.column_of(place) is not None:
+        return
+    given: set[Location] = set()
+    found = _rows(dataclasses.replace(place, notices=Notices()), source)
+    with contextlib.suppress(ValueError):  # whoever reads the rows is told
+        for number, row in enumerate(found):
+            if row.location is None:
+                if number > _EARLY and not given:
+                    return
+            elif row.location not in given:
+                given.add(row.location)
+                yield row.location
+
+
+def _identity(place: Place, source: Source, reader: Reader) -> dict[str, Any]:
     if place.kind != FOLDER:
-        return {"path": place.path, **_version(place.fs.info(place.path))}
+        found = {"path": place.path, **_version(place.fs.info(place.path))}
+        versions = hashlib.sha256()
+        is_named = False
+        for location in _named(place, source):
+            is_named = True
+            versions.update(digest([_version(reader.info(location))]).encode())
+        return {**found, "files": versions.hexdigest()[:16]} if is_named else found
     stats = hashlib.sha256()
     size = 0
     for name in place.files():

@@ -77,6 +77,15 @@ class Reader:
             return "too_large"
         return content or "empty"
 
+    def info(self, location: Location) -> dict[str, Any]:
+        """What the filesystem tells of the file of an image; nothing where it cannot be read."""
+        place = self._place(location.file)
+        try:
+            found: dict[str, Any] = {} if place is None else place[0].info(place[1])
+        except (OSError, ValueError):
+            return {}
+        return found
+
     @functools.cached_property
     def _roots(self) -> list[tuple[str, Any, str, str]]:
         """Of each path what files start with, the filesystem, the folder there, and what it is.

@@ -228,7 +228,7 @@ def test_an_image_of_which_no_text_is_kept_does_not_count():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"caption": "no image"}, r"export\.human: no column of .*human\.jsonl .* as `image`"),
+        ({"caption": "no image"}, r"export\.human: .*human\.jsonl holds no images: no column"),
         ({"image": None, "caption": "x"}, r"human\.jsonl:1: names no `image`"),
         ({"image": "gone.jpg", "caption": "x"}, r"human\.jsonl:1: cannot read image .*gone\.jpg"),
     ],
