@@ -108,6 +108,8 @@ def of_cell(text: str) -> Captions:
 
 def is_blank(text: str) -> bool:
     """Whether a text has no visible character, or is what NaN is written as."""
+    if "!" <= text[:1] <= "~" and text[0] not in "nN":  # as nearly all do
+        return False
     if len(text) <= 8 and text.strip().lower() == "nan":
         return True
     return not any(c.isprintable() and not c.isspace() for c in text[:LONGEST])
@@ -115,6 +117,8 @@ def is_blank(text: str) -> bool:
 
 def whole(text: str) -> str:
     """The text without halves of characters, as a cut in an emoji leaves them in JSON."""
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -124,6 +128,8 @@ def whole(text: str) -> str:
 
 def joined(*places: Captions) -> Captions:
     """The captions of the first place that has one, with what is odd at any before it."""
+    if len(places) == 1:
+        return places[0]
     odd = ""
     for place in places:
         odd = odd or place.odd

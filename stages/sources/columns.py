@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from stages.sources.captions import Captions, captions_of, is_blank, joined
 from stages.sources.config import Source
@@ -54,8 +54,7 @@ _ASIAN = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(NamedTuple):
     """What a list says of an image, before it is a row.
 
     Attributes:
@@ -214,20 +213,21 @@ class Finder:
             return Record(number=number, why="no JSON object")
         columns = self._of_keys(tuple(entry))
         captions = [captions_of(entry.get(name)) for name in columns.captions]
-        if self.source.caption_column is None and "conversations" in entry:
+        if "conversations" in entry and self.source.caption_column is None:
             captions.append(_answers(entry["conversations"]))
         found = joined(*captions)
-        note_odd(self.notices, found, f"{self.path}:{number}")
-        label = entry.get(columns.label) if columns.label is not None else None
-        record = Record(
-            number=number,
-            url=_filled(entry.get(columns.url)) if columns.url is not None else None,
-            captions=found.texts,
-            uid=uid_text(entry.get(columns.uid)) if columns.uid is not None else None,
-            file=_filled(entry.get(columns.file)) if columns.file is not None else None,
-            label=None if isinstance(label, list | dict | None) else clean(str(label)),
+        if found.odd:
+            note_odd(self.notices, found, f"{self.path}:{number}")
+        url, uid, file, label = columns.url, columns.uid, columns.file, columns.label
+        said = None if label is None else entry.get(label)
+        return Record(
+            number,
+            None if url is None else _filled(entry.get(url)),
+            found.texts,
+            None if uid is None else uid_text(entry.get(uid)),
+            None if file is None else _filled(entry.get(file)),
+            None if said is None or isinstance(said, list | dict) else clean(str(said)),
         )
-        return record
 
     @functools.cached_property
     def _of_keys(self) -> Any:

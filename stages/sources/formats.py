@@ -58,21 +58,31 @@ def _checked(place: Place, found: Iterator[Row]) -> Iterator[Row]:
     """The rows of a place as they are kept, those that cannot be read with their fault."""
     unfit = 0
     first = ""
+    seen = 0
     for seen, row in enumerate(found, 1):
-        where = f"{place.path}:{row.number or seen}"
-        if row.why is not None:
-            unfit += 1
-            first = first or f"{where} ({row.why})"
+        url, caption, uid, location, number, why = row[:6]
         if seen == _EARLY:
             _refuse_unfit(place, unfit, seen, first)
+        if (
+            why is None
+            and 0 < len(url) <= LONGEST
+            and (caption is None or len(caption) <= LONGEST)
+            and (uid is None or len(uid) <= LONGEST)
+        ):
+            yield row
+            continue
+        where = f"{place.path}:{number or seen}"
+        if why is not None:
+            unfit += 1
+            first = first or f"{where} ({why})"
         if row.is_long:
             place.notices.add(f"texts cut after {LONGEST:,} characters", where)
-        if row.location is None and (row.why is not None or not row.url):
-            why = row.why or "names neither a URL nor an image"
-            place.notices.add(f"records that are rows `{MALFORMED}`", f"{where} ({why})")
-            url = row.url or f"{place.url('').rstrip('/')}:{row.number or seen}"
+        if location is None and (why is not None or not url):
+            told = why or "names neither a URL nor an image"
+            place.notices.add(f"records that are rows `{MALFORMED}`", f"{where} ({told})")
+            url = url or f"{place.url('').rstrip('/')}:{number or seen}"
             row = row._replace(url=url, fault=MALFORMED)
-        elif row.location is None and len(row.url) > LONGEST:
+        elif location is None and len(url) > LONGEST:
             row = row._replace(fault="bad_url")
         yield row.cut() if row.is_long else row
     if unfit:
@@ -215,34 +225,27 @@ def of_records(place: Place, source: Source, records: Iterator[Record]) -> Itera
         else folder(source.images, place.prefix, place.notices)
     )
     files = Files(at_hand)
+    is_coco = source.images is None and _is(place, "coco")
     for record in records:
-        row = Row(
-            record.url or "",
-            None,
-            record.uid,
-            number=record.number,
-            why=record.why or None,
-            label=record.label,
-        )
-        file = record.file
-        if file is not None and is_url(file, bare=False):
-            row, file = row._replace(url=record.url or file), None
-        elif file is not None and source.images is None and place.kind == "json" and _coco(place):
-            file = None
+        url, file, location = record.url, record.file, None
+        if file is not None and (is_coco or is_url(file, bare=False)):
+            url, file = url or (None if is_coco else file), None
         if file is not None and not record.why:
             name = files.find(file)
             if name is None:
                 place.notices.add("files that a list names and that are not there", file)
                 name = file[:LONGEST]
-            row = row._replace(
-                url=record.url or at_hand.url(name), location=Location(at_hand.under(name))
-            )
+            url, location = url or at_hand.url(name), Location(at_hand.under(name))
         for caption in record.captions or (None,):
-            yield row._replace(caption=caption)
-
-
-def _coco(place: Place) -> bool:
-    return _is(place, "coco")
+            yield Row(
+                url or "",
+                caption,
+                record.uid,
+                location,
+                record.number,
+                record.why or None,
+                record.label,
+            )
 
 
 def _is(place: Place, kind: str) -> bool:

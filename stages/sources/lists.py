@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -63,8 +63,7 @@ def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
         ) as stream,
     ):
         found = (_tabbed if place.kind == "tsv" else _commas)(stream, place)
-        found = (one for one in found if one[1] is None or any(map(str.strip, one[1])))
-        first = next(found, None)
+        first = next((one for one in found if one[1] is None or _is_filled(one[1])), None)
         if first is None:
             return
         head = first[1]
@@ -76,36 +75,53 @@ def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
             found = itertools.chain(sample, found)
         else:
             columns, names = finder.find(head), head
-        width, at = len(names), {name: index for index, name in reversed([*enumerate(names)])}
+        width = len(names)
+        read = _reader_of_cells(place, columns, names)
         for number, cells, why in found:
             if cells is None:
-                yield Record(number=number, why=why)
+                yield Record(number, why=why)
                 continue
-            if len(cells) > width and not any(map(str.strip, cells[width:])):
+            if not _is_filled(cells):
+                continue
+            if len(cells) > width and not _is_filled(cells[width:]):
                 del cells[width:]
             if len(cells) != width:
-                yield Record(number=number, why=f"{len(cells)} columns in place of {width}")
+                yield Record(number, why=f"{len(cells)} columns in place of {width}")
                 continue
-            yield _of_cells(number, cells, columns, at, place)
+            yield read(number, cells)
 
 
-def _of_cells(
-    number: int, cells: Sequence[str], columns: Columns, at: dict[str, int], place: Place
-) -> Record:
-    def cell(name: str | None) -> str | None:
-        found = None if name is None else cells[at[name]]
-        return None if found is None or is_blank(found) else found
+def _is_filled(cells: Sequence[str]) -> bool:
+    return bool(cells) and (cells[0] > "!" or any(map(str.strip, cells)))
 
-    captions = joined(*(of_cell(cells[at[name]]) for name in columns.captions))
-    note_odd(place.notices, captions, f"{place.path}:{number}")
-    return Record(
-        number=number,
-        url=cell(columns.url),
-        captions=captions.texts,
-        uid=cell(columns.uid),
-        file=cell(columns.file),
-        label=cell(columns.label),
+
+def _reader_of_cells(
+    place: Place, columns: Columns, names: Sequence[str]
+) -> Callable[[int, Sequence[str]], Record]:
+    """What makes a record of the line and the cells of each."""
+    places = [names.index(name) for name in columns.captions]
+    url, uid, file, label = (
+        None if name is None else names.index(name)
+        for name in (columns.url, columns.uid, columns.file, columns.label)
     )
+
+    def cell(cells: Sequence[str], index: int | None) -> str | None:
+        return None if index is None or is_blank(cells[index]) else cells[index]
+
+    def read(number: int, cells: Sequence[str]) -> Record:
+        found = joined(*[of_cell(cells[index]) for index in places])
+        if found.odd:
+            note_odd(place.notices, found, f"{place.path}:{number}")
+        return Record(
+            number,
+            cell(cells, url),
+            found.texts,
+            cell(cells, uid),
+            cell(cells, file),
+            cell(cells, label),
+        )
+
+    return read
 
 
 def _without_header(place: Place, sample: Sequence[Cells]) -> tuple[Columns, list[str]]:
@@ -398,16 +414,10 @@ def _of_batch(
     urls, files = column(columns.url), column(columns.file)
     for index in range(batch.num_rows):
         number = before + index + 1
-        found = joined(*(place[index] for place in places))
-        note_odd(place.notices, found, f"{place.path}:{number}")
-        yield Record(
-            number=number,
-            url=urls[index],
-            captions=found.texts,
-            uid=uids[index],
-            file=files[index],
-            label=labels[index],
-        )
+        found = joined(*[one[index] for one in places])
+        if found.odd:
+            note_odd(place.notices, found, f"{place.path}:{number}")
+        yield Record(number, urls[index], found.texts, uids[index], files[index], labels[index])
 
 
 def _captions(column: pa.Array[Any]) -> list[Captions]:
