@@ -3,7 +3,8 @@
 The rules, in order:
 
 1. A byte order mark decides: UTF-8, UTF-16 or UTF-32.
-2. NULs in every second byte are UTF-16, three in every four UTF-32.
+2. Control characters, such as NULs, in every second byte are UTF-16, three NULs in every four
+   bytes UTF-32.
 3. What is valid UTF-8 is UTF-8. What has valid UTF-8 beside bytes that are not cannot be told.
 4. A text whose letters are mostly ASCII is Western (cp1252) where it reads the same in the Central
    European, Turkish and Baltic code pages, as one with curly quotes or `e` with an acute accent
@@ -54,6 +55,7 @@ _CONTROLS = re.compile("[\x80-\x9f]")
 _IMPROBABLE = re.compile(
     "(?<=[^\\W\\d_])[\xa1-\xa6\xa8-\xac\xae-\xb6\xb8-\xbf\xd7\xf7](?=[^\\W\\d_])|\xff\xfe|\xfe\xff"
 )
+_BOUNDS = re.compile(rb'["\t\r\n]')  # no byte of a character of any encoding here
 _BEYOND = re.compile(rb"[\x80-\xff]+")
 _KANA = re.compile("[\u3040-\u30ff]")
 _URL = re.compile(r"\S*(?:://|%[0-9A-Fa-f]{2})\S*")
@@ -70,19 +72,29 @@ def marked(head: bytes) -> str | None:
     ):
         if head.startswith(mark):
             return name
-    head = head[: len(head) // 4 * 4] if len(head) >= 4 else head
-    if not head or b"\0" not in head or len(head) % 2:
-        return None
-    nuls = [head[at::4].count(0) * 4 / len(head) for at in range(4)]  # the share of each place
     if len(head) >= 4:
+        nuls = [head[at::4].count(0) / len(head[at::4]) for at in range(4)]
         if nuls[0] < 0.1 and min(nuls[2:]) > 0.9:
             return "utf-32-le"
         if nuls[3] < 0.1 and min(nuls[:2]) > 0.9:
             return "utf-32-be"
-    even, odd = (head[at::2].count(0) * 2 / len(head) for at in (0, 1))
-    if odd > 0.3 and even < 0.05:
-        return "utf-16-le"
-    return "utf-16-be" if even > 0.3 and odd < 0.05 else None
+    if len(head) < 2:
+        return None
+    even, odd = _controls(head[::2]), _controls(head[1::2])
+    for name, high, low in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
+        if high[0] > 0.3 and high[1] > 0.05 and low[0] < 0.1:
+            return name
+    return None
+
+
+def _controls(some: bytes) -> tuple[float, float]:
+    """The share of control characters among some bytes, with and without the ends of lines.
+
+    The high bytes of UTF-16 are such in all scripts but those of the Far East.
+    """
+    number = sum(byte < 0x20 for byte in some)
+    ends = some.count(b"\t") + some.count(b"\n") + some.count(b"\r")
+    return number / len(some), (number - ends) / len(some)
 
 
 def told(content: bytes) -> str | None:
@@ -121,7 +133,8 @@ def text_of_bytes(content: bytes) -> str | None:
 
 def guess(content: bytes) -> str | None:
     """The code page of a text that is not Unicode, or nothing where it cannot be told."""
-    sample = content[:_SAMPLE]
+    pieces = (piece for piece in _BOUNDS.split(content) if not piece.isascii())
+    sample = b"\n".join(pieces)[:_SAMPLE]
     beyond = sum(byte >= 0x80 for byte in sample)
     letters = sum(chr(byte).isalpha() for byte in sample if byte < 0x80)
     if letters >= beyond:

@@ -156,12 +156,7 @@ class Place:
         good, bad, first = runs(head)
         if good > bad:
             return "utf-8"
-        sample = [
-            line
-            for line in head.split(b'"' if self.kind == "json" else b"\n")
-            if not line.isascii()
-        ]
-        page = None if good else guess(b"\n".join(sample))
+        page = None if good else guess(head.replace(b",", b"\n") if self.kind == "csv" else head)
         if page is None:
             line = head.count(b"\n", 0, first) + 1
             raise UnicodeError(

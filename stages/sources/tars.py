@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
+import unicodedata
 from collections.abc import Iterator
 
 from stages.sources.config import Source
@@ -62,7 +63,7 @@ def rows(place: Place, source: Source) -> Iterator[Row]:
             place.notices.add(HIDDEN, f"{place.path}/{clean(member.name)}")
             continue
         folder, name = posixpath.split(member.name)
-        stem, _, _ = name.partition(".")
+        stem = unicodedata.normalize("NFC", name).partition(".")[0]
         if posixpath.join(folder, stem) != key or len(images) >= _MOST or held >= _HELD:
             yield from sample()
             key, images, texts, held = posixpath.join(folder, stem), [], {}, 0
@@ -83,7 +84,7 @@ def _of_key(key: str, texts: dict[str, bytes]) -> dict[str, bytes]:
     stem = posixpath.basename(key)
     found: dict[str, list[bytes]] = {}
     for name, content in texts.items():
-        if posixpath.splitext(name)[0] == stem:
+        if unicodedata.normalize("NFC", posixpath.splitext(name)[0]) == stem:
             found.setdefault(ending_of(name), []).insert(0, content)
     return {ending: contents[0] for ending, contents in found.items()}
 
