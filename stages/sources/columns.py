@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from stages.sources.captions import Captions, captions_of, is_blank, joined
 from stages.sources.config import Source
 from stages.sources.notices import Notices
+from stages.sources.place import is_image
 from stages.sources.row import LONGEST, clean
 
 __all__ = [
@@ -274,13 +275,15 @@ def is_url(text: str, *, bare: bool = True) -> bool:
     return _SCHEME.match(text) is not None or (bare and _BARE.fullmatch(text) is not None)
 
 
-def kind_of(cells: Sequence[str]) -> Literal["url", "words", "other"]:
-    """What some cells of a column plainly are: URLs, words, or neither."""
+def kind_of(cells: Sequence[str]) -> Literal["url", "file", "words", "other"]:
+    """What some cells of a column plainly are: URLs, names of images, words, or none of them."""
     filled = [cell for cell in cells if not is_blank(cell)]
     if not filled:
         return "other"
     if sum(map(is_url, filled)) * 10 >= 9 * len(filled):
         return "url"
+    if all(map(is_image, filled)):
+        return "file"
     texts = sum(
         len(_ASIAN.findall(cell)) >= 4 or sum(any(map(str.isalpha, w)) for w in cell.split()) >= 2
         for cell in filled

@@ -61,6 +61,9 @@ def _checked(place: Place, found: Iterator[Row]) -> Iterator[Row]:
     seen = 0
     for seen, row in enumerate(found, 1):
         url, caption, uid, location, number, why = row[:6]
+        if why is not None:
+            unfit += 1
+            first = first or f"{place.path}:{number or seen} ({why})"
         if seen == _EARLY:
             _refuse_unfit(place, unfit, seen, first)
         if (
@@ -72,9 +75,6 @@ def _checked(place: Place, found: Iterator[Row]) -> Iterator[Row]:
             yield row
             continue
         where = f"{place.path}:{number or seen}"
-        if why is not None:
-            unfit += 1
-            first = first or f"{where} ({why})"
         if row.is_long:
             place.notices.add(f"texts cut after {LONGEST:,} characters", where)
         if location is None and (why is not None or not url):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from stages.sources.captions import MOST, Captions, captions_of, is_blank, joined, of_cell
 from stages.sources.columns import Columns, Finder, Record, is_url, keys, kind_of, note_odd
 from stages.sources.encoding import text_of_bytes
-from stages.sources.place import Place
+from stages.sources.place import Place, is_image
 from stages.sources.row import LONGEST
 
 __all__ = ["READERS", "lines", "objects", "records"]
@@ -51,9 +51,9 @@ def records(place: Place, finder: Finder) -> Iterator[Record]:
 def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
     """CSV and TSV.
 
-    A file whose first record holds a URL has no header. Of two columns that with URLs has the URLs
-    and the other the captions, as in CC3M (caption, URL) and CC12M (URL, caption); of more, one
-    must plainly hold URLs and one words.
+    A file whose first record holds a URL, or the name of an image, has no header. Of two columns
+    that with URLs has the URLs and the other the captions, as in CC3M (caption, URL) and CC12M
+    (URL, caption); of more, one must plainly hold URLs and one words.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST))
     with (
@@ -69,7 +69,7 @@ def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
         head = first[1]
         if head is None:
             raise _refused(place, f"line {first[0]}, which should name the columns, {first[2]}")
-        if not finder.is_told and any(map(is_url, head)):
+        if not finder.is_told and any(is_url(cell) or is_image(cell) for cell in head):
             sample = [first, *itertools.islice(found, _HEAD - 1)]
             columns, names = _without_header(place, sample)
             found = itertools.chain(sample, found)
@@ -130,23 +130,35 @@ def _without_header(place: Place, sample: Sequence[Cells]) -> tuple[Columns, lis
     fitting = [cells for _, cells, _ in sample if cells is not None and len(cells) == width]
     names = [str(index + 1) for index in range(width)]
     kinds = [kind_of([cells[index] for cells in fitting]) for index in range(width)]
-    urls = [name for name, kind in zip(names, kinds, strict=True) if kind == "url"]
-    words = [name for name, kind in zip(names, kinds, strict=True) if kind == "words"]
-    if width == 2 and len(urls) == 1:
-        words = [name for name in names if name not in urls]
-    if len(urls) != 1 or len(words) != (width > 1):
+    urls, files, words = (
+        [name for name, kind in zip(names, kinds, strict=True) if kind == wanted]
+        for wanted in ("url", "file", "words")
+    )
+    images = urls or files
+    if width == 2 and len(images) == 1:
+        words = [name for name in names if name not in images]
+    if len(images) != 1 or len(words) != (width > 1):
         raise _refused(
             place,
-            f"its first line names no columns, and of its {width} columns {len(urls)} hold URLs "
-            f"and {len(words)} plainly words, so that it is not clear what is meant; write the "
-            "names of the columns in a first line, as in url,caption",
+            f"its first line names no columns, and of its {width} columns {len(urls)} hold URLs, "
+            f"{len(files)} images, and {len(words)} plainly words, so that it is not clear "
+            "what is meant; write the names of the columns in a first line, as in url,caption",
         )
     if width > 2:
+        what = "URLs" if urls else "images"
         place.notices.add(
             "lists without a line that names the columns, told by what these hold",
-            f"{place.path}: column {urls[0]} has the URLs, column {words[0]} the captions",
+            f"{place.path}: column {images[0]} has the {what}, column {words[0]} the captions",
         )
-    return Columns(url=urls[0], captions=tuple(words)), names
+    captions = tuple(words)
+    return (
+        (Columns(url=urls[0], captions=captions), names)
+        if urls
+        else (
+            Columns(file=files[0], captions=captions),
+            names,
+        )
+    )
 
 
 def _commas(stream: Any, place: Place) -> Iterator[Cells]:
@@ -274,7 +286,7 @@ def _read_txt(place: Place, finder: Finder) -> Iterator[Record]:
         elif is_first:
             raise _refused(
                 place,
-                f"line {number} is no URL: {url[:40]!r}; a .txt is a list of URLs, one a line",
+                f"line {number} is no URL: {url[:40]!r}; a .txt list has a URL a line",
             )
         else:
             yield Record(number=number, why="no URL")
