@@ -2,7 +2,8 @@
 
 - A text is one caption; a number is its text.
 - A list is several captions of one image, in their order; each is a row of its own, as an image
-  that stands on several lines of a list has it. At most 100 are read.
+  that stands on several lines of a list has it. At most 100 are read, of 65,536 characters
+  together.
 - An object is the text that it has under `raw`, `caption`, `text` or `sentence`.
 - Null, NaN, `nan` and a text without a visible character are no caption, so that the next place is
   asked.
@@ -28,7 +29,7 @@ MOST = 100
 """Captions of one image that are read."""
 
 LONGEST = 2**16
-"""Characters of a text that are looked at to tell whether it is blank."""
+"""Characters of all captions of one image, and of a text that tell whether it is blank."""
 
 _KEYS = ("raw", "caption", "text", "sentence")
 
@@ -58,12 +59,16 @@ def captions_of(value: Any) -> Captions:
         return Captions((), odd) if is_blank(text) else Captions((text,), odd)
     if isinstance(value, list | tuple | np.ndarray):
         texts: list[str] = []
-        odd = ""
+        odd, length = "", 0
         for one in value:
             if isinstance(one, list | tuple | np.ndarray):
                 odd = odd or "a list in a list"
                 continue
             found = captions_of(one)
+            length += sum(map(len, found.texts))
+            if texts and length > LONGEST:
+                odd = odd or f"more than {LONGEST:,} characters of captions of one image"
+                break
             texts += found.texts
             odd = odd or found.odd
             if len(texts) > MOST:

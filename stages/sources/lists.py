@@ -424,31 +424,54 @@ def _of_batch(
     labels = nothing if label is None else _uids(batch.column(label))
     places = [_captions(batch.column(name)) for name in columns.captions]
     urls, files = column(columns.url), column(columns.file)
-    for index in range(batch.num_rows):
+    told = zip(*places, strict=True) if places else itertools.repeat(())
+    for index, captions in zip(range(batch.num_rows), told, strict=False):
         number = before + index + 1
-        found = joined(*[one[index] for one in places])
+        found = joined(*captions)
         if found.odd:
             note_odd(place.notices, found, f"{place.path}:{number}")
         yield Record(number, urls[index], found.texts, uids[index], files[index], labels[index])
 
 
-def _captions(column: pa.Array[Any]) -> list[Captions]:
-    """What each value of a column of captions holds."""
+def _captions(column: pa.Array[Any]) -> Iterator[Captions]:
+    """What each value of a column of captions holds; lists one at a time, as they may be wide."""
     if _is_text(column.type):
-        return [captions_of(value) for value in _strings(column)]
-    if isinstance(column, pa.ListArray | pa.LargeListArray):
-        found = []
-        starts: Any = column.offsets.to_pylist()
-        values = column.values
+        yield from map(captions_of, _strings(column))
+    elif isinstance(column, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        values: Any = column.values
+        if isinstance(column, pa.FixedSizeListArray):
+            size = column.type.list_size
+            starts: Any = [(column.offset + index) * size for index in range(len(column) + 1)]
+        else:
+            starts = column.offsets.to_pylist()
         for index, is_valid in enumerate(column.is_valid().to_pylist()):
-            some = values.slice(starts[index], min(starts[index + 1] - starts[index], MOST + 1))
-            texts = _strings(some) if _is_text(some.type) else some.to_pylist()
-            found.append(captions_of(texts if is_valid else None))
-        return found
-    try:
-        return [captions_of(value) for value in column.to_pylist()]
-    except (ValueError, OverflowError, pa.ArrowException):  # as of dates beyond those of Python
-        return [captions_of(object())] * len(column)
+            number = min(starts[index + 1] - starts[index], MOST + 1) * is_valid
+            yield captions_of(_listed(values.slice(starts[index], number)))
+    else:
+        try:
+            yield from map(captions_of, column.to_pylist())
+        except (ValueError, OverflowError, pa.ArrowException):  # as of dates beyond those of Python
+            yield from map(captions_of, [object()] * len(column))
+
+
+def _listed(some: pa.Array[Any]) -> list[Any]:
+    """The values of a list, of texts no more than tells that they are too long."""
+    if not _is_text(some.type):
+        return some.to_pylist()
+    if isinstance(some, pa.DictionaryArray):
+        indices: Any = some.indices.to_pylist()
+        found = [None if index is None else some.dictionary[index] for index in indices]
+    else:
+        found = list(some)
+    texts: list[str | bytes | None] = []
+    length = 0
+    for one in found:
+        is_text = one is not None and one.is_valid
+        texts.append(_decoded(one.as_buffer().to_pybytes()) if is_text else None)
+        length += len(texts[-1] or "")
+        if length > LONGEST:  # of which no more is read
+            break
+    return texts
 
 
 def _texts(column: pa.Array[Any], name: str, place: Place) -> list[str | None]:
@@ -497,7 +520,7 @@ def _strings(column: pa.Array[Any]) -> list[str | bytes | None]:
 
 def _decoded(value: bytes) -> str | bytes:
     try:
-        return value.decode()
+        return value.decode()[: LONGEST + 1]
     except UnicodeDecodeError:
         return value
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -305,6 +306,17 @@ def wide(rows: int, length: int, **options: Any) -> bytes:
     return parquet(table, compression="zstd", data_page_size=2**20, **options)
 
 
+def nested(rows: int, length: int) -> bytes:
+    """Rows of many captions each, all of them one text, which lies in the file once."""
+    many = 150
+    indices = pa.array(np.zeros(rows * many, np.int32))
+    texts = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * length]))
+    starts = pa.array(range(0, rows * many + 1, many), pa.int32())
+    urls = [f"http://a.test/{n}" for n in range(rows)]
+    table = pa.table({"url": urls, "caption": pa.ListArray.from_arrays(starts, texts)})
+    return parquet(table, dictionary_pagesize_limit=2**30, compression="zstd", store_schema=False)
+
+
 PLAIN: dict[str, Any] = {"use_dictionary": False}
 DELTA: dict[str, Any] = {**PLAIN, "column_encoding": {"caption": "DELTA_BYTE_ARRAY"}}
 WIDE = gzip.compress(b"x" * 10**7 + b'"}\n')
@@ -313,6 +325,7 @@ BOMBS = {
     "late.parquet": lambda: (1200, shared(1200, "x" * 10**6, 900)),
     "plain.parquet": lambda: (300, wide(300, 10**6, **PLAIN)),
     "delta.parquet": lambda: (400, wide(400, 10**6, **DELTA)),
+    "nested.parquet": lambda: (500, nested(500, 10**6)),
     "head.jsonl.gz": lambda: (
         40,
         b"".join(
