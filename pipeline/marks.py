@@ -133,6 +133,7 @@ class Export(Held):
     files: list[File]
     card: str = ""
     documents: Documents = Documents(files={})
+    notices: Notices = []
 
 
 class Told(File):

@@ -23,7 +23,7 @@ from stages.documents import DocumentsConfig
 from stages.formats import FORMATS, SPLITS, TRAIN, VALIDATION, Format, Shard
 from stages.redaction import redacted
 from stages.schema import PAIRS, draw, uid_of, web_captions
-from stages.sources import Sample, samples
+from stages.sources import Notices, Sample, samples
 
 __all__ = ["ExportConfig", "ExportStage"]
 
@@ -103,6 +103,8 @@ class ExportStage:
 
     def __init__(self, config: ExportConfig) -> None:
         self.config = config
+        self.notices = Notices()
+        """What the readers of the human pairs tell."""
 
     @property
     def format(self) -> Format:
@@ -195,7 +197,7 @@ class ExportStage:
         seen: dict[str, str] = {}
         for path in self.config.human:
             source = posixpath.basename(path.rstrip("/")).split(".")[0]
-            for sample in samples(path, name=source, of="export.human"):
+            for sample in samples(path, name=source, of="export.human", notices=self.notices):
                 if not sample.captions:
                     continue
                 rows = _human_rows(path, source, sample)
@@ -207,6 +209,7 @@ class ExportStage:
                         "them another name"
                     )
                 yield rows
+        self.notices.warn()
 
     def _is_validation(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
         """Whether each of n rows with sha256 and uid belongs to the validation split; (n,)."""

@@ -161,8 +161,8 @@ def _of_hosts(facts: Mapping[str, Any]) -> list[Note]:
 
 
 def _of_list(facts: Mapping[str, Any]) -> list[Note]:
-    """What the readers of the list left out or could not read."""
-    return [_look(f"Of the list: {notice}.") for notice in facts.get("notices", [])]
+    """What the readers of the list and of human pairs left out or could not read."""
+    return [_look(f"Of what was read: {notice}.") for notice in facts.get("notices", [])]
 
 
 def _good(text: str) -> Note:

@@ -460,7 +460,7 @@ def _listed(some: pa.Array[Any]) -> list[Any]:
         return some.to_pylist()
     if isinstance(some, pa.DictionaryArray):
         indices: Any = some.indices.to_pylist()
-        found = [None if index is None else some.dictionary[index] for index in indices]
+        found: list[Any] = [None if i is None else some.dictionary[i] for i in indices]
     else:
         found = list(some)
     texts: list[str | bytes | None] = []

@@ -70,12 +70,13 @@ def samples(
         images: The folder of the images that a list names; by default that of the list.
         name: What `Sample.name` begins with.
         of: The field that names the path, for messages.
-        notices: Takes what is worth a warning, which is logged too.
+        notices: Takes what is worth a warning; null logs it.
 
     Raises:
         ValueError: It is missing or unreadable, or has a record that cannot be read or that names
             an image by a URL; it names the file and the line.
     """
+    is_own = notices is None
     notices = Notices() if notices is None else notices
     if images is None and is_list(path):
         images = posixpath.dirname(path) or "."
@@ -98,7 +99,8 @@ def samples(
     bare = [url for place, (url, _, said) in found.items() if not said and place not in labels]
     if len(bare) < len(found):
         notices.add("images without a caption, which are left out", "".join(bare[:1]), len(bare))
-    notices.warn()
+    if is_own:
+        notices.warn()
     return [
         Sample(
             name=url,

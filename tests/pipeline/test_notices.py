@@ -46,13 +46,38 @@ def test_status_and_the_report_repeat_what_the_readers_told(tmp_path, ray_here, 
     page = (tmp_path / "run/report/index.html").read_text()
     notes = [note["text"] for note in run.read_json("report", "report.json")["notes"]]
     for line in LINES:
-        assert f"Of the list: {line}." in notes and line.split(":")[0] in page
+        assert f"Of what was read: {line}." in notes and line.split(":")[0] in page
     capsys.readouterr()
     assert main(["status", made.run]) == 0
     shown = capsys.readouterr().out
     assert all(f"note  {line}" in shown for line in LINES)
     assert main(["status", made.run, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["notices"] == LINES
+
+
+def test_status_repeats_what_the_readers_of_human_pairs_told(tmp_path, ray_here):
+    human = tmp_path / "people.jsonl"
+    lines = [{"image": f"photos/{n:04d}.jpg", "caption": "x" * n} for n in range(3)]
+    human.write_text("\n".join(map(json.dumps, lines)))
+    made = Manifest.parse(
+        {
+            "name": "told",
+            "run": str(tmp_path / "run"),
+            "stages": {
+                "download": {"source": str(fakes.photo_folder(tmp_path / "photos", 3))},
+                "export": {"human": [str(human)]},
+            },
+        }
+    )
+    progress = Progress(Console(quiet=True), quiet=True)
+    with Session(made, workers=1, progress=progress) as session:
+        session.stage("download")
+        session.export()
+    found = funnel(Run(made.run), Plan(made))
+    assert found["notices"] == [
+        "images without a caption, which are left out: 1, the first people/photos/0000.jpg"
+    ]
+    assert found["stages"][-1]["pairs"] == {"web": 3, "human": 2}
 
 
 def test_init_repeats_what_the_readers_told(tmp_path, capsys):
