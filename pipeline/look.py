@@ -59,7 +59,7 @@ class Look:
         columns: The column of each role, where a list has columns.
         others: The columns that are left out.
         first: URL or name, and caption, of the first rows.
-        images: Rows whose image is at hand.
+        images: Images at hand, each once, whatever the number of its captions.
         captions: Rows with a caption.
         words: Of the median caption.
         languages: The share of each language among captions, the frequent ones, most first.
@@ -225,6 +225,7 @@ def _over_rows(source: Source) -> Look:
     locations: list[tuple[int, Location]] = []
     captions: list[str] = []
     seen = images = 0
+    before: Location | None = None
     is_all = True
     for row in rows(source, notices):
         if seen == MOST:
@@ -232,10 +233,11 @@ def _over_rows(source: Source) -> Look:
             break
         if seen < FIRST:
             first.append((row.url, row.caption))
-        if row.location is not None:
+        if row.location is not None and row.location != before:
             _keep(locations, (seen, row.location), images, SAMPLE, rng)
             images += 1
-        elif row.fault is None and (host := _host(row.url)):
+            before = row.location
+        elif row.location is None and row.fault is None and (host := _host(row.url)):
             hosts[host] += 1
         if row.caption is not None:
             _keep(captions, row.caption, captioned, CAPTIONS, rng)

@@ -32,8 +32,9 @@ class Files:
         """The relative path of a file of the folder, or nothing where there is no such file.
 
         Args:
-            name: What it is called: with slashes of either kind, with or without the name of the
-                folder or of `images` before it, composed or decomposed.
+            name: What it is called: with slashes of either kind, with or without a path before it
+                that ends in the folder's own name, with or without `images` before it, composed or
+                decomposed.
             beside: The folder of the list that names it.
         """
         for candidate in _candidates(name, beside, posixpath.basename(self._place.path)):
@@ -75,13 +76,18 @@ def _candidates(name: str, beside: str, top: str) -> Iterator[str]:
     if "\\" in name:
         names.append(posixpath.normpath(name.replace("\\", "/")))
     for one in names:
-        if one.startswith("/") or one.split("/")[0] == "..":
+        parts = one.strip("/").split("/")
+        if parts[0] == "..":
             continue
-        yield posixpath.normpath(posixpath.join(beside, one))
-        yield one
-        first, _, rest = one.partition("/")
-        if rest and first in (posixpath.basename(beside) or top, top):
-            yield posixpath.normpath(posixpath.join(beside, rest))
+        if not one.startswith("/"):
+            yield posixpath.normpath(posixpath.join(beside, one))
+            yield one
+        own = {top, posixpath.basename(beside) or top}
+        for index in reversed(range(len(parts) - 1)):  # what stands before the folder's own name
+            if parts[index] in own:
+                yield posixpath.normpath(posixpath.join(beside, *parts[index + 1 :]))
+        if one.startswith("/"):
+            continue
         above = beside
         while above:  # a list in train/ may name train/0.jpg
             above = posixpath.dirname(above)

@@ -319,6 +319,9 @@ def test_a_text_beside_an_image_is_found_whatever_the_two_are_called(
         "photos/in/caf\u00e9.jpg",
         "photos\\in\\caf\u00e9.jpg",
         "in/cafe\u0301.jpg",
+        "data/photos/in/caf\u00e9.jpg",
+        "/home/me/photos/in/caf\u00e9.jpg",
+        "C:\\data\\photos\\in\\caf\u00e9.jpg",
     ],
 )
 def test_metadata_finds_an_image_whatever_it_calls_it(tmp_path: Path, kind: str, name: str) -> None:
@@ -330,6 +333,18 @@ def test_metadata_finds_an_image_whatever_it_calls_it(tmp_path: Path, kind: str,
         else:
             write(photos / "metadata.csv", f"file_name,text\n{name},a cat\n")
         assert contents(photos) == [(IMAGE, "a cat")]
+
+
+def test_metadata_gives_no_caption_to_another_image_of_the_same_name(tmp_path: Path) -> None:
+    for name in ("0.jpg", "in/0.jpg"):
+        write(tmp_path / "photos" / name, IMAGE)
+    names = ["other/0.jpg", "/home/me/other/0.jpg", "../0.jpg", "in/1.jpg"]
+    lines = [json.dumps({"file_name": name, "text": "of another"}) for name in names]
+    write(tmp_path / "photos/metadata.jsonl", "\n".join(lines))
+    notices = Notices()
+    found = rows(tmp_path / "photos", notices)
+    assert [row["caption"] for row in found] == ["of another"] * 4 + [None] * 2
+    assert notices.lines()[0].startswith("files that a list names and that are not there: 4")
 
 
 def test_metadata_of_any_folder_is_read(tmp_path: Path) -> None:
