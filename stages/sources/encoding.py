@@ -10,7 +10,8 @@ The rules, in order:
    European, Turkish and Baltic code pages, as one with curly quotes or `e` with an acute accent
    does. Where it does not, its language decides: fastText must find, with a probability of 0.8 and
    0.2 before any other reading, a language that is written in that code page. A reading with a
-   sign inside a word, as `Wa³êsa`, does not count.
+   sign inside a word, or one of cp1252 with three accented letters in a row, does not count where
+   this is found once in twenty lines or more often.
 5. Any other text of at least twelve bytes beyond ASCII is in what charset-normalizer takes for the
    best, where fastText finds, with a probability of 0.8, a language that is written in it.
 6. All else cannot be told.
@@ -54,6 +55,9 @@ _SAMPLE = 2**14  # bytes that tell
 _CONTROLS = re.compile("[\x80-\x9f]")
 _IMPROBABLE = re.compile(
     "(?<=[^\\W\\d_])[\xa1-\xa6\xa8-\xac\xae-\xb6\xb8-\xbf\xd7\xf7](?=[^\\W\\d_])|\xff\xfe|\xfe\xff"
+)
+_NOT_WESTERN = re.compile(  # three accented letters in a row, or one alone that is no word
+    "[\xc0-\xd6\xd8-\xf6\xf8-\xff]{3}|(?<!\\w)[\xe3\xf5\xf1\xf0\xfe\xff\xdf\xc3\xd5\xd1\xd0\xde](?!\\w)"
 )
 _BOUNDS = re.compile(rb'["\t\r\n]')  # no byte of a character of any encoding here
 _BEYOND = re.compile(rb"[\x80-\xff]+")
@@ -146,7 +150,9 @@ def _latin(sample: bytes) -> str | None:
     readings = {
         page: text
         for page in _LATIN
-        if (text := _read(sample, page)) is not None and not _IMPROBABLE.search(text)
+        if (text := _read(sample, page)) is not None
+        and _is_rare(_IMPROBABLE, text)
+        and (page != "cp1252" or _is_rare(_NOT_WESTERN, text))
     }
     if not readings:
         return None
@@ -155,7 +161,7 @@ def _latin(sample: bytes) -> str | None:
     pages = _LATIN | _CENTRAL
     for page in _CENTRAL:
         text = _read(sample, page)
-        if text is not None and not _CONTROLS.search(text) and not _IMPROBABLE.search(text):
+        if text is not None and not _CONTROLS.search(text) and _is_rare(_IMPROBABLE, text):
             readings[page] = text
     scores = sorted(
         ((_written(text, pages[page]), page) for page, text in readings.items()), reverse=True
@@ -181,6 +187,11 @@ def _other(sample: bytes) -> str | None:
     return page if _written(text, _OTHERS[page]) >= _SURE else None
 
 
+def _is_rare(what: re.Pattern[str], text: str) -> bool:
+    """Whether something is found less than once in twenty lines."""
+    return sum(1 for _ in what.finditer(text)) * 20 < text.count("\n") + 1
+
+
 def _read(sample: bytes, page: str) -> str | None:
     try:
         return codecs.getincrementaldecoder(page)("strict").decode(sample)
@@ -189,15 +200,18 @@ def _read(sample: bytes, page: str) -> str | None:
 
 
 def _written(text: str, languages: str) -> float:
-    """The probability of the language of a text, where that is one of these; else 0."""
+    """The mean probability of the languages of the parts of a text, of others than these 0."""
     words = " ".join(_URL.sub(" ", text).split()).lower()
-    found = _detector().detector.detect(words[:200], k=1, threshold=0.01) if words else []
-    if not found:
-        return 0.0
-    language, score = found[0]["lang"], min(found[0]["score"], 1.0)
-    if language == "ja" and not _KANA.search(words):  # fastText takes short Chinese for Japanese
-        language = "zh"
-    return score if language in languages.split() else 0.0
+    wanted = languages.split()
+    parts = [words[start : start + 200] for start in range(0, min(len(words), 1600), 200)]
+    scores = []
+    for part in parts:
+        found = _detector().detector.detect(part, k=1, threshold=0.01)
+        language, score = (found[0]["lang"], found[0]["score"]) if found else ("", 0.0)
+        if language == "ja" and not _KANA.search(part):  # fastText takes short Chinese for Japanese
+            language = "zh"
+        scores.append(min(score, 1.0) if language in wanted else 0.0)
+    return sum(scores) / len(scores) if scores else 0.0
 
 
 @functools.cache

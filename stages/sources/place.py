@@ -156,7 +156,11 @@ class Place:
         good, bad, first = runs(head)
         if good > bad:
             return "utf-8"
-        page = None if good else guess(head.replace(b",", b"\n") if self.kind == "csv" else head)
+        page = (
+            None
+            if good * 10 > bad
+            else guess(head.replace(b",", b"\n") if self.kind == "csv" else head)
+        )
         if page is None:
             line = head.count(b"\n", 0, first) + 1
             raise UnicodeError(

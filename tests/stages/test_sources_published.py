@@ -439,3 +439,35 @@ def test_five_human_captions_of_each_real_photograph_are_read(name: str) -> None
     assert captions == len(lines) and len(found) == len(list((folder / "images").iterdir()))
     found = sources.samples(str(folder / "captions.tsv"), str(folder / "images"))
     assert sum(len(sample.captions) for sample in found) == captions
+
+
+@pytest.mark.skipif(not (SHARED / "data/alttext").exists(), reason="../shared/data is not here")
+@pytest.mark.parametrize("page", ["cp1252", "cp1250", "cp1251"])
+def test_real_alt_texts_in_a_code_page_are_read_right_or_refused(tmp_path: Path, page: str) -> None:
+    texts = pq.read_table(SHARED / "data/alttext/laion_10k.parquet")["TEXT"].to_pylist()
+    some = [text for text in texts if text and text == text.strip() and _is_in(text, page)]
+    results = Counter()
+    for start in range(0, len(some) - 100, 400):
+        part = list(dict.fromkeys(some[start : start + 40]))
+        if all(text.isascii() for text in part):
+            continue
+        lines = [{"url": f"u/{n}", "caption": text} for n, text in enumerate(part)]
+        content = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+        path = write(tmp_path / "a.jsonl", content.encode(page))
+        try:
+            found = [row["caption"] for row in rows(path)]
+        except ValueError as error:
+            assert "a.jsonl: line " in str(error)
+            results["refused"] += 1
+        else:
+            assert found == part
+            results["read"] += 1
+    assert results["read"] > results["refused"]
+
+
+def _is_in(text: str, page: str) -> bool:
+    try:
+        text.encode(page)
+    except UnicodeEncodeError:
+        return False
+    return True
