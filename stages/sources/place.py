@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import difflib
-import logging
 import os
 import posixpath
 from collections.abc import Iterator
@@ -32,8 +31,6 @@ __all__ = [
     "places",
     "root",
 ]
-
-logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
     {
