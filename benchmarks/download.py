@@ -214,7 +214,8 @@ def hang(port: int, share: float, images: int, threads: int, repeats: int) -> No
         stage = DownloadStage(config)  # which does not know yet which hosts hang
         stage.load()
         start = time.perf_counter()
-        contents = [content for _, content in stage._arrivals(good, [None] * len(good))]
+        nothing = [None] * len(good)
+        contents = [content for _, content in stage._arrivals(good, nothing, nothing)]
         walls["network"].append(time.perf_counter() - start)
         start = time.perf_counter()
         for content in contents:
@@ -224,7 +225,7 @@ def hang(port: int, share: float, images: int, threads: int, repeats: int) -> No
         done = []
         for first in range(0, images, SHARD):
             shard = urls[first : first + SHARD]
-            answers = stage._arrivals(shard, [None] * len(shard))
+            answers = stage._arrivals(shard, [None] * len(shard), [None] * len(shard))
             done += [stage._image(content, "").status for _, content in answers]
         walls["both, hanging"].append(time.perf_counter() - start)
         assert done.count("success") == len(good), (done.count("success"), len(good))

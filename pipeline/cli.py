@@ -448,7 +448,7 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
 def _status(options: argparse.Namespace, console: Console) -> int:
     from pipeline.status import funnel, holder, open_plan
     from pipeline.store import Run
-    from pipeline.tables import funnel_table, put
+    from pipeline.tables import funnel_table, notice_lines, put
     from pipeline.watch import told_of, watch
 
     run = Run.find(options.run)
@@ -460,6 +460,8 @@ def _status(options: argparse.Namespace, console: Console) -> int:
         console.print_json(json.dumps(found))
     else:
         put(console, funnel_table(found))
+        for line in notice_lines(found):
+            console.print(line, soft_wrap=True)
         console.print(told_of(found["holder"]), highlight=False, markup=False)
     return 0
 

@@ -186,6 +186,7 @@ def finish(
         "images": sum(splits.values()),
         "splits": {split: number for split, number in splits.items() if number},
         "files": sorted(files, key=lambda file: str(file["name"])),
+        "notices": export.notices.lines(),
     }
 
 

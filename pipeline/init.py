@@ -22,7 +22,7 @@ SHARDS = 16
 SHARD = 100
 """The fewest rows of one."""
 
-ENDINGS = re.compile(r"(\.(csv|tsv|parquet|pq|jsonl|ndjson|json|tar|gz|zst|bz2))+$", re.I)
+ENDINGS = re.compile(r"(\.(csv|tsv|parquet|pq|jsonl|ndjson|json|txt|tar|gz|zst|bz2))+$", re.I)
 
 
 def manifest(found: Look, name: str | None = None) -> str:
@@ -41,6 +41,7 @@ def manifest(found: Look, name: str | None = None) -> str:
         [
             f"# {plain(str(found.source), 200)}: {found.kind}, {found.number}.",
             f"# Captions: {found.said}.",
+            *(f"# Note: {plain(notice, 300)}" for notice in found.notices),
             "# All fields: docs/manifest.md. `--set stage.field=value` overrides one for a run.",
             f"name: {_yaml(name)}",
             f"run: {_yaml(f'runs/{name}')}  # holds everything; the same command resumes",
@@ -145,9 +146,7 @@ def _export(found: Look) -> Iterator[str]:
 def _name(source: Source) -> str:
     path = source.paths[0].rstrip("/")
     stem = os.path.basename(os.path.abspath(path) if path in ("", ".", "..") else path)
-    stem = re.sub(
-        r"(\.(csv|tsv|parquet|pq|jsonl|ndjson|json|tar|gz|zst|bz2))+$", "", stem, flags=re.I
-    )
+    stem = ENDINGS.sub("", stem)
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "pairs"
 
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-import logging
 import random
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from models.images import ImageError, decode
-from models.text import LanguageDetector
+from models.text import LanguageDetector, measure
 from stages.download.addresses import is_public
 from stages.redaction import redacted
-from stages.sources import Location, Reader, Source, SourceConfig, lists
-from stages.sources.columns import Columns, Finder
+from stages.sources import Location, Notices, Reader, Source, SourceConfig, lists
+from stages.sources.columns import Columns, Finder, kind_of
 from stages.sources.formats import rows
 from stages.sources.interleaved import is_interleaved
 from stages.sources.pictures import column_of
@@ -41,6 +40,10 @@ LANGUAGE_SHARE = 0.1
 
 FIRST = 3
 
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+HAN = re.compile("[\u3400-\u9fff]")
+KANA = re.compile("[\u3040-\u30ff]")
+
 T = TypeVar("T")
 
 
@@ -56,7 +59,7 @@ class Look:
         columns: The column of each role, where a list has columns.
         others: The columns that are left out.
         first: URL or name, and caption, of the first rows.
-        images: Rows whose image is at hand.
+        images: Images at hand, each once, whatever the number of its captions.
         captions: Rows with a caption.
         words: Of the median caption.
         languages: The share of each language among captions, the frequent ones, most first.
@@ -64,6 +67,7 @@ class Look:
         sizes: Width and height of a sample of the images at hand.
         broken: Images of that sample that cannot be decoded.
         documents: Whether its rows are the images of interleaved documents.
+        notices: What its readers told, a line each.
     """
 
     source: Source
@@ -81,6 +85,7 @@ class Look:
     sizes: Sequence[tuple[int, int]] = ()
     broken: int = 0
     documents: bool = False
+    notices: Sequence[str] = ()
 
     @property
     def private(self) -> list[str]:
@@ -114,21 +119,19 @@ def look(paths: Sequence[str]) -> Look:
         ValueError: There is nothing, or nothing that can be read; it names the field and the fix.
     """
     source = Source(path=paths[0] if len(paths) == 1 else tuple(paths))
-    with _hushed():
-        found = list(places(source))
-        told = Columns()
-        names: list[str] = []
-        if _has_columns(found[0]):
-            source, told, names = _with_columns(found[0], source)
-        return dataclasses.replace(
-            _over_rows(source),
-            kind=_kind(found),
-            columns={
-                role: name for role, name in dataclasses.asdict(told).items() if name is not None
-            },
-            others=[name for name in names if name not in told.wanted()],
-            documents=is_interleaved(found[0]),
-        )
+    found = list(places(source))
+    told = Columns()
+    names: list[str] = []
+    if _has_columns(found[0]):
+        source, told, names = _with_columns(found[0], source)
+    columns = {"url": told.url, "caption": told.caption, "uid": told.uid, "file": told.file}
+    return dataclasses.replace(
+        _over_rows(source),
+        kind=_kind(found),
+        columns={role: name for role, name in columns.items() if name is not None},
+        others=[name for name in names if name not in told.wanted()],
+        documents=is_interleaved(found[0]),
+    )
 
 
 def lines(found: Look) -> Iterator[str]:
@@ -151,6 +154,8 @@ def _lines(found: Look) -> Iterator[str]:
     for number, (url, caption) in enumerate(found.first):
         told = "-" if caption is None else f'"{plain(caption, 60)}"'
         yield f"  {'' if number else 'first':<10} {plain(redacted(url), 60)}  {told}"
+    for notice in found.notices:
+        yield f"  note       {notice}"
 
 
 def _with_columns(place: Place, source: Source) -> tuple[Source, Columns, list[str]]:
@@ -162,7 +167,7 @@ def _with_columns(place: Place, source: Source) -> tuple[Source, Columns, list[s
         if not noted.names:
             raise
         sample = {name: _sample(place, source, name) for name in noted.names}
-        urls = [name for name, texts in sample.items() if _are_urls(texts)]
+        urls = [name for name, texts in sample.items() if kind_of(texts) == "url"]
         if not urls:
             raise
         return _with_columns(place, dataclasses.replace(source, url_column=urls[0]))
@@ -170,7 +175,7 @@ def _with_columns(place: Place, source: Source) -> tuple[Source, Columns, list[s
     if columns.url is not None and columns.caption is None:
         rest = [name for name in noted.names if name not in columns.wanted()]
         words = {name: _words(_sample(place, source, name)) for name in rest}
-        if words and max(words.values()) >= 2:
+        if words and max(words.values()) > 0:
             name = max(words, key=lambda name: words[name])
             return _with_columns(place, dataclasses.replace(source, caption_column=name))
     return source, columns, noted.names
@@ -187,9 +192,9 @@ class _Noted(Finder):
     def found(self) -> Columns | None:
         return self.kept[0] if self.kept else None
 
-    def find(self, columns: Sequence[str]) -> Columns:
+    def find(self, columns: Sequence[str], *, is_all: bool = True) -> Columns:
         self.names[:] = columns
-        self.kept[:] = [super().find(columns)]
+        self.kept[:] = [super().find(columns, is_all=is_all)]
         return self.kept[0]
 
 
@@ -198,52 +203,49 @@ def _sample(place: Place, source: Source, column: str) -> list[str]:
     finder = Finder(place.path, dataclasses.replace(source, url_column=column))
     try:
         records = zip(range(SAMPLE), lists.records(place, finder), strict=False)
-        return [record[0] for _, record in records if record[0]]
+        return [record.url for _, record in records if record.url]
     except ValueError:
         return []
 
 
-def _are_urls(texts: Sequence[str]) -> bool:
-    looks = [text.strip().lower().startswith(("http://", "https://", "//")) for text in texts]
-    return bool(looks) and sum(looks) * 2 > len(looks)
-
-
 def _words(texts: Sequence[str]) -> float:
-    """The words of the median text; none where these are URLs."""
-    if not texts or _are_urls(texts):
+    """The words of the median text; none where these are not plainly words."""
+    if kind_of(texts) != "words":
         return 0
-    return statistics.median(
-        sum(any(map(str.isalpha, word)) for word in text.split()) for text in texts
-    )
+    return statistics.median(measure(text).words for text in texts)
 
 
 def _over_rows(source: Source) -> Look:
     """What the rows tell."""
     rng = random.Random(0)
     hosts: Counter[str] = Counter()
-    lengths: list[int] = []
+    captioned = 0
+    notices = Notices()
     first: list[tuple[str, str | None]] = []
     locations: list[tuple[int, Location]] = []
     captions: list[str] = []
     seen = images = 0
+    before: Location | None = None
     is_all = True
-    for row in rows(source):
+    for row in rows(source, notices):
         if seen == MOST:
             is_all = False
             break
         if seen < FIRST:
             first.append((row.url, row.caption))
-        if row.location is not None:
+        if row.location is not None and row.location != before:
             _keep(locations, (seen, row.location), images, SAMPLE, rng)
             images += 1
-        elif host := _host(row.url):
+            before = row.location
+        elif row.location is None and row.fault is None and (host := _host(row.url)):
             hosts[host] += 1
-        if row.caption and row.caption.strip():
-            _keep(captions, row.caption, len(lengths), CAPTIONS, rng)
-            lengths.append(len(row.caption.split()))
+        if row.caption is not None:
+            _keep(captions, row.caption, captioned, CAPTIONS, rng)
+            captioned += 1
         seen += 1
     if not seen:
         raise ValueError(f"download.source has no rows: {source}")
+    words = [measure(caption).words for caption in captions]
     sizes, broken = _measured(source, [location for _, location in sorted(locations)])
     return Look(
         source=source,
@@ -252,12 +254,13 @@ def _over_rows(source: Source) -> Look:
         is_all=is_all,
         first=first,
         images=images,
-        captions=len(lengths),
-        words=int(statistics.median(lengths)) if lengths else 0,
+        captions=captioned,
+        words=int(statistics.median(words)) if words else 0,
         languages=_languages(captions),
         hosts=hosts,
         sizes=sizes,
         broken=broken,
+        notices=notices.lines(),
     )
 
 
@@ -286,9 +289,19 @@ def _measured(source: Source, locations: Sequence[Location]) -> tuple[list[tuple
 
 
 def _languages(captions: Sequence[str]) -> dict[str, float]:
-    """The share of each frequent language among the captions that have three words."""
+    """The share of each frequent language among the captions that tell one.
+
+    These have three words, or four characters of a script that writes words without blanks.
+    Chinese is told from Japanese by its lack of kana, since fastText takes short texts of the one
+    for the other.
+    """
     detect = LanguageDetector(("en",))
-    found = Counter(detect(text)[0] for text in captions if len(text.split()) >= 3)
+    found: Counter[str] = Counter()
+    for text in captions:
+        if len(text.split()) >= 3 or len(UNSPACED.findall(text)) >= 4:
+            language = detect(text)[0]
+            is_han = HAN.search(text) is not None and KANA.search(text) is None
+            found["zh" if language == "ja" and is_han else language] += 1
     shares = {code: number / found.total() for code, number in found.most_common()}
     return {code: share for code, share in shares.items() if share >= LANGUAGE_SHARE}
 
@@ -349,15 +362,3 @@ def plain(text: str, length: int) -> str:
 def listed(names: Sequence[str]) -> str:
     """The first eight of some names."""
     return ", ".join(names[:8]) + ", ..." * (len(names) > 8)
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Without the log of the sources: what it says of columns, init says by itself."""
-    logger = logging.getLogger("stages.sources")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -50,6 +50,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Branch = Annotated[str, AfterValidator(_branch)]
 Path = Annotated[str, AfterValidator(_inside)]
 Digests = dict[Path, str]
+Notices = Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=100)]
 
 
 class Held(BaseModel, strict=True):
@@ -77,6 +78,7 @@ class List(Held):
     rows: Count
     repeats: Count
     shards: Shards
+    notices: Notices = []
 
 
 class Retries(Held):
@@ -131,6 +133,7 @@ class Export(Held):
     files: list[File]
     card: str = ""
     documents: Documents = Documents(files={})
+    notices: Notices = []
 
 
 class Told(File):

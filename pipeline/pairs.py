@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
-import json
 import logging
 import math
 import os
@@ -22,9 +22,14 @@ import pyarrow.parquet as pq
 
 from pipeline import seal
 from pipeline.store import Run
+from stages import sources
 from stages.base import digest
 from stages.formats import VALIDATION
-from stages.sources.place import is_image, is_local
+from stages.sources import Sample, SourceConfig, samples
+from stages.sources.captions import captions_of, joined
+from stages.sources.columns import CAPTION_COLUMNS
+from stages.sources.pictures import column
+from stages.sources.place import is_local
 
 __all__ = [
     "Example",
@@ -44,9 +49,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-TEXTS = ("caption", "captions", "text", "texts")
-"""Columns that hold the text of an image or a list of its texts; the first that is there counts."""
-
 LINES_A_UNIT = 1000
 SHUFFLE_BUFFER = 10_000
 
@@ -56,8 +58,9 @@ class Source:
     """Some of what a training learns from.
 
     Attributes:
-        path: A Parquet file, a folder of them such as an export, JSON lines, a JSON list, or COCO's
-            JSON of captions; globs allowed.
+        path: A Parquet file, a folder of them such as an export, or anything else that
+            `download.source` reads and has its images at hand: JSON lines, a JSON list, COCO's JSON
+            of captions, a tar, a folder of images; globs allowed.
         weight: How often an epoch passes over it. A third takes a third of it an epoch, the next
             third in the next, as BLIP takes a fifth of LAION an epoch.
         images: The folder of the images that JSON names, where it is not the JSON's own.
@@ -106,33 +109,6 @@ class Position:
     offset: int = 0
 
 
-@dataclass(frozen=True)
-class Sample:
-    """An image, encoded or by its path, with what is said of it.
-
-    Attributes:
-        image: The encoded image or its path.
-        captions: All the texts it has in one unit.
-        label: Its class, where the file gives one.
-    """
-
-    image: bytes | str
-    captions: tuple[str, ...]
-    label: str | None = None
-
-    def read(self) -> bytes:
-        """The encoded image.
-
-        Raises:
-            FileNotFoundError: The path that a JSON file names is not there.
-        """
-        if isinstance(self.image, bytes):
-            return self.image
-        with fsspec.open(self.image, "rb") as file:
-            encoded: bytes = file.read()
-        return encoded
-
-
 class Unit(Protocol):
     """What is read at once: a row group of a Parquet file, or some entries of a JSON file."""
 
@@ -144,46 +120,55 @@ class Unit(Protocol):
 
 
 class RowGroup:
-    """A row group with `image`, a column of `TEXTS` and, to join the texts of an image, `uid`."""
+    """A row group with images, columns of captions and, to join the texts of an image, `uid`."""
 
     def __init__(self, path: str, index: int, file: pq.ParquetFile) -> None:
         self.path = path
         self.index = index
-        names = set(file.schema_arrow.names)
-        self.text = next((name for name in TEXTS if name in names), TEXTS[0])
-        if missing := {"image", self.text} - names:
+        names = file.schema_arrow.names
+        image = column(file.schema_arrow) or ""
+        self.image = image.split(".")[0]
+        self.texts = [name for name in CAPTION_COLUMNS if name in names]
+        missing = ["image"] * (not image) + ["caption"] * (not self.texts)
+        if missing:
             raise ValueError(
-                f"{path} has no column {' or '.join(sorted(missing))}; training reads image "
-                f"(binary, or a struct with bytes), {' or '.join(TEXTS)} (a text or a list of "
-                f"them) and, where present, uid"
+                f"{path} has no column {' or '.join(missing)}; training reads image (binary, or a "
+                f"struct with bytes), {', '.join(CAPTION_COLUMNS)} (a text or a list of them) and, "
+                "where present, uid"
             )
-        self.columns = [name for name in ("uid", self.text, "image") if name in names]
-        narrow = file.read_row_group(index, columns=self.columns[:-1]).to_pylist()
+        self.columns = [name for name in ("uid", *self.texts) if name in names]
+        narrow = file.read_row_group(index, columns=self.columns).to_pylist()
         self.num_images = len(
-            {row.get("uid", i) for i, row in enumerate(narrow) if _texts(row[self.text])}
+            {row.get("uid", i) for i, row in enumerate(narrow) if self._captions(row)}
         )
+
+    def _captions(self, row: dict[str, Any]) -> tuple[str, ...]:
+        return joined(*(captions_of(row[name]) for name in self.texts)).texts
 
     def load(self) -> list[Sample]:
         """The samples whose image and text are not null; rows of one uid are joined."""
         with open_parquet(self.path) as file:
-            rows = file.read_row_group(self.index, columns=self.columns)
+            rows = file.read_row_group(self.index, columns=[*self.columns, self.image])
         images: dict[object, bytes] = {}
         captions: dict[object, list[str]] = {}
         for i, row in enumerate(rows.to_pylist()):
-            image = row["image"]
+            image = row[self.image]
             if isinstance(image, dict):
                 image = image["bytes"]
-            texts = _texts(row[self.text])
+            texts = self._captions(row)
             if image is None or not texts:
                 continue
             uid = row.get("uid") or i
             images.setdefault(uid, image)
             captions.setdefault(uid, []).extend(texts)
-        return [Sample(image, tuple(captions[uid])) for uid, image in images.items()]
+        return [
+            Sample(name=str(uid), image=image, captions=tuple(captions[uid]))
+            for uid, image in images.items()
+        ]
 
 
 class Entries:
-    """Some images of a JSON file, by their paths."""
+    """Some images of a list, a tar or a folder, by where they lie."""
 
     def __init__(self, samples: list[Sample]) -> None:
         self.samples = samples
@@ -195,84 +180,36 @@ class Entries:
 
 
 def read_json(path: str, images: str | None = None) -> list[Sample]:
-    """The samples of JSON lines, of a JSON list of the same objects, or of COCO's JSON.
-
-    Objects are {"image": path, "caption": text} or {"image": path, "captions": [text, ...]}, with
-    {"label": text} beside or in place of the texts. COCO's is one object with `images` (id,
-    file_name) and `annotations` (image_id, caption). Texts of one image are joined.
+    """The images of a list that have a caption or a label, each with all of them.
 
     Args:
-        path: The file.
+        path: Whatever `download.source` reads, as JSON Lines of {"image": path, "caption": text} or
+            {"image": path, "captions": [text, ...]}, with {"label": text} beside or in place of the
+            texts; a JSON list of them; COCO's JSON; a tar.
         images: The folder of the images; by default that of the file.
 
     Raises:
-        ValueError: An entry is not such an object, or the file is no JSON.
+        ValueError: A record cannot be read; it names the file and the line.
     """
-    with fsspec.open(path, "r", encoding="utf-8", errors="replace") as file:
-        text = file.read()
-    rows: list[Any] = []
-    unit = "entry"
-    try:
-        content = json.loads(text)
-        rows = _coco(content) if isinstance(content, dict) and "annotations" in content else content
-        rows = rows if isinstance(rows, list) else [rows]
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: neither samples nor COCO's JSON: {error!r}") from None
-    except ValueError:
-        unit = "line"
-        for number, line in enumerate(text.split("\n"), 1):
-            try:
-                rows.append(json.loads(line) if line.strip() else None)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
-    folder = path.rpartition("/")[0] or "." if images is None else images.rstrip("/")
-    captions: dict[str, list[str]] = {}
-    labels: dict[str, str] = {}
-    for number, row in enumerate(rows, 1):
-        if row is None:
-            continue
-        is_sample = isinstance(row, dict) and isinstance(row.get("image"), str)
-        if not is_sample or not {"caption", "captions", "label"} & row.keys():
-            raise ValueError(
-                f'{path}, {unit} {number}: expected {{"image": path, "caption": text}}, '
-                f'{{"image": path, "captions": [text, ...]}} or {{"image": path, "label": text}}'
-            )
-        texts = _texts(row.get("captions", row.get("caption")))
-        captions.setdefault(row["image"], []).extend(texts)
-        if row.get("label") is not None:
-            labels[row["image"]] = str(row["label"])
-    return [
-        Sample(f"{folder}/{image}", tuple(texts), labels.get(image))
-        for image, texts in captions.items()
-        if texts or image in labels
-    ]
+    found = samples(path, images)
+    return [sample for sample in found if sample.captions or sample.label is not None]
 
 
 def read_folder(folder: str) -> list[Sample]:
-    """The images of a folder of folders, each named as the label of its images, in order."""
-    fs, found = _labelled(folder)
-    is_here = is_local(fs)
-    return [
-        Sample(path if is_here else fs.unstrip_protocol(path), (), path.rsplit("/", 2)[-2])
-        for path in found
-    ]
+    """The images of a folder that have a caption, or else each with its folder's name as label."""
+    found = samples(folder)
+    if any(sample.captions for sample in found):
+        return [sample for sample in found if sample.captions]
+    inside = [sample for sample in found if sample.name.count("/") > 1]
+    return [dataclasses.replace(sample, label=sample.name.split("/")[-2]) for sample in inside]
 
 
 def state_of(test: str) -> str:
     """What changes with held-out images: a file's SHA-256, or what a folder's listing tells."""
     if not is_folder(test):
         return fingerprint_of(test)
-    _, found = _labelled(test)
-    return digest(
-        [[*path.rsplit("/", 2)[-2:], info["size"], _modified(info)] for path, info in found.items()]
-    )
-
-
-def _labelled(folder: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:
-    """A filesystem, and what it tells of each image of a folder of folders, in order."""
-    fs, top = fsspec.core.url_to_fs(folder, use_listings_cache=False)
-    found = fs.glob(f"{top.rstrip('/')}/*/*", detail=True)
-    return fs, {path: found[path] for path in sorted(found) if is_image(path)}
+    found = sources.identity(SourceConfig(source=test))
+    return digest([entry["version"] for entries in found.values() for entry in entries])
 
 
 def is_folder(path: str) -> bool:
@@ -281,24 +218,11 @@ def is_folder(path: str) -> bool:
     return bool(fs.isdir(found))
 
 
-def _coco(content: dict[str, Any]) -> list[dict[str, Any]]:
-    names = {image["id"]: image["file_name"] for image in content.get("images", ())}
-    return [
-        {"image": names.get(entry.get("image_id")), "caption": entry.get("caption")}
-        for entry in content["annotations"]
-    ]
-
-
-def _texts(value: Any) -> list[str]:
-    """The texts that a cell or a field holds, blank ones left out."""
-    values = value if isinstance(value, list) else [value]
-    return [text for text in values if isinstance(text, str) and text.strip()]
-
-
 def files_of(source: Source) -> list[str]:
     """The files of a source: those of a folder or a glob by name, or the one that it is.
 
-    Those of a folder that an export set apart for validation are left out.
+    Those of a folder that an export set apart for validation are left out. A folder without Parquet
+    files is one of images, and stands for itself.
 
     Raises:
         ValueError: There is none.
@@ -314,6 +238,8 @@ def files_of(source: Source) -> list[str]:
             for name in Run(source.path).shards()
             if not name.startswith(f"{VALIDATION}-")
         ]
+        if not found and fs.isdir(path) and fs.ls(path):
+            found = [path.rstrip("/")]
     if not found:
         raise ValueError(f"train.data: no file {source.path}")
     return found if is_local(fs) else [fs.unstrip_protocol(file) for file in found]
@@ -334,6 +260,8 @@ def fingerprints_of(files: Sequence[str]) -> list[str]:
         if name.endswith(".parquet") and (fs, folder) not in exports:
             exports[fs, folder] = _exported(fs, folder)
         sha256 = exports.get((fs, folder), {}).get(name)
+        if sha256 is None and fs.isdir(path):
+            sha256 = sources.content_digest(SourceConfig(source=file))
         if sha256 is None:
             info = fs.info(path)
             sha256 = _sha256(file, info["size"], _modified(info))
@@ -363,11 +291,11 @@ def _sha256(file: str, size: int, modified: str) -> str:
 
 def units_of(path: str, images: str | None = None) -> list[Unit]:
     """The units of a file."""
-    if path.endswith((".jsonl", ".json")):
-        samples = [sample for sample in read_json(path, images) if sample.captions]
+    if not path.endswith((".parquet", ".pq")):
+        found = [sample for sample in samples(path, images) if sample.captions]
         # Small files too can be dealt to several streams.
-        size = max(1, min(LINES_A_UNIT, len(samples) // 64))
-        return [Entries(samples[at : at + size]) for at in range(0, len(samples), size)]
+        size = max(1, min(LINES_A_UNIT, len(found) // 64))
+        return [Entries(found[at : at + size]) for at in range(0, len(found), size)]
     with open_parquet(path) as file:
         return [RowGroup(path, index, file) for index in range(file.num_row_groups)]
 
@@ -505,7 +433,7 @@ class Pairs:
         try:
             image = sample.read()
         except FileNotFoundError:
-            logger.warning("no image at %s", sample.image)
+            logger.warning("no image at %s", sample.name)
             image = b""
         identity = hashlib.sha256(image).hexdigest()
         draw = seed_of(self.seed, "caption", epoch, identity)

@@ -260,7 +260,8 @@ class Runner:
         identity = sources.identity(config)
         rows = repeats = 0
         shards: list[str] = []
-        for table in sources.shards(config):
+        notices = sources.Notices()
+        for table in sources.shards(config, notices):
             shards.append(f"{len(shards):05d}")
             rows += table.num_rows
             repeats += int(table["repeats"].to_numpy().sum())
@@ -275,6 +276,7 @@ class Runner:
                 "rows": rows,
                 "repeats": repeats,
                 "shards": len(shards),
+                "notices": notices.lines(),
             },
             "list",
             "_list.json",

@@ -19,6 +19,7 @@ __all__ = [
     "flat",
     "funnel_table",
     "interval",
+    "notice_lines",
     "printable",
     "put",
     "sample_tables",
@@ -78,6 +79,12 @@ def funnel_table(found: dict[str, Any]) -> Table:
             cell(reasons),
         )
     return table
+
+
+def notice_lines(found: dict[str, Any]) -> Iterator[Text]:
+    """What the readers of the list told, a line each."""
+    for notice in found.get("notices", []):
+        yield Text("note  ", "yellow").append_text(cell(notice))
 
 
 def sample_tables(found: Evidence) -> Iterator[Table]:

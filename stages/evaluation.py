@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
@@ -43,7 +42,8 @@ class EvaluationImages:
         """Open every image of every set.
 
         Args:
-            paths: Folders of images, tars and Parquet files with a column of images.
+            paths: Folders of images, tars, Parquet files with a column of images, and lists that
+                name files.
 
         Raises:
             ValueError: A set is missing or holds no image.
@@ -55,7 +55,7 @@ class EvaluationImages:
         def encoded() -> Iterator[bytes]:
             for path in paths:
                 before = len(sets)
-                with _named():
+                with sources.named("dedup.against"):
                     for name, data in sources.images(path):
                         sets.append(path)
                         names.append(name)
@@ -83,7 +83,7 @@ def content(path: str) -> str:
     Raises:
         ValueError: There is no such set.
     """
-    with _named():
+    with sources.named("dedup.against"):
         return _content(path, digest(sources.identity(SourceConfig(source=path))))
 
 
@@ -91,12 +91,3 @@ def content(path: str) -> str:
 def _content(path: str, identity: str) -> str:
     """The digest of a set, read again only when sizes or times change."""
     return sources.content_digest(SourceConfig(source=path))[:16]
-
-
-@contextlib.contextmanager
-def _named() -> Iterator[None]:
-    """What is wrong with a set, said of the field that names it."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).replace("download.source", "dedup.against")) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import posixpath
 from collections import Counter
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -25,7 +23,7 @@ from stages.documents import DocumentsConfig
 from stages.formats import FORMATS, SPLITS, TRAIN, VALIDATION, Format, Shard
 from stages.redaction import redacted
 from stages.schema import PAIRS, draw, uid_of, web_captions
-from stages.sources.row import clean
+from stages.sources import Notices, Sample, samples
 
 __all__ = ["ExportConfig", "ExportStage"]
 
@@ -37,9 +35,10 @@ class ExportConfig(StageConfig):
     """What the curated pairs are made of.
 
     Attributes:
-        human: jsonl files of human-annotated pairs, added unfiltered as BLIP does
-            (arXiv 2201.12086, section 3.3): one object a line, `image` (a path relative to the
-            file) and `caption`, or `captions`.
+        human: Human-annotated pairs, added unfiltered as BLIP does (arXiv 2201.12086, section
+            3.3): whatever `download.source` reads and has its images at hand, as JSON Lines of
+            `image` (a path relative to the file) and `caption`, or `captions`. An image without a
+            caption is left out.
         web: Whether web captions that pass are exported.
         synthetic: Whether synthetic captions that pass are exported.
         filtered: Whether the filter decides; otherwise all texts of the rows that came as far as
@@ -104,6 +103,8 @@ class ExportStage:
 
     def __init__(self, config: ExportConfig) -> None:
         self.config = config
+        self.notices = Notices()
+        """What the readers of the human pairs tell."""
 
     @property
     def format(self) -> Format:
@@ -195,18 +196,20 @@ class ExportStage:
         """The pairs of each human-annotated image, whichever lines they stand on."""
         seen: dict[str, str] = {}
         for path in self.config.human:
-            images: dict[str, tuple[int, list[str]]] = {}
-            for number, name, captions in _lines(path):
-                images.setdefault(name, (number, []))[1].extend(captions)
-            for name, (number, captions) in images.items():
-                rows = _human_rows(path, number, name, captions)
+            source = posixpath.basename(path.rstrip("/")).split(".")[0]
+            for sample in samples(path, name=source, of="export.human", notices=self.notices):
+                if not sample.captions:
+                    continue
+                rows = _human_rows(path, source, sample)
                 uid = rows[0]["uid"]
                 if seen.setdefault(uid, path) != path:
                     raise ValueError(
-                        f"export.human: {path}:{number}: {seen[uid]} has an image {name!r} too, "
-                        "and files of one name are one source; give one of them another name"
+                        f"export.human: {path}:{sample.number}: {seen[uid]} has an image "
+                        f"{sample.name!r} too, and files of one name are one source; give one of "
+                        "them another name"
                     )
                 yield rows
+        self.notices.warn()
 
     def _is_validation(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
         """Whether each of n rows with sha256 and uid belongs to the validation split; (n,)."""
@@ -273,58 +276,16 @@ def _column(table: pa.Table, name: str) -> Any:
     return table[name].combine_chunks()
 
 
-def _lines(path: str) -> Iterator[tuple[int, str, list[str]]]:
-    """The number, the image and the captions of each line that is not blank.
-
-    Raises:
-        ValueError: A line has none, or names an image by a URL, which no guard would check.
-    """
+def _human_rows(path: str, source: str, sample: Sample) -> list[dict[str, Any]]:
     try:
-        file = fsspec.open(
-            path, "rt", encoding="utf-8", errors="replace", compression="infer"
-        ).open()
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"export.human: no file {path}; name a jsonl file with `image` and `caption` a line"
-        ) from error
-    with file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"export.human: {path}:{number}: not JSON ({error})") from None
-            if not isinstance(entry, dict) or "image" not in entry:
-                raise ValueError(
-                    f"export.human: {path}:{number}: needs `image` and `caption` (or `captions`)"
-                )
-            captions = entry.get("captions", [entry["caption"]] if "caption" in entry else [])
-            if isinstance(captions, str):
-                captions = [captions]
-            if not captions or not all(isinstance(caption, str) for caption in captions):
-                raise ValueError(f"export.human: {path}:{number}: `caption` must be text")
-            name = clean(str(entry["image"]))
-            if "://" in name or "::" in name or "\0" in name:
-                raise ValueError(
-                    f"export.human: {path}:{number}: `image` must be a path, got {redacted(name)!r}"
-                )
-            yield number, name, list(map(clean, captions))
-
-
-def _human_rows(path: str, number: int, name: str, captions: list[str]) -> list[dict[str, Any]]:
-    location = posixpath.join(posixpath.dirname(path), name)
-    try:
-        with fsspec.open(location, "rb") as file:
-            content = bytes(file.read())
+        content = sample.read()
         image = open_rgb(content)
     except (OSError, ImageError) as error:
         raise ValueError(
-            f"export.human: {path}:{number}: cannot read image {location} ({error}); "
-            "`image` is a path relative to the jsonl file"
+            f"export.human: {path}:{sample.number}: cannot read image {sample.name} ({error}); "
+            "`image` is a path relative to the list"
         ) from error
-    source = posixpath.basename(path).split(".")[0]
-    uid = uid_of(f"{source}/{name}", None)  # one for all captions of an image
+    uid = uid_of(sample.name, None)  # one for all captions of an image
     return [
         {
             "uid": uid,
@@ -338,7 +299,7 @@ def _human_rows(path: str, number: int, name: str, captions: list[str]) -> list[
             "source": source,
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-        for caption in captions
+        for caption in sample.captions
     ]
 
 

@@ -101,6 +101,7 @@ def listed(urls: list[str], files: list[str] | None = None) -> pa.Table:
             "offset": nothing,
             "length": nothing,
             "row": nothing,
+            "fault": nothing,
         },
         schema=sources.LIST,
     )

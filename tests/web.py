@@ -164,3 +164,8 @@ class Pictures:
     def __exit__(self, *error: object) -> None:
         self.http.shutdown()
         self.http.server_close()
+
+
+def as_read(caption: str | None) -> str | None:
+    """A caption of the truth as a list is read: a blank one is none."""
+    return caption if caption and caption.strip() else None

@@ -79,7 +79,7 @@ def notes(facts: Mapping[str, Any]) -> list[Note]:
     Args:
         facts: The content of report.json.
     """
-    found = [*_of_stages(facts), *_of_texts(facts), *_of_hosts(facts)]
+    found = [*_of_stages(facts), *_of_texts(facts), *_of_hosts(facts), *_of_list(facts)]
     return sorted(found, key=lambda note: note.is_good)
 
 
@@ -158,6 +158,11 @@ def _of_hosts(facts: Mapping[str, Any]) -> list[Note]:
     ]
     names = [host["host"] for host in bad[:3]]
     return [_look(f"Most downloads fail from {_and(names)}.")] if bad else []
+
+
+def _of_list(facts: Mapping[str, Any]) -> list[Note]:
+    """What the readers of the list and of human pairs left out or could not read."""
+    return [_look(f"Of what was read: {notice}.") for notice in facts.get("notices", [])]
 
 
 def _good(text: str) -> Note:

@@ -256,6 +256,8 @@ class DownloadStage(Stage[DownloadConfig]):
     writes: ClassVar[pa.Schema] = pa.schema([field for field in POOL if field.name != "uid"])
     reasons: ClassVar[Mapping[str, str]] = {
         **FETCH_REASONS,
+        sources.MALFORMED: "The record cannot be read, or names neither a URL nor an image; `url` "
+        "has the file and the line.",
         "missing": "There is no such file, or no image where it should hold one.",
         "outside_source": "The file lies outside the folder or file that its source names.",
         **RESIZE_REASONS,
@@ -326,8 +328,20 @@ class DownloadStage(Stage[DownloadConfig]):
             None if place["file"] is None else Location(**place)
             for place in rows.select(Location._fields).to_pylist()
         ]
-        for index, content in self._arrivals(urls, places):
-            images[index] = self._image(content, urls[index])
+        faults: list[str | None] = rows["fault"].to_pylist()
+        # An image with several captions has a row for each, and is asked for once.
+        first: dict[Any, int] = {}
+        keys = enumerate(zip(urls, places, faults, strict=True))
+        same = [first.setdefault(key, index) for index, key in keys]
+        asked = list(first.values())
+        arrivals = self._arrivals(
+            [urls[index] for index in asked],
+            [places[index] for index in asked],
+            [faults[index] for index in asked],
+        )
+        for index, content in arrivals:
+            images[asked[index]] = self._image(content, urls[asked[index]])
+        images = [images[index] for index in same]
         columns = [
             rows[field.name].cast(field.type)
             if field.name in rows.column_names
@@ -343,7 +357,7 @@ class DownloadStage(Stage[DownloadConfig]):
         return errors
 
     def _arrivals(
-        self, urls: list[Any], places: list[Location | None]
+        self, urls: list[Any], places: list[Location | None], faults: list[str | None]
     ) -> Iterator[tuple[int, bytes | str]]:
         """The index of each row with its bytes, or with the reason why there are none.
 
@@ -353,8 +367,16 @@ class DownloadStage(Stage[DownloadConfig]):
         arrived: SimpleQueue[tuple[int, bytes | str | Exception]] = SimpleQueue()
         room = threading.Semaphore(self.config.threads + _AHEAD)
         stopped = threading.Event()
-        at_hand = [(index, place) for index, place in enumerate(places) if place is not None]
-        remote = [(index, url) for index, url in enumerate(urls) if places[index] is None]
+        at_hand = [
+            (index, place)
+            for index, place in enumerate(places)
+            if place is not None and faults[index] is None
+        ]
+        remote = [
+            (index, url)
+            for index, url in enumerate(urls)
+            if places[index] is None and faults[index] is None
+        ]
 
         def read(index: int, place: Location) -> None:
             room.acquire()
@@ -369,13 +391,16 @@ class DownloadStage(Stage[DownloadConfig]):
             except Exception as error:
                 arrived.put((-1, error))
 
+        for index, fault in enumerate(faults):
+            if fault is not None:
+                yield index, fault
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="download") as pool:
             try:
                 if remote:
                     pool.submit(fetch)
                 for index, place in at_hand:
                     pool.submit(read, index, place)
-                for _ in urls:
+                for _ in range(len(at_hand) + len(remote)):
                     index, content = arrived.get()
                     if isinstance(content, Exception):
                         raise content

@@ -1,24 +1,32 @@
 """Lists of URLs, and images already at hand, to rows: what download is asked to download.
 
-Text is untrusted: what is not UTF-8, and lone surrogates, become U+FFFD; all else is as found. A
-record that cannot be read is a row with an empty URL, which download rejects as `bad_url`.
+Text is untrusted, and kept as found: what is in no encoding that can be told is refused or counted,
+never replaced. A record that cannot be read is a row with the fault `malformed`. Whatever is left
+out is counted in `Notices`.
 """
 
 from stages.sources.config import Source, SourceConfig
 from stages.sources.cutter import shards
 from stages.sources.formats import content_digest, identity, images, pages
+from stages.sources.notices import Notices
 from stages.sources.reader import Reader
-from stages.sources.row import LIST, Location
+from stages.sources.row import LIST, MALFORMED, Location
+from stages.sources.samples import Sample, named, samples
 
 __all__ = [
     "LIST",
+    "MALFORMED",
     "Location",
+    "Notices",
     "Reader",
+    "Sample",
     "Source",
     "SourceConfig",
     "content_digest",
     "identity",
     "images",
+    "named",
     "pages",
+    "samples",
     "shards",
 ]

@@ -8,57 +8,65 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from stages.sources.columns import text_of, uid_text
-from stages.sources.config import Source
+from stages.sources.captions import captions_of
+from stages.sources.columns import Finder, Record, note_odd, text_of, uid_text
 from stages.sources.documents import elements
-from stages.sources.place import Place, folder
-from stages.sources.row import Location, Row
+from stages.sources.place import Place
 
-__all__ = ["images", "rows"]
+__all__ = ["records"]
+
+_URLS = ("coco_url", "flickr_url", "url")
 
 
 class _Image(NamedTuple):
-    file: str | None
+    number: int
+    file: str
     url: str | None
 
 
-def rows(place: Place, source: Source) -> Iterator[Row]:
-    """A row for each annotation, in their order, then one for each image that has none.
+def records(place: Place, finder: Finder) -> Iterator[Record]:
+    """A record for each annotation, in their order, then one for each image that has none.
 
-    `source_uid` is the id of the image. An annotation of an image that is not listed is a row that
-    fails.
+    `uid` is the id of the image. An annotation of an image that is not listed cannot be read.
 
     Raises:
-        ValueError: The document is broken, or an image can be neither read nor fetched.
+        ValueError: The document is broken, or its images can be neither read nor fetched.
     """
     found = _images(place)
-    at_hand = None if source.images is None else folder(source.images, place.prefix)
+    if finder.source.images is None and not any(image.url for image in found.values()):
+        raise ValueError(
+            f"download.source: the images of {place.path} have no `coco_url`; name their folder, "
+            "as `images` of a source"
+        )
     captioned = set()
-    for annotation in elements(place, "annotations"):
+    for number, annotation in enumerate(elements(place, "annotations"), 1):
         entry = annotation if isinstance(annotation, dict) else {}
-        uid, caption = uid_text(entry.get("image_id")), text_of(entry.get("caption"))
+        uid = uid_text(entry.get("image_id"))
+        captions = captions_of(entry.get("caption"))
+        note_odd(place.notices, captions, f"{place.path}:{number}")
+        if uid is None or uid not in found:
+            yield Record(
+                number=number,
+                captions=captions.texts,
+                uid=uid,
+                why="is an annotation of no image that is listed",
+            )
+            continue
         captioned.add(uid)
-        yield _row(found.get(uid, _Image(None, None)), uid, caption, at_hand)
+        yield _record(found[uid], uid, captions.texts, number)
     for uid, image in found.items():
         if uid not in captioned:
-            yield _row(image, uid, None, at_hand)
+            yield _record(image, uid, (), image.number)
 
 
-def images(place: Place, source: Source) -> Iterator[Row]:
-    """A row for each image of the folder that the document lists."""
-    if source.images is None:
-        raise ValueError(
-            f"{place.path} has no images at hand; name their folder too, as `images` of a source"
-        )
-    at_hand = folder(source.images, place.prefix)
-    for uid, image in _images(place).items():
-        yield _row(image, uid, None, at_hand)
+def _record(image: _Image, uid: str, captions: tuple[str, ...], number: int) -> Record:
+    return Record(number=number, url=image.url, captions=captions, uid=uid, file=image.file)
 
 
-def _images(place: Place) -> dict[str | None, _Image]:
+def _images(place: Place) -> dict[str, _Image]:
     """The images by their id."""
-    found: dict[str | None, _Image] = {}
-    for element in elements(place, "images"):
+    found: dict[str, _Image] = {}
+    for number, element in enumerate(elements(place, "images"), 1):
         entry = element if isinstance(element, dict) else {}
         uid, file = uid_text(entry.get("id")), text_of(entry.get("file_name"))
         if uid is None or file is None:
@@ -66,12 +74,6 @@ def _images(place: Place) -> dict[str | None, _Image]:
                 f"download.source cannot be read as COCO: {place.path}: an image needs `id` and "
                 f"`file_name`, got {str(element)[:80]}"
             )
-        found[uid] = _Image(file, text_of(entry.get("coco_url")))
+        urls = (text_of(entry.get(key)) for key in _URLS)
+        found[uid] = _Image(number, file, next(filter(None, urls), None))
     return found
-
-
-def _row(image: _Image, uid: str | None, caption: str | None, at_hand: Place | None) -> Row:
-    if at_hand is None or image.file is None:
-        return Row(image.url or "", caption, uid)
-    url = image.url or at_hand.url(image.file)
-    return Row(url, caption, uid, Location(at_hand.under(image.file)))

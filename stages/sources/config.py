@@ -21,19 +21,23 @@ class Source:
     """Where rows come from.
 
     Attributes:
-        path: Paths, globs or fsspec URLs. Lists of URLs are csv, tsv, parquet, jsonl (or ndjson)
-            and json (SBU's two arrays, or one array of objects), each also as .gz, .zst or .bz2.
-            JSON Lines of interleaved documents, as MMC4 and OBELICS have them, are lists of their
-            images.
-            Images at hand are a folder of images, a COCO captions json, webdataset tars, and
-            Parquet files with a column of images; img2dataset's output is one of these. A folder
-            of tars or of lists stands for its files.
+        path: Paths, globs or fsspec URLs. Lists are csv, tsv, parquet, jsonl (or ndjson), json
+            (SBU's two arrays, RedCaps, or one array of objects) and txt (a URL a line), each also
+            as .gz, .zst or .bz2. A list that has no URLs, but names files, is one of images at
+            hand, as BLIP's, LLaVA's and Karpathy's JSON are. JSON Lines of interleaved documents,
+            as MMC4 and OBELICS have them, are lists of their images.
+            Images at hand are also a folder of images, a COCO captions json, webdataset tars, and
+            Parquet files with a column of images; img2dataset's output is one of these, and so is
+            every export of this project. A folder of tars or of lists stands for its files.
         name: The `source` column of its rows.
         limit: Take this many of its rows: the first ones, or a sample where there is a seed.
         seed: Of a uniform sample of `limit` rows, in their order.
         url_column: The column with the URLs; null recognises it.
-        caption_column: The column with the captions; null recognises it.
-        images: The folder of the images of a COCO json; null fetches their `coco_url`.
+        caption_column: The one column with the captions; null recognises it, and asks the next
+            that is recognised where it is null or blank.
+        images: The folder of the images that a list names. Null fetches what has URLs, a COCO
+            json's `coco_url` too, and takes the list's own folder for what has none.
+        split: Which of Karpathy's splits, or several: train, restval, val, test; null takes all.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
@@ -45,6 +49,7 @@ class Source:
     url_column: str | None = None
     caption_column: str | None = None
     images: str | None = None
+    split: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.path or not all(self.paths):

@@ -15,6 +15,7 @@ from stages.schema import uid_of
 from stages.select import splitmix
 from stages.sources import formats
 from stages.sources.config import Source, SourceConfig
+from stages.sources.notices import Notices
 from stages.sources.row import LIST, Row
 
 __all__ = ["shards"]
@@ -22,13 +23,17 @@ __all__ = ["shards"]
 _CHUNK = 4096  # rows whose lots are drawn at once
 
 
-def shards(config: SourceConfig) -> Iterator[pa.Table]:
+def shards(config: SourceConfig, notices: Notices | None = None) -> Iterator[pa.Table]:
     """The rows of the sources, a table for each shard of the pool.
 
     The sources are read twice: first to count the rows of each uid, then to give the first of
     them with the number of the others as `repeats`. Memory holds 16 bytes for each row of the
     sources in the first pass (three times that while they are sorted), 4 in the second; a sample
     takes 48 bytes for each of its rows while it is drawn.
+
+    Args:
+        config: The sources.
+        notices: Takes what the readers tell, which is logged too.
 
     Returns:
         Tables of schema `LIST` with `config.shard_size` rows, the last one with fewer; the same
@@ -38,14 +43,16 @@ def shards(config: SourceConfig) -> Iterator[pa.Table]:
         ValueError: A source is missing, empty or unreadable, lacks a column, or changed between
             the two passes; raised before the first table wherever the first pass can tell.
     """
+    notices = Notices() if notices is None else notices
     uids = bytearray()
     bounds = []
     for source in config.sources:
-        found, bound = _uids(source)
+        found, bound = _uids(source, notices)
         if not found:
             raise ValueError(f"download.source has no rows: {source}")
         uids += found
         bounds.append(bound)
+    notices.warn()
     return _shards(config, bounds, _repeats(uids))
 
 
@@ -55,7 +62,7 @@ def _shards(
     rows: list[tuple[Any, ...]] = []
     position = 0
     for source, bound in zip(config.sources, bounds, strict=True):
-        for row in _chosen(source, bound):
+        for row in _chosen(source, bound, Notices()):
             if position == len(repeats):
                 raise _changed(config)
             count = int(repeats[position])
@@ -64,7 +71,9 @@ def _shards(
                 continue
             uid = uid_of(row.url, row.caption)
             place = row.location or (None, None, None, None)
-            rows.append((uid, source.name, row.source_uid, row.url, row.caption, count, *place))
+            rows.append(
+                (uid, source.name, row.source_uid, row.url, row.caption, count, *place, row.fault)
+            )
             if len(rows) == config.shard_size:
                 yield _table(rows)
                 rows = []
@@ -78,9 +87,9 @@ def _table(rows: list[tuple[Any, ...]]) -> pa.Table:
     return pa.table(dict(zip(LIST.names, zip(*rows, strict=True), strict=True)), schema=LIST)
 
 
-def _chosen(source: Source, bound: int | None) -> Iterator[Row]:
+def _chosen(source: Source, bound: int | None, notices: Notices) -> Iterator[Row]:
     """The rows of a source up to its limit, or with lots up to a bound."""
-    rows = formats.rows(source)
+    rows = formats.rows(source, notices)
     if bound is None:
         yield from itertools.islice(rows, source.limit)
         return
@@ -89,7 +98,7 @@ def _chosen(source: Source, bound: int | None) -> Iterator[Row]:
             yield row
 
 
-def _uids(source: Source) -> tuple[bytearray, int | None]:
+def _uids(source: Source, notices: Notices) -> tuple[bytearray, int | None]:
     """The uids of the chosen rows of a source, 16 bytes each, and the bound of their lots.
 
     A row of a sample is one of those with the `limit` smallest lots. Lots are distinct, so the
@@ -97,12 +106,12 @@ def _uids(source: Source) -> tuple[bytearray, int | None]:
     """
     uids = bytearray()
     if source.seed is None or source.limit is None:
-        for row in _chosen(source, None):
+        for row in _chosen(source, None, notices):
             uids += bytes.fromhex(uid_of(row.url, row.caption))
         return uids, None
     lots = array("Q")
     bound = 2**64 - 1
-    for row, lot in zip(formats.rows(source), _lots(source.seed), strict=False):
+    for row, lot in zip(formats.rows(source, notices), _lots(source.seed), strict=False):
         if lot <= bound:
             lots.append(lot)
             uids += bytes.fromhex(uid_of(row.url, row.caption))

@@ -1,71 +1,148 @@
-"""Lists that are one JSON document, such as SBU's, and the streaming of its arrays."""
+"""Lists that are one JSON document, and the streaming of its arrays."""
 
 from __future__ import annotations
 
 import codecs
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stages.sources.columns import Finder, keys, text_of
-from stages.sources.lists import Record, of_object
+from stages.sources.captions import captions_of
+from stages.sources.columns import (
+    CAPTION_COLUMNS,
+    FILE_COLUMNS,
+    URL_COLUMNS,
+    Finder,
+    Record,
+    keys,
+    note_odd,
+    recognise,
+    text_of,
+    uid_text,
+)
 from stages.sources.place import Place
 
-__all__ = ["elements", "kind", "pairs", "records"]
+__all__ = ["elements", "karpathy", "kind", "pairs", "records"]
 
 _CHUNK = 2**20  # bytes
 _LONGEST = 16 * 2**20  # characters of one element, so that a broken file is not read whole
 _NUMBER = ("", *"0123456789+-.eE")
-_KINDS = {
-    "images": "coco",
-    "annotations": "coco",
-    "image_urls": "sbu",
-    "captions": "sbu",
-    "": "records",
-}
+_SBU = ("image_urls", "captions")
 
 
-def pairs(place: Place) -> Iterator[Record]:
+def pairs(place: Place, finder: Finder) -> Iterator[Record]:
     """The records of SBU's two parallel arrays; that of the captions may be shorter."""
     arrays = elements(place, "image_urls"), elements(place, "captions")
-    for url, caption in itertools.zip_longest(*arrays):
-        yield text_of(url), text_of(caption), None, None
+    for number, (url, caption) in enumerate(itertools.zip_longest(*arrays), 1):
+        found = captions_of(caption)
+        note_odd(place.notices, found, f"{place.path}:{number}")
+        yield Record(number=number, url=text_of(url) or None, captions=found.texts)
 
 
-def records(place: Place, finder: Finder) -> Iterator[Record]:
-    """The records of a document that is one array of objects.
+def records(place: Place, finder: Finder, key: str = "") -> Iterator[Record]:
+    """The records of an array of objects: of BLIP, LLaVA, RedCaps, or others like them.
+
+    Args:
+        place: A document.
+        finder: Finds what they hold.
+        key: See `elements`.
 
     Raises:
-        ValueError: It is none, or no object has a column that is needed.
+        ValueError: It is none, or no object has a key that is needed.
     """
 
     def objects() -> Iterator[dict[str, Any]]:
-        return (entry if isinstance(entry, dict) else {} for entry in elements(place, ""))
+        return (entry for entry in elements(place, key) if isinstance(entry, dict))
 
-    if next(objects(), None) is None:
-        return
-    columns = finder.find(keys(objects()))
-    for entry in objects():
-        yield of_object(entry, columns)
+    names = keys(objects(), finder.named)
+    if names:
+        finder.find(names, is_all=False)
+    is_told = False
+    for number, entry in enumerate(elements(place, key), 1):
+        record = finder.record(number, entry)
+        is_told = is_told or bool(record.captions) or record.label is not None
+        yield record
+    if names and not is_told:
+        finder.no_captions(names)
 
 
-def kind(place: Place) -> str:
-    """What a document is, told by the first of its keys that tells.
+def karpathy(place: Place, finder: Finder) -> Iterator[Record]:
+    """The images of Karpathy's splits (arXiv:1412.2306), those of the source's split."""
+    wanted = finder.source.split
+    splits = (wanted,) if isinstance(wanted, str) else wanted
+    for number, entry in enumerate(elements(place, "images"), 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("filename"), str):
+            yield Record(number=number, why="has no `filename`")
+            continue
+        if splits is not None and entry.get("split") not in splits:
+            continue
+        found = captions_of(entry.get("sentences"))
+        note_odd(place.notices, found, f"{place.path}:{number}")
+        folder = entry.get("filepath")
+        name = f"{folder}/{entry['filename']}" if isinstance(folder, str) and folder else None
+        ids = (entry.get(key) for key in ("cocoid", "imgid"))
+        yield Record(
+            number=number,
+            file=text_of(name or entry["filename"]),
+            captions=found.texts,
+            uid=next(filter(None, map(uid_text, ids)), None),
+        )
+
+
+def kind(place: Place) -> tuple[str, str]:
+    """What a document is, told by the first of its arrays that tells.
 
     Returns:
-        coco, sbu, or records for a document that is an array.
+        coco, karpathy, sbu, or records, and the key of the array that has the records.
 
     Raises:
         ValueError: It is none of them.
     """
-    for key, _ in _walk(place):
-        if key in _KINDS:
-            return _KINDS[key]
+    if "document" not in place.known:
+        place.known["document"] = _kind(place)
+    found: tuple[str, str] = place.known["document"]
+    return found
+
+
+def _kind(place: Place) -> tuple[str, str]:
+    asked: set[str] = set()
+    for key, value in _walk(place):
+        if key == "":
+            return "records", ""
+        if key in _SBU:
+            return "sbu", ""
+        if value is _START or key in asked:
+            continue
+        asked.add(key)
+        if not isinstance(value, dict):
+            continue
+        if key == "images":
+            return ("karpathy" if "sentences" in value else "coco"), key
+        if _is_record(value):
+            return "records", key
+        if key == "annotations":
+            return "coco", key
+    if asked & {"images", "annotations"} or _keys(place) & {"images", "annotations"}:
+        return "coco", ""
     raise ValueError(
         f"download.source cannot be read as json: {place.path} has neither `images` and "
-        "`annotations` (COCO), nor `image_urls` and `captions` (SBU), nor is it an array of objects"
+        "`annotations` (COCO), nor `images` with `sentences` (Karpathy), nor `image_urls` and "
+        "`captions` (SBU), nor is it an array of objects, or an object that holds one"
     )
+
+
+def _is_record(value: Mapping[str, Any]) -> bool:
+    """Whether an object names an image and has a caption."""
+    names = list(value)
+    return (
+        recognise(names, (*URL_COLUMNS, *FILE_COLUMNS)) is not None
+        and recognise(names, CAPTION_COLUMNS) is not None
+    )
+
+
+def _keys(place: Place) -> set[str]:
+    return {key for key, value in _walk(place) if value is _START}
 
 
 def elements(place: Place, key: str) -> Iterator[Any]:
@@ -94,7 +171,8 @@ class _Scanner:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")("replace").decode
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")("strict").decode
+        self._lines = 0
         self._parse = json.JSONDecoder().raw_decode
         self._text = ""
         self._at = 0
@@ -187,7 +265,12 @@ class _Scanner:
     def _more(self, size: int) -> None:
         block = self._stream.read(size)
         self._is_whole = not block
-        text = self._decode(bytes(block), self._is_whole)
+        try:
+            text = self._decode(bytes(block), self._is_whole)
+        except UnicodeDecodeError as error:
+            line = self._lines + bytes(block).count(b"\n", 0, error.start) + 1
+            raise UnicodeError(f"line {line} is not UTF-8; save it as UTF-8") from None
+        self._lines += text.count("\n")
         self._text = self._text[self._at :] + text
         self._at = 0
         self._read += len(text)

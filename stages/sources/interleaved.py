@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
 from stages.documents import Document, parse
-from stages.sources.lists import lines
+from stages.sources.lists import objects
 from stages.sources.place import Place
-from stages.sources.row import Row, clean, decode
+from stages.sources.row import Row, clean
 
 __all__ = ["documents", "is_interleaved", "rows"]
 
@@ -27,27 +27,33 @@ def documents(place: Place) -> Iterator[Document | None]:
     Raises:
         ValueError: The file cannot be read.
     """
-    with (
-        place.read_as("jsonl", pa.ArrowException),
-        place.open() as raw,
-        io.BufferedReader(raw) as stream,
-    ):
-        for line in filter(bytes.strip, lines(stream, place)):
-            yield _document(line)
+    for _, document, _ in _numbered(place):
+        yield document
 
 
-def _document(line: bytes) -> Document | None:
-    try:
-        record = json.loads(decode(line))
-        if b"\\ud" in line.lower():
-            record = json.loads(clean(json.dumps(record, ensure_ascii=False)))
-    except (ValueError, RecursionError):
-        return None
-    return parse(record) if isinstance(record, dict) else None
+def _numbered(place: Place) -> Iterator[tuple[int, Document | None, str]]:
+    """The number of each line that is not blank, its document, and why it is none."""
+    with place.read_as("jsonl", pa.ArrowException):
+        for number, record, why in objects(place):
+            document = None if record is None else parse(_whole(record))
+            yield number, document, why or "is no document"
+
+
+def _whole(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without lone surrogates."""
+    text = json.dumps(record, ensure_ascii=False)
+    cleaned = clean(text)
+    whole: dict[str, Any] = record if cleaned is text else json.loads(cleaned)
+    return whole
 
 
 def rows(place: Place) -> Iterator[Row]:
-    """A row for each image of each document, without a caption; `source_uid` is the document's."""
-    for document in documents(place):
-        if document is not None:
-            yield from (Row(url, None, document.uid) for url in document.images)
+    """A row for each image of each document, without a caption; `source_uid` is the document's.
+
+    A line that is no document is a row that says why.
+    """
+    for number, document, why in _numbered(place):
+        if document is None:
+            yield Row("", number=number, why=why)
+        else:
+            yield from (Row(url, None, document.uid, number=number) for url in document.images)

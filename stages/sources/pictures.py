@@ -27,7 +27,7 @@ _KEPT = 8  # batches that stay, since threads do not ask quite in order
 
 
 def rows(place: Place, source: Source, image: str) -> Iterator[Row]:
-    """The rows of a file; one whose image is null fails.
+    """The rows of a file, one for each caption of an image; one whose image is null fails.
 
     Args:
         place: The file.
@@ -37,9 +37,18 @@ def rows(place: Place, source: Source, image: str) -> Iterator[Row]:
     Raises:
         ValueError: The file cannot be read, or lacks a column that the source names.
     """
-    finder = Finder(place.path, source, needs=None, without=image.split(".")[0])
-    for number, (url, caption, uid, _) in enumerate(records(place, finder)):
-        yield Row(url or place.url(number), caption, uid, Location(place.file, row=number))
+    finder = Finder(place.path, source, None, image.split(".")[0], place.notices)
+    for number, record in enumerate(records(place, finder)):
+        row = Row(
+            record.url or place.url(number),
+            None,
+            record.uid,
+            Location(place.file, row=number),
+            number=number + 1,
+            label=record.label,
+        )
+        for caption in record.captions or (None,):
+            yield row._replace(caption=caption)
 
 
 def column_of(place: Place) -> str | None:
@@ -65,7 +74,10 @@ def column(schema: pa.Schema) -> str | None:
 
 
 def _is_binary(kind: pa.DataType | None) -> bool:
-    return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return kind is not None and any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    )
 
 
 class Pictures:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from stages.sources.config import SourceConfig
 from stages.sources.pictures import Pictures
-from stages.sources.place import is_local, root
+from stages.sources.place import is_list, is_local, root
 from stages.sources.row import Location
 
 __all__ = ["Reader"]
@@ -77,14 +77,29 @@ class Reader:
             return "too_large"
         return content or "empty"
 
+    def info(self, location: Location) -> dict[str, Any]:
+        """What the filesystem tells of the file of an image; nothing where it cannot be read."""
+        place = self._place(location.file)
+        try:
+            found: dict[str, Any] = {} if place is None else place[0].info(place[1])
+        except (OSError, ValueError):
+            return {}
+        return found
+
     @functools.cached_property
     def _roots(self) -> list[tuple[str, Any, str, str]]:
-        """Of each path what files start with, the filesystem, the folder there, and what it is."""
+        """Of each path what files start with, the filesystem, the folder there, and what it is.
+
+        What a list names lies in the folder of its images, or else in that of the list.
+        """
+        paths = []
+        for source in self._config.sources:
+            paths += [*source.paths, *([source.images] if source.images else [])]
+            if source.images is None:
+                paths += [posixpath.dirname(p) or "." for p in source.paths if is_list(p)]
         return [
             (prefix, fs, top, str(Path(top).resolve()) if is_local(fs) else posixpath.normpath(top))
-            for source in self._config.sources
-            for path in (*source.paths, *([source.images] if source.images else []))
-            for prefix, fs, top in [root(path)]
+            for prefix, fs, top in map(root, dict.fromkeys(paths))
         ]
 
     def _place(self, file: str) -> tuple[Any, str] | None:

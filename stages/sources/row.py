@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from stages.schema import POOL
 
-__all__ = ["LIST", "LONGEST", "Location", "Row", "clean", "decode"]
+__all__ = ["LIST", "LONGEST", "MALFORMED", "Location", "Row", "clean"]
 
 LIST = pa.schema(
     [POOL.field(name) for name in ("uid", "source", "source_uid", "url", "caption", "repeats")]
@@ -17,12 +17,17 @@ LIST = pa.schema(
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
         pa.field("row", pa.int64()),
+        pa.field("fault", pa.string()),
     ]
 )
 """A row of a list shard.
 
-The last four are a `Location`. `file` is null where the image is to be fetched from `url`.
+Four are a `Location`; `file` is null where the image is to be fetched from `url`. `fault` is null,
+or why there is neither an image at hand nor a URL: one of the reasons of download.
 """
+
+MALFORMED = "malformed"
+"""The fault of a record that cannot be read, or that names neither a URL nor an image."""
 
 LONGEST = 2**16
 """Characters of a text of a row: a longer caption or id is cut there, a longer URL is none."""
@@ -47,31 +52,49 @@ class Row(NamedTuple):
     where PATH leads from the source's path to the image, in a tar to its member and in a Parquet
     file to the number of its row, from 0: `web/more/a.jpg`, `web/00000.tar/000000003.jpg`,
     `web/train.parquet/17`. A source of several paths has NAME/N/PATH, N the position of the path,
-    from 0. So where a folder lies on a machine does not matter.
+    from 0. So where a folder lies on a machine does not matter. A record that is at fault has
+    NAME/FILE:NUMBER: `web/list.csv:17`.
+
+    Attributes:
+        url: The URL, or what stands in its place.
+        caption: One caption; an image with several has several rows.
+        source_uid: The id that the source itself gives.
+        location: Where an image at hand lies.
+        number: Of the line or record, from 1.
+        why: What is wrong with a record that cannot be read.
+        label: The class of the image, which evaluation reads.
+        fault: See `LIST`.
     """
 
     url: str
     caption: str | None = None
     source_uid: str | None = None
     location: Location | None = None
+    number: int | None = None
+    why: str | None = None
+    label: str | None = None
+    fault: str | None = None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a text has more than `LONGEST` characters."""
+        url, caption, uid = self.url, self.caption or "", self.source_uid or ""
+        return len(url) > LONGEST or len(caption) > LONGEST or len(uid) > LONGEST
 
     def cut(self) -> Row:
-        """The row with its texts cut; a URL that is to be fetched is left out instead."""
-        url, caption, uid, location = self
-        if location is None and len(url) > LONGEST:
-            url = ""
-        return Row(url[:LONGEST], caption and caption[:LONGEST], uid and uid[:LONGEST], location)
+        """The row with its texts cut."""
+        url, caption, uid = self.url[:LONGEST], self.caption, self.source_uid
+        return self._replace(
+            url=url,
+            caption=caption and caption[:LONGEST],
+            source_uid=uid and uid[:LONGEST],
+        )
 
 
 def clean(text: str) -> str:
-    """The text with each lone surrogate replaced by U+FFFD."""
+    """A name or a URL with each lone surrogate replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-def decode(content: bytes) -> str:
-    """UTF-8 as text, a byte order mark left out; what is not UTF-8 becomes U+FFFD."""
-    return content.decode("utf-8-sig", "replace")

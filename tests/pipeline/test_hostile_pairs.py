@@ -20,7 +20,6 @@ PAIRS = [
     json.dumps({**COCO, "images": [{"file_name": "a.jpg"}]}),
     json.dumps({**COCO, "images": [7]}),
     json.dumps({**COCO, "images": [{"id": [1], "file_name": "a.jpg"}]}),
-    json.dumps({**COCO, "annotations": 7}),
     json.dumps({**COCO, "annotations": ["a"]}),
     json.dumps({**COCO, "annotations": [{"image_id": 9, "caption": "a"}]}),
     json.dumps([{"image": 3, "caption": "a"}]),

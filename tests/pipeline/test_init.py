@@ -56,6 +56,22 @@ def test_small_images_are_told_of_where_clean_would_drop_them(tmp_path):
     assert "# min_side: 64  # 1 of 3 sampled images are smaller; off keeps them" in text
 
 
+@pytest.mark.parametrize(
+    ("language", "captions"),
+    [
+        ("zh", ["一只狗在海滩上追着红球跑", "老人坐在长椅上读报纸", "火车驶过宽阔的大河"]),
+        ("ja", ["犬が赤いボールを追いかけて浜辺を走る", "老人がベンチで新聞を読んでいる"]),
+        ("th", ["สุนัขวิ่งบนชายหาดตามลูกบอลสีแดง", "ชายชรานั่งอ่านหนังสือพิมพ์บนม้านั่ง"]),
+        ("hi", ["समुद्र तट पर एक कुत्ता दौड़ रहा है", "एक बूढ़ा आदमी अखबार पढ़ रहा है"]),
+    ],
+)
+def test_the_language_of_captions_is_named_in_every_script(tmp_path, language, captions):
+    rows = [f"http://a.org/{n}.jpg,{text}" for n, text in enumerate(captions)]
+    found, made, _ = written(tmp_path, csv(tmp_path / "l.csv", "url,caption", *rows))
+    assert found.languages == {language: 1.0}
+    assert made.stages["clean"].languages == (language,)
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_columns_are_recognised_by_name(tmp_path, kind):
     rows = [(f"http://example.org/{n}.jpg", ENGLISH) for n in range(3)]
@@ -206,7 +222,7 @@ def test_a_manifest_that_is_there_stays_unless_told(tmp_path, capsys, monkeypatc
         ("empty.csv", "", "has no rows"),
         ("head.csv", "url,caption\n", "has no rows"),
         ("none.csv", "a,b\n1,2\n", "no column of"),
-        ("notes.txt", "hello", "must be csv, tsv"),
+        ("notes.txt", "hello", "a .txt list has a URL a line"),
         ("bad.parquet", "no", "cannot be read as parquet"),
         ("folder/", None, "neither a list nor images"),
     ],

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import tarfile
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -224,7 +225,7 @@ def test_lines_of_one_image_are_its_texts(tmp_path: Path) -> None:
 def test_a_line_without_an_image_is_refused_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "human.jsonl"
     path.write_text('{"image": "a", "caption": "x"}\n{"caption": "y"}\n')
-    with pytest.raises(ValueError, match="line 2"):
+    with pytest.raises(ValueError, match=r"human\.jsonl:2: names no `image`"):
         Pairs(as_sources([str(path)]))
 
 
@@ -280,9 +281,12 @@ def test_a_json_list_is_read_as_lines_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"image": "a", "caption": "x"}\n{"image": "a", ', "line 2: not JSON"),
-        ('[{"image": "a", "caption": "x"}, 3]', "entry 2: expected"),
-        ('{"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}', "entry 1: expected"),
+        ('{"image": "a", "caption": "x"}\n{"image": "a", ', "JSON Lines are named .jsonl"),
+        ('[{"image": "a", "caption": "x"}, 3]', r"x\.json:2: no JSON object"),
+        (
+            '{"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}',
+            r"x\.json:1: is an annotation of no image",
+        ),
     ],
 )
 def test_json_that_holds_no_pairs_is_refused_by_its_place(
@@ -291,6 +295,46 @@ def test_json_that_holds_no_pairs_is_refused_by_its_place(
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_json(str(tmp_path / "x.json"))
+
+
+def test_training_reads_whatever_download_reads(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "in").mkdir(parents=True)
+    for name in "ab":
+        (photos / "in" / f"{name}.jpg").write_bytes(name.encode())
+        (photos / "in" / f"{name}.txt").write_text(f"of {name}")
+    (photos / "in" / "c.jpg").write_bytes(b"without a caption")
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for path in sorted((photos / "in").iterdir()):
+            file.add(path, path.name)
+    (tmp_path / "a.csv").write_text("image,captions\nphotos/in/a.jpg,of a\nphotos/in/b.jpg,of b\n")
+    columns = {"jpg": [b"a", b"b", b"c"], "texts": [["of a"], ["of b"], []]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    for name in ("photos", "a.tar", "a.csv", "a.parquet"):
+        pairs = Pairs(as_sources([str(tmp_path / name)]))
+        assert pairs.num_images == 2
+        found = {(e.image, e.caption) for e in take(pairs, 8)}
+        assert found == {(b"a", "of a"), (b"b", "of b")}, name
+        before = fingerprint_of(str(tmp_path / name))
+        assert before == fingerprint_of(str(tmp_path / name))
+    before = fingerprint_of(str(photos))
+    (photos / "in" / "a.txt").write_text("of another")
+    assert fingerprint_of(str(photos)) != before
+
+
+def test_held_out_folders_have_their_captions_or_else_labels(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "0.jpg").write_bytes(label.encode())
+    found = read_folder(str(tmp_path))
+    assert [(s.label, s.captions, s.read()) for s in found] == [
+        ("cat", (), b"cat"),
+        ("dog", (), b"dog"),
+    ]
+    before = state_of(str(tmp_path))
+    (tmp_path / "dog" / "0.caption").write_text("a dog")
+    assert state_of(str(tmp_path)) != before
+    assert [(s.label, s.captions) for s in read_folder(str(tmp_path))] == [(None, ("a dog",))]
 
 
 def test_an_image_that_is_not_there_is_an_unreadable_one(tmp_path: Path) -> None:
@@ -354,7 +398,7 @@ def test_the_state_of_a_folder_of_labels_is_that_of_its_images(tmp_path: Path) -
         (tmp_path / label / name).write_bytes(b"x")
     assert [sample.label for sample in read_folder(str(tmp_path))] == ["cat", "dog"]
     before = state_of(str(tmp_path))
-    (tmp_path / "dog" / "notes.txt").write_text("not an image")
+    (tmp_path / "dog" / "._b.png").write_text("of another system")
     assert state_of(str(tmp_path)) == before
     (tmp_path / "dog" / "b.png").write_bytes(b"another")
     assert state_of(str(tmp_path)) != before

@@ -63,7 +63,7 @@ def ended(realweb, tmp_path_factory, ray_here):
     write_verdicts(run, plan, str(out))
     verdicts = {(r["url"], r["caption"]): r for r in pq.read_table(out).to_pylist()}
     truth = pq.read_table(built / "truth.parquet").to_pylist()
-    rows = [{**row, **verdicts[row["url"], row["caption"]]} for row in truth]
+    rows = [{**row, **verdicts[row["url"], web.as_read(row["caption"])]} for row in truth]
     return run, plan, rows, seconds
 
 
@@ -98,6 +98,8 @@ def test_every_fault_is_caught_with_its_reason(ended):
 def test_what_clean_should_drop_is_gone_after_it(ended, kind):
     _, _, rows, _ = ended
     due = [row for row in rows if row["kind"] == kind]
+    if kind == "low_text":  # what is blank is no caption
+        due = [row for row in due if web.as_read(row["caption"])]
     gone = [row for row in due if row["stage"] in ("download", "clean")]
     kept = [(row["caption"], row["stage"]) for row in due if row not in gone]
     assert len(gone) >= 0.95 * len(due), kept

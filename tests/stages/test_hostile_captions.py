@@ -299,15 +299,14 @@ def test_lone_surrogates_reach_no_table(tmp_path: Path) -> None:
     ("line", "words"),
     [
         ('{"image": "http://169.254.169.254/x.jpg", "caption": "a"}', "`image` must be a path"),
-        ('{"image": "simplecache::a.jpg", "caption": "a"}', "`image` must be a path"),
-        ('{"image": "a\\u0000.jpg", "caption": "a"}', "`image` must be a path"),
+        ('{"image": "simplecache::a.jpg", "caption": "a"}', "cannot read image"),
+        ('{"image": "a\\u0000.jpg", "caption": "a"}', "cannot read image"),
+        ('{"image": "../out.jpg", "caption": "a"}', "cannot read image .*outside_source"),
         ('{"image": "http://u:pw@h/x", "caption": "a"}', r"http://\*\*\*@h/x"),
-        ('{"image": "a.jpg", "caption": ["a"]}', "`caption` must be text"),
-        ('{"image": "a.jpg", "captions": []}', "`caption` must be text"),
         ('{"image": "lost.jpg", "caption": "a"}', "cannot read image"),
         ('{"image": ".", "caption": "a"}', "cannot read image"),
-        ("[" * 100_000, "not JSON"),
-        ('{"image": 9' + "9" * 5000 + "}", "not JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ('{"image": 9' + "9" * 5000 + "}", "is no JSON"),
     ],
 )
 def test_human_pairs_that_cannot_be_read_name_their_line(
@@ -325,4 +324,4 @@ def test_human_captions_are_unicode(tmp_path: Path) -> None:
     path = tmp_path / "human.jsonl"
     path.write_bytes(b'{"image": "a.jpg", "captions": ["\\ud800", "caf\xe9"]}\n')
     ((_, pairs),) = ExportStage(ExportConfig(human=(str(path),))).human_pairs()
-    assert pairs["caption"].to_pylist() == ["\ufffd", "caf\ufffd"]
+    assert pairs["caption"].to_pylist() == ["café"]

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -178,13 +179,12 @@ def same(names: list[str]) -> bytes:
 
 
 UNREADABLE = [
-    ("utf16.csv", CSV.decode().encode("utf-16"), ["UTF-16", "save it as UTF-8"]),
-    ("utf16.jsonl", JSONL.decode().encode("utf-16"), ["UTF-16", "save it as UTF-8"]),
-    ("utf16.json", b"\xff\xfe[\0{\0", ["UTF-16", "save it as UTF-8"]),
-    ("bare.csv", CSV.decode().encode("utf-16-le"), ["UTF-16", "save it as UTF-8"]),
-    ("bare.jsonl", JSONL.decode().encode("utf-16-be"), ["UTF-16", "save it as UTF-8"]),
-    ("utf32.csv", CSV.decode().encode("utf-32"), ["UTF-32", "save it as UTF-8"]),
-    ("bare32.csv", CSV.decode().encode("utf-32-be"), ["UTF-32", "save it as UTF-8"]),
+    ("utf16.json", b"\xff\xfe[\0{\0", ["cannot be read as json"]),
+    ("cut16.csv", CSV.decode().encode("utf-16")[:-1], ["cannot be read as csv"]),
+    ("none.csv", b"url,caption\na,b\nc,\x81\x8d\n", ["line 3", "save the list as UTF-8"]),
+    ("mixed.csv", b"url,caption\na,caf\xc3\xa9\nb,caf\xe9\nc,\x93hi\x94\n", ["line 3"]),
+    ("mixed.json", b'[{"url": "caf\xc3\xa9 \xc3\xa9",\n"b": "caf\xe9"}]', ["line 2"]),
+    ("none.jsonl", b'{"url": "\x81\x8d"}\n', ["line 1", "save the list as UTF-8"]),
     (
         "open.csv",
         b'url,caption\na,b\na,"b\nc,d\n',
@@ -195,7 +195,7 @@ UNREADABLE = [
     ("none.parquet", parquet(pa.table({})), ["download.url_column"]),
     ("rows.parquet", columns(url=[], caption=[]), ["must hold text|no rows"]),
     ("struct.parquet", columns(url=[{"a": 1}]), ["'url'", "must hold text"]),
-    ("lists.parquet", columns(url=["a"], caption=[["a"]]), ["'caption'", "must hold text"]),
+    ("lists.parquet", columns(url=[["a"]], caption=["a"]), ["'url'", "must hold text"]),
     ("cut.parquet", corpus()["a.parquet"][:-6], ["cannot be read as parquet"]),
     ("long.csv.gz", gzip.compress(b"url\n" + bytes(2**25)), ["longer than 16 MiB"]),
     ("lines.jsonl", b"\n \n\n", ["no rows"]),
@@ -221,29 +221,30 @@ def test_values_of_wrong_types_are_rows_that_fail(tmp_path: Path) -> None:
     wrong: list[Any] = [1, 1.5, True, None, [], ["http://a.test/1"], {"url": "http://a.test/1"}]
     lines = [json.dumps({"url": one, "caption": f"wrong {n}"}) for n, one in enumerate(wrong)]
     lines += ['{"url": NaN, "caption": "nan"}', f'{{"url": {"9" * 5000}, "caption": "long"}}']
+    number = len(lines)
     lines += [json.dumps({"url": "http://a.test/2", "caption": one, "uid": one}) for one in wrong]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines))
     found = rows(path)
     assert sum(row["repeats"] + 1 for row in found) == len(lines)
-    assert [row["url"] for row in found[: len(wrong) + 2]] == [""] * (len(wrong) + 2)
-    (rest,) = found[len(wrong) + 2 :]
-    assert (rest["caption"], rest["repeats"]) == (None, len(wrong) - 1)
+    assert [row["url"] for row in found[:number]] == [
+        f"web/a.jsonl:{n}" for n in range(1, number + 1)
+    ]
+    assert {row["fault"] for row in found[:number]} == {"malformed"}
+    assert [(row["caption"], row["repeats"]) for row in found[number:]] == [
+        ("1", 0),
+        ("1.5", 0),
+        (None, 3),
+        ("http://a.test/1", 0),
+    ]
     path = tmp_path / "a.parquet"
     path.write_bytes(columns(url=[1, 2], caption=[1.5, None]))
     assert [(row["url"], row["caption"]) for row in rows(path)] == [("1", "1.5"), ("2", None)]
     path.write_bytes(columns(url=pa.nulls(3, pa.string()), caption=["a", "b", "a"]))
-    assert [(row["url"], row["repeats"]) for row in rows(path)] == [("", 1), ("", 0)]
-
-
-def test_bytes_of_mixed_encodings_are_rows(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_bytes(b"\xef\xbb\xbfurl,caption\na,caf\xc3\xa9\nb,caf\xe9\nc,\x93hi\x94\nd,\0\n")
-    assert [(row["url"], row["caption"]) for row in rows(path)] == [
-        ("a", "café"),
-        ("b", "caf\ufffd"),
-        ("c", "\ufffdhi\ufffd"),
-        ("d", "\0"),
+    assert [(row["url"], row["repeats"]) for row in rows(path)] == [
+        ("web/a.parquet:1", 0),
+        ("web/a.parquet:2", 0),
+        ("web/a.parquet:3", 0),
     ]
 
 
@@ -277,7 +278,7 @@ def test_a_text_is_cut_at_its_bound_and_a_url_beyond_it_is_none(tmp_path: Path, 
         path.write_text(json.dumps(pairs) if kind == "json" else "\n".join(map(json.dumps, pairs)))
     assert [(row["url"], row["caption"]) for row in rows(path)] == [
         (urls[0], "a"),
-        ("", "b"),
+        (urls[1][:LONGEST], "b"),
         (urls[2], texts[2]),
         (urls[3], "é" * LONGEST),
     ]
@@ -305,6 +306,17 @@ def wide(rows: int, length: int, **options: Any) -> bytes:
     return parquet(table, compression="zstd", data_page_size=2**20, **options)
 
 
+def nested(rows: int, length: int) -> bytes:
+    """Rows of many captions each, all of them one text, which lies in the file once."""
+    many = 150
+    indices = pa.array(np.zeros(rows * many, np.int32))
+    texts = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * length]))
+    starts = pa.array(range(0, rows * many + 1, many), pa.int32())
+    urls = [f"http://a.test/{n}" for n in range(rows)]
+    table = pa.table({"url": urls, "caption": pa.ListArray.from_arrays(starts, texts)})
+    return parquet(table, dictionary_pagesize_limit=2**30, compression="zstd", store_schema=False)
+
+
 PLAIN: dict[str, Any] = {"use_dictionary": False}
 DELTA: dict[str, Any] = {**PLAIN, "column_encoding": {"caption": "DELTA_BYTE_ARRAY"}}
 WIDE = gzip.compress(b"x" * 10**7 + b'"}\n')
@@ -313,6 +325,7 @@ BOMBS = {
     "late.parquet": lambda: (1200, shared(1200, "x" * 10**6, 900)),
     "plain.parquet": lambda: (300, wide(300, 10**6, **PLAIN)),
     "delta.parquet": lambda: (400, wide(400, 10**6, **DELTA)),
+    "nested.parquet": lambda: (500, nested(500, 10**6)),
     "head.jsonl.gz": lambda: (
         40,
         b"".join(
@@ -407,12 +420,13 @@ def test_metadata_of_a_folder_names_no_file_outside(tmp_path: Path) -> None:
     reader = Reader(config)
     read = {
         row["caption"] or row["url"]: reader.read(
-            Location(*(row[name] for name in Location._fields))
+            Location(row["file"] or "", *(row[name] for name in Location._fields[1:]))
         )
         for row in rows(photos)
     }
     assert read.pop("in/a.jpg") == jpeg(1)
-    assert set(read.values()) <= {"outside_source", "missing"} and len(read) == 6
+    assert read.pop("web/metadata.jsonl:6") == "outside_source"  # a name without a character
+    assert set(read.values()) <= {"outside_source", "missing"} and len(read) == 5
 
 
 def test_a_glob_follows_no_link_out_of_its_folder(tmp_path: Path) -> None:

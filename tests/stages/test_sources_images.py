@@ -27,6 +27,7 @@ from tests.fakes import SHARED
 
 URLS = ["http://a.test/1.jpg", "http://a.test/2.jpg", "http://a.test/3.jpg"]
 CAPTIONS = ["a cat", "", None]
+READ = ["a cat", None, None]
 
 
 def config(source: Any, **given: Any) -> DownloadConfig:
@@ -84,11 +85,12 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_a_folder_takes_captions_from_the_files_beside_its_images(photos: Path) -> None:
-    write(photos / "b.txt", b"a \xff cat\n")
+    write(photos / "b.txt", b"a caf\xe9\n")
+    write(photos / "a.txt", b"a \xff\xfe\x81 cat\n")
     write(photos / "more/c.txt", "a dog\nin two lines\n")
     assert told(photos) == [
         ("web/a.PNG", None),
-        ("web/b.jpg", "a \ufffd cat"),
+        ("web/b.jpg", "a café"),
         ("web/more/c.webp", "a dog\nin two lines"),
     ]
     assert contents(photos) == [b"a.PNG", b"b.jpg", b"more/c.webp"]
@@ -112,7 +114,10 @@ def test_a_folder_takes_captions_from_its_metadata(photos: Path, name: str) -> N
         pq.write_table(pa.table({"file_name": files, "text": texts}), photos / name)
     found = told(photos)
     if name.endswith("jsonl"):
-        assert found[4:6] == [("", "of nothing"), ("", None)]
+        assert found[4:6] == [
+            ("web/metadata.jsonl:5", "of nothing"),
+            ("web/metadata.jsonl:6", None),
+        ]
         del found[4:6]
     assert found == [
         ("web/more/c.webp", "a dog"),
@@ -226,7 +231,7 @@ def test_a_tar_gives_the_images_of_its_samples(tmp_path: Path) -> None:
         tmp_path / "shards/0.tar",
         [
             ("a.jpg", "A"),
-            ("a.txt", b"a \xff cat\n"),
+            ("a.txt", "a café\n"),
             ("b.json", json.dumps({"url": URLS[0], "caption": None, "key": "b"})),
             ("b.png", "B"),
             ("b.txt", ""),
@@ -244,9 +249,9 @@ def test_a_tar_gives_the_images_of_its_samples(tmp_path: Path) -> None:
     )
     found = rows(path)
     assert [(row["url"], row["caption"], row["source_uid"]) for row in found] == [
-        ("web/0.tar/a.jpg", "a \ufffd cat", None),
+        ("web/0.tar/a.jpg", "a café", None),
         (URLS[0], None, "b"),
-        ("web/0.tar/in/c.webp", "\ufffd dog", None),
+        ("web/0.tar/in/c.webp", " dog", None),
         ("web/0.tar/d.left.jpg", "two", None),
         ("web/0.tar/d.right.jpg", "two", None),
         ("web/0.tar/e.jpg", None, None),
@@ -347,7 +352,7 @@ def test_the_output_of_img2dataset_has_the_uids_of_its_list(tmp_path: Path, kind
     found = rows(folder)
     number = 3 if kind == "parquet" else 2  # elsewhere only what was downloaded is an image at hand
     assert [row["uid"] for row in found] == [row["uid"] for row in listed[:number]]
-    assert [row["caption"] for row in found] == CAPTIONS[:number]
+    assert [row["caption"] for row in found] == READ[:number]
     assert [row["source_uid"] for row in found] == ["000000000", "000000001", "000000002"][:number]
     assert contents(folder) == [jpeg(0), jpeg(1), "missing"][:number]
 
@@ -455,7 +460,7 @@ def test_coco_captions_are_read_with_their_images(coco: Path) -> None:
         ("coco/in/8.jpg", "a dog\n", "8"),
         (URLS[0], "a cat", "9"),
         ("coco/in/8.jpg", "another", "8"),
-        ("", "of nothing", "1"),
+        ("coco/captions.json:4", "of nothing", "1"),
         ("coco/../7.jpg", None, "7"),
     ]
     reader = Reader(config(source))
@@ -468,13 +473,20 @@ def test_coco_captions_are_read_with_their_images(coco: Path) -> None:
 
 def test_coco_captions_without_images_are_a_list(coco: Path) -> None:
     found = rows(coco)
-    assert [row["url"] for row in found] == ["", URLS[0], "", "", ""]
+    assert [row["url"] for row in found] == [
+        "web/captions.json:1",
+        URLS[0],
+        "web/captions.json:3",
+        "web/captions.json:4",
+        "web/captions.json:3",
+    ]
+    assert [row["fault"] for row in found] == ["malformed", None, *["malformed"] * 3]
     assert all(row["file"] is None for row in found)
 
 
 def test_images_that_no_coco_json_names_say_so(coco: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "url\nx\n")
-    with pytest.raises(ValueError, match=r"`images` is the folder of a COCO json, which .*a\.csv"):
+    with pytest.raises(ValueError, match=r"a\.csv holds no images: no column"):
         rows((Source(path=str(path), images=str(tmp_path)),))
     with pytest.raises(ValueError, match="no such folder"):
         rows((Source(path=str(coco), images=str(tmp_path / "lost")),))
@@ -501,14 +513,16 @@ def test_the_images_of_every_kind_are_given_once(tmp_path: Path, coco: Path, pho
     inside = {**COCO, "images": COCO["images"][:2]}  # type: ignore[index]
     write(coco, json.dumps(inside))
     source = Source(path=str(coco), images=str(coco.parent / "images"))
-    assert list(sources.images(source)) == [(URLS[0], b"nine"), ("in/8.jpg", b"eight")]
+    assert list(sources.images(source)) == [("in/8.jpg", b"eight"), (URLS[0], b"nine")]
 
 
 def test_images_that_are_not_at_hand_say_so(tmp_path: Path, coco: Path) -> None:
-    with pytest.raises(ValueError, match="holds no images, but URLs"):
+    with pytest.raises(ValueError, match="holds no images: no column"):
         list(sources.images(str(write(tmp_path / "a.csv", "url\nhttp://a.test/\n"))))
-    with pytest.raises(ValueError, match="name their folder too"):
+    with pytest.raises(ValueError, match="cannot be read: outside_source"):
         list(sources.images(str(coco)))
+    with pytest.raises(ValueError, match="name their folder too"):
+        list(sources.images(Source(path=str(coco))))
     pq.write_table(pa.table({"image": pa.array([None], pa.binary())}), tmp_path / "p.parquet")
     with pytest.raises(ValueError, match=r"web/p\.parquet/0, .* cannot be read: missing"):
         list(sources.images(str(tmp_path / "p.parquet")))
