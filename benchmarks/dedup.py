@@ -37,7 +37,7 @@ from models.minhash import band_keys, caption_centres, minhash, shingles
 from models.neighbours import near_pairs
 from models.text import caption_key
 from stages.dedup import DedupConfig, DedupStage
-from stages.fingerprints import WRITES, ImagePrints
+from stages.fingerprints import LUMA, WRITES, ImagePrints
 from stages.schema import POOL, uid_of
 
 ALTTEXT = Path(__file__).resolve().parents[2] / "shared/data/alttext/laion_10k.parquet"
@@ -298,11 +298,13 @@ def shards(rows: int, size: int = 100_000) -> Iterator[pa.Table]:
             bit = np.uint64(1) << rng.integers(0, 64, number).astype(np.uint64)
             phash = np.where(is_copy, phash ^ bit, phash)
         colours = pa.array([bytes([int(i) % 200]) * 192 for i in image], pa.binary(192))
+        luma = pa.array([bytes([int(i) % 200]) * LUMA for i in image], pa.binary(LUMA))
         for name, values in {
             "image_area": pa.array(rng.integers(10_000, 1_000_000, number)),
             "image_phash": pa.array(phash.view(np.int64)),
             "image_contrast": pa.array(np.full(number, 50, np.float32)),
             "image_colours": colours,
+            "image_luma": luma,
         }.items():
             found = found.set_column(WRITES.get_field_index(name), name, values)
         yield found.add_column(0, "uid", table["uid"])
