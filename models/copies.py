@@ -9,13 +9,15 @@ both. A crop agrees once it is moved and stretched back (Lucas and Kanade, IJCAI
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["are_copies"]
 
 UInt8s = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
