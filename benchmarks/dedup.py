@@ -349,7 +349,7 @@ def compare_pictures(number: int, plot: Path | None) -> None:
         print(f"wrote {plot}")
 
 
-COLOURS = ("#c2410c", "#b45309", "#4d7c0f", "#0e7490", "#6d28d9", "#be185d", "#111827")
+COLOURS = ("#c2410c", "#d4a017", "#4d7c0f", "#0e7490", "#6d28d9", "#be185d", "#111827")
 
 
 def drawing(

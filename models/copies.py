@@ -45,16 +45,16 @@ MOST_COVERED = 0.25
 AGAINST = 0.02
 """By how much an overlay may also change cells the other way, as a share."""
 
-CROP_STRAY = 0.01
+CROP_STRAY = 0.006
 """The share of cells that may differ in a crop that was moved back."""
 
 FORESEEN = 0.75
 """What the first step of moving a crop back must foresee to leave of the difference."""
 
-CROP_GAIN = 0.35
+CROP_GAIN = 0.5
 """What moving a crop back must leave of the difference, as a share at most."""
 
-MOST_MOVED = 0.05
+MOST_MOVED, MOST_STRETCHED = 0.05, 0.08
 """How far a crop may be moved, and how much stretched, as a share of the side."""
 
 FACTORS, OFFSETS = (0.8, 1.25), (-30.0, 30.0)
@@ -72,7 +72,7 @@ def are_copies(ours: UInt8s, theirs: UInt8s, tolerance: float = 1.0) -> Bools:
     Returns:
         (n,).
     """
-    found = (ours == theirs).all(axis=(1, 2))
+    found: Bools = (ours == theirs).all(axis=(1, 2))
     unequal = np.flatnonzero(~found)
     for start in range(0, len(unequal), CHUNK):
         some = unequal[start : start + CHUNK]
@@ -207,8 +207,9 @@ def _step(a: Floats, b: Floats, q: Doubles) -> tuple[Doubles, Floats, Floats]:
 
 
 def _stepped(q: Doubles, step: Doubles) -> Doubles:
-    low = [*[-MOST_MOVED] * 4, FACTORS[0], OFFSETS[0]]
-    high = [*[MOST_MOVED] * 4, FACTORS[1], OFFSETS[1]]
+    most = [MOST_MOVED, MOST_MOVED, MOST_STRETCHED, MOST_STRETCHED]
+    low = [*[-one for one in most], FACTORS[0], OFFSETS[0]]
+    high = [*most, FACTORS[1], OFFSETS[1]]
     stepped: Doubles = (q + step).clip(low, high)
     return stepped
 

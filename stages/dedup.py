@@ -339,17 +339,18 @@ class DedupStage(ClusteredStage[DedupConfig]):
                 distance = colour_distance(ours[0].colours[i], theirs[0].colours[j])
                 has_colours = distance <= self.config.max_colour_distance
                 place, i, j = place[has_colours], i[has_colours], j[has_colours]
-                lumas = (
-                    of.luma[at].reshape(-1, SIDE, SIDE) for of, at in ((ours[0], i), (theirs[0], j))
+                is_near[place] = are_copies(
+                    ours[0].luma[i].reshape(-1, SIDE, SIDE),
+                    theirs[0].luma[j].reshape(-1, SIDE, SIDE),
+                    self.config.tolerance,
                 )
-                is_near[place] = are_copies(*lumas, self.config.tolerance)
             return is_near
 
         return near
 
     def _is_copy(self, rows: Fingerprints, same: Int64s, kept: Int64s) -> Bools:
         """Whether each row is a copy of its representative itself, and not of the centre alone."""
-        is_copy = same == same[kept]
+        is_copy: Bools = same == same[kept]
         rest = np.flatnonzero(~is_copy)
         everything = np.arange(len(rows))
         is_copy[rest] = self._alike((rows, everything), (rows, everything))(kept[rest], rest)
