@@ -45,6 +45,9 @@ MOST_COVERED = 0.25
 AGAINST = 0.02
 """By how much an overlay may also change cells the other way, as a share."""
 
+STEEP, MOVED, MOVED_SHARE = 8.0, 0.15, 0.3
+"""A slope at which a move shows, the part of a cell that shows, and the least share of such cells."""
+
 CROP_STRAY = 0.006
 """The share of cells that may differ in a crop that was moved back."""
 
@@ -78,32 +81,42 @@ def are_copies(ours: UInt8s, theirs: UInt8s, tolerance: float = 1.0) -> Bools:
         some = unequal[start : start + CHUNK]
         a = ours[some].astype(np.float32)
         b = _lit(a, theirs[some].astype(np.float32))
-        found[some] = _is_same(a, b, tolerance) | _is_marked(a, b, tolerance)
-        left = np.flatnonzero(~found[some])
+        slopes = _slope(a), _slope(b)
+        found[some] = _is_same_or_marked(a, b, slopes, tolerance)
+        left = np.flatnonzero(~found[some] & _may_have_moved(a, b, slopes))
         if len(left):
             found[some[left]] = _is_cropped(a[left], b[left], tolerance)
     return found
 
 
-def _is_same(a: Floats, b: Floats, tolerance: float) -> Bools:
-    up, down = _beyond(a, b, tolerance * NOISE, tolerance * EDGE)
-    is_same: Bools = ((up > 0) | (down > 0)).sum(axis=(1, 2)) <= STRAY_CELLS
-    return is_same
-
-
-def _is_marked(a: Floats, b: Floats, tolerance: float) -> Bools:
-    """Whether one is the other under an overlay that is lighter, or darker, than what it hides."""
-    up, down = _beyond(a, b, tolerance * NOISE, tolerance * EDGE)
-    covered = ((up > 0) | (down > 0)).mean(axis=(1, 2))
+def _is_same_or_marked(
+    a: Floats, b: Floats, slopes: tuple[Floats, Floats], tolerance: float
+) -> Bools:
+    """Whether one is the other, as it is or under an overlay lighter, or darker, than it hides."""
+    steepest = _steepest(slopes)
+    up, down = _beyond(a, b, steepest, tolerance * NOISE, tolerance * EDGE)
+    changed = ((up > 0) | (down > 0)).sum(axis=(1, 2))
+    found: Bools = changed <= STRAY_CELLS
     sums = up.sum(axis=(1, 2)), down.sum(axis=(1, 2))
     is_one_way = np.minimum(*sums) <= AGAINST * np.maximum(*sums)
-    # With few slopes to hold against it, a change is the picture's own unless it is pure.
-    up, down = _beyond(a, b, tolerance * FLAT_NOISE, tolerance * FLAT_EDGE)
-    is_pure = np.minimum((up > 0).sum(axis=(1, 2)), (down > 0).sum(axis=(1, 2))) == 0
-    slopes = np.minimum(_slope(a), _slope(b))[:, 1:-1, 1:-1]
-    is_busy = (slopes > BUSY).mean(axis=(1, 2)) >= BUSY_SHARE
-    is_marked: Bools = (covered <= MOST_COVERED) & is_one_way & (is_busy | is_pure)
-    return is_marked
+    left = np.flatnonzero(~found & is_one_way & (changed <= MOST_COVERED * up[0].size))
+    if len(left):
+        # With few slopes to hold against it, a change is the picture's own unless it is pure.
+        up, down = _beyond(
+            a[left], b[left], steepest[left], tolerance * FLAT_NOISE, tolerance * FLAT_EDGE
+        )
+        is_pure = np.minimum((up > 0).sum(axis=(1, 2)), (down > 0).sum(axis=(1, 2))) == 0
+        least = np.minimum(slopes[0][left], slopes[1][left])[:, 1:-1, 1:-1]
+        found[left] = is_pure | ((least > BUSY).mean(axis=(1, 2)) >= BUSY_SHARE)
+    return found
+
+
+def _may_have_moved(a: Floats, b: Floats, slopes: tuple[Floats, Floats]) -> Bools:
+    """Whether so many of the steep cells differ that one picture may be a crop of the other."""
+    is_steep = np.maximum(*slopes) > STEEP
+    differs = is_steep & (np.abs(a - b) > STEEP * MOVED)
+    may: Bools = differs.sum(axis=(1, 2)) >= MOVED_SHARE * is_steep.sum(axis=(1, 2))
+    return may
 
 
 def _is_cropped(a: Floats, b: Floats, tolerance: float) -> Bools:
@@ -124,24 +137,30 @@ def _is_cropped(a: Floats, b: Floats, tolerance: float) -> Bools:
         q = _stepped(q, _step(a, b, q)[0])
     moved = _blurred(_placed(b, q))
     a = _blurred(a)
-    up, down = _beyond(a, moved, tolerance * CROP_NOISE, tolerance * CROP_EDGE)
+    steepest = _steepest((_slope(a), _slope(moved)))
+    up, down = _beyond(a, moved, steepest, tolerance * CROP_NOISE, tolerance * CROP_EDGE)
     strays = ((up > 0) | (down > 0)).mean(axis=(1, 2))
     after = np.abs(moved - a)[:, 1:-1, 1:-1].sum(axis=(1, 2))
     found[left] = (strays <= CROP_STRAY) & (after <= CROP_GAIN * before)
     return found
 
 
-def _beyond(a: Floats, b: Floats, noise: float, edge: float) -> tuple[Floats, Floats]:
+def _beyond(
+    a: Floats, b: Floats, steepest: Floats, noise: float, edge: float
+) -> tuple[Floats, Floats]:
     """By how much b is over a, and under it, beyond what is allowed, in units of that.
 
     The cells of the rim are left out: cropping changes them.
     """
-    slope = np.maximum(_slope(a), _slope(b))
-    wide = np.maximum(np.maximum(slope[:, :-2], slope[:, 1:-1]), slope[:, 2:])
-    steepest = np.maximum(np.maximum(wide[:, :, :-2], wide[:, :, 1:-1]), wide[:, :, 2:])
-    allowed = noise + edge * steepest + np.float32(1e-3)
-    difference = (b - a)[:, 1:-1, 1:-1] / allowed
+    difference = (b - a)[:, 1:-1, 1:-1] / (noise + edge * steepest + np.float32(1e-3))
     return np.maximum(difference - 1, 0), np.maximum(-difference - 1, 0)
+
+
+def _steepest(slopes: tuple[Floats, Floats]) -> Floats:
+    """The steepest slope of two pictures around each cell that is not of the rim."""
+    slope = np.maximum(*slopes)
+    wide = np.maximum(np.maximum(slope[:, :-2], slope[:, 1:-1]), slope[:, 2:])
+    return np.maximum(np.maximum(wide[:, :, :-2], wide[:, :, 1:-1]), wide[:, :, 2:])
 
 
 def _slope(cells: Floats) -> Floats:

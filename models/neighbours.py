@@ -25,7 +25,7 @@ HIGH = np.uint64(0xFFFFFFFF00000000)
 ROUNDS = 16
 """How often images of one hash are compared with the best of those that are left."""
 
-WINDOW = 128
+WINDOW = 64
 """Images of one hash, lighter and darker ones each, that an image is compared with."""
 
 PAIRS = 1 << 20
