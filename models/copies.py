@@ -46,7 +46,7 @@ AGAINST = 0.02
 """By how much an overlay may also change cells the other way, as a share."""
 
 STEEP, MOVED, MOVED_SHARE = 8.0, 0.15, 0.3
-"""A slope at which a move shows, the part of a cell that shows, and the least share of such cells."""
+"""The slope at which a move shows, the part of a cell that does, the least share of such cells."""
 
 CROP_STRAY = 0.006
 """The share of cells that may differ in a crop that was moved back."""
