@@ -2,6 +2,12 @@
 
     python -m benchmarks.dedup                       # captions, hashes, fingerprints
     python -m benchmarks.dedup --rows 1000000        # and that many rows through the whole summary
+    python -m benchmarks.dedup --only pictures --plot docs/dedup.svg
+    python -m benchmarks.dedup --only templates
+
+Pictures: 200 different ones of each family that `tests/graphics.py` draws, and 200 photographs
+where there are some, none of which may be merged with another; and copies of them, which must be.
+Templates: captions that a site fills in, and captions that are no template of one another.
 
 Captions: web captions (drawn sentences where there are none), a tenth of them variants of
 others in one word, short ones too. All tools get the same strings, shingles, permutations, bands
@@ -16,10 +22,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gzip
 import importlib.metadata
 import io
+import itertools
 import resource
 import statistics
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,16 +41,21 @@ from datasketch import MinHash, MinHashLSH
 from PIL import Image
 from scipy.sparse import csr_matrix
 
-from models.hashing import hamming
+from models.copies import are_copies
+from models.hashing import SIDE, colour_distance, hamming
 from models.minhash import band_keys, caption_centres, minhash, shingles
-from models.neighbours import near_pairs
-from models.text import caption_key
+from models.neighbours import Near, image_centres, near_pairs
+from models.text import caption_key, normalize
 from stages.dedup import DedupConfig, DedupStage
-from stages.fingerprints import WRITES, ImagePrints
+from stages.fingerprints import LUMA, WRITES, ImagePrints
 from stages.schema import POOL, uid_of
+from tests.graphics import COPIES, FAMILIES, drawn, encoded
 
 ALTTEXT = Path(__file__).resolve().parents[2] / "shared/data/alttext/laion_10k.parquet"
-BANDS, ROWS = 18, 7
+DATA = ALTTEXT.parents[1]
+BANDS, ROWS = 21, 6
+DRAWN_COPIES = 40
+"""Of each family of drawn pictures, how many are copied."""
 
 
 def timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
@@ -260,6 +274,254 @@ def compare_fingerprints(repeats: int) -> None:
     print(f"bits that the reduced decode changes: mean {bits.mean():.2f}, most {bits.max()}")
 
 
+def families(number: int) -> Iterator[tuple[str, list[Image.Image], int]]:
+    """The name of each, different pictures of it, and how many of them are copied."""
+    for name in FAMILIES:
+        yield name, list(drawn(name, number)), DRAWN_COPIES
+    photos = sorted((DATA / "flickr8k/images").glob("*"))[:number]
+    if photos:
+        yield "photographs", [Image.open(path).convert("RGB") for path in photos], number
+
+
+def looks_alike(a: ImagePrints, b: ImagePrints, i: Any, j: Any) -> Any:
+    """Whether hash and colours agree, as dedup's defaults have it."""
+    near = hamming(a.phash[i], b.phash[j]) <= DedupConfig().max_hamming
+    colours = colour_distance(a.colours[i], b.colours[j])
+    return near & (colours <= DedupConfig().max_colour_distance)
+
+
+def confirmed(a: ImagePrints, b: ImagePrints, i: Any, j: Any, tolerance: float) -> Any:
+    found = np.zeros(len(i), bool)
+    alike = np.flatnonzero(looks_alike(a, b, i, j))
+    ours, theirs = (one.luma[at[alike]].reshape(-1, SIDE, SIDE) for one, at in ((a, i), (b, j)))
+    found[alike] = are_copies(ours, theirs, tolerance)
+    return found
+
+
+def merged(prints: ImagePrints, near: Near) -> int:
+    """How many pictures dedup would drop."""
+    found = image_centres(
+        prints.phash,
+        near,
+        max_hamming=DedupConfig().max_hamming,
+        lightness=prints.luma.sum(axis=1, dtype=np.int64),
+    )
+    return int((found != np.arange(len(found))).sum())
+
+
+def compare_pictures(number: int, plot: Path | None) -> None:
+    tolerances = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0) if plot else (1.0,)
+    lost: dict[str, list[float]] = {}
+    kept: dict[str, list[float]] = {}
+    print(f"\n{number} different pictures of each family: how many are merged; copies: recall")
+    for name, images, copied in families(number):
+        prints = ImagePrints.of(map(encoded, images))
+        every = np.arange(copied)
+        copies = {
+            kind: ImagePrints.of(make(image) for image in images[:copied])
+            for kind, make in COPIES.items()
+        }
+
+        def alike(i: Any, j: Any, of: ImagePrints = prints) -> Any:
+            return looks_alike(of, of, i, j)
+
+        def same(tolerance: float, of: ImagePrints = prints) -> Near:
+            return lambda i, j: confirmed(of, of, i, j, tolerance)
+
+        new = {tolerance: merged(prints, same(tolerance)) for tolerance in tolerances}
+        print(f"{name:12} by hash and colours {merged(prints, alike):4}, confirmed {new[1.0]:4}")
+        recalls: dict[str, list[float]] = {}
+        for kind, found in copies.items():
+            old = looks_alike(prints, found, every, every).mean()
+            recalls[kind] = [
+                float(confirmed(prints, found, every, every, one).mean()) for one in tolerances
+            ]
+            at = recalls[kind][tolerances.index(1.0)]
+            if min(old, at) < 1:
+                print(f"{'':12} {kind:24} by hash and colours {old:.3f}, confirmed {at:.3f}")
+        lost[name] = [100 * new[one] / number for one in tolerances]
+        plain = [
+            found for kind, found in recalls.items() if " 2% " not in kind and "3%" not in kind
+        ]
+        kept[name] = [100 * float(np.mean(column)) for column in zip(*plain, strict=True)]
+    if plot:
+        plot.write_text(drawing(tolerances, lost, kept), encoding="utf-8")
+        print(f"wrote {plot}")
+
+
+COLOURS = ("#c2410c", "#d4a017", "#4d7c0f", "#0e7490", "#6d28d9", "#be185d", "#111827")
+
+
+def drawing(
+    tolerances: tuple[float, ...], lost: dict[str, list[float]], kept: dict[str, list[float]]
+) -> str:
+    """An SVG of what a tolerance merges wrongly, and what it finds of copies."""
+    width, height, left, top, wide, high = 760, 330, 60, 40, 240, 230
+    low, most = np.log10(tolerances[0]), np.log10(tolerances[-1])
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="system-ui, sans-serif" font-size="12" fill="#444">',
+        "<title>What dedup merges wrongly and what it finds, over its tolerance</title>",
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    panels = (
+        ("different pictures that are merged, %", lost, left),
+        ("copies that are found, %", kept, left + wide + 60),
+    )
+    for title, lines, start in panels:
+        parts.append(f'<text x="{start}" y="{top - 16}" font-weight="600">{title}</text>')
+        for percent in range(0, 101, 25):
+            y = top + high - high * percent / 100
+            parts.append(f'<path d="M{start} {y}h{wide}" stroke="#e2e5e9"/>')
+            parts.append(f'<text x="{start - 6}" y="{y + 4}" text-anchor="end">{percent}</text>')
+        for one in tolerances:
+            x = start + wide * (np.log10(one) - low) / (most - low)
+            colour = "#9ca3af" if one == 1 else "#f1f3f5"
+            parts.append(f'<path d="M{x:.1f} {top}v{high}" stroke="{colour}"/>')
+            if one in (0.1, 0.25, 0.5, 1, 2, 5, 10):
+                y = top + high + 18
+                parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{one:g}</text>')
+        parts.append(
+            f'<text x="{start + wide / 2}" y="{top + high + 40}" text-anchor="middle">'
+            "tolerance (1 is the default)</text>"
+        )
+        for (name, values), colour in zip(lines.items(), COLOURS, strict=False):
+            points = " ".join(
+                f"{start + wide * (np.log10(one) - low) / (most - low):.1f},"
+                f"{top + high - high * value / 100:.1f}"
+                for one, value in zip(tolerances, values, strict=True)
+            )
+            parts.append(
+                f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2">'
+                f"<title>{name}</title></polyline>"
+            )
+    for row, (name, colour) in enumerate(zip(lost, COLOURS, strict=False)):
+        y = top + 14 + 20 * row
+        x = left + 2 * wide + 84
+        parts.append(f'<path d="M{x} {y - 4}h18" stroke="{colour}" stroke-width="3"/>')
+        parts.append(f'<text x="{x + 26}" y="{y}">{name}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+PLACES = ("Lisbon", "Oslo", "San Marino", "Quito", "Cape Town", "Hanoi", "Bern", "New Delhi")
+
+
+def planted() -> tuple[list[str], list[int]]:
+    """Captions, and the template of each; -1 for what is no template of another."""
+    rng = np.random.default_rng(0)
+    vocabulary = [f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in "nrst"]
+    texts: list[str] = []
+    kinds: list[int] = []
+    for kind in range(60):
+        size = (8, 12, 20, 20, 20, 45)[kind % 6]
+        words = rng.choice(vocabulary, size).tolist()
+        place = int(rng.integers(1, size - 1))
+        for number in range(16):
+            filled = list(words)
+            if kind % 6 in (0, 1, 2):
+                filled[place] = str(100 + number)
+            elif kind % 6 == 3:
+                filled[place] = PLACES[number % 8] + ("" if number < 8 else " old town")
+            elif kind % 6 == 4:
+                filled[place], filled[0] = PLACES[number % 8], str(number)
+            else:
+                filled[place] = vocabulary[number]
+            texts.append(" ".join(filled))
+            kinds.append(kind)
+    colours, things = ("red", "blue", "green", "white"), ("dog", "cat", "boat", "car")
+    for first in colours:
+        for second in colours:
+            for thing in things:
+                texts.append(f"a {first} {thing} beside a {second} ball on the old wooden table")
+                kinds.append(-1)
+    for year in range(1950, 1990):
+        texts.append(f"{year} yearbook of our school")
+        kinds.append(-1)
+    return texts, kinds
+
+
+def real_captions() -> list[str]:
+    """Alt-texts, and human captions of which up to five are of one image."""
+    found: list[str] = []
+    if ALTTEXT.exists():
+        found += [str(one) for one in pq.read_table(ALTTEXT)["TEXT"].to_pylist() if one]
+    for path in sorted((DATA / "multi30k").glob("train.*.en.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            found += [line.strip() for line in itertools.islice(file, 6000)]
+    if (captions_tsv := DATA / "coco/captions.tsv").exists():
+        lines = captions_tsv.read_text(encoding="utf-8").splitlines()[1:]
+        found += [line.split("\t")[1] for line in lines]
+    if (shard := DATA / "cc12m/cc12m-train-0000.tar").exists():
+        with tarfile.open(shard) as tar:
+            texts = (tar.extractfile(one) for one in tar if one.name.endswith(".txt"))
+            found += [file.read().decode() for file in texts if file is not None]
+    return found
+
+
+def plain_shingles(key: str) -> list[bytes]:
+    """The trigrams of a key itself, numbers and all."""
+    words = key.split(" ")
+    return [" ".join(words[i : i + 3]).encode() for i in range(max(len(words) - 2, 1))]
+
+
+def stars_by_datasketch(keys: list[str], similar: float) -> list[int]:
+    """What a caption joins by datasketch's index at its own parameters, unverified."""
+    index = MinHashLSH(threshold=similar, num_perm=128)
+    found = []
+    sets = [plain_shingles(key) for key in keys]
+    for position, sketch in enumerate(MinHash.bulk(sets, num_perm=128)):
+        near = index.query(sketch)
+        found.append(min(near, default=position))
+        if not near:
+            index.insert(position, sketch, check_duplication=False)
+    return found
+
+
+def stars(keys: list[str], template: int | None) -> list[int]:
+    signatures = minhash([shingles(key) for key in keys])
+    bands = band_keys(signatures, BANDS, ROWS)
+    found = caption_centres(
+        bands, keys.__getitem__, len(keys), min_jaccard=0.9, min_template=template
+    )
+    return [int(one) for one in found]
+
+
+def compare_templates() -> None:
+    texts, kinds = planted()
+    keys = [caption_key(text) for text in texts]
+    real = list(dict.fromkeys(caption_key(normalize(text)) for text in real_captions()))
+    tools: dict[str, Callable[[list[str]], list[int]]] = {
+        "capfilt": lambda some: stars(some, DedupConfig().min_template),
+        "capfilt, min_template: 12": lambda some: stars(some, 12),
+        "capfilt, min_template: 0": lambda some: stars(some, None),
+        "datasketch at 0.9": lambda some: stars_by_datasketch(some, 0.9),
+        "datasketch at 0.7": lambda some: stars_by_datasketch(some, 0.7),
+        "datasketch at 0.5": lambda some: stars_by_datasketch(some, 0.5),
+    }
+    print(
+        f"\n{len(keys)} planted captions, {sum(kind >= 0 for kind in kinds)} of them of 60 "
+        f"templates; {len(real):,} distinct real ones"
+    )
+    print(f"{'rule':26} {'recall':>7} {'precision':>9} {'whole':>6} {'joined of the real':>19}")
+    joined: list[tuple[int, int]] = []
+    for name, tool in tools.items():
+        found = tool(keys)
+        pairs = [(i, one) for i, one in enumerate(found) if i != one]
+        right = sum(kinds[i] == kinds[j] >= 0 for i, j in pairs)
+        possible = sum(kind >= 0 for kind in kinds) - len({kind for kind in kinds if kind >= 0})
+        whole = sum(
+            len({found[i] for i, kind in enumerate(kinds) if kind == one}) == 1 for one in range(60)
+        )
+        of_real = [(i, one) for i, one in enumerate(tool(real)) if i != one]
+        joined = joined or of_real
+        print(
+            f"{name:26} {right / possible:7.3f} {right / max(len(pairs), 1):9.3f} {whole:6} "
+            f"{len(of_real):19,}"
+        )
+    for i, j in joined:
+        print(f"  joined: {real[i]}\n     with: {real[j]}")
+
+
 def shards(rows: int, size: int = 100_000) -> Iterator[pa.Table]:
     """Annotations of many rows, a fifth of the images copies and a fifth of the captions near."""
     stage = DedupStage(DedupConfig())
@@ -298,11 +560,13 @@ def shards(rows: int, size: int = 100_000) -> Iterator[pa.Table]:
             bit = np.uint64(1) << rng.integers(0, 64, number).astype(np.uint64)
             phash = np.where(is_copy, phash ^ bit, phash)
         colours = pa.array([bytes([int(i) % 200]) * 192 for i in image], pa.binary(192))
+        luma = pa.array([bytes([int(i) % 200]) * LUMA for i in image], pa.binary(LUMA))
         for name, values in {
             "image_area": pa.array(rng.integers(10_000, 1_000_000, number)),
             "image_phash": pa.array(phash.view(np.int64)),
             "image_contrast": pa.array(np.full(number, 50, np.float32)),
             "image_colours": colours,
+            "image_luma": luma,
         }.items():
             found = found.set_column(WRITES.get_field_index(name), name, values)
         yield found.add_column(0, "uid", table["uid"])
@@ -345,9 +609,18 @@ def main() -> None:
     parser.add_argument("--radius", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--only", choices=("pictures", "templates"))
     options = parser.parse_args()
     packages = ("numpy", "pillow", "datasketch", "rensa", "faiss-cpu", "imagededup", "ImageHash")
     print(*(f"{p} {importlib.metadata.version(p)}" for p in packages if installed(p)), sep=", ")
+    if options.only != "templates":
+        compare_pictures(options.pictures, options.plot)
+    if options.only != "pictures":
+        compare_templates()
+    if options.only:
+        return
     compare_captions(options.captions, options.repeats)
     compare_hashes(options.radius, options.repeats)
     compare_fingerprints(options.repeats)

@@ -34,7 +34,7 @@ from pipeline.store import Run
 from pipeline.summary import Summary
 from pipeline.worker import Worker
 from stages.digests import from_binary, to_hex
-from stages.fingerprints import COLOURS, NUM_PERM, WRITES
+from stages.fingerprints import COLOURS, LUMA, NUM_PERM, WRITES
 from stages.schema import POOL
 from stages.select import SelectStage, splitmix
 
@@ -115,6 +115,7 @@ def prints(rows: int, start: int) -> pa.Table:
         "image_phash": pa.array(phash.view(np.int64)),
         "image_contrast": pa.array(np.full(rows, 50, np.float32)),
         "image_colours": binary(np.repeat(grey, COLOURS).tobytes(), COLOURS),
+        "image_luma": binary(np.repeat(grey, LUMA).tobytes(), LUMA),
         "caption_text": pa.array(texts),
         "caption_key": digests(caption),
         "caption_words": pa.array(np.full(rows, 11, np.int32)),

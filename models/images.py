@@ -5,7 +5,6 @@ Only `Preprocess` imports torch, and only when it is called.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import json
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from models.containers import Bare, CostlyError, bare, orientation
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"  # markers of JPEG
 _MAX_SCANS = 500  # each costs a pass over the whole image, however few its bytes
-_MAX_PASSED = 2_000_000_000  # pixels that all passes together may go over: seconds
+_MAX_PASSED = 1_000_000_000  # pixels that all passes together may go over: seconds
 _STRIP = 2**20  # pixels that are turned to RGB at once
 
 ImageReason = Literal["not_an_image", "truncated", "undecodable", "too_many_pixels"]
@@ -87,10 +88,13 @@ def decode(
 ) -> Decoded:
     """Decode an image of unknown origin to upright RGB.
 
-    The first frame, turned by its EXIF orientation, transparency laid over white, 16-bit values
-    scaled to 8. A JPEG is whole if all its scan lines are: the end marker may lack where it has
-    one scan, but not where a further scan may have been cut off. Flaws that lose no scan line, as
-    stray bytes between markers, are overlooked.
+    The first frame, turned by its EXIF orientation (one outside 1 to 8 turns nothing), transparency
+    laid over white, samples of 9 to 16 bits scaled to 8. Wider integers and floats have no range
+    that the file tells, and are undecodable. Colour profiles are left out, as img2dataset and
+    OpenCV do: a picture in Display P3 or Adobe RGB is a little paler than it was meant. Of what
+    else stands in a file, `containers.bare` keeps nothing. A JPEG is whole if all its scan lines
+    are: the end marker may lack where it has one scan, but not where a further scan may have been
+    cut off. Flaws that lose no scan line, as stray bytes between markers, are overlooked.
 
     Args:
         data: The encoded image.
@@ -102,7 +106,13 @@ def decode(
         ImageError: The image cannot be decoded; its `reason` says why.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        file = bare(data)
+    except CostlyError as error:
+        raise ImageError("undecodable", str(error)) from error
+    except EOFError as error:
+        raise ImageError("truncated", str(error)) from error
+    try:
+        image = Image.open(io.BytesIO(file.data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError("not_an_image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -113,22 +123,26 @@ def decode(
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError("too_many_pixels", f"{width} x {height} is over {max_pixels}")
+        most = min(_MAX_SCANS, _MAX_PASSED // max(width * height, 1))
         try:
-            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-                orientation = _orientation(image)
-                pixels = _turned(_jpeg(data, image, min_size), orientation)
+            if file.scan is not None:
+                _check_scans(file, image, most)
+            if file.scan is not None and image.mode in ("RGB", "L"):
+                pixels = _jpeg(file, image, min_size)
             else:
+                if file.passes > most:
+                    raise ImageError("undecodable", f"more than {most} scans")
                 image.load()
-                orientation = 1
-                _set_upright(image)
-                pixels = _pixels(image)
+                pixels = _pixels(image, file.bits)
                 height, width = pixels.shape[:2]
+            upright = file.orientation or orientation(_bytes(image, "exif"), _bytes(image, "xmp"))
+            pixels = _turned(pixels, upright)
         except ImageError:
             raise
         except Exception as error:
             reason: ImageReason = "truncated" if _ends_early(error) else "undecodable"
             raise ImageError(reason, str(error)) from error
-    if orientation >= 5:
+    if upright >= 5:
         width, height = height, width
     return Decoded(pixels=pixels, width=width, height=height)
 
@@ -144,25 +158,38 @@ def open_rgb(
     return Image.fromarray(decode(data, max_pixels, min_size=min_size).pixels)
 
 
+def _check_scans(file: Bare, image: Image.Image, most: int) -> None:
+    """Refuse a JPEG of many scans, unless its first one holds all.
+
+    Raises:
+        ImageError: It has so many scans that it is meant to take hours.
+    """
+    assert file.scan is not None
+    if _has_scans(file, image) and file.data.count(_SCAN, file.scan) > most:
+        raise ImageError("undecodable", f"more than {most} scans")
+
+
+def _has_scans(file: Bare, image: Image.Image) -> bool:
+    assert file.scan is not None
+    is_one = file.data[file.scan + 4] == len(image.getbands())
+    return "progressive" in image.info or not is_one
+
+
 def _jpeg(
-    data: bytes, image: Image.Image, min_size: tuple[int, int] | None
+    file: Bare, image: Image.Image, min_size: tuple[int, int] | None
 ) -> npt.NDArray[np.uint8]:
     """The pixels of a JPEG as they lie, (height, width, 3).
 
     Raises:
-        ImageError: It is truncated, or of so many scans that it is meant to take hours.
+        ImageError: It is truncated.
         ValueError: It is broken.
     """
     width, height = image.size
-    scan = _first_scan(data)
-    is_progressive = "progressive" in image.info
-    if not data.endswith(_END) and data.find(_END, scan) < 0:
-        if is_progressive or data[scan + 4] != len(image.getbands()):
+    data = file.data
+    if not data.endswith(_END) and data.find(_END, file.scan) < 0:
+        if _has_scans(file, image):
             raise ImageError("truncated", "no end after the last scan")
         data += _END
-    most = min(_MAX_SCANS, _MAX_PASSED // (width * height))
-    if is_progressive and data.count(_SCAN, scan) > most:
-        raise ImageError("undecodable", f"more than {most} scans")
     room = min(width // min_size[0], height // min_size[1]) if min_size else 1
     reduction = next((one for one in (8, 4, 2) if one <= room), 1)
     decoded = functools.partial(
@@ -180,18 +207,6 @@ def _jpeg(
     return decoded(strict=False)
 
 
-def _first_scan(jpeg: bytes) -> int:
-    """Where the first scan starts; markers before it may belong to a thumbnail in the EXIF."""
-    position = 2
-    while (marker := jpeg[position : position + 2]) != _SCAN:
-        if marker[:1] != b"\xff":
-            raise ValueError("no scan")
-        is_fill = marker == b"\xff\xff"
-        length = int.from_bytes(jpeg[position + 2 : position + 4], "big")
-        position += 1 if is_fill else 2 + length
-    return position
-
-
 def _turned(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
     """The pixels turned by an EXIF orientation."""
     if orientation in (5, 6, 7, 8):
@@ -203,43 +218,40 @@ def _turned(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.u
     return np.ascontiguousarray(pixels)
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; broken EXIF turns nothing."""
-    try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:
-        return 1
-
-
 def _ends_early(error: Exception) -> bool:
     """Whether a decoder stopped for want of bytes, which Pillow tells by its message alone."""
     message = str(error).lower()
     return isinstance(error, EOFError) or "truncated" in message or "unexpected end" in message
 
 
-def _set_upright(image: Image.Image) -> None:
-    """Turn the image by its EXIF orientation; broken EXIF turns nothing."""
-    with contextlib.suppress(Exception):  # the pixels are whole, whatever the tags say
-        ImageOps.exif_transpose(image, in_place=True)
+def _bytes(image: Image.Image, name: str) -> bytes:
+    value = image.info.get(name, b"")
+    return value if isinstance(value, bytes) else b""
 
 
-def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+def _pixels(image: Image.Image, bits: int | None = None) -> npt.NDArray[np.uint8]:
     """The pixels as RGB, (height, width, 3), beside which only a strip is held in other forms."""
     rows = max(1, _STRIP // image.width)
     if rows >= image.height:
-        return np.asarray(_as_rgb(image))
+        return np.asarray(_as_rgb(image, bits))
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        pixels[top : top + rows] = np.asarray(_as_rgb(strip))
+        pixels[top : top + rows] = np.asarray(_as_rgb(strip, bits))
     return pixels
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """The image as RGB, over white where it is transparent."""
+def _as_rgb(image: Image.Image, bits: int | None) -> Image.Image:
+    """The image as RGB, over white where it is transparent.
+
+    Raises:
+        ImageError: Its samples are of a range that nothing tells.
+    """
+    if image.mode in ("I", "F"):
+        raise ImageError("undecodable", "samples of 32 bits, whose range is unknown")
     if image.mode.startswith("I"):
-        values = np.asarray(image).clip(0, 65535)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image) >> max((bits or 16) - 8, 0)
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

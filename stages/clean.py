@@ -15,7 +15,7 @@ from PIL import Image
 
 from models.nouns import revision
 from models.speech import PartsOfSpeech
-from models.text import LanguageDetector, TextMeasures, measure, normalize
+from models.text import LanguageDetector, TextMeasures, measure, normalize, script_words
 from stages.base import Stage, StageConfig, threshold
 from stages.fingerprints import PRINTS, ImagePrints, opened
 from stages.presets import PRESETS, Rules
@@ -171,7 +171,7 @@ class CleanStage(Stage[CleanConfig]):
     """
 
     name: ClassVar[str] = "clean"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     config_type: ClassVar[type[StageConfig]] = CleanConfig
     reads: ClassVar[tuple[str, ...]] = (
         "caption",
@@ -244,9 +244,9 @@ class CleanStage(Stage[CleanConfig]):
         found = encoded.dictionary.to_pylist()
         texts = [normalize(caption) for caption in found]
         columns: dict[str, Any] = {"text": texts}
-        words = [caption.split() for caption in found]
-        columns["caption_characters"] = [len(" ".join(one)) for one in words]
-        columns["caption_words"] = [len(one) for one in words]
+        runs = [caption.split() for caption in found]
+        columns["caption_characters"] = [len(" ".join(one)) for one in runs]
+        columns["caption_words"] = [len(script_words(caption)) for caption in found]
         measures = zip(*map(measure, texts), strict=True) if texts else ((),) * 15
         for name, values in zip(TextMeasures._fields, measures, strict=True):
             columns[f"text_{name}"] = values

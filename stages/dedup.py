@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from models.hashing import colour_distance, hamming
+from models.copies import are_copies
+from models.hashing import SIDE, colour_distance, hamming
 from models.minhash import caption_centres, minhash, shingles
 from models.neighbours import Near, image_centres, near_between, near_pairs
 from models.text import caption_key
@@ -31,6 +32,7 @@ __all__ = ["DedupConfig", "DedupStage"]
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
+Prints = Fingerprints | ImagePrints
 
 DUPLICATES = ["duplicate_url", "duplicate_image", "near_duplicate_image"]
 
@@ -39,6 +41,8 @@ _SUMMARY: dict[str, pa.DataType] = {
     "image_distance": pa.int32(),
     "image_duplicate": pa.string(),
     "image_captions": pa.int32(),
+    "image_urls": pa.int32(),
+    "image_placeholder": pa.bool_(),
     "further_captions": pa.list_(pa.string()),
     "caption_cluster": pa.string(),
     "caption_images": pa.int32(),
@@ -57,42 +61,57 @@ class DedupConfig(StageConfig):
             and recompressed photographs differ in 0 to 4, different ones in 12 or more.
         max_colour_distance: The most by which the mean colour of any cell of an 8 x 8 grid may
             differ in any channel, of 255: a perceptual hash is blind to colour.
+        tolerance: By what factor two thumbnails of 32 x 32 that a hash finds near may differ more
+            than copies do, cell by cell (`models.copies`); docs/dedup.md has its cost. A hash alone
+            joins different prints, charts and pages.
         min_contrast: Standard deviation of brightness, of 255, under which the hash of an image
             is noise, and only its URL and its bytes can make it the same as another.
         max_images_per_caption: A caption on more distinct images than this belongs to the site,
             not to an image (ALIGN, arXiv:2102.05918).
         max_captions_per_image: An image with more distinct captions than this is no image of
             anything (ALIGN).
+        max_urls_per_image: A file that stands under more URLs than this, with more distinct
+            captions than this, is a placeholder and shows what none of them says.
         max_further_captions: Captions of its copies that an image is offered beside its own.
         against: Evaluation sets: folders of images or Parquet files with an `image` column.
             Images near one of theirs are out.
         min_jaccard: Shared among all word trigrams of two captions that count as one caption.
-            Captions of fewer than five words must be equal but for case and punctuation.
-        bands: Bands of the LSH index of captions. 18 of 7 find 98.5% of the pairs of similarity
-            0.8, and all but one in 10,000 of those of 0.9.
+            Captions of fewer than five words must be equal but for case and punctuation. Numbers
+            do not count beside six words or more.
+        min_template: Words that two captions must share before and after one run of words to count
+            as one caption, whatever stands there: a template with a name. The run may be a quarter
+            of the longer caption. 0 joins none.
+        bands: Bands of the LSH index of captions. 21 of 6 find 99.8% of the pairs of similarity
+            0.8, and 95% of those of 0.71, as 20 words with another word among them have.
         rows: MinHash values in a band; bands x rows is at most 128.
     """
 
     max_hamming: int = threshold(6)
     max_colour_distance: int = threshold(32)
+    tolerance: float = threshold(1.0)
     min_contrast: float = threshold(4.0)
     max_images_per_caption: int = threshold(10)
     max_captions_per_image: int = threshold(1000)
+    max_urls_per_image: int = threshold(10)
     max_further_captions: int = threshold(4)
     against: tuple[str, ...] = threshold(())
     min_jaccard: float = threshold(0.9)
-    bands: int = threshold(18)
-    rows: int = threshold(7)
+    min_template: int = threshold(15)
+    bands: int = threshold(21)
+    rows: int = threshold(6)
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("max_hamming", 0, 16),
             ("max_colour_distance", 0, 255),
+            ("tolerance", 0, 100),
             ("min_contrast", 0, 128),
             ("max_images_per_caption", 1, 2**31 - 1),
             ("max_captions_per_image", 1, 2**31 - 1),
+            ("max_urls_per_image", 1, 2**31 - 1),
             ("max_further_captions", 0, 1000),
             ("min_jaccard", 0, 1),
+            ("min_template", 0, 2**31 - 1),
             ("bands", 2, NUM_PERM),
             ("rows", 1, NUM_PERM),
         ):
@@ -123,25 +142,31 @@ class DedupConfig(StageConfig):
 class DedupStage(ClusteredStage[DedupConfig]):
     """Exact and near-identical images, images of evaluation sets, and captions on many images.
 
-    Rows are one image when they share a URL or the bytes that were downloaded, directly or through
-    other rows, or when perceptual hash and colours are near (`neighbours.image_centres`). Near
-    images form stars around their best-ranked image and never chains, so all of them resemble it.
-    Of each image one row stays, its representative: a row whose caption can be used before one
-    whose cannot, then the largest original image, the caption on fewest images, the caption of
-    most words, the smallest uid. It is offered the usable captions of the others as further ones.
+    Rows are one image when the bytes that were downloaded are equal, or when perceptual hash and
+    colours are near and the thumbnails agree cell by cell (`copies.are_copies`). A URL makes no two
+    rows one image, since a URL may give other bytes at another time. Near images form stars around
+    their best-ranked image and never chains, so all of them are copies of it. Of each image one row
+    stays, its representative: a row whose caption can be used before one whose cannot, then the
+    largest original image, the caption on fewest images, the caption of most words, the smallest
+    uid. It is offered as further captions those of the others that are copies of it itself.
+
+    A caption cannot be used where it is boilerplate, or where its URL gave several images: then
+    nobody knows which one it is of. An image is a placeholder, and out as a whole, where one file
+    of it stands under more URLs and captions than `max_urls_per_image`, or where two or more of
+    its URLs gave other images too.
 
     An image of which any row is near an image of an evaluation set, or has its bytes, is out as a
     whole: its other rows are as much that image as the one that is near.
 
     A caption is rejected when it, or a nearly identical one, stands on too many distinct images.
-    Captions too form stars, around the most frequent one, and two of them need a Jaccard similarity
-    of 0.9 over word trigrams: captions of up to some twenty words that differ in one word stay
-    apart, and so do the paraphrases of one image and the sentences of a small grammar. A shared
-    caption never makes two images one.
+    Captions too form stars, around the most frequent one. Two of them are one where they differ in
+    their numbers alone, in one run of words of a long template, or in less than a tenth of their
+    word trigrams: paraphrases of one image and the sentences of a small grammar stay apart. A
+    shared caption never makes two images one.
     """
 
     name: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     config_type: ClassVar[type[StageConfig]] = DedupConfig
     reads: ClassVar[tuple[str, ...]] = (
         "url",
@@ -158,8 +183,9 @@ class DedupStage(ClusteredStage[DedupConfig]):
     reasons: ClassVar[Mapping[str, str]] = {
         "in_evaluation_set": "The image is one of an evaluation set, or nearly so.",
         "too_many_captions": "The image has more captions than max_captions_per_image.",
+        "shared_placeholder": "The image stands under many URLs that are of other images.",
         "boilerplate_caption": "The caption stands on more images than max_images_per_caption.",
-        "duplicate_url": "Another row of the same URL is kept.",
+        "duplicate_url": "Another row of the same URL and the same image bytes is kept.",
         "duplicate_image": "Another row of the same image bytes is kept.",
         "near_duplicate_image": "Another row of nearly the same image is kept.",
     }
@@ -230,8 +256,10 @@ class DedupStage(ClusteredStage[DedupConfig]):
             uid; image_cluster, the uid of the row that represents the image; image_distance, the
             bits between both hashes, null for the representative itself; image_duplicate, the
             reason that makes a row its duplicate, null for the representative; image_captions, the
-            number of distinct captions of the image; further_captions, usable captions of its
-            duplicates, the best rank first, null but for the representative; caption_cluster, the
+            number of distinct captions of the image, and image_urls, that of its URLs;
+            image_placeholder, whether it stands under URLs of other images; further_captions,
+            usable captions of its copies, the best rank first, null but for the representative;
+            caption_cluster, the
             uid of a row with the caption at the centre of the star, and caption_images, the number
             of distinct images of the star, both null without a caption; evaluation_set,
             evaluation_image and evaluation_distance, the image of an evaluation set that the image
@@ -241,12 +269,14 @@ class DedupStage(ClusteredStage[DedupConfig]):
         caption = digests.codes(rows.caption)
         captioned = caption >= 0
         order = _ranking(rows, captioned, np.zeros(len(rows), np.int32))
-        same = _components(len(rows), digests.links(rows.url), digests.links(rows.sha256))
+        same = _components(len(rows), digests.links(rows.sha256))
         image = self._image_centres(rows, order, _first(same, order)[same])
         star, spread = self._captions(rows, caption, order, image)
+        url = digests.codes(rows.url)
+        is_shared, is_volatile = self._urls(url, caption, same, image)
 
         # A cluster is represented by a row with a caption worth keeping, if it has one.
-        is_usable = captioned & (spread <= self.config.max_images_per_caption)
+        is_usable = captioned & (spread <= self.config.max_images_per_caption) & ~is_volatile
         order = _ranking(rows, is_usable, spread)
         cluster = np.unique(image, return_inverse=True)[1]
         kept = _first(cluster, order)[cluster]
@@ -255,8 +285,9 @@ class DedupStage(ClusteredStage[DedupConfig]):
 
         why = np.full(len(rows), DUPLICATES.index("near_duplicate_image"), np.int8)
         why[same == same[kept]] = DUPLICATES.index("duplicate_image")
-        why[(rows.url == rows.url[kept]).all(axis=1)] = DUPLICATES.index("duplicate_url")
+        why[(same == same[kept]) & (url == url[kept])] = DUPLICATES.index("duplicate_url")
         captions = _distinct(kept[captioned], caption[captioned], len(rows))[kept]
+        urls = _distinct(kept, url, len(rows))[kept]
         is_lost = rows.contrast < 0
         distance = hamming(rows.phash, rows.phash[kept]).astype(np.int32)
         duplicate: Any = pa.array(why, mask=is_kept)
@@ -266,8 +297,14 @@ class DedupStage(ClusteredStage[DedupConfig]):
             "image_distance": pa.array(distance, mask=is_kept | is_lost | is_lost[kept]),
             "image_duplicate": pa.array(DUPLICATES).take(duplicate),
             "image_captions": pa.array(captions.astype(np.int32)),
+            "image_urls": pa.array(urls.astype(np.int32)),
+            "image_placeholder": pa.array(is_shared),
             "further_captions": self._further(
-                rows, caption, np.where(is_usable, kept, -1), order, is_kept
+                rows,
+                caption,
+                np.where(is_usable & ~is_shared & self._is_copy(rows, same, kept), kept, -1),
+                order,
+                is_kept,
             ),
             "caption_cluster": digests.to_hex(np.where(captioned[:, None], rows.uid[star], 0)),
             "caption_images": pa.array(spread, mask=~captioned),
@@ -284,24 +321,61 @@ class DedupStage(ClusteredStage[DedupConfig]):
         centre[candidates] = candidates[
             image_centres(
                 rows.phash[candidates],
-                self._alike((rows.colours, candidates), (rows.colours, candidates)),
+                self._alike((rows, candidates), (rows, candidates)),
                 max_hamming=self.config.max_hamming,
+                lightness=_lightness(rows.luma, candidates),
             )
         ]
         return centre[head]
 
-    def _alike(self, ours: tuple[Any, Int64s], theirs: tuple[Any, Int64s]) -> Near:
-        """Whether the colours of two images agree; each is a place in a list of rows of grids."""
+    def _alike(self, ours: tuple[Prints, Int64s], theirs: tuple[Prints, Int64s]) -> Near:
+        """Whether colours and thumbnails of two images agree; each is a place in a list of rows."""
 
         def near(a: Int64s, b: Int64s) -> Bools:
             is_near = np.zeros(len(a), bool)
-            for start in range(0, len(a), 2**16):
-                some = slice(start, start + 2**16)
-                grids = [of[rows[at[some]]] for (of, rows), at in ((ours, a), (theirs, b))]
-                is_near[some] = colour_distance(*grids) <= self.config.max_colour_distance
+            for start in range(0, len(a), 2**14):
+                place = np.arange(start, min(start + 2**14, len(a)))
+                i, j = ours[1][a[place]], theirs[1][b[place]]
+                distance = colour_distance(ours[0].colours[i], theirs[0].colours[j])
+                has_colours = distance <= self.config.max_colour_distance
+                place, i, j = place[has_colours], i[has_colours], j[has_colours]
+                is_near[place] = are_copies(
+                    ours[0].luma[i].reshape(-1, SIDE, SIDE),
+                    theirs[0].luma[j].reshape(-1, SIDE, SIDE),
+                    self.config.tolerance,
+                )
             return is_near
 
         return near
+
+    def _is_copy(self, rows: Fingerprints, same: Int64s, kept: Int64s) -> Bools:
+        """Whether each row is a copy of its representative itself, and not of the centre alone."""
+        is_copy: Bools = same == same[kept]
+        rest = np.flatnonzero(~is_copy)
+        everything = np.arange(len(rows))
+        is_copy[rest] = self._alike((rows, everything), (rows, everything))(kept[rest], rest)
+        return is_copy
+
+    def _urls(
+        self, url: Int64s, caption: Int64s, same: Int64s, image: Int64s
+    ) -> tuple[Bools, Bools]:
+        """Which rows show a placeholder, and which have a URL that gave several images.
+
+        Args:
+            url: (n,) the number of each row's URL.
+            caption: (n,) the number of each row's caption, -1 without one.
+            same: (n,) the number of the file that each downloaded.
+            image: (n,) the image that each shows, as a row.
+        """
+        n, captioned = len(url), caption >= 0
+        is_volatile = (_distinct(url, image, n) > 1)[url]
+        changing = _distinct(image[is_volatile], url[is_volatile], n)[image]
+        urls = _distinct(same, url, n)
+        captions = _distinct(same[captioned], caption[captioned], n)
+        is_many = (np.minimum(urls, captions) > self.config.max_urls_per_image)[same]
+        holds_many = np.zeros(n, bool)
+        holds_many[image[is_many]] = True
+        return holds_many[image] | (changing > 1), is_volatile
 
     def _captions(
         self, rows: Fingerprints, caption: Int64s, order: Int64s, image: Int64s
@@ -327,6 +401,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
             lambda position: caption_key(rows.text(rows_ranked[position])),
             len(ranked),
             min_jaccard=self.config.min_jaccard,
+            min_template=self.config.min_template or None,
         )
         star_of = np.empty(len(ranked), np.int64)
         star_of[ranked] = ranked[centres]
@@ -382,7 +457,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
         found = [digests.matches(rows.sha256, images.sha256)]
         ours = np.flatnonzero(rows.contrast >= self.config.min_contrast)
         theirs = np.flatnonzero(prints.contrast >= self.config.min_contrast)
-        alike = self._alike((rows.colours, ours), (prints.colours, theirs))
+        alike = self._alike((rows, ours), (prints, theirs))
         for i, j in near_between(rows.phash[ours], prints.phash[theirs], self.config.max_hamming):
             is_near = alike(i, j)
             found.append((ours[i[is_near]], theirs[j[is_near]]))
@@ -412,6 +487,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
         verdicts: Any = annotations["image_duplicate"].combine_chunks()
         for reason, applies in (
             ("boilerplate_caption", images > self.config.max_images_per_caption),
+            ("shared_placeholder", _numpy(annotations["image_placeholder"])),
             ("too_many_captions", captions > self.config.max_captions_per_image),
             ("in_evaluation_set", _numpy(annotations["evaluation_set"].is_valid())),
         ):
@@ -457,6 +533,14 @@ def _distinct(groups: Int64s, values: Int64s, num_groups: int) -> Int64s:
     pairs = np.sort(groups * width + values)
     is_first = np.diff(pairs, prepend=-1) > 0
     return np.bincount(pairs[is_first] // width, minlength=num_groups)
+
+
+def _lightness(luma: npt.NDArray[np.uint8], rows: Int64s) -> Int64s:
+    """The sum of the brightness of some thumbnails, under 2^18."""
+    parts = (
+        luma[rows[i : i + 2**14]].sum(axis=1, dtype=np.int64) for i in range(0, len(rows), 2**14)
+    )
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 def _numpy(column: Any) -> npt.NDArray[Any]:

@@ -21,6 +21,7 @@ from stages.digests import Digests
 
 __all__ = [
     "COLOURS",
+    "LUMA",
     "NUM_PERM",
     "PRINTS",
     "WRITES",
@@ -32,11 +33,13 @@ __all__ = [
 
 NUM_PERM = 128
 COLOURS = 3 * hashing.GRID**2
+LUMA = hashing.SIDE**2
 
 PRINTS: dict[str, pa.DataType] = {
     "image_phash": pa.int64(),
     "image_contrast": pa.float32(),
     "image_colours": pa.binary(COLOURS),
+    "image_luma": pa.binary(LUMA),
 }
 """How an image looks; clean writes these columns too, out of the one decode that it needs."""
 
@@ -54,8 +57,9 @@ WRITES = pa.schema(_WRITES)
 """What dedup measures of a row.
 
 The first 128 bits of the digest of its URL, and of the SHA-256 of its image; the pixels of the
-image as downloaded; the 64 bits of its perceptual hash as a signed integer, its contrast and the
-uint8 (8, 8, 3) of its colours, all null where it cannot be opened; the caption, 128 bits of the
+image as downloaded; the 64 bits of its perceptual hash as a signed integer, its contrast, the
+uint8 (8, 8, 3) of its colours and the uint8 (32, 32) of its brightness, all null where it cannot be
+opened; the caption, 128 bits of the
 digest of its key, the words of its key, and 128 little-endian uint32 of its MinHash, all null
 where there is none.
 """
@@ -72,11 +76,13 @@ class ImagePrints:
         contrast: (n,), the standard deviation of brightness, of 255; -1 for an image that cannot
             be opened, of which the rest is 0.
         colours: (n, 192), `hashing.colour_grid`.
+        luma: (n, 1024), `hashing.luma`.
     """
 
     phash: npt.NDArray[np.uint64]
     contrast: npt.NDArray[np.float32]
     colours: npt.NDArray[np.uint8]
+    luma: npt.NDArray[np.uint8]
 
     @classmethod
     def of(cls, images: Iterable[bytes | None]) -> ImagePrints:
@@ -96,24 +102,30 @@ class ImagePrints:
         phash = np.zeros(number, np.uint64)
         contrast = np.full(number, -1, np.float32)
         colours = np.zeros((number, COLOURS), np.uint8)
+        luma = np.zeros((number, LUMA), np.uint8)
         if seen:
             grey = np.array(lumas, np.uint8)
             phash[seen] = hashing.perceptual_hash(grey)
             contrast[seen] = [one.std(dtype=np.float64) for one in grey]
             colours[seen] = np.array(grids, np.uint8).reshape(-1, COLOURS)
-        return cls(phash=phash, contrast=contrast, colours=colours)
+            luma[seen] = grey.reshape(-1, LUMA)
+        return cls(phash=phash, contrast=contrast, colours=colours, luma=luma)
 
     def columns(self) -> dict[str, pa.Array[Any]]:
         """The columns of `PRINTS`, null for an image that cannot be opened."""
         is_lost = self.contrast < 0
-        colours = [
-            None if lost else grid.tobytes()
-            for lost, grid in zip(is_lost, self.colours, strict=True)
-        ]
+
+        def binaries(rows: npt.NDArray[np.uint8]) -> pa.Array[Any]:
+            values = [
+                None if lost else row.tobytes() for lost, row in zip(is_lost, rows, strict=True)
+            ]
+            return pa.array(values, pa.binary(rows.shape[1]))
+
         return {
             "image_phash": pa.array(self.phash.view(np.int64), mask=is_lost),
             "image_contrast": pa.array(self.contrast, mask=is_lost),
-            "image_colours": pa.array(colours, pa.binary(COLOURS)),
+            "image_colours": binaries(self.colours),
+            "image_luma": binaries(self.luma),
         }
 
 
@@ -122,8 +134,8 @@ def opened(image: bytes | None) -> Image.Image | None:
     if not image:
         return None
     try:
-        # Below 96 pixels a JPEG's own reduction shows in the hash.
-        return open_rgb(image, min_size=(96, 96))
+        # Below six pixels for each that is kept, a JPEG's own reduction shows in the thumbnail.
+        return open_rgb(image, min_size=(6 * hashing.SIDE, 6 * hashing.SIDE))
     except ImageError:
         return None
 
@@ -176,6 +188,7 @@ class Fingerprints:
         phash: (n,), 0 for an image that cannot be opened.
         contrast: (n,), -1 for an image that cannot be opened.
         colours: (n, 192), on disk.
+        luma: (n, 1024), on disk.
         bands: (n,) for each band of the MinHash; of no meaning without a caption.
     """
 
@@ -188,6 +201,7 @@ class Fingerprints:
     phash: npt.NDArray[np.uint64]
     contrast: npt.NDArray[np.float32]
     colours: npt.NDArray[np.uint8]
+    luma: npt.NDArray[np.uint8]
     bands: tuple[Spilled, ...]
     _characters: npt.NDArray[np.uint8]
     _ends: npt.NDArray[np.int64]
@@ -203,7 +217,8 @@ class Fingerprints:
         """
         schema = pa.schema([pa.field("uid", pa.string()), *WRITES])
         narrow: dict[str, list[Array]] = {}
-        colours, characters = Spilled(np.uint8, COLOURS), Spilled(np.uint8)
+        colours, luma = Spilled(np.uint8, COLOURS), Spilled(np.uint8, LUMA)
+        characters = Spilled(np.uint8)
         keys = [Spilled(np.uint64) for _ in range(bands)]
 
         def add(shard: pa.Table) -> None:
@@ -225,6 +240,7 @@ class Fingerprints:
             }.items():
                 narrow.setdefault(name, []).append(values)
             colours.append(_matrix(columns["image_colours"], "u1"))
+            luma.append(_matrix(columns["image_luma"], "u1"))
             text, ends = columns["caption_text"], _offsets(columns["caption_text"])
             characters.append(np.frombuffer(text.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]])
             signatures = _matrix(columns["caption_minhash"], "<u4")
@@ -238,6 +254,7 @@ class Fingerprints:
         return cls(
             **{name: np.concatenate(narrow.pop(name)) for name in tuple(narrow)},
             colours=colours.mapped(),
+            luma=luma.mapped(),
             bands=tuple(keys),
             _characters=characters.mapped(),
             _ends=np.cumsum(np.concatenate(lengths), dtype=np.int64),

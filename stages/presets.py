@@ -31,7 +31,9 @@ class Rules(StageConfig):
         counts: What words and characters are counted in: the normalised text, where words hold
             a letter or digit; or the caption as found, where whitespace parts words and a run of
             it is one character.
-        min_words: The least number of words.
+        min_words: The least number of words. Scripts that put no blank between words (Chinese,
+            Japanese, Thai, Lao, Khmer, Burmese, Tibetan and others) have a word for each character
+            with its marks.
         max_words: The largest number of words.
         min_characters: The least number of characters.
         max_characters: The largest number of characters.

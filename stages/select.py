@@ -46,8 +46,9 @@ class SelectConfig(StageConfig):
             appendix); balance, the same walk under a hard cap: no phrase stands in more than
             `max_per_phrase` of the rows chosen; random, by a hash of seed and uid; top_fraction,
             the rows of the highest `score`, as DataComp ranks by CLIP (arXiv:2304.14108).
-        captions: Whose phrases count: web, synthetic, or both. A row is chosen as a whole, by the
-            phrases of all these captions of its, and a phrase counts once a row.
+        captions: Whose phrases count: web, those that dedup took over from copies included,
+            synthetic, or both. A row is chosen as a whole, by the phrases of all these captions of
+            its, and a phrase counts once a row.
         min_frequency: Phrases of fewer rows bring in nothing.
         max_per_phrase: A phrase of more rows brings in a random choice of this many.
         variant: Which rows a frequent phrase chooses from, where the paper can be read in several
@@ -148,10 +149,10 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
     """
 
     name: ClassVar[str] = "select"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     config_type: ClassVar[type[StageConfig]] = SelectConfig
     reads: ClassVar[tuple[str, ...]] = ("caption",)
-    uses: ClassVar[tuple[str, ...]] = ("text",)
+    uses: ClassVar[tuple[str, ...]] = ("text", "further_captions")
     writes: ClassVar[pa.Schema] = pa.schema(WRITES)
     summary: ClassVar[pa.Schema] = pa.schema(SUMMARY)
     reasons: ClassVar[Mapping[str, str]] = {
@@ -187,6 +188,9 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         if self.config.captions != "synthetic":
             for some, text in zip(texts, web_captions(rows).to_pylist(), strict=True):
                 some += [] if text is None else [text]
+            if "further_captions" in rows.column_names:
+                for some, further in zip(texts, rows["further_captions"].to_pylist(), strict=True):
+                    some += further or ()
         if self.config.captions != "web":
             for some, written in zip(texts, rows["synthetic"].to_pylist(), strict=True):
                 some += [text for text in written or () if text is not None]

@@ -250,7 +250,7 @@ class DownloadStage(Stage[DownloadConfig]):
     """
 
     name: ClassVar[str] = "download"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     config_type: ClassVar[type[StageConfig]] = DownloadConfig
     reads: ClassVar[tuple[str, ...]] = tuple(sources.LIST.names)
     writes: ClassVar[pa.Schema] = pa.schema([field for field in POOL if field.name != "uid"])

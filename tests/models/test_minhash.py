@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from models.minhash import band_keys, caption_centres, minhash, shingles
 from models.text import caption_key
 
+NAMES = ["anna", "bob smith", "acme", "del mar", "eve", "the fine fox", "gil", "hans"]
+
 
 def caption_stars(
     captions: list[str], min_jaccard: float = 0.9, bands: int = 18, rows: int = 7
@@ -88,6 +90,48 @@ def test_a_chain_of_near_captions_does_not_join_its_ends() -> None:
         a, b = set(shingles(captions[position])), set(shingles(captions[centre]))
         assert len(a & b) / len(a | b) >= 0.9
     assert stars[-1] != 0
+
+
+def template(number: int, slot: str, words: int = 20) -> str:
+    """A caption of some words, the last but two of which are given."""
+    text = [f"w{chr(97 + number)}{chr(97 + i)}" for i in range(words)]
+    text[words - 3] = slot
+    return " ".join(text)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(6, 30), st.integers(2, 40), st.integers(0, 25))
+def test_a_template_with_a_running_number_is_one_caption(
+    words: int, many: int, number: int
+) -> None:
+    captions = [template(number, f"{i} 000", words + 1) for i in range(many)]
+    assert caption_stars(captions) == [0] * many
+
+
+def test_a_number_is_half_of_what_a_short_caption_says() -> None:
+    captions = [f"{year} yearbook of our school" for year in range(1960, 1980)]
+    assert caption_stars(captions) == list(range(20))
+    assert caption_stars([f"{i}" for i in range(20)]) == list(range(20))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(20, 40), st.lists(st.sampled_from(NAMES), min_size=2, max_size=8, unique=True))
+def test_a_long_template_with_a_name_is_one_caption(words: int, names: list[str]) -> None:
+    keys = [template(3, name, words) for name in names]
+    bands = np.zeros((1, len(keys)), np.uint64)  # all are compared
+    joined = caption_centres(bands, keys.__getitem__, len(keys), min_jaccard=0.9, min_template=15)
+    assert joined.tolist() == [0] * len(keys)
+    apart = caption_centres(bands, keys.__getitem__, len(keys), min_jaccard=0.99)
+    assert apart.tolist() == list(range(len(keys)))
+
+
+def test_two_runs_of_other_words_are_no_template() -> None:
+    words = [f"w{i}x" for i in range(24)]
+    other = ["red" if i in (4, 15) else word for i, word in enumerate(words)]
+    keys = [" ".join(words), " ".join(other), " ".join(["red", *words[1:]]), " ".join(words[8:])]
+    bands = np.zeros((1, 4), np.uint64)
+    found = caption_centres(bands, keys.__getitem__, 4, min_jaccard=0.9, min_template=15)
+    assert found.tolist() == [0, 1, 0, 3]
 
 
 def test_rank_decides_which_caption_is_the_centre() -> None:

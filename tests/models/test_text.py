@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -151,6 +153,81 @@ def test_keys_ignore_case_punctuation_and_spacing() -> None:
     assert caption_key("A Dog's  life, (2020)!") == caption_key("a dog's life 2020")
     assert caption_key("a red car") != caption_key("a red cart")
     assert caption_key("!!!") != caption_key("???")
+
+
+@given(st.text(st.characters(categories=["Lu", "Ll", "Lo", "Lm", "Mn", "Mc"]), max_size=30))
+def test_one_spelling_of_a_word_has_one_key(text: str) -> None:
+    key = caption_key(text)
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        assert caption_key(unicodedata.normalize(form, text)) == key
+    assert caption_key(key) == key
+
+
+@given(
+    st.text(st.characters(min_codepoint=0x915, max_codepoint=0x939), min_size=1, max_size=8),
+    st.integers(0, 7),
+    st.sampled_from("\u093e\u093f\u0940\u0941\u0942\u0947\u0948\u094b\u094c\u094d\u0902"),
+)
+def test_a_vowel_sign_makes_another_word(text: str, place: int, sign: str) -> None:
+    other = text[: place % len(text) + 1] + sign + text[place % len(text) + 1 :]
+    assert caption_key(f"a {text} b") != caption_key(f"a {other} b")
+    assert caption_key(f"a {other} b") == f"a {other} b"
+    assert measure(other).words == 1 and measure(other).symbols == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Women's shoe", "Women\u2019s shoe"),
+        ("rock \u2018n\u2019 roll", "rock 'n' roll"),
+        ("rock\u02bcn\u02bcroll", "Rock\uff07n`ROLL"),
+        ("\uff21 \uff32\uff25\uff24 \uff24\uff2f\uff27 \uff11", "a red dog 1"),
+        ("\uff76\uff9e\uff97\uff7d", "\u30ac\u30e9\u30b9"),
+        (
+            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+            "\u0645\u06cc\u062e\u0648\u0627\u0647\u0645",
+        ),
+        ("stra\u00dfe", "STRASSE"),
+        ("\ufb01sh", "fish"),
+    ],
+    ids=ascii,
+)
+def test_ways_to_write_one_caption_have_one_key(one: str, other: str) -> None:
+    assert caption_key(one) == caption_key(other) == caption_key(normalize(other))
+
+
+def test_faces_without_words_are_their_own_keys() -> None:
+    assert len(set(map(caption_key, ("\U0001f600", "\U0001f602", "\u2764")))) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\u4e00\u53ea\u7ea2\u8272\u7684\u9e1f\uff0c\u5728\u96ea\u4e2d\u3002", 9),
+        ("\u96ea\u306e\u4e2d\u306e\u30b3\u30fc\u30d2\u30fc", 8),
+        ("\u0e2b\u0e21\u0e32\u0e27\u0e34\u0e48\u0e07", 5),
+        ("\ube68\uac04 \uc0c8\uac00 \ub208 \uc18d\uc5d0", 4),
+        ("\u092f\u0939 \u090f\u0915 \u092e\u093e\u0932\u093e \u0939\u0948", 4),
+        ("iPhone 15 \u624b\u673a\u58f3", 5),
+        ("caf\u00e9 \u2013 bar", 2),
+    ],
+    ids=ascii,
+)
+def test_words_are_counted_as_their_script_has_them(text: str, words: int) -> None:
+    assert measure(text).words == words
+    found = measure(" ".join([text] * 2))
+    assert found.words == 2 * words
+
+
+def test_repetition_is_told_in_scripts_without_blanks() -> None:
+    assert measure("\u54c8" * 9).repeat_share == 1
+    red = "\u7ea2\u8272\u7684\u5927\u7684\u5706\u7684\u7403\u7684\u56fe"
+    assert measure(red).repeats == 1 and measure(red).unique_share == 1
+
+
+def test_full_width_letters_are_shown_as_plain_ones() -> None:
+    assert normalize("\uff2c\uff25\uff24 \u706f\uff0c\uff11\uff10\uff37") == "LED \u706f\uff0c10W"
+    assert normalize("5 m\u00b2 \u00bd") == "5 m\u00b2 \u00bd"
 
 
 def test_what_can_be_counted_is_counted() -> None:

@@ -34,14 +34,18 @@ WORDS = ("a", "red", "old", "dog", "cat", "house", "boat", "near", "under", "the
 def prints(rng):
     """An image like a few others: a hash near one of four, one of two colours."""
     if rng.random() < 0.1:
-        return None, None, None
+        return None, None, None, None
     phash = int(np.random.default_rng(rng.randrange(4)).integers(0, 2**64, dtype=np.uint64))
     for _ in range(rng.randrange(5)):
         phash ^= 1 << rng.randrange(64)
     if rng.random() < 0.4:
         phash = rng.getrandbits(64)
     grey = rng.choice((40, 60, 200))
-    return np.uint64(phash).astype(np.int64), rng.choice((1.0, 30.0)), bytes([grey]) * 192
+    luma = bytes(
+        rng.choice((0, 0, 90)) if 20 < cell % 32 < 30 else cell % 32 for cell in range(1024)
+    )
+    contrast = rng.choice((1.0, 30.0))
+    return np.uint64(phash).astype(np.int64), contrast, bytes([grey]) * 192, luma
 
 
 def dedup_rows(rng, number):
@@ -64,7 +68,9 @@ def dedup_rows(rng, number):
                 "original_height": 100,
                 **dict(
                     zip(
-                        ("image_phash", "image_contrast", "image_colours"), prints(rng), strict=True
+                        ("image_phash", "image_contrast", "image_colours", "image_luma"),
+                        prints(rng),
+                        strict=True,
                     )
                 ),
             }
@@ -74,6 +80,7 @@ def dedup_rows(rng, number):
         "image_phash": pa.int64(),
         "image_contrast": pa.float32(),
         "image_colours": pa.binary(192),
+        "image_luma": pa.binary(1024),
     }
     table = pa.Table.from_pylist(rows, schema=pa.schema(types))
     return table["uid"], DedupStage(DedupConfig()).annotate(table)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from stages.fingerprints import COLOURS, WRITES, Fingerprints, ImagePrints, Spilled
+from stages.fingerprints import COLOURS, LUMA, WRITES, Fingerprints, ImagePrints, Spilled
 
 
 def shard(number: int, texts: list[str | None]) -> pa.Table:
@@ -16,6 +16,7 @@ def shard(number: int, texts: list[str | None]) -> pa.Table:
         "image_phash": [-1 if i % 2 else None for i in range(n)],
         "image_contrast": [9.0 if i % 2 else None for i in range(n)],
         "image_colours": [bytes([i]) * COLOURS if i % 2 else None for i in range(n)],
+        "image_luma": [bytes([i]) * LUMA if i % 2 else None for i in range(n)],
         "caption_text": texts,
         "caption_key": [None if text is None else text.encode()[:16].ljust(16) for text in texts],
         "caption_words": [None if text is None else 1 for text in texts],
@@ -33,6 +34,7 @@ def test_rows_of_many_shards_are_read_as_they_were() -> None:
     assert rows.contrast.tolist() == [-1, 9, -1, 9, -1, 9, -1]
     assert rows.phash.tolist() == [0, 2**64 - 1, 0, 2**64 - 1, 0, 2**64 - 1, 0]
     assert rows.colours[:, 0].tolist()[1::2] == [1, 3, 1]
+    assert rows.luma[:, 7].tolist()[1::2] == [1, 3, 1]
     assert rows.area.tolist() == [-1] * 7
     assert rows.words.tolist() == [1, 0, 1, 1, 1, 1, 0]
     assert not rows.sha256.any() and rows.url.any(axis=1).all()

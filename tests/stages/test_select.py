@@ -355,3 +355,25 @@ def test_phrases_come_from_the_captions_asked_for(
     stage = SelectStage(config)
     stage.load()
     assert stage.annotate(rows)["noun_phrases"].to_pylist() == expected
+
+
+@pytest.mark.skipif(not PORT.is_dir(), reason="../shared/data/en_core_web_sm_port is absent")
+def test_captions_taken_over_from_copies_fill_a_cap() -> None:
+    further = [["a boat"] if i < 6 else [] for i in range(12)]
+    rows = pa.table(
+        {
+            "uid": [f"{i:032x}" for i in range(12)],
+            "caption": ["a red dog", *["a boat"] * 11],
+            "further_captions": pa.array([["a cat", "a boat"], *further[1:-1], None]),
+        }
+    )
+    stage = SelectStage(
+        SelectConfig(model=str(PORT), method="balance", min_frequency=1, max_per_phrase=4)
+    )
+    stage.load()
+    found = stage.annotate(rows)
+    assert found["noun_phrases"].to_pylist()[0] == ["a red dog", "a cat", "a boat"]
+    summary = stage.summarize(iter([found.add_column(0, "uid", rows["uid"])]))
+    assert sum(summary["selected"].to_pylist()) == 4  # the first row, and three with boats alone
+    alone = stage.annotate(rows.append_column("synthetic", pa.array([["a cat"]] * 12)))
+    assert alone.equals(found)
