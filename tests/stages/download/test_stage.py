@@ -159,7 +159,7 @@ def test_construction_imports_no_img2dataset() -> None:
         "import sys; from stages.download import *;"
         "DownloadStage(DownloadConfig(source='a.csv')); print('img2dataset' in sys.modules)"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
     )
