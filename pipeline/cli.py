@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -194,11 +195,6 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "export":
             stage.add_argument("--name", help="only this one: curated, or a name of `exports`")
-    setup = add("setup", _setup, "install the spaCy pipeline of select and some presets of clean")
-    setup.add_argument(
-        "--model", default="en_core_web_sm", metavar="NAME", help="its name, or its wheel"
-    )
-    setup.add_argument("--yes", action="store_true", help="do not ask")
     train = add("train", _train, "train the models of a manifest on its data")
     on_manifest(train)
     objectives = ("pretrain", "captioner", "filter", "joint", "clip")
@@ -338,7 +334,6 @@ def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
     from pipeline.journal import VARIABLE
     from pipeline.progress import Progress
     from pipeline.session import Session
-    from pipeline.setup import offer
 
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
@@ -346,8 +341,6 @@ def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
         raise ValueError(f"--stall must be above 0 seconds, got {options.stall:g}")
     if options.log_json:
         os.environ[VARIABLE] = "json"
-    if not getattr(options, "dry_run", False):
-        offer(manifest, console)
     return Session(
         manifest,
         address=options.address,
@@ -389,12 +382,6 @@ def _stage(options: argparse.Namespace, console: Console) -> int:
         else:
             session.retry([reason.strip() for reason in retry.split(",")])
     return 0
-
-
-def _setup(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.setup import setup
-
-    return 0 if setup(options.model, console, yes=options.yes) else 1
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:
@@ -466,7 +453,6 @@ def _status(options: argparse.Namespace, console: Console) -> int:
 
 def _show(options: argparse.Namespace, console: Console) -> int:
     from pipeline.evidence import evidence
-    from pipeline.picture import draw
     from pipeline.status import open_plan
     from pipeline.store import Run
     from pipeline.tables import put, sample_tables
@@ -476,11 +462,22 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         console.print_json(json.dumps(found.plain(), default=str))
         return 0
-    if found.image is not None:
-        draw(console, found.image)
     for table in sample_tables(found):
         put(console, table)
+    if found.image is not None:
+        path = _write_image(found.image)
+        console.print(f"image      {path}", highlight=False, markup=False)
     return 0
+
+
+def _write_image(image: bytes) -> str:
+    """Write an encoded image to a new temporary file and return its path."""
+    from stages.formats.format import extension_of
+
+    suffix = f".{extension_of(image)}"
+    with tempfile.NamedTemporaryFile(prefix="capfilt-", suffix=suffix, delete=False) as file:
+        file.write(image)
+    return file.name
 
 
 def _review(options: argparse.Namespace, console: Console) -> int:

@@ -34,7 +34,6 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "caption": ("capfilt caption manifest.yaml --set caption.num_captions=2",),
     "filter": ("capfilt filter manifest.yaml --set filter.min_itm=0.4",),
     "export": ("capfilt export manifest.yaml",),
-    "setup": ("capfilt setup", "capfilt setup --model en_core_web_sm-3.8.0-py3-none-any.whl --yes"),
     "train": ("capfilt train manifest.yaml", "capfilt train manifest.yaml --objective filter"),
     "evaluate": ("capfilt evaluate runs/demo/models/curated --data test.jsonl --json",),
     "ablate": ("capfilt ablate manifests/ablation.yaml --run runs/ablation",),
