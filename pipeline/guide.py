@@ -16,8 +16,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "demo": ("capfilt demo", "capfilt demo --seed 1 --run runs/demo1"),
     "init": ("capfilt init photos/", "capfilt init pairs.tsv --out pairs.yaml"),
     "plan": (
-        "capfilt plan manifest.yaml --rows 129M --gpus 8xH200",
-        "capfilt plan manifest.yaml --rows 14M --nodes 4 --cpus 32 --from runs/try --json",
+        "capfilt run manifest.yaml --set download.limit=20000 --run runs/sample",
+        "capfilt plan manifest.yaml --rows 129M --from runs/sample",
+        "capfilt plan manifest.yaml --rows 129M --from runs/sample --workers 64 "
+        "--workers caption=8",
     ),
     "run": (
         "capfilt run manifest.yaml --dry-run",

@@ -15,8 +15,6 @@ import fakes
 import pyarrow as pa
 import pytest
 
-from pipeline.rates import CPU, Rates
-
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "folder.md", "list.md", "recipes.md")
 """Those with commands, in the order of reading; later ones use what earlier ones made."""
@@ -154,13 +152,6 @@ def test_the_stage_of_the_page_is_a_stage():
     assert strict.judge(found).to_pylist() == ["pale", "undecodable"]
 
 
-def test_the_rates_of_the_page_are_rates(tmp_path):
-    ((_, _, content),) = blocks("stage.md", "yaml")
-    (tmp_path / "rates.yaml").write_text(textwrap.dedent(content))
-    rates = Rates.load(tmp_path / "rates.yaml")
-    assert rates.find("ink", CPU) is not None and set(rates.rows) == {"ink"}
-
-
 def test_every_guard_stands_where_the_page_says_and_is_held_by_a_test():
     page = (ROOT / "docs" / "security.md").read_text()
     rows = re.findall(r"^\| .* \| (.*) \| (`tests/.*) \|$", page, re.M)
@@ -194,18 +185,3 @@ def test_the_pages_of_fields_and_reasons_are_as_the_code_says():
 
     for name, made in (("manifest.md", reference.manifest()), ("reasons.md", reference.reasons())):
         assert (ROOT / "docs" / name).read_text() == made, "`make docs` makes it anew"
-
-
-def test_the_plans_of_the_page_are_what_its_commands_print():
-    plans = [content for *_, content in blocks("scaling.md", "") if content.startswith("$ ")]
-    assert len(plans) == 3
-    for content in plans:
-        command, told = content.removeprefix("$ capfilt ").split("\n", 1)
-        done = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *shlex.split(command)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.stdout.splitlines() == told.splitlines(), done.stderr
