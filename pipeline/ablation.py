@@ -38,6 +38,7 @@ from pipeline.progress import Progress
 from pipeline.session import write_report
 from pipeline.status import open_plan
 from pipeline.store import ABLATION, Run
+from pipeline.validation import explain
 
 __all__ = ["Ablation", "Table", "collect", "estimate"]
 
@@ -142,11 +143,8 @@ class Ablation:
         except notation.NotationError as error:
             raise ManifestError(str(error)) from None
         except pydantic.ValidationError as error:
-            lines = []
-            for detail in error.errors():
-                where = ".".join(map(str, detail["loc"])) or "ablation"
-                lines.append(f"{path}: {where}: {detail['msg'].removeprefix('Value error, ')}")
-            raise ManifestError("\n".join(lines)) from None
+            faults = [f"{path}: {w or 'ablation'}: {told}" for w, told in explain(error, cls)]
+            raise ManifestError("\n".join(faults)) from None
 
     def folder(self, seed: int) -> str:
         """The run of a seed."""

@@ -16,6 +16,7 @@ from pipeline.status import funnel, open_plan
 from pipeline.store import Run
 from pipeline.summary import PART_ROWS
 from pipeline.tables import cell
+from pipeline.validation import did_you_mean
 from stages.base import GlobalStage
 from stages.download import DownloadStage
 
@@ -87,7 +88,7 @@ def parse_workers(given: Sequence[str], plan: Plan) -> dict[str, int]:
     for text in given:
         stage, _, number = text.rpartition("=")
         if stage and stage not in names:
-            raise ValueError(f"--workers {text}: no stage {stage!r}; it has {', '.join(names)}")
+            raise ValueError(f"--workers {text}: no stage {stage!r}{did_you_mean(stage, names)}")
         if not re.fullmatch(r"0*[1-9][0-9]{0,8}", number):
             raise ValueError(f"--workers {text}: write STAGE=N or N, N a whole number from 1")
         workers |= dict.fromkeys([stage] if stage else names, int(number))

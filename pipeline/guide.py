@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import glob
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
+
+from pipeline.validation import did_you_mean
 
 __all__ = ["EXAMPLES", "WAY", "Help", "Parser", "examples", "way"]
 
@@ -147,8 +148,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _meant(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word.split("=")[0], known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return did_you_mean(word.split("=")[0], known, else_list=False)
 
 
 def _input(word: str) -> str:

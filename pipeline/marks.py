@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
+from pipeline.validation import explain
+
 __all__ = ["add_work", "check"]
 
 BRANCH = re.compile(r"(rounds/[1-9][0-9]{0,8}|chains/(?!\.)[^/\\]{1,100})?")
@@ -292,7 +294,5 @@ def check(path: str, value: dict[str, Any]) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, fault["loc"]))
-        why = fault["msg"].removeprefix("Value error, ").split(" or instance of ")[0]
+        field, why = next(explain(error))
         raise ValueError(f"its field {field!a}: {why}") from None

@@ -75,7 +75,7 @@ def test_workers_are_of_a_stage_or_of_all(done):
     for wrong in ("0", "clean=0", "clean=", "clean=-1", "clean=1.5", "=4x"):
         with pytest.raises(ValueError, match="a whole number from 1"):
             parse_workers([wrong], plan)
-    with pytest.raises(ValueError, match="no stage 'caption'; it has download, clean"):
+    with pytest.raises(ValueError, match="no stage 'caption'; known are download, clean"):
         parse_workers(["caption=4"], plan)
 
 
