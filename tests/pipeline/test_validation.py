@@ -66,7 +66,7 @@ def faults(**fields):
         (
             {"path": "x", "either": 3},
             "either",
-            "must be a text or a list of text or a list of mapp",
+            "must be a text or a list of text or a list of",
         ),
         ({"path": "x", "named": {"a": "b"}}, "named", "must be"),
     ],
