@@ -33,7 +33,6 @@ from scipy.stats import t as student
 from pipeline import notation
 from pipeline.demo import run as drawn
 from pipeline.manifest import A_NAME, Manifest, ManifestError, is_name
-from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.session import write_report
 from pipeline.status import open_plan
@@ -166,7 +165,8 @@ class Ablation:
                 manifest = self._manifest(seed, chain, web)
                 progress.say(f"chain      {chain}, seed {seed}")
                 drawn.carry_out(manifest, web, workers, progress)
-                write_report(Run(manifest.run, manifest.branch), Plan(manifest))
+                run = self.opened(seed, chain)
+                write_report(run, open_plan(run))
 
     def publish(self, found: Mapping[str, Any]) -> None:
         """Show the tables, as `collect` gives them, in the reports of the runs and their chains."""
