@@ -94,6 +94,10 @@ def read(tmp_path_factory):
         for process in reader.behind:
             process.send_signal(signal.SIGTERM)
             process.wait()
+    for given in told.values():  # what `show` has written of images
+        for _, out, _ in given:
+            for path in re.findall(r"^image +(/.*/capfilt-[^/]*)$", out, re.M):
+                Path(path).unlink(missing_ok=True)
     return reader.folder, told
 
 
