@@ -197,7 +197,7 @@ def notes(plan: Plan, steps: Sequence[Step]) -> Iterator[str]:
             yield f"not measured: {step.name}: {step.missing}"
     names = [name for name in plan.names if isinstance(plan.stage(name), GlobalStage)]
     if names:
-        yield f"the share that {' and '.join(names)} keep depends on the size of a list"
+        yield f"the share kept by {' and '.join(names)} depends on the size of the list"
     yield "left out: reading the list, starting workers, training, evaluation, the report"
     if plan.manifest.rounds > 1:
         yield "left out: the rounds after the first"
