@@ -41,11 +41,11 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.operations import Shape
 from models.captioner import Captioner
 from models.decoding import Settings
 from models.images import Preprocess
 from models.matcher import Matcher
-from models.operations import Shape
 from models.weights import dtype_of
 
 SIZES = {

@@ -11,14 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "bleu",
     "bleu_counts",
     "bleu_of",
     "bootstrap",
-    "cider",
     "cider_scores",
     "retrieval_hits",
-    "retrieval_recall",
     "roc_auc",
     "words_of",
 ]
@@ -42,26 +39,19 @@ def _ngrams(words: Sequence[str], order: int) -> Ngrams:
     return Counter(tuple(words[i : i + order]) for i in range(len(words) - order + 1))
 
 
-def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """BLEU@4 of a corpus (Papineni et al., 2002), without smoothing, 0 to 1.
-
-    Clipped n-gram precisions of the whole corpus, their geometric mean over n = 1 to 4, and the
-    brevity penalty against the reference that is closest in length, the shorter one in a tie.
+def bleu_counts(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> npt.NDArray[np.int64]:
+    """The counts of each image that BLEU@4 of a corpus is computed from, by `bleu_of`.
 
     Args:
         candidates: One caption an image.
         references: The true captions of each image.
-    """
-    return bleu_of(bleu_counts(candidates, references).sum(0))
 
-
-def bleu_counts(
-    candidates: Sequence[str], references: Sequence[Sequence[str]]
-) -> npt.NDArray[np.int64]:
-    """What BLEU@4 adds up, (images, 10).
-
-    The n-grams that match and those proposed, n = 1 to 4 each, then the words of the candidate and
-    of the reference closest in length.
+    Returns:
+        (images, 10): the n-grams that match for n = 1 to 4, clipped to the most in one reference;
+        the n-grams of the candidate for n = 1 to 4; its words; the words of the reference that is
+        closest in length, the shorter one in a tie.
     """
     rows = []
     for candidate, truths in zip(candidates, references, strict=True):
@@ -81,7 +71,14 @@ def bleu_counts(
 
 
 def bleu_of(counts: npt.NDArray[np.number]) -> float:
-    """BLEU@4 of the sum of rows of `bleu_counts`."""
+    """BLEU@4 of a corpus (Papineni et al., 2002), without smoothing, 0 to 1.
+
+    The geometric mean of the n-gram precisions of the whole corpus over n = 1 to 4, times the
+    brevity penalty.
+
+    Args:
+        counts: The sum over the images of `bleu_counts`, (10,).
+    """
     matched, proposed = counts[:MAX_ORDER], counts[MAX_ORDER : 2 * MAX_ORDER]
     length, reference_length = counts[-2:]
     if not matched.all():
@@ -90,25 +87,20 @@ def bleu_of(counts: npt.NDArray[np.number]) -> float:
     return math.exp(brevity + float(np.log(matched / proposed).mean()))
 
 
-def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """CIDEr-D (Vedantam et al., arXiv 1411.5726), as COCO's evaluation reports it, 0 to 10.
+def cider_scores(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> npt.NDArray[np.float64]:
+    """CIDEr-D of each image (Vedantam et al., arXiv:1411.5726), as COCO's evaluation, 0 to 10.
 
-    The mean over n = 1 to 4, references and images of the clipped tf-idf cosine, times a Gaussian
+    The mean over n = 1 to 4 and the references of the clipped tf-idf cosine, times a Gaussian
     penalty on the difference in length, times 10. Document frequencies are those of the
-    references, an image a document; COCO's tables show 100 times the value. Words are not
+    references, an image a document. COCO's tables show 100 times the value. Words are not
     stemmed. The tokenizer is `words_of`, not the PTB tokenizer of COCO's Java.
 
     Args:
         candidates: One caption an image.
         references: The true captions of each image.
     """
-    return float(cider_scores(candidates, references).mean())
-
-
-def cider_scores(
-    candidates: Sequence[str], references: Sequence[Sequence[str]]
-) -> npt.NDArray[np.float64]:
-    """CIDEr-D of each image."""
     frequency: Counter[tuple[str, ...]] = Counter()
     for truths in references:
         seen: set[tuple[str, ...]] = set()
@@ -143,30 +135,13 @@ def cider_scores(
     return np.array(scores)
 
 
-def retrieval_recall(
-    similarity: Floats, owners: Sequence[int], ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
-    """Recall of text retrieval (TR) and image retrieval (IR) at each k, 0 to 1.
-
-    TR@k is the share of images with at least one of their texts among the k best; IR@k the share
-    of texts whose image is among the k best. A tie counts against the truth.
-
-    Args:
-        similarity: (images, texts).
-        owners: For each text the row of its image; every image has a text.
-        ks: Cut-offs.
-    """
-    by_image, by_text = retrieval_hits(similarity, owners, ks)
-    return {
-        **{f"TR@{k}": float(hits.mean()) for k, hits in by_image.items()},
-        **{f"IR@{k}": float(hits.mean()) for k, hits in by_text.items()},
-    }
-
-
 def retrieval_hits(
     similarity: Floats, owners: Sequence[int], ks: Sequence[int] = (1, 5, 10)
 ) -> tuple[dict[int, Bools], dict[int, Bools]]:
     """Which images find a text of theirs among the k best, and which texts their image.
+
+    Their means are the recalls of text retrieval (TR@k) and of image retrieval (IR@k). A tie
+    counts against the truth.
 
     Args:
         similarity: (images, texts).

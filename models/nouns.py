@@ -144,6 +144,5 @@ def revision(model: str) -> str:
 def _missing(model: str) -> FileNotFoundError:
     return FileNotFoundError(
         f"select.model: no spaCy pipeline {model!r}; install it with "
-        f"`capfilt setup --model {model}` (which runs `python -m spacy download {model}`), or name "
-        "a folder that holds one"
+        f"`python -m spacy download {model}`, or name a folder that holds one"
     )

@@ -33,11 +33,11 @@ from scipy.stats import t as student
 from pipeline import notation
 from pipeline.demo import run as drawn
 from pipeline.manifest import A_NAME, Manifest, ManifestError, is_name
-from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.session import write_report
 from pipeline.status import open_plan
 from pipeline.store import ABLATION, Run
+from pipeline.validation import explain
 
 __all__ = ["Ablation", "Table", "collect", "estimate"]
 
@@ -142,11 +142,8 @@ class Ablation:
         except notation.NotationError as error:
             raise ManifestError(str(error)) from None
         except pydantic.ValidationError as error:
-            lines = []
-            for detail in error.errors():
-                where = ".".join(map(str, detail["loc"])) or "ablation"
-                lines.append(f"{path}: {where}: {detail['msg'].removeprefix('Value error, ')}")
-            raise ManifestError("\n".join(lines)) from None
+            faults = [f"{path}: {w or 'ablation'}: {told}" for w, told in explain(error, cls)]
+            raise ManifestError("\n".join(faults)) from None
 
     def folder(self, seed: int) -> str:
         """The run of a seed."""
@@ -168,7 +165,8 @@ class Ablation:
                 manifest = self._manifest(seed, chain, web)
                 progress.say(f"chain      {chain}, seed {seed}")
                 drawn.carry_out(manifest, web, workers, progress)
-                write_report(Run(manifest.run, manifest.branch), Plan(manifest))
+                run = self.opened(seed, chain)
+                write_report(run, open_plan(run))
 
     def publish(self, found: Mapping[str, Any]) -> None:
         """Show the tables, as `collect` gives them, in the reports of the runs and their chains."""

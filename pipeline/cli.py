@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -150,21 +152,21 @@ def _parser() -> argparse.ArgumentParser:
             "--log-json", action="store_true", help="log to stderr as JSON; CAPFILT_LOG=json too"
         )
 
-    plan = add("plan", _plan, "say what a manifest would take at a size, on other machines")
+    plan = add("plan", _plan, "say what a manifest takes for a long list, by a run of a sample")
     plan.add_argument("manifest", metavar="MANIFEST", help="a YAML recipe")
-    plan.add_argument("--rows", metavar="N", help="of the list, as 14M or 5B")
-    plan.add_argument("--gpus", metavar="NxKIND", help="all GPUs together, as 8xH200")
-    plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
-    plan.add_argument("--cpus", type=int, metavar="N", help="cores of each (default as here)")
-    plan.add_argument(
-        "--network", type=float, default=10.0, metavar="GBITS", help="of each (default 10 Gbit/s)"
-    )
-    plan.add_argument("--rates", metavar="FILE", help="YAML of rates by device")
+    plan.add_argument("--rows", metavar="N", required=True, help="of the list, as 14M or 5B")
     plan.add_argument(
         "--from",
-        dest="of_run",
+        dest="sample",
         metavar="RUN",
-        help="a run to measure by; otherwise the manifest's own, where it stands",
+        help="a run of the same stages on a sample of the list, which is extrapolated",
+    )
+    plan.add_argument(
+        "--workers",
+        metavar="STAGE=N",
+        action="append",
+        default=[],
+        help="workers of a stage, or N for all stages; may be repeated (default 1)",
     )
     plan.add_argument(
         "--set",
@@ -194,11 +196,6 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "export":
             stage.add_argument("--name", help="only this one: curated, or a name of `exports`")
-    setup = add("setup", _setup, "install the spaCy pipeline of select and some presets of clean")
-    setup.add_argument(
-        "--model", default="en_core_web_sm", metavar="NAME", help="its name, or its wheel"
-    )
-    setup.add_argument("--yes", action="store_true", help="do not ask")
     train = add("train", _train, "train the models of a manifest on its data")
     on_manifest(train)
     objectives = ("pretrain", "captioner", "filter", "joint", "clip")
@@ -292,31 +289,33 @@ def _init(options: argparse.Namespace, console: Console) -> int:
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.forecast import Machines, forecast, forecast_table, parse_rows
+    from pipeline.forecast import forecast, forecast_table, notes, parse_rows, parse_workers
     from pipeline.manifest import Manifest
     from pipeline.plan import Plan
-    from pipeline.rates import Rates
     from pipeline.store import Run
-    from pipeline.tables import put
+    from pipeline.tables import cell, put
 
-    manifest = Manifest.load(options.manifest, options.set)
-    rates = Rates.load()
-    if options.rates is not None:
-        rates = rates.and_better(Rates.load(options.rates))
-    run = Run.find(options.of_run or manifest.run)
-    if options.of_run is not None or run.exists("run.json"):
-        rates = rates.and_better(Rates.of_run(run))
-    rows = options.rows or run.read_json("list", "_list.json", default={}).get("rows")
-    if rows is None:
-        raise ValueError("--rows is needed, as --rows 14M, until the list is in a run")
-    machines = Machines.parse(options.gpus, options.nodes, options.cpus, options.network)
-    found = forecast(Plan(manifest), parse_rows(str(rows)), machines, rates)
+    rows = parse_rows(options.rows)
+    plan = Plan(Manifest.load(options.manifest, options.set))
+    if not plan.names:
+        raise ValueError(f"{options.manifest}: no stages; how long it trains cannot be planned")
+    workers = parse_workers(options.workers, plan)
+    if options.sample is None:
+        raise ValueError(
+            "--from RUN is needed, a run of a sample of the list. Make one by\n"
+            f"  capfilt run {shlex.quote(options.manifest)} --set download.limit=20000 "
+            "--run runs/sample"
+        )
+    steps = list(forecast(plan, rows, Run.find(options.sample), workers))
+    told = list(notes(plan, steps))
     if options.json:
-        console.print_json(json.dumps(found.plain(), default=str))
+        found = [dataclasses.asdict(step) for step in steps]
+        console.print_json(json.dumps({"rows": rows, "steps": found, "notes": told}))
         return 0
-    put(console, forecast_table(found))
-    for line in found.told():
-        console.print(line, highlight=False, markup=False)
+    console.print(f"{rows:,} rows, by {options.sample}", highlight=False, markup=False)
+    put(console, forecast_table(steps))
+    for line in told:
+        console.print(cell(line), highlight=False)
     return 0
 
 
@@ -338,7 +337,6 @@ def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
     from pipeline.journal import VARIABLE
     from pipeline.progress import Progress
     from pipeline.session import Session
-    from pipeline.setup import offer
 
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
@@ -346,8 +344,6 @@ def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
         raise ValueError(f"--stall must be above 0 seconds, got {options.stall:g}")
     if options.log_json:
         os.environ[VARIABLE] = "json"
-    if not getattr(options, "dry_run", False):
-        offer(manifest, console)
     return Session(
         manifest,
         address=options.address,
@@ -389,12 +385,6 @@ def _stage(options: argparse.Namespace, console: Console) -> int:
         else:
             session.retry([reason.strip() for reason in retry.split(",")])
     return 0
-
-
-def _setup(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.setup import setup
-
-    return 0 if setup(options.model, console, yes=options.yes) else 1
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:
@@ -468,7 +458,6 @@ def _status(options: argparse.Namespace, console: Console) -> int:
 
 def _show(options: argparse.Namespace, console: Console) -> int:
     from pipeline.evidence import evidence
-    from pipeline.picture import draw
     from pipeline.status import open_plan
     from pipeline.store import Run
     from pipeline.tables import put, sample_tables
@@ -478,11 +467,22 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         console.print_json(json.dumps(found.plain(), default=str))
         return 0
-    if found.image is not None:
-        draw(console, found.image)
     for table in sample_tables(found):
         put(console, table)
+    if found.image is not None:
+        path = _write_image(found.image)
+        console.print(f"image      {path}", highlight=False, markup=False)
     return 0
+
+
+def _write_image(image: bytes) -> str:
+    """Write an encoded image to a new temporary file and return its path."""
+    from stages.formats.format import extension_of
+
+    suffix = f".{extension_of(image)}"
+    with tempfile.NamedTemporaryFile(prefix="capfilt-", suffix=suffix, delete=False) as file:
+        file.write(image)
+    return file.name
 
 
 def _review(options: argparse.Namespace, console: Console) -> int:

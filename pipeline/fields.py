@@ -9,7 +9,7 @@ import types
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["Field", "as_yaml", "attributes", "describe"]
+__all__ = ["Field", "as_yaml", "attributes", "describe", "values_of", "wanted"]
 
 ARTICLE = ("text", "whole", "number", "list", "mapping")
 """First words of types that take an article."""
@@ -35,17 +35,11 @@ class Field:
     text: str
     is_threshold: bool
 
-    @property
-    def wanted(self) -> str:
-        """What it must be, for a sentence."""
-        parts = self.type.replace("`", "").split(" or ")
-        if ", " in parts[0]:
-            parts[0] = f"one of {parts[0]}"
-        return " or ".join(f"a {p}" if p.split()[0] in ARTICLE else p for p in parts)
-
 
 def describe(kind: type) -> list[Field]:
     """The fields of a config with what its docstring, or that of a base, says of them.
+
+    For the docs and for completion: Python strips docstrings where it optimises (`-OO`).
 
     Raises:
         ValueError: A field has no line in a docstring.
@@ -62,7 +56,7 @@ def describe(kind: type) -> list[Field]:
             Field(
                 name=field.name,
                 type=_type(hints[field.name]),
-                values=_values(hints[field.name]),
+                values=values_of(hints[field.name]),
                 default=None if field.default is dataclasses.MISSING else as_yaml(field.default),
                 text=told[field.name],
                 is_threshold=bool(field.metadata.get("threshold")),
@@ -78,6 +72,14 @@ def attributes(kind: type) -> dict[str, str]:
     entries = re.split(r"^ {4}(?=\w+:)", section.split("\n\n")[0], flags=re.M)
     parts = (entry.partition(":") for entry in entries if entry.strip())
     return {name: " ".join(meaning.split()) for name, _, meaning in parts}
+
+
+def wanted(hint: Any) -> str:
+    """What a value of a type must be, for a sentence: `a whole number or null`."""
+    parts = _type(hint).replace("`", "").split(" or ")
+    if ", " in parts[0]:
+        parts[0] = f"one of {parts[0]}"
+    return " or ".join(f"a {p}" if p.split()[0] in ARTICLE else p for p in parts)
 
 
 def _type(hint: Any) -> str:
@@ -98,12 +100,13 @@ def _type(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _values(hint: Any) -> tuple[str, ...]:
+def values_of(hint: Any) -> tuple[str, ...]:
+    """The values of a type as YAML has them, where they can be listed."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return tuple(map(as_yaml, inner))
     if origin in (Union, types.UnionType):
-        return tuple(value for part in inner for value in _values(part))
+        return tuple(value for part in inner for value in values_of(part))
     return {bool: ("true", "false"), type(None): ("null",)}.get(hint, ())
 
 

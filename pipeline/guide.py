@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import glob
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
+
+from pipeline.validation import did_you_mean
 
 __all__ = ["EXAMPLES", "WAY", "Help", "Parser", "examples", "way"]
 
@@ -16,8 +17,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "demo": ("capfilt demo", "capfilt demo --seed 1 --run runs/demo1"),
     "init": ("capfilt init photos/", "capfilt init pairs.tsv --out pairs.yaml"),
     "plan": (
-        "capfilt plan manifest.yaml --rows 129M --gpus 8xH200",
-        "capfilt plan manifest.yaml --rows 14M --nodes 4 --cpus 32 --from runs/try --json",
+        "capfilt run manifest.yaml --set download.limit=20000 --run runs/sample",
+        "capfilt plan manifest.yaml --rows 129M --from runs/sample",
+        "capfilt plan manifest.yaml --rows 129M --from runs/sample --workers 64 "
+        "--workers caption=8",
     ),
     "run": (
         "capfilt run manifest.yaml --dry-run",
@@ -34,7 +37,6 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "caption": ("capfilt caption manifest.yaml --set caption.num_captions=2",),
     "filter": ("capfilt filter manifest.yaml --set filter.min_itm=0.4",),
     "export": ("capfilt export manifest.yaml",),
-    "setup": ("capfilt setup", "capfilt setup --model en_core_web_sm-3.8.0-py3-none-any.whl --yes"),
     "train": ("capfilt train manifest.yaml", "capfilt train manifest.yaml --objective filter"),
     "evaluate": ("capfilt evaluate runs/demo/models/curated --data test.jsonl --json",),
     "ablate": ("capfilt ablate manifests/ablation.yaml --run runs/ablation",),
@@ -146,8 +148,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _meant(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word.split("=")[0], known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return did_you_mean(word.split("=")[0], known, else_list=False)
 
 
 def _input(word: str) -> str:

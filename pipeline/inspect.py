@@ -22,7 +22,7 @@ from pipeline.plan import Plan
 from pipeline.seal import CHANGED
 from pipeline.status import funnel, open_plan
 from pipeline.store import ABLATION, OWN, DamagedError, Run
-from pipeline.verdicts import judge, verdict_table
+from pipeline.verdicts import ConservationError, judge, verdict_table
 from stages.base import GlobalStage
 from stages.review import read_decisions
 from stages.schema import POOL
@@ -332,7 +332,7 @@ def _conservation(run: Run, plan: Plan) -> Iterator[str]:
     except OSError as error:
         yield _unreadable(error, run.root)
         return
-    except (AssertionError, ValueError) as error:
+    except (ConservationError, ValueError) as error:
         yield f"{run.root}: {error}"
         return
     for stage in stages:

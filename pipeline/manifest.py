@@ -21,12 +21,10 @@ both. A manifest with `train` alone needs no stages.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import glob
 import os
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard
 
@@ -34,9 +32,8 @@ import pyarrow as pa
 import pydantic
 
 from pipeline import notation
-from pipeline.fields import describe
 from pipeline.objective import TrainConfig
-from pipeline.store import Run
+from pipeline.validation import closest, did_you_mean, explain, switched
 from stages.base import Stage, StageConfig
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
@@ -173,16 +170,32 @@ class Manifest:
 
     @classmethod
     def parse(
-        cls, content: Mapping[str, Any], path: str = "manifest", branch: str = ""
+        cls,
+        content: Mapping[str, Any],
+        path: str = "manifest",
+        branch: str = "",
+        *,
+        has_reviews: bool = False,
     ) -> Manifest:
-        """Validate a manifest already read; `path` stands in the messages."""
+        """Validate a manifest that is already read; nothing is looked up on disk.
+
+        Args:
+            content: The mapping, overrides applied.
+            path: Where it comes from, for the messages.
+            branch: See `Manifest`.
+            has_reviews: Whether people have reviewed pairs of the run. If so, the stage review
+                stands before export also where `stages` does not name it.
+
+        Raises:
+            ManifestError: A line for each mistake found.
+        """
         mistakes = _Mistakes(path)
         for field, fault in notation.faults(content):
             mistakes.add(field, fault)
         mistakes.close()
         for key in content:
             if key not in KEYS:
-                mistakes.add(str(key), f"unknown key{_did_you_mean(str(key), KEYS)}")
+                mistakes.add(str(key), f"unknown key{did_you_mean(str(key), KEYS)}")
         name = content.get("name")
         if not is_name(name):
             mistakes.add("name", f"a manifest needs a name, {A_NAME}")
@@ -209,13 +222,13 @@ class Manifest:
             for one in sections[key]:
                 if not is_name(one):
                     mistakes.add(f"{key}.{one}", f"a name must be {A_NAME}")
-        sections["stages"] = _reviewed(sections["stages"], run)
+        sections["stages"] = _reviewed(sections["stages"], run, has_reviews)
         trained = {str(key): f"{_models(run, branch)}/{key}" for key in sections["train"]}
         stages: dict[str, StageConfig] = {}
         for key, fields in sections["stages"].items():
             if key not in STAGES and key != ExportStage.name:
                 names = (*STAGES, ExportStage.name)
-                mistakes.add(f"stages.{key}", f"unknown stage{_did_you_mean(str(key), names)}")
+                mistakes.add(f"stages.{key}", f"unknown stage{did_you_mean(str(key), names)}")
                 continue
             kind = ExportConfig if key == ExportStage.name else STAGES[key].config_type
             config = mistakes.validate(f"stages.{key}", kind, fields, seed, trained)
@@ -235,6 +248,7 @@ class Manifest:
             config = mistakes.validate(f"train.{key}", TrainConfig, fields, seed, trained)
             if config is not None:
                 train[str(key)] = config
+        _check_trainings(mistakes, train, _models(run, branch))
         evaluate = None
         if content.get("evaluate") is not None:
             evaluate = mistakes.validate(
@@ -279,6 +293,10 @@ class Manifest:
             for model in models
         }
 
+    def with_reviews(self) -> Manifest:
+        """The manifest of a run whose pairs people have reviewed; see `parse`."""
+        return Manifest.parse(self.source, branch=self.branch, has_reviews=True)
+
     @property
     def reviews(self) -> str:
         """The file of what people decided on pairs."""
@@ -302,10 +320,10 @@ def _models(run: str, branch: str) -> str:
     return "/".join(part for part in (run.rstrip("/"), branch, "models") if part)
 
 
-def _reviewed(stages: dict[str, Any], run: str) -> dict[str, Any]:
+def _reviewed(stages: dict[str, Any], run: str, has_reviews: bool) -> dict[str, Any]:
     """The stages with review, which stands before export once people have looked at the run."""
     name = ReviewStage.name
-    if name not in stages and not Run(run).exists(REVIEWS):
+    if name not in stages and not has_reviews:
         return stages
     fields = stages.get(name)
     if isinstance(fields, dict | None):
@@ -352,27 +370,15 @@ class _Mistakes:
             if isinstance(fields["seed"], int) and fields["seed"] < 0:
                 self.add(f"{where}.seed", f"a whole number from 0, got {fields['seed']}")
         resolved = {key: self._trained(where, key, fields[key], trained) for key in fields}
-        switched = list(_switched(kind, resolved, where))
-        for field, message in switched:
+        faults = list(switched(kind, resolved, where))
+        for field, message in faults:
             self.add(field, message)
-        if switched:
+        if faults:
             return None
         try:
             return _adapter(kind).validate_python(resolved)  # type: ignore[arg-type]
         except pydantic.ValidationError as error:
-            for detail in error.errors():
-                loc = [str(part) for part in detail["loc"]]
-                holder, path = _holder(kind, loc)
-                field = ".".join(path)
-                if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-                    known = [field.name for field in dataclasses.fields(holder)]
-                    message = f"unknown field{_did_you_mean(path[-1], known)}"
-                elif detail["type"] == "missing":
-                    message = "this field is needed"
-                elif detail["type"] == "value_error":
-                    message = detail["msg"].removeprefix("Value error, ")
-                else:
-                    message = _wanted(holder, path[-1], detail["input"])
+            for field, message in explain(error, kind):
                 self.add(f"{where}.{field}".rstrip("."), message)
             return None
 
@@ -387,7 +393,7 @@ class _Mistakes:
             known = [
                 name for name, one in others.items() if isinstance(one, dict) and "like" not in one
             ]
-            self.add(f"{where}.like", f"no such entry: {like!r}{_did_you_mean(str(like), known)}")
+            self.add(f"{where}.like", f"no such entry: {like!r}{did_you_mean(str(like), known)}")
             return fields
         return {**other, **fields}
 
@@ -400,62 +406,15 @@ class _Mistakes:
         if name not in trained:
             self.add(
                 f"{where}.{key}",
-                f"`train` has no {name!r}{_did_you_mean(name, list(trained))}",
+                f"`train` has no {name!r}{did_you_mean(name, list(trained))}",
             )
             return value
         return trained[name] + slash + part
 
 
-def _holder(kind: type[Any], loc: Sequence[str]) -> tuple[type[Any], list[str]]:
-    """The config that a mistake is in, `kind` or one in it, and the fields that lead there."""
-    holder, path = kind, []
-    inside: Any = kind
-    for part in loc:
-        if inside is None:  # what follows names a member of a union
-            break
-        holder = inside
-        path.append(part)
-        held = typing.get_args(typing.get_type_hints(holder).get(part))
-        inside = next((one for one in held if dataclasses.is_dataclass(one)), None)
-    return holder, path
-
-
 @functools.cache
 def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(kind)
-
-
-def _switched(kind: type[Any], fields: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
-    """On or off in the place of a number, which pydantic takes for 1 or 0."""
-    hints = typing.get_type_hints(kind)
-    for field in describe(kind):
-        value = fields.get(field.name)
-        if isinstance(value, bool) and "true" not in field.values:
-            yield f"{where}.{field.name}", _wanted(kind, field.name, value)
-        inner = _inside(hints[field.name])
-        for one in value if isinstance(value, list) else [value]:
-            if inner is not None and isinstance(one, dict):
-                yield from _switched(inner, one, f"{where}.{field.name}")
-
-
-def _inside(hint: Any) -> type[Any] | None:
-    """The config that a type holds, if any."""
-    if dataclasses.is_dataclass(hint):
-        return typing.cast(type[Any], hint)
-    return next((found for one in typing.get_args(hint) if (found := _inside(one))), None)
-
-
-def _wanted(kind: type[Any], name: str, value: Any) -> str:
-    """What a field holds, and what was given."""
-    found = next((field for field in describe(kind) if field.name == name), None)
-    told = "nothing" if value is None else repr(value)
-    if found is None:
-        return f"is wrong, got {told}"
-    hint = ""
-    if isinstance(value, str) and found.values:
-        close = difflib.get_close_matches(value, found.values, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"must be {found.wanted}, got {told}{hint}"
 
 
 def _beside(path: str) -> str:
@@ -464,13 +423,8 @@ def _beside(path: str) -> str:
     found = [other for f in folders for other in glob.glob(os.path.join(f, "*.y*ml"))]
     names = {os.path.splitext(os.path.basename(other))[0]: other for other in found}
     stem = os.path.splitext(os.path.basename(path))[0]
-    close = difflib.get_close_matches(stem, names, n=1)
-    return f"; did you mean {os.path.relpath(names[close[0]])}?" if close else ""
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+    meant = closest(stem, names)
+    return "" if meant is None else f"; did you mean {os.path.relpath(names[meant])!r}?"
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -482,7 +436,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         keys.insert(0, "stages")
     if keys[0] not in KEYS:
         known = (*STAGES, ExportStage.name, *KEYS)
-        raise ManifestError(f"--set {override}: no {keys[0]!r}{_did_you_mean(keys[0], known)}")
+        raise ManifestError(f"--set {override}: no {keys[0]!r}{did_you_mean(keys[0], known)}")
     place = content
     for key in keys[:-1]:
         if place.get(key) is None:
@@ -494,6 +448,21 @@ def _override(content: dict[str, Any], override: str) -> None:
         place[keys[-1]] = notation.parse(value)
     except notation.NotationError as error:
         raise ManifestError(f"--set {override}: not a YAML value: {error}") from None
+
+
+def _check_trainings(mistakes: _Mistakes, train: Mapping[str, TrainConfig], models: str) -> None:
+    """Refuse trainings that start from each other's model; `models` is the folder of them."""
+    for name in train:
+        chain = [name]
+        while (model := f"{train[chain[-1]].model}/").startswith(f"{models}/"):
+            needed = model.removeprefix(f"{models}/").split("/")[0]
+            is_circle = needed in chain
+            chain.append(needed)
+            if is_circle:
+                told = f"trainings start from each other: {' -> '.join(chain)}"
+                mistakes.add(f"train.{name}.model", told)
+            if is_circle or needed not in train:
+                break
 
 
 def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None:

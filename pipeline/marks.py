@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
-__all__ = ["check"]
+from pipeline.validation import explain
+
+__all__ = ["add_work", "check"]
 
 BRANCH = re.compile(r"(rounds/[1-9][0-9]{0,8}|chains/(?!\.)[^/\\]{1,100})?")
 """What `pipeline.rounds` and `pipeline.ablation` call the branches of a run."""
@@ -88,7 +91,17 @@ class Retries(Held):
 
 
 class Work(Held):
-    """What workers did, as `pipeline.rates.add_work` sums it up."""
+    """What the workers of a stage did, over all times that it was carried out.
+
+    Attributes:
+        rows: Rows that they measured.
+        seconds: Of all workers together.
+        device: cpu, or the name of the GPU.
+        shards: Shards with at least one such row.
+        cpu_seconds: Of all workers together.
+        squares: The sum of seconds^2 / rows over the shards, from which their variance follows.
+        bytes: Bytes downloaded.
+    """
 
     rows: Count
     seconds: Seconds
@@ -246,6 +259,32 @@ FILES: dict[str, TypeAdapter[Any]] = {
 """What a file holds, by its path in the run; the first pattern counts."""
 
 
+def add_work(
+    before: Mapping[str, Any] | None, results: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Add what workers did on shards of a stage to what they did before.
+
+    Args:
+        before: The total so far; None for none.
+        results: What `Worker.work` returned for each shard.
+
+    Returns:
+        The fields of `Work`.
+    """
+    total: dict[str, Any] = {"rows": 0, "shards": 0, "seconds": 0.0, "cpu_seconds": 0.0}
+    total |= {"squares": 0.0, "bytes": 0, "device": "cpu", **(before or {})}
+    for result in results:
+        if result["rows"]:
+            total["rows"] += result["rows"]
+            total["shards"] += 1
+            total["seconds"] += result["seconds"]
+            total["cpu_seconds"] += result.get("cpu_seconds", 0.0)
+            total["squares"] += result["seconds"] ** 2 / result["rows"]
+            total["bytes"] += result.get("bytes", 0)
+            total["device"] = result.get("device", "cpu")
+    return total
+
+
 def check(path: str, value: dict[str, Any]) -> None:
     """Refuse what the file of this path in a run does not hold.
 
@@ -258,7 +297,5 @@ def check(path: str, value: dict[str, Any]) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, fault["loc"]))
-        why = fault["msg"].removeprefix("Value error, ").split(" or instance of ")[0]
+        field, why = next(explain(error))
         raise ValueError(f"its field {field!a}: {why}") from None

@@ -6,7 +6,6 @@ of it, stays; rows that it brings to life are measured by the next run.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store import Run
+from pipeline.validation import did_you_mean
 from stages.base import digest
 from stages.download import DownloadStage
 
@@ -38,8 +38,7 @@ def due(run: Run, reasons: Sequence[str]) -> dict[str, int]:
     known = list(DownloadStage.every_reason())
     for reason in reasons:
         if reason not in known:
-            close = difflib.get_close_matches(reason, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+            hint = did_you_mean(reason, known)
             raise ValueError(f"--retry: download has no reason {reason!r}{hint}")
     found = {}
     for shard in run.shards("pool"):

@@ -18,9 +18,9 @@ from pipeline import documents, export, pool
 from pipeline.cluster import Cluster
 from pipeline.crew import Crew, CrewError, Duty
 from pipeline.manifest import Manifest
+from pipeline.marks import add_work
 from pipeline.plan import Plan, revisions
 from pipeline.progress import Progress
-from pipeline.rates import add_work
 from pipeline.refusal import refusal
 from pipeline.store import DamagedError, Run
 from pipeline.summary import Summary

@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from models.weights import check_files
 from pipeline import journal
 from pipeline.cluster import Cluster
-from pipeline.manifest import Manifest
+from pipeline.manifest import REVIEWS, Manifest
 from pipeline.objective import start_of
 from pipeline.pairs import state_of
 from pipeline.plan import Plan
@@ -62,6 +62,8 @@ class Session:
         stall_seconds: float | None = None,
         progress: Progress,
     ) -> None:
+        if Run(manifest.run, manifest.branch).exists(REVIEWS):
+            manifest = manifest.with_reviews()
         self.manifest = manifest
         self.progress = progress
         self.cluster = Cluster(address, workers, stall_seconds, working_dir)
@@ -247,7 +249,8 @@ class Session:
         while left:
             needs = {n: set(self.runner.plan.trainings(self.manifest.train[n])) for n in left}
             wave = [name for name in left if not needs[name] & set(left)]
-            assert wave, f"trainings {left} wait for each other"
+            if not wave:
+                raise ValueError(f"trainings wait for each other: {', '.join(left)}")
             self.runner.crew.release()
             self.cluster.start()
             started = time.monotonic()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 from typing import Any
 
 from pipeline import lease, pool
+from pipeline.manifest import REVIEWS, Manifest
 from pipeline.plan import Plan
 from pipeline.store import Run
+from pipeline.validation import did_you_mean
 from pipeline.verdicts import count
 from stages.download import DownloadStage
 from stages.export import ExportStage
@@ -23,8 +24,6 @@ def open_plan(run: Run) -> Plan:
     Raises:
         FileNotFoundError: The folder is no run.
     """
-    from pipeline.manifest import Manifest
-
     if not run.exists("run.json"):
         raise FileNotFoundError(
             f"{run.root}: no run there"
@@ -33,7 +32,8 @@ def open_plan(run: Run) -> Plan:
     record = run.read_json("run.json")
     content = {**record["manifest"], "run": run.root}
     recorded = {what: record.get(what, {}) for what in ("settings", "measurement")}
-    return Plan(Manifest.parse(content, run.url("run.json"), run.branch), recorded)
+    path, has_reviews = run.url("run.json"), run.exists(REVIEWS)
+    return Plan(Manifest.parse(content, path, run.branch, has_reviews=has_reviews), recorded)
 
 
 def _others(run: Run) -> str:
@@ -45,8 +45,7 @@ def _others(run: Run) -> str:
         return f", but in it {', '.join(sorted(inside)[:5])}"
     parent = os.path.dirname(run.root)
     beside = [os.path.dirname(p) for p in glob.glob(os.path.join(parent, "*", "run.json"))]
-    close = difflib.get_close_matches(run.root, beside, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return did_you_mean(run.root, beside, else_list=False)
 
 
 def holder(run: Run) -> dict[str, Any] | None:

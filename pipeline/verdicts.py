@@ -27,6 +27,7 @@ from stages.filter import FilterStage
 __all__ = [
     "DIGEST",
     "KEPT",
+    "ConservationError",
     "Judgement",
     "Mask",
     "annotated",
@@ -57,6 +58,10 @@ SUMMARIZED: dict[str, pa.DataType] = {"uid": pa.string(), "summarized": pa.bool_
 """What a summary has beside its columns."""
 
 Mask = npt.NDArray[np.bool_]
+
+
+class ConservationError(RuntimeError):
+    """A stage has lost rows, or made some up."""
 
 
 @dataclass
@@ -278,6 +283,9 @@ def count(run: Run, plan: Plan, names: Iterable[str], shards: Iterable[str]) -> 
     """Rows, kept, not measured and reasons of each stage over the shards.
 
     For each stage `rows = kept + sum(reasons) + not_measured`.
+
+    Raises:
+        ConservationError: For a stage it is not.
     """
     names = list(names)
     totals: dict[str, dict[str, Any]] = {
@@ -296,10 +304,12 @@ def count(run: Run, plan: Plan, names: Iterable[str], shards: Iterable[str]) -> 
                 total["reasons"][key] = total["reasons"].get(key, 0) + entry["counts"]
     for name, total in totals.items():
         total["reasons"] = dict(sorted(total["reasons"].items(), key=lambda item: -item[1]))
-        assert (
-            total["rows"]
-            == total["kept"] + sum(total["reasons"].values()) + (total["not_measured"])
-        ), f"row conservation fails in {name}: {total}"
+        told = total["kept"] + sum(total["reasons"].values()) + total["not_measured"]
+        if total["rows"] != told:
+            raise ConservationError(
+                f"{name}: {total['rows']:,} rows, but {told:,} kept, rejected or not measured: "
+                f"{total}. This is a bug of capfilt or of the stage"
+            )
     return totals
 
 

@@ -24,6 +24,7 @@ from pipeline.summary import Summary, laid_out, measured, scatter
 from pipeline.telemetry import Meter
 from pipeline.verdicts import (
     DIGEST,
+    ConservationError,
     Judgement,
     Mask,
     annotated,
@@ -196,7 +197,10 @@ class Worker:
 
         summary = stage.summarize(tables())
         expected = sum(int(mask.sum()) for mask in masks.values())
-        assert summary.num_rows == expected, f"{name}: {summary.num_rows} rows for {expected}"
+        if summary.num_rows != expected:
+            raise ConservationError(
+                f"{name}: summarize gave {summary.num_rows} rows for {expected}"
+            )
         scatter(self.run, self.plan, name, masks, summary)
         return {
             "rows": expected,
@@ -387,7 +391,8 @@ class Worker:
                 found = before.tables.get(origin)
                 if found is None:  # the filter's, whose scores an export takes that is not filtered
                     found = annotated(self.run, self.plan, origin, shard)
-                assert found is not None, f"{name} runs before {origin} is complete"
+                if found is None:
+                    raise ValueError(f"{name}: shard {shard} of {origin} is not measured yet")
                 table = found.select(names)
             table = table.filter(mask)
             columns.update({column: table[column] for column in names})
@@ -410,7 +415,8 @@ class Worker:
             )
             told = export.write(self.run, folder, stage.format, part, table, layout.decision)
             expected = sum(stop - start for _, start, stop in slices)
-            assert told["images"] == expected, f"{name}: {told['images']} images for {expected}"
+            if told["images"] != expected:
+                raise ConservationError(f"{name}: wrote {told['images']} images for {expected}")
             images += expected
         return {"rows": images, "reasons": {}}
 

@@ -24,7 +24,7 @@ from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.session import Session, write_report
-from pipeline.status import funnel
+from pipeline.status import funnel, open_plan
 from pipeline.store import Run
 from pipeline.tables import flat, funnel_table
 
@@ -91,7 +91,7 @@ def demo(
     manifest = Manifest.load(str(MANIFESTS / "demo.yaml"), overrides, run)
     carry_out(manifest, web, workers, progress)
     opened = Run(run)
-    plan = Plan(manifest)
+    plan = open_plan(opened)
     judged = judge(opened, plan, web.folder)
     report = write_report(opened, plan)
     show(console, opened, plan, judged)

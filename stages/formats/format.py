@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-__all__ = ["SPLITS", "TRAIN", "VALIDATION", "Format", "Sample", "Shard", "samples"]
+__all__ = ["SPLITS", "TRAIN", "VALIDATION", "Format", "Sample", "Shard", "extension_of", "samples"]
 
 TRAIN = "train"
 VALIDATION = "validation"
@@ -53,15 +53,20 @@ class Sample:
 
     @property
     def extension(self) -> str:
-        """What a file with the image is to end in: what `download` encodes, jpg, png or webp."""
-        if self.image.startswith(b"\x89PNG"):
-            return "png"
-        return "webp" if self.image[8:12] == b"WEBP" else "jpg"
+        """The extension of a file with the image."""
+        return extension_of(self.image)
 
     @property
     def file(self) -> str:
         """The name of a file with the image."""
         return f"{self.uid}.{self.extension}"
+
+
+def extension_of(image: bytes) -> str:
+    """The file extension of an image that `download` encoded: jpg, png or webp."""
+    if image.startswith(b"\x89PNG"):
+        return "png"
+    return "webp" if image[8:12] == b"WEBP" else "jpg"
 
 
 def samples(pairs: pa.Table) -> Iterator[Sample]:

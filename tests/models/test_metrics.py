@@ -5,7 +5,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.metrics import bleu, bootstrap, cider, retrieval_recall, roc_auc, words_of
+from models.metrics import (
+    bleu_counts,
+    bleu_of,
+    bootstrap,
+    cider_scores,
+    retrieval_hits,
+    roc_auc,
+    words_of,
+)
+
+
+def bleu(candidates: list[str], references: list[list[str]]) -> float:
+    return bleu_of(bleu_counts(candidates, references).sum(0))
+
+
+def cider(candidates: list[str], references: list[list[str]]) -> float:
+    return float(cider_scores(candidates, references).mean())
+
+
+def recall(similarity: np.ndarray, owners: list[int], ks: tuple[int, ...]) -> dict[str, float]:
+    by_image, by_text = retrieval_hits(similarity, owners, ks)
+    return {
+        **{f"TR@{k}": float(hits.mean()) for k, hits in by_image.items()},
+        **{f"IR@{k}": float(hits.mean()) for k, hits in by_text.items()},
+    }
 
 
 def test_words_are_lower_case_and_free_of_punctuation() -> None:
@@ -69,13 +93,13 @@ def test_cider_is_the_mean_over_references() -> None:
 def test_recall_counts_an_image_by_its_best_text_and_a_text_by_its_image() -> None:
     similarity = np.array([[0.9, 0.1, 0.8], [0.95, 0.2, 0.3]])
     # Texts 0 and 1 are of image 0, text 2 of image 1.
-    found = retrieval_recall(similarity, [0, 0, 1], ks=(1, 2))
+    found = recall(similarity, [0, 0, 1], ks=(1, 2))
     # Image 0: own 0.9 first. Image 1: own 0.3 second. Every text prefers the wrong image.
     assert found == {"TR@1": 0.5, "TR@2": 1.0, "IR@1": 0.0, "IR@2": 1.0}
 
 
 def test_equal_similarities_retrieve_nothing() -> None:
-    found = retrieval_recall(np.zeros((20, 20)), list(range(20)), ks=(1, 5))
+    found = recall(np.zeros((20, 20)), list(range(20)), ks=(1, 5))
     assert found == {"TR@1": 0.0, "TR@5": 0.0, "IR@1": 0.0, "IR@5": 0.0}
 
 

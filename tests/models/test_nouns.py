@@ -102,7 +102,7 @@ def test_equal_captions_are_parsed_once(folder: str) -> None:
 
 
 def test_a_missing_pipeline_says_how_to_install_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"capfilt setup --model en_core_web_nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"python -m spacy download en_core_web_nowhere"):
         NounPhrases("en_core_web_nowhere")
     with pytest.raises(FileNotFoundError, match=r"select\.model: no spaCy pipeline"):
         NounPhrases(str(tmp_path))

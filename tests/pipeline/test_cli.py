@@ -84,7 +84,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(capsys, place):
             )
         ),
         (("compare", "{d}", "{m}"), "m.yaml: a file, where the folder of a run is asked for"),
-        (("plan", "{m}", "--from", "s3://me:pa55@b/r"), "RUN holds a secret"),
+        (("plan", "{m}", "--rows", "9", "--from", "s3://me:pa55@b/r"), "RUN holds a secret"),
         (("run", "{m}", "--run", "{m}"), "m.yaml: a file, where the folder of a run is asked for"),
         (("run", "{m}", "--run", "s3://me:pa55@b/r"), "run: holds a secret"),
         (("demo", "--run", "{m}"), "m.yaml: a file, where the folder of a run is asked for"),

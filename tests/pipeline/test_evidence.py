@@ -1,6 +1,9 @@
 """All that is known of one sample, as values and on the terminal."""
 
 import json
+import re
+import tempfile
+from pathlib import Path
 
 import fakes
 import pytest
@@ -17,6 +20,15 @@ STAGES = ["download", "clean", "dedup", "caption", "filter"]
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("evidence")
     return fakes.small_run(place / "run", fakes.tiny_blip(place))
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """A folder for temporary files that goes with the test."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 def of(folder, sample):
@@ -93,7 +105,7 @@ def test_a_sample_goes_by_uid_by_url_and_by_the_end_of_one(folder):
 def test_the_terminal_gets_it_all_and_a_pipe_gets_it_plain(folder, capsys):
     assert main(["show", str(folder), "copy.jpg"]) == 0
     shown = capsys.readouterr().out
-    assert "\x1b" not in shown and not set(shown) & set("│┃▀")
+    assert "\x1b" not in shown and not set(shown) & set("│┃")
     assert "duplicate_image: Another row of the same image bytes is kept." in shown
     assert any(line.split()[1:] == ["stays", "web/good.jpg"] for line in shown.splitlines())
     assert all(line == line.rstrip() for line in shown.splitlines())
@@ -103,6 +115,25 @@ def test_the_terminal_gets_it_all_and_a_pipe_gets_it_plain(folder, capsys):
         "bytes": len(fakes.jpeg(1, (300, 260)))
     }
     assert [step["name"] for step in found["steps"]] == STAGES
+
+
+@pytest.mark.parametrize(
+    ("image", "ending"),
+    [(fakes.jpeg(1, (300, 260)), ".jpg"), (b"\x89PNG, cut", ".png"), (b"\x1b[31m", ".jpg")],
+)
+def test_it_names_a_file_with_the_bytes_of_the_image(
+    folder, tmp_path, temporary, capsys, image, ending
+):
+    hurt = Run(str(tmp_path))
+    table = Run(str(folder)).read_table("pool", "00000.parquet")
+    row = table.to_pylist()[0] | {"uid": "../../x\x1b", "image": image}
+    hurt.write_table(table.from_pylist([row], table.schema), "pool", "00000.parquet")
+    content = {"name": "hurt", "run": str(tmp_path), "stages": {"download": {"source": "x"}}}
+    hurt.write_json({"manifest": content}, "run.json")
+    assert main(["show", str(tmp_path), "good.jpg"]) == 0
+    (path,) = re.findall(r"^image +(/.*)$", capsys.readouterr().out, re.M)
+    assert path.endswith(ending) and Path(path).read_bytes() == image
+    assert list(temporary.iterdir()) == [Path(path)]
 
 
 def test_what_the_web_wrote_cannot_steer_the_terminal(folder, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What a manifest would take, from the rates that ship, from a file and from a real run."""
+"""What a manifest takes for a long list, by a real run of a sample."""
 
 import json
 
@@ -6,30 +6,36 @@ import fakes
 import pytest
 import runs
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from pipeline.cli import main
-from pipeline.forecast import Machines, forecast, parse_rows
-from pipeline.manifest import STAGES, Manifest
+from pipeline.forecast import Step, forecast, forecast_table, notes, parse_rows, parse_workers
+from pipeline.manifest import Manifest
+from pipeline.marks import add_work
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.rates import CPU, Bounds, Rates, add_work
 from pipeline.session import Session
 from pipeline.status import funnel
 from pipeline.store import Run
-from stages.base import ClusteredStage, GlobalStage, KeyedStage, RankedStage
+from pipeline.summary import PART_ROWS
 
-ALL = {"clean": {}, "dedup": {}, "caption": {}, "filter": {}, "export": {}}
+NAMES = ["download", "clean", "dedup", "dedup summary", "export", "export:urls"]
 
 
-def plan(run, stages=ALL, **download):
-    stages = {"download": {"source": "x", **download}, **stages}
-    return Plan(Manifest.parse({"name": "test", "run": str(run), "stages": stages}))
+def other(manifest, **stages):
+    """A manifest for another list, with some settings changed."""
+    content = dict(manifest.source) | {"run": "runs/elsewhere"}
+    changed = {
+        name: {**fields, **stages.get(name, {})} for name, fields in content["stages"].items()
+    }
+    return Plan(Manifest.parse({**content, "stages": changed}))
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, ray_here):
-    """A run of 30 images, shards of 8, and its manifest on disk."""
+    """A manifest on disk and its run of 31 images in shards of 8."""
     root = tmp_path_factory.mktemp("forecast")
     source = fakes.photo_folder(root / "photos", 30)
     (source / "copy.jpg").write_bytes((source / "0003.jpg").read_bytes())
@@ -38,11 +44,12 @@ def done(tmp_path_factory, ray_here):
         **{name: {} for name in ("clean", "dedup", "export")},
     }
     content = {"name": "test", "run": str(root / "run"), "stages": stages}
+    content["exports"] = {"urls": {"format": "urls"}}
     (root / "m.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     made = Manifest.load(str(root / "m.yaml"))
     with Session(made, workers=2, progress=Progress(Console(quiet=True), quiet=True)) as session:
         session.run()
-    return root / "m.yaml", Run(made.run), Plan(made)
+    return root / "m.yaml", Run(made.run), made
 
 
 @pytest.mark.parametrize(
@@ -53,184 +60,132 @@ def test_rows_are_read_with_their_unit(text, rows):
     assert parse_rows(text) == rows
 
 
-@pytest.mark.parametrize("text", ["", "0", "M", "-5", "5T", "ten", "1e6"])
+@pytest.mark.parametrize("text", ["", "0", "M", "-5", "5T", "ten", "1e6", "9" * 400])
 def test_what_is_no_number_of_rows_is_told(text):
     with pytest.raises(ValueError, match="--rows must be"):
         parse_rows(text)
 
 
-def test_machines_are_read_and_mistakes_told():
-    assert Machines.parse("8xH200", 2, 64) == Machines(nodes=2, cpus=64, gpus=8, gpu="H200")
-    assert Machines.parse("4 x A100-SXM4-80GB", 1, 1).gpu == "A100-SXM4-80GB"
-    for wrong in ("H200", "0xH200", "8x", "x8"):
-        with pytest.raises(ValueError, match="--gpus must be as 8xH200"):
-            Machines.parse(wrong)
-    with pytest.raises(ValueError, match="--nodes must be at least 1"):
-        Machines.parse(None, 0)
+def test_workers_are_of_a_stage_or_of_all(done):
+    *_, made = done
+    plan = Plan(made)
+    assert parse_workers(["8", "clean=2", "export:urls=3"], plan) == {
+        **{"download": 8, "clean": 2, "dedup": 8, "export": 8, "export:urls": 3}
+    }
+    for wrong in ("0", "clean=0", "clean=", "clean=-1", "clean=1.5", "=4x"):
+        with pytest.raises(ValueError, match="a whole number from 1"):
+            parse_workers([wrong], plan)
+    with pytest.raises(ValueError, match="no stage 'caption'; known are download, clean"):
+        parse_workers(["caption=4"], plan)
 
 
-def test_a_gpu_is_known_by_the_words_of_its_name():
-    rates = Rates.load()
-    found = {name: rates.find("caption", name) for name in ("L4", "L40S", "NVIDIA A100-SXM4-80GB")}
-    assert [rate and rate.device for rate in found.values()] == ["L4", "L40S", "A100"]
-    assert all(rate is not None and not rate.measured for rate in found.values())
-    assert rates.find("caption", "B300") is None
+def test_at_its_own_size_a_run_is_told_as_it_went(done):
+    _, run, made = done
+    plan = Plan(made)
+    steps = {step.name: step for step in forecast(plan, 31, run, {})}
+    assert list(steps) == NAMES
+    for stage in funnel(run, plan)["stages"]:
+        name, step = stage["name"], steps[stage["name"]]
+        mark = "_export.json" if name == "export" else "_stage.json"
+        work = run.read_json(*plan.folder(name), mark)["work"]
+        assert step.missing is None and step.measured == work["rows"] and step.device == "cpu"
+        assert step.rows == pytest.approx(stage["rows"])
+        assert step.worker_seconds == step.seconds == pytest.approx(work["seconds"])
+        assert step.written == pytest.approx(run.fs.du(run.at(*plan.folder(name))))
+        assert (step.error is None) == (name == "export")  # which is one shard
+    assert steps["download"].received > 0 == steps["clean"].received
+    seconds = run.read_json(*plan.summary_folder("dedup"), "_summary.json")["seconds"]
+    assert steps["dedup summary"].seconds == pytest.approx(seconds)
 
 
-def test_every_range_holds_what_is_likely_and_grows_with_the_rows(tmp_path):
-    rates, machines = Rates.load(), Machines.parse("8xH200", 1, 128)
-    small, large = (forecast(plan(tmp_path), rows, machines, rates) for rows in (10**5, 10**6))
-    for one, other in zip(small.steps, large.steps, strict=True):
-        for name in ("rows", "seconds", "device_hours", "read", "written", "requests", "memory"):
-            bounds = getattr(one, name)
-            assert 0 <= bounds.low <= bounds.likely <= bounds.high
-            assert getattr(other, name).likely == pytest.approx(10 * bounds.likely)
-    assert [step.device for step in small.steps if step.device != "cpu"] == ["H200", "H200"]
-    assert large.bottleneck.seconds.likely == max(step.seconds.likely for step in large.steps)
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, PART_ROWS // 1000), times=st.integers(2, 1000), n=st.integers(1, 999))
+def test_all_grows_with_the_rows_and_time_shrinks_with_the_workers(done, rows, times, n):
+    _, run, made = done
+    plan = Plan(made)
+    one = list(forecast(plan, rows, run, {}))
+    many = list(forecast(plan, rows * times, run, parse_workers([str(n)], plan)))
+    assert [step.name for step in one] == [step.name for step in many] == NAMES
+    for small, large in zip(one, many, strict=True):
+        for name in ("rows", "worker_seconds", "written", "received", "error"):
+            if getattr(small, name) is not None:
+                assert getattr(large, name) == pytest.approx(times * getattr(small, name))
+        workers = 1 if large.name == "dedup summary" else n
+        assert large.seconds == pytest.approx(large.worker_seconds / workers)
 
 
-def test_cores_that_decode_hold_up_gpus(tmp_path):
-    rates = Rates.load()
-    few, many = (
-        next(
-            step
-            for step in forecast(
-                plan(tmp_path), 10**7, Machines.parse("8xH200", 1, cpus), rates
-            ).steps
-            if step.name == "caption"
-        )
-        for cpus in (1, 1000)
-    )
-    assert few.bound == "cores that decode for the GPUs" and many.bound == "GPUs"
-    assert few.seconds.likely > 10 * many.seconds.likely
+def test_what_the_run_did_not_measure_is_told(done):
+    _, run, made = done
+    content = dict(made.source)
+    stages = {**content["stages"], "clean": {"min_side": 300}, "caption": {}}
+    stages["export"] = stages.pop("export")
+    plan = Plan(Manifest.parse({**content, "stages": stages, "exports": {}}))
+    steps = list(forecast(plan, 10 * PART_ROWS, run, {}))
+    told = {step.name: step.missing for step in steps if step.missing is not None}
+    assert told["caption"] == "the run has no such stage"
+    assert told["clean"].startswith("the run has min_side ") and "300" in told["clean"]
+    assert told["dedup summary"] == "workers share it for lists of more than 2,000,000 rows"
+    assert set(told) == {"clean", "caption", "dedup summary"}
+    by_name = {step.name: step for step in steps}
+    assert by_name["dedup"].rows == by_name["download"].rows
+    lines = list(notes(plan, steps))
+    assert [f"not measured: {name}: {why}" for name, why in told.items()] == lines[: len(told)]
+    shown = Console(width=200)
+    with shown.capture() as text:
+        shown.print(forecast_table(steps))
+    assert "clean" not in text.get() and "dedup" in text.get()
 
 
-def test_the_network_holds_up_download(tmp_path):
-    rates, gigabit = Rates.load(), Machines(nodes=2, cpus=64, network=1.0)
-    step = forecast(plan(tmp_path), 10**7, gigabit, rates).steps[1]
-    assert step.name == "download" and step.bound == "the network"
-    assert step.seconds.likely == pytest.approx(step.read.likely * 8 / 2e9)
-    fast = forecast(plan(tmp_path), 10**7, Machines(nodes=2, cpus=64, network=400.0), rates)
-    assert fast.steps[1].bound == "cores"
+def test_a_sample_may_be_of_another_list_and_lie_elsewhere(done):
+    _, run, made = done
+    plan = other(made, download={"source": "pairs.parquet", "limit": None, "shard_size": 10_000})
+    assert all(step.missing is None for step in forecast(plan, 1000, run, {}))
+    changed = other(made, download={"image_size": 384})
+    first, *_ = forecast(changed, 1000, run, {})
+    assert first.missing == "the run has image_size 64, the manifest 384"
 
 
-def test_a_large_pool_is_summarised_in_parts_by_all_cores(tmp_path):
-    rates, machines = Rates.load(), Machines(cpus=16)
-
-    def summary(rows):
-        steps = forecast(plan(tmp_path), rows, machines, rates).steps
-        return next(step for step in steps if step.name == "dedup summary")
-
-    small, large = summary(10**6), summary(10**9)
-    assert (small.number, large.number) == (1, 16)
-    assert large.memory.likely < 1000 / 4 * small.memory.likely
-
-
-def test_something_is_known_of_every_stage():
-    rates = Rates.load()
-    for name, stage in STAGES.items():
-        assert name in rates.rows and rates.find(name, CPU) is not None, name
-        if issubclass(stage, GlobalStage):
-            assert rates.find(f"{name} summary", CPU) is not None, name
-        if issubclass(stage, ClusteredStage | KeyedStage | RankedStage):
-            assert rates.find(f"{name} parts", CPU) is not None, name
+def test_a_run_that_is_not_finished_has_measured_what_it_finished(tmp_path):
+    plan = Plan(runs.manifest(tmp_path, ("download", "clean", "caption", "filter")))
+    run = runs.make_run(tmp_path, plan, until="caption")
+    work = add_work(None, [{"rows": 8, "seconds": 2.0, "device": "NVIDIA H200"}])
+    run.write_json({"seconds": 2.0, "work": work}, *plan.folder("caption"), "_stage.json")
+    steps = {step.name: step for step in forecast(plan, 1000, run, {"caption": 4})}
+    assert {name for name, step in steps.items() if step.missing is None} == {"caption"}
+    assert steps["filter"].missing == "the run has not measured it"
+    caption = steps["caption"]
+    assert caption.device == "NVIDIA H200" and caption.error is None
+    assert caption.worker_seconds == pytest.approx(caption.rows / 4) == 4 * caption.seconds
 
 
-def test_a_model_of_unknown_work_and_an_unknown_gpu_need_a_file(tmp_path):
-    machines = Machines.parse("1xH200", 1, 8)
-    other = plan(tmp_path, {"caption": {"model": "llava-hf/llava-1.5-7b-hf"}, "export": {}})
-    with pytest.raises(ValueError, match=r"caption\.model llava-hf.*--rates"):
-        forecast(other, 1000, machines, Rates.load())
-    with pytest.raises(ValueError, match="nothing is known of caption on B300; known GPUs"):
-        forecast(plan(tmp_path), 1000, Machines.parse("1xB300", 1, 8), Rates.load())
-    path = tmp_path / "rates.yaml"
-    path.write_text("rates:\n- {stage: caption, device: H200, rows_per_second: 50, within: 1.2}\n")
-    rates = Rates.load().and_better(Rates.load(path))
-    (step,) = (s for s in forecast(other, 1000, machines, rates).steps if s.name == "caption")
-    assert step.seconds.likely == pytest.approx(step.rows.likely / 50)
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("rates: [{stage: clean, device: cpu}]", "rates.0: one of rows_per_second and tflops"),
-        ("rates: [{device: cpu, rows_per_second: 5}]", "needs the stage"),
-        ("rates: [{stage: clean, device: cpu, rows_per_second: 5, within: 0.5}]", "within"),
-        ("rows: {clean: {kept: [1, 0.5, 0.2], written: [1, 1, 1]}}", "least, likely, most"),
-        ("speeds: []", "speeds"),
-        ("rates: [", "not YAML"),
-    ],
-)
-def test_a_mistake_in_a_file_of_rates_is_told(tmp_path, text, told):
-    path = tmp_path / "rates.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=told) as error:
-        Rates.load(path)
-    assert str(path) in str(error.value)
-
-
-def test_a_run_tells_its_rates_and_what_became_of_its_rows(done):
-    _, run, its = done
-    rates = Rates.of_run(run)
-    for stage in funnel(run, its)["stages"]:
-        name = stage["name"]
-        work = run.read_json(
-            *its.folder(name), "_export.json" if name == "export" else "_stage.json"
-        )["work"]
-        rate = rates.find(name, "cpu")
-        assert work["shards"] and rate.measured and str(run.root) in rate.source
-        assert rate.rows_per_second == pytest.approx(work["rows"] / work["seconds"])
-        if name != "export":
-            assert work["rows"] == stage["rows"]
-            assert rates.rows[name].kept == Bounds(*[stage["kept"] / stage["rows"]] * 3)
-    assert rates.find("dedup summary", "cpu") is not None
-    sizes = sum(run.fs.size(run.at("pool", f"{shard}.parquet")) for shard in run.shards("pool"))
-    assert rates.rows["download"].written.likely * 31 >= sizes
-    assert rates.rows["download"].received.likely > 0
-
-
-def test_the_command_reckons_by_the_run_that_stands(done, capsys):
-    path, run, its = done
-    assert main(["plan", str(path), "--json", "--cpus", "2"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["rows"] == 31 and found["shards"] == 4
-    steps = {step["name"]: step for step in found["steps"]}
-    counts = {stage["name"]: stage for stage in funnel(run, its)["stages"]}
-    for name in ("download", "clean", "dedup", "export"):
-        assert steps[name]["rows"]["likely"] == pytest.approx(counts[name]["rows"])
-        assert steps[name]["rate"]["measured"]
-    assert main(["plan", str(path), "--rows", "3.1M", "--cpus", "2"]) == 0
+def test_the_command_prints_a_table_or_json(done, capsys):
+    path, run, _ = done
+    given = ["plan", str(path), "--rows", "3.1M", "--from", run.root, "--workers", "clean=7"]
+    assert main(given) == 0
     told = capsys.readouterr().out
-    assert "3,100,000 rows in 387,500 shards, 1 x 2 cores" in told and "bottleneck" in told
+    assert told.startswith(f"3,100,000 rows, by {run.root}\n") and "7 x cpu" in told
+    assert "left out: reading the list" in told
+    assert main([*given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == 3_100_000 and len(found["notes"]) == 3
+    assert [Step(**step).name for step in found["steps"]] == NAMES
 
 
-def test_the_command_wants_rows_where_no_list_was_read(tmp_path, capsys):
+def test_the_command_says_how_to_make_a_sample_run(tmp_path, capsys):
     path = tmp_path / "m.yaml"
-    stages = {"download": {"source": "x"}, "clean": {}, "export": {}}
-    path.write_text(
-        yaml.safe_dump({"name": "t", "run": str(tmp_path / "r"), "stages": stages}, sort_keys=False)
-    )
-    assert main(["plan", str(path)]) == 2
-    assert "--rows is needed" in capsys.readouterr().err
+    path.write_text("name: t\nstages: {download: {source: x}, clean: {}, export: {}}\n")
+    assert main(["plan", str(path), "--rows", "5B"]) == 2
+    told = capsys.readouterr().err
+    assert "--from RUN is needed" in told
+    assert f"capfilt run {path} --set download.limit=20000 --run runs/sample" in told
     assert main(["plan", str(path), "--rows", "5B", "--from", str(tmp_path / "none")]) == 2
     assert "no run there" in capsys.readouterr().err
 
 
 def test_work_adds_up_over_calls():
     results = [{"rows": 4, "seconds": 2.0}, {"rows": 0, "seconds": 1.0}]
-    once = add_work(None, [*results, {"rows": 2, "seconds": 3.0, "bytes": 7, "device": "X"}])
-    twice = add_work(
-        add_work(None, results), [{"rows": 2, "seconds": 3.0, "bytes": 7, "device": "X"}]
-    )
-    assert once == twice
+    last = {"rows": 2, "seconds": 3.0, "bytes": 7, "device": "X"}
+    once = add_work(None, [*results, last])
+    assert once == add_work(add_work(None, results), [last])
     assert once["rows"] == 6 and once["shards"] == 2 and once["device"] == "X"
     assert once["squares"] == pytest.approx(2.0**2 / 4 + 3.0**2 / 2)
-
-
-def test_the_rates_of_a_gpu_are_told_where_there_is_none(tmp_path):
-    its = Plan(runs.manifest(tmp_path, ("download", "clean", "caption"), export=False))
-    run = runs.make_run(tmp_path, its)
-    work = add_work(None, [{"rows": 8, "seconds": 2.0, "device": "NVIDIA H200"}])
-    run.write_json({"seconds": 2.0, "work": work}, *its.folder("caption"), "_stage.json")
-    rate = Rates.of_run(run).find("caption", "H200")
-    assert rate is not None and rate.rows_per_second == pytest.approx(4)

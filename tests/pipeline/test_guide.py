@@ -94,8 +94,8 @@ def test_a_slip_is_told_with_what_was_meant(capsys, tmp_path, monkeypatch, given
     [
         ("run photos", "photos: a folder, not a manifest; `capfilt init photos` writes one"),
         ("run pairs.csv", "`capfilt init pairs.csv` writes one for a list"),
-        ("run manifets.yaml", "no such manifest; did you mean manifest.yaml?"),
-        ("run lava.yaml", "manifests/llava.yaml?"),
+        ("run manifets.yaml", "no such manifest; did you mean 'manifest.yaml'?"),
+        ("run lava.yaml", "manifests/llava.yaml'?"),
         ("run manifest.yaml --set captoin.model=x", "no 'captoin'; did you mean 'caption'?"),
         ("run manifest.yaml --set clean.max_aspekt=2", "did you mean 'max_aspect'?"),
         (
@@ -118,7 +118,7 @@ def test_a_slip_is_told_with_what_was_meant(capsys, tmp_path, monkeypatch, given
             "run manifest.yaml --set export.documents.max_words=abc",
             "stages.export.documents.max_words: must be a whole number, got 'abc'",
         ),
-        ("status runs/brids", "no run there; did you mean runs/birds?"),
+        ("status runs/brids", "no run there; did you mean 'runs/birds'?"),
         ("status runs", "no run there, but in it runs/birds"),
         ("verdicts runs/birds --out no/v.csv", "nothing is downloaded yet"),
         ("show runs/birds x", "nothing is downloaded yet"),

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,19 @@ def test_every_shipped_manifest_is_valid(path):
         ("- a list", "a mapping"),
         ("a: [", "not YAML"),
         (changed(name=3), "name: a manifest needs a name"),
+        (
+            changed(
+                train={
+                    "a": {"objective": "filter", "model": "train:b/matcher", "data": ["x.jsonl"]},
+                    "b": {"objective": "filter", "model": "train:a", "data": ["x.jsonl"]},
+                }
+            ),
+            "train.a.model: trainings start from each other: a -> b -> a",
+        ),
+        (
+            changed(train={"a": {"objective": "filter", "model": "train:a", "data": ["x"]}}),
+            "train.a.model: trainings start from each other: a -> a",
+        ),
         (changed(sead=1), "sead: unknown key; did you mean 'seed'"),
         (changed(seed="x"), "seed: a whole number"),
         (changed(stages={}), "stages: name at least one"),
@@ -174,10 +190,12 @@ def test_a_threshold_changes_the_decision_and_not_the_fingerprint(tmp_path):
 def test_each_stage_is_one_word_everywhere():
     root = Path(__file__).parents[2]
     for name, stage in STAGES.items():
-        assert stage.__module__ == f"stages.{name}"
+        assert stage.__module__ in (f"stages.{name}", f"stages.{name}.stage")
         assert stage.__name__ == f"{name.title()}Stage"
         assert stage.config_type.__name__ == f"{name.title()}Config"
-        assert (root / "tests" / "stages" / f"test_{name}.py").exists()
+        tests = root / "tests" / "stages"
+        places = (tests / f"test_{name}.py", tests / name / "test_stage.py")
+        assert any(place.exists() for place in places)
         assert stage.reasons is not None and stage.version >= 1
 
 
@@ -229,3 +247,43 @@ def test_an_evaluated_model_is_named_by_its_training_or_the_end_of_its_path():
     found = Manifest.parse(content).evaluated
     assert list(found) == ["filter", "filter/captioner", "blip", "org/clip", "other/clip"]
     assert found["blip"] == "/x/blip/" and found["filter/captioner"].endswith("filter/captioner")
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem != "ablation"])
+def test_to_parse_touches_neither_disk_nor_network(path):
+    source = Manifest.load(str(path), run="s3://bucket/run").source
+    Manifest.parse(source)  # what it imports is read now
+    calls = []
+
+    def watch(frame, event, called):
+        module = getattr(called, "__module__", None)
+        if event == "c_call" and module in ("posix", "io", "_io", "_socket"):
+            calls.append(called.__name__)
+
+    sys.setprofile(watch)
+    try:
+        Path(os.devnull).exists()
+        found = Manifest.parse(source, has_reviews=True)
+    finally:
+        sys.setprofile(None)
+    assert set(calls) - {"fspath"} == {"stat"} and calls.count("stat") == 1
+    assert "review" in found.stages
+
+
+def test_a_manifest_is_read_and_its_mistakes_are_told_without_docstrings():
+    root = Path(__file__).parents[2]
+
+    def given(*arguments):
+        command = [sys.executable, "-OO", "-m", "pipeline.cli", "run", "manifests/demo.yaml"]
+        how = {"cwd": root, "capture_output": True, "text": True, "timeout": 120}
+        return subprocess.run([*command, "--dry-run", *arguments], **how)
+
+    done = given()
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.endswith("\n  report\n")
+    done = given("--set", "download.timeout=true", "--set", "dedup.x=1")
+    assert done.returncode == 2
+    assert "stages.download.timeout: must be a number, got True" in done.stderr
+    assert "stages.dedup.x: unknown field; known are " in done.stderr
+    done = given("--set", "download.shard_size=x")
+    assert "stages.download.shard_size: must be a whole number, got 'x'" in done.stderr

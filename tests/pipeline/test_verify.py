@@ -278,7 +278,7 @@ def test_an_error_amid_a_file_names_it(tmp_path):
 
 
 def test_only_regular_files_are_opened_wherever_they_lie(copy, place, tmp_path):
-    plan = Plan(manifest(place, copy.root))
+    plan = Plan(manifest(place, copy.root).with_reviews())
     shard, other = copy.at("pool", "00001.parquet"), tmp_path / "other.parquet"
     shutil.move(shard, other)
     os.symlink(other, shard)

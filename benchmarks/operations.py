@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 __all__ = ["Shape"]
 
@@ -29,18 +28,6 @@ class Shape:
     layers: int = 12
     text_width: int = 768
     text_layers: int = 12
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
-        """Of a checkpoint's `config.json`; what it leaves out is as in BLIP-base."""
-        vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
-        return cls(
-            side=vision.get("image_size", cls.side),
-            width=vision.get("hidden_size", cls.width),
-            layers=vision.get("num_hidden_layers", cls.layers),
-            text_width=text.get("hidden_size", cls.text_width),
-            text_layers=text.get("num_hidden_layers", cls.text_layers),
-        )
 
     def captioning(self, captions: int, begun: int = 4, longest: int = 20) -> float:
         """Operations to see an image and write captions of it to the longest.
