@@ -205,7 +205,11 @@ def test_a_server_that_says_when_to_come_back_is_asked_then_and_by_nobody_before
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("value", ["3600", formatdate(time.time() + 3600, usegmt=True), "9" * 400])
+@pytest.mark.parametrize(
+    "value",
+    ["3600", formatdate(time.time() + 3600, usegmt=True), "9" * 400],
+    ids=["seconds", "date", "many digits"],
+)
 def test_a_server_that_says_to_come_back_too_late_is_not_waited_for(
     server: Server, value: str
 ) -> None:

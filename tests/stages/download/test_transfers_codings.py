@@ -46,7 +46,7 @@ def test_a_body_sent_compressed_arrives_as_it_was(server: Server, coding: str, b
         ("gzip", gzip.compress(bytes(50_000_000)), "too_large"),
         ("deflate", zlib.compress(bytes(50_000_000)), "too_large"),
         ("gzip", gzip.compress(BODY)[:40] + b"\xff" * 400, "bad_response"),
-        ("gzip", gzip.compress(b""), "empty"),
+        ("gzip", gzip.compress(b"", mtime=0), "empty"),
         ("br", gzip.compress(BODY)[:-20], "incomplete"),
         ("gzip, gzip", gzip.compress(gzip.compress(bytes(50_000_000))), "too_large"),
     ],
