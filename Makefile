@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export NO_ALBUMENTATIONS_UPDATE = 1
-export PYTHONHASHSEED = 0  # so that processes side by side collect the same tests
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/'
@@ -19,7 +18,7 @@ demo: install  ## the main job on a drawn web: download to retrained models, in 
 	$(BIN)/capfilt demo --run runs/demo
 
 test: install  ## the whole test suite
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile
+	$(BIN)/python -m pytest -q
 
 check: install  ## ruff, mypy, layers, versions that go together
 	$(BIN)/ruff check .

@@ -143,7 +143,8 @@ class Worker:
 
     def measure(self, name: str, shard: str, retry: Sequence[str], rows: list[int]) -> pa.Table:
         """What a stage finds of some of the rows that are due; nothing is committed."""
-        return self._annotate(self._due(name, shard, retry), np.array(rows, np.int64))
+        due = self._due(name, shard, retry)
+        return self._annotate(name, self._given(due, np.array(rows, np.int64)))
 
     def commit(
         self, name: str, shard: str, retry: Sequence[str], spans: list[list[int]], *parts: pa.Table
@@ -260,11 +261,18 @@ class Worker:
     def _measure(self, due: _Due) -> list[tuple[npt.NDArray[np.int64], pa.Table]]:
         """What a stage finds of the rows that are due, by runs of rows; those that fail lack."""
         self._stage(due.name)  # what cannot be loaded is the fault of no row
-        return measure_by_row(
-            due.rows,
-            functools.partial(self._annotate, due),
-            lambda row: f"{due.name}: row {row} of shard {due.shard} (uid {due.uids[row]})",
+        given = self._given(due, due.rows)
+
+        def measure(places: npt.NDArray[np.int64]) -> pa.Table:
+            whole = len(places) == given.num_rows
+            return self._annotate(due.name, given if whole else given.take(places))
+
+        parts = measure_by_row(
+            np.arange(len(due.rows)),
+            measure,
+            lambda place: f"{due.name}: uid {given['uid'][place]} of shard {due.shard}",
         )
+        return [(due.rows[places], part) for places, part in parts]
 
     def _commit_parts(
         self, due: _Due, parts: list[tuple[npt.NDArray[np.int64], pa.Table]] | None
@@ -283,17 +291,19 @@ class Worker:
             found = found.combine_chunks().take(chosen)
         return self._commit(due, found, crashed)
 
-    def _annotate(self, due: _Due, rows: npt.NDArray[np.int64]) -> pa.Table:
-        """What a stage finds of some rows of a shard."""
-        stage = self._stage(due.name)
-        if not len(rows):
-            return stage.writes.empty_table()
+    def _given(self, due: _Due, rows: npt.NDArray[np.int64]) -> pa.Table:
+        """What a stage takes of some rows of a shard."""
         if due.before is None:
-            given = self.run.read_table("list", f"{due.shard}.parquet").take(rows)
-        else:
-            wanted = np.zeros(len(due.todo), bool)
-            wanted[rows] = True
-            given = self._gather(due.name, due.shard, due.before, wanted)
+            return self.run.read_table("list", f"{due.shard}.parquet").take(rows)
+        wanted = np.zeros(len(due.todo), bool)
+        wanted[rows] = True
+        return self._gather(due.name, due.shard, due.before, wanted)
+
+    def _annotate(self, name: str, given: pa.Table) -> pa.Table:
+        """What a stage finds of some rows."""
+        stage = self._stage(name)
+        if not given.num_rows:
+            return stage.writes.empty_table()
         return _checked(stage, given, stage.annotate(given))
 
     def _commit(

@@ -219,7 +219,7 @@ def remount(path, options):
 def test_a_full_disk_ends_the_stage_and_the_run_goes_on_with_more_room(done, photos, tmp_path):
     whole, _ = done
     disk = tmp_path / "disk"
-    with small_disk(disk, "60k"):
+    with small_disk(disk, "80k"):
         made = manifest(photos, disk / "r")
         told = (
             rf"download: {made.run}/pool/0\d+\.parquet: no space left on device\. Make room there"

@@ -24,9 +24,15 @@ def open_session(made):
     return Session(made, workers=2, progress=Progress(Console(quiet=True), quiet=True))
 
 
+def caption(number):
+    """A caption whose words, not its number alone, tell it from the others."""
+    colours, things = ("red", "green", "blue", "white", "black"), ("dog", "boat", "kite", "tree")
+    return f"A {colours[number % 5]} {things[number // 5 % 4]} far away on a sunny day"
+
+
 def manifest(server, folder, rows=20):
     lines = ["url,caption"]
-    lines += [f"{server.base}/{i},A picture that shows thing number {i}" for i in range(rows)]
+    lines += [f"{server.base}/{i},{caption(i)}" for i in range(rows)]
     (folder / "list.csv").write_text("\n".join(lines) + "\n")
     download = {
         "source": str(folder / "list.csv"),
