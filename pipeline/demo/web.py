@@ -144,7 +144,19 @@ FILE_NAMES = (
     "Screenshot_{n}.png",
     "slide_{n}_of_12",
 )
-SHORT = ("photo", "image", "a", "untitled", "...", "null", "picture", "pic", "thumbnail", "{n}", "logo")
+SHORT = (
+    "photo",
+    "image",
+    "a",
+    "untitled",
+    "...",
+    "null",
+    "picture",
+    "pic",
+    "thumbnail",
+    "{n}",
+    "logo",
+)
 FOREIGN = (
     "Un chien noir court dans l'herbe avec une balle rouge",
     "Une grande maison blanche au bord de la mer",
