@@ -55,7 +55,7 @@ ALTTEXT = Path(__file__).resolve().parents[2] / "shared/data/alttext/laion_10k.p
 DATA = ALTTEXT.parents[1]
 BANDS, ROWS = 21, 6
 DRAWN_COPIES = 40
-"""Of each family of drawn pictures, how many are copied."""
+"""Pictures of each drawn family of which copies are made."""
 
 
 def timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
@@ -465,7 +465,10 @@ def plain_shingles(key: str) -> list[bytes]:
 
 
 def stars_by_datasketch(keys: list[str], similar: float) -> list[int]:
-    """What a caption joins by datasketch's index at its own parameters, unverified."""
+    """The cluster of each caption by datasketch's LSH index alone.
+
+    A caption joins the first one that the index returns for it; its similarity is not checked.
+    """
     index = MinHashLSH(threshold=similar, num_perm=128)
     found = []
     sets = [plain_shingles(key) for key in keys]
