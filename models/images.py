@@ -89,12 +89,13 @@ def decode(
     """Decode an image of unknown origin to upright RGB.
 
     The first frame, turned by its EXIF orientation (one outside 1 to 8 turns nothing), transparency
-    laid over white, samples of 9 to 16 bits scaled to 8. Wider integers and floats are
-    undecodable, because the file does not say which values are black and white. Colour profiles are left out, as img2dataset and
-    OpenCV do: a picture in Display P3 or Adobe RGB is a little paler than it was meant. Of what
-    else stands in a file, `containers.bare` keeps nothing. A JPEG is whole if all its scan lines
-    are: the end marker may lack where it has one scan, but not where a further scan may have been
-    cut off. Flaws that lose no scan line, as stray bytes between markers, are overlooked.
+    laid over white, samples of 9 to 16 bits scaled to 8. Wider integers and floats are undecodable,
+    because the file does not say which values are black and white. Colour profiles are left out, as
+    img2dataset and OpenCV do: a picture in Display P3 or Adobe RGB is a little paler than it was
+    meant. Of what else stands in a file, `containers.bare` keeps nothing. A JPEG is whole if all
+    its scan lines are: the end marker may lack where it has one scan, but not where a further scan
+    may have been cut off. Flaws that lose no scan line, as stray bytes between markers, are
+    overlooked.
 
     Args:
         data: The encoded image.
