@@ -1,8 +1,9 @@
-"""Pools that tests make without downloading."""
+"""Pools and pairs that tests make without a run."""
 
 import fakes
+import pyarrow as pa
 
-from stages.schema import POOL, uid_of
+from stages.schema import PAIRS, POOL, uid_of
 
 
 def pool_of(captions):
@@ -23,3 +24,24 @@ def pool_of(captions):
         }
         for n, caption in enumerate(captions)
     ]
+
+
+def pairs_of(texts, first=0, scores=()):
+    """The table of an export: for each image its texts, the first one of the web."""
+    entries = [
+        {
+            "uid": f"{first + index:032x}",
+            "image": {"bytes": fakes.jpeg(first + index), "path": None},
+            "caption": text,
+            "caption_source": "synthetic" if number else "web",
+            "itm_score": scores[number] if scores else None,
+            "width": 120,
+            "height": 90,
+            "url": f"http://example.org/{first + index}",
+            "source": "list",
+            "sha256": f"{first + index:064x}",
+        }
+        for index, captions in enumerate(texts)
+        for number, text in enumerate(captions)
+    ]
+    return pa.Table.from_pylist(entries, schema=PAIRS)

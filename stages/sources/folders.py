@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from stages.sources import coco, documents, sidecars
+from stages.sources import documents, sidecars
 from stages.sources.columns import Finder, Record
 from stages.sources.config import Source
 from stages.sources.files import Files
-from stages.sources.lists import records
 from stages.sources.notices import Notices
 from stages.sources.place import HIDDEN, Place, is_image
+from stages.sources.records import records
 from stages.sources.row import LONGEST, Location, Row, clean
 from stages.sources.sidecars import Beside, Told, ending_of, told
 
@@ -161,17 +161,10 @@ def _names_images(place: Place, finder: Finder, files: Files) -> bool:
 
 
 def _records(place: Place, finder: Finder) -> Iterator[Record]:
-    if place.kind != "json":
-        return records(place, finder)
-    kind, key = documents.kind(place)
-    if kind == "coco":
+    if place.kind == "json" and documents.kind(place)[0] == "coco":
         source = dataclasses.replace(finder.source, images=place.path)  # they are at hand
-        return coco.records(place, dataclasses.replace(finder, source=source))
-    if kind == "karpathy":
-        return documents.karpathy(place, finder)
-    return (
-        documents.pairs(place, finder) if kind == "sbu" else documents.records(place, finder, key)
-    )
+        finder = dataclasses.replace(finder, source=source)
+    return records(place, finder)
 
 
 def _rows(place: Place, path: str, said: Told, record: Record | None = None) -> Iterator[Row]:

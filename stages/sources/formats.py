@@ -12,13 +12,14 @@ from typing import Any
 
 from stages.base import digest
 from stages.documents import Document
-from stages.sources import coco, documents, folders, interleaved, lists, pictures, tars
+from stages.sources import documents, folders, interleaved, pictures, tars
 from stages.sources.columns import Finder, Record, is_url
 from stages.sources.config import Source, SourceConfig
 from stages.sources.files import Files
 from stages.sources.notices import Notices
 from stages.sources.place import FOLDER, Place, folder, is_list, places
 from stages.sources.reader import Reader
+from stages.sources.records import records
 from stages.sources.row import LONGEST, MALFORMED, Location, Row
 
 __all__ = ["content_digest", "identity", "images", "pages", "rows"]
@@ -195,29 +196,16 @@ def _rows(place: Place, source: Source) -> Iterator[Row]:
     if interleaved.is_interleaved(place):
         return interleaved.rows(place)
     finder = Finder(place.path, source, notices=place.notices)
-    return of_records(place, source, _records(place, finder))
+    return of_records(place, source, records(place, finder))
 
 
-def _records(place: Place, finder: Finder) -> Iterator[Record]:
-    if place.kind != "json":
-        return lists.records(place, finder)
-    kind, key = documents.kind(place)
-    if kind == "coco":
-        return coco.records(place, finder)
-    if kind == "sbu":
-        return documents.pairs(place, finder)
-    if kind == "karpathy":
-        return documents.karpathy(place, finder)
-    return documents.records(place, finder, key)
-
-
-def of_records(place: Place, source: Source, records: Iterator[Record]) -> Iterator[Row]:
+def of_records(place: Place, source: Source, found: Iterator[Record]) -> Iterator[Row]:
     """The rows of the records of a list: a row for each caption.
 
     Args:
         place: The list.
         source: Its source.
-        records: What it says.
+        found: What it says.
     """
     at_hand = (
         place.beside
@@ -226,7 +214,7 @@ def of_records(place: Place, source: Source, records: Iterator[Record]) -> Itera
     )
     files = Files(at_hand)
     is_coco = source.images is None and _is(place, "coco")
-    for record in records:
+    for record in found:
         url, file, location = record.url, record.file, None
         if file is not None and (is_coco or is_url(file, bare=False)):
             url, file = url or (None if is_coco else file), None

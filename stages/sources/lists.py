@@ -479,7 +479,7 @@ def _texts(column: pa.Array[Any], name: str, place: Place) -> list[str | None]:
     if not _is_text(column.type):
         try:
             column = column.cast(pa.string())
-        except pa.ArrowNotImplementedError as error:
+        except pa.ArrowException as error:  # lists, structs and the like are no text
             raise ValueError(
                 f"download.source: column {name!r} of {place.path} must hold text, holds "
                 f"{column.type}; name another with download.url_column"
@@ -505,15 +505,14 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _strings(column: pa.Array[Any]) -> list[str | bytes | None]:
     """The values of a column of texts; as bytes those that are no UTF-8."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     if pa.types.is_null(column.type):
         return [None] * len(column)
-    try:
-        # A file may hold bytes under the type of texts, so these are looked at too.
+    # As bytes, since a file may hold what is no UTF-8 under the type of texts.
+    if isinstance(column, pa.DictionaryArray):
+        texts = column.dictionary.cast(pa.large_binary())
+        column = pa.DictionaryArray.from_arrays(column.indices, texts).dictionary_decode()
+    else:
         column = column.cast(pa.large_binary())
-    except pa.ArrowNotImplementedError:
-        return column.to_pylist()
     values: list[bytes | None] = column.to_pylist()
     return [None if value is None else _decoded(value) for value in values]
 

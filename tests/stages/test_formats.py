@@ -4,6 +4,7 @@ import io
 import tarfile
 
 import fakes
+import pools
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,25 +19,7 @@ ITM = [0.9, None, 0.7]
 
 
 def pairs(texts=TEXTS, first=0):
-    return pa.Table.from_pylist(
-        [
-            {
-                "uid": f"{first + index:032x}",
-                "image": {"bytes": fakes.jpeg(first + index), "path": None},
-                "caption": text,
-                "caption_source": "synthetic" if number else "web",
-                "itm_score": ITM[number],
-                "width": 120,
-                "height": 90,
-                "url": f"http://example.org/{first + index}",
-                "source": "list",
-                "sha256": f"{first + index:064x}",
-            }
-            for index, captions in enumerate(texts)
-            for number, text in enumerate(captions)
-        ],
-        schema=PAIRS,
-    )
+    return pools.pairs_of(texts, first, ITM)
 
 
 SHARDS = {

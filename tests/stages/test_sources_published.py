@@ -14,16 +14,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fakes import SHARED, jpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from listings import contents, pairs, rows, write
+from pools import pairs_of
 
 from pipeline.pairs import read_json
 from stages import sources
 from stages.export import ExportConfig, ExportStage
 from stages.formats import FORMATS, Shard
-from stages.schema import PAIRS
-from stages.sources import Location, Notices, Reader, Source, SourceConfig
-from tests.fakes import SHARED, jpeg
+from stages.sources import Notices
 
 URLS = [f"http://a.test/{number}.jpg" for number in range(5)]
 WORDS = [
@@ -33,30 +34,6 @@ WORDS = [
     "a child paints a blue boat",
     "a train crosses the wide river",
 ]
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def rows(path: Path, notices: Notices | None = None, **fields: Any) -> list[dict[str, Any]]:
-    config = SourceConfig(source=(Source(path=str(path), **fields),))
-    return [row for table in sources.shards(config, notices) for row in table.to_pylist()]
-
-
-def pairs(path: Path, **fields: Any) -> list[tuple[str, str | None]]:
-    return [(row["url"], row["caption"]) for row in rows(path, **fields)]
-
-
-def contents(path: Path, **fields: Any) -> list[tuple[bytes | str, str | None]]:
-    config = SourceConfig(source=(Source(path=str(path), **fields),))
-    reader = Reader(config)
-    return [
-        (reader.read(Location(*(row[field] for field in Location._fields))), row["caption"])
-        for row in rows(path, **fields)
-    ]
 
 
 # lists
@@ -317,35 +294,16 @@ def test_files_that_a_list_names_stay_in_its_folder(at_hand: Path) -> None:
 TEXTS = [["a dog", "a brown dog"], ["a house\nby the sea"], ["ein Fluß", "x", "犬"]]
 
 
-def exported(first: int, texts: list[list[str]]) -> pa.Table:
-    entries = [
-        {
-            "uid": f"{first + index:032x}",
-            "image": {"bytes": jpeg(first + index), "path": None},
-            "caption": text,
-            "caption_source": "synthetic" if number else "web",
-            "width": 120,
-            "height": 90,
-            "url": f"http://example.org/{first + index}",
-            "source": "list",
-            "sha256": f"{first + index:064x}",
-        }
-        for index, captions in enumerate(texts)
-        for number, text in enumerate(captions)
-    ]
-    return pa.Table.from_pylist(entries, schema=PAIRS)
-
-
 @pytest.mark.parametrize("is_split", [False, True])
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_every_export_is_read_back_to_the_same_pairs(
     tmp_path: Path, name: str, is_split: bool
 ) -> None:
     form = FORMATS[name](shard_size=100, is_split=is_split, seed=0)
-    shards = {Shard(split="train", number=0): exported(0, TEXTS)}
-    shards[Shard(split="train", number=1)] = exported(10, [["one"]])
+    shards = {Shard(split="train", number=0): pairs_of(TEXTS)}
+    shards[Shard(split="train", number=1)] = pairs_of([["one"]], 10)
     if is_split:
-        shards[Shard(split="validation", number=0)] = exported(20, [["held out", "set apart"]])
+        shards[Shard(split="validation", number=0)] = pairs_of([["held out", "set apart"]], 20)
     lists: dict[str, list[Any]] = {}
     for shard, table in shards.items():
         for path, content in form.files(shard, table):

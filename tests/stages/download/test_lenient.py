@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import gzip
 import socket
-import ssl
 import time
-from pathlib import Path
 
 import pytest
 from hosts import Server, _resolve_to_loopback, drip, fetcher, ok, outcome, reason, status
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from web import certificate
 
 from stages.download.transfers import Headers
 
@@ -80,16 +77,10 @@ def test_it_has_the_same_reasons_as_any_answer(server: Server) -> None:
         assert one.fetch(server.url("/gzip")).content == BODY
 
 
-def test_it_works_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both = certificate(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(both))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(both)
-    server = Server(context)
-    server.answers["/"] = odd(ok(BODY))
+def test_it_works_over_tls(tls_server: Server) -> None:
+    tls_server.answers["/"] = odd(ok(BODY))
     with contextlib.closing(fetcher()) as one:
-        assert one.fetch(server.url("/")).content == BODY
-    server.close()
+        assert one.fetch(tls_server.url("/")).content == BODY
 
 
 def test_private_addresses_are_refused_here_too(server: Server) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hosts import Server, fetcher, ok, outcome
-from web import certificate
 
 
 class Proxy:
@@ -97,19 +94,13 @@ def test_a_proxy_of_the_manifest_makes_the_connections(server: Server, proxy: Pr
     assert len(proxy.asked) == 1
 
 
-def test_https_goes_through_it_in_a_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both = certificate(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(both))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(both)
-    server = Server(context)
-    server.answers["/a"] = ok(b"a")
-    proxy = Proxy(server)
+def test_https_goes_through_it_in_a_tunnel(tls_server: Server) -> None:
+    tls_server.answers["/a"] = ok(b"a")
+    proxy = Proxy(tls_server)
     with contextlib.closing(fetcher(proxy=f"http://127.0.0.1:{proxy.port}")) as one:
         assert one.fetch("https://127.0.0.1/a").content == b"a"
     assert proxy.asked[0].startswith(b"CONNECT 127.0.0.1:443 HTTP/1.1\r\n")
     proxy.close()
-    server.close()
 
 
 def test_the_environment_is_asked_where_the_manifest_says_so(
