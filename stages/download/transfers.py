@@ -90,17 +90,26 @@ class Headers:
     """The headers of one response, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._pairs: list[tuple[str, str]] = []
+        self._lines: list[bytes] = []
 
     def add(self, line: bytes) -> None:
-        """Take up a line; one without a colon or a name means nothing, as it does to browsers."""
-        name, colon, value = line.partition(b":")
-        if colon and name.strip():
-            self._pairs.append((name.strip().decode("latin-1").lower(), _text(value.strip())))
+        """Keep a line as it came; most are never asked for."""
+        self._lines.append(line)
 
     def get_all(self, name: str, default: list[str] | None = None) -> list[str]:
-        """The values of a header, which is named in any case."""
-        values = [value for key, value in self._pairs if key == name.lower()]
+        """The values of a header, named in any case.
+
+        As in browsers, a line without a colon means nothing, and blanks around a name count for
+        nothing.
+        """
+        wanted = name.lower().encode()
+        values = []
+        for line in self._lines:
+            found = line.lstrip()
+            if found[: len(wanted)].lower() == wanted:
+                rest = found[len(wanted) :].lstrip()
+                if rest.startswith(b":"):
+                    values.append(_text(rest[1:].strip()))
         return values or default or []
 
     def get(self, name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import socket
@@ -95,7 +96,7 @@ class Target:
         port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}"
 
-    @property
+    @functools.cached_property
     def url(self) -> str:
         """The URL in ASCII."""
         return self.root + self.path
