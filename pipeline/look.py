@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import random
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from models.images import ImageError, decode
-from models.text import LanguageDetector, measure
+from models.text import SIGN, LanguageDetector, measure
 from stages.download.addresses import is_public
 from stages.redaction import redacted
 from stages.sources import Location, Notices, Reader, Source, SourceConfig, lists
@@ -39,10 +38,6 @@ LANGUAGE_SHARE = 0.1
 """Of the captions, from which on a language is one of the list's."""
 
 FIRST = 3
-
-UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-HAN = re.compile("[\u3400-\u9fff]")
-KANA = re.compile("[\u3040-\u30ff]")
 
 T = TypeVar("T")
 
@@ -292,16 +287,12 @@ def _languages(captions: Sequence[str]) -> dict[str, float]:
     """The share of each frequent language among the captions that tell one.
 
     These have three words, or four characters of a script that writes words without blanks.
-    Chinese is told from Japanese by its lack of kana, since fastText takes short texts of the one
-    for the other.
     """
-    detect = LanguageDetector(("en",))
+    detector = LanguageDetector(("en",))
     found: Counter[str] = Counter()
     for text in captions:
-        if len(text.split()) >= 3 or len(UNSPACED.findall(text)) >= 4:
-            language = detect(text)[0]
-            is_han = HAN.search(text) is not None and KANA.search(text) is None
-            found["zh" if language == "ja" and is_han else language] += 1
+        if len(text.split()) >= 3 or len(SIGN.findall(text)) >= 4:
+            found[detector.best(text)[0]] += 1
     shares = {code: number / found.total() for code, number in found.most_common()}
     return {code: share for code, share in shares.items() if share >= LANGUAGE_SHARE}
 

@@ -61,7 +61,6 @@ _NOT_WESTERN = re.compile(  # three accented letters in a row, or one alone that
 )
 _BOUNDS = re.compile(rb'["\t\r\n]')  # no byte of a character of any encoding here
 _BEYOND = re.compile(rb"[\x80-\xff]+")
-_KANA = re.compile("[\u3040-\u30ff]")
 _URL = re.compile(r"\S*(?:://|%[0-9A-Fa-f]{2})\S*")
 
 
@@ -206,11 +205,8 @@ def _written(text: str, languages: str) -> float:
     parts = [words[start : start + 200] for start in range(0, min(len(words), 1600), 200)]
     scores = []
     for part in parts:
-        found = _detector().detector.detect(part, k=1, threshold=0.01)
-        language, score = (found[0]["lang"], found[0]["score"]) if found else ("", 0.0)
-        if language == "ja" and not _KANA.search(part):  # fastText takes short Chinese for Japanese
-            language = "zh"
-        scores.append(min(score, 1.0) if language in wanted else 0.0)
+        language, score = _detector().best(part)
+        scores.append(score if language in wanted else 0.0)
     return sum(scores) / len(scores) if scores else 0.0
 
 

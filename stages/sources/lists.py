@@ -150,15 +150,8 @@ def _without_header(place: Place, sample: Sequence[Cells]) -> tuple[Columns, lis
             "lists without a line that names the columns, told by what these hold",
             f"{place.path}: column {images[0]} has the {what}, column {words[0]} the captions",
         )
-    captions = tuple(words)
-    return (
-        (Columns(url=urls[0], captions=captions), names)
-        if urls
-        else (
-            Columns(file=files[0], captions=captions),
-            names,
-        )
-    )
+    url, file = (images[0], None) if urls else (None, images[0])
+    return Columns(url=url, captions=tuple(words), file=file), names
 
 
 def _commas(stream: Any, place: Place) -> Iterator[Cells]:
