@@ -35,6 +35,6 @@ lock: install  ## write down the versions that are here, which the tests have pa
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 
 docs: install  ## make the pages of fields and reasons anew
-	$(BIN)/python -m pipeline.reference docs
+	$(BIN)/python -m pipeline.manifest.reference docs
 
 .PHONY: help install demo test check fix lock docs

@@ -301,9 +301,9 @@ def before(peace: Path, run: Path, moment: str) -> None:
 
 
 def verified(run: Path) -> list[str]:
-    from pipeline.inspect import verify
-    from pipeline.status import open_plan
-    from pipeline.store import Run
+    from pipeline.results.funnel import open_plan
+    from pipeline.results.verify import verify
+    from pipeline.storage.run import Run
 
     opened = Run(str(run))
     return list(verify(opened, open_plan(opened)))

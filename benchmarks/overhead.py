@@ -53,9 +53,9 @@ def photos(folder: Path, rows: int) -> None:
 def overhead(folder: Path, run: Path, names: tuple[str, ...]) -> None:
     import ray
 
-    from pipeline.manifest import Manifest
-    from pipeline.progress import Progress
-    from pipeline.session import Session
+    from pipeline.execution.progress import Progress
+    from pipeline.execution.session import Session
+    from pipeline.manifest.manifest import Manifest
 
     class Watch(Progress):
         """Keeps what each shard took."""
@@ -104,7 +104,15 @@ def first_row(folder: Path, run: Path) -> float:
     manifest = run.with_suffix(".yaml")
     manifest.write_text(yaml.safe_dump(content(folder, run, 8, CHAINS[0]), sort_keys=False))
     began = time.perf_counter()
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(manifest), "--until", "download"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli.main",
+        "run",
+        str(manifest),
+        "--until",
+        "download",
+    ]
     process = subprocess.Popen([*command, "--quiet"], cwd=ROOT)
     while not list((run / "pool").glob("0*.parquet")) and process.poll() is None:
         time.sleep(0.01)

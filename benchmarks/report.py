@@ -23,12 +23,12 @@ import pyarrow as pa
 from pages import CHROMIUM, PageBrowser
 from PIL import Image
 
-from pipeline.manifest import STAGES, Manifest
-from pipeline.plan import Plan
+from pipeline.manifest.manifest import STAGES, Manifest
+from pipeline.manifest.plan import Plan
 from pipeline.report import build, compare
-from pipeline.status import funnel
-from pipeline.store import Run
-from pipeline.verdicts import DIGEST, summary_digest
+from pipeline.results.funnel import funnel
+from pipeline.results.verdicts import DIGEST, summary_digest
+from pipeline.storage.run import Run
 from stages.base import GlobalStage
 from stages.schema import POOL, uid_of
 

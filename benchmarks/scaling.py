@@ -160,7 +160,8 @@ def carry_out(path: Path, rows: int) -> dict[str, Any]:
         environment = {**os.environ, "RAY_TMPDIR": own, "PYTHONPATH": str(ROOT)}
         started = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "run", str(path), "--quiet"], env=environment
+            [sys.executable, "-m", "pipeline.cli", "run", str(path), "--quiet"],
+            env=environment,
         )
         most = most_driver = 0
         first = 0.0

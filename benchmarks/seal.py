@@ -21,7 +21,7 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store import Run
+from pipeline.storage.run import Run
 from stages.clean import CleanStage
 from stages.schema import POOL
 

@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.summary --rows 10000000 --folder DIR
 
 Makes the annotations of dedup, select and select's top_fraction of so many rows (10 GB for ten
-million), then carries out each task of `pipeline.summary.Summary` in a process of its own, one at a
-time, so that its memory is known. With --whole one process does all first, and the answers are
-compared. With --only some are done. With --seconds it ends after so long and goes on when called
-again. --rows below a part are done in parts of a fifth.
+million), then carries out each task of `pipeline.execution.map_reduce.PartitionedSummary` in a
+process of its own, one at a time, so that its memory is known. With --whole one process does all
+first, and the answers are compared. With --only some are done. With --seconds it ends after so long
+and goes on when called again. --rows below a part are done in parts of a fifth.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ import numpy as np
 import pyarrow as pa
 import ray.util.metrics  # noqa: F401  (as every worker has it)
 
-from pipeline import summary
-from pipeline.manifest import Manifest
-from pipeline.plan import Plan
-from pipeline.store import Run
-from pipeline.summary import Summary
-from pipeline.worker import Worker
+from pipeline.execution import map_reduce
+from pipeline.execution.map_reduce import PartitionedSummary
+from pipeline.execution.worker import Worker
+from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.plan import Plan
+from pipeline.storage.run import Run
 from stages.digests import from_binary, to_hex
 from stages.fingerprints import COLOURS, LUMA, NUM_PERM, WRITES
 from stages.schema import POOL
@@ -205,8 +205,8 @@ def main() -> None:
         make(folder, rows, index, options.only)
         if time.monotonic() > ends:
             sys.exit(3)
-    if rows <= summary.PART_ROWS:
-        summary.PART_ROWS = -(-rows // 5)
+    if rows <= map_reduce.PART_ROWS:
+        map_reduce.PART_ROWS = -(-rows // 5)
     shards = run.shards("pool")
     for name in options.only:
         stage, found = STAGES[name][0], results[name]
@@ -217,7 +217,7 @@ def main() -> None:
             found["digest"] = digest(run, plans[name], name)
             run.remove(*plans[name].summary_folder(stage))
             told.write_text(json.dumps(results))
-        parts = Summary.begin(run, plans[name], stage, shards, "now")
+        parts = PartitionedSummary.begin(run, plans[name], stage, shards, "now")
         assert parts is not None
         for step, left in parts.steps():
             for task in left:
@@ -231,7 +231,7 @@ def main() -> None:
         found["same"] = found.get("digest") in (None, digest(run, plans[name], name))
         found["done"] = True
         told.write_text(json.dumps(results))
-    print(f"{rows:,} rows, parts of {summary.PART_ROWS:,}")
+    print(f"{rows:,} rows, parts of {map_reduce.PART_ROWS:,}")
     for name in options.only:
         found = results[name]
         steps = {s: v for s, v in found.items() if s not in ("done", "same", "digest")}

@@ -21,7 +21,7 @@ def ray_here():
     """One Ray for all tests that need it."""
     import ray
 
-    from pipeline.cluster import Cluster
+    from pipeline.execution.cluster import Cluster
 
     cluster = Cluster(workers=2)
     cluster.start()

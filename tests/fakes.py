@@ -15,7 +15,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
-    from pipeline.store import Run
+    from pipeline.storage.run import Run
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 
@@ -65,8 +65,8 @@ def photo_folder(folder: Path, number: int, captions: bool = True) -> Path:
 
 def measure(run: Run, content: dict[str, Any]) -> None:
     """Carry out the stages of a manifest over a pool of one shard, without Ray."""
-    from pipeline.manifest import Manifest
-    from pipeline.worker import Worker
+    from pipeline.execution.worker import Worker
+    from pipeline.manifest.manifest import Manifest
 
     run.write_json({"manifest": content}, "run.json")
     worker = Worker(Manifest.parse(content))
@@ -124,7 +124,7 @@ def small_run(folder: Path, models: Path) -> Path:
     web/good.jpg and its copy web/copy.jpg, web/name.jpg whose caption is a file's name, and
     web/gone.jpg that could not be downloaded.
     """
-    from pipeline.store import Run
+    from pipeline.storage.run import Run
     from stages.schema import POOL, uid_of
 
     captions = {

@@ -12,17 +12,17 @@ import fakes
 import pyarrow as pa
 from rich.console import Console
 
-from pipeline.cluster import Cluster
-from pipeline.manifest import Manifest
-from pipeline.plan import Plan
-from pipeline.progress import Progress
+from pipeline.execution.cluster import Cluster
+from pipeline.execution.progress import Progress
+from pipeline.execution.runner import Runner
+from pipeline.execution.worker import Worker
+from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.plan import Plan
+from pipeline.results.funnel import open_plan
 from pipeline.review.ledger import Ledger
 from pipeline.review.sample import draw
 from pipeline.review.server import ReviewServer
-from pipeline.runner import Runner
-from pipeline.status import open_plan
-from pipeline.store import Run
-from pipeline.worker import Worker
+from pipeline.storage.run import Run
 from stages.schema import POOL, uid_of
 
 COMMIT = "0" * 40

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from fakes import jpeg
 
-from pipeline.manifest import STAGES, Manifest
-from pipeline.pool import state
-from pipeline.store import Run
-from pipeline.verdicts import judge, summary_digest
+from pipeline.manifest.manifest import STAGES, Manifest
+from pipeline.results.retries import pool_state
+from pipeline.results.verdicts import judge, summary_digest
+from pipeline.storage.run import Run
 from stages.schema import PAIRS, POOL, uid_of
 
 COMMIT = "0" * 40
@@ -233,7 +233,7 @@ def export(run, plan, pools):
         name = f"{shard}.parquet"
         sha256 = run.sha256("curated", name)
         files.append({"name": name, "rows": pairs.num_rows, "sha256": sha256})
-    decision = state(run, plan.decision("export"))
+    decision = pool_state(run, plan.decision("export"))
     content = {"decision": decision, "pairs": counts, "images": images, "files": files}
     run.write_json(content, "curated", "manifest.json")
     run.write_json({"decision": decision, "seconds": 1.0}, "curated", "_export.json")

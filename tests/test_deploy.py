@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.cli import _parser
-from pipeline.manifest import Manifest
+from pipeline.cli.main import _parser
+from pipeline.manifest.manifest import Manifest
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -185,7 +185,7 @@ def test_every_recipe_has_its_line():
 
 
 def test_the_pages_of_fields_and_reasons_are_as_the_code_says():
-    from pipeline import reference
+    from pipeline.manifest import reference
 
     for name, made in (("manifest.md", reference.manifest()), ("reasons.md", reference.reasons())):
         assert (ROOT / "docs" / name).read_text() == made, "`make docs` makes it anew"

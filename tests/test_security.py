@@ -90,10 +90,10 @@ def test_no_module_runs_what_it_reads(path: Path) -> None:
 def test_the_one_loader_of_yaml_knows_plain_types_alone() -> None:
     import yaml
 
-    from pipeline import notation
+    from pipeline.manifest.yaml import _Loader
 
-    assert issubclass(notation._Loader, yaml.SafeLoader)
-    assert notation._Loader.yaml_constructors == yaml.SafeLoader.yaml_constructors
+    assert issubclass(_Loader, yaml.SafeLoader)
+    assert _Loader.yaml_constructors == yaml.SafeLoader.yaml_constructors
 
 
 def test_templates_escape_everything() -> None:

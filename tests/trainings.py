@@ -9,7 +9,7 @@ import nano
 import torch
 from safetensors.torch import load_file
 
-from pipeline.objective import TrainConfig
+from pipeline.manifest.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 60, 230), "grey": (128,) * 3}

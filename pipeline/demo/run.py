@@ -19,14 +19,14 @@ from pipeline.demo.language import train_language
 from pipeline.demo.server import SiteServer
 from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.demo.web import build
-from pipeline.inspect import write_verdicts
-from pipeline.manifest import Manifest
-from pipeline.plan import Plan
-from pipeline.progress import Progress
-from pipeline.session import Session, write_report
-from pipeline.status import funnel, open_plan
-from pipeline.store import Run
-from pipeline.tables import flat, funnel_table
+from pipeline.execution.progress import Progress
+from pipeline.execution.session import Session, write_report
+from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.plan import Plan
+from pipeline.results.funnel import funnel, open_plan
+from pipeline.results.tables import flat, funnel_table
+from pipeline.results.verify import write_verdicts
+from pipeline.storage.run import Run
 
 __all__ = ["Web", "demo", "prepare"]
 

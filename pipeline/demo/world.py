@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from pipeline.demo import picture
+from pipeline.demo import shapes
 from pipeline.demo.grammar import HEAD, Phrase, noun_phrase, phrase, prepositional, word
 
 __all__ = ["Group", "Scene", "describe", "draw", "holds", "sample_scene", "tell", "vocabulary"]
@@ -83,7 +83,7 @@ class Scene:
     Attributes:
         groups: One or two; with two, they differ in kind or colour.
         relation: How the first group stands to the second, "left" or "above"; null for one group.
-        ground: A key of `picture.GROUNDS`.
+        ground: A key of `shapes.GROUNDS`.
     """
 
     groups: tuple[Group, ...]
@@ -107,13 +107,13 @@ def sample_scene(rng: random.Random) -> Scene:
 
     def group(counts: tuple[int, ...]) -> Group:
         return Group(
-            kind=rng.choice(list(picture.SHAPES)),
-            color=rng.choice(list(picture.COLORS)),
+            kind=rng.choice(list(shapes.SHAPES)),
+            color=rng.choice(list(shapes.COLORS)),
             size=rng.choice(list(RADII)),
             count=rng.choice(counts),
         )
 
-    ground = rng.choice(list(picture.GROUNDS))
+    ground = rng.choice(list(shapes.GROUNDS))
     if rng.random() < 0.35:
         return Scene(groups=(group((1, 2, 3)),), relation=None, ground=ground)
     first = second = group((1, 1, 2))
@@ -138,17 +138,17 @@ def draw(scene: Scene, size: int, rng: random.Random) -> Image.Image:
         "left": [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)],
         "above": [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)],
     }[scene.relation]
-    shapes = [
+    drawn = [
         shape
         for group, box in zip(scene.groups, boxes, strict=True)
         for shape in arrange(group, box, rng)
     ]
-    return picture.paint(shapes, scene.ground, size, rng)
+    return shapes.paint(drawn, scene.ground, size, rng)
 
 
 def arrange(
     group: Group, box: tuple[float, float, float, float], rng: random.Random
-) -> list[picture.Shape]:
+) -> list[shapes.Shape]:
     """Put the things of a group into a box without overlap, slightly smaller if they must be."""
     left, top, right, bottom = box
     radius = RADII[group.size] * rng.uniform(0.94, 1.06)
@@ -165,7 +165,7 @@ def arrange(
             if len(centers) == group.count:
                 break
     return [
-        picture.Shape(
+        shapes.Shape(
             kind=group.kind,
             color=group.color,
             x=x,
@@ -300,7 +300,7 @@ GROUNDS = {
 }
 NAME = (
     rf"\b(?P<count>{alternatives(COUNTS)}) (?:(?P<size>{alternatives(SIZES)}) )?"
-    rf"(?:(?P<color>{alternatives(picture.COLORS)}) )?(?P<kind>{alternatives(KINDS)})\b"
+    rf"(?:(?P<color>{alternatives(shapes.COLORS)}) )?(?P<kind>{alternatives(KINDS)})\b"
 )
 RELATED = re.compile(rf"0 (?:is |are )?({alternatives(RELATIONS)}) 1\b")
 RELATED_TO_IT = re.compile(rf"0 with 1 ({alternatives(RELATIONS)}) it\b")
@@ -347,7 +347,7 @@ def holds(caption: str, scene: Scene) -> bool:
 
 def vocabulary() -> list[str]:
     """Every word that `describe` can say, lower-case and sorted."""
-    words = {*picture.COLORS, *PLURALS, *PLURALS.values(), *COUNT_WORDS.values(), *VIEWS}
+    words = {*shapes.COLORS, *PLURALS, *PLURALS.values(), *COUNT_WORDS.values(), *VIEWS}
     words |= {"a", "an", "and", "are", "is", "it", "of", "seen", "shown", "the", "there", "with"}
     words |= {w for choices in SIZE_WORDS.values() for w in choices}
     words |= {w for choices in RELATION_WORDS.values() for c in choices for w in c.split()}

@@ -8,9 +8,9 @@ from typing import Any
 from pipeline.report.figures import Figure
 from pipeline.report.layout import environment, policy
 from pipeline.report.plots import intervals
-from pipeline.seal import seal_page
-from pipeline.store import Run
-from pipeline.tables import interval
+from pipeline.results.tables import interval
+from pipeline.storage.checksum import with_checksum_page
+from pipeline.storage.run import Run
 
 __all__ = ["markdown", "tables", "write"]
 
@@ -20,7 +20,7 @@ def write(folder: str, found: Mapping[str, Any]) -> str:
 
     Args:
         folder: That of the ablation.
-        found: What `pipeline.ablation.collect` gave.
+        found: What `pipeline.demo.ablation.collect` gave.
 
     Returns:
         The path of the page.
@@ -38,12 +38,12 @@ def write(folder: str, found: Mapping[str, Any]) -> str:
             **policy(),
         )
     )
-    run.write(seal_page(page.strip() + "\n"), "report", "index.html")
+    run.write(with_checksum_page(page.strip() + "\n"), "report", "index.html")
     return run.url("report", "index.html")
 
 
 def tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tables of what `pipeline.ablation.collect` gave, as the templates show them."""
+    """The tables of what `pipeline.demo.ablation.collect` gave, as the templates show them."""
     return [_table(table) for table in found["tables"]]
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.plan import Plan, revisions
+from pipeline.manifest.plan import Plan, revisions
+from pipeline.manifest.rounds import branch, fresh
 from pipeline.report import health
 from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples, locate
@@ -25,11 +26,10 @@ from pipeline.report.survey import (
     Texts,
     survey,
 )
+from pipeline.results.sampling import Place, Smallest
 from pipeline.review import agreement
-from pipeline.rounds import compare, fresh
-from pipeline.sampling import Place, Smallest
-from pipeline.seal import seal_page
-from pipeline.store import ABLATION, Run
+from pipeline.storage.checksum import with_checksum_page
+from pipeline.storage.run import ABLATION, Run
 from stages.clean import CleanStage
 from stages.export import ExportStage
 from stages.filter import FilterConfig, FilterStage
@@ -62,7 +62,7 @@ def write(
     Args:
         run: The run.
         plan: Its plan.
-        funnel: What `pipeline.status.funnel` says of it.
+        funnel: What `pipeline.results.funnel.funnel` says of it.
         evaluation: The metrics of each model, by its name.
         truth: Where the truth is known, how right each stage was, a mapping with `stage` for each;
             or these under `stages`, beside shares of the whole.
@@ -80,7 +80,7 @@ def write(
     record = run.read_json("run.json", default={})
     page = render(facts, plan, _gallery(run, plan, names, found), training, record)
     run.write_json(facts, "report", "report.json")
-    run.write(seal_page(page), "report", "index.html")
+    run.write(with_checksum_page(page), "report", "index.html")
 
 
 def measured_by(plan: Plan, funnel: Mapping[str, Any]) -> list[str]:
@@ -295,7 +295,7 @@ def _gallery(run: Run, plan: Plan, names: Sequence[str], found: Survey) -> Galle
     ]
     places += [
         place
-        for line in found.borders.values()
+        for line in found.thresholds.values()
         for sample in (line.rejected, line.kept)
         for place in sample.values
     ]
@@ -310,7 +310,7 @@ def _gallery(run: Run, plan: Plan, names: Sequence[str], found: Survey) -> Galle
 
     return Gallery(
         reasons={
-            key: _rows(sample, found.borders.get(key), take)
+            key: _rows(sample, found.thresholds.get(key), take)
             for key, sample in found.reasons.items()
         },
         cells={cell: take(found.shown[cell].values) for cell in CELLS if cell in found.shown},
@@ -376,7 +376,7 @@ def _rounds(run: Run, plan: Plan) -> list[dict[str, Any]]:
             **{f"{source} captions": number for source, number in entry["pairs"].items()},
             **dict(_numbers(entry["evaluation"].get(new[0], {}) if new else {})),
         }
-        for entry in compare(run.root)
+        for entry in compare_rounds(run.root)
     ]
 
 
@@ -427,3 +427,23 @@ def _samples(run: Run) -> dict[str, list[dict[str, Any]]]:
             for line in [line for line in lines if line.get("step") == step][:MOST_SAMPLES]
         ]
     return found
+
+
+def compare_rounds(root: str) -> list[dict[str, Any]]:
+    """What each finished round of a run came to, in order: pairs by source, evaluation."""
+    found: list[dict[str, Any]] = []
+    while True:
+        number = len(found) + 1
+        run = Run(root, branch(number))
+        exported = run.read_json("curated", "manifest.json", default={})
+        if not exported:
+            return found
+        evaluation = run.read_json("evaluation.json", default={})
+        found.append(
+            {
+                "round": number,
+                "images": exported["images"],
+                "pairs": exported["pairs"],
+                "evaluation": {name: entry["metrics"] for name, entry in evaluation.items()},
+            }
+        )

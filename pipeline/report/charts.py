@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup, escape
 
-from pipeline.tables import printable
+from pipeline.results.tables import printable
 
 __all__ = ["Histogram", "share_bar", "stacked_bar"]
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.plan import Plan
+from pipeline.manifest.plan import Plan
 from pipeline.report.build import facts_of, lines_of, measured_by
 from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples
@@ -24,12 +24,12 @@ from pipeline.report.figures import DISTRIBUTIONS, Figure, distribution, points
 from pipeline.report.layout import environment, policy
 from pipeline.report.plots import curves
 from pipeline.report.survey import CELLS, survey
-from pipeline.sampling import Place, ranks_of
-from pipeline.seal import seal_json, seal_page
-from pipeline.status import funnel
-from pipeline.store import Run
-from pipeline.tables import flat
-from pipeline.verdicts import Judgement, Mask, judge, kept_texts
+from pipeline.results.funnel import funnel
+from pipeline.results.sampling import Place, ranks_of
+from pipeline.results.tables import flat
+from pipeline.results.verdicts import Judgement, Mask, judge, kept_texts
+from pipeline.storage.checksum import with_checksum_json, with_checksum_page
+from pipeline.storage.run import Run
 from stages.filter import FilterStage
 
 __all__ = ["write"]
@@ -160,8 +160,8 @@ def write(
         {"before": change.before, "after": change.after, "rows": change.rows} for change in changes
     ]
     facts["histograms"] = dict(zip(names, (s.facts["histograms"] for s in sides), strict=True))
-    content = seal_page(page.strip() + "\n")
-    numbers = seal_json(json.loads(json.dumps(facts, default=dataclasses.asdict)))
+    content = with_checksum_page(page.strip() + "\n")
+    numbers = with_checksum_json(json.loads(json.dumps(facts, default=dataclasses.asdict)))
     if out is None:
         after.write(numbers, "report", "compare.json")
         after.write(content, "report", "compare.html")

@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from models.images import ImageError, open_rgb
-from pipeline.manifest import STAGES
-from pipeline.plan import Plan
-from pipeline.sampling import Place
-from pipeline.store import Run
-from pipeline.verdicts import annotated, kept_texts
+from pipeline.manifest.manifest import STAGES
+from pipeline.manifest.plan import Plan
+from pipeline.results.sampling import Place
+from pipeline.results.verdicts import annotated, kept_texts
+from pipeline.storage.run import Run
 from stages.base import GlobalStage
 from stages.caption import CaptionStage
 from stages.clean import CleanStage

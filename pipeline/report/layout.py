@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from pipeline.report.charts import share_bar, stacked_bar
-from pipeline.tables import printable
+from pipeline.results.tables import printable
 
 __all__ = ["environment", "metric", "policy"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.manifest import STAGES
-from pipeline.plan import Plan
+from pipeline.manifest.manifest import STAGES
+from pipeline.manifest.plan import Plan
 from pipeline.report import figures
 from pipeline.report.ablation import tables
 from pipeline.report.examples import Example

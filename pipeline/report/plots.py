@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.charts import Histogram
-from pipeline.tables import printable
+from pipeline.results.tables import printable
 
 __all__ = ["Plot", "curves", "histogram", "intervals"]
 

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.plan import Plan
-from pipeline.report.borders import borders
+from pipeline.manifest.plan import Plan
 from pipeline.report.charts import Histogram
 from pipeline.report.frequent import Frequent
-from pipeline.sampling import Place, Ranks, Smallest, ranks_of
-from pipeline.store import Run
-from pipeline.verdicts import Judgement, Mask, judge, kept_texts
+from pipeline.report.thresholds import thresholds
+from pipeline.results.sampling import Place, Ranks, Smallest, ranks_of
+from pipeline.results.verdicts import Judgement, Mask, judge, kept_texts
+from pipeline.storage.run import Run
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
@@ -138,7 +138,7 @@ class Survey:
         clusters: Those of more than one image, by the uid of the representative.
         cells: How many images have each of `CELLS`.
         reasons: Sampled rows for each (stage, reason).
-        borders: The rows nearest the threshold of each (stage, reason) that has one.
+        thresholds: The rows nearest the threshold of each (stage, reason) that has one.
         shown: Sampled rows for each of `CELLS`.
     """
 
@@ -161,7 +161,7 @@ class Survey:
     reasons: dict[tuple[str, str], Smallest[Place]] = field(
         default_factory=lambda: defaultdict(lambda: Smallest(GALLERY))
     )
-    borders: dict[tuple[str, str], Borderline] = field(default_factory=dict)
+    thresholds: dict[tuple[str, str], Borderline] = field(default_factory=dict)
     shown: dict[str, Smallest[Place]] = field(
         default_factory=lambda: defaultdict(lambda: Smallest(PAIRS_SHOWN))
     )
@@ -218,7 +218,7 @@ class _Shard:
         found.repeats += pc.sum(self.pool["repeats"]).as_py() or 0
         found.kept += int(self.verdicts.live.sum())
         self._reasons(found)
-        self._borders(found)
+        self._thresholds(found)
         self._sizes(found)
         self._hosts(found)
         self._texts(found)
@@ -247,7 +247,7 @@ class _Shard:
             for reason in reasons.drop_null().unique().to_pylist():
                 self._offer(found.reasons[name, reason], np.flatnonzero(values == reason))
 
-    def _borders(self, found: Survey) -> None:
+    def _thresholds(self, found: Survey) -> None:
         for name in self.tables:
             measured = self._measured(name)
             assert measured is not None
@@ -255,9 +255,9 @@ class _Shard:
             rows = np.flatnonzero(mask)
             reasons = self.verdicts.reasons[name].filter(pa.array(mask))
             kept = _bools(reasons.is_null())
-            for border in borders(self.plan.stage(name), table):
+            for border in thresholds(self.plan.stage(name), table):
                 key = name, border.reason
-                line = found.borders.setdefault(key, Borderline(border.name, border.limit))
+                line = found.thresholds.setdefault(key, Borderline(border.name, border.limit))
                 there = ~np.isnan(border.values)
                 rejected = _bools(pc.equal(reasons, pa.scalar(border.reason)))
                 for sample, fate in ((line.rejected, rejected), (line.kept, kept)):

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.plan import Plan
+from pipeline.manifest.plan import Plan
 from pipeline.review.sample import Pair, judged_pairs
-from pipeline.store import Run
+from pipeline.storage.run import Run
 from stages.filter import FilterStage
 from stages.review import VERDICTS, Decisions, ReviewConfig, ReviewStage, read_decisions
 

@@ -6,7 +6,7 @@ import json
 import posixpath
 import threading
 
-from pipeline.store import Run
+from pipeline.storage.run import Run
 from stages.review import Decision, Decisions, read_decisions, sealed
 
 __all__ = ["Ledger"]

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.plan import Plan
-from pipeline.sampling import Smallest
-from pipeline.store import Run
-from pipeline.verdicts import Mask, annotated, judge, kept_texts
+from pipeline.manifest.plan import Plan
+from pipeline.results.sampling import Smallest
+from pipeline.results.verdicts import Mask, annotated, judge, kept_texts
+from pipeline.storage.run import Run
 from stages.download import DownloadStage
 from stages.filter import FilterConfig, FilterStage
 from stages.review import ReviewStage

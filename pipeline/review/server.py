@@ -29,12 +29,12 @@ import jinja2
 from markupsafe import Markup
 
 from models.images import ImageError, open_rgb
-from pipeline.plan import Plan
+from pipeline.manifest.plan import Plan
+from pipeline.results.tables import printable
 from pipeline.review.agreement import agreement, told
 from pipeline.review.ledger import Ledger
 from pipeline.review.sample import Pair
-from pipeline.store import Run
-from pipeline.tables import printable
+from pipeline.storage.run import Run
 from stages.filter import FilterStage
 from stages.redaction import redacted
 from stages.review import VERDICTS, Decision

@@ -20,13 +20,13 @@ from rich.console import Console
 from models.matcher import Matcher
 from models.nouns import NounPhrases
 from models.text import normalize
-from pipeline.evidence import evidence
-from pipeline.inspect import write_verdicts
-from pipeline.session import write_report
-from pipeline.status import open_plan
-from pipeline.store import Run
-from pipeline.tables import put, sample_tables
-from pipeline.verdicts import verdict_table
+from pipeline.execution.session import write_report
+from pipeline.results.funnel import open_plan
+from pipeline.results.sample import sample_history
+from pipeline.results.tables import put, sample_tables
+from pipeline.results.verdicts import verdict_table
+from pipeline.results.verify import write_verdicts
+from pipeline.storage.run import Run
 from stages import sources
 from stages.clean import CleanConfig, CleanStage
 from stages.dedup import DedupConfig, DedupStage
@@ -176,7 +176,7 @@ def test_the_report_runs_and_tells_no_secret(run: Run) -> None:
 @pytest.mark.parametrize("number", range(len(HOSTILE) - 1))
 def test_each_can_be_shown_on_a_terminal(run: Run, number: int) -> None:
     uid = str(pool()["uid"][number].as_py())
-    found = evidence(run, open_plan(run), uid)
+    found = sample_history(run, open_plan(run), uid)
     assert found.pool["caption"] == HOSTILE[number]
     stream = io.StringIO()
     console = Console(file=stream, width=10_000, soft_wrap=True)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.look import look
+from pipeline.cli.init_source import profile
 from stages import sources
 from stages.download import DownloadConfig
 from stages.sources import LIST, Location, Reader
@@ -210,7 +210,7 @@ def test_a_list_that_cannot_be_read_says_why(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    for reads in (rows, lambda path: look([str(path)])):
+    for reads in (rows, lambda path: profile([str(path)])):
         with pytest.raises(ValueError) as error:
             reads(path)
         assert name in str(error.value)

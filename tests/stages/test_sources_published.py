@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from listings import contents, pairs, rows, write
 from pools import pairs_of
 
-from pipeline.pairs import read_json
+from pipeline.training.data import read_json
 from stages import sources
 from stages.export import ExportConfig, ExportStage
 from stages.formats import FORMATS, Shard

@@ -3,9 +3,9 @@ import json
 import pytest
 from runs import BREAKOUT, EVALUATION, SCRIPT, TRUTH, make_run, manifest
 
-from pipeline.plan import Plan
+from pipeline.manifest.plan import Plan
 from pipeline.report import build
-from pipeline.status import funnel
+from pipeline.results.funnel import funnel
 
 
 @pytest.fixture(scope="session")

@@ -21,12 +21,12 @@ from runs import (
     plots_of,
 )
 
-from pipeline.plan import Plan
+from pipeline.manifest.plan import Plan
 from pipeline.report import build
 from pipeline.report.figures import DISTRIBUTIONS
 from pipeline.report.survey import survey
-from pipeline.status import funnel
-from pipeline.store import Run
+from pipeline.results.funnel import funnel
+from pipeline.storage.run import Run
 
 
 def test_every_row_is_conserved_in_every_stage(whole):
@@ -259,7 +259,7 @@ def test_a_reason_shows_the_rows_nearest_its_threshold_on_both_sides(tmp_path, s
         run.read_table(*plan.folder("filter"), f"{shard:05d}.parquet") for shard in range(shards)
     )["itm_web"].drop_null()
     ordered = np.sort(scores.to_numpy())
-    found = survey(run, plan, plan.names).borders["filter", "unmatched"]
+    found = survey(run, plan, plan.names).thresholds["filter", "unmatched"]
     assert (found.name, found.limit) == ("min_itm", 0.5)
     for sample, nearest in (
         (found.rejected, ordered[ordered < 0.5][-4:]),

@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import with_nulls
 
-from pipeline.report.borders import CLEAN, DEDUP, borders
 from pipeline.report.frequent import Frequent
 from pipeline.report.health import variety
-from pipeline.sampling import Smallest
+from pipeline.report.thresholds import CLEAN, DEDUP, thresholds
+from pipeline.results.sampling import Smallest
 from stages.clean import CleanConfig, CleanStage
 from stages.dedup import DedupStage
 
@@ -52,7 +52,7 @@ def test_a_border_lies_between_what_a_rule_rejects_and_what_it_keeps(measures):
         image_aspect=[1.0] * len(words),
     )
     bits = stage.fired(table)
-    for border in borders(stage, table):
+    for border in thresholds(stage, table):
         fired = bits >> list(stage.reasons).index(border.reason) & 1 == 1
         assert not np.isnan(border.values[fired]).any()
         if border.limit is None or not fired.any():

@@ -4,10 +4,10 @@ import pytest
 from reviews import commit
 
 from pipeline.report import build
+from pipeline.results.funnel import funnel, open_plan
 from pipeline.review.agreement import Agreement
 from pipeline.review.ledger import Ledger
 from pipeline.review.sample import draw
-from pipeline.status import funnel, open_plan
 from stages.review import Decision
 
 

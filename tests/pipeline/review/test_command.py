@@ -6,8 +6,8 @@ import signal
 import pytest
 from reviews import decide, request, start
 
-from pipeline.cli import main
-from pipeline.status import funnel, open_plan
+from pipeline.cli.main import main
+from pipeline.results.funnel import funnel, open_plan
 
 
 def test_a_killed_review_goes_on_where_it_was(run):

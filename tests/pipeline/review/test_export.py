@@ -7,17 +7,17 @@ import pyarrow.parquet as pq
 import pytest
 from reviews import COMMIT, commit, content, decide, pairs_of, serving
 
-from pipeline.cli import main
-from pipeline.evidence import evidence
-from pipeline.inspect import verify
-from pipeline.manifest import Manifest, ManifestError
-from pipeline.plan import Plan
+from pipeline.cli.main import main
+from pipeline.manifest.manifest import Manifest, ManifestError
+from pipeline.manifest.plan import Plan
 from pipeline.report import build
+from pipeline.results.funnel import funnel, open_plan
+from pipeline.results.sample import sample_history
+from pipeline.results.verdicts import judge
+from pipeline.results.verify import verify
 from pipeline.review.ledger import Ledger
 from pipeline.review.sample import draw
-from pipeline.status import funnel, open_plan
-from pipeline.store import Run
-from pipeline.verdicts import judge
+from pipeline.storage.run import Run
 from stages.review import Decision
 
 
@@ -69,7 +69,7 @@ def test_a_row_all_of_whose_captions_are_rejected_is_told_in_the_funnel(run):
     assert review["rows"] == found["filter"]["kept"] == review["kept"] + 1
     assert not [pair for pair in pairs_of(run) if pair["uid"] == uid]
     assert list(verify(run, plan)) == []
-    told = evidence(run, plan, uid)
+    told = sample_history(run, plan, uid)
     assert told.verdict == "review: rejected"
     (step,) = [step for step in told.steps if step.name == "review"]
     assert {entry["verdict"] for entry in step.measures["reviews"]} == {"reject"}

@@ -6,8 +6,8 @@ import threading
 
 from reviews import decide, request, serving
 
+from pipeline.results.funnel import open_plan
 from pipeline.review.ledger import Ledger
-from pipeline.status import open_plan
 from stages.review import Decision, read_decisions
 
 

@@ -6,7 +6,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from reviews import BIDI, SCRIPT, serving
 
-from pipeline.status import open_plan
+from pipeline.results.funnel import open_plan
 from stages.review import Decision, read_decisions
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from reviews import COMMIT, commit, content, pairs_of
 
-from pipeline.manifest import Manifest
-from pipeline.plan import Plan
+from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.plan import Plan
+from pipeline.results.funnel import open_plan
 from pipeline.review.ledger import Ledger
 from pipeline.review.sample import draw
-from pipeline.status import open_plan
-from pipeline.store import Run
+from pipeline.storage.run import Run
 from stages.review import Decision
 
 

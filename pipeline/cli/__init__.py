@@ -1,0 +1,1 @@
+"""The terminal: the commands, their help, and what `init` writes."""

@@ -1,0 +1,271 @@
+"""Ablations: one manifest with parts of it changed, over several seeds, as tables with intervals.
+
+    name: ablation
+    manifest: demo.yaml             # beside this file; its web is drawn anew for each seed
+    seeds: [0, 1, 2]
+    chains:                         # what each changes in the manifest; the first is the run itself
+      nucleus: {train: {none: {like: curated, data: [export:none]}}}
+      beam: {stages: {caption: {decoding: beam}}}
+    metrics: {TR@1: retrieval.itm.TR@1, noise: report.texts.synthetic.reject_rate}
+    tables:
+      - title: Decoding
+        rows: {beam: beam/curated, nucleus: nucleus/curated}
+
+A row is the model that a chain trains. Chains of one seed share pool, annotations and models that
+are the same; everything done is reused, so the same command resumes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pydantic
+from scipy.stats import t as student
+
+from pipeline.demo import run as drawn
+from pipeline.execution.progress import Progress
+from pipeline.execution.session import write_report
+from pipeline.manifest import yaml
+from pipeline.manifest.manifest import A_NAME, Manifest, ManifestError, is_name
+from pipeline.manifest.validation import explain
+from pipeline.results.funnel import open_plan
+from pipeline.storage.run import ABLATION, Run
+
+__all__ = ["Ablation", "Table", "collect", "estimate"]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table of an ablation.
+
+    Attributes:
+        title: Its title.
+        rows: `CHAIN/MODEL` by the label of the row; the first is what the others are compared to.
+        metrics: Those shown, of the ablation's; all if none are named.
+        lacks: The metrics that mean nothing for a row, by its label.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    title: str
+    rows: dict[str, str]
+    metrics: tuple[str, ...] = ()
+    lacks: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """A validated ablation.
+
+    Attributes:
+        name: What it is called.
+        manifest: The manifest that every chain changes, a path relative to the file.
+        seeds: Of the drawn web, the stages and the trainings; one run each.
+        chains: The mapping that each chain merges into the manifest.
+        metrics: Where each metric stands in the evaluation of a model, or, after `report.`, in
+            the report of its chain.
+        tables: The tables.
+        run: The folder of all its runs.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    name: str
+    manifest: str
+    seeds: tuple[int, ...]
+    chains: dict[str, dict[str, Any]]
+    metrics: dict[str, str]
+    tables: tuple[Table, ...]
+    run: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
+        if not self.chains:
+            raise ValueError("chains must name at least one")
+        for name in (self.name, *self.chains):
+            if not is_name(name):
+                raise ValueError(f"a name, of the ablation or a chain, must be {A_NAME}: {name!r}")
+        for table in self.tables:
+            for label, row in table.rows.items():
+                chain, slash, model = row.partition("/")
+                if chain not in self.chains or not slash or not model:
+                    raise ValueError(
+                        f"tables: row {label!r} of {table.title!r} must be CHAIN/MODEL with a "
+                        f"chain of {', '.join(self.chains)}, got {row!r}"
+                    )
+            for metric in (*table.metrics, *itertools.chain(*table.lacks.values())):
+                if metric not in self.metrics:
+                    raise ValueError(
+                        f"tables: {table.title!r} shows {metric!r}; metrics has "
+                        f"{', '.join(self.metrics)}"
+                    )
+            if unknown := table.lacks.keys() - table.rows.keys():
+                raise ValueError(
+                    f"tables: {table.title!r} lacks metrics of {', '.join(sorted(unknown))}; its "
+                    f"rows are {', '.join(table.rows)}"
+                )
+
+    @classmethod
+    def load(cls, path: str, run: str | None = None) -> Ablation:
+        """Read and validate an ablation.
+
+        Raises:
+            ManifestError: The file is no ablation; the message says where.
+        """
+        try:
+            content = yaml.load_file(path)
+            if not isinstance(content, dict):
+                raise ManifestError(
+                    f"{path}: an ablation is a mapping with `manifest` and `tables`"
+                )
+            if faults := [
+                f"{path}: {field}: {told}" for field, told in yaml.find_problems(content)
+            ]:
+                raise ManifestError("\n".join(faults))
+            given = {"run": f"runs/{content.get('name')}", **content}
+            if isinstance(given.get("manifest"), str):
+                given["manifest"] = str(Path(path).parent / given["manifest"])
+            if run is not None:
+                given["run"] = run
+            return pydantic.TypeAdapter(cls).validate_python(given)
+        except FileNotFoundError:
+            raise ManifestError(f"{path}: no such file") from None
+        except yaml.YamlError as error:
+            raise ManifestError(str(error)) from None
+        except pydantic.ValidationError as error:
+            faults = [f"{path}: {w or 'ablation'}: {told}" for w, told in explain(error, cls)]
+            raise ManifestError("\n".join(faults)) from None
+
+    def folder(self, seed: int) -> str:
+        """The run of a seed."""
+        return f"{self.run}/seed-{seed}"
+
+    def branch(self, chain: str) -> str:
+        """The folder under the run for what a chain has of its own."""
+        return "" if chain == next(iter(self.chains)) else f"chains/{chain}"
+
+    def opened(self, seed: int, chain: str) -> Run:
+        """What a chain has made with a seed."""
+        return Run(self.folder(seed), self.branch(chain))
+
+    def carry_out(self, workers: int | None, progress: Progress) -> None:
+        """Run every chain with every seed, as far as that is not done; chain after chain."""
+        for chain in self.chains:
+            for seed in self.seeds:
+                web = drawn.prepare(self.folder(seed), seed, progress)
+                manifest = self._manifest(seed, chain, web)
+                progress.say(f"chain      {chain}, seed {seed}")
+                drawn.carry_out(manifest, web, workers, progress)
+                run = self.opened(seed, chain)
+                write_report(run, open_plan(run))
+
+    def publish(self, found: Mapping[str, Any]) -> None:
+        """Show the tables, as `collect` gives them, in the reports of the runs and their chains."""
+        for seed in self.seeds:
+            Run(self.folder(seed)).write_json(found, ABLATION)
+            for chain in self.chains:
+                run = self.opened(seed, chain)
+                write_report(run, open_plan(run))
+
+    def _manifest(self, seed: int, chain: str, web: drawn.Web) -> Manifest:
+        models = (drawn.SHIPPED / "captioner", drawn.SHIPPED / "matcher")
+        overrides = [f"seed={seed}", *drawn.paths(web, *models)]
+        base = Manifest.load(self.manifest, overrides, self.folder(seed))
+        content = merge(base.source, self.chains[chain])
+        return Manifest.parse(content, f"{self.manifest} + {chain}", self.branch(chain))
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with some entries changed; null removes one, a list is replaced whole."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in changes.items():
+        if value is None:
+            merged.pop(key, None)
+            continue
+        old = merged.get(key)
+        merged[key] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def collect(ablation: Ablation) -> dict[str, Any]:
+    """What an ablation has measured so far.
+
+    Returns:
+        name, seeds, and for each table its title and rows: label, chain, model, and for each
+        metric `values` (one a seed, null where missing), its `estimate`, and the estimate of its
+        `difference` to the first row of the same seeds.
+    """
+    pairs = itertools.product(ablation.seeds, ablation.chains)
+    found = {pair: _measured(ablation.opened(*pair)) for pair in pairs}
+    tables = []
+    for table in ablation.tables:
+        names = table.metrics or tuple(ablation.metrics)
+        first: dict[str, list[float | None]] = {}
+        rows: list[dict[str, Any]] = []
+        for label, row in table.rows.items():
+            chain, _, model = row.partition("/")
+            metrics = {}
+            for name in names:
+                is_lacking = name in table.lacks.get(label, ())
+                values = [
+                    None
+                    if is_lacking
+                    else _value(found[seed, chain], model, ablation.metrics[name])
+                    for seed in ablation.seeds
+                ]
+                base = first.setdefault(name, values)
+                differences = [
+                    value - other
+                    for value, other in zip(values, base, strict=True)
+                    if value is not None and other is not None
+                ]
+                metrics[name] = {
+                    "values": values,
+                    "estimate": estimate([value for value in values if value is not None]),
+                    "difference": estimate(differences) if rows else None,
+                }
+            rows.append({"label": label, "chain": chain, "model": model, "metrics": metrics})
+        tables.append({"title": table.title, "rows": rows})
+    return {"name": ablation.name, "seeds": list(ablation.seeds), "tables": tables}
+
+
+def _measured(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The report of a chain and its evaluation, as far as they are there."""
+    report = run.read_json("report", "report.json", default={})
+    return report, run.read_json("evaluation.json", default={})
+
+
+def _value(measured: tuple[dict[str, Any], dict[str, Any]], model: str, path: str) -> float | None:
+    """A metric of a model, by its path."""
+    report, evaluation = measured
+    value: Any = evaluation.get(model, {}).get("metrics")
+    if path.startswith("report."):
+        value, path = report, path.removeprefix("report.")
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def estimate(values: Sequence[float]) -> dict[str, float | None] | None:
+    """The mean of n values and its 95 % interval by Student's t; no interval for a single one."""
+    if not values:
+        return None
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return {"mean": mean, "low": None, "high": None}
+    quantile = float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1))
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half}

@@ -1,0 +1,1 @@
+"""Ray: one stage over all shards, and the stages of a manifest in order."""

@@ -1,0 +1,165 @@
+"""The export of interleaved documents: sequences as JSON Lines, their images as Parquet.
+
+documents/00000.jsonl            uid, url, text with <image> and <EOC>, images (uids), tokens
+documents/images-00000.parquet   uid, image, width, height of the images that shard names
+documents/verdicts.parquet       uid, url, images, live_images, reason of every line of the lists
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.manifest.plan import Plan
+from pipeline.results.verdicts import judge
+from pipeline.storage.run import Run
+from stages import sources
+from stages.documents import Document, Documents, Excerpt
+from stages.download import DownloadStage
+from stages.redaction import redacted
+from stages.schema import PAIRS, uid_of
+
+__all__ = ["write"]
+
+IMAGES = pa.schema([PAIRS.field(name) for name in ("uid", "image", "width", "height")])
+_VERDICTS: dict[str, pa.DataType] = {
+    "uid": pa.string(),
+    "url": pa.string(),
+    "images": pa.int32(),
+    "live_images": pa.int32(),
+    "reason": pa.string(),
+}
+VERDICTS = pa.schema(_VERDICTS)
+
+
+def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, Any]:
+    """Write the documents of an export.
+
+    Memory holds 24 bytes for each live image of the pool, and one shard of documents with its
+    images.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        name: The export.
+        shards: Those of the pool.
+
+    Returns:
+        For the export's manifest: rows, kept, reasons, and the SHA-256 of each jsonl file by its
+        name. `rows = kept + sum(reasons)`.
+    """
+    config = plan.export(name).config.documents
+    assert config is not None
+    source: Any = plan.manifest.stages[DownloadStage.name]
+    judged, images = Documents(config), _Images(run, plan, name, shards)
+    folder = (*plan.folder(name), "documents")
+    reasons: Counter[str] = Counter()
+    verdicts: list[dict[str, Any]] = []
+    waiting: list[tuple[Document, Excerpt]] = []
+    files: dict[str, str] = {}
+
+    def flush() -> None:
+        if not waiting:
+            return
+        lines, number = [], f"{len(files):05d}"
+        for document, excerpt in waiting:
+            line = {
+                "uid": document.uid,
+                "url": redacted(document.url),
+                "text": excerpt.text,
+                "images": excerpt.images,
+                "tokens": excerpt.tokens,
+            }
+            lines.append(json.dumps(line, ensure_ascii=False))
+        wanted = dict.fromkeys(uid for _, excerpt in waiting for uid in excerpt.images)
+        run.write_table(images.table(list(wanted)), *folder, f"images-{number}.parquet")
+        content = ("\n".join(lines) + "\n").encode()
+        run.write(content, *folder, f"{number}.jsonl")
+        files[f"{number}.jsonl"] = hashlib.sha256(content).hexdigest()
+        waiting.clear()
+
+    for document in sources.pages(source):
+        urls = document.images if document else []
+        live = {url: images.live(url) for url in urls}.get
+        reason = judged.judge(document, live)
+        verdicts.append(
+            {
+                "uid": document.uid if document else None,
+                "url": redacted(document.url) if document else None,
+                "images": len(urls),
+                "live_images": sum(live(url) is not None for url in urls),
+                "reason": reason,
+            }
+        )
+        if reason is not None:
+            reasons[reason] += 1
+            continue
+        assert document is not None
+        waiting.append((document, judged.cut(document, live)))
+        if len(waiting) == config.shard_size:
+            flush()
+    flush()
+    run.write_table(pa.Table.from_pylist(verdicts, VERDICTS), *folder, "verdicts.parquet")
+    return {
+        "rows": len(verdicts),
+        "kept": len(verdicts) - reasons.total(),
+        "reasons": dict(reasons.most_common()),
+        "files": files,
+    }
+
+
+class _Images:
+    """The images of the pool that no stage rejected, by the uid of their row."""
+
+    def __init__(self, run: Run, plan: Plan, name: str, shards: Sequence[str]) -> None:
+        self.run = run
+        self.shards = list(shards)
+        uids: list[bytes] = []
+        places: list[tuple[int, int]] = []
+        for number, shard in enumerate(shards):
+            found = judge(run, plan, shard, plan.judges(name))
+            for row in np.flatnonzero(found.live):
+                uids.append(bytes.fromhex(str(found.uids[int(row)])))
+                places.append((number, int(row)))
+        keys = np.array(uids, "S16") if uids else np.zeros(0, "S16")
+        order = np.argsort(keys)
+        self._keys = keys[order]
+        self._places = np.array(places, np.int32).reshape(-1, 2)[order]
+        self._shard = functools.lru_cache(maxsize=4)(self._read)
+
+    def live(self, url: str) -> str | None:
+        """The uid of the live row of an image's URL."""
+        uid = uid_of(url, None)
+        return None if self._find(uid) is None else uid
+
+    def table(self, uids: Sequence[str]) -> pa.Table:
+        """Rows of `IMAGES`."""
+        return pa.Table.from_pylist(list(self._rows(uids)), IMAGES)
+
+    def _rows(self, uids: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for uid in uids:
+            place = self._find(uid)
+            assert place is not None
+            shard, row = place
+            found = self._shard(shard).slice(row, 1).to_pylist()[0]
+            image = {"bytes": found.pop("image"), "path": None}
+            yield {"uid": uid, "image": image, **found}
+
+    def _read(self, shard: int) -> pa.Table:
+        columns = ["image", "width", "height"]
+        return self.run.read_table("pool", f"{self.shards[shard]}.parquet", columns=columns)
+
+    def _find(self, uid: str) -> tuple[int, int] | None:
+        key = np.bytes_(bytes.fromhex(uid))
+        at = int(np.searchsorted(self._keys, key))
+        if at == len(self._keys) or self._keys[at] != key:
+            return None
+        shard, row = self._places[at]
+        return int(shard), int(row)

@@ -1,0 +1,221 @@
+"""An export on its way to disk: which images make a shard, what is written, what is told of it.
+
+    _layout.json       how many images of each split each shard of the pool gives
+    _parts/NAME.json   what manifest.json is to say of a shard, written when the shard is whole
+    _parts/NAME.jsonl  what the list of its split is to say of it, where the format has lists
+
+They stand in the folder of the export until its manifest.json does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.storage.checksum import CHANGED, with_checksum_parquet
+from pipeline.storage.run import Run, digest_of_listing
+from stages.export import ExportStage
+from stages.formats import SPLITS, Format, Shard
+
+__all__ = ["LAYOUT", "Layout", "finish", "is_whole", "tidy", "write", "write_human"]
+
+LAYOUT = "_layout.json"
+PARTS = "_parts"
+
+Slice = tuple[str, int, int]
+"""A shard of the pool, and which images of a split in it: from, to."""
+
+
+class Layout:
+    """Shards of equal size, cut from the images of a split in the order of the pool.
+
+    A split of n images has ceil(n / size) shards that hold as many each, or one less.
+
+    Args:
+        shards: Those of the pool, in order.
+        counts: The images of each split in each of them.
+        size: The most images in a shard of the export.
+        decision: The fingerprint of what decides what is exported.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        counts: Mapping[str, Sequence[int]],
+        size: int,
+        decision: str = "",
+    ) -> None:
+        self.shards = list(shards)
+        self.size = size
+        self.decision = decision
+        self._ends = {split: np.cumsum([0, *counts[split]]) for split in counts}
+
+    @classmethod
+    def read(cls, run: Run, folder: Sequence[str], size: int) -> Layout:
+        """The layout of an export that has been counted."""
+        found = run.read_json(*folder, LAYOUT)
+        return cls(found["shards"], found["images"], size, found["decision"])
+
+    @property
+    def all(self) -> Iterator[Shard]:
+        """The shards of the export, human pairs excepted."""
+        for split, ends in self._ends.items():
+            for number in range(-(-int(ends[-1]) // self.size)):
+                yield Shard(split=split, number=number)
+
+    def parts(self, shard: str) -> Iterator[tuple[Shard, list[Slice]]]:
+        """The shards of the export that begin in a shard of the pool, and what they are cut from.
+
+        Over all shards of the pool, each is read to its end once for each split, and at most once
+        more for the shard that begins before it.
+        """
+        position = self.shards.index(shard)
+        for split, ends in self._ends.items():
+            total = int(ends[-1])
+            number = -(-total // self.size)
+            cuts = [index * total // number for index in range(number + 1)] if number else []
+            first, last = np.searchsorted(cuts[:-1], ends[position : position + 2])
+            for index in range(int(first), int(last)):
+                slices = list(self._slices(position, ends, cuts[index], cuts[index + 1]))
+                yield Shard(split=split, number=index), slices
+
+    def _slices(self, position: int, ends: Any, start: int, stop: int) -> Iterator[Slice]:
+        while start < stop:
+            low, high = int(ends[position]), int(ends[position + 1])
+            if start < high:
+                yield self.shards[position], start - low, min(stop, high) - low
+                start = min(stop, high)
+            position += 1
+
+
+def is_whole(run: Run, folder: Sequence[str], form: Format, shard: Shard, decision: str) -> bool:
+    """Whether a shard of an unfinished export stands, and not one of an earlier decision."""
+    part = (*folder, PARTS, f"{form.stem(shard)}.json")
+    return bool(run.read_json(*part, default={}).get("decision") == decision)
+
+
+def write(
+    run: Run, folder: Sequence[str], form: Format, shard: Shard, pairs: pa.Table, decision: str
+) -> dict[str, Any]:
+    """Write a shard, and last the file that says it is whole.
+
+    Returns:
+        What manifest.json is to say of it: its name, a file or a folder, with the SHA-256 of
+        `digest`, its split, its rows, pairs by kind of caption and by source, images.
+    """
+    hashes: dict[str, str] = {}
+    for path, content in form.files(shard, pairs):
+        if path.endswith(".parquet"):
+            content = b"".join(with_checksum_parquet(content))
+        run.write(content, *folder, *path.split("/"))
+        hashes[path] = hashlib.sha256(content).hexdigest()
+    path, entries = form.path(shard), None
+    told = {
+        "name": path,
+        "split": shard.split,
+        "rows": pairs.num_rows,
+        "sha256": hashes[path] if path in hashes else digest_of_listing(hashes),
+        "pairs": _tally(pairs["caption_source"]),
+        "sources": _tally(pairs["source"]),
+        "images": pc.count_distinct(pairs["uid"]).as_py(),
+    }
+    stem = form.stem(shard)
+    if form.has_list:
+        lines = "\n".join(json.dumps(e, ensure_ascii=False) for e in form.entries(shard, pairs))
+        run.write(lines.encode(), *folder, PARTS, f"{stem}.jsonl")
+        entries = hashlib.sha256(lines.encode()).hexdigest()
+    part = {"told": told, "entries": entries, "decision": decision}
+    run.write_json(part, *folder, PARTS, f"{stem}.json")
+    return told
+
+
+def write_human(
+    run: Run, folder: Sequence[str], export: ExportStage, decision: str
+) -> Iterator[Shard]:
+    """Write the human pairs of an export, and give their shards."""
+    form = export.format
+    for shard, pairs in export.human_pairs():
+        if not is_whole(run, folder, form, shard, decision):
+            write(run, folder, form, shard, pairs, decision)
+        yield shard
+
+
+def finish(
+    run: Run, folder: Sequence[str], export: ExportStage, shards: Iterable[Shard]
+) -> dict[str, Any]:
+    """Write the lists of an export whose shards all stand.
+
+    Args:
+        run: The run.
+        folder: The export's.
+        export: The stage.
+        shards: All of them.
+
+    Returns:
+        What manifest.json is to say of it.
+    """
+    form = export.format
+    names = sorted(f"{form.stem(shard)}.json" for shard in shards)
+    found = run.each(lambda name: run.read_json(*folder, PARTS, name), names)
+    parts = dict(zip(names, found, strict=True))
+    told = [part["told"] for part in parts.values()]
+    splits = {split: sum(t["images"] for t in told if t["split"] == split) for split in SPLITS}
+    files = list(told)
+    for split in SPLITS if form.has_list else ():
+        lines = [
+            line
+            for name, part in parts.items()
+            if part["told"]["split"] == split
+            for line in _entries(run, (*folder, PARTS, f"{name}l"), part["entries"])
+        ]
+        if not lines:
+            continue
+        run.write(b"[\n" + b",\n".join(lines) + b"\n]\n", *folder, f"{split}.json")
+        name = f"{split}.json"
+        files.append({"name": name, "split": split, "sha256": run.sha256(*folder, name)})
+    return {
+        "format": form.name,
+        "pairs": _sum(t["pairs"] for t in told),
+        "sources": _sum(t["sources"] for t in told),
+        "images": sum(splits.values()),
+        "splits": {split: number for split, number in splits.items() if number},
+        "files": sorted(files, key=lambda file: str(file["name"])),
+        "notices": export.notices.lines(),
+    }
+
+
+def _entries(run: Run, path: Sequence[str], digest: str) -> list[bytes]:
+    """The lines that the list of a split has of a shard."""
+    content = run.read(*path)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise run.damaged(CHANGED, *path)
+    return content.split(b"\n")  # JSON escapes others
+
+
+def tidy(run: Run, folder: Sequence[str]) -> None:
+    """Remove what a finished export, or one that was killed before, leaves on its way."""
+    if run.is_local:
+        for path in run.fs.find(run.at(*folder)):
+            if path.endswith(".partial"):
+                run.fs.rm(path)
+    run.remove(*folder, PARTS)
+    run.remove(*folder, LAYOUT)
+
+
+def _tally(values: Any) -> dict[str, int]:
+    counts: Any = values.combine_chunks().drop_null().value_counts().to_pylist()
+    return {count["values"]: count["counts"] for count in counts}
+
+
+def _sum(tallies: Iterator[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for tally in tallies:
+        for key, number in tally.items():
+            total[key] = total.get(key, 0) + number
+    return total

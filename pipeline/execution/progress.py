@@ -1,0 +1,138 @@
+"""Progress on the terminal: a bar with rate and time left, or a plain line now and then."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bars,
+)
+
+from pipeline.execution import logs
+from stages.download import DownloadStage
+
+__all__ = ["Progress"]
+
+logger = logging.getLogger(__name__)
+
+PLAIN_SECONDS = 10.0
+"""How often a plain line is written where the output is no terminal."""
+
+
+class Progress:
+    """What is known of the stage under way: shards, rows, those kept, rate, reasons, time left.
+
+    Args:
+        console: Where to write; a terminal gets bars, anything else plain lines.
+        quiet: Write nothing.
+    """
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console = console
+        self.quiet = quiet
+        self._bars: Bars | None = None
+
+    def say(self, message: str) -> None:
+        """A line of its own."""
+        logs.log_event(message)
+        if not self.quiet:
+            self.console.print(message, highlight=False, markup=False)
+
+    def start(self, name: str, shards: int) -> None:
+        """A stage begins on this many shards."""
+        self.name, self.shards, self.done, self.rows, self.bytes = name, shards, 0, 0, 0
+        self.reasons: Counter[str] = Counter()
+        self.began = self.told = time.monotonic()
+        logs.log_event("stage begins", stage=name, shards=shards)
+        if self.quiet or not self.console.is_terminal:
+            return
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description:<10}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("shards  {task.fields[told]}", markup=False),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._bar = self._bars.add_task(name, total=shards, told="")
+        self._bars.start()
+
+    def advance(self, result: Mapping[str, Any]) -> None:
+        """A shard is done; `result` is what the worker returned."""
+        self.done += 1
+        logs.log_event(
+            "shard done",
+            stage=self.name,
+            **{
+                key: result[key] for key in ("shard", "rows", "seconds", "reasons") if key in result
+            },
+        )
+        self.rows += int(result["rows"])
+        self.bytes += int(result.get("bytes", 0))
+        self.reasons.update(result["reasons"])
+        if self._bars is not None:
+            self._bars.update(self._bar, completed=self.done, told=self._rate())
+        elif self.done < self.shards and time.monotonic() - self.told > PLAIN_SECONDS:
+            self.told = time.monotonic()
+            left = (self.told - self.began) / self.done * (self.shards - self.done)
+            self.say(
+                f"{self.name:<10} {self.done}/{self.shards} shards  {self._rate()}"
+                f"  {left:.0f} s left"
+            )
+
+    def finish(self) -> None:
+        """The stage's shards are done or given up."""
+        logs.log_event(
+            "stage ends",
+            stage=self.name,
+            shards=self.shards,
+            done=self.done,
+            rows=self.rows,
+            reasons=dict(self.reasons),
+            seconds=round(time.monotonic() - self.began, 3),
+        )
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+        elif not self.quiet:
+            seconds = time.monotonic() - self.began
+            self.say(
+                f"{self.name:<10} {self.done}/{self.shards} shards  {self._rate()}"
+                f"  in {seconds:.1f} s"
+            )
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self.began, 1e-3)
+        parts = [f"{self.rows:,} rows"]
+        if self.reasons:
+            parts.append(f"{_percent(self.rows - self.reasons.total(), self.rows)} ok")
+        unit = "images/s" if self.name == DownloadStage.name else "rows/s"
+        parts.append(f"{self.rows / seconds:,.0f} {unit}")
+        if self.bytes:
+            parts.append(f"{self.bytes / seconds / 1e6:.1f} MB/s")
+        top = [f"{_percent(n, self.rows)} {r}" for r, n in self.reasons.most_common(3)]
+        return "  ".join([*parts, ", ".join(top)] if top else parts)
+
+
+def _percent(part: int, whole: int) -> str:
+    """A share that is neither nought nor all unless it is."""
+    share = 100 * part / max(whole, 1)
+    if 0 < share < 0.1:
+        return "<0.1%"
+    if 99 < share < 100:
+        share = math.floor(10 * share) / 10
+    return f"{share:.0f}%" if 1 <= share <= 99 or share in (0, 100) else f"{share:.1f}%"

@@ -1,0 +1,502 @@
+"""The driver: one stage over all shards on Ray core, and a whole manifest in order."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.execution import documents_writer, export_writer
+from pipeline.execution.cluster import Cluster
+from pipeline.execution.map_reduce import PartitionedSummary
+from pipeline.execution.progress import Progress
+from pipeline.execution.worker import Worker
+from pipeline.execution.worker_pool import StageTask, WorkerPool, WorkerPoolError
+from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.plan import Plan, revisions
+from pipeline.results import retries
+from pipeline.results.verdicts import judge, measured_rows
+from pipeline.storage.disk_errors import explain_disk_error
+from pipeline.storage.records import add_work
+from pipeline.storage.run import DamagedError, Run
+from stages import sources
+from stages.base import GlobalStage, Resources
+from stages.download import DownloadStage
+from stages.formats import SPLITS
+from stages.review import ReviewStage
+
+__all__ = ["IncompleteError", "Runner", "StageError"]
+
+logger = logging.getLogger(__name__)
+
+
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+"""What Ray paints the head of a trace with."""
+
+
+class StageError(RuntimeError):
+    """A stage failed on some shards; the message names them and says how to resume."""
+
+
+class IncompleteError(ValueError):
+    """A stage was asked for while what it reads is not complete."""
+
+
+class Runner:
+    """Carries out a manifest.
+
+    Args:
+        manifest: The manifest.
+        cluster: Where; its lifetime is the caller's business.
+        progress: Told of each shard that finishes.
+    """
+
+    def __init__(self, manifest: Manifest, cluster: Cluster, progress: Progress) -> None:
+        self.manifest = manifest
+        self.cluster = cluster
+        self.progress = progress
+        self.plan = Plan(manifest)
+        self.run = Run(manifest.run, manifest.branch)
+        self.crew = WorkerPool(manifest, cluster, progress.say)
+        self._dropped: set[tuple[str, ...]] = set()
+        self._list: dict[str, Any] = {}
+
+    def record(self, names: Sequence[str] = (), first: str | None = None) -> None:
+        """Write down what runs: the resolved manifest, versions and the machine.
+
+        Args:
+            names: The stages that may measure; the models of no others are looked at.
+            first: The stage, or export, that is to be carried out first, if any.
+
+        Raises:
+            IncompleteError: What it reads is not complete, or the run holds another list's pool.
+            ValueError: The source is nowhere, and the pool is not finished.
+        """
+        if self.plan.names:  # a manifest may do nothing but train
+            self._listed()
+        if first not in (None, DownloadStage.name):
+            self._require(str(first))
+        before = self.run.read_mark("run.json")
+        old = before.get("measurement", {})
+        packages = ("ray", "torch", "transformers", "pyarrow", "img2dataset", "datasketch", "spacy")
+        record: Any = {
+            "manifest": dict(self.manifest.source),
+            "branch": self.manifest.branch,
+            "settings": {n: c.settings() for n, c in self.manifest.stages.items()},
+            "versions": {
+                "capfilt": metadata.version("capfilt"),
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in packages},
+            },
+            "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
+        }
+        record = _plain(record)
+        record["measurement"] = {
+            name: _plain(self.manifest.stages[name].measurement()) if name in names else old[name]
+            for name in self.plan.names
+            if name != ReviewStage.name
+            and not self.plan.trainings(self.manifest.stages[name])
+            and (name in names or _same(name, before, record))
+        }
+        for name, now in record["measurement"].items():
+            was, found = revisions(old.get(name, {})), revisions(now)
+            for role in sorted(role for role in was.keys() & found if was[role] != found[role]):
+                told = f"its {role} is not the one that has measured; rows are measured anew"
+                self.progress.say(f"{name:<10} {told}")
+        if before != record:
+            self.run.write_json(record, "run.json")
+
+    def stage(self, name: str) -> None:
+        """Carry out one stage, or export, over the whole pool.
+
+        Raises:
+            IncompleteError: The manifest has no such stage, or an earlier one has not measured all
+                that it should.
+            StageError: Some shards failed.
+        """
+        started = time.perf_counter()
+        if name == DownloadStage.name:
+            shards = self._plan_download()
+        else:
+            self._require(name)
+            shards = self.run.shards("pool")
+        if name in self.plan.exports:
+            self._export(name, shards, started)
+            return
+        is_measured = self._is_measured(name)
+        state = self._state(name)
+        work = state.get("work")
+        if not is_measured:
+            missing = self._missing(name, shards)
+            if name == DownloadStage.name and missing and self.run.names("annotations"):
+                retries.replacing(self.run, missing)
+            work = add_work(work, self._map(name, missing))
+        if isinstance(self.plan.stage(name), GlobalStage):
+            self._summarize(name, shards)
+        if not is_measured:
+            self.run.write_json(
+                {
+                    "stage": name,
+                    "fingerprint": self.plan.fingerprint(name),
+                    "settings": self.plan.stage(name).config.settings(),
+                    "measurement": self.plan.stage(name).config.measurement(),
+                    "complete_for": self._reached(name),
+                    "shards": len(shards),
+                    "work": work,
+                    "seconds": round(state.get("seconds", 0.0) + time.perf_counter() - started, 3),
+                },
+                *self.plan.folder(name),
+                "_stage.json",
+            )
+
+    def retry(self, reasons: Sequence[str]) -> None:
+        """Download the rows of a finished pool anew that failed for one of some reasons.
+
+        Raises:
+            IncompleteError: The pool is not finished.
+            StageError: Some shards failed.
+            ValueError: A reason is none of download's.
+        """
+        name = DownloadStage.name
+        if not self.is_complete(name):
+            raise IncompleteError(
+                f"download --retry: the pool of {self.run.root} is not finished. Run "
+                "`capfilt download MANIFEST` first"
+            )
+        self._plan_download()
+        due = retries.due(self.run, reasons)
+        rows = sum(due.values())
+        if not due:
+            self.progress.say(f"download   no row failed with {', '.join(reasons)}")
+            return
+        retries.retrying(self.run, reasons, rows)
+        results = self._map(name, list(due), retry=tuple(reasons))
+        still = sum(sum(result["reasons"].values()) for result in results)
+        self.progress.say(f"download   {rows:,} rows tried again, {rows - still:,} recovered")
+
+    def _reached(self, name: str) -> str:
+        """What the rows that reach a stage depend on."""
+        before = self.plan.before(name)
+        return retries.pool_state(self.run, self.plan.decision(before[-1])) if before else "list"
+
+    def _state(self, name: str) -> dict[str, Any]:
+        return self.run.read_mark(*self.plan.folder(name), "_stage.json")
+
+    def is_complete(self, name: str) -> bool:
+        """Whether a stage has measured every row that reaches it, and decided over all."""
+        try:
+            is_global = isinstance(self.plan.stage(name), GlobalStage)
+            return self._is_measured(name) and (not is_global or self._is_summarized(name))
+        except FileNotFoundError:  # a model that is still to be trained
+            return False
+
+    def _is_measured(self, name: str) -> bool:
+        """Whether a stage has a file for every shard, made for the rows that reach it now."""
+        state = self._state(name)
+        if state.get("complete_for") != self._reached(name):
+            return False
+        shards = {f"{index:05d}" for index in range(state["shards"])}
+        return shards <= set(self.run.shards(*self.plan.folder(name)))
+
+    def _require(self, name: str) -> None:
+        """Refuse what the manifest has not, or what reads something that is not complete."""
+        if name not in self.manifest.stages and name not in self.plan.exports:
+            raise IncompleteError(
+                f"the manifest has no stage {name}; it has {', '.join(self.manifest.stages)}"
+            )
+        for earlier in self.plan.before(name):
+            if earlier == ReviewStage.name and not self.is_complete(earlier):
+                self.stage(earlier)  # asks nobody and measures nothing, so it can be done here
+            if not self.is_complete(earlier):
+                raise IncompleteError(
+                    f"{name}: {earlier} is not complete in {self.run.root}. Run "
+                    f"`capfilt {earlier} MANIFEST` first, or `capfilt run MANIFEST`"
+                )
+
+    def _listed(self) -> dict[str, Any]:
+        """What the list was cut to, empty before that; a run of another list is refused."""
+        if self._list:
+            return self._list
+        config: Any = self.manifest.stages[DownloadStage.name]
+        listed = self.run.read_json("list", "_list.json", default={})
+        if listed and listed["fingerprint"] != self.plan.fingerprint(DownloadStage.name):
+            old, new = listed["measurement"], _plain(config.measurement())
+            changed = [key for key in new if old.get(key) != new[key]] or ["version"]
+            raise IncompleteError(
+                f"download: {self.run.root} holds a pool made with other settings ("
+                + ", ".join(f"{k}: {old.get(k)!r}, now {new.get(k)!r}" for k in changed)
+                + "). Give another --run, or remove that folder"
+            )
+        try:
+            identity = _plain(sources.identity(config))
+            is_same = not listed or listed["identity"] == identity
+            is_same = is_same or listed["content"] == sources.content_digest(config)
+        except (OSError, ValueError) as error:
+            if not self._is_measured(DownloadStage.name):
+                raise
+            self.progress.say(f"{error}. Its pool is finished, and stands")
+            is_same = True
+        if not is_same:
+            raise IncompleteError(
+                f"download: {self.run.root} holds a pool made from another list: the "
+                "source has changed since. Give another --run, or remove that folder"
+            )
+        self._list = listed
+        return listed
+
+    def _plan_download(self) -> list[str]:
+        """Cut the list into shards, once."""
+        config: Any = self.manifest.stages[DownloadStage.name]
+        if listed := self._listed():
+            return [f"{index:05d}" for index in range(listed["shards"])]
+        self.progress.say(f"reading {', '.join(map(str, config.sources))}")
+        identity = sources.identity(config)
+        rows = repeats = 0
+        shards: list[str] = []
+        notices = sources.Notices()
+        for table in sources.shards(config, notices):
+            shards.append(f"{len(shards):05d}")
+            rows += table.num_rows
+            repeats += int(table["repeats"].to_numpy().sum())
+            self.run.write_table(table, "list", f"{shards[-1]}.parquet")
+            self._check_pool(shards[-1], table["uid"])
+        self.run.write_json(
+            {
+                "fingerprint": self.plan.fingerprint(DownloadStage.name),
+                "measurement": config.measurement(),
+                "identity": identity,
+                "content": sources.content_digest(config),
+                "rows": rows,
+                "repeats": repeats,
+                "shards": len(shards),
+                "notices": notices.lines(),
+            },
+            "list",
+            "_list.json",
+        )
+        return shards
+
+    def _check_pool(self, shard: str, uids: Any) -> None:
+        """Refuse a pool that stands and is of another list than the one that has just been cut."""
+        if self.run.exists("pool", f"{shard}.parquet"):
+            found = self.run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
+            if not found.equals(uids):
+                raise IncompleteError(
+                    f"download: shard {shard} of the pool of {self.run.root} is made from another "
+                    "list. Give another --run, or remove that folder"
+                )
+
+    def _missing(self, name: str, shards: Sequence[str]) -> list[str]:
+        """The shards that a stage has something left to do on."""
+        there = set(self.run.shards(*self.plan.folder(name)))
+        if name == DownloadStage.name:
+            return [shard for shard in shards if shard not in there]
+
+        def has_more(shard: str) -> bool:
+            if shard not in there:
+                return True
+            live = judge(self.run, self.plan, shard, self.plan.judges(name)).live
+            return bool((live & ~measured_rows(self.run, self.plan, name, shard)).any())
+
+        more = self.run.each(has_more, shards)
+        return [shard for shard, one in zip(shards, more, strict=True) if one]
+
+    def _summarize(self, name: str, shards: list[str]) -> None:
+        if self._is_summarized(name):
+            return
+        folder = self.plan.summary_folder(name)
+        self.run.remove(*folder, "_summary.json")  # the sign of a whole summary goes first
+        reached, started = self._reached(name), time.perf_counter()
+        parts = PartitionedSummary.begin(self.run, self.plan, name, shards, reached)
+        if parts:
+            for step, left in parts.steps():
+                self._map(name, left, title=f"{name} {step}")
+            seconds = time.perf_counter() - started
+            result = {"rows": parts.rows(), "seconds": seconds, "parts": parts.parts}
+        else:
+            config = self.manifest.stages[name]
+            memory = _less_memory(name, config)
+            duty = StageTask(name=name, resources=config.resources, memory=memory)
+            try:
+                result = self.crew.ask(duty, "summarize", name, shards)
+            except WorkerPoolError as error:
+                raise StageError(str(error)) from None
+            except RayError as error:
+                told, cause = self.told(f"{name}-summary", error), getattr(error, "cause", None)
+                raise StageError(f"{name}: its summary failed: {told}") from (cause or error)
+        mark = {**result, "reached": reached, "shards": len(shards)}
+        self.run.write_json(mark, *folder, "_summary.json")
+        if parts:
+            parts.remove()
+
+    def _is_summarized(self, name: str) -> bool:
+        folder = self.plan.summary_folder(name)
+        mark = self.run.read_mark(*folder, "_summary.json")
+        if mark.get("reached") != self._reached(name):
+            return False
+        return set(self.run.shards("pool")) <= set(self.run.shards(*folder))
+
+    def _export(self, name: str, shards: list[str], started: float) -> None:
+        """Write the shards of an export, then the manifest that says they are whole."""
+        from pipeline.results import dataset_card
+
+        stage, folder = self.plan.export(name), self.plan.folder(name)
+        key = retries.pool_state(self.run, self.plan.decision(name))
+        mark, whole = (*folder, "_export.json"), (*folder, "manifest.json")
+        if self.run.read_mark(*mark).get("decision") != key:
+            for sign in ("manifest.json", "_export.json", export_writer.LAYOUT):  # they go first
+                self.run.remove(*folder, sign)
+            self.run.remove(*folder)
+        elif self.run.read_json(*whole, default={}):  # a damaged one is told, and made anew
+            if self.run.exists(*folder, export_writer.LAYOUT):
+                export_writer.tidy(self.run, folder)
+            return
+        self.run.write_json({"decision": key}, *mark)
+        if not self.run.exists(*folder, export_writer.LAYOUT):
+            counts = {
+                result["shard"]: result["images"]
+                for result in self._map(name, shards, title="counting")
+            }
+            images = {split: [counts[shard][split] for shard in shards] for split in SPLITS}
+            self.run.write_json(
+                {"decision": key, "shards": shards, "images": images}, *folder, export_writer.LAYOUT
+            )
+        work = add_work(None, self._map(name, shards))
+        layout = export_writer.Layout.read(self.run, folder, stage.config.shard_size)
+        parts = [*layout.all, *export_writer.write_human(self.run, folder, stage, key)]
+        manifest = {
+            "name": self.manifest.name,
+            "decision": key,
+            **export_writer.finish(self.run, folder, stage, parts),
+        }
+        if stage.config.documents is not None:
+            manifest["documents"] = documents_writer.write(self.run, self.plan, name, shards)
+        text = dataset_card.text(self.run, self.plan, name, manifest)
+        self.run.write(text.encode(), *folder, "README.md")
+        manifest["card"] = self.run.sha256(*folder, "README.md")
+        self.run.write_json(manifest, *whole)
+        export_writer.tidy(self.run, folder)
+        self.run.write_json(
+            {
+                "decision": key,
+                "work": work,
+                "seconds": round(time.perf_counter() - started, 3),
+            },
+            *mark,
+        )
+
+    def drop(self, damage: DamagedError) -> bool:
+        """Remove a damaged file that `stage` then makes anew just as it was.
+
+        False where none does, or where that has been tried: what is read stays damaged.
+        """
+        parts = damage.parts
+        if not damage.is_derived or parts in self._dropped:
+            return False
+        self._dropped.add(parts)
+        # An export, and a summary in parts, is made anew as a whole.
+        wholes = {"annotations": 4, "curated": 1, "exports": 2}
+        self.progress.say(f"{self.run.url(*parts)} is damaged; it is removed and made anew")
+        self.run.remove(*parts[: wholes[parts[0]]])
+        return True
+
+    def resources(self, name: str) -> Resources:
+        """What one worker of a stage, or of an export, occupies."""
+        return Resources() if name in self.plan.exports else self.manifest.stages[name].resources
+
+    def _map(
+        self,
+        name: str,
+        shards: Sequence[str],
+        retry: tuple[str, ...] = (),
+        title: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """Do a stage on shards, in any order."""
+        if not shards:
+            return []
+        if name == ReviewStage.name:  # a look-up, over before a cluster would stand
+            worker = Worker(self.manifest, threads=None)
+            return [worker.work(name, shard) for shard in shards]
+        duty = StageTask(
+            name=name,
+            resources=self.resources(name),
+            retry=retry,
+            rows_can_fail=name not in self.plan.exports and not any(":" in s for s in shards),
+            memory=_less_memory(name, self.manifest.stages.get(name)),
+        )
+        self.progress.start(title or name, len(shards))
+        try:
+            results, failed = self.crew.carry_out(duty, shards, self.progress.advance)
+        except WorkerPoolError as error:
+            raise StageError(str(error)) from None
+        except RayError as error:
+            raise StageError(f"{name}: Ray failed: {error}\nThe same command resumes") from error
+        finally:
+            self.progress.finish()
+        if failed:
+            told = {shard: self.told(f"{name}-{shard}", e) for shard, e in failed.items()}
+            raise StageError(_failure(name, told, len(shards))) from _damage(failed.values())
+        return results
+
+    def told(self, what: str, error: Exception, place: str = "") -> str:
+        """The error of a worker in a line, its trace kept in the run.
+
+        Args:
+            what: What failed, which names the trace.
+            error: What came of it.
+            place: What to name where a disk refuses and the error names no file.
+        """
+        if not isinstance(error, RayTaskError):
+            return str(error)
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if refused := explain_disk_error(cause, place):
+            return refused
+        told, trace = f"{type(cause).__name__}: {cause}", ("failures", f"{what}.txt")
+        try:
+            self.run.write(COLOR.sub("", str(error)).encode(), *trace)
+        except OSError:
+            return told
+        return f"{told} (the trace is {self.run.url(*trace)})"
+
+
+def _damage(errors: Iterable[Exception]) -> DamagedError | None:
+    """The damaged file behind the errors of shards, one that can be made anew if there is one."""
+    causes = [getattr(error, "cause", None) for error in errors]
+    found = [cause for cause in causes if isinstance(cause, DamagedError)]
+    return max(found, key=lambda damage: damage.is_derived, default=None)
+
+
+def _less_memory(name: str, config: Any) -> str:
+    """What to do where a worker of a stage runs out of memory."""
+    fields = [f for f in ("batch_size", "threads", "shard_size") if hasattr(config, f)]
+    lower = "".join(f", or lower {name}.{field}" for field in fields)
+    return f"give fewer --workers{lower}"
+
+
+def _failure(name: str, failed: Mapping[str, str], number: int) -> str:
+    shard, why = next(iter(sorted(failed.items())))
+    return (
+        f"{name}: {len(failed)} of {number} shards failed ({', '.join(sorted(failed)[:8])}"
+        f"{', ...' if len(failed) > 8 else ''}){'; the others are done' * (len(failed) < number)}. "
+        f"Shard {shard}: {why}\n"
+        "Mend the cause and give the same command again: only these shards are done anew"
+    )
+
+
+def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether what is recorded of a stage's measurement is of the settings that it has now."""
+    is_known = name in before.get("measurement", {})
+    return is_known and before["settings"].get(name) == now["settings"].get(name)
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(value, default=str))

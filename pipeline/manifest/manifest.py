@@ -1,0 +1,501 @@
+"""A manifest: the YAML recipe of a run, validated before anything starts.
+
+    name: birds
+    seed: 0
+    stages:
+      download: {source: birds.parquet}
+      clean: {}
+      caption: {model: Salesforce/blip-image-captioning-base}
+      filter: {model: train:filter}
+      export: {human: [human.jsonl]}
+    train:
+      filter: {objective: filter, model: Salesforce/blip-itm-base-coco, data: [human.jsonl]}
+    evaluate: {data: test.jsonl, models: [train:filter]}
+
+An entry of `train` with `like: NAME` is the entry of that name with some fields changed.
+Paths are relative to the working directory. `train:NAME` names the model that this manifest
+trains under that name, `train:NAME/captioner` and `train:NAME/matcher` the parts of one that has
+both. A manifest with `train` alone needs no stages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeGuard
+
+import pyarrow as pa
+import pydantic
+
+from pipeline.manifest import yaml
+from pipeline.manifest.train_config import TrainConfig
+from pipeline.manifest.validation import closest, did_you_mean, explain, switched
+from stages.base import Stage, StageConfig
+from stages.caption import CaptionStage
+from stages.clean import CleanStage
+from stages.dedup import DedupStage
+from stages.download import DownloadStage
+from stages.export import ExportConfig, ExportStage
+from stages.filter import FilterStage
+from stages.review import ReviewConfig, ReviewStage
+from stages.schema import POOL
+from stages.select import SelectStage
+
+__all__ = ["A_NAME", "STAGES", "TRAINED", "EvaluateConfig", "Manifest", "ManifestError", "is_name"]
+
+STAGES: dict[str, type[Stage[Any]]] = {
+    stage.name: stage
+    for stage in (
+        DownloadStage,
+        CleanStage,
+        DedupStage,
+        SelectStage,
+        CaptionStage,
+        FilterStage,
+        ReviewStage,
+    )
+}
+"""The stages that annotate, by name; export, the last, is apart."""
+
+REVIEWS = "reviews.jsonl"
+"""Where `capfilt review` writes what people decided, under the run."""
+
+RECIPES = str(Path(__file__).resolve().parents[2] / "manifests")
+"""Where the recipes lie that ship."""
+
+KEYS = ("name", "run", "seed", "stages", "exports", "train", "evaluate", "rounds")
+"""What a manifest may hold."""
+
+A_NAME = "a text of 1 to 100 characters without / or \\, not beginning with a dot"
+"""What is_name asks for."""
+
+LONGEST = 500
+"""Characters of one mistake."""
+
+TRAINED = "train:"
+"""What stands before the name of a model that the manifest itself trains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is evaluated when the run ends.
+
+    Attributes:
+        data: A jsonl file of held-out images, `image` and `captions` a line.
+        models: Model folders or names; `train:NAME` is one that the manifest trains.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    data: str
+    models: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("evaluate.data must name a file of held-out images")
+        if not self.models or not all(self.models):
+            raise ValueError("evaluate.models must name at least one model, and none by nothing")
+
+
+class ManifestError(ValueError):
+    """The manifest is wrong; the message names the file, the field and the fix, a line each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A validated manifest.
+
+    Attributes:
+        name: What the run is called.
+        run: The run's folder or URL; runs/NAME by default.
+        seed: The seed of every stage and training that sets none; 0 by default.
+        stages: The config of each stage, in order; download first, export last if at all.
+        train: The config of each training, by the name of the model it makes.
+        evaluate: What to evaluate at the end, if anything.
+        exports: The config of each further export, by its name: the export stage with some fields
+            changed. `export:NAME` in the data of a training.
+        rounds: How often to bootstrap, 1 by default; later rounds caption and filter with models
+            tuned from the one that the round before trained.
+        branch: The folder under `run` for what a later round has of its own.
+        source: The mapping it was read from, overrides applied, as the run records it.
+    """
+
+    name: str
+    run: str
+    seed: int
+    stages: Mapping[str, StageConfig]
+    train: Mapping[str, TrainConfig]
+    evaluate: EvaluateConfig | None
+    exports: Mapping[str, ExportConfig]
+    rounds: int
+    branch: str
+    source: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: str, overrides: Sequence[str] = (), run: str | None = None) -> Manifest:
+        """Read and validate a manifest.
+
+        Args:
+            path: A YAML file, or its URL on storage of fsspec.
+            overrides: `stage.field=value` texts; values are YAML.
+            run: A run folder that replaces the manifest's own.
+
+        Raises:
+            ManifestError: A line for each mistake found.
+        """
+        try:
+            content = yaml.load_file(path)
+        except FileNotFoundError:
+            raise ManifestError(f"{path}: no such manifest{_beside(path)}") from None
+        except IsADirectoryError:
+            raise ManifestError(
+                f"{path}: a folder, not a manifest; `capfilt init {path}` writes one for it"
+            ) from None
+        except yaml.YamlError as error:
+            raise ManifestError(str(error)) from None
+        if not isinstance(content, dict):
+            raise ManifestError(
+                f"{path}: a manifest is a mapping with `name` and `stages`; `capfilt init {path}` "
+                "writes one for a list"
+            )
+        for override in overrides:
+            _override(content, override)
+        if run is not None:
+            content["run"] = run
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(
+        cls,
+        content: Mapping[str, Any],
+        path: str = "manifest",
+        branch: str = "",
+        *,
+        has_reviews: bool = False,
+    ) -> Manifest:
+        """Validate a manifest that is already read; nothing is looked up on disk.
+
+        Args:
+            content: The mapping, overrides applied.
+            path: Where it comes from, for the messages.
+            branch: See `Manifest`.
+            has_reviews: Whether people have reviewed pairs of the run. If so, the stage review
+                stands before export also where `stages` does not name it.
+
+        Raises:
+            ManifestError: A line for each mistake found.
+        """
+        mistakes = _Mistakes(path)
+        for field, fault in yaml.find_problems(content):
+            mistakes.add(field, fault)
+        mistakes.close()
+        for key in content:
+            if key not in KEYS:
+                mistakes.add(str(key), f"unknown key{did_you_mean(str(key), KEYS)}")
+        name = content.get("name")
+        if not is_name(name):
+            mistakes.add("name", f"a manifest needs a name, {A_NAME}")
+            name = "unnamed"
+        run = content.get("run", f"runs/{name}")
+        if not isinstance(run, str) or not run:
+            mistakes.add("run", "the run's folder or URL, a text")
+            run = f"runs/{name}"
+        seed = content.get("seed", 0)
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            mistakes.add("seed", f"a whole number from 0, got {seed!r}")
+            seed = 0
+        rounds = content.get("rounds", 1)
+        if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+            mistakes.add("rounds", f"a whole number from 1, got {rounds!r}")
+            rounds = 1
+        sections: dict[str, dict[str, Any]] = {}
+        for key in ("stages", "exports", "train"):
+            section = content.get(key)
+            sections[key] = section if isinstance(section, dict) else {}
+            if not isinstance(section, dict | None):
+                mistakes.add(key, "a mapping from names to their fields")
+        for key in ("exports", "train"):
+            for one in sections[key]:
+                if not is_name(one):
+                    mistakes.add(f"{key}.{one}", f"a name must be {A_NAME}")
+        sections["stages"] = _reviewed(sections["stages"], run, has_reviews)
+        trained = {str(key): f"{_models(run, branch)}/{key}" for key in sections["train"]}
+        stages: dict[str, StageConfig] = {}
+        for key, fields in sections["stages"].items():
+            if key not in STAGES and key != ExportStage.name:
+                names = (*STAGES, ExportStage.name)
+                mistakes.add(f"stages.{key}", f"unknown stage{did_you_mean(str(key), names)}")
+                continue
+            kind = ExportConfig if key == ExportStage.name else STAGES[key].config_type
+            config = mistakes.validate(f"stages.{key}", kind, fields, seed, trained)
+            if config is not None:
+                stages[key] = config
+        exports: dict[str, ExportConfig] = {}
+        for key, fields in sections["exports"].items():
+            base = sections["stages"].get(ExportStage.name)
+            if isinstance(fields, dict) and isinstance(base, dict):
+                fields = {**base, **fields}
+            config = mistakes.validate(f"exports.{key}", ExportConfig, fields, seed, trained)
+            if config is not None:
+                exports[str(key)] = config
+        train: dict[str, TrainConfig] = {}
+        for key, fields in sections["train"].items():
+            fields = mistakes.inherit(f"train.{key}", fields, sections["train"])
+            config = mistakes.validate(f"train.{key}", TrainConfig, fields, seed, trained)
+            if config is not None:
+                train[str(key)] = config
+        _check_trainings(mistakes, train, _models(run, branch))
+        evaluate = None
+        if content.get("evaluate") is not None:
+            evaluate = mistakes.validate(
+                "evaluate", EvaluateConfig, content["evaluate"], seed, trained
+            )
+        if not mistakes.lines and (stages or not train):
+            _check_order(mistakes, stages)
+        mistakes.close()
+        return cls(
+            name=name,
+            run=run,
+            seed=seed,
+            stages=stages,
+            train=train,
+            evaluate=evaluate,
+            exports=exports,
+            rounds=rounds,
+            branch=branch,
+            source={**content, "run": run},
+        )
+
+    @property
+    def models(self) -> str:
+        """The folder of the models that it trains."""
+        return _models(self.run, self.branch)
+
+    @property
+    def evaluated(self) -> dict[str, str]:
+        """The models to evaluate by their names.
+
+        Of one that it trains that is NAME or NAME/PART; of another the last part of its path, or
+        all of it where several models would have one name.
+        """
+        named: dict[str, list[str]] = {}
+        for model in dict.fromkeys(self.evaluate.models if self.evaluate else ()):
+            whole = model.rstrip("/")
+            own = whole.removeprefix(f"{self.models}/")
+            named.setdefault(own if own != whole else whole.rpartition("/")[2], []).append(model)
+        return {
+            name if len(models) == 1 else model: model
+            for name, models in named.items()
+            for model in models
+        }
+
+    def with_reviews(self) -> Manifest:
+        """The manifest of a run whose pairs people have reviewed; see `parse`."""
+        return Manifest.parse(self.source, branch=self.branch, has_reviews=True)
+
+    @property
+    def reviews(self) -> str:
+        """The file of what people decided on pairs."""
+        config = self.stages.get(ReviewStage.name)
+        return config.file if isinstance(config, ReviewConfig) else _reviews(self.run)
+
+
+def is_name(value: Any) -> TypeGuard[str]:
+    """Whether a value can be the name of a folder under a run, and lead nowhere else."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= 100
+        and not value.startswith(".")
+        and "/" not in value
+        and "\\" not in value
+        and value.isprintable()
+    )
+
+
+def _models(run: str, branch: str) -> str:
+    return "/".join(part for part in (run.rstrip("/"), branch, "models") if part)
+
+
+def _reviewed(stages: dict[str, Any], run: str, has_reviews: bool) -> dict[str, Any]:
+    """The stages with review, which stands before export once people have looked at the run."""
+    name = ReviewStage.name
+    if name not in stages and not has_reviews:
+        return stages
+    fields = stages.get(name)
+    if isinstance(fields, dict | None):
+        fields = {"file": _reviews(run), **(fields or {})}
+    if name in stages:
+        return {**stages, name: fields}
+    entries = list(stages.items())
+    is_exported = bool(entries) and entries[-1][0] == ExportStage.name
+    entries.insert(len(entries) - is_exported, (name, fields))
+    return dict(entries)
+
+
+def _reviews(run: str) -> str:
+    return f"{run.rstrip('/')}/{REVIEWS}"
+
+
+class _Mistakes:
+    """The mistakes found in a manifest so far."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.lines: list[str] = []
+
+    def add(self, field: str, message: str) -> None:
+        told = yaml.short(message, LONGEST)
+        line = f"{self.path}: {yaml.short(field, LONGEST)}: {told}"
+        if line not in self.lines:  # each part of a union complains
+            self.lines.append(line)
+
+    def close(self) -> None:
+        if self.lines:
+            raise ManifestError("\n".join(self.lines))
+
+    def validate(
+        self, where: str, kind: type[Any], fields: Any, seed: int, trained: Mapping[str, str]
+    ) -> Any:
+        """An instance of the dataclass `kind`, or None after saying what is wrong."""
+        fields = {} if fields is None else fields
+        if not isinstance(fields, dict):
+            self.add(where, f"a mapping of fields, got {fields!r}")
+            return None
+        if "seed" in (field.name for field in dataclasses.fields(kind)):
+            fields = {"seed": seed, **fields}
+            if isinstance(fields["seed"], int) and fields["seed"] < 0:
+                self.add(f"{where}.seed", f"a whole number from 0, got {fields['seed']}")
+        resolved = {key: self._trained(where, key, fields[key], trained) for key in fields}
+        faults = list(switched(kind, resolved, where))
+        for field, message in faults:
+            self.add(field, message)
+        if faults:
+            return None
+        try:
+            return _adapter(kind).validate_python(resolved)  # type: ignore[arg-type]
+        except pydantic.ValidationError as error:
+            for field, message in explain(error, kind):
+                self.add(f"{where}.{field}".rstrip("."), message)
+            return None
+
+    def inherit(self, where: str, fields: Any, others: Mapping[str, Any]) -> Any:
+        """The fields with those of the entry that `like` names before them."""
+        if not isinstance(fields, dict) or "like" not in fields:
+            return fields
+        fields = dict(fields)
+        like = fields.pop("like")
+        other = others.get(like) if isinstance(like, str) else None
+        if not isinstance(other, dict) or "like" in other:
+            known = [
+                name for name, one in others.items() if isinstance(one, dict) and "like" not in one
+            ]
+            self.add(f"{where}.like", f"no such entry: {like!r}{did_you_mean(str(like), known)}")
+            return fields
+        return {**other, **fields}
+
+    def _trained(self, where: str, key: str, value: Any, trained: Mapping[str, str]) -> Any:
+        if isinstance(value, list):
+            return [self._trained(where, key, entry, trained) for entry in value]
+        if not isinstance(value, str) or not value.startswith(TRAINED):
+            return value
+        name, slash, part = value.removeprefix(TRAINED).partition("/")
+        if name not in trained:
+            self.add(
+                f"{where}.{key}",
+                f"`train` has no {name!r}{did_you_mean(name, list(trained))}",
+            )
+            return value
+        return trained[name] + slash + part
+
+
+@functools.cache
+def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
+
+
+def _beside(path: str) -> str:
+    """A manifest beside a missing one, or a recipe that ships, with such a name."""
+    folders = (RECIPES, "manifests", os.path.dirname(path))
+    found = [other for f in folders for other in glob.glob(os.path.join(f, "*.y*ml"))]
+    names = {os.path.splitext(os.path.basename(other))[0]: other for other in found}
+    stem = os.path.splitext(os.path.basename(path))[0]
+    meant = closest(stem, names)
+    return "" if meant is None else f"; did you mean {os.path.relpath(names[meant])!r}?"
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ManifestError(f"--set {override}: write stage.field=value")
+    if keys[0] in STAGES or keys[0] == ExportStage.name:
+        keys.insert(0, "stages")
+    if keys[0] not in KEYS:
+        known = (*STAGES, ExportStage.name, *KEYS)
+        raise ManifestError(f"--set {override}: no {keys[0]!r}{did_you_mean(keys[0], known)}")
+    place = content
+    for key in keys[:-1]:
+        if place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+        if not isinstance(place, dict):
+            raise ManifestError(f"--set {override}: {key} holds no fields")
+    try:
+        place[keys[-1]] = yaml.loads(value)
+    except yaml.YamlError as error:
+        raise ManifestError(f"--set {override}: not a YAML value: {error}") from None
+
+
+def _check_trainings(mistakes: _Mistakes, train: Mapping[str, TrainConfig], models: str) -> None:
+    """Refuse trainings that start from each other's model; `models` is the folder of them."""
+    for name in train:
+        chain = [name]
+        while (model := f"{train[chain[-1]].model}/").startswith(f"{models}/"):
+            needed = model.removeprefix(f"{models}/").split("/")[0]
+            is_circle = needed in chain
+            chain.append(needed)
+            if is_circle:
+                told = f"trainings start from each other: {' -> '.join(chain)}"
+                mistakes.add(f"train.{name}.model", told)
+            if is_circle or needed not in train:
+                break
+
+
+def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None:
+    names = list(stages)
+    if not names:
+        mistakes.add("stages", f"name at least one of {', '.join((*STAGES, ExportStage.name))}")
+        return
+    if names[0] != DownloadStage.name:
+        mistakes.add("stages", "download must be the first stage; it fills the pool")
+    if ExportStage.name in names and names[-1] != ExportStage.name:
+        mistakes.add("stages", "export must be the last stage")
+    judging = [name for name in names if name != ExportStage.name]
+    if ReviewStage.name in judging and judging[-1] != ReviewStage.name:
+        mistakes.add("stages", "review must be the last stage before export")
+    columns = {field.name: field for field in POOL}
+    writers = {column: name for name in STAGES for column in STAGES[name].writes.names}
+    for name in names:
+        if name not in STAGES or name == DownloadStage.name:
+            continue
+        for column in STAGES[name].reads:
+            if column not in columns:
+                mistakes.add(
+                    f"stages.{name}", f"reads {column!r}: put {writers[column]} before {name}"
+                )
+        for column in STAGES[name].uses:
+            late = writers.get(column)
+            if column not in columns and late in names and late != name:
+                mistakes.add(
+                    f"stages.{name}", f"takes {column!r} of {late}: put {late} before {name}"
+                )
+        try:
+            stages[name].check(pa.schema(list(columns.values())))
+        except ValueError as error:
+            mistakes.add(f"stages.{name}", str(error))
+        columns.update({field.name: field for field in STAGES[name].columns()})

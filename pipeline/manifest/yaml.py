@@ -1,0 +1,142 @@
+"""YAML as recipes are written in it: plain values, each key once, little enough to hold."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import fsspec
+import yaml
+
+from stages.redaction import redacted
+
+__all__ = ["YamlError", "find_problems", "load_file", "loads", "short"]
+
+MOST_BYTES = 2**20
+MOST_NODES = 100_000
+"""Values of a document, each alias counted as all that it stands for."""
+
+LONGEST = 80
+"""Characters of a value that a message repeats."""
+
+
+class YamlError(ValueError):
+    """A text is not YAML of this kind; the message says where."""
+
+
+def load_file(path: str) -> Any:
+    """The value of a YAML file, here or at a URL on storage of fsspec.
+
+    Raises:
+        NotationError: It is not UTF-8, not YAML of this kind, or larger than 1 MiB, or the URL is
+            of no storage that is installed.
+        OSError: It cannot be read.
+    """
+    try:
+        with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
+            content: bytes = file.read(MOST_BYTES + 1)
+    except (ValueError, ImportError) as error:  # what is asked of an unknown protocol
+        raise YamlError(f"{path}: cannot be opened: {error}") from None
+    if len(content) > MOST_BYTES:
+        raise YamlError(f"{path}: larger than {MOST_BYTES >> 20} MiB, so no recipe")
+    try:
+        return loads(content.decode("utf-8"))
+    except (YamlError, UnicodeDecodeError) as error:
+        raise YamlError(f"{path}: not YAML: {error}") from None
+
+
+def loads(text: str) -> Any:
+    """The value of a YAML text, of YAML's own types alone.
+
+    Raises:
+        NotationError: It is not YAML, repeats a key, nests too deep, or holds too much.
+    """
+    try:
+        return yaml.load(text, _Loader)  # which is a SafeLoader
+    except RecursionError:
+        raise YamlError("it nests too deep") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise YamlError(str(error)) from None
+
+
+def find_problems(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """Each part of a value that no recipe may hold, as the field it is in and what is wrong.
+
+    What may stand are texts without NUL and without secrets in URLs, whole numbers of 64 bits,
+    finite numbers, on and off, null, lists, and mappings from texts.
+    """
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            inner = f"{field}.{short(str(key))}".lstrip(".")
+            if not isinstance(key, str):
+                yield inner, f'a key must be a text; write "{key}"'
+            elif "\0" in key:
+                yield inner, "a key must be a text without NUL"
+            else:
+                yield from find_problems(part, inner)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from find_problems(part, field)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield field, f"must be a finite number, got {value}"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield field, f"must be a number of 64 bits, got one of {value.bit_length()}"
+    elif isinstance(value, str) and "\0" in value:
+        yield field, "must be a text without NUL"
+    elif isinstance(value, str) and redacted(value) != value:
+        yield (
+            field,
+            (
+                f"holds a secret, which the run would write down: {redacted(value)}; set it where "
+                "fsspec looks, in ~/.config/fsspec or FSSPEC_ variables of the environment"
+            ),
+        )
+    elif isinstance(value, datetime.date):
+        yield field, f'is a date; write "{value}" for a text'
+    elif not isinstance(value, str | int | float | None):
+        yield field, f"must be a text, number, list or mapping, got {type(value).__name__}"
+
+
+def short(text: str, length: int = LONGEST) -> str:
+    """A text, cut where it is too long to repeat in a message."""
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses repeated keys, of which YAML's own loader takes the last, and runaway aliases."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._nodes = 0
+        self._sizes: dict[str, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        before = self._nodes
+        self._nodes += 1
+        is_alias = isinstance(event, yaml.AliasEvent)
+        if is_alias:
+            if event.anchor in self.anchors and event.anchor not in self._sizes:
+                raise self._wrong(f"{event.anchor!r} holds itself", event)
+            self._nodes += self._sizes.get(event.anchor, 0)
+        if self._nodes > MOST_NODES:
+            raise self._wrong(f"more than {MOST_NODES:,} values", event)
+        node = super().compose_node(parent, index)
+        if not is_alias and event.anchor is not None:
+            self._sizes[event.anchor] = self._nodes - before
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: Any = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key
+            if name in seen:
+                raise self._wrong(f"{short(str(key.value))!r} stands more than once", key)
+            seen.add(name)
+        return node  # type: ignore[no-any-return]
+
+    def _wrong(self, message: str, place: Any) -> yaml.MarkedYAMLError:
+        return yaml.MarkedYAMLError(problem=message, problem_mark=place.start_mark)

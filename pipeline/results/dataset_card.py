@@ -1,0 +1,137 @@
+"""The data set card that an export carries as its README.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.manifest.plan import Plan
+from pipeline.results.funnel import funnel
+from pipeline.results.markdown import code, front_matter, yaml_block
+from pipeline.storage.run import Run
+from stages.caption import CaptionStage
+from stages.download import DownloadStage
+from stages.export import ExportStage
+from stages.filter import FilterStage
+from stages.formats import FORMATS, Format
+
+__all__ = ["text"]
+
+_SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M"}
+
+
+def text(run: Run, plan: Plan, name: str, manifest: dict[str, Any]) -> str:
+    """A card with front matter that Hugging Face reads: counts, how to load and to rebuild, rights.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        name: The export.
+        manifest: What its manifest.json will hold.
+    """
+    export = plan.export(name)
+    pairs, splits = manifest["pairs"], manifest["splits"]
+    front: dict[str, Any] = {
+        "license": "other",
+        "task_categories": ["image-to-text", "text-to-image"],
+        "size_categories": [_size(sum(pairs.values()))],
+        "tags": ["capfilt", "image-text pairs"],
+    }
+    patterns = {split: export.format.data_files(split) for split in splits}
+    if patterns and all(patterns.values()):
+        files = [{"split": split, "path": path} for split, path in patterns.items()]
+        front["configs"] = [{"config_name": "default", "data_files": files}]
+    lines = [
+        *front_matter(front),
+        f"# {manifest['name']}",
+        "",
+        f"{sum(pairs.values()):,} image-text pairs over {manifest['images']:,} images: "
+        + ", ".join(f"{pairs[source]:,} {source}" for source in sorted(pairs))
+        + ". Curated with capfilt after CapFilt (BLIP, arXiv 2201.12086).",
+        "",
+        *_table("split", "images", splits),
+        *_table("source", "pairs", manifest["sources"]),
+        f"## {export.config.format}",
+        "",
+        _about(export.format),
+        "",
+        *_funnel(run, plan),
+        *_rights(plan, export, pairs),
+        "## Rebuild",
+        "",
+        f"`{_command(plan, name)}` with",
+        "",
+        *yaml_block(plan.manifest.source),
+        f"Decision fingerprint `{manifest['decision']}`; `manifest.json` holds the SHA-256 of "
+        "every shard, `capfilt verify` checks them.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _about(form: Format) -> str:
+    about = FORMATS[form.name].about.strip()
+    return about.replace("TARS", form.data_files("train") or "")
+
+
+def _table(name: str, unit: str, counts: dict[str, int]) -> list[str]:
+    rows = [f"| {code(key)} | {number:,} |" for key, number in sorted(counts.items())]
+    return [f"| {name} | {unit} |", "| --- | ---: |", *rows, ""] if rows else []
+
+
+def _funnel(run: Run, plan: Plan) -> list[str]:
+    lines = [
+        "## Funnel",
+        "",
+        "| stage | rows | kept | rejected, by reason |",
+        "| --- | ---: | ---: | --- |",
+    ]
+    for stage in funnel(run, plan)["stages"]:
+        if stage["name"] == ExportStage.name:
+            continue
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in stage["reasons"].items())
+        lines.append(f"| {stage['name']} | {stage['rows']:,} | {stage['kept']:,} | {reasons} |")
+    return [*lines, ""]
+
+
+def _rights(plan: Plan, export: ExportStage, pairs: dict[str, int]) -> list[str]:
+    """Whose the images and each kind of text are, as far as the run knows."""
+    config: Any = plan.manifest.stages[DownloadStage.name]
+    lines = [
+        "## Rights",
+        "",
+        "Images and web captions belong to their owners; this card grants no licence to them. "
+        "Check the terms of each source before use or redistribution, and leave out what its owner "
+        "wants out.",
+        "",
+    ]
+    if config.honor_opt_out:
+        lines.append(
+            "- Images whose server said noai, noimageai, noindex or noimageindex were left out."
+        )
+    if config.robots:
+        lines.append("- robots.txt was asked before each download.")
+    models = {
+        name: code(getattr(plan.manifest.stages[name], "model", ""))
+        for name in (CaptionStage.name, FilterStage.name)
+        if name in plan.manifest.stages
+    }
+    if pairs.get("synthetic") and CaptionStage.name in models:
+        lines.append(f"- Synthetic captions are by {models[CaptionStage.name]}, under its terms.")
+    if export.config.filtered and FilterStage.name in models:
+        lines.append(f"- Texts were judged by {models[FilterStage.name]}.")
+    if pairs.get("human"):
+        files = ", ".join(map(code, export.config.human))
+        lines.append(f"- Human captions are of {files}, with the licence of that annotation.")
+    if export.config.format == "urls":
+        lines.append("- No image is part of this data set.")
+    return [*lines, ""]
+
+
+def _command(plan: Plan, name: str) -> str:
+    if name == ExportStage.name:
+        return "capfilt run manifest.yaml"
+    return f"capfilt run manifest.yaml, capfilt export manifest.yaml --name {plan.folder(name)[-1]}"
+
+
+def _size(pairs: int) -> str:
+    return next((name for most, name in _SIZES.items() if pairs < most), "n>1M")

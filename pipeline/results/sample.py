@@ -1,0 +1,277 @@
+"""Evidence: all that is known of one sample, from its row of the pool to its verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.manifest.plan import Plan
+from pipeline.results.verdicts import KEPT, annotated, judge
+from pipeline.storage.run import Run
+from stages.base import CRASHED
+from stages.clean import CleanStage
+from stages.dedup import DedupStage
+from stages.download import DownloadStage
+from stages.filter import FilterStage
+from stages.redaction import redacted
+
+__all__ = ["Caption", "SampleHistory", "StageVerdict", "sample_history"]
+
+REJECTED, WAITING, NOT_REACHED = "rejected", "not measured yet", "not reached"
+
+COPIES = 12
+"""How many rows of the same image are named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """A text of the sample.
+
+    Attributes:
+        source: web, further (of a copy of the image) or synthetic.
+        text: The text, as the filter saw it.
+        itm: The probability that it matches the image, where the filter was asked.
+        itc: The cosine of image and text.
+        clip: Their similarity by CLIP, where one measures.
+        is_kept: Whether the filter keeps it.
+    """
+
+    source: str
+    text: str
+    itm: float | None = None
+    itc: float | None = None
+    clip: float | None = None
+    is_kept: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageVerdict:
+    """What a stage says of the sample.
+
+    Attributes:
+        name: The stage.
+        verdict: kept, rejected, not measured yet, or not reached, as an earlier one rejected it.
+        reason: Why it is rejected.
+        why: The reason in a sentence, with the thresholds it speaks of.
+        also: Further rules of clean that would have rejected it.
+        measures: The columns that the stage wrote.
+    """
+
+    name: str
+    verdict: str
+    reason: str | None = None
+    why: str | None = None
+    also: Sequence[str] = ()
+    measures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleHistory:
+    """One sample.
+
+    Attributes:
+        verdict: kept, `STAGE: REASON`, or `not measured by STAGE yet`.
+        pool: Its row of the pool, the image left out.
+        image: The encoded image, where there is one.
+        steps: What each stage says, in order.
+        captions: Its texts: web, further, synthetic.
+        copies: uid, url and reason of other rows of the same image; at most `COPIES`.
+        representative: The uid of the row that stands for the image, where dedup has said so.
+    """
+
+    verdict: str
+    pool: Mapping[str, Any]
+    image: bytes | None
+    steps: Sequence[StageVerdict]
+    captions: Sequence[Caption]
+    copies: Sequence[Mapping[str, Any]]
+    representative: str | None
+
+    def plain(self) -> dict[str, Any]:
+        """As values that JSON can hold; bytes as hex, the image by its length."""
+        values = dataclasses.asdict(self)
+        values["image"] = None if self.image is None else {"bytes": len(self.image)}
+        found: dict[str, Any] = _plain(values)
+        return found
+
+
+def sample_history(run: Run, plan: Plan, sample: str) -> SampleHistory:
+    """Gather what is known of a sample.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        sample: Its uid, a beginning that only one has, its URL, or the end of one that only one
+            has, as a file's name.
+
+    Raises:
+        ValueError: No sample or more than one is called so.
+    """
+    shard, row = _locate(run, sample)
+    pool = run.read_table("pool", f"{shard}.parquet").slice(row, 1).to_pylist()[0]
+    image = pool.pop("image")
+    pool["url"] = redacted(pool["url"])
+    steps: list[StageVerdict] = []
+    columns: dict[str, Any] = {}
+    keeps: dict[str, Any] = {}
+    verdict = KEPT
+    for position, name in enumerate(plan.names):
+        if verdict != KEPT:
+            missed = NOT_REACHED if steps[-1].verdict in (REJECTED, NOT_REACHED) else WAITING
+            steps.append(StageVerdict(name=name, verdict=missed))
+            continue
+        try:
+            now = judge(run, plan, shard, plan.names[: position + 1])
+        except FileNotFoundError:  # a model that is still to be trained
+            now = None
+        if now is None or now.waiting(name)[row]:
+            verdict = f"not measured by {name} yet"
+            steps.append(StageVerdict(name=name, verdict=WAITING))
+            continue
+        stage = plan.stage(name)
+        if now.crashed[name][row]:
+            verdict, told = f"{name}: {CRASHED}", stage.every_reason()[CRASHED]
+            steps.append(StageVerdict(name=name, verdict=REJECTED, reason=CRASHED, why=told))
+            continue
+        table = annotated(run, plan, name, shard)
+        assert table is not None
+        one = table.slice(row, 1).drop_columns("measured")
+        measures = one.to_pylist()[0]
+        del measures["uid"]
+        columns |= measures
+        if isinstance(stage, FilterStage):
+            keeps = stage.keep_texts(one).to_pylist()[0]
+        reason = now.reasons[name][row].as_py()
+        also = []
+        if isinstance(stage, CleanStage):
+            fired = int(stage.fired(one)[0])
+            rules = [rule for bit, rule in enumerate(stage.reasons) if fired >> bit & 1]
+            also = [rule for rule in rules if rule != reason]
+        if reason is not None:
+            verdict = f"{name}: {reason}"
+        why = (
+            None if reason is None else _why(stage.every_reason()[reason], stage.config.settings())
+        )
+        steps.append(
+            StageVerdict(
+                name=name,
+                verdict=KEPT if reason is None else REJECTED,
+                reason=reason,
+                why=why,
+                also=also,
+                measures={} if name == DownloadStage.name else measures,
+            )
+        )
+    return SampleHistory(
+        verdict=verdict,
+        pool=pool,
+        image=image,
+        steps=steps,
+        captions=list(_captions(pool, columns, keeps)),
+        copies=_copies(run, plan, pool["uid"], columns.get("image_cluster")),
+        representative=columns.get("image_cluster"),
+    )
+
+
+def _locate(run: Run, sample: str) -> tuple[str, int]:
+    """The shard and the row of a sample."""
+    by_uid: list[tuple[str, int]] = []
+    by_url: list[tuple[str, int]] = []
+    shards = run.shards("pool")
+    if not shards:
+        raise ValueError(f"{run.root}: nothing is downloaded yet; `capfilt run` it first")
+    ending = sample if sample.startswith("/") else f"/{sample}"
+    for shard in shards:
+        names = run.read_table("pool", f"{shard}.parquet", columns=["uid", "url"])
+        is_uid: Any = pc.starts_with(names["uid"], sample)
+        is_same: Any = pc.equal(names["url"], pa.scalar(sample))
+        is_url: Any = pc.or_(is_same, pc.ends_with(names["url"], ending))
+        for found, mask in ((by_uid, is_uid), (by_url, is_url)):
+            found += [(shard, int(row)) for row in mask.to_numpy().nonzero()[0]]
+    found = by_uid or by_url
+    if len(found) == 1:
+        return found[0]
+    if found:
+        what = "a uid that begins with" if by_uid else "a URL that is or ends in"
+        raise ValueError(
+            f"{run.root}: {len(found)} samples have {what} {sample!r}; give more of it"
+        )
+    raise ValueError(
+        f"{run.root}: no sample has a uid that begins with {sample!r}, nor such a URL; "
+        f"`capfilt verdicts {run.root} --out verdicts.csv` lists all"
+    )
+
+
+def _why(sentence: str, settings: Mapping[str, Any]) -> str:
+    """The sentence of a reason, with the value of each setting it names."""
+    named = [name for name in re.findall(r"\w+", sentence) if "_" in name and name in settings]
+    told = ", ".join(f"{name} {settings[name]}" for name in dict.fromkeys(named))
+    return f"{sentence} ({told})" if told else sentence
+
+
+def _captions(
+    pool: Mapping[str, Any], columns: Mapping[str, Any], keeps: Mapping[str, Any]
+) -> Iterator[Caption]:
+    web = columns.get("text", pool["caption"])
+    texts = {
+        "web": [] if web is None else [web],
+        "further": columns.get("further_captions") or [],
+        "synthetic": columns.get("synthetic") or [],
+    }
+    for source, some in texts.items():
+        for number, text in enumerate(some):
+            yield Caption(
+                source=source,
+                text=text,
+                itm=_nth(columns.get(f"itm_{source}"), number),
+                itc=_nth(columns.get(f"itc_{source}"), number),
+                clip=_nth(columns.get(f"clip_{source}"), number),
+                is_kept=_nth(keeps.get(f"keep_{source}"), number),
+            )
+
+
+def _nth(values: Any, number: int) -> Any:
+    """The value of the web caption, or one of a list of them, where there is one."""
+    if isinstance(values, list):
+        return values[number] if number < len(values) else None
+    return values
+
+
+def _copies(run: Run, plan: Plan, uid: str, cluster: str | None) -> list[dict[str, Any]]:
+    """Other rows of the same image."""
+    found: list[dict[str, Any]] = []
+    if cluster is None:
+        return found
+    for shard in run.shards(*plan.summary_folder(DedupStage.name)):
+        table = run.read_table(
+            *plan.summary_folder(DedupStage.name),
+            f"{shard}.parquet",
+            columns=["uid", "image_cluster", "image_duplicate"],
+        )
+        same: Any = pc.equal(table["image_cluster"], pa.scalar(cluster))
+        mask: Any = pc.and_(same, pc.not_equal(table["uid"], pa.scalar(uid)))
+        rows = mask.fill_null(False).to_numpy().nonzero()[0][: COPIES - len(found)]
+        if len(rows):
+            urls = run.read_table("pool", f"{shard}.parquet", columns=["url"]).take(pa.array(rows))
+            copies = table.take(pa.array(rows)).to_pylist()
+            found += [
+                {"uid": row["uid"], "url": redacted(str(url)), "reason": row["image_duplicate"]}
+                for row, url in zip(copies, urls["url"].to_pylist(), strict=True)
+            ]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value

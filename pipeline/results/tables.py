@@ -1,0 +1,252 @@
+"""What a run comes to, as tables for the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.results.sample import SampleHistory, StageVerdict
+
+__all__ = [
+    "ablation_tables",
+    "agreement_table",
+    "cell",
+    "flat",
+    "funnel_table",
+    "interval",
+    "notice_lines",
+    "printable",
+    "put",
+    "sample_tables",
+]
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+STYLES = {
+    "kept": "green",
+    "done": "green",
+    "rejected": "red",
+    "dropped": "red",
+    "partial": "yellow",
+    "waiting": "dim",
+    "not reached": "dim",
+}
+
+INTERNAL = ("hash", "_cluster", "_key", "_duplicate", "_colours", "_minhash")
+"""Endings of columns that only say which rows belong together."""
+
+CAPTIONS = ("text", "caption_text", "synthetic", "further_captions")
+"""Columns that the table of captions shows, beside those of ITM and ITC."""
+
+
+def put(console: Console, table: Table) -> None:
+    """Print a table: with its lines on a terminal, else as bare columns that tools can cut."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    table.box = None
+    table.pad_edge = False
+    with console.capture() as found:
+        console.print(table)
+    for line in found.get().splitlines():
+        console.print(Text(line.rstrip()), highlight=False, soft_wrap=True)
+
+
+def funnel_table(found: dict[str, Any]) -> Table:
+    """The funnel as a table for the terminal."""
+    table = Table(title=cell(f"{found['name']}  {found['run']}"), title_justify="left")
+    table.add_column("stage")
+    table.add_column("state")
+    for name in ("rows", "kept", "to do", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("rejected", overflow="fold")
+    for stage in found["stages"]:
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in stage["reasons"].items())
+        if "pairs" in stage:
+            reasons = "pairs: " + ", ".join(f"{k} {n:,}" for k, n in stage["pairs"].items())
+        table.add_row(
+            stage["name"],
+            _styled(stage["state"]),
+            f"{stage['rows']:,}",
+            f"{stage['kept']:,}",
+            f"{stage['not_measured']:,}",
+            f"{stage['seconds']:.1f}",
+            cell(reasons),
+        )
+    return table
+
+
+def notice_lines(found: dict[str, Any]) -> Iterator[Text]:
+    """What the readers of the list told, a line each."""
+    for notice in found.get("notices", []):
+        yield Text("note  ", "yellow").append_text(cell(notice))
+
+
+def sample_tables(found: SampleHistory) -> Iterator[Table]:
+    """The evidence of a sample: what it is, what each stage says of it, its texts, its copies."""
+    table = Table(show_header=False)
+    table.add_column("", style="bold")
+    table.add_column("", overflow="fold")
+    pool = found.pool
+    size = f"{len(found.image):,} bytes" if found.image else "none"
+    if pool["width"]:
+        size = f"{pool['width']} x {pool['height']}, {size}"
+    if pool["original_width"]:
+        size += f"; as found {pool['original_width']} x {pool['original_height']}"
+    told = {
+        "verdict": Text(found.verdict, STYLES["kept" if found.verdict == "kept" else "rejected"]),
+        "uid": pool["uid"],
+        "url": pool["url"],
+        "source": pool["source"],
+        "id there": pool["source_uid"],
+        "caption": pool["caption"],
+        "repeats": pool["repeats"] or None,
+        "image": size,
+        "sha256": pool["sha256"],
+        "image of": found.representative if found.representative != pool["uid"] else None,
+    }
+    for name, value in told.items():
+        if value is not None or name == "caption":
+            table.add_row(name, value if isinstance(value, Text) else cell(value))
+    yield table
+    table = Table("stage", "verdict")
+    table.add_column("evidence", overflow="fold")
+    for step in found.steps:
+        table.add_row(step.name, _styled(step.verdict), _evidence(step))
+    yield table
+    if found.captions:
+        table = Table("caption", "verdict")
+        scores = {
+            name: [getattr(caption, name) for caption in found.captions]
+            for name in ("itm", "itc", "clip")
+        }
+        scores = {name: some for name, some in scores.items() if any(s is not None for s in some)}
+        for name in scores:
+            table.add_column(name.upper(), justify="right")
+        table.add_column("text", overflow="fold")
+        for number, caption in enumerate(found.captions):
+            verdict = {True: "kept", False: "dropped", None: "-"}[caption.is_kept]
+            some = [scores[name][number] for name in scores]
+            table.add_row(
+                caption.source,
+                _styled(verdict),
+                *("-" if score is None else f"{score:.3f}" for score in some),
+                cell(caption.text),
+            )
+        yield table
+    if found.copies:
+        table = Table("same image", "verdict")
+        table.add_column("url", overflow="fold")
+        for copy in found.copies:
+            table.add_row(copy["uid"][:12], cell(copy["reason"] or "stays"), cell(copy["url"]))
+        yield table
+
+
+def _evidence(step: StageVerdict) -> Text:
+    """The reason, then what was measured."""
+    text = Text()
+    if step.reason is not None:
+        text.append_text(cell(f"{step.reason}: {step.why}"))
+    if step.also:
+        text.append("\n" * bool(text) + f"also: {', '.join(step.also)}")
+    shown = [
+        f"{name}={told}"
+        for name, value in step.measures.items()
+        if not name.endswith(INTERNAL)
+        and not name.startswith(("itm_", "itc_", "clip_"))
+        and name not in CAPTIONS
+        and (told := _short(value)) is not None
+    ]
+    if shown:
+        text.append("\n" * bool(text))
+        text.append_text(cell(" ".join(shown)))
+    return text
+
+
+def _short(value: Any) -> str | None:
+    """A measure in few characters, or None where there is nothing to tell."""
+    if isinstance(value, bool):
+        return "yes" if value else None
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value or 0.0:.3g}"  # no -0
+    if isinstance(value, str):
+        return value if len(value) <= 40 else None
+    if isinstance(value, list) and value and not isinstance(value[0], int):
+        shown = [_short(part) for part in value[:12]]
+        return ",".join(filter(None, shown)) + ",..." * (len(value) > 12) or None
+    return None
+
+
+def _styled(word: str) -> Text:
+    return Text(word, STYLES.get(word, ""))
+
+
+def ablation_tables(found: dict[str, Any]) -> Iterator[Table]:
+    """The tables of `pipeline.demo.ablation.collect` for the terminal."""
+    for entry in found["tables"]:
+        table = Table(title=cell(entry["title"]), title_justify="left")
+        table.add_column("")
+        for name in entry["rows"][0]["metrics"]:
+            table.add_column(cell(name), justify="right")
+        for row in entry["rows"]:
+            cells = (interval(metric["estimate"]) for metric in row["metrics"].values())
+            table.add_row(cell(row["label"]), *cells)
+        for row in entry["rows"][1:]:
+            cells = (interval(metric["difference"], "+") for metric in row["metrics"].values())
+            label = f"{row['label']} against {entry['rows'][0]['label']}"
+            table.add_row(cell(label), *cells)
+        yield table
+
+
+def agreement_table(found: dict[str, Any]) -> Table:
+    """The agreement of `pipeline.review.agreement.told` for the terminal."""
+    measures = [
+        f"{name} {found[key]:.3f}"
+        for key, name in (("accuracy", "accuracy"), ("kappa", "Cohen's kappa"))
+        if found[key] is not None
+    ]
+    table = Table(title=", ".join(["agreement", *measures]), title_justify="left")
+    table.add_column("pairs")
+    for name in ("people accept", "people reject or fix"):
+        table.add_column(name, justify="right")
+    table.add_row("filter keeps", f"{found['both_keep']:,}", f"{found['only_filter']:,}")
+    table.add_row("filter rejects", f"{found['only_people']:,}", f"{found['neither']:,}")
+    return table
+
+
+def interval(estimate: dict[str, Any] | None, sign: str = "") -> str:
+    """A mean with its interval; three decimals at most."""
+    if estimate is None:
+        return "-"
+    if estimate["low"] is None:
+        return f"{estimate['mean']:{sign}.3f}"
+    return (
+        f"{estimate['mean']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+    )
+
+
+def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as dotted names and values."""
+    if not isinstance(value, dict):
+        return [(name, value)]
+    return [pair for key, part in value.items() for pair in flat(part, f"{name}.{key}".lstrip("."))]
+
+
+def printable(text: str) -> str:
+    """The text without control characters, line breaks and tabs excepted."""
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def cell(value: Any) -> Text:
+    """A value as plain text: what the web wrote can neither style nor steer the terminal."""
+    if isinstance(value, bytes):
+        return Text(f"{len(value):,} bytes")
+    shown = "-" if value is None else str(value)
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown))

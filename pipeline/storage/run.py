@@ -1,0 +1,516 @@
+"""A run on disk or object storage: where its files lie, and how one is committed.
+
+    RUN/run.json                                   the manifest as resolved, versions, seed
+    RUN/list/00042.parquet                         the input list, cut into shards
+    RUN/pool/00042.parquet                         what download made of it
+    RUN/annotations/clean-1f2e3d4c/00042.parquet   what a stage measured; _stage.json beside it
+    RUN/reviews.jsonl                              what people decided; the stage review looks it up
+    RUN/curated/                                   the export; manifest.json and README.md beside it
+    RUN/exports/NAME/                              further exports, as curated/
+    RUN/models/NAME/                               save_pretrained folders
+    RUN/report/index.html
+    RUN/ablation.json                              the tables of the ablation that it is part of
+    RUN/rounds/2/                                  what a later round has of its own, named as here
+
+A file that stands under its own name is whole: it is written beside itself as `*.partial`, flushed
+and renamed, or put in one request on object storage. JSON and Parquet end in a checksum
+(`pipeline.storage.checksum`): a file that was cut off or changed is refused when it is read.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import errno
+import hashlib
+import io
+import logging
+import os
+import posixpath
+import re
+import stat
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage import checksum, records
+from pipeline.storage.checksum import Buffer
+from pipeline.storage.lock import RunBusyError, is_alive, lock_local, lock_remote
+from stages.schema import POOL
+from stages.sources.place import is_local
+
+__all__ = ["DamagedError", "Run", "RunBusyError"]
+
+logger = logging.getLogger(__name__)
+
+_OWNER = re.compile(r"\.(\d+)(-[0-9a-f]+)?\.partial$")
+
+ABLATION = "ablation.json"
+"""The tables of the ablation that a run is part of."""
+
+MARKS = ("_stage.json", "_summary.json", "_list.json", "manifest.json")
+"""What says that a folder is whole: of a stage, of a summary, of the list, of an export."""
+
+OWN = frozenset(
+    ("curated", "exports", "models", "report", "run.json", "evaluation.json", "truth.json")
+)
+"""What each branch of a run has of its own; list, pool and annotations are for all of them."""
+
+
+T = TypeVar("T")
+
+SIDE_BY_SIDE = 16
+"""Requests at once to storage that is far."""
+
+ONE_PUT_BYTES = 5 << 29
+"""s3fs sends what is smaller than two of these in one request: 5 GiB, the most that S3 takes."""
+
+WHOLE_BYTES = 4 << 20
+"""A file on object storage below this is fetched whole: a request costs more than the bytes."""
+
+PARTIAL = re.compile(r"\.partial(/|$)")
+"""What is still being written, a file or a folder."""
+
+DERIVED = ("annotations", "curated", "exports")
+"""What a run makes again just as it was from what it keeps."""
+
+REMEDIES = {
+    "run.json": "`capfilt run MANIFEST` writes it anew",
+    "list": "Remove the folder {folder} and run again: the list is cut anew from its source and "
+    "held against the pool",
+    "pool": "Remove it and run again: its rows are downloaded anew, and measured anew",
+    "pool/_retries.json": "Remove it with {root}/annotations/*/summary-*, {root}/curated and "
+    "{root}/exports, and run again: they are made anew",
+    "annotations": "Remove it and run again: it is measured anew",
+    "curated": "Remove the folder {folder} and run again: it is exported anew",
+    "exports": "Remove the folder {folder}/{name} and run again: it is exported anew",
+    "models": "Copy it back, or remove {folder}/{name}.json and run again: the model is trained "
+    "anew",
+}
+"""What to do of a damaged file, by its path or the first part of it."""
+
+
+class DamagedError(ValueError):
+    """A file of a run is not as it was written, or does not fit the others.
+
+    Attributes:
+        parts: Its path in the run.
+    """
+
+    def __init__(self, message: str, parts: tuple[str, ...]) -> None:
+        super().__init__(message, parts)
+        self.parts = parts
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether a run makes the file again just as it was, once it is gone."""
+        return self.parts[0] in DERIVED
+
+
+class Run:
+    """The folder of one run; paths given to its methods are relative to it, with `/`.
+
+    Args:
+        root: A local path or any fsspec URL.
+        branch: The folder under it for `OWN`, as of a later round; empty for the run itself.
+
+    Raises:
+        ValueError: The URL is of no storage that is installed.
+    """
+
+    def __init__(self, root: str, branch: str = "") -> None:
+        self.root = root.rstrip("/")
+        self.branch = branch
+        try:
+            # What another machine has put since is to be seen, so no listing is kept.
+            self.fs, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"{self.root}: cannot be opened: {error}. For S3 `pip install 'capfilt[s3]'`"
+            ) from None
+        self.path = str(path).rstrip("/")
+        self.is_local = is_local(self.fs)
+
+    @property
+    def _is_s3(self) -> bool:
+        return "s3" in self.fs.protocol
+
+    def __repr__(self) -> str:
+        return f"Run({self.root!r}, {self.branch!r})"
+
+    @classmethod
+    def find(cls, path: str) -> Run:
+        """The run in a folder, or the branch of the run that lies above it.
+
+        Raises:
+            DamagedError: It is a branch, and lies in no run.
+            ValueError: The path is of a file.
+        """
+        run = cls(path)
+        if not run.exists("run.json"):
+            run.check_place()
+            return run
+        branch = run.read_mark("run.json").get("branch", "")
+        if not branch:
+            return run
+        for root in (run.root, run.path if run.is_local else run.root):
+            if root.endswith(f"/{branch}"):
+                return cls(root.removesuffix(f"/{branch}"), branch)
+        raise run.damaged(f"it is of {branch} of a run, and does not lie there", "run.json")
+
+    def check_place(self) -> None:
+        """Refuse a file in the place of a folder.
+
+        Raises:
+            ValueError: There is one.
+        """
+        if self.fs.isfile(self.path):
+            raise ValueError(f"{self.root}: a file, where the folder of a run is asked for")
+
+    def at(self, *parts: str) -> str:
+        """The path of a file of this run, as its file system knows it."""
+        if self.branch and parts and parts[0] in OWN:
+            parts = (self.branch, *parts)
+        return posixpath.join(self.path, *parts)
+
+    def url(self, *parts: str) -> str:
+        """The path of a file of this run, as other programs and people are told it."""
+        path = self.at(*parts)
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+
+    def exists(self, *parts: str) -> bool:
+        """Whether a file or folder stands there."""
+        return bool(self.fs.exists(self.at(*parts)))
+
+    def names(self, *parts: str) -> list[str]:
+        """The names of the committed files of a folder, sorted; none where it is absent."""
+        folder = self.at(*parts)
+        try:
+            entries = self.fs.ls(folder, detail=False)
+        except FileNotFoundError:
+            return []
+        names = (posixpath.basename(str(entry).rstrip("/")) for entry in entries)
+        return sorted(name for name in names if not name.endswith(".partial"))
+
+    def shards(self, *parts: str) -> list[str]:
+        """The names, without extension, of the Parquet files of a folder, sorted.
+
+        The listing of an object store may lag behind: what a folder that is marked whole holds
+        besides is looked for by name.
+        """
+        names = self.names(*parts)
+        found = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        if not self.is_local:
+            late = self._promised(names, *parts) - found
+            found |= {name for name in late if self.exists(*parts, f"{name}.parquet")}
+        return sorted(found)
+
+    def _promised(self, names: Sequence[str], *parts: str) -> set[str]:
+        """The shards that the mark of a whole folder, listed or not yet, says it holds."""
+        for mark in [name for name in MARKS if name in names] or MARKS:
+            told = self.read_mark(*parts, mark)
+            if number := told.get("shards", 0):
+                return {f"{index:05d}" for index in range(number)}
+            if files := [file["name"] for file in told.get("files", ())]:
+                return {f.removesuffix(".parquet") for f in files if f.endswith(".parquet")}
+        return set()
+
+    @contextlib.contextmanager
+    def _reading(self, *parts: str) -> Iterator[str]:
+        """The path of a file that is read; what goes wrong on the disk names it."""
+        path = self.at(*parts)
+        try:
+            self.admit(path)
+            yield path
+        except OSError as error:
+            if error.errno is not None and error.filename is None:
+                error.filename = self.url(*parts)
+            raise
+
+    def admit(self, path: str) -> None:
+        """Refuse what is no regular file: a pipe or a device may be read for ever.
+
+        Raises:
+            OSError: It is none.
+        """
+        if self.is_local and not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+
+    def read(self, *parts: str) -> bytes:
+        """The bytes of a file."""
+        options = {"max_concurrency": 1} if self._is_s3 else {}  # its size is not asked for first
+        with self._reading(*parts) as path:
+            return bytes(self.fs.cat_file(path, **options))
+
+    def open(self, *parts: str) -> Any:
+        """A file to read here and there: nothing is fetched ahead, a small one is fetched whole."""
+        path = self.at(*parts)
+        if self.is_local:
+            self.admit(path)
+            return self.fs.open(path, "rb")
+        try:
+            end = self.fs.cat_file(path, start=-WHOLE_BYTES)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            end = b""  # of an empty file, object stores give no range
+        if len(end) < WHOLE_BYTES:
+            return io.BytesIO(end)
+        return self.fs.open(path, "rb", cache_type="none")
+
+    def each(self, function: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+        """What a function that reads gives for names, in order; far storage is asked side by side.
+
+        It may be called for the next names before a result is taken.
+        """
+        if self.is_local:
+            yield from map(function, names)
+            return
+        with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            for start in range(0, len(names), 4 * SIDE_BY_SIDE):
+                yield from pool.map(function, names[start : start + 4 * SIDE_BY_SIDE])
+
+    def write(self, content: bytes | Sequence[Buffer], *parts: str) -> None:
+        """Commit a file, given whole or in pieces: all of it stands under its name, or nothing."""
+        path, pieces = self.at(*parts), [content] if isinstance(content, bytes) else content
+        if not self.is_local:
+            options = {"chunksize": ONE_PUT_BYTES} if self._is_s3 else {}
+            self.fs.pipe_file(path, b"".join(pieces), **options)
+            return
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        partial = f"{path}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+        try:
+            with open(partial, "wb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # on a full disk it takes what others need
+                os.unlink(partial)
+            error.filename = path  # what the system names is the partial one, or none
+            raise
+        _sync(folder)
+
+    def remove(self, *parts: str) -> None:
+        """Remove a file or a folder with all it holds, if it is there."""
+        path = self.at(*parts)
+        if not self.is_local:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm_file(path)  # which a listing may not show yet
+        if self.exists(*parts):
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm(path, recursive=True)
+
+    def damaged(self, why: object, *parts: str) -> DamagedError:
+        """What to raise of a file that is not as it should be; it says what to do."""
+        remedy = REMEDIES.get("/".join(parts)) or REMEDIES.get(parts[0], "Remove it and run again")
+        told = remedy.format(
+            root=self.url(),
+            folder=self.url(parts[0]),
+            name="".join(parts[1:2]).removesuffix(".json"),
+        )
+        return DamagedError(f"{self.url(*parts)}: damaged: {why}. {told}", parts)
+
+    def read_json(self, *parts: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A JSON file of `write_json`, or the default where it is not there.
+
+        Raises:
+            DamagedError: It is not as it was written, or holds what capfilt does not write there.
+            FileNotFoundError: It is not there, and no default is given.
+        """
+        try:
+            found = checksum.open_json(self.read(*parts))
+            records.check("/".join(parts), found)
+            return found
+        except FileNotFoundError:
+            if default is None:
+                raise
+            return default
+        except (ValueError, RecursionError) as error:
+            raise self.damaged(error, *parts) from error
+
+    def read_mark(self, *parts: str) -> dict[str, Any]:
+        """A JSON file that costs little to do without: empty where it is not there or damaged."""
+        try:
+            return self.read_json(*parts, default={})
+        except DamagedError:
+            logger.warning("%s is damaged and taken for absent", self.url(*parts))
+            return {}
+
+    def write_json(self, value: Mapping[str, Any], *parts: str) -> None:
+        """Commit a value as readable JSON, sealed in the field `seal`."""
+        self.write(checksum.with_checksum_json(value), *parts)
+
+    def read_table(self, *parts: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A Parquet file of `write_table`, or some columns of it in the order asked for.
+
+        Raises:
+            DamagedError: It is not as it was written, or lacks a column.
+        """
+        with self.open_table(*parts) as parquet:
+            wanted = parquet.schema_arrow.names if columns is None else list(columns)
+            self._check_schema(parquet.schema_arrow, wanted, parts)
+            table = parquet.read(columns=wanted)
+            return table if columns is None else table.select(wanted)
+
+    @contextlib.contextmanager
+    def open_table(self, *parts: str) -> Iterator[pq.ParquetFile]:
+        """A Parquet file of `write_table`, open; what is read of it is checked.
+
+        Raises:
+            DamagedError: It is not as it was written.
+        """
+        try:
+            with (
+                self._reading(*parts),
+                self.open(*parts) as file,
+                checksum.open_parquet(file) as parquet,
+            ):
+                yield parquet
+        except checksum.ChecksumError as error:
+            raise self.damaged(error, *parts) from error
+
+    def _check_schema(
+        self, schema: pa.Schema, names: Sequence[str], parts: tuple[str, ...]
+    ) -> None:
+        """Refuse a table without the columns wanted, or one of the pool whose types are others."""
+        if missing := [name for name in names if schema.get_field_index(name) < 0]:
+            raise self.damaged(f"it has no one column {', '.join(missing)}", *parts)
+        for name in names if parts[0] == "pool" else ():
+            if name in POOL.names and schema.field(name).type != POOL.field(name).type:
+                raise self.damaged(
+                    f"its column {name} is {schema.field(name).type}, not {POOL.field(name).type}",
+                    *parts,
+                )
+
+    def write_table(self, table: pa.Table, *parts: str) -> None:
+        """Commit a table as sealed Parquet; equal tables give equal bytes.
+
+        Columns of bytes are stored as they are: images do not compress.
+        """
+        leaves = [leaf for field in table.schema for leaf in _leaves(field.name, field.type)]
+        others = [path for path, kind in leaves if not pa.types.is_binary(kind)]
+        options: dict[str, Any] = {
+            "compression": {path: "zstd" if path in others else "none" for path, _ in leaves},
+            "compression_level": dict.fromkeys(others, 3),
+            "use_dictionary": others,
+        }
+        stream = pa.BufferOutputStream()
+        pq.write_table(table, stream, **options)
+        self.write(checksum.with_checksum_parquet(stream.getvalue()), *parts)
+
+    def check(self, *parts: str) -> pa.Schema:
+        """Check every byte of a Parquet file of `write_table`, and give its schema.
+
+        Raises:
+            DamagedError: It is not as it was written.
+        """
+        try:
+            with self._reading(*parts) as path, self.fs.open(path, "rb") as file:
+                return checksum.check_parquet(file)
+        except ValueError as error:
+            raise self.damaged(error, *parts) from error
+
+    def sha256(self, *parts: str) -> str:
+        """The SHA-256 of a file's bytes, in hex."""
+        value = hashlib.sha256()
+        with self._reading(*parts) as path, self.fs.open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                value.update(block)
+        return value.hexdigest()
+
+    def digest(self, *parts: str) -> str:
+        """The SHA-256 of a file, or of a folder of files: that of what sha256sum prints of them.
+
+        For a folder it is what `cd FOLDER; LC_ALL=C sha256sum * | sha256sum` gives.
+        """
+        if not self.fs.isdir(self.at(*parts)):
+            return self.sha256(*parts)
+        return digest_of_listing({name: self.sha256(*parts, name) for name in self.names(*parts)})
+
+    def check_page(self, *parts: str) -> None:
+        """Check a page of `seal.seal_page`.
+
+        Raises:
+            DamagedError: It is not as it was written.
+        """
+        try:
+            checksum.check_page(self.read(*parts))
+        except ValueError as error:
+            raise self.damaged(error, *parts) from error
+
+    def files(self, *parts: str) -> list[str]:
+        """The paths of all committed files under a folder, relative to it, sorted."""
+        folder = self.at(*parts).rstrip("/")
+        found = (str(path).removeprefix(f"{folder}/") for path in self.fs.find(folder))
+        return sorted(path for path in found if not PARTIAL.search(path))
+
+    def digests(self, *parts: str) -> dict[str, str]:
+        """The SHA-256 of all files under a folder, by their paths."""
+        return {path: self.sha256(*parts, *path.split("/")) for path in self.files(*parts)}
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process, as `lock_local` says; what dead ones left is removed.
+
+        Raises:
+            RunBusyError: A live process holds it.
+            ValueError: A file stands in its place.
+        """
+        if not self.is_local:
+            with lock_remote(self.fs, self.at("run.lock"), self.root):
+                yield
+            return
+        self.check_place()
+        with lock_local(self.at("run.lock"), self.root):
+            self.sweep()
+            yield
+
+    def sweep(self) -> None:
+        """Remove the files that dead processes of this machine left half written.
+
+        Those of an export are removed as it is finished.
+        """
+        for folder, folders, files in os.walk(self.path):
+            folders[:] = [name for name in folders if name not in ("curated", "exports")]
+            for name in files:
+                owner = _OWNER.search(name)
+                if owner is not None and not is_alive(int(owner[1])):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(folder, name))
+
+
+def digest_of_listing(hashes: Mapping[str, str]) -> str:
+    """The SHA-256 of what sha256sum prints of files, given each file's hash by its path."""
+    names = {path.rsplit("/", 1)[-1]: path for path in hashes}
+    listing = "".join(f"{hashes[names[name]]}  {name}\n" for name in sorted(names))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """The columns that Parquet makes of a field, by its own paths, and their types."""
+    if pa.types.is_struct(kind):
+        for field in kind:
+            yield from _leaves(f"{path}.{field.name}", field.type)
+    elif pa.types.is_list(kind):
+        yield from _leaves(f"{path}.list.element", kind.value_type)
+    else:
+        yield path, kind
+
+
+def _sync(folder: str) -> None:
+    """Bring the names in a folder to the disk, so that a commit outlives a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,106 @@
+"""A folder on this machine that stands for one on object storage while a training works in it."""
+
+from __future__ import annotations
+
+import posixpath
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from stages.sources.place import is_local
+
+__all__ = ["StagingDir"]
+
+PATIENCE_SECONDS = 300.0
+"""How long a listing of the storage may lag behind what was put."""
+
+
+class StagingDir:
+    """Where a model is trained: in its place, or in a temporary folder if that is a URL.
+
+    Args:
+        out: The model's folder, local or at an fsspec URL.
+
+    Attributes:
+        folder: The local folder of the model; beside it, with the ending `.partial`, that of the
+            training.
+    """
+
+    def __init__(self, out: str) -> None:
+        self.out = out
+        self._fs: Any = None
+        if "://" not in out:
+            self.folder = Path(out)
+            return
+        fs, self._path = fsspec.core.url_to_fs(out.rstrip("/"), use_listings_cache=False)
+        if is_local(fs):
+            self.folder = Path(self._path)
+            return
+        self._fs = fs
+        self._top = tempfile.mkdtemp(prefix="capfilt-train-")
+        self.folder = Path(self._top, posixpath.basename(self._path))
+
+    @property
+    def partial(self) -> Path:
+        """The local folder of a training that is not finished."""
+        return self.folder.with_name(f"{self.folder.name}.partial")
+
+    def read(self, name: str) -> str | None:
+        """A text of the finished model, none where there is none."""
+        try:
+            if self._fs is None:
+                return (self.folder / name).read_text(encoding="utf-8")
+            return str(self._fs.cat_file(f"{self._path}/{name}").decode())
+        except FileNotFoundError:
+            return None
+
+    def fetch(self, *names: str) -> None:
+        """Bring files of the unfinished training here, those that are there."""
+        if self._fs is None:
+            return
+        self.partial.mkdir(exist_ok=True)
+        for name in names:
+            try:
+                self._fs.get_file(f"{self._path}.partial/{name}", str(self.partial / name))
+            except FileNotFoundError:
+                (self.partial / name).unlink(missing_ok=True)
+
+    def keep(self, *names: str) -> None:
+        """Put files of the unfinished training where another machine finds them."""
+        for name in names if self._fs is not None else ():
+            if (file := self.partial / name).exists():
+                self._fs.put_file(str(file), f"{self._path}.partial/{name}")
+
+    def publish(self) -> None:
+        """Put the finished model in its place, its card last, and wait until a listing shows it.
+
+        Raises:
+            TimeoutError: It does not within five minutes.
+        """
+        if self._fs is None:
+            return
+        files = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
+        files.sort(key=lambda file: file == self.folder / "README.md")
+        places = {f"{self._path}/{file.relative_to(self.folder).as_posix()}" for file in files}
+        for file in files:
+            name = file.relative_to(self.folder).as_posix()
+            self._fs.put_file(str(file), f"{self._path}/{name}")
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not places <= (listed := set(self._fs.find(self._path))):
+            if time.monotonic() > until:
+                raise TimeoutError(f"{self.out} was put, and its storage does not list it")
+            time.sleep(0.5)
+        for gone in (*(listed - places), *self._fs.find(f"{self._path}.partial")):
+            try:
+                self._fs.rm_file(gone)
+            except FileNotFoundError:  # a listing may show what is gone
+                continue
+
+    def close(self) -> None:
+        """Remove the temporary folder."""
+        if self._fs is not None:
+            shutil.rmtree(self._top, ignore_errors=True)

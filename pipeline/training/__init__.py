@@ -1,0 +1,1 @@
+"""Models trained on curated pairs, and measured."""

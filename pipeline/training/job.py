@@ -1,0 +1,212 @@
+"""A training of a manifest: its data as files, its fingerprint, and where its model lies.
+
+RUN/models/NAME/        the model, save_pretrained folders
+RUN/models/NAME.json    written last: what it was trained on, which makes it done
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.plan import Plan
+from pipeline.manifest.train_config import CURATED, POOL, Source, as_sources, start_of
+from pipeline.results import retries
+from pipeline.storage.checksum import CHANGED
+from pipeline.storage.run import DamagedError, Run
+from pipeline.training.data import files_of, fingerprint_of, fingerprints_of
+from stages.base import Resources, digest
+from stages.export import ExportStage
+
+__all__ = ["TrainingJob"]
+
+
+class TrainingJob:
+    """One entry of a manifest's `train`.
+
+    Args:
+        manifest: The manifest.
+        name: The entry.
+    """
+
+    def __init__(self, manifest: Manifest, name: str) -> None:
+        self.manifest = manifest
+        self.name = name
+        self.config = manifest.train[name]
+        self.run = Run(manifest.run, manifest.branch)
+        self.out = f"{manifest.models}/{name}"
+
+    def sources(self) -> list[Source]:
+        """Its data, the words for the run's own replaced by their folders.
+
+        Raises:
+            ValueError: A path matches no file, or the run has no pool or export yet, or one that is
+                not Parquet.
+        """
+        sources = []
+        for source in as_sources(self.config.data):
+            if (folder := self._folder(source.path)) is not None:
+                self._check_format(source.path)
+                is_pool = source.path == POOL
+                names = self.run.shards(*folder)
+                if not names or not (is_pool or self.run.exists(*folder, "manifest.json")):
+                    raise ValueError(
+                        f"train.{self.name}.data: {self.run.root} has no whole {source.path} yet; "
+                        f"run `capfilt {'download' if is_pool else 'run'} MANIFEST` first"
+                    )
+                source = dataclasses.replace(source, path=self.run.url(*folder))
+            else:
+                try:
+                    files_of(source)
+                except ValueError as error:
+                    raise ValueError(f"train.{self.name}.data: {error}") from None
+            sources.append(source)
+        return sources
+
+    def _check_format(self, entry: str) -> None:
+        """Refuse an export that training cannot read."""
+        plan, name = Plan(self.manifest), ExportStage.name if entry == CURATED else entry
+        if name in plan.exports and (form := plan.export(name).config.format) != "parquet":
+            raise ValueError(
+                f"train.{self.name}.data: {entry} is written as {form}, and training reads "
+                "parquet; name an export of that format"
+            )
+
+    def _folder(self, entry: str) -> tuple[str, ...] | None:
+        """Where the run keeps the data that a word of `data` stands for; None for a path."""
+        if entry == POOL:
+            return (POOL,)
+        if entry == CURATED:
+            return (CURATED,)
+        if entry in (plan := Plan(self.manifest)).exports:
+            return plan.folder(entry)
+        if entry.startswith("export:"):
+            raise ValueError(
+                f"train.{self.name}.data: the manifest has no {entry}; it has "
+                f"{', '.join(plan.exports) or 'no exports'}"
+            )
+        return None
+
+    @property
+    def resources(self) -> Resources:
+        """What the training occupies; nothing where it only leads workers that do."""
+        if self.config.workers > 1:
+            return Resources(cpus=0, gpus=0.0)
+        return self.worker_resources
+
+    @property
+    def worker_resources(self) -> Resources:
+        """What each of its workers occupies: a GPU where this machine, or the cluster, has one."""
+        import ray
+        import torch
+
+        gpus = torch.cuda.is_available()
+        if not gpus and ray.is_initialized():
+            gpus = ray.cluster_resources().get("GPU", 0) >= 1  # type: ignore[no-untyped-call]
+        return Resources(cpus=max(self.config.threads, 1), gpus=1.0 if gpus else 0.0)
+
+    @property
+    def fingerprint(self) -> str:
+        """What the model depends on: its settings, its data and the weights it starts from."""
+        data: dict[str, Any] = {}
+        for source in as_sources(self.config.data):
+            folder = self._folder(source.path)
+            if source.path == POOL:
+                listed = self.run.read_json("list", "_list.json")
+                data[POOL] = [
+                    listed["fingerprint"],
+                    retries.pool_state(self.run, listed["content"]),
+                ]
+            elif folder is not None:
+                data[source.path] = self.run.read_json(*folder, "manifest.json")["files"]
+            else:
+                data[source.path] = fingerprints_of(files_of(source))
+        start = start_of(self.config.model)
+        before = [TrainingJob(self.manifest, n).fingerprint for n in self._needs()]
+        settings = self.config.measurement()
+        return digest({"settings": settings, "data": data, "start": start, "before": before})
+
+    def _needs(self) -> tuple[str, ...]:
+        return Plan(self.manifest).trainings(self.config)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the model stands and is the one that this entry asks for now.
+
+        Raises:
+            DamagedError: It is, and is not as it was written.
+        """
+        made = self.run.read_json("models", f"{self.name}.json", default={})
+        if not made:
+            return False
+        try:
+            is_wanted = bool(made["fingerprint"] == self.fingerprint)
+        except DamagedError:
+            raise
+        except (ValueError, FileNotFoundError):
+            return False
+        if is_wanted:
+            self._check(made["files"])
+        return is_wanted
+
+    def _check(self, files: dict[str, str]) -> None:
+        """Refuse a model whose files are not those that the training wrote."""
+        for path, sha256 in files.items():
+            parts = ("models", self.name, *path.split("/"))
+            if not self.run.exists(*parts):
+                raise self.run.damaged("it is missing", *parts)
+            if fingerprint_of(f"{self.out}/{path}") != sha256:
+                raise self.run.damaged(CHANGED, *parts)
+
+    def progress(self) -> str:
+        """How far a training that another process carries out has come; empty before it starts."""
+        try:
+            lines = self.run.read("models", f"{self.name}.partial", "metrics.jsonl").rstrip()
+            row = json.loads(lines.rsplit(b"\n", 1)[-1])
+        except (FileNotFoundError, ValueError):  # it has not begun, or the line is being written
+            return ""
+        of = f" of {self.config.steps}" if self.config.steps else f", epoch {row['epoch'] + 1}"
+        return (
+            f"{self.name} step {row['step']}{of}, loss {row['loss']:.3f}, "
+            f"{row['images_per_second']:.0f} images/s"
+        )
+
+    def _take_over(self, fingerprint: str) -> bool:
+        """Copy the same model where the run itself has trained it for another branch, and say so.
+
+        The files are those of its mark, since a listing may lag behind.
+        """
+        trunk, mark = Run(self.manifest.run), ("models", f"{self.name}.json")
+        found = trunk.read_json(*mark, default={}) if self.run.branch else {}
+        if found.get("fingerprint") != fingerprint:
+            return False
+        self.run.remove("models", self.name)
+        for path in found["files"]:
+            own = self.run.at("models", self.name, path)
+            self.run.fs.makedirs(own.rpartition("/")[0], exist_ok=True)
+            self.run.fs.cp_file(trunk.at("models", self.name, path), own)
+        self.run.write_json(found, *mark)
+        return True
+
+    def carry_out(self) -> None:
+        """Train, save the model, and say what it was trained on; resumes from a checkpoint."""
+        from pipeline.training.distributed import train_together
+
+        fingerprint = self.fingerprint
+        self.run.remove("models", f"{self.name}.json")  # the sign of a whole model goes first
+        if self._take_over(fingerprint):
+            return
+        result = train_together(self.config, self.sources(), self.out, self.worker_resources)
+        self.run.write_json(
+            {
+                "name": self.name,
+                "fingerprint": fingerprint,
+                "data": [source.path for source in as_sources(self.config.data)],
+                "result": dataclasses.asdict(result),
+                "files": self.run.digests("models", self.name),
+            },
+            "models",
+            f"{self.name}.json",
+        )

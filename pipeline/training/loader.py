@@ -1,0 +1,181 @@
+"""Batches for a training: views of images beside their tokenized texts, made ahead of it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from models.augmentation import View
+from models.captions import pre_caption
+from models.images import ImageError, Preprocess, open_rgb
+from models.pairs import Batch
+from pipeline.manifest.train_config import TrainConfig
+from pipeline.training.data import Example, Pairs, Position, seed_of
+
+__all__ = ["Loaded", "ahead", "make_batches"]
+
+logger = logging.getLogger(__name__)
+
+CACHE_BYTES = 1 << 30
+"""Decoded images that are kept in memory; the images behind them are decoded every time."""
+
+Views = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A batch of a rank.
+
+    Attributes:
+        batch: Its pairs, those of each of the rank's streams in turn.
+        captions: What was tokenized.
+        positions: Where each stream stands behind it.
+        unreadable: How many images before it could not be opened.
+    """
+
+    batch: Batch
+    captions: tuple[str, ...]
+    positions: tuple[Position, ...]
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one stream adds to a batch."""
+
+    examples: list[Example]
+    views: list[Views]
+    position: Position
+    unreadable: int
+
+
+class Decoder:
+    """Examples to views, with the decoded images of the first GiB kept in memory."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.view = View(
+            size=config.image_size,
+            augment=config.augment,
+            crop_scale=config.crop_scale,
+            magnitude=config.magnitude,
+        )
+        self.seed = config.seed
+        self.room = CACHE_BYTES
+        self.kept: dict[str, Views] = {}
+
+    def __call__(self, example: Example) -> Views | None:
+        """A view, uint8 (size, size, 3), or null where the image cannot be opened."""
+        pixels = self.kept.get(example.image_id)
+        if pixels is None:
+            least = (2 * self.view.size, 2 * self.view.size)
+            try:
+                pixels = np.asarray(open_rgb(example.image, min_size=least))
+            except ImageError as error:
+                logger.debug("%s: %s", example.image_id, error)
+                return None
+            if pixels.nbytes <= self.room:
+                self.room -= pixels.nbytes
+                self.kept[example.image_id] = pixels
+        rng = random.Random(seed_of(self.seed, "view", example.epoch, example.image_id))
+        return self.view(Image.fromarray(pixels), rng)
+
+
+def make_batches(
+    config: TrainConfig,
+    streams: Sequence[Pairs],
+    model: Any,
+    positions: Sequence[Position],
+    prompt: int,
+) -> Iterator[Loaded]:
+    """Full batches without end, an equal share of each from every stream.
+
+    Args:
+        config: The training.
+        streams: Those of this rank.
+        model: Its `tokenize` reads the texts.
+        positions: Where each stream goes on.
+        prompt: Tokens of the prompt.
+
+    Raises:
+        ValueError: An epoch of a stream holds too few readable images for a share.
+    """
+    decode = Decoder(config)
+    normalize = Preprocess(size=config.image_size).normalize
+    number = config.batch_size // config.streams
+    with ThreadPoolExecutor(max(1, config.loaders)) as pool:
+        each = pool.map if config.loaders else map
+        shares = [
+            _shares(pairs, position, number, lambda some: each(decode, some))
+            for pairs, position in zip(streams, positions, strict=True)
+        ]
+        while True:
+            dealt = [next(share) for share in shares]
+            examples = [example for share in dealt for example in share.examples]
+            views = [view for share in dealt for view in share.views]
+            captions = tuple(_caption(config, example.caption) for example in examples)
+            ids = [seed_of(example.image_id) for example in examples]
+            yield Loaded(
+                batch=Batch(
+                    pixels=normalize(torch.from_numpy(np.stack(views))),
+                    tokens=model.tokenize(captions, config.max_text_tokens),
+                    image_ids=torch.tensor(ids),
+                    prompt=prompt,
+                ),
+                captions=captions,
+                positions=tuple(share.position for share in dealt),
+                unreadable=sum(share.unreadable for share in dealt),
+            )
+
+
+def _caption(config: TrainConfig, caption: str) -> str:
+    """A caption as the objective reads it; CLIP's tokenizer does all that CLIP does to a text."""
+    return caption if config.objective == "clip" else config.prompt + pre_caption(caption)
+
+
+def _shares(pairs: Pairs, position: Position, number: int, decode: Any) -> Iterator[Share]:
+    """So many readable examples at a time; an epoch's last, incomplete share is left out."""
+    stream = pairs.examples(position)
+    epoch = full_epoch = position.epoch
+    examples: list[Example] = []
+    views: list[Views] = []
+    unreadable = 0
+    while True:
+        wanted = [next(stream) for _ in range(number - len(views))]
+        position = wanted[-1][1]
+        if position.epoch != epoch:
+            epoch, examples, views = position.epoch, [], []
+            wanted = [(example, at) for example, at in wanted if example.epoch == epoch]
+        if epoch > full_epoch + pairs.patience:
+            raise ValueError(
+                f"train.batch_size takes {number} of stream {pairs.stream} of "
+                f"{pairs.num_streams}, and fewer images can be read in an epoch: use a smaller one"
+            )
+        fresh = [example for example, _ in wanted]
+        for example, view in zip(fresh, decode(fresh), strict=True):
+            if view is None:
+                unreadable += 1
+            else:
+                examples.append(example)
+                views.append(view)
+        if len(views) == number:
+            yield Share(examples, views, position, unreadable)
+            full_epoch, examples, views, unreadable = epoch, [], [], 0
+
+
+def ahead(batches: Iterator[Loaded]) -> Iterator[Loaded]:
+    """The same batches, the next one made while the last is trained on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches)
+        while True:
+            batch = coming.result()
+            coming = pool.submit(next, batches)
+            yield batch

@@ -1,0 +1,568 @@
+"""Training on pairs: BLIP's pre-training, and the fine-tuning of a captioner and of a filter."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.contrastive import Contrastive
+from models.med import MED
+from models.pairs import Batch
+from models.queue import check_queue
+from models.ranks import gather, num_ranks, rank
+from models.weights import folder_of
+from pipeline.manifest.train_config import LARGE, PAPER, Source, TrainConfig, as_sources, start_of
+from pipeline.storage.checksum import CHANGED
+from pipeline.storage.staging import StagingDir
+from pipeline.training import model_card
+from pipeline.training.data import Pairs, Position, fingerprints_of, seed_of
+from pipeline.training.loader import Loaded, ahead, make_batches
+from stages.base import digest
+
+__all__ = ["TrainResult", "train"]
+
+logger = logging.getLogger(__name__)
+
+RECENT_STEPS = 50
+
+KEEP_SECONDS = 15.0
+"""How often the log of a training goes to object storage, where others look how far it is."""
+
+SAMPLES = 4
+SAMPLE_TOKENS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training did.
+
+    Attributes:
+        folder: Where the model stands.
+        steps: Optimiser steps in all.
+        images: Images seen in all, on all ranks.
+        unreadable: Images left out because they cannot be opened, on all ranks.
+        losses: Mean of each part of the loss over the last steps.
+        seconds: Of this call.
+        resumed_from: The step of the checkpoint it went on from, 0 for none.
+    """
+
+    folder: str
+    steps: int
+    images: int
+    unreadable: int
+    losses: Mapping[str, float]
+    seconds: float
+    resumed_from: int
+
+
+def train(
+    config: TrainConfig,
+    data: Sequence[str | Source],
+    out: str | os.PathLike[str],
+    *,
+    tokenizer: str | None = None,
+    stop_at: int | None = None,
+) -> TrainResult:
+    """Train a model and save it as folders that stock transformers loads.
+
+    Until it is finished all lies in OUT.partial. A call that was killed goes on from the last
+    checkpoint there, with the losses it would have had; a checkpoint of another config or of
+    other files is ignored. Under `torch.distributed` every rank calls this; gradients are
+    averaged and rank 0 writes. OUT must then be where all ranks see it. Where OUT is a URL, they
+    work in temporary folders, and rank 0 puts each checkpoint and in the end the model there.
+
+    Args:
+        config: What to do.
+        data: What to learn from, in place of the config's; plain texts are paths of weight 1.
+        out: The model folder, or its URL. It appears, or is replaced, when the training is
+            finished: the model; README.md, its card; `metrics.jsonl` with losses, lr and images a
+            second of each step; and `samples.jsonl` with captions written on the way.
+        tokenizer: In place of the config's.
+        stop_at: Leave after this step with a checkpoint.
+
+    Raises:
+        ValueError: The config does not fit the files or the number of ranks.
+        FloatingPointError: The loss is no longer a number.
+    """
+    scratch = StagingDir(os.fspath(out))
+    try:
+        return _Training(config, data, scratch, tokenizer or config.tokenizer).run(stop_at)
+    finally:
+        scratch.close()
+
+
+class _Training:
+    """The state of one call of `train`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Sequence[str | Source],
+        scratch: StagingDir,
+        tokenizer: str | None,
+    ) -> None:
+        self.config = config
+        self.scratch = scratch
+        self.out, self.partial = scratch.folder, scratch.partial
+        self.log = self.partial / "metrics.jsonl"
+        self.samples = self.partial / "samples.jsonl"
+        self.checkpoint = self.partial / "checkpoint.safetensors"
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        if config.workers != num_ranks():
+            raise ValueError(f"train.workers is {config.workers}, and {num_ranks()} train together")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.autocast = use_bf16(config, self.device)
+
+        share = config.streams // config.workers
+        whole = Pairs(
+            as_sources(data),
+            seed=config.seed,
+            num_streams=config.streams,
+            shuffle_buffer=config.shuffle_buffer,
+        )
+        self.streams = [whole.of_stream(rank() * share + i) for i in range(share)]
+        self.steps_an_epoch = whole.images_an_epoch // config.batch_size
+        if not self.steps_an_epoch:
+            raise ValueError(
+                f"train.batch_size makes batches of {config.batch_size}, more than the "
+                f"{whole.images_an_epoch} images there are: use a smaller one"
+            )
+        self.steps = config.steps or config.epochs * self.steps_an_epoch
+        self.data = [
+            {
+                "path": source.path,
+                "weight": source.weight,
+                "images": whole.sizes[source],
+                "sha256": together(fingerprints_of(files)),
+            }
+            for source, files in whole.files.items()
+        ]
+
+        torch.manual_seed(seed_of(config.seed, "weights"))
+        self.start = start_of(config.model)
+        self.model = make_model(config, tokenizer).to(self.device).train()
+        self.optimizer = make_optimizer(self.model, config)
+        settings = config.measurement() | {"tokenizer": None, "data": ()}
+        settings |= {"model": config.model if not self.start else None}
+        content = [(entry["weight"], entry["sha256"]) for entry in self.data]
+        self.identity = digest([settings, self.start, content])
+        self.step = 0
+        self.positions = [Position()] * share
+        self.unreadable = 0
+
+    def run(self, stop_at: int | None) -> TrainResult:
+        """Train to the end, or to `stop_at`."""
+        config = self.config
+        began = kept = time.monotonic()
+        if self.is_finished():
+            self.step = self.steps
+            return self.result({}, 0, began, self.steps)
+        self.scratch.fetch(self.checkpoint.name, self.log.name, self.samples.name)
+        resumed_from = self.resume()
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self.keep_log(resumed_from)
+        recent: list[dict[str, float]] = []
+        batches = make_batches(
+            config, self.streams, self.model, self.positions, self.prompt_length()
+        )
+        if config.loaders:
+            batches = ahead(batches)
+        with contextlib.ExitStack() as opened:
+            logs = self.open_logs(opened)
+            while self.step < self.steps:
+                if stop_at is not None and self.step >= stop_at:
+                    self.save_checkpoint()
+                    break
+                started = time.monotonic()
+                loaded = next(batches)
+                self.positions = list(loaded.positions)
+                self.unreadable += loaded.unreadable
+                lr = learning_rate(config, self.step, self.steps, self.steps_an_epoch)
+                losses = self.update(loaded.batch, lr)
+                self.step += 1
+                recent = [*recent[1 - RECENT_STEPS :], losses]
+                row = self.log_row(losses, lr, time.monotonic() - started)
+                for log in logs:
+                    log(row)
+                every = config.sample_every
+                if every and (self.step % every == 0 or self.step == self.steps):
+                    self.sample(loaded)
+                if config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                    self.save_checkpoint()
+                if rank() == 0 and time.monotonic() - kept > KEEP_SECONDS:
+                    self.scratch.keep(self.log.name)
+                    kept = time.monotonic()
+        unreadable = int(gather(torch.tensor([self.unreadable], device=self.device)).sum())
+        if self.step >= self.steps and rank() == 0:
+            self.finish()
+        if unreadable:
+            logger.warning("%s: %d images could not be opened", self.out.name, unreadable)
+        keys = recent[0] if recent else ()
+        losses = {key: sum(row[key] for row in recent) / len(recent) for key in keys}
+        return self.result(losses, unreadable, began, resumed_from)
+
+    def result(
+        self, losses: Mapping[str, float], unreadable: int, began: float, resumed_from: int
+    ) -> TrainResult:
+        """What this call did."""
+        return TrainResult(
+            folder=self.scratch.out,
+            steps=self.step,
+            images=self.step * self.config.batch_size,
+            unreadable=unreadable,
+            losses=losses,
+            seconds=time.monotonic() - began,
+            resumed_from=resumed_from,
+        )
+
+    def card(self) -> str:
+        """The card of the model that this training makes."""
+        is_fused = bool(getattr(self.model, "first_fused", 0))
+        return model_card.text(
+            self.config, self.data, self.start, self.steps, self.identity, is_fused
+        )
+
+    def is_finished(self) -> bool:
+        """Whether the folder holds what this training makes: its card came with all the rest."""
+        return self.scratch.read("README.md") == self.card()
+
+    def update(self, batch: Batch, lr: float) -> dict[str, float]:
+        """One step of the optimiser; the losses, of all ranks."""
+        config = self.config
+        ramp = max(1.0, config.alpha_epochs * self.steps_an_epoch)
+        alpha = config.alpha * min(1.0, self.step / ramp)
+        parts = batch.to(self.device).split(config.accumulate, len(self.streams))
+        values: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            # Every step draws from its own seed, so that a resumed step draws what it would have.
+            seed = seed_of(config.seed, "step", self.step, number)
+            torch.manual_seed(seed_of(seed, "dropout", rank()))
+            generator = torch.Generator(self.device).manual_seed(seed)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                losses = self.model(part, alpha=alpha, generator=generator)
+            torch.autograd.backward(torch.stack(list(losses.values())).sum() / len(parts))
+            for name, loss in losses.items():
+                values[name] = values.get(name, 0) + loss.detach() / len(parts)
+        average_gradients(self.model)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        means = gather(torch.stack(list(values.values()))[None]).mean(0).tolist()
+        found = dict(zip(values, means, strict=True))
+        found["loss"] = sum(means)
+        if not math.isfinite(found["loss"]):
+            raise FloatingPointError(
+                f"train: the loss is {found} at step {self.step}; lower lr "
+                f"({config.lr}) or use precision fp32"
+            )
+        return found
+
+    def log_row(self, losses: Mapping[str, float], lr: float, seconds: float) -> dict[str, Any]:
+        """What the log keeps of a step."""
+        row: dict[str, Any] = {"step": self.step, "epoch": self.positions[0].epoch}
+        row |= {name: round(value, 6) for name, value in losses.items()}
+        row["lr"] = lr
+        temperature = getattr(self.model, "temperature", None)
+        if temperature is not None:
+            row["temperature"] = round(temperature.item(), 6)
+        row["images_per_second"] = round(self.config.batch_size / seconds, 1)
+        return row
+
+    def open_logs(self, opened: contextlib.ExitStack) -> list[Callable[[dict[str, Any]], None]]:
+        """What takes the row of each step; nothing on ranks other than 0."""
+        if rank():
+            return []
+        file = opened.enter_context(self.log.open("a", encoding="utf-8"))
+
+        def write(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        if not self.config.tensorboard:
+            return [write]
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError(
+                "train.tensorboard needs a package: pip install 'capfilt[tensorboard]'"
+            ) from None
+        events = SummaryWriter(str(self.partial / "tensorboard"), purge_step=self.step + 1)
+        opened.callback(events.close)
+
+        def show(row: dict[str, Any]) -> None:
+            for name, value in row.items():
+                if name != "step":
+                    events.add_scalar(name, value, row["step"])
+
+        return [write, show]
+
+    @torch.no_grad()
+    def sample(self, loaded: Loaded) -> None:
+        """Write what the captioner says of the first images of a batch, greedily."""
+        captioner: Any = getattr(self.model, "captioner", None)
+        if captioner is None or rank():
+            return
+        self.model.eval()
+        number = min(SAMPLES, len(loaded.captions))
+        prompt = self.model.tokenize([self.config.prompt.strip()] * number, 64).to(self.device)
+        pixels = loaded.batch.pixels[:number].to(self.device)
+        longest = min(SAMPLE_TOKENS, captioner.config.text_config.max_position_embeddings)
+        written = captioner.generate(pixels, prompt, max_length=longest, do_sample=False)
+        self.model.train()
+        texts = self.model.tokenizer.batch_decode(written, skip_special_tokens=True)
+        with open(self.samples, "a", encoding="utf-8") as file:
+            for caption, text in zip(loaded.captions, texts, strict=False):
+                row = {"step": self.step, "caption": caption, "written": text}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def finish(self) -> None:
+        """Write the model and its card, and put the folder in its place."""
+        self.model.write(self.partial)
+        card = self.card()
+        for folder in (self.partial, *(path.parent for path in self.partial.glob("*/config.json"))):
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        for path in self.partial.rglob("*"):
+            if path.is_file():
+                flush(path)
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.partial.rename(self.out)
+        # Up to here a call that is killed goes on from the checkpoint, and writes the model again.
+        (self.out / self.checkpoint.name).unlink(missing_ok=True)
+        self.scratch.publish()
+
+    def prompt_length(self) -> int:
+        """Tokens of the prompt, [CLS] included and [SEP] not; 0 without one."""
+        if not self.config.prompt.strip():
+            return 0
+        return len(self.model.tokenizer(self.config.prompt)["input_ids"]) - 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a step changes, by name; shared weights once."""
+        named = dict(self.model.named_parameters())
+        state: dict[str, Tensor] = {f"model.{name}": p for name, p in named.items()}
+        momentum = getattr(self.model, "momentum", None)
+        if momentum is not None:
+            buffers = momentum.named_buffers()
+            state |= {f"queue.{k}": v for k, v in buffers if "." not in k}
+        for name, parameter in named.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"optimizer.{key}.{name}"] = value
+        return state
+
+    def save_checkpoint(self) -> None:
+        """Write everything a later call needs into one file, or leave the old one."""
+        # The rank's count stands with its first stream.
+        counts = [self.unreadable] + [0] * len(self.positions[1:])
+        at = [(p.epoch, p.block, p.offset, n) for p, n in zip(self.positions, counts, strict=True)]
+        streams = gather(torch.tensor(at, device=self.device)).tolist()
+        if rank():
+            return
+        tensors = {
+            name: value.detach().cpu().contiguous() for name, value in self.tensors().items()
+        }
+        state: dict[str, Any] = {
+            "identity": self.identity,
+            "step": self.step,
+            "streams": streams,
+        }
+        state["sha256"] = _sha256(state, sorted(tensors.items()))
+        partial = self.checkpoint.with_name(self.checkpoint.name + ".partial")
+        save_file(tensors, partial, metadata={"state": json.dumps(state)})
+        flush(partial)
+        partial.replace(self.checkpoint)
+        # The logs first: rows behind a checkpoint are cut, rows before it would be missing.
+        self.scratch.keep(self.log.name, self.samples.name, self.checkpoint.name)
+
+    def resume(self) -> int:
+        """Take up this training's checkpoint; the step it is of, 0 for none.
+
+        Raises:
+            ValueError: Not every rank sees it.
+        """
+        state = self.checkpoint_state()
+        found = torch.tensor([state.get("step", 0)], device=self.device)
+        if len(set(gather(found).tolist())) > 1:
+            raise ValueError(f"train: {self.scratch.out} must be on storage that all workers share")
+        if not state:
+            return 0
+        named = dict(self.model.named_parameters())
+        with safe_open(self.checkpoint, "pt") as file, torch.no_grad():
+            saved = ((key, file.get_tensor(key)) for key in sorted(file.keys()))
+            if state.pop("sha256", None) != _sha256(state, saved):
+                raise self.damaged(CHANGED)
+            for key in file.keys():  # noqa: SIM118
+                kind, _, name = key.partition(".")
+                if kind == "optimizer":
+                    slot, _, name = name.partition(".")
+                    value = file.get_tensor(key).to(self.device)
+                    self.optimizer.state[named[name]][slot] = value
+            for key, tensor in self.tensors().items():
+                if not key.startswith("optimizer."):
+                    tensor.copy_(file.get_tensor(key))
+        self.step = state["step"]
+        share = len(self.positions)
+        own = state["streams"][rank() * share : (rank() + 1) * share]
+        self.positions = [Position(epoch=e, block=b, offset=o) for e, b, o, _ in own]
+        self.unreadable = sum(entry[3] for entry in own)
+        logger.info("%s goes on from step %d", self.out.name, self.step)
+        return self.step
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What the checkpoint says of itself; empty where there is none of this training."""
+        if not self.checkpoint.exists():
+            return {}
+        try:
+            with safe_open(self.checkpoint, "pt") as file:
+                state: dict[str, Any] = json.loads(file.metadata()["state"])
+            if state["identity"] != self.identity:
+                logger.warning("%s is of another training and is ignored", self.checkpoint)
+                return {}
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise self.damaged(error) from error
+        return state
+
+    def damaged(self, why: object) -> ValueError:
+        """What to raise of a checkpoint that is not as it was written."""
+        return ValueError(
+            f"{self.checkpoint}: damaged: {why}. Remove it, and the training starts over"
+        )
+
+    def keep_log(self, step: int) -> None:
+        """Cut the logs behind the step that this call goes on from."""
+        for log in (self.log, self.samples):
+            if rank() or not log.exists():
+                continue
+            rows = log.read_text(encoding="utf-8").split("\n")
+            # A row that a killed call left unfinished is behind the checkpoint.
+            kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
+            partial = log.with_name(log.name + ".partial")
+            partial.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+            partial.replace(log)
+
+
+def flush(path: Path) -> None:
+    """Bring a file to the disk, so that the name it is given next outlives a loss of power."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sha256(state: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The digest of a checkpoint: its state, and the names, types, shapes and values of tensors."""
+    found = hashlib.sha256(json.dumps(state).encode())
+    for name, tensor in tensors:
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def together(fingerprints: Sequence[str]) -> str:
+    """One fingerprint for several files: that of the only one, or the digest of all."""
+    return fingerprints[0] if len(fingerprints) == 1 else digest(list(fingerprints))
+
+
+def make_model(config: TrainConfig, tokenizer: str | None) -> MED | Contrastive:
+    """The model that a training starts from, with the momentum encoders of its objective."""
+    model, tokenizer = folder_of(config.model), tokenizer and folder_of(tokenizer)
+    if config.objective == "clip":
+        contrastive = Contrastive.from_pretrained(
+            model, tokenizer=tokenizer, image_size=config.image_size
+        )
+        contrastive.mask_patches = config.mask_patches
+        contrastive.recompute = config.gradient_checkpointing
+        return contrastive
+    med = MED.from_pretrained(
+        model,
+        parts=config.parts,
+        tokenizer=tokenizer,
+        image_size=config.image_size,
+        label_smoothing=config.label_smoothing,
+    )
+    med.prompt = config.prompt
+    med.mask_patches = config.mask_patches
+    if config.drop_path is not None:
+        med.drop_path = config.drop_path
+    if med.is_large and config.model != "large" and config.lr == PAPER[config.objective]["lr"]:
+        logger.warning(
+            "train: %s has a ViT-L, and lr %g is BLIP's for a ViT-B; for a ViT-L it has %g",
+            config.model,
+            config.lr,
+            LARGE[config.objective]["lr"],
+        )
+    med.floor = config.floor
+    if config.negatives == "local":
+        med.local_streams = config.streams // config.workers
+    med.recompute = config.gradient_checkpointing
+    if config.albef:
+        med.start_fusion()
+        med.start_masking()
+    if "matcher" in config.parts:
+        check_queue(config.queue_size, config.batch_size)
+        # The parts of a batch each move the momentum encoders: together as far as one whole would.
+        decay = config.momentum ** (1 / config.accumulate)
+        med.start_momentum(queue_size=config.queue_size, decay=decay)
+    return med
+
+
+def use_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether to autocast: as told, or where the device multiplies bf16 faster than fp32."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(0.9, config.beta2), eps=config.eps, fused=True
+    )
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int, steps_an_epoch: int) -> float:
+    """The learning rate of a step, counted from 0."""
+    if step < config.warmup_steps:
+        rise = config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps
+        return min(config.lr, rise)
+    if config.schedule == "exponential":
+        return max(config.min_lr, config.lr * config.decay_rate ** (step // steps_an_epoch))
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
+
+
+def average_gradients(model: torch.nn.Module) -> None:
+    """Replace each gradient by its mean over the ranks."""
+    if num_ranks() == 1:
+        return
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    torch.distributed.all_reduce(flat)
+    flat /= num_ranks()
+    parts = torch.split(flat, [p.numel() for p in trained])
+    for parameter, part in zip(trained, parts, strict=True):
+        parameter.grad = part.view_as(parameter)

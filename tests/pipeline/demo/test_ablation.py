@@ -1,0 +1,165 @@
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pages import CHROMIUM, PageBrowser
+from runs import make_run, manifest
+
+from pipeline.demo.ablation import Ablation, collect, estimate, merge
+from pipeline.manifest.manifest import Manifest, ManifestError
+from pipeline.manifest.plan import Plan
+from pipeline.report.ablation import markdown, write
+from pipeline.results.verify import verify
+from pipeline.storage.run import Run
+
+ROOT = Path(__file__).parents[3]
+
+CONTENT = {
+    "name": "small",
+    "manifest": "demo.yaml",
+    "seeds": [0, 1, 2],
+    "chains": {"one": {}, "two": {"stages": {"caption": {"decoding": "beam"}}}},
+    "metrics": {"CIDEr": "captioning.CIDEr", "noise": "report.texts.synthetic.reject_rate"},
+    "tables": [{"title": "A <b>table</b>", "rows": {"first": "one/a", "second": "two/b"}}],
+}
+
+
+def ablation(tmp_path, **changes):
+    path = tmp_path / "ablation.yaml"
+    path.write_text(yaml.safe_dump({**CONTENT, **changes}))
+    return Ablation.load(str(path), str(tmp_path / "runs"))
+
+
+def test_an_interval_is_students():
+    # The 97.5 % quantile of t with 2 degrees of freedom is 4.30265.
+    found = estimate([1.0, 2.0, 3.0])
+    assert found is not None and found["mean"] == 2
+    assert found["low"] == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-4)
+    assert found["high"] == pytest.approx(2 + 4.30265 / math.sqrt(3), abs=1e-4)
+    assert estimate([5.0]) == {"mean": 5.0, "low": None, "high": None}
+    assert estimate([]) is None
+
+
+def test_differences_are_taken_seed_by_seed(tmp_path):
+    made = ablation(tmp_path)
+    scores = {("", "a"): [1.0, 2.0, 3.0], ("chains/two", "b"): [1.5, 2.6, 3.4]}
+    for (branch, model), values in scores.items():
+        for seed, value in zip(made.seeds, values, strict=True):
+            run = Run(made.folder(seed), branch)
+            run.write_json(
+                {model: {"model": "x", "metrics": {"captioning": {"CIDEr": value}}}},
+                "evaluation.json",
+            )
+    found = collect(made)
+    (table,) = found["tables"]
+    second = table["rows"][1]["metrics"]["CIDEr"]
+    assert second["values"] == scores["chains/two", "b"]
+    assert second["difference"]["mean"] == pytest.approx(0.5)
+    assert second["difference"]["low"] > 0 < second["estimate"]["high"]
+    assert table["rows"][0]["metrics"]["CIDEr"]["difference"] is None
+    assert table["rows"][0]["metrics"]["noise"]["estimate"] is None
+    lacking = [{**CONTENT["tables"][0], "lacks": {"second": ["CIDEr"]}}]
+    (table,) = collect(ablation(tmp_path, tables=lacking))["tables"]
+    assert table["rows"][0]["metrics"]["CIDEr"]["values"] == scores["", "a"]
+    assert table["rows"][1]["metrics"]["CIDEr"]["values"] == [None] * 3
+    page = Path(write(made.run, found)).read_text()
+    assert "<b>table</b>" not in page and "&lt;b&gt;table" in page
+    assert re.search(
+        r"\| second against first \| \+0\.500 \[\+0\.\d+, \+0\.\d+\] \|", markdown(found)
+    )
+
+
+def test_the_report_of_each_of_its_runs_shows_its_tables(tmp_path):
+    made = ablation(tmp_path, seeds=[4])
+    whole = manifest(made.folder(4))
+    run = make_run(Path(made.folder(4)), Plan(whole))
+    branch = Run(run.root, made.branch("two"))
+    run.write_json({"manifest": whole.source}, "run.json")
+    branch.write_json({"manifest": whole.source, "branch": branch.branch}, "run.json")
+    entry = {"values": [2.5], "estimate": estimate([2.5]), "difference": None}
+    rows = [{"label": "first", "metrics": {"CIDEr": entry}}]
+    found = {"name": "x", "seeds": [4], "tables": [{"title": "Decoding", "rows": rows}]}
+    made.publish(found)
+    for each in (run, branch):
+        page = each.read("report", "index.html").decode()
+        assert "Ablation, over seeds 4: Decoding" in page
+        assert each.read_json("report", "report.json")["ablation"] == found
+    assert [fault for fault in verify(run, None) if "ablation.json" in fault] == []
+    run.write(run.read("ablation.json").replace(b"2.5", b"9.5"), "ablation.json")
+    assert any("ablation.json: damaged" in fault for fault in verify(run, None))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_its_page_draws_means_and_intervals_and_takes_labels_for_text(tmp_path):
+    label = "<img src=x onerror=alert(1)> & <b>bold</b> %{y}"
+    rows = []
+    for name, values in (("first", [1.0, 2.0, 3.0]), (label, [2.0, 2.5, 3.5])):
+        entry = {"values": values, "estimate": estimate(values), "difference": estimate(values)}
+        rows.append({"label": name, "metrics": {"CIDEr": entry}})
+    found = {"name": "x", "seeds": [0, 1, 2], "tables": [{"title": "t", "rows": rows}]}
+    path = write(str(tmp_path), found)
+    with PageBrowser(tmp_path / "profile") as browser:
+        browser.visit(path, width=390)
+        browser.draw()
+        plot = "document.querySelector('.plot')"
+        assert browser.value(f"{plot}.querySelectorAll('.point').length") == 2 + 6
+        assert browser.value(f"{plot}.querySelectorAll('.xerror').length") == 2
+        shown = browser.value(f"{plot}.querySelector('.yaxislayer-above').textContent")
+        assert "".join(label.split()) in "".join(shown.split())
+        browser.value(f"{plot}.focus()")
+        browser.press("ArrowLeft")
+        told = browser.value("document.querySelector('output').textContent")
+        ends = "{low:.3f} to {high:.3f}".format(**estimate([2.0, 2.5, 3.5]))
+        assert " ".join(told.split()) == f"{label}: 2.667 ({ends}); values 2.000, 2.500, 3.500"
+        assert "2.667" in browser.value(f"{plot}.querySelector('.hoverlayer').textContent")
+        assert browser.requests == [f"file://{path}"] and browser.complaints == []
+
+
+def test_the_shipped_ablation_makes_manifests_that_hold(tmp_path):
+    made = Ablation.load(str(ROOT / "manifests" / "ablation.yaml"), str(tmp_path))
+    content = yaml.safe_load((ROOT / "manifests" / "demo.yaml").read_text())
+    for chain, changes in made.chains.items():
+        manifest = Manifest.parse(merge(content, changes), chain, made.branch(chain))
+        rows = [row.split("/") for table in made.tables for row in table.rows.values()]
+        models = {model for name, model in rows if name == chain}
+        assert models <= set(manifest.train)
+        evaluated = {model.rsplit("/", 1)[-1] for model in manifest.evaluate.models}
+        assert models <= evaluated
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "seeds"),
+        ({"tables": [{"title": "t", "rows": {"x": "three/a"}}]}, "CHAIN/MODEL"),
+        ({"tables": [{"title": "t", "rows": {"x": "one/a"}, "metrics": ["F1"]}]}, "shows 'F1'"),
+        (
+            {"tables": [{"title": "t", "rows": {"x": "one/a"}, "lacks": {"y": ["noise"]}}]},
+            "lacks metrics of y; its rows are x",
+        ),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, changes, message):
+    with pytest.raises(ManifestError, match=message):
+        ablation(tmp_path, **changes)
+
+
+def test_an_entry_like_another_takes_over_its_fields():
+    content = {
+        "name": "like",
+        "stages": {"download": {"source": "list.csv"}, "export": {"human": ["h.jsonl"]}},
+        "exports": {"bare": {"synthetic": False}},
+        "train": {
+            "one": {"objective": "captioner", "lr": 0.5, "data": ["a"]},
+            "two": {"like": "one", "data": ["b"]},
+        },
+    }
+    made = Manifest.parse(content)
+    assert (made.train["two"].lr, made.train["two"].data) == (0.5, ("b",))
+    assert made.exports["bare"].human == ("h.jsonl",)
+    content["train"]["two"]["like"] = "oen"
+    with pytest.raises(ManifestError, match="did you mean 'one'"):
+        Manifest.parse(content)

@@ -1,0 +1,34 @@
+import io
+
+from rich.console import Console
+
+from pipeline.execution.progress import Progress
+
+
+def shown(name, *results, terminal=False):
+    out = io.StringIO()
+    progress = Progress(Console(file=out, force_terminal=terminal, width=200))
+    progress.start(name, len(results))
+    for result in results:
+        progress.advance(result)
+    progress.finish()
+    return out.getvalue()
+
+
+def test_a_download_tells_what_failed_most():
+    reasons = {"http_404": 60, "timeout": 30, "dns": 20, "tls": 1}
+    text = shown("download", {"rows": 1000, "bytes": 5_000_000, "reasons": reasons})
+    assert "1/1 shards" in text and "1,000 rows" in text and "89% ok" in text
+    assert "images/s" in text and "MB/s" in text
+    assert "6% http_404, 3% timeout, 2% dns" in text and "tls" not in text
+
+
+def test_a_terminal_gets_a_bar_with_the_time_left():
+    results = [{"rows": 10, "reasons": {"too_few_words": 1}}] * 4
+    text = shown("clean", *results, terminal=True)
+    assert "4/4" in text and "10% too_few_words" in text and "0:00:00" in text
+
+
+def test_a_small_share_is_not_nought():
+    text = shown("download", {"rows": 10_000, "reasons": {"dns": 4}})
+    assert "<0.1% dns" in text and "99.9% ok" in text

@@ -1,0 +1,163 @@
+"""The shipped manifests, each run with only its paths changed."""
+
+import collections
+import json
+
+import blips
+import fakes
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from pipeline.demo.language import train_language
+from pipeline.execution.progress import Progress
+from pipeline.execution.session import Session
+from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.plan import Plan
+from pipeline.results.funnel import funnel
+from pipeline.storage.run import Run
+
+MANIFESTS = fakes.SHARED.parent.parent / "manifests"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipes")
+    fakes.photo_folder(folder / "photos", 14)
+    fakes.photo_folder(folder / "bare", 5, captions=False)
+    fakes.tiny_blip(folder)
+    train_language(folder / "language", num_sentences=300)
+    return folder
+
+
+def carry_out(name, place, *overrides, run=None):
+    manifest = Manifest.load(str(MANIFESTS / name), overrides, str(place / (run or name)))
+    with Session(manifest, workers=2, progress=Progress(Console(quiet=True), quiet=True)) as opened:
+        opened.run()
+    run = Run(manifest.run)
+    found = funnel(run, Plan(manifest))
+    assert all(stage["state"] == "done" for stage in found["stages"])
+    return run, {stage["name"]: stage for stage in found["stages"]}
+
+
+def exported(run):
+    return [
+        row
+        for shard in run.shards("curated")
+        for row in run.read_table("curated", f"{shard}.parquet").to_pylist()
+    ]
+
+
+def models(place):
+    return (
+        f"caption.model={place / 'models' / 'captioner'}",
+        f"filter.model={place / 'models' / 'matcher'}",
+    )
+
+
+def test_cc3m_judges_web_and_synthetic_texts_each_by_itself(place, ray_here):
+    run, stages = carry_out(
+        "cc3m.yaml", place, f"download.source={place / 'photos'}", *models(place)
+    )
+    assert list(stages) == ["download", "clean", "dedup", "caption", "filter", "export"]
+    assert stages["caption"]["kept"] == 14
+    plan = Plan(Manifest.load(str(MANIFESTS / "cc3m.yaml"), models(place), run.root))
+    scores = run.read_table(*plan.folder("filter"), "00000.parquet").to_pylist()
+    expected = sum(row["itm_web"] >= 0.5 for row in scores) + sum(
+        score >= 0.5 for row in scores for score in row["itm_synthetic"]
+    )
+    pairs = exported(run)
+    assert len(pairs) == expected
+    assert all(row["itm_score"] >= 0.5 for row in pairs)
+
+
+def test_llava_takes_captions_from_rare_phrases_up(place, ray_here):
+    run, stages = carry_out(
+        "llava.yaml",
+        place,
+        f"download.source={place / 'photos'}",
+        f"select.model={place / 'language'}",
+    )
+    assert stages["select"]["rows"] == 14
+    plan = Plan(
+        Manifest.load(
+            str(MANIFESTS / "llava.yaml"), [f"select.model={place / 'language'}"], run.root
+        )
+    )
+    phrases = run.read_table(*plan.folder("select"), "00000.parquet")["noun_phrases"].to_pylist()
+    counts = {}
+    for row in phrases:
+        for phrase in set(row):
+            counts[phrase] = counts.get(phrase, 0) + 1
+    expected = sum(any(counts[phrase] >= 3 for phrase in row) for row in phrases)
+    assert stages["export"]["pairs"] == {"web": expected}
+
+
+def test_folder_captions_images_that_have_no_text(place, ray_here):
+    run, stages = carry_out(
+        "folder.yaml",
+        place,
+        f"download.source={place / 'bare'}",
+        *models(place),
+        "filter.min_itm=0",
+    )
+    assert list(stages) == ["download", "caption", "filter", "export"]
+    pairs = exported(run)
+    assert len(pairs) == 5 and {row["caption_source"] for row in pairs} == {"synthetic"}
+    assert all(row["caption"] and row["image"]["bytes"] for row in pairs)
+    manifest = json.loads(run.read("curated", "manifest.json"))
+    assert manifest["pairs"] == {"synthetic": 5}
+    assert pq.read_schema(run.at("curated", "00000.parquet")).metadata[b"huggingface"]
+
+
+def by_image(run):
+    found = collections.defaultdict(list)
+    for row in exported(run):
+        found[row["uid"]].append(row["caption_source"])
+    return found
+
+
+def test_five_captions_an_image_are_written_and_judged(place, ray_here):
+    run, stages = carry_out(
+        "cc3m.yaml",
+        place,
+        f"download.source={place / 'photos'}",
+        "caption.num_captions=5",
+        "filter.min_itm=0",
+        *models(place),
+        run="five",
+    )
+    assert stages["filter"]["kept"] == 14
+    for sources in by_image(run).values():
+        assert sources[0] == "web" and 1 <= sources.count("synthetic") <= 5
+    synthetic = stages["export"]["pairs"]["synthetic"]
+    assert synthetic > 14 * 2
+
+
+def test_blip2_keeps_the_two_most_similar_texts_of_an_image(place, ray_here):
+    run, stages = carry_out(
+        "blip2.yaml",
+        place,
+        f"download.source={place / 'photos'}",
+        "clean={}",
+        "caption.num_captions=4",
+        f"caption.model={place / 'models' / 'captioner'}",
+        f"filter.clip={blips.save_clip(place / 'clip')}",
+    )
+    assert stages["filter"]["kept"] == 14
+    assert {len(sources) for sources in by_image(run).values()} == {2}
+
+
+def test_laion_coco_keeps_one_synthetic_caption_of_an_image(place, ray_here):
+    run, stages = carry_out(
+        "laion_coco.yaml",
+        place,
+        f"download.source={place / 'bare'}",
+        "clean={}",
+        "caption.num_captions=6",
+        f"caption.model={place / 'models' / 'captioner'}",
+        f"filter.clip={blips.save_clip(place / 'clip')}",
+        f"filter.second_clip={blips.save_clip(place / 'second', seed=1)}",
+    )
+    assert stages["filter"]["kept"] == 5
+    assert list(by_image(run).values()) == [["synthetic"]] * 5

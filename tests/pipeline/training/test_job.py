@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.manifest.manifest import Manifest
+from pipeline.manifest.train_config import Source
+from pipeline.training.job import TrainingJob
+
+
+def training_of(folder: Path, branch: str = "", **settings: Any) -> TrainingJob:
+    fields = {"objective": "captioner", "model": "tiny", **settings}
+    content = {"name": "t", "run": str(folder / "run"), "train": {"model": fields}}
+    return TrainingJob(Manifest.parse(content, branch=branch), "model")
+
+
+@pytest.fixture
+def human(tmp_path: Path) -> str:
+    (tmp_path / "human.jsonl").write_text('{"image": "a.png", "caption": "a dog"}\n')
+    return str(tmp_path / "human.jsonl")
+
+
+def test_the_words_for_a_runs_own_data_are_its_folders(tmp_path: Path, human: str) -> None:
+    curated = tmp_path / "run/curated"
+    curated.mkdir(parents=True)
+    pq.write_table(pa.table({"image": [b"x"], "caption": ["x"]}), curated / "00000.parquet")
+    training = training_of(tmp_path, data=[{"path": "curated", "weight": 0.5}, human])
+    with pytest.raises(ValueError, match=r"train\.model\.data: .* has no whole curated yet"):
+        training.sources()
+    (curated / "manifest.json").write_text(json.dumps({"files": []}))
+    assert training.sources() == [Source(path=str(curated), weight=0.5), Source(path=human)]
+
+
+def test_a_file_that_is_nowhere_is_told_with_the_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.model\.data: .*no file .*gone\.jsonl"):
+        training_of(tmp_path, data=["gone.jsonl"]).sources()
+
+
+def test_the_fingerprint_is_of_what_changes_the_model(tmp_path: Path, human: str) -> None:
+    def fingerprint(**settings: Any) -> str:
+        return training_of(tmp_path, data=[human], **settings).fingerprint
+
+    plain = fingerprint()
+    assert plain == fingerprint(checkpoint_every=7, loaders=2, sample_every=3, tensorboard=True)
+    assert fingerprint(streams=2) == fingerprint(streams=2, workers=2) != plain
+    assert fingerprint(lr=2e-5) != plain
+    assert training_of(tmp_path, data=[{"path": human, "weight": 2}]).fingerprint != plain
+    Path(human).write_text('{"image": "a.png", "caption": "a cat"}\n')
+    assert fingerprint() != plain
+
+
+def test_a_training_that_leads_workers_occupies_nothing_itself(tmp_path: Path) -> None:
+    training = training_of(tmp_path, workers=2, threads=3)
+    assert training.resources.cpus == 0
+    assert training.worker_resources.cpus == 3
+    assert training_of(tmp_path, threads=3).resources.cpus == 3
+
+
+def trained(training: TrainingJob, files: dict[str, bytes]) -> None:
+    """Leave a model as the training does."""
+    for path, content in files.items():
+        training.run.write(content, "models", training.name, *path.split("/"))
+    mark = {"fingerprint": training.fingerprint, "files": training.run.digests("models", "model")}
+    training.run.write_json(mark, "models", "model.json")
+
+
+def test_a_model_that_cannot_be_taken_over_whole_is_not_done(tmp_path: Path, human: str) -> None:
+    trunk = training_of(tmp_path, data=[human])
+    branch = training_of(tmp_path, "rounds/2", data=[human])
+    files = {"config.json": b"{}", "captioner/model.safetensors": b"weights"}
+    trained(trunk, files)
+    trained(branch, {"config.json": b"old"})
+    trunk.run.remove("models", "model", "config.json")
+    with pytest.raises(FileNotFoundError):
+        branch.carry_out()
+    assert not branch.is_done and not branch.run.exists("models", "model.json")
+    trained(trunk, files)
+    branch.carry_out()
+    assert branch.is_done
+    assert {f: branch.run.read("models", "model", *f.split("/")) for f in files} == files
