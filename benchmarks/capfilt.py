@@ -42,10 +42,10 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.operations import Shape
-from models.captioner import Captioner
-from models.decoding import Settings
-from models.images import Preprocess
-from models.matcher import Matcher
+from models.image.decode import Preprocess
+from models.inference.captioner import Captioner
+from models.inference.decoding import Settings
+from models.inference.matcher import Matcher
 from models.weights import dtype_of
 
 SIZES = {

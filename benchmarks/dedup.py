@@ -41,11 +41,11 @@ from datasketch import MinHash, MinHashLSH
 from PIL import Image
 from scipy.sparse import csr_matrix
 
-from models.copies import are_copies
-from models.hashing import SIDE, colour_distance, hamming
-from models.minhash import band_keys, caption_centres, minhash, shingles
-from models.neighbours import Near, image_centres, near_pairs
-from models.text import caption_key, normalize
+from models.image.copies import are_copies
+from models.image.hamming import Near, image_centres, near_pairs
+from models.image.perceptual_hash import SIDE, colour_distance, hamming
+from models.text.captions import caption_key, normalize
+from models.text.minhash import band_keys, caption_centres, minhash, shingles
 from stages.dedup import DedupConfig, DedupStage
 from stages.fingerprints import LUMA, WRITES, ImagePrints
 from stages.schema import POOL, uid_of

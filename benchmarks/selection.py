@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import spacy
 
-from models.nouns import NounPhrases
+from models.text.noun_phrases import NounPhrases
 from stages.select import SelectConfig, SelectStage
 
 SHARD = 10_000

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from stages.base import ModelConfig, Stage
 
 if TYPE_CHECKING:
-    from models.captioner import Captioner
-    from models.decoding import Settings
-    from models.text import LanguageDetector
-    from models.vlm import GenericCaptioner
+    from models.inference.captioner import Captioner
+    from models.inference.decoding import Settings
+    from models.inference.vlm import GenericCaptioner
+    from models.text.captions import LanguageDetector
 
 __all__ = ["CaptionConfig", "CaptionStage"]
 
@@ -139,7 +139,7 @@ class CaptionConfig(ModelConfig):
 
     def settings_of_decoding(self) -> Settings:
         """What the captioner is told of decoding."""
-        from models.decoding import Settings
+        from models.inference.decoding import Settings
 
         top_k, repetition_penalty = self.sampling()
         return Settings(
@@ -180,20 +180,20 @@ class CaptionStage(Stage[CaptionConfig]):
         Raises:
             ValueError: A BLIP is to continue captions.
         """
-        from models.text import LanguageDetector
+        from models.text.captions import LanguageDetector
         from models.weights import folder_of
 
         config = self.config
         kind, model = config.captioner, folder_of(config.model)
         if kind == "auto":
-            from models.vlm import architecture_of
+            from models.inference.vlm import architecture_of
 
             is_blip = architecture_of(model, config.placement()["revision"]) == "blip"
             kind = "blip" if is_blip else "generic"
         if config.clean_up:
             self._detector = LanguageDetector(("en",))
         if kind == "generic":
-            from models.vlm import GenericCaptioner
+            from models.inference.vlm import GenericCaptioner
 
             self._captioner = GenericCaptioner.from_pretrained(model, **config.placement())
             return
@@ -202,7 +202,7 @@ class CaptionStage(Stage[CaptionConfig]):
                 f"caption.continue_up_to needs a generic captioner, {config.model!r} is a BLIP; "
                 f"leave it unset"
             )
-        from models.captioner import Captioner
+        from models.inference.captioner import Captioner
 
         self._captioner = Captioner.from_pretrained(model, **config.placement())
 
@@ -237,7 +237,7 @@ class CaptionStage(Stage[CaptionConfig]):
         detector = self._detector
         if detector is None:
             return text
-        from models.paragraph import clean_paragraph
+        from models.text.paragraphs import clean_paragraph
 
         return clean_paragraph(text, lambda sentence: detector(sentence)[1] >= 0.5)
 

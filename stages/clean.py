@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from models.nouns import revision
-from models.speech import PartsOfSpeech
-from models.text import LanguageDetector, TextMeasures, measure, normalize, script_words
+from models.text.captions import LanguageDetector, TextMeasures, measure, normalize, script_words
+from models.text.noun_phrases import revision
+from models.text.parts_of_speech import PartsOfSpeech
 from stages.base import Stage, StageConfig, threshold
 from stages.fingerprints import PRINTS, ImagePrints, opened
 from stages.presets import PRESETS, Rules

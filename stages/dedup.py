@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from models.copies import are_copies
-from models.hashing import SIDE, colour_distance, hamming
-from models.minhash import caption_centres, minhash, shingles
-from models.neighbours import Near, image_centres, near_between, near_pairs
-from models.text import caption_key
+from models.image.copies import are_copies
+from models.image.hamming import Near, image_centres, near_between, near_pairs
+from models.image.perceptual_hash import SIDE, colour_distance, hamming
+from models.text.captions import caption_key
+from models.text.minhash import caption_centres, minhash, shingles
 from stages import digests
 from stages.base import ClusteredStage, StageConfig, threshold
 from stages.evaluation import EvaluationImages, content
@@ -62,8 +62,8 @@ class DedupConfig(StageConfig):
         max_colour_distance: The most by which the mean colour of any cell of an 8 x 8 grid may
             differ in any channel, of 255: a perceptual hash is blind to colour.
         tolerance: By what factor two thumbnails of 32 x 32 that a hash finds near may differ more
-            than copies do, cell by cell (`models.copies`); docs/dedup.md has its cost. A hash alone
-            joins different prints, charts and pages.
+            than copies do, cell by cell (`models.image.copies`); docs/dedup.md has its cost. A hash
+            alone joins different prints, charts and pages.
         min_contrast: Standard deviation of brightness, of 255, under which the hash of an image
             is noise, and only its URL and its bytes can make it the same as another.
         max_images_per_caption: A caption on more distinct images than this belongs to the site,

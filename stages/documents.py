@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from models.prose import ProseMeasures, measure_prose
-from models.text import LanguageDetector
+from models.text.captions import LanguageDetector
+from models.text.documents import ProseMeasures, measure_prose
 from models.weights import folder_of
 from stages.base import StageConfig
 

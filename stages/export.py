@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from models.images import ImageError, open_rgb
+from models.image.decode import ImageError, open_rgb
 from stages.base import StageConfig
 from stages.documents import DocumentsConfig
 from stages.formats import FORMATS, SPLITS, TRAIN, VALIDATION, Format, Shard

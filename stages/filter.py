@@ -12,14 +12,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.captions import pre_caption
+from models.text.pre_caption import pre_caption
 from models.weights import folder_of, pinned, revision_of
 from stages.base import ModelConfig, Stage, threshold
 from stages.schema import web_captions
 
 if TYPE_CHECKING:
-    from models.clip import Clip
-    from models.matcher import Matcher
+    from models.inference.clip import Clip
+    from models.inference.matcher import Matcher
 
 __all__ = ["FilterConfig", "FilterStage"]
 
@@ -152,7 +152,7 @@ class FilterStage(Stage[FilterConfig]):
     """ITM probabilities, ITC cosines and CLIP similarities: of the web caption, null without one,
     and of each synthetic and further web caption in its place, null where it is blank; all null
     where the recipe does not measure them or the image could not be decoded, which `itm_decoded`
-    tells. BLIP reads a text as `models.captions.pre_caption` prepares it, as in training, and CLIP
+    tells. BLIP reads a text as `models.text.pre_caption` prepares it, as in training, and CLIP
     reads it as it is. Texts that are read alike have the scores of the first; one of which nothing
     is left to read is blank."""
     reasons: ClassVar[Mapping[str, str]] = {
@@ -170,11 +170,11 @@ class FilterStage(Stage[FilterConfig]):
         """Load the models of the recipe."""
         needed = self.config.models()
         if "itm" in needed:
-            from models.matcher import Matcher
+            from models.inference.matcher import Matcher
 
             self._matcher = Matcher.from_pretrained(**self._placed(*needed["itm"]))
         if "clip" in needed:
-            from models.clip import Clip
+            from models.inference.clip import Clip
 
             self._clip = Clip.from_pretrained(**self._placed(*needed["clip"]))
             if "second_clip" in needed:

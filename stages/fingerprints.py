@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from models import hashing
-from models.images import ImageError, open_rgb
-from models.minhash import band_keys
+from models.image import perceptual_hash
+from models.image.decode import ImageError, open_rgb
+from models.text.minhash import band_keys
 from stages import digests
 from stages.digests import Digests
 
@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 NUM_PERM = 128
-COLOURS = 3 * hashing.GRID**2
-LUMA = hashing.SIDE**2
+COLOURS = 3 * perceptual_hash.GRID**2
+LUMA = perceptual_hash.SIDE**2
 
 PRINTS: dict[str, pa.DataType] = {
     "image_phash": pa.int64(),
@@ -97,15 +97,15 @@ class ImagePrints:
         for number, image in enumerate(images, 1):
             if image is not None:
                 seen.append(number - 1)
-                lumas.append(hashing.luma(image))
-                grids.append(hashing.colour_grid(image))
+                lumas.append(perceptual_hash.luma(image))
+                grids.append(perceptual_hash.colour_grid(image))
         phash = np.zeros(number, np.uint64)
         contrast = np.full(number, -1, np.float32)
         colours = np.zeros((number, COLOURS), np.uint8)
         luma = np.zeros((number, LUMA), np.uint8)
         if seen:
             grey = np.array(lumas, np.uint8)
-            phash[seen] = hashing.perceptual_hash(grey)
+            phash[seen] = perceptual_hash.perceptual_hash(grey)
             contrast[seen] = [one.std(dtype=np.float64) for one in grey]
             colours[seen] = np.array(grids, np.uint8).reshape(-1, COLOURS)
             luma[seen] = grey.reshape(-1, LUMA)
@@ -135,7 +135,7 @@ def opened(image: bytes | None) -> Image.Image | None:
         return None
     try:
         # Below six pixels for each that is kept, a JPEG's own reduction shows in the thumbnail.
-        return open_rgb(image, min_size=(6 * hashing.SIDE, 6 * hashing.SIDE))
+        return open_rgb(image, min_size=(6 * perceptual_hash.SIDE, 6 * perceptual_hash.SIDE))
     except ImageError:
         return None
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.nouns import NounPhrases, PhraseForm, revision
+from models.text.noun_phrases import NounPhrases, PhraseForm, revision
 from stages.base import InParts, KeyedStage, RankedStage, StageConfig, in_order, threshold
 from stages.schema import web_captions
 

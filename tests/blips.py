@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from models.images import Preprocess
+from models.image.decode import Preprocess
 
 WORDS = "a picture of the red blue green big small dog cat bird house tree on in and two s ing"
 SIDE = 48

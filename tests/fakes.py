@@ -109,7 +109,7 @@ def tiny_blip(folder: Path) -> Path:
     """A captioner and a matcher of the real architecture with small random weights."""
     import torch
 
-    from models.med import MED
+    from models.objectives.blip import MED
     from pipeline.demo.tokenizer import write_tokenizer
 
     write_tokenizer(folder / "tokenizer")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from models.contrastive import Contrastive
-from models.med import MED
-from models.pairs import Batch
-from models.sizes import BLIP_SIZES, CLIP_SIZES, Size
+from models.objectives.batch import Batch
+from models.objectives.blip import MED
+from models.objectives.clip import Contrastive
+from models.objectives.sizes import BLIP_SIZES, CLIP_SIZES, Size
 
 NANO = Size(
     vision_width=32,

@@ -20,12 +20,12 @@ from packaging.requirements import Requirement
 from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
-from models.captioner import Captioner
-from models.clip import Clip
-from models.contrastive import Contrastive
-from models.matcher import Matcher
-from models.med import MED
-from models.vlm import GenericCaptioner
+from models.inference.captioner import Captioner
+from models.inference.clip import Clip
+from models.inference.matcher import Matcher
+from models.inference.vlm import GenericCaptioner
+from models.objectives.blip import MED
+from models.objectives.clip import Contrastive
 from models.weights import revision_of
 from stages.download import DownloadConfig
 from stages.redaction import redacted

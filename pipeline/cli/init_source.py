@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from models.images import ImageError, decode
-from models.text import SIGN, LanguageDetector, measure
+from models.image.decode import ImageError, decode
+from models.text.captions import SIGN, LanguageDetector, measure
 from stages.download.addresses import is_public
 from stages.redaction import redacted
 from stages.sources import Location, Notices, Reader, Source, SourceConfig, lists

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from models.augmentation import GREATEST, Augment
-from models.queue import check_queue
+from models.image.augmentation import GREATEST, Augment
+from models.objectives.queue import check_queue
 from models.weights import folder_of, revision_of
 
 __all__ = ["CURATED", "POOL", "Objective", "Source", "TrainConfig", "as_sources", "start_of"]
@@ -236,7 +236,7 @@ class TrainConfig:
             2212.00794: 0.5), below 1.
         prompt: Put before every caption and left out of the LM loss.
         max_text_tokens: Longer texts are cut.
-        augment: See `models.augmentation.View`; `crop` and `none` do not mirror.
+        augment: See `models.image.augmentation.View`; `crop` and `none` do not mirror.
         crop_scale: The least share of the area that a crop keeps.
         magnitude: RandAugment's M, from 0 to 10, of the augmentation `paper`.
         drop_path: The chance that the last layer of BLIP's image encoder is left out for an image,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from models.images import ImageError, open_rgb
+from models.image.decode import ImageError, open_rgb
 from pipeline.manifest.manifest import STAGES
 from pipeline.manifest.plan import Plan
 from pipeline.results.sampling import Place

@@ -28,7 +28,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from models.images import ImageError, open_rgb
+from models.image.decode import ImageError, open_rgb
 from pipeline.manifest.plan import Plan
 from pipeline.results.tables import printable
 from pipeline.review.agreement import agreement, told

@@ -16,12 +16,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
-from models.captioner import Captioner
-from models.captions import pre_caption
-from models.contrastive import Contrastive
-from models.decoding import Settings
-from models.images import ImageError, Preprocess, open_rgb
-from models.med import MED
+from models.attention import cross_attention_kv, encode_images
+from models.image.decode import ImageError, Preprocess, open_rgb
+from models.inference.captioner import Captioner
+from models.inference.decoding import Settings
 from models.metrics import (
     bleu_counts,
     bleu_of,
@@ -30,7 +28,9 @@ from models.metrics import (
     retrieval_hits,
     roc_auc,
 )
-from models.towers import remember, see
+from models.objectives.blip import MED
+from models.objectives.clip import Contrastive
+from models.text.pre_caption import pre_caption
 from models.weights import folder_of
 from pipeline.training.data import is_folder, read_folder, read_json, seed_of
 
@@ -256,7 +256,7 @@ class _Matcher:
                 for i in _next(images, start, self.batch_size):
                     _opened(images, i)
                 raise
-            features.append(see(self.med.vision, pixels.to(self.device)))
+            features.append(encode_images(self.med.vision, pixels.to(self.device)))
         self.features = torch.cat(features)
         return self.med.embed_images(self.features)
 
@@ -275,7 +275,7 @@ class _Matcher:
     def match(self, image: int, texts: Tensor) -> npt.NDArray[np.float32]:
         """ITM logits (n, 2) of image number `image` and n tokenized texts."""
         assert self.med.matcher is not None
-        memory = remember(self.med.matcher.text_encoder, self.features[image : image + 1])
+        memory = cross_attention_kv(self.med.matcher.text_encoder, self.features[image : image + 1])
         logits = []
         for tokens in torch.split(texts, 512):
             shared = [

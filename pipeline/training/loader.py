@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from models.augmentation import View
-from models.captions import pre_caption
-from models.images import ImageError, Preprocess, open_rgb
-from models.pairs import Batch
+from models.image.augmentation import View
+from models.image.decode import ImageError, Preprocess, open_rgb
+from models.objectives.batch import Batch
+from models.text.pre_caption import pre_caption
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.data import Example, Pairs, Position, seed_of
 

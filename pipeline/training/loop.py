@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.contrastive import Contrastive
-from models.med import MED
-from models.pairs import Batch
-from models.queue import check_queue
-from models.ranks import gather, num_ranks, rank
+from models.objectives.batch import Batch
+from models.objectives.blip import MED
+from models.objectives.clip import Contrastive
+from models.objectives.distributed import gather, num_ranks, rank
+from models.objectives.queue import check_queue
 from models.weights import folder_of
 from pipeline.manifest.train_config import LARGE, PAPER, Source, TrainConfig, as_sources, start_of
 from pipeline.storage.checksum import CHANGED

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from models.captions import UNREAD
+from models.text.pre_caption import UNREAD
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.results.markdown import code, front_matter, yaml_block
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.images import MAX_PIXELS, ImageError, decode
+from models.image.decode import MAX_PIXELS, ImageError, decode
 
 __all__ = ["RESIZE_REASONS", "Encoding", "Mode", "Resize", "Resized"]
 
@@ -70,9 +70,9 @@ class Resized:
 class Resize:
     """Decodes, resizes and encodes images of unknown origin.
 
-    The images are img2dataset's, made at less cost: `models.images.decode` gives upright RGB, a
-    JPEG at 1/2, 1/4 or 1/8 scale as long as two pixels are left for each that is kept; these are
-    halved by averaging as long as that leaves one, and what is left, down to a half, is bilinear:
+    The images are img2dataset's, made at less cost: `models.image.decode` gives upright RGB, a JPEG
+    at 1/2, 1/4 or 1/8 scale as long as two pixels are left for each that is kept; these are halved
+    by averaging as long as that leaves one, and what is left, down to a half, is bilinear:
     there the weights of img2dataset's area filter are nearly the same. On photographs of COCO at
     384 pixels the images differ from img2dataset's by 1.4 of 255 on average (PSNR 42 dB), of which
     0.5 is not JPEG's at quality 95.

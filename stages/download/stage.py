@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from models.images import MAX_PIXELS
+from models.image.decode import MAX_PIXELS
 from stages import sources
 from stages.base import Stage, StageConfig
 from stages.download.fetch import FETCH_REASONS, Fetcher, FetchError

@@ -25,7 +25,7 @@ import io
 import re
 from typing import Any
 
-from models.text import LanguageDetector
+from models.text.captions import LanguageDetector
 
 __all__ = ["Recoded", "guess", "marked", "runs", "text_of_bytes", "told"]
 

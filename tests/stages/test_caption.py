@@ -11,8 +11,8 @@ from blips import WORDS, drawn, save, save_blip2, tokenizer_of
 from pydantic import TypeAdapter, ValidationError
 from transformers import BlipForConditionalGeneration
 
-from models.captioner import Captioner
-from models.vlm import GenericCaptioner
+from models.inference.captioner import Captioner
+from models.inference.vlm import GenericCaptioner
 from stages.caption import CaptionConfig, CaptionStage, _repeated
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from models import neighbours
+from models.image import hamming
 from stages.clean import CleanConfig, CleanStage
 from stages.dedup import DedupConfig, DedupStage
 from stages.fingerprints import PRINTS
@@ -241,8 +241,8 @@ def test_different_graphics_of_one_design_stay_apart(family: str) -> None:
 def test_more_prints_of_a_design_than_are_compared_lose_no_plain_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(neighbours, "WINDOW", 8)
-    monkeypatch.setattr(neighbours, "ROUNDS", 2)
+    monkeypatch.setattr(hamming, "WINDOW", 8)
+    monkeypatch.setattr(hamming, "ROUNDS", 2)
     images = list(drawn("shirts", 60, seed=1))
     rows = [row(encoded(image), f"http://a/{i}") for i, image in enumerate(images)]
     copies = [row(encoded(image, 75), f"http://b/{i}") for i, image in enumerate(images)]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from transformers import BlipForImageTextRetrieval
 
-from models.clip import Clip
+from models.inference.clip import Clip
 from stages.filter import LISTS, FilterConfig, FilterStage
 
 

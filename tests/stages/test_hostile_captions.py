@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from models.matcher import Matcher
-from models.nouns import NounPhrases
-from models.text import normalize
+from models.inference.matcher import Matcher
+from models.text.captions import normalize
+from models.text.noun_phrases import NounPhrases
 from pipeline.execution.session import write_report
 from pipeline.results.funnel import open_plan
 from pipeline.results.sample import sample_history

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageCms
 
-from models import images
-from models.images import ImageError, Preprocess, decode
+from models.image import decode as decoding
+from models.image.decode import ImageError, Preprocess, decode
 from stages.clean import CleanConfig, CleanStage
 from stages.download import DownloadConfig, DownloadStage
 from stages.download.resize import RESIZE_REASONS, Mode, Resize
@@ -313,6 +313,6 @@ def test_a_thin_image_is_never_enlarged_beyond_the_cap(mode: Mode, bigger: bool)
 def test_an_image_in_strips_is_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [decode(content).pixels for content in corpus()]
     for pixels in (1, 1000):
-        monkeypatch.setattr(images, "_STRIP", pixels)
+        monkeypatch.setattr(decoding, "_STRIP", pixels)
         for content, expected in zip(corpus(), whole, strict=True):
             assert np.array_equal(decode(content).pixels, expected)

@@ -8,7 +8,7 @@ import fakes
 import pytest
 from rich.console import Console
 
-from models.med import MED
+from models.objectives.blip import MED
 from pipeline.cli.main import main
 from pipeline.execution.progress import Progress
 from pipeline.execution.runner import IncompleteError

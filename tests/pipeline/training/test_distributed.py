@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from trainings import NANO, ROOT, config_of, metrics
 
-from models.sizes import BLIP_SIZES, CLIP_SIZES
+from models.objectives.sizes import BLIP_SIZES, CLIP_SIZES
 from pipeline.manifest.train_config import Source, TrainConfig
 from pipeline.training.distributed import notes, train_together
 from pipeline.training.loop import train
@@ -23,7 +23,7 @@ from stages.base import Resources
 RANK = """
 import json, sys
 import torch
-from models.sizes import BLIP_SIZES, CLIP_SIZES, Size
+from models.objectives.sizes import BLIP_SIZES, CLIP_SIZES, Size
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.loop import train
 runs, nano, pairs, meeting, rank = json.loads(sys.argv[1])

@@ -19,11 +19,11 @@ from transformers import (
     CLIPModel,
 )
 
-from models.contrastive import Contrastive
-from models.images import Preprocess
-from models.med import MED
+from models.attention import encode_images
+from models.image.decode import Preprocess
 from models.metrics import retrieval_hits, roc_auc
-from models.towers import see
+from models.objectives.blip import MED
+from models.objectives.clip import Contrastive
 from pipeline.cli.main import main
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session
@@ -215,7 +215,7 @@ def test_classification_takes_the_nearest_label(
     pixels = Preprocess.from_pretrained(models / "matcher")([drawn(i) for i in range(IMAGES)])
     names = ["bird", "cat", "dog"]
     with torch.no_grad():
-        images = med.embed_images(see(med.vision, pixels))
+        images = med.embed_images(encode_images(med.vision, pixels))
         said = [[t.replace("{}", name).replace(".", "") for t in templates] for name in names]
         texts = torch.stack([med.embed_texts(med.tokenize(some, 35)).mean(0) for some in said])
     nearest = (images @ (texts / texts.norm(dim=1, keepdim=True)).T).argmax(1).tolist()

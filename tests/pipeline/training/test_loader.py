@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from trainings import config_of, metrics
 
-from models.matcher import Matcher
+from models.inference.matcher import Matcher
 from pipeline.manifest.train_config import as_sources
 from pipeline.training.data import Pairs, Position
 from pipeline.training.loader import make_batches

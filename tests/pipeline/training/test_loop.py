@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 from trainings import NANO, ROOT, assert_same, config_of, metrics, weights
 
-from models.med import MED
-from models.sizes import BLIP_SIZES
+from models.objectives.blip import MED
+from models.objectives.sizes import BLIP_SIZES
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.loop import learning_rate, make_model, make_optimizer, train
 
@@ -62,7 +62,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 ALONE = """
 import json, sys
-from models.sizes import BLIP_SIZES, Size
+from models.objectives.sizes import BLIP_SIZES, Size
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.loop import train
 settings, nano, pairs, out = json.loads(sys.argv[1])

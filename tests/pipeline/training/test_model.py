@@ -15,8 +15,8 @@ import yaml
 from trainings import config_of, metrics, weights
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, CLIPModel
 
-from models.matcher import Matcher
-from models.med import MED
+from models.inference.matcher import Matcher
+from models.objectives.blip import MED
 from pipeline.manifest.train_config import Source
 from pipeline.training.loop import TrainResult, train
 

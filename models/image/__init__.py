@@ -1,0 +1,1 @@
+"""Images decoded, measured and compared."""

@@ -1,0 +1,149 @@
+"""Images in batches: decoded on threads ahead of the device, halved where memory is short."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from models.image.decode import ImageError
+
+__all__ = ["BatchRunner", "check_one_each", "is_out_of_memory", "stack"]
+
+logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+
+def stack(arrays: list[Any], pin: bool) -> torch.Tensor:
+    """Arrays of one shape as one tensor, in pinned memory where it goes on to a GPU."""
+    whole = torch.from_numpy(np.stack(arrays))
+    return whole.pin_memory() if pin else whole
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a failure is want of memory: CUDA's, cuBLAS's, or the CPU allocator's."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator" in message
+        or "CUBLAS_STATUS_ALLOC_FAILED" in message
+        or "could not create a memory object" in message
+    )
+
+
+def check_one_each(images: Sequence[Any], others: Sequence[Any], what: str) -> None:
+    """Refuse, with a ValueError, what does not come one for each image."""
+    if len(others) != len(images):
+        raise ValueError(f"one {what} for each image, got {len(others)} for {len(images)}")
+
+
+class BatchRunner:
+    """Runs a model over images, the next batch opened while this one computes.
+
+    The size of a batch is found by itself: a size that does not fit is halved, and so are the
+    later ones.
+
+    Args:
+        open_image: One encoded image as what `gather` takes; raises ImageError.
+        device: Where the model computes.
+        threads: That open images.
+        gather: Opened images, and whether to pin their memory, as one batch. What it gives can
+            be sliced by images.
+    """
+
+    on_cuda = 256
+    on_cpu = 16
+
+    def __init__(
+        self,
+        open_image: Callable[[bytes], Any],
+        device: torch.device,
+        threads: int,
+        gather: Callable[[list[Any], bool], Any] = stack,
+    ) -> None:
+        self.open_image = open_image
+        self.device = device
+        self.threads = threads
+        self.gather = gather
+        self.most = sys.maxsize
+        """Images in a batch that may fit."""
+
+    def map(
+        self,
+        images: Sequence[bytes],
+        compute: Callable[[list[int], Any], list[ResultT]],
+        batch_size: int | None = None,
+    ) -> list[ResultT | None]:
+        """What `compute` gives for each image, None for one that cannot be opened.
+
+        Args:
+            images: Encoded images.
+            compute: Takes positions in `images` and the batch of them that `gather` made, and
+                gives as many results. It is called again, with fewer, where memory is short.
+            batch_size: Images at a time; unset is 256 on CUDA and 16 on a CPU.
+
+        Raises:
+            ValueError: `batch_size` is below 1.
+            torch.OutOfMemoryError: One image alone does not fit.
+        """
+        if batch_size is None:
+            batch_size = self.on_cuda if self.device.type == "cuda" else self.on_cpu
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        results: list[ResultT | None] = [None] * len(images)
+        found: list[ResultT] | None
+        with torch.inference_mode():
+            for positions, batch in self._opened(images, batch_size):
+                done = 0
+                while done < len(positions):
+                    size = min(self.most, len(positions) - done)
+                    part = slice(done, done + size)
+                    try:
+                        found = compute(positions[part], batch[part])
+                    except (RuntimeError, MemoryError) as error:
+                        if size == 1 or not is_out_of_memory(error):
+                            raise
+                        found = None
+                    if found is None:  # after the except clause, which keeps tensors alive
+                        self.most = size // 2
+                        logger.warning("out of memory: batches of %d images from now", self.most)
+                        if self.device.type == "cuda":
+                            torch.cuda.empty_cache()
+                        continue
+                    for position, result in zip(positions[part], found, strict=True):
+                        results[position] = result
+                    done += size
+        return results
+
+    def _opened(self, images: Sequence[bytes], batch_size: int) -> Iterator[tuple[list[int], Any]]:
+        """Batches of (positions, batch), one ahead; images that do not open are left out."""
+        pin = self.device.type == "cuda"
+        with ThreadPoolExecutor(self.threads) as openers, ThreadPoolExecutor(1) as gatherer:
+
+            def load(start: int) -> tuple[list[int], Any]:
+                opened = list(openers.map(self._open, images[start : start + batch_size]))
+                whole = [i for i, image in enumerate(opened) if image is not None]
+                batch = self.gather([opened[i] for i in whole], pin) if whole else None
+                return [start + i for i in whole], batch
+
+            starts = range(0, len(images), batch_size)
+            ahead = gatherer.submit(load, 0)
+            for start in starts:
+                now, ahead = ahead, gatherer.submit(load, start + batch_size)
+                positions, batch = now.result()
+                if positions:
+                    yield positions, batch
+
+    def _open(self, image: bytes) -> Any:
+        try:
+            return self.open_image(image)
+        except ImageError as error:
+            logger.debug("an image does not open: %s", error)
+            return None

@@ -1,0 +1,182 @@
+"""BLIP's filter (arXiv:2201.12086), at speed.
+
+    matcher = Matcher.from_pretrained("Salesforce/blip-itm-base-coco")
+    matcher.score([jpeg], [["a dog", "a cat"]])   # [[Match(itm=0.97, itc=0.41), Match(...)]]
+
+Shapes: n images, t tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import BlipForImageTextRetrieval
+
+from models.attention import attend, first_fused, split_heads
+from models.image.decode import Preprocess
+from models.inference.batching import check_one_each
+from models.inference.blip import Blip, ImageMemory
+from models.text.pre_caption import pre_caption
+
+__all__ = ["Match", "Matcher"]
+
+
+class Match(NamedTuple):
+    """How an image and a text agree.
+
+    Attributes:
+        itm: The ITM head's probability that they match, in [0, 1]; BLIP's filter keeps a text
+            from 0.5.
+        itc: The cosine of their unimodal embeddings, in [-1, 1].
+    """
+
+    itm: float
+    itc: float
+
+
+class Matcher(Blip):
+    """Scores texts against images with a BlipForImageTextRetrieval.
+
+    BLIP's multimodal encoder reads [ENC] in the place of [CLS], as its ITM head was trained; stock
+    transformers leaves [CLS] there. ALBEF's reads [CLS].
+    """
+
+    architecture = BlipForImageTextRetrieval
+
+    max_text: ClassVar[int] = 35
+    """Tokens of a text, [CLS] and [SEP] counted, as in BLIP's retrieval; the rest is cut."""
+
+    _bucket: ClassVar[int] = 8
+    _texts_at_once: ClassVar[int] = 512
+
+    def __init__(self, model: Any, tokenizer: Any, preprocess: Preprocess) -> None:
+        super().__init__(model, tokenizer, preprocess)
+        last = model.config.text_config.vocab_size - 1
+        self.encode: int = tokenizer.get_vocab().get("[ENC]", last)
+
+    def score(
+        self,
+        images: Sequence[bytes],
+        texts: Sequence[Sequence[str]],
+        batch_size: int | None = None,
+    ) -> list[list[Match]]:
+        """Score every text against its image.
+
+        A score depends on its image and text alone, the batch and the image's other texts
+        entering only by rounding (below 1e-5 in float32).
+
+        Args:
+            images: Encoded images.
+            texts: Of each image, any number, as they are found: read as `pre_caption` prepares
+                them, as in training, and cut to `max_text` tokens.
+            batch_size: Images at a time, halved where they do not fit. Unset is 256 on CUDA and
+                16 on a CPU.
+
+        Returns:
+            For each image the scores of its texts; none at all, an empty list, for an image that
+            cannot be decoded.
+        """
+        check_one_each(images, texts, "list of texts")
+
+        def judge(positions: list[int], squares: Tensor) -> list[list[Match]]:
+            features = self.see(squares)
+            known = ImageMemory(self.model.text_encoder, features)
+            looks = functional.normalize(self.model.vision_proj(features[:, 0]).float(), dim=-1)
+            found = [[Match(0, 0)] * len(texts[position]) for position in positions]
+            for grid in self._grids([texts[position] for position in positions]):
+                matched, cosines = self._match(known, looks, grid)
+                for row, slot, itm, itc in zip(
+                    grid.rows, grid.slots, matched.tolist(), cosines.tolist(), strict=True
+                ):
+                    found[row][slot] = Match(itm, itc)
+            return found
+
+        return [found or [] for found in self.batches.map(images, judge, batch_size)]
+
+    def _grids(self, texts: list[Sequence[str]]) -> Iterator[_Grid]:
+        """The texts of a batch of images, those of about one length together."""
+        places = [(row, slot) for row, some in enumerate(texts) for slot in range(len(some))]
+        if not places:
+            return
+        tokens: list[list[int]] = self.tokenizer(
+            [pre_caption(texts[row][slot]) for row, slot in places],
+            truncation=True,
+            max_length=self.max_text,
+        )["input_ids"]
+        buckets: defaultdict[int, list[int]] = defaultdict(list)
+        for index, ids in enumerate(tokens):
+            buckets[-(-len(ids) // self._bucket) * self._bucket].append(index)
+        for length, indices in sorted(buckets.items()):
+            for start in range(0, len(indices), self._texts_at_once):
+                some = indices[start : start + self._texts_at_once]
+                padded = torch.full((len(some), length), self.tokenizer.pad_token_id)
+                for place, index in enumerate(some):
+                    padded[place, : len(tokens[index])] = torch.tensor(tokens[index])
+                yield _Grid(
+                    ids=padded.to(self.device),
+                    lengths=torch.tensor([len(tokens[i]) for i in some], device=self.device),
+                    rows=[places[i][0] for i in some],
+                    slots=[places[i][1] for i in some],
+                )
+
+    def _match(self, images: ImageMemory, looks: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:
+        """ITM probabilities and ITC cosines, each (texts,), of one pass over both readings."""
+        encoder = self.model.text_encoder
+        fused = first_fused(encoder.config)
+        alone, count = grid.ids, len(grid.ids)
+        seeing = alone.clone()
+        seeing[:, 0] = self.encode
+        rows = torch.tensor(grid.rows, device=self.device)
+        place = torch.tensor(_place_in_row(grid.rows), device=self.device)
+        width = int(place.max()) + 1
+
+        # The last `count` texts look at images; ALBEF reads both alike as far as both go.
+        x = encoder.embeddings(input_ids=alone if fused else torch.cat([alone, seeing]))
+        is_text = torch.arange(alone.shape[1], device=self.device) < grid.lengths[:, None]
+        mask = is_text.repeat(len(x) // count, 1)[:, None, None]
+        layers = encoder.encoder.layer
+        words = x
+        for index, layer in enumerate(layers):
+            own = layer.attention
+            heads = own.self.num_attention_heads
+            key, value = split_heads(own.self.key(x), heads), split_heads(own.self.value(x), heads)
+            if layer is layers[-1]:
+                x = x[:, :1]  # all that the heads read
+            query = split_heads(own.self.query(x), heads)
+            x = own.output(attend(query, key, value, mask), x)
+            if index < fused:
+                x = words = layer.feed_forward_chunk(layer.crossattention.output.LayerNorm(x))
+                continue
+            queries = x.new_zeros(images.num_images, width, *x.shape[1:])
+            queries[rows, place] = x[-count:]
+            seen = images.attend(index, queries.flatten(0, 1))
+            seen = seen.view(queries.shape)[rows, place]
+            x = layer.feed_forward_chunk(torch.cat([x[:-count], seen]))
+        words = (words if fused else x)[:count, 0]
+        words = functional.normalize(self.model.text_proj(words).float(), dim=-1)
+        matched = self.model.itm_head(x[-count:, 0]).float().softmax(-1)[:, 1]
+        return matched, (looks[rows] * words).sum(-1)
+
+
+class _Grid(NamedTuple):
+    """Texts of about one length: ids (texts, t), and where each belongs."""
+
+    ids: Tensor
+    lengths: Tensor
+    rows: list[int]
+    slots: list[int]
+
+
+def _place_in_row(rows: list[int]) -> list[int]:
+    """For each text, how many earlier ones belong to the same image."""
+    seen: defaultdict[int, int] = defaultdict(int)
+    places = []
+    for row in rows:
+        places.append(seen[row])
+        seen[row] += 1
+    return places

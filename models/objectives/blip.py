@@ -1,0 +1,630 @@
+"""BLIP's multimodal mixture of encoder-decoder (Li et al., arXiv 2201.12086), out of stock BLIP.
+
+One image encoder and one set of text weights read in three ways: the unimodal text encoder
+([CLS]; contrast, ITC), the image-grounded text encoder ([ENC]; matching, ITM) and the
+image-grounded text decoder ([DEC]; language modelling, LM). The text encoder and the decoder are
+those of `BlipForImageTextRetrieval` and `BlipForConditionalGeneration` of transformers, and share
+everything but self-attention (Table 3), so that what is trained here is saved as two plain
+folders that stock transformers loads.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+)
+
+from models.attention import Memory, cross_attention_kv, encode_images, encode_texts, first_fused
+from models.image.decode import Preprocess
+from models.objectives.batch import Batch, tokenize
+from models.objectives.distributed import (
+    balance,
+    gather,
+    gather_texts,
+    gather_with_gradient,
+    num_ranks,
+    rank,
+)
+from models.objectives.itc import Momentum, contrast_loss, contrast_targets, hard_negatives
+from models.objectives.masking import IGNORED, MaskedHead, distilled, mask_tokens
+from models.objectives.sizes import BLIP_SIZES, blip_config
+
+__all__ = ["IGNORED", "MED", "Part", "lm_labels", "lm_loss"]
+
+Part = Literal["captioner", "matcher"]
+
+
+def lm_labels(tokens: Tensor, pad: int, prompt: int = 0) -> Tensor:
+    """The next token of each position; IGNORED at padding and within the prompt.
+
+    Args:
+        tokens: int64 (n, L), first token [DEC] or [CLS].
+        pad: The padding id.
+        prompt: Leading tokens, the first included, that are given.
+
+    Returns:
+        int64 (n, L - 1): the label of position i is token i + 1.
+    """
+    labels = tokens.masked_fill(tokens == pad, IGNORED)
+    labels[:, :prompt] = IGNORED
+    return labels[:, 1:]
+
+
+def lm_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Mean cross-entropy of (..., V) logits with labels, smoothed over the vocabulary."""
+    return F.cross_entropy(
+        logits.flatten(0, -2).float(),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=smoothing,
+    )
+
+
+class MED(nn.Module):
+    """The mixture, or the one part of it that an objective trains.
+
+    With both parts its loss is BLIP's pre-training (ITC + ITM + LM, 1:1:1); with the captioner
+    alone it is captioner fine-tuning (LM); with the matcher alone filter fine-tuning (ITC + ITM);
+    with a matcher, `start_fusion` and `start_masking` it is ALBEF's (ITC + ITM + MLM, arXiv
+    2107.07651), whose head is of pre-training only and is not saved.
+
+    Under `torch.distributed` a batch is a rank's share of one batch: contrast has the candidates
+    of all ranks, and the mean of the ranks' gradients is that of one rank with all pairs.
+
+    Example:
+        >>> med = MED.from_pretrained("tiny", tokenizer="tokenizer/")
+        >>> med.start_momentum(queue_size=512)
+        >>> losses = med(batch, alpha=0.4)
+        >>> sum(losses.values()).backward()
+        >>> med.save("models/blip")
+
+    Attributes:
+        captioner: `BlipForConditionalGeneration`, or null.
+        matcher: `BlipForImageTextRetrieval`, or null.
+        tokenizer: BERT's, with [DEC] and [ENC].
+        temperature: Of the contrastive loss, trained; saved as `itc_temperature` in config.json.
+        prompt: What captions begin with; saved as `caption_prompt` in config.json where not null.
+        mask_patches: The share of an image's patches that is hidden in training (FLIP, arXiv
+            2212.00794); whole images are seen in evaluation.
+        drop_path: The chance that the last layer of the image encoder is left out for an image in
+            training, falling evenly to 0 at the first (stochastic depth, arXiv 1603.09382); that of
+            BLIP's code: 0.1 for a ViT-L and 0 for others.
+        local_streams: Where not 0, the rank's pairs are those of so many streams in turn, and the
+            wrong partners of matching are of the own stream; else they are of all ranks.
+        floor: Added to the chance of each wrong partner of matching: 1e-4 in BLIP's pre-training,
+            nothing in its fine-tuning and in ALBEF.
+        recompute: Whether layers are computed again in the backward pass, to keep less.
+        mlm: The head of masked language modelling, or null.
+    """
+
+    temperature: nn.Parameter
+
+    def __init__(
+        self,
+        *,
+        captioner: BlipForConditionalGeneration | None = None,
+        matcher: BlipForImageTextRetrieval | None = None,
+        tokenizer: Any,
+        label_smoothing: float = 0.1,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        if captioner is None and matcher is None:
+            raise ValueError("a MED needs a captioner, a matcher or both")
+        self.captioner = captioner
+        self.matcher = matcher
+        self.tokenizer = tokenizer
+        self.label_smoothing = label_smoothing
+        self.prompt: str | None = None
+        self.mask_patches = 0.0
+        self.drop_path = 0.1 if self.is_large else 0.0
+        self.local_streams = 0
+        self.floor = 0.0
+        self.recompute = False
+        self.mlm: MaskedHead | None = None
+        self.momentum: Momentum | None = None
+        config = self.config.text_config
+        self.pad: int = config.pad_token_id
+        self.dec: int = config.bos_token_id
+        self.enc: int = config.vocab_size - 1
+        if self.first_fused:
+            self._freeze_unfused()
+        if matcher is not None:
+            self.temperature = nn.Parameter(torch.tensor(temperature))
+        if captioner is not None and matcher is not None:
+            _share(matcher, captioner)
+
+    @property
+    def config(self) -> Any:
+        """The `BlipConfig`, the same for both parts."""
+        part = self.matcher if self.matcher is not None else self.captioner
+        assert part is not None
+        return part.config
+
+    @property
+    def vision(self) -> nn.Module:
+        """The image encoder, the same for both parts."""
+        part = self.matcher if self.matcher is not None else self.captioner
+        assert part is not None
+        return part.vision_model
+
+    @property
+    def first_fused(self) -> int:
+        """The number of the first text layer that looks at images; more than 0 in ALBEF alone."""
+        return first_fused(self.config.text_config)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the image encoder is as wide as a ViT-L."""
+        return bool(self.config.vision_config.hidden_size >= BLIP_SIZES["large"].vision_width)
+
+    @property
+    def _recomputes(self) -> bool:
+        return self.recompute and self.training and torch.is_grad_enabled()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        parts: Sequence[Part] = ("captioner", "matcher"),
+        tokenizer: str | None = None,
+        image_size: int | None = None,
+        revision: str | None = None,
+        label_smoothing: float = 0.1,
+    ) -> MED:
+        """Build from a size, a folder of `save`, or one plain BLIP captioner or matcher.
+
+        A part that `model` lacks starts from what it shares with the one that is there, and its
+        self-attention from that part's; its heads start at random.
+
+        Args:
+            model: A name in `BLIP_SIZES` (random weights from torch's generator), a folder, or a
+                name on the Hugging Face hub.
+            parts: What to build.
+            tokenizer: A folder or name with a BERT tokenizer; required for a size.
+            image_size: Side in pixels; position embeddings are interpolated to it.
+            revision: Of a hub name.
+            label_smoothing: Of the LM loss.
+
+        Raises:
+            ValueError: A size without a tokenizer, or a folder that is not BLIP's.
+        """
+        name = os.fspath(model)
+        if name in BLIP_SIZES:
+            if tokenizer is None:
+                raise ValueError(f"model {name!r} is an architecture and needs a tokenizer")
+            reader = _load_tokenizer(tokenizer)
+            config = blip_config(BLIP_SIZES[name], reader, image_size=image_size)
+            built = {part: _CLASSES[part](config) for part in parts}
+            return cls(**built, tokenizer=reader, label_smoothing=label_smoothing)
+
+        loaded: dict[Part, Any] = {}
+        folders: dict[Part, str] = {part: os.path.join(name, part) for part in parts}
+        found = {part: path for part, path in folders.items() if os.path.isdir(path)}
+        if not found:
+            config = BlipConfig.from_pretrained(name, revision=revision or "main")
+            architectures = set(config.architectures or ())
+            found = {part: name for part in parts if _CLASSES[part].__name__ in architectures}
+            if not found and len(architectures) == 1:
+                other: Part = "matcher" if parts[0] == "captioner" else "captioner"
+                if _CLASSES[other].__name__ in architectures:
+                    found = {other: name}
+        if not found:
+            raise ValueError(
+                f"{name} is not a BLIP captioner or matcher, nor a folder with captioner/ and "
+                f"matcher/ in it: give one of those or a size ({', '.join(BLIP_SIZES)})"
+            )
+        for part, path in found.items():
+            loaded[part] = _CLASSES[part].from_pretrained(
+                path, revision=revision, dtype=torch.float32, use_safetensors=True
+            )
+        path = next(iter(found.values()))
+        reader = _load_tokenizer(tokenizer or path, revision=None if tokenizer else revision)
+        config = next(iter(loaded.values())).config
+        if "captioner" in parts and first_fused(config.text_config):
+            raise ValueError(
+                f"{name} is ALBEF's, whose first text layers look at no image: it starts no "
+                f"captioner. Start from a BLIP or a size ({', '.join(BLIP_SIZES)})"
+            )
+        if len(reader) != config.text_config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {len(reader)} tokens and {name} has "
+                f"{config.text_config.vocab_size}: leave the tokenizer to the model"
+            )
+        for part in parts:
+            if part not in loaded:
+                loaded[part] = _derive(part, next(iter(loaded.values())))
+        built = {part: loaded[part] for part in parts}
+        temperature = float(getattr(config, "itc_temperature", 0.07))
+        med = cls(
+            **built, tokenizer=reader, label_smoothing=label_smoothing, temperature=temperature
+        )
+        if image_size is not None:
+            _resize_positions(med, image_size)
+        return med
+
+    def start_momentum(self, *, queue_size: int = 57600, decay: float = 0.995) -> None:
+        """Copy the contrastive encoders as momentum encoders and empty the queue."""
+        if self.matcher is None:
+            raise ValueError("only a MED with a matcher has a contrastive loss")
+        self.momentum = Momentum(self.matcher, queue_size, decay, self.mlm)
+
+    def start_fusion(self) -> None:
+        """Let the lower half of the text layers read the text alone, as in ALBEF.
+
+        Nothing changes where they do already. `start_momentum` comes after.
+
+        Raises:
+            ValueError: There is a captioner, no matcher, or a single text layer.
+        """
+        if self.matcher is None or self.captioner is not None:
+            raise ValueError("the layers of ALBEF are those of a matcher alone")
+        if self.first_fused:
+            return
+        layers: Any = self.matcher.text_encoder.encoder.layer
+        if len(layers) < 2:
+            raise ValueError("train.albef: a text layer alone cannot be halved: use a larger model")
+        self.config.text_config.fusion_layer = len(layers) // 2
+        with torch.no_grad():
+            for layer in layers[: self.first_fused]:
+                # Stock transformers adds cross-attention in every layer and norms the sum: it adds
+                # nothing here, and its norm is that of the self-attention, which then has none.
+                own, cross = layer.attention.output.LayerNorm, layer.crossattention.output
+                cross.LayerNorm.load_state_dict(own.state_dict())
+                own.weight.fill_(1.0)
+                own.bias.zero_()
+                cross.dense.weight.zero_()
+                cross.dense.bias.zero_()
+        self._freeze_unfused()
+
+    def _freeze_unfused(self) -> None:
+        """Train nothing of what `start_fusion` has put out of use."""
+        assert self.matcher is not None
+        self.enc = self.tokenizer.cls_token_id
+        layers: Any = self.matcher.text_encoder.encoder.layer
+        for layer in layers[: self.first_fused]:
+            layer.attention.output.LayerNorm.requires_grad_(False)
+            layer.crossattention.self.requires_grad_(False)
+            layer.crossattention.output.dense.requires_grad_(False)
+
+    def start_masking(self) -> None:
+        """Put a head of masked language modelling on the matcher; `start_momentum` comes after."""
+        if self.matcher is None or self.captioner is not None:
+            raise ValueError("masked language modelling takes the place of the captioner")
+        text = self.config.text_config
+        self.mlm = MaskedHead(text.hidden_size, text.vocab_size, text.initializer_range)
+
+    def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
+        """int64 (n, L): [CLS] text [SEP], cut to `max_tokens`, padded to the longest."""
+        return tokenize(self.tokenizer, texts, max_tokens)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Unit contrastive embeddings (n, d) of what `see` gives."""
+        assert self.matcher is not None
+        return F.normalize(self.matcher.vision_proj(images[:, 0]).float(), dim=-1)
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """Unit contrastive embeddings (n, d) of texts read alone."""
+        assert self.matcher is not None
+        hidden = encode_texts(
+            self.matcher.text_encoder,
+            tokens,
+            tokens != self.pad,
+            first_only=True,
+            recompute=self._recomputes,
+        )
+        return F.normalize(self.matcher.text_proj(hidden[:, 0]).float(), dim=-1)
+
+    def match(self, tokens: Tensor, memory: Memory) -> Tensor:
+        """ITM logits (n, 2), column 1 = matched, of texts and the images of `memory`."""
+        assert self.matcher is not None
+        tokens = tokens.clone()
+        mask = tokens != self.pad
+        tokens[:, 0] = self.enc
+        hidden = encode_texts(
+            self.matcher.text_encoder,
+            tokens,
+            mask,
+            memory,
+            first_only=True,
+            recompute=self._recomputes,
+        )
+        logits: Tensor = self.matcher.itm_head(hidden[:, 0])
+        return logits.float()
+
+    def forward(
+        self, batch: Batch, *, alpha: float = 0.4, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """The losses to sum: a matcher's `itc` and `itm`, its head's `mlm`, a captioner's `lm`.
+
+        In training mode this also moves the momentum encoders and the queue.
+
+        Args:
+            batch: n pairs on the device of the model.
+            alpha: Weight of the momentum model in the targets of ITC.
+            generator: Draws negatives, masked tokens, patches and layers; in the same state on each
+                rank.
+        """
+        patch, masked = self.config.vision_config.patch_size, self.mask_patches
+        kept = batch.kept_patches(patch, masked if self.training else 0.0, generator)
+        layers = self.config.vision_config.num_hidden_layers
+        paths, slow_paths = (
+            batch.kept_paths(layers, self.drop_path if self.training else 0.0, generator)
+            for _ in range(2)
+        )
+        images = encode_images(
+            self.vision, batch.pixels, kept=kept, paths=paths, recompute=self._recomputes
+        )
+        losses: dict[str, Tensor] = {}
+        memory: Memory | None = None
+        if self.matcher is not None:
+            assert self.momentum is not None, "start_momentum comes first"
+            with torch.no_grad():
+                self.temperature.clamp_(0.001, 0.5)
+                if self.training:
+                    self.momentum.update(self.matcher, self.mlm)
+                slow = encode_images(
+                    self.momentum.vision_model,
+                    batch.pixels,
+                    first_only=self.mlm is None,
+                    kept=kept,
+                    paths=slow_paths,
+                )
+            ids = gather(batch.image_ids)
+            losses["itc"], similarity = self._itc(batch, ids, images, slow, alpha)
+            memory = cross_attention_kv(self.matcher.text_encoder, images)
+            losses["itm"] = self._itm(batch, ids, images, memory, similarity, generator)
+            if self.mlm is not None:
+                losses["mlm"] = self._mlm(batch, memory, slow, alpha, generator)
+        if self.captioner is not None:
+            decoder = self.captioner.text_decoder
+            if memory is None:
+                memory = cross_attention_kv(decoder.bert, images)
+            losses["lm"] = self._lm(batch, memory)
+        return losses
+
+    def _itc(
+        self, batch: Batch, ids: Tensor, images: Tensor, slow: Tensor, alpha: float
+    ) -> tuple[Tensor, Tensor]:
+        """The contrastive loss, and (2, n, m) similarities: image to text, text to image.
+
+        The m candidates are those of the batch, of all ranks, in the order of `ids`.
+        """
+        assert self.momentum is not None
+        with torch.no_grad():
+            slow_images, slow_texts = self.momentum.embed(slow, batch.tokens, self.pad)
+            fresh_images, fresh_texts = gather(slow_images), gather(slow_texts)
+            queued_images, queued_texts, queued_ids = self.momentum.candidates()
+            all_images = torch.cat([fresh_images, queued_images])
+            all_texts = torch.cat([fresh_texts, queued_texts])
+            all_ids = torch.cat([ids, queued_ids])
+        image_features = self.embed_images(images)
+        text_features = self.embed_texts(batch.tokens)
+        with torch.autocast(images.device.type, enabled=False):  # cosines need their precision
+            with torch.no_grad():
+                image_targets, text_targets = (
+                    contrast_targets(batch.image_ids, all_ids, a @ b.T / self.temperature, alpha)
+                    for a, b in ((slow_images, all_texts), (slow_texts, all_images))
+                )
+            image_to_text = image_features @ all_texts.T / self.temperature
+            text_to_image = text_features @ all_images.T / self.temperature
+            loss = contrast_loss(image_to_text, image_targets)
+            loss = (loss + contrast_loss(text_to_image, text_targets)) / 2
+        if self.training:
+            self.momentum.enqueue(fresh_images, fresh_texts, ids)
+        m = len(ids)
+        return loss, torch.stack([image_to_text[:, :m], text_to_image[:, :m]]).detach()
+
+    def _itm(
+        self,
+        batch: Batch,
+        ids: Tensor,
+        images: Tensor,
+        memory: Memory,
+        similarity: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """One positive, one wrong image and one wrong text for each pair, so labels 1:2."""
+        assert self.matcher is not None
+        texts, is_local = batch.tokens, bool(self.local_streams) or num_ranks() == 1
+        if is_local:
+            first = rank() * len(texts)
+            similarity = similarity[:, :, first : first + len(texts)]
+            ids = batch.image_ids
+        else:
+            texts = gather_texts(texts, self.pad)
+        chances = batch.chances((2,), generator)
+        negative_texts, negative_images = (
+            self._negatives(similarity[i], batch.image_ids, ids, chances[:, i]) for i in (0, 1)
+        )
+        rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
+        has_image, has_text = rows[negative_images >= 0], rows[negative_texts >= 0]
+        own = F.pad(batch.tokens, (0, texts.shape[1] - batch.tokens.shape[1]), value=self.pad)
+        asked = torch.cat([own, own[has_image], texts[negative_texts[has_text]]])
+        wrong = negative_images[has_image]
+        if is_local:
+            looked_at = [(key[wrong], value[wrong]) for key, value in memory]
+        else:
+            looked_at = cross_attention_kv(
+                self.matcher.text_encoder, gather_with_gradient(images)[wrong]
+            )
+        looked_at = [
+            (torch.cat([key, more_keys, key[has_text]]), torch.cat([value, more, value[has_text]]))
+            for (key, value), (more_keys, more) in zip(memory, looked_at, strict=True)
+        ]
+        logits = self.match(asked, looked_at)
+        labels = (torch.arange(len(asked), device=rows.device) < len(rows)).long()
+        return F.cross_entropy(logits, labels) * balance(len(labels), rows.device)
+
+    def _negatives(
+        self, similarity: Tensor, ids: Tensor, all_ids: Tensor, chances: Tensor
+    ) -> Tensor:
+        """One wrong partner for each row, of its own stream where negatives are local."""
+        if not self.local_streams:
+            return hard_negatives(similarity, ids, all_ids, chances, self.floor)
+        drawn, each = [], len(ids) // self.local_streams
+        for first in range(0, len(ids), each):
+            own = slice(first, first + each)
+            found = hard_negatives(
+                similarity[own, own], ids[own], ids[own], chances[own], self.floor
+            )
+            drawn.append(torch.where(found < 0, found, found + first))
+        return torch.cat(drawn)
+
+    def _mlm(
+        self,
+        batch: Batch,
+        memory: Memory,
+        slow: Tensor,
+        alpha: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Masked language modelling beside the image, distilled from the momentum model."""
+        assert self.matcher is not None and self.mlm is not None and self.momentum is not None
+        tokenizer, longest = self.tokenizer, self.config.text_config.max_position_embeddings
+        chances = batch.chances((longest, 3), generator)[:, : batch.tokens.shape[1]]
+        tokens, labels = mask_tokens(
+            batch.tokens,
+            chances,
+            special=(self.pad, tokenizer.cls_token_id),
+            mask=tokenizer.mask_token_id,
+            vocabulary=self.dec,
+        )
+        tokens[:, 0] = self.enc
+        asked, mask = labels != IGNORED, batch.tokens != self.pad
+
+        def guess(encoder: Any, head: Any, memory: Memory) -> Tensor:
+            hidden = encode_texts(encoder, tokens, mask, memory, recompute=self._recomputes)
+            logits: Tensor = head(hidden[asked], encoder.embeddings.word_embeddings.weight)
+            return logits
+
+        with torch.no_grad():
+            encoder = self.momentum.text_encoder
+            believed = guess(encoder, self.momentum.mlm, cross_attention_kv(encoder, slow))
+        logits = guess(self.matcher.text_encoder, self.mlm, memory)
+        loss = distilled(logits, labels[asked], believed, alpha)
+        return loss * balance(len(logits), tokens.device)
+
+    def _lm(self, batch: Batch, memory: Memory) -> Tensor:
+        assert self.captioner is not None
+        decoder = self.captioner.text_decoder
+        tokens = batch.tokens.clone()
+        tokens[:, 0] = self.dec
+        labels = lm_labels(tokens, self.pad, batch.prompt)
+        hidden = encode_texts(
+            decoder.bert, tokens[:, :-1], None, memory, causal=True, recompute=self._recomputes
+        )
+        asked = labels != IGNORED
+        loss = lm_loss(decoder.cls(hidden[asked]), labels[asked], self.label_smoothing)
+        return loss * balance(int(asked.sum()), tokens.device)
+
+    def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+        """Write plain BLIP folders: `captioner/` and `matcher/`, or the one part itself.
+
+        Each holds config.json, model.safetensors, the tokenizer and preprocessor_config.json.
+        The folder appears whole or not at all.
+
+        Args:
+            folder: Replaced where it stands.
+            dtype: Of the stored weights; by default those of the model.
+        """
+        folder = Path(folder)
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.write(partial, dtype=dtype)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+    def write(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write what `save` does into a folder that need not be whole."""
+        parts = {"captioner": self.captioner, "matcher": self.matcher}
+        built = {name: part for name, part in parts.items() if part is not None}
+        for name, part in built.items():
+            self._write_part(part, folder / name if len(built) > 1 else folder, dtype)
+
+    def _write_part(self, part: Any, folder: Path, dtype: torch.dtype | None) -> None:
+        if dtype is not None:
+            part = copy.deepcopy(part).to(dtype)
+        if self.matcher is not None:
+            part.config.itc_temperature = round(self.temperature.item(), 6)
+        if self.prompt is not None:
+            part.config.caption_prompt = self.prompt
+        part.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        Preprocess(size=self.config.vision_config.image_size).save(folder)
+
+
+_CLASSES: dict[Part, Any] = {
+    "captioner": BlipForConditionalGeneration,
+    "matcher": BlipForImageTextRetrieval,
+}
+
+
+def _load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """A BERT tokenizer with [DEC] and [ENC] behind its vocabulary, as BLIP extends it."""
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    vocabulary = tokenizer.get_vocab()
+    if "[DEC]" not in vocabulary:
+        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    if "[ENC]" not in vocabulary:
+        tokenizer.add_special_tokens({"extra_special_tokens": ["[ENC]"]})
+    last = tokenizer.convert_tokens_to_ids(["[DEC]", "[ENC]"])
+    if last != [len(tokenizer) - 2, len(tokenizer) - 1]:
+        raise ValueError(f"[DEC] and [ENC] must be the last two tokens of {name}, are {last}")
+    return tokenizer
+
+
+def _share(matcher: BlipForImageTextRetrieval, captioner: BlipForConditionalGeneration) -> None:
+    """Make the captioner use the matcher's modules, self-attention and the LM head excepted."""
+    captioner.vision_model = matcher.vision_model
+    encoder, decoder = matcher.text_encoder, captioner.text_decoder.bert
+    decoder.embeddings = encoder.embeddings
+    captioner.text_decoder.cls.predictions.decoder.weight = (
+        encoder.embeddings.word_embeddings.weight
+    )
+    for source, target in zip(encoder.encoder.layer, decoder.encoder.layer, strict=True):
+        for name in ("crossattention", "intermediate", "output"):
+            setattr(target, name, getattr(source, name))
+
+
+def _derive(part: Part, other: Any) -> Any:
+    """The missing part: the other's vision and text weights, and heads of its own."""
+    built = _CLASSES[part](copy.deepcopy(other.config))
+    source = other.text_encoder if part == "captioner" else other.text_decoder.bert
+    target = built.text_decoder.bert if part == "captioner" else built.text_encoder
+    target.load_state_dict(source.state_dict())
+    built.vision_model.load_state_dict(other.vision_model.state_dict())
+    return built
+
+
+def _resize_positions(med: MED, side: int) -> None:
+    """Interpolate the position embeddings of the image encoder, [CLS] excepted, to another side."""
+    vision: Any = med.vision
+    if vision.config.image_size == side:
+        return
+    embeddings = vision.embeddings
+    old = embeddings.position_embedding
+    patches = (side // embeddings.patch_size) ** 2
+    shape = old.new_empty(1, 1 + patches, old.shape[-1])
+    wide = embeddings.interpolate_pos_encoding(shape, side, side).detach()
+    parts: tuple[Any, ...] = (med.captioner, med.matcher)
+    for config in (vision.config, *(part.config.vision_config for part in parts if part)):
+        config.image_size = side
+    embeddings.position_embedding = nn.Parameter(wide)
+    embeddings.image_size = side
+    embeddings.num_patches = patches
+    embeddings.num_positions = 1 + patches

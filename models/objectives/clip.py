@@ -1,0 +1,181 @@
+"""CLIP (Radford et al., arXiv 2103.00020) as a training: symmetric InfoNCE on stock `CLIPModel`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPModel
+
+from models.image.decode import CLIP_MEAN, CLIP_STD
+from models.objectives.batch import Batch, tokenize
+from models.objectives.distributed import gather_with_gradient, rank
+from models.objectives.masking import pick_patches
+from models.objectives.sizes import CLIP_SIZES, clip_config
+
+__all__ = ["Contrastive", "info_nce"]
+
+MAX_SCALE = math.log(100)
+
+
+def info_nce(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """The symmetric contrastive loss of n pairs against the pairs of all ranks.
+
+    Args:
+        images: Unit embeddings (n, d).
+        texts: Unit embeddings (n, d), row i of image i.
+        scale: The inverse of the temperature.
+
+    Returns:
+        The mean over images and texts of the cross-entropy with the own partner.
+    """
+    own = torch.arange(len(images), device=images.device) + rank() * len(images)
+    all_images, all_texts = gather_with_gradient(images), gather_with_gradient(texts)
+    by_image = F.cross_entropy(scale * images @ all_texts.T, own)
+    by_text = F.cross_entropy(scale * texts @ all_images.T, own)
+    return (by_image + by_text) / 2
+
+
+class Contrastive(nn.Module):
+    """A `CLIPModel` with its loss, trained and saved as `models.objectives.blip.MED` is.
+
+    The logarithm of the scale is trained from ln(1 / 0.07) and kept at or below ln 100.
+
+    Args:
+        model: The stock model.
+        tokenizer: Ends each text with the token that the model's config calls its eos.
+
+    Attributes:
+        mask_patches: The share of an image's patches that is hidden in training (FLIP, arXiv
+            2212.00794).
+    """
+
+    def __init__(self, model: CLIPModel, tokenizer: Any) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.mask_patches = 0.0
+        self._recomputes = False
+        self.pad: int = tokenizer.pad_token_id
+
+    @property
+    def recompute(self) -> bool:
+        """Whether layers are computed again in the backward pass, to keep less."""
+        return self._recomputes
+
+    @recompute.setter
+    def recompute(self, wanted: bool) -> None:
+        if wanted and not self._recomputes:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        elif self._recomputes and not wanted:
+            self.model.gradient_checkpointing_disable()
+        self._recomputes = wanted
+
+    @property
+    def temperature(self) -> Tensor:
+        """What cosines are divided by."""
+        return torch.exp(-self.model.logit_scale.detach())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        tokenizer: str | None = None,
+        image_size: int | None = None,
+    ) -> Contrastive:
+        """Build from a size, a folder of `write`, or a stock CLIP model.
+
+        Args:
+            model: A name in `CLIP_SIZES` (random weights from torch's generator), a folder, or a
+                name on the Hugging Face hub.
+            tokenizer: A folder or name; required for a size. CLIP's own, or BERT's.
+            image_size: Side in pixels; that of the model where it is not a size.
+
+        Raises:
+            ValueError: A size without a tokenizer, a tokenizer that ends texts with no token of
+                its own, or an image size that the model does not have.
+        """
+        name = os.fspath(model)
+        if name not in CLIP_SIZES:
+            loaded: Any = CLIPModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+            side = loaded.config.vision_config.image_size
+            if image_size not in (None, side):
+                raise ValueError(f"train.image_size must be {side} for {name}, got {image_size}")
+            return cls(
+                loaded, AutoTokenizer.from_pretrained(tokenizer or name, trust_remote_code=False)
+            )
+        if tokenizer is None:
+            raise ValueError(f"model {name!r} is an architecture and needs a tokenizer")
+        reader = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        config = clip_config(CLIP_SIZES[name], reader, image_size=image_size)
+        return cls(CLIPModel(config), reader)
+
+    def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
+        """int64 (n, L): texts with their first and last tokens, cut to `max_tokens`, padded."""
+        limit = self.model.config.text_config.max_position_embeddings
+        return tokenize(self.tokenizer, texts, min(max_tokens, limit))
+
+    def embed_images(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Unit embeddings (n, d) of (n, 3, S, S), or of the patches `kept` (n, k) of them."""
+        vision = self.model.vision_model
+        x = vision.embeddings(pixels)
+        if kept is not None:
+            x = pick_patches(x, kept)
+        x = vision.encoder(inputs_embeds=vision.pre_layrnorm(x)).last_hidden_state
+        seen = self.model.visual_projection(vision.post_layernorm(x[:, 0]))
+        return F.normalize(seen.float(), dim=-1)
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """Unit embeddings (n, d); the reading is causal, so padding behind the end is not seen."""
+        read = self.model.get_text_features(input_ids=tokens).pooler_output
+        return F.normalize(read.float(), dim=-1)
+
+    def forward(
+        self, batch: Batch, *, alpha: float = 0.0, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """The loss, `clip`.
+
+        Args:
+            batch: n pairs on the device of the model.
+            alpha: Of momentum models, which CLIP has none of.
+            generator: Draws the patches; in the same state on each rank.
+        """
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=MAX_SCALE)
+        patch, masked = self.model.config.vision_config.patch_size, self.mask_patches
+        kept = batch.kept_patches(patch, masked if self.training else 0.0, generator)
+        images, texts = self.embed_images(batch.pixels, kept), self.embed_texts(batch.tokens)
+        with torch.autocast(images.device.type, enabled=False):
+            return {"clip": info_nce(images, texts, self.model.logit_scale.exp())}
+
+    def write(self, folder: Path) -> None:
+        """Write the model, its tokenizer and image processor, as stock `CLIPModel` loads them."""
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=MAX_SCALE)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        side = self.model.config.vision_config.image_size
+        settings = {
+            "crop_size": {"height": side, "width": side},
+            "do_center_crop": False,  # as in training: the whole image as a square
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": list(CLIP_MEAN),
+            "image_processor_type": "CLIPImageProcessor",
+            "image_std": list(CLIP_STD),
+            "resample": 3,
+            "rescale_factor": 1 / 255,
+            "size": {"height": side, "width": side},
+        }
+        text = json.dumps(settings, indent=2, sort_keys=True)
+        (folder / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""What captions and documents are made of: words, scripts, languages, phrases, near copies."""

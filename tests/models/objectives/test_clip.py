@@ -1,0 +1,103 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from blips import WORDS, tokenizer_of
+from nano import CAPTIONS, NANO, batch_of
+from transformers import AutoTokenizer, CLIPModel
+
+from models.objectives.clip import Contrastive, info_nce
+from models.objectives.sizes import clip_config
+
+
+def make(tokenizer: str) -> Contrastive:
+    torch.manual_seed(0)
+    return Contrastive.from_pretrained("nano", tokenizer=tokenizer)
+
+
+def test_the_loss_and_its_gradient_worked_by_hand() -> None:
+    images = torch.eye(2)
+    texts = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    scale = torch.tensor(math.log(3), requires_grad=True)
+    # Cosines are 1, 1 and 0, 0. By image: 1/2 each; by text: 3/4 for the first, 1/4 the second.
+    loss = info_nce(images, texts, scale)
+    expected = (math.log(2) + (-math.log(3 / 4) - math.log(1 / 4)) / 2) / 2
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    # d/d scale of -log softmax is the expected cosine less that of the own partner.
+    by_text = ((3 / 4 - 1) + (3 / 4 - 0)) / 2
+    assert scale.grad.item() == pytest.approx((0 + by_text) / 2)
+
+
+def test_the_loss_is_that_of_the_stock_model(tokenizer: str) -> None:
+    model = make(tokenizer)
+    batch = batch_of(model)
+    stock = model.model(batch.tokens, batch.pixels, return_loss=True).loss
+    torch.testing.assert_close(model(batch)["clip"], stock)
+
+
+def test_stock_clip_loads_what_is_written(tokenizer: str, tmp_path: Path) -> None:
+    model = make(tokenizer).eval()
+    model.write(tmp_path)
+    stock = CLIPModel.from_pretrained(tmp_path).eval()
+    tokens = AutoTokenizer.from_pretrained(tmp_path)(CAPTIONS, padding=True, return_tensors="pt")
+    pixels = batch_of(model).pixels
+    found = stock(**tokens, pixel_values=pixels)
+    ours = batch_of(model)
+    torch.testing.assert_close(found.text_embeds, model.embed_texts(ours.tokens))
+    torch.testing.assert_close(found.image_embeds, model.embed_images(pixels))
+    again = Contrastive.from_pretrained(tmp_path)
+    assert again.temperature.item() == pytest.approx(0.07)
+
+
+def test_the_scale_is_kept_at_a_hundred(tokenizer: str) -> None:
+    model = make(tokenizer)
+    with torch.no_grad():
+        model.model.logit_scale.fill_(9.0)
+    model(batch_of(model))
+    assert model.model.logit_scale.item() == pytest.approx(math.log(100))
+    assert model.temperature.item() == pytest.approx(0.01)
+
+
+def test_hidden_patches_change_the_loss_in_training_alone(tokenizer: str) -> None:
+    model = make(tokenizer).eval()
+    whole = model(batch_of(model))["clip"].item()
+    model.mask_patches = 0.5
+    assert model(batch_of(model))["clip"].item() == whole
+    model.train()
+    draws = [
+        model(batch_of(model), generator=torch.Generator().manual_seed(seed))["clip"].item()
+        for seed in (0, 0, 1)
+    ]
+    assert draws[0] == draws[1] != draws[2]
+    everything = torch.arange(4).expand(4, -1)
+    pixels = batch_of(model).pixels
+    torch.testing.assert_close(model.embed_images(pixels, everything), model.embed_images(pixels))
+
+
+def test_layers_computed_again_give_the_same_gradients(tokenizer: str) -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = make(tokenizer).train()
+        model.recompute = recompute
+        assert model.recompute == recompute
+        model(batch_of(model))["clip"].backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_a_tokenizer_whose_texts_have_no_end_is_refused(tmp_path: Path) -> None:
+    reader = tokenizer_of(WORDS.split())
+    reader.sep_token = None
+    with pytest.raises(ValueError, match="reads a text at its last token"):
+        clip_config(NANO, reader)
+
+
+def test_another_image_size_than_the_models_is_refused(tokenizer: str, tmp_path: Path) -> None:
+    make(tokenizer).write(tmp_path)
+    with pytest.raises(ValueError, match="image_size must be 32"):
+        Contrastive.from_pretrained(tmp_path, image_size=64)
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        Contrastive.from_pretrained("nano")
