@@ -47,7 +47,7 @@ from models.image.perceptual_hash import SIDE, colour_distance, hamming
 from models.text.captions import caption_key, normalize
 from models.text.minhash import band_keys, caption_centres, minhash, shingles
 from stages.dedup import DedupConfig, DedupStage
-from stages.fingerprints import LUMA, WRITES, ImagePrints
+from stages.dedup_fingerprints import LUMA, WRITES, ImagePrints
 from stages.schema import POOL, uid_of
 from tests.graphics import COPIES, FAMILIES, drawn, encoded
 

@@ -33,8 +33,8 @@ from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.storage.run import Run
-from stages.digests import from_binary, to_hex
-from stages.fingerprints import COLOURS, LUMA, NUM_PERM, WRITES
+from stages.dedup_digests import from_binary, to_hex
+from stages.dedup_fingerprints import COLOURS, LUMA, NUM_PERM, WRITES
 from stages.schema import POOL
 from stages.select import SelectStage, splitmix
 

@@ -17,8 +17,8 @@ from models.text.captions import LanguageDetector, TextMeasures, measure, normal
 from models.text.noun_phrases import revision
 from models.text.parts_of_speech import PartsOfSpeech
 from stages.base import Stage, StageConfig, threshold
-from stages.fingerprints import PRINTS, ImagePrints, opened
-from stages.presets import PRESETS, Rules
+from stages.clean_presets import PRESETS, Rules
+from stages.dedup_fingerprints import PRINTS, ImagePrints, opened
 
 __all__ = ["CleanConfig", "CleanStage"]
 
@@ -83,7 +83,7 @@ class CleanConfig(Rules):
 
     Attributes:
         preset: The published set of rules that gives each threshold not set here; see
-            `stages.presets`.
+            `stages.clean_presets`.
         languages: The wanted languages as fastText labels them; empty for any.
         model: The spaCy pipeline that tells parts of speech, a package or a folder. It is loaded
             only where a noun, determiner or preposition is asked for.

@@ -20,10 +20,10 @@ from models.image.hamming import Near, image_centres, near_between, near_pairs
 from models.image.perceptual_hash import SIDE, colour_distance, hamming
 from models.text.captions import caption_key
 from models.text.minhash import caption_centres, minhash, shingles
-from stages import digests
+from stages import dedup_digests
 from stages.base import ClusteredStage, StageConfig, threshold
-from stages.evaluation import EvaluationImages, content
-from stages.fingerprints import NUM_PERM, PRINTS, WRITES, Fingerprints, ImagePrints
+from stages.dedup_eval_sets import EvaluationImages, content
+from stages.dedup_fingerprints import NUM_PERM, PRINTS, WRITES, Fingerprints, ImagePrints
 from stages.schema import web_captions
 from stages.select import splitmix
 
@@ -266,13 +266,13 @@ class DedupStage(ClusteredStage[DedupConfig]):
             is near to and the bits between both hashes (null without one), null for the others.
         """
         rows = Fingerprints.gather(annotations, bands=self.config.bands, rows=self.config.rows)
-        caption = digests.codes(rows.caption)
+        caption = dedup_digests.codes(rows.caption)
         captioned = caption >= 0
         order = _ranking(rows, captioned, np.zeros(len(rows), np.int32))
-        same = _components(len(rows), digests.links(rows.sha256))
+        same = _components(len(rows), dedup_digests.links(rows.sha256))
         image = self._image_centres(rows, order, _first(same, order)[same])
         star, spread = self._captions(rows, caption, order, image)
-        url = digests.codes(rows.url)
+        url = dedup_digests.codes(rows.url)
         is_shared, is_volatile = self._urls(url, caption, same, image)
 
         # A cluster is represented by a row with a caption worth keeping, if it has one.
@@ -292,8 +292,8 @@ class DedupStage(ClusteredStage[DedupConfig]):
         distance = hamming(rows.phash, rows.phash[kept]).astype(np.int32)
         duplicate: Any = pa.array(why, mask=is_kept)
         columns: dict[str, Any] = {
-            "uid": digests.to_hex(rows.uid),
-            "image_cluster": digests.to_hex(rows.uid[kept]),
+            "uid": dedup_digests.to_hex(rows.uid),
+            "image_cluster": dedup_digests.to_hex(rows.uid[kept]),
             "image_distance": pa.array(distance, mask=is_kept | is_lost | is_lost[kept]),
             "image_duplicate": pa.array(DUPLICATES).take(duplicate),
             "image_captions": pa.array(captions.astype(np.int32)),
@@ -306,7 +306,9 @@ class DedupStage(ClusteredStage[DedupConfig]):
                 order,
                 is_kept,
             ),
-            "caption_cluster": digests.to_hex(np.where(captioned[:, None], rows.uid[star], 0)),
+            "caption_cluster": dedup_digests.to_hex(
+                np.where(captioned[:, None], rows.uid[star], 0)
+            ),
             "caption_images": pa.array(spread, mask=~captioned),
             **self._evaluation(rows, kept),
         }
@@ -454,7 +456,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
             }
         images = _evaluation_images(self.config.against, self.config.contents)
         prints = images.prints
-        found = [digests.matches(rows.sha256, images.sha256)]
+        found = [dedup_digests.matches(rows.sha256, images.sha256)]
         ours = np.flatnonzero(rows.contrast >= self.config.min_contrast)
         theirs = np.flatnonzero(prints.contrast >= self.config.min_contrast)
         alike = self._alike((rows, ours), (prints, theirs))

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from stages.base import Stage, StageConfig
 from stages.schema import web_captions
-from stages.sources.place import is_local
+from stages.sources.source_files import is_local
 
 __all__ = [
     "VERDICTS",

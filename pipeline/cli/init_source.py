@@ -16,12 +16,12 @@ from models.image.decode import ImageError, decode
 from models.text.captions import SIGN, LanguageDetector, measure
 from stages.download.addresses import is_public
 from stages.redaction import redacted
-from stages.sources import Location, Notices, Reader, Source, SourceConfig, lists
+from stages.sources import Location, Notices, Reader, Source, SourceConfig, url_lists
 from stages.sources.columns import Columns, Finder, kind_of
-from stages.sources.formats import rows
+from stages.sources.dispatch import rows
 from stages.sources.interleaved import is_interleaved
-from stages.sources.pictures import column_of
-from stages.sources.place import FOLDER, Place, places
+from stages.sources.parquet_images import column_of
+from stages.sources.source_files import FOLDER, SourceFile, places
 
 __all__ = ["SourceProfile", "describe", "listed", "plain", "profile"]
 
@@ -153,11 +153,11 @@ def _lines(found: SourceProfile) -> Iterator[str]:
         yield f"  note       {notice}"
 
 
-def _with_columns(place: Place, source: Source) -> tuple[Source, Columns, list[str]]:
+def _with_columns(place: SourceFile, source: Source) -> tuple[Source, Columns, list[str]]:
     """The source with columns named that only their content tells; the columns; all names."""
     noted = _Noted(place.path, source)
     try:
-        next(lists.records(place, noted), None)
+        next(url_lists.records(place, noted), None)
     except ValueError:
         if not noted.names:
             raise
@@ -193,11 +193,11 @@ class _Noted(Finder):
         return self.kept[0]
 
 
-def _sample(place: Place, source: Source, column: str) -> list[str]:
+def _sample(place: SourceFile, source: Source, column: str) -> list[str]:
     """The first texts of a column; none where it holds no text."""
     finder = Finder(place.path, dataclasses.replace(source, url_column=column))
     try:
-        records = zip(range(SAMPLE), lists.records(place, finder), strict=False)
+        records = zip(range(SAMPLE), url_lists.records(place, finder), strict=False)
         return [record.url for _, record in records if record.url]
     except ValueError:
         return []
@@ -314,13 +314,13 @@ def _is_private(host: str) -> bool:
     return not is_public(host)
 
 
-def _has_columns(place: Place) -> bool:
+def _has_columns(place: SourceFile) -> bool:
     if place.kind == "parquet" and column_of(place) is not None:
         return False
-    return place.kind in lists.READERS and not is_interleaved(place)
+    return place.kind in url_lists.READERS and not is_interleaved(place)
 
 
-def _kind(found: Sequence[Place]) -> str:
+def _kind(found: Sequence[SourceFile]) -> str:
     first = found[0]
     if first.kind == FOLDER:
         return "a folder of images"

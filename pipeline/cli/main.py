@@ -499,7 +499,7 @@ def _show(options: argparse.Namespace, console: Console) -> int:
 
 def _write_image(image: bytes) -> str:
     """Write an encoded image to a new temporary file and return its path."""
-    from stages.formats.format import extension_of
+    from stages.formats.base import extension_of
 
     suffix = f".{extension_of(image)}"
     with tempfile.NamedTemporaryFile(prefix="capfilt-", suffix=suffix, delete=False) as file:

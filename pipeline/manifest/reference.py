@@ -17,9 +17,9 @@ from typing import Any
 from pipeline.manifest.fields import as_yaml, attributes, describe
 from pipeline.manifest.manifest import REVIEWS, STAGES, EvaluateConfig, Manifest
 from pipeline.manifest.train_config import PAPER, TrainConfig
+from stages.clean_presets import PRESETS
 from stages.documents import Documents, DocumentsConfig
 from stages.export import ExportConfig, ExportStage
-from stages.presets import PRESETS
 from stages.review import ReviewConfig
 from stages.sources import Source
 

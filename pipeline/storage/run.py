@@ -41,7 +41,7 @@ from pipeline.storage import checksum, records
 from pipeline.storage.checksum import Buffer
 from pipeline.storage.lock import RunBusyError, is_alive, lock_local, lock_remote
 from stages.schema import POOL
-from stages.sources.place import is_local
+from stages.sources.source_files import is_local
 
 __all__ = ["DamagedError", "Run", "RunBusyError"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 
-from stages.sources.place import is_local
+from stages.sources.source_files import is_local
 
 __all__ = ["StagingDir"]
 

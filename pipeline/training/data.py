@@ -28,8 +28,8 @@ from stages.formats import VALIDATION
 from stages.sources import Sample, SourceConfig, samples
 from stages.sources.captions import captions_of, joined
 from stages.sources.columns import CAPTION_COLUMNS
-from stages.sources.pictures import column
-from stages.sources.place import is_local
+from stages.sources.parquet_images import column
+from stages.sources.source_files import is_local
 
 __all__ = [
     "Example",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from stages.formats.folders import Blip, ImageFolder, Llava
-from stages.formats.format import SPLITS, TRAIN, VALIDATION, Format, Shard
-from stages.formats.tables import Parquet, Urls
-from stages.formats.tars import WebDataset
+from stages.formats.base import SPLITS, TRAIN, VALIDATION, Format, Shard
+from stages.formats.image_folders import Blip, ImageFolder, Llava
+from stages.formats.parquet import Parquet, Urls
+from stages.formats.webdataset import WebDataset
 
 __all__ = ["FORMATS", "SPLITS", "TRAIN", "VALIDATION", "Format", "Shard"]
 

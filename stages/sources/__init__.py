@@ -6,12 +6,12 @@ out is counted in `Notices`.
 """
 
 from stages.sources.config import Source, SourceConfig
-from stages.sources.cutter import shards
-from stages.sources.formats import content_digest, identity, images, pages
+from stages.sources.dispatch import content_digest, identity, images, pages
 from stages.sources.notices import Notices
 from stages.sources.reader import Reader
 from stages.sources.row import LIST, MALFORMED, Location
 from stages.sources.samples import Sample, named, samples
+from stages.sources.shards import shards
 
 __all__ = [
     "LIST",

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from stages.sources.captions import captions_of
 from stages.sources.columns import Finder, Record, note_odd, text_of, uid_text
-from stages.sources.documents import elements
-from stages.sources.place import Place
+from stages.sources.json_lists import elements
+from stages.sources.source_files import SourceFile
 
 __all__ = ["records"]
 
@@ -24,7 +24,7 @@ class _Image(NamedTuple):
     url: str | None
 
 
-def records(place: Place, finder: Finder) -> Iterator[Record]:
+def records(place: SourceFile, finder: Finder) -> Iterator[Record]:
     """A record for each annotation, in their order, then one for each image that has none.
 
     `uid` is the id of the image. An annotation of an image that is not listed cannot be read.
@@ -63,7 +63,7 @@ def _record(image: _Image, uid: str, captions: tuple[str, ...], number: int) -> 
     return Record(number=number, url=image.url, captions=captions, uid=uid, file=image.file)
 
 
-def _images(place: Place) -> dict[str, _Image]:
+def _images(place: SourceFile) -> dict[str, _Image]:
     """The images by their id."""
     found: dict[str, _Image] = {}
     for number, element in enumerate(elements(place, "images"), 1):

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 from stages.sources.captions import Captions, captions_of, is_blank, joined
 from stages.sources.config import Source
 from stages.sources.notices import Notices
-from stages.sources.place import is_image
 from stages.sources.row import LONGEST, clean
+from stages.sources.source_files import is_image
 
 __all__ = [
     "CAPTION_COLUMNS",

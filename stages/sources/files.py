@@ -8,7 +8,7 @@ import posixpath
 import unicodedata
 from collections.abc import Iterator
 
-from stages.sources.place import Place, is_local
+from stages.sources.source_files import SourceFile, is_local
 
 __all__ = ["Files"]
 
@@ -24,7 +24,7 @@ class Files:
         place: The folder.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: SourceFile) -> None:
         self._place = place
         self._names = functools.lru_cache(maxsize=_FOLDERS)(self._listed)
 

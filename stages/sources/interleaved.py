@@ -9,19 +9,19 @@ from typing import Any
 import pyarrow as pa
 
 from stages.documents import Document, parse
-from stages.sources.lists import objects
-from stages.sources.place import Place
 from stages.sources.row import Row, clean
+from stages.sources.source_files import SourceFile
+from stages.sources.url_lists import objects
 
 __all__ = ["documents", "is_interleaved", "rows"]
 
 
-def is_interleaved(place: Place) -> bool:
+def is_interleaved(place: SourceFile) -> bool:
     """Whether a list of JSON Lines begins with a document in the form of MMC4 or OBELICS."""
     return place.kind == "jsonl" and next(documents(place), None) is not None
 
 
-def documents(place: Place) -> Iterator[Document | None]:
+def documents(place: SourceFile) -> Iterator[Document | None]:
     """The documents of a list, in order; None for a line that is none.
 
     Raises:
@@ -31,7 +31,7 @@ def documents(place: Place) -> Iterator[Document | None]:
         yield document
 
 
-def _numbered(place: Place) -> Iterator[tuple[int, Document | None, str]]:
+def _numbered(place: SourceFile) -> Iterator[tuple[int, Document | None, str]]:
     """The number of each line that is not blank, its document, and why it is none."""
     with place.read_as("jsonl", pa.ArrowException):
         for number, record, why in objects(place):
@@ -47,7 +47,7 @@ def _whole(record: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def rows(place: Place) -> Iterator[Row]:
+def rows(place: SourceFile) -> Iterator[Row]:
     """A row for each image of each document, without a caption; `source_uid` is the document's.
 
     A line that is no document is a row that says why.

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from stages.sources.config import SourceConfig
-from stages.sources.pictures import Pictures
-from stages.sources.place import is_list, is_local, root
+from stages.sources.parquet_images import Pictures
 from stages.sources.row import Location
+from stages.sources.source_files import is_list, is_local, root
 
 __all__ = ["Reader"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stages.sources import coco, documents, lists
+from stages.sources import coco, json_lists, url_lists
 from stages.sources.columns import Finder, Record
-from stages.sources.place import Place
+from stages.sources.source_files import SourceFile
 
 __all__ = ["records"]
 
 
-def records(place: Place, finder: Finder) -> Iterator[Record]:
+def records(place: SourceFile, finder: Finder) -> Iterator[Record]:
     """What a list says, record for record: CSV, TSV, JSON Lines, Parquet, or one JSON document.
 
     Args:
@@ -22,12 +22,12 @@ def records(place: Place, finder: Finder) -> Iterator[Record]:
         ValueError: It cannot be read, or lacks a column.
     """
     if place.kind != "json":
-        return lists.records(place, finder)
-    kind, key = documents.kind(place)
+        return url_lists.records(place, finder)
+    kind, key = json_lists.kind(place)
     if kind == "coco":
         return coco.records(place, finder)
     if kind == "sbu":
-        return documents.pairs(place, finder)
+        return json_lists.pairs(place, finder)
     if kind == "karpathy":
-        return documents.karpathy(place, finder)
-    return documents.records(place, finder, key)
+        return json_lists.karpathy(place, finder)
+    return json_lists.records(place, finder, key)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from stages.redaction import redacted
 from stages.sources.config import Source, SourceConfig
-from stages.sources.formats import rows
+from stages.sources.dispatch import rows
 from stages.sources.notices import Notices
-from stages.sources.place import is_list
 from stages.sources.reader import Reader
 from stages.sources.row import Location
+from stages.sources.source_files import is_list
 
 __all__ = ["Sample", "named", "samples"]
 

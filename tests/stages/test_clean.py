@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageOps
 from pydantic import TypeAdapter, ValidationError
 
 from stages.clean import CleanConfig, CleanStage, single_colour
-from stages.presets import PRESETS
+from stages.clean_presets import PRESETS
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is absent")

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from models.image import hamming
 from stages.clean import CleanConfig, CleanStage
 from stages.dedup import DedupConfig, DedupStage
-from stages.fingerprints import PRINTS
+from stages.dedup_fingerprints import PRINTS
 from stages.schema import POOL, uid_of
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"

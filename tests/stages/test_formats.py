@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stages.formats import FORMATS, Shard
-from stages.formats.folders import BRIEF
+from stages.formats.image_folders import BRIEF
 from stages.schema import PAIRS, draw
 
 TEXTS = [["a dog", "a brown dog"], ["a <image> of\na <<image>> house"], ["ein Fluß", "x", "x"]]

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from stages.schema import uid_of
 from stages.select import splitmix
-from stages.sources import formats
+from stages.sources import dispatch
 from stages.sources.config import Source, SourceConfig
 from stages.sources.notices import Notices
 from stages.sources.row import LIST, Row
@@ -89,7 +89,7 @@ def _table(rows: list[tuple[Any, ...]]) -> pa.Table:
 
 def _chosen(source: Source, bound: int | None, notices: Notices) -> Iterator[Row]:
     """The rows of a source up to its limit, or with lots up to a bound."""
-    rows = formats.rows(source, notices)
+    rows = dispatch.rows(source, notices)
     if bound is None:
         yield from itertools.islice(rows, source.limit)
         return
@@ -111,7 +111,7 @@ def _uids(source: Source, notices: Notices) -> tuple[bytearray, int | None]:
         return uids, None
     lots = array("Q")
     bound = 2**64 - 1
-    for row, lot in zip(formats.rows(source, notices), _lots(source.seed), strict=False):
+    for row, lot in zip(dispatch.rows(source, notices), _lots(source.seed), strict=False):
         if lot <= bound:
             lots.append(lot)
             uids += bytes.fromhex(uid_of(row.url, row.caption))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from stages.formats.format import Format, Shard, samples
+from stages.formats.base import Format, Shard, samples
 
 __all__ = ["WebDataset"]
 

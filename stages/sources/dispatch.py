@@ -12,15 +12,15 @@ from typing import Any
 
 from stages.base import digest
 from stages.documents import Document
-from stages.sources import documents, folders, interleaved, pictures, tars
+from stages.sources import image_folders, interleaved, json_lists, parquet_images, webdataset
 from stages.sources.columns import Finder, Record, is_url
 from stages.sources.config import Source, SourceConfig
 from stages.sources.files import Files
 from stages.sources.notices import Notices
-from stages.sources.place import FOLDER, Place, folder, is_list, places
 from stages.sources.reader import Reader
 from stages.sources.records import records
 from stages.sources.row import LONGEST, MALFORMED, Location, Row
+from stages.sources.source_files import FOLDER, SourceFile, folder, is_list, places
 
 __all__ = ["content_digest", "identity", "images", "pages", "rows"]
 
@@ -55,7 +55,7 @@ def rows(source: Source, notices: Notices | None = None) -> Iterator[Row]:
         yield from _checked(place, _rows(place, source))
 
 
-def _checked(place: Place, found: Iterator[Row]) -> Iterator[Row]:
+def _checked(place: SourceFile, found: Iterator[Row]) -> Iterator[Row]:
     """The rows of a place as they are kept, those that cannot be read with their fault."""
     unfit = 0
     first = ""
@@ -90,7 +90,7 @@ def _checked(place: Place, found: Iterator[Row]) -> Iterator[Row]:
         _refuse_unfit(place, unfit, seen, first)
 
 
-def _refuse_unfit(place: Place, unfit: int, seen: int, first: str) -> None:
+def _refuse_unfit(place: SourceFile, unfit: int, seen: int, first: str) -> None:
     if unfit * 2 > seen:
         hint = "; put texts that hold a comma in quotes" if place.kind == "csv" else ""
         raise ValueError(
@@ -120,7 +120,7 @@ def images(source: str | Source) -> Iterator[tuple[str, bytes]]:
     notices = Notices()
     for place in places(source, notices):
         given: set[Location] = set()
-        found = folders.images(place) if place.kind == FOLDER else _rows(place, source)
+        found = image_folders.images(place) if place.kind == FOLDER else _rows(place, source)
         for row in found:
             if row.why is not None:
                 where = f"{place.path}:{row.number} ({row.why})"
@@ -186,20 +186,20 @@ def content_digest(config: SourceConfig) -> str:
     return total.hexdigest()
 
 
-def _rows(place: Place, source: Source) -> Iterator[Row]:
+def _rows(place: SourceFile, source: Source) -> Iterator[Row]:
     if place.kind == FOLDER:
-        return folders.rows(place, source)
+        return image_folders.rows(place, source)
     if place.kind == "tar":
-        return tars.rows(place, source)
-    if place.kind == "parquet" and (image := pictures.column_of(place)) is not None:
-        return pictures.rows(place, source, image)
+        return webdataset.rows(place, source)
+    if place.kind == "parquet" and (image := parquet_images.column_of(place)) is not None:
+        return parquet_images.rows(place, source, image)
     if interleaved.is_interleaved(place):
         return interleaved.rows(place)
     finder = Finder(place.path, source, notices=place.notices)
     return of_records(place, source, records(place, finder))
 
 
-def of_records(place: Place, source: Source, found: Iterator[Record]) -> Iterator[Row]:
+def of_records(place: SourceFile, source: Source, found: Iterator[Record]) -> Iterator[Row]:
     """The rows of the records of a list: a row for each caption.
 
     Args:
@@ -236,22 +236,22 @@ def of_records(place: Place, source: Source, found: Iterator[Record]) -> Iterato
             )
 
 
-def _is(place: Place, kind: str) -> bool:
-    return place.kind == "json" and documents.kind(place)[0] == kind
+def _is(place: SourceFile, kind: str) -> bool:
+    return place.kind == "json" and json_lists.kind(place)[0] == kind
 
 
-def _all(source: Source) -> Iterator[Place]:
+def _all(source: Source) -> Iterator[SourceFile]:
     """The places of a source, and the folder of the images of a COCO json."""
     yield from places(source)
     if source.images is not None:
         yield folder(source.images, f"{source.name}:images")
 
 
-def _named(place: Place, source: Source) -> Iterator[Location]:
+def _named(place: SourceFile, source: Source) -> Iterator[Location]:
     """Where the images lie that a list names in its own folder, each once."""
     if place.kind in (FOLDER, "tar") or source.images is not None:
         return
-    if place.kind == "parquet" and pictures.column_of(place) is not None:
+    if place.kind == "parquet" and parquet_images.column_of(place) is not None:
         return
     given: set[Location] = set()
     found = _rows(dataclasses.replace(place, notices=Notices()), source)
@@ -265,7 +265,7 @@ def _named(place: Place, source: Source) -> Iterator[Location]:
                 yield row.location
 
 
-def _identity(place: Place, source: Source, reader: Reader) -> dict[str, Any]:
+def _identity(place: SourceFile, source: Source, reader: Reader) -> dict[str, Any]:
     if place.kind != FOLDER:
         found = {"path": place.path, **_version(place.fs.info(place.path))}
         versions = hashlib.sha256()

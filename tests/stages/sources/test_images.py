@@ -22,7 +22,7 @@ from stages import sources
 from stages.download import DownloadConfig, DownloadStage
 from stages.schema import PAIRS, POOL, uid_of
 from stages.sources import Location, Reader, Source
-from stages.sources.pictures import Pictures
+from stages.sources.parquet_images import Pictures
 from tests.fakes import SHARED
 
 URLS = ["http://a.test/1.jpg", "http://a.test/2.jpg", "http://a.test/3.jpg"]

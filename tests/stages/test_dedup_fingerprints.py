@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from stages.fingerprints import COLOURS, LUMA, WRITES, Fingerprints, ImagePrints, Spilled
+from stages.dedup_fingerprints import COLOURS, LUMA, WRITES, Fingerprints, ImagePrints, Spilled
 
 
 def shard(number: int, texts: list[str | None]) -> pa.Table:

@@ -12,8 +12,8 @@ import numpy as np
 
 from stages import sources
 from stages.base import digest
-from stages.digests import Digests
-from stages.fingerprints import ImagePrints
+from stages.dedup_digests import Digests
+from stages.dedup_fingerprints import ImagePrints
 from stages.sources import SourceConfig
 
 __all__ = ["EvaluationImages", "content"]

@@ -16,8 +16,8 @@ from PIL import Image
 from models.image import perceptual_hash
 from models.image.decode import ImageError, open_rgb
 from models.text.minhash import band_keys
-from stages import digests
-from stages.digests import Digests
+from stages import dedup_digests
+from stages.dedup_digests import Digests
 
 __all__ = [
     "COLOURS",
@@ -228,10 +228,10 @@ class Fingerprints:
                 for name in schema.names
             }
             for name, values in {
-                "uid": digests.from_hex(columns["uid"]),
-                "url": digests.from_binary(columns["image_url"]),
-                "sha256": digests.from_binary(columns["image_sha256"]),
-                "caption": digests.from_binary(columns["caption_key"]),
+                "uid": dedup_digests.from_hex(columns["uid"]),
+                "url": dedup_digests.from_binary(columns["image_url"]),
+                "sha256": dedup_digests.from_binary(columns["image_sha256"]),
+                "caption": dedup_digests.from_binary(columns["caption_key"]),
                 "area": np.asarray(pc.fill_null(columns["image_area"], -1)),
                 "words": np.asarray(pc.fill_null(columns["caption_words"], 0)),
                 "phash": np.asarray(pc.fill_null(columns["image_phash"], 0)).view(np.uint64),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.formats.format import Format, Shard, samples
+from stages.formats.base import Format, Shard, samples
 from stages.schema import draw
 
 __all__ = ["BRIEF", "Blip", "ImageFolder", "Llava"]

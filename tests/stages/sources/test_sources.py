@@ -21,11 +21,11 @@ from pydantic import TypeAdapter, ValidationError
 from stages import sources
 from stages.download import DownloadConfig
 from stages.schema import uid_of
-from stages.sources import Notices, Source, documents
-from stages.sources.place import places
+from stages.sources import Notices, Source, json_lists
 from stages.sources.row import LONGEST
+from stages.sources.source_files import places
 
-CAPTIONS = Path(__file__).resolve().parents[2] / "../shared/data/alttext/laion_10k.parquet"
+CAPTIONS = Path(__file__).resolve().parents[3] / "../shared/data/alttext/laion_10k.parquet"
 
 
 def rows(source: Any, **settings: Any) -> list[dict[str, Any]]:
@@ -390,10 +390,10 @@ def test_elements_of_a_document_are_found_at_every_split_of_its_bytes(tmp_path: 
     (place,) = places(Source(path=str(path)))
     for size in (1, 2, 3, 7, 2**20):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(documents, "_CHUNK", size)
-            assert list(documents.elements(place, "image_urls")) == given["image_urls"]
+            patch.setattr(json_lists, "_CHUNK", size)
+            assert list(json_lists.elements(place, "image_urls")) == given["image_urls"]
             place.known.clear()
-            assert documents.kind(place)[0] == "sbu"
+            assert json_lists.kind(place)[0] == "sbu"
 
 
 def test_sbu_arrays_of_different_lengths_lose_no_row(tmp_path: Path) -> None:
@@ -556,7 +556,7 @@ def test_no_list_is_read_whole(tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("a.csv", "a.jsonl", "a.json")]
     done = subprocess.run(
         [sys.executable, "-c", PEAK, *paths],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=Path(__file__).resolve().parents[3],
         capture_output=True,
         text=True,
         check=True,

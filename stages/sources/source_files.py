@@ -21,7 +21,7 @@ from stages.sources.notices import Notices
 
 __all__ = [
     "FOLDER",
-    "Place",
+    "SourceFile",
     "folder",
     "is_hidden",
     "is_image",
@@ -81,7 +81,7 @@ _BLOCK = 2**20  # of them at once
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceFile:
     """One file, or one folder of images.
 
     Attributes:
@@ -189,9 +189,9 @@ class Place:
         return posixpath.join(self.file, name)
 
     @property
-    def beside(self) -> Place:
+    def beside(self) -> SourceFile:
         """The folder that a list lies in, as one of images."""
-        return Place(
+        return SourceFile(
             self.fs,
             posixpath.dirname(self.path),
             posixpath.dirname(self.file) or ".",
@@ -289,7 +289,7 @@ def is_hidden(name: str) -> bool:
     return (name.startswith(".") and not is_step) or name.lower() in _SYSTEM
 
 
-def places(source: Source, notices: Notices | None = None) -> Iterator[Place]:
+def places(source: Source, notices: Notices | None = None) -> Iterator[SourceFile]:
     """The places that a source names, in a fixed order.
 
     Args:
@@ -317,7 +317,7 @@ def root(path: str) -> tuple[str, Any, str]:
     return _fixed(path).rstrip("/"), fs, _fixed(found)
 
 
-def folder(path: str, prefix: str, notices: Notices | None = None) -> Place:
+def folder(path: str, prefix: str, notices: Notices | None = None) -> SourceFile:
     """The folder of images at a path.
 
     Raises:
@@ -326,10 +326,12 @@ def folder(path: str, prefix: str, notices: Notices | None = None) -> Place:
     fs, found = _opened(path)
     if not fs.isdir(found):
         raise ValueError(f"download.source has no such folder: {path}{_instead(path)}")
-    return Place(fs, found, path, "", prefix, FOLDER, Notices() if notices is None else notices)
+    return SourceFile(
+        fs, found, path, "", prefix, FOLDER, Notices() if notices is None else notices
+    )
 
 
-def _places(given: str, prefix: str, notices: Notices) -> list[Place]:
+def _places(given: str, prefix: str, notices: Notices) -> list[SourceFile]:
     fs, path = _opened(given)
     try:
         if _kind(path) and fs.isfile(path):  # first: over HTTP, isdir would read it all
@@ -369,7 +371,7 @@ def _places(given: str, prefix: str, notices: Notices) -> list[Place]:
                 f".bz2), tar, or a folder, got {posixpath.join(base, name)}"
             )
     return [
-        Place(
+        SourceFile(
             fs,
             posixpath.join(base, name),
             _as_given(given, path, base, name),
@@ -383,7 +385,7 @@ def _places(given: str, prefix: str, notices: Notices) -> list[Place]:
     ]
 
 
-def _lists(whole: Place, hidden: list[str]) -> list[str] | None:
+def _lists(whole: SourceFile, hidden: list[str]) -> list[str] | None:
     """The lists or the tars of a folder; nothing where it is one of images.
 
     Args:

@@ -21,7 +21,7 @@ from stages.sources.columns import (
     text_of,
     uid_text,
 )
-from stages.sources.place import Place
+from stages.sources.source_files import SourceFile
 
 __all__ = ["elements", "karpathy", "kind", "pairs", "records"]
 
@@ -31,7 +31,7 @@ _NUMBER = ("", *"0123456789+-.eE")
 _SBU = ("image_urls", "captions")
 
 
-def pairs(place: Place, finder: Finder) -> Iterator[Record]:
+def pairs(place: SourceFile, finder: Finder) -> Iterator[Record]:
     """The records of SBU's two parallel arrays; that of the captions may be shorter."""
     arrays = elements(place, "image_urls"), elements(place, "captions")
     for number, (url, caption) in enumerate(itertools.zip_longest(*arrays), 1):
@@ -40,7 +40,7 @@ def pairs(place: Place, finder: Finder) -> Iterator[Record]:
         yield Record(number=number, url=text_of(url) or None, captions=found.texts)
 
 
-def records(place: Place, finder: Finder, key: str = "") -> Iterator[Record]:
+def records(place: SourceFile, finder: Finder, key: str = "") -> Iterator[Record]:
     """The records of an array of objects: of BLIP, LLaVA, RedCaps, or others like them.
 
     Args:
@@ -67,7 +67,7 @@ def records(place: Place, finder: Finder, key: str = "") -> Iterator[Record]:
         finder.no_captions(names)
 
 
-def karpathy(place: Place, finder: Finder) -> Iterator[Record]:
+def karpathy(place: SourceFile, finder: Finder) -> Iterator[Record]:
     """The images of Karpathy's splits (arXiv:1412.2306), those of the source's split."""
     wanted = finder.source.split
     splits = (wanted,) if isinstance(wanted, str) else wanted
@@ -90,7 +90,7 @@ def karpathy(place: Place, finder: Finder) -> Iterator[Record]:
         )
 
 
-def kind(place: Place) -> tuple[str, str]:
+def kind(place: SourceFile) -> tuple[str, str]:
     """What a document is, told by the first of its arrays that tells.
 
     Returns:
@@ -105,7 +105,7 @@ def kind(place: Place) -> tuple[str, str]:
     return found
 
 
-def _kind(place: Place) -> tuple[str, str]:
+def _kind(place: SourceFile) -> tuple[str, str]:
     asked: set[str] = set()
     for key, value in _walk(place):
         if key == "":
@@ -141,11 +141,11 @@ def _is_record(value: Mapping[str, Any]) -> bool:
     )
 
 
-def _keys(place: Place) -> set[str]:
+def _keys(place: SourceFile) -> set[str]:
     return {key for key, value in _walk(place) if value is _START}
 
 
-def elements(place: Place, key: str) -> Iterator[Any]:
+def elements(place: SourceFile, key: str) -> Iterator[Any]:
     """The elements of one array of the document, one at a time.
 
     Args:
@@ -160,7 +160,7 @@ def elements(place: Place, key: str) -> Iterator[Any]:
 _START = object()  # stands before the elements of an array, and for a value that is no array
 
 
-def _walk(place: Place) -> Iterator[tuple[str, Any]]:
+def _walk(place: SourceFile) -> Iterator[tuple[str, Any]]:
     """Each key of a document, and each element of the arrays that the document holds."""
     with place.read_as("json", ValueError, RecursionError), place.open() as stream:
         yield from _Scanner(stream).walk()

@@ -357,7 +357,7 @@ def test_a_small_list_of_wide_texts_takes_little_memory(tmp_path: Path, name: st
     assert len(content) < 10_000_000
     ran = subprocess.run(
         [sys.executable, "-c", CHILD, str(path)],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=Path(__file__).resolve().parents[3],
         capture_output=True,
         text=True,
     )

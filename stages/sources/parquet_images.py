@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from stages.sources.columns import Finder
 from stages.sources.config import Source
-from stages.sources.lists import records
-from stages.sources.place import Place
 from stages.sources.row import Location, Row
+from stages.sources.source_files import SourceFile
+from stages.sources.url_lists import records
 
 __all__ = ["Pictures", "column", "column_of", "rows"]
 
@@ -26,7 +26,7 @@ _BATCH = 16  # rows read at once
 _KEPT = 8  # batches that stay, since threads do not ask quite in order
 
 
-def rows(place: Place, source: Source, image: str) -> Iterator[Row]:
+def rows(place: SourceFile, source: Source, image: str) -> Iterator[Row]:
     """The rows of a file, one for each caption of an image; one whose image is null fails.
 
     Args:
@@ -51,7 +51,7 @@ def rows(place: Place, source: Source, image: str) -> Iterator[Row]:
             yield row._replace(caption=caption)
 
 
-def column_of(place: Place) -> str | None:
+def column_of(place: SourceFile) -> str | None:
     """The column of images of a Parquet file, if it has one."""
     with (
         place.read_as("parquet", pa.ArrowException),

@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Iterator
 
 from stages.sources.config import Source
-from stages.sources.place import HIDDEN, Place, is_hidden, is_image, is_picture
 from stages.sources.row import Location, Row, clean
 from stages.sources.sidecars import LONGEST, Beside, ending_of, told
+from stages.sources.source_files import HIDDEN, SourceFile, is_hidden, is_image, is_picture
 
 __all__ = ["rows"]
 
@@ -19,7 +19,7 @@ _HELD = 2**26  # bytes of their texts
 _PLAIN = frozenset({".txt", ".json", ".caption", ".cls", ".npy", ".npz", ".pth", ".pyd", ".csv"})
 
 
-def rows(place: Place, source: Source) -> Iterator[Row]:
+def rows(place: SourceFile, source: Source) -> Iterator[Row]:
     """The images of a tar, each with what the .txt, .caption and .json of its sample say.
 
     A sample is a run of members with one key, the path up to the first dot of its last part; every
@@ -98,7 +98,7 @@ def _is_picture(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
         return is_picture(stream.read(32))
 
 
-def _members(place: Place) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _members(place: SourceFile) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """The members of a tar but its folders."""
     with (
         place.read_as("tar", ValueError, tarfile.TarError),

@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from stages.sources import documents, sidecars
+from stages.sources import json_lists, sidecars
 from stages.sources.columns import Finder, Record
 from stages.sources.config import Source
 from stages.sources.files import Files
 from stages.sources.notices import Notices
-from stages.sources.place import HIDDEN, Place, is_image
 from stages.sources.records import records
 from stages.sources.row import LONGEST, Location, Row, clean
 from stages.sources.sidecars import Beside, Told, ending_of, told
+from stages.sources.source_files import HIDDEN, SourceFile, is_image
 
 __all__ = ["images", "rows"]
 
@@ -27,7 +27,7 @@ METADATA_FILES = {"metadata.jsonl": "jsonl", "metadata.csv": "csv", "metadata.pa
 NOT_USED = "texts beside no image, which are not used"
 
 
-def images(place: Place) -> Iterator[Row]:
+def images(place: SourceFile) -> Iterator[Row]:
     """A row for each image of a folder, in order, without a caption."""
     for folder, names in place.walk():
         for name in names:
@@ -35,7 +35,7 @@ def images(place: Place) -> Iterator[Row]:
                 yield Row(place.url(clean(path)), location=Location(place.under(clean(path))))
 
 
-def rows(place: Place, source: Source) -> Iterator[Row]:
+def rows(place: SourceFile, source: Source) -> Iterator[Row]:
     """The images of a folder, a row for each of their captions.
 
     First those that lists in the folder name, in their order: metadata.jsonl, .csv or .parquet in
@@ -104,7 +104,7 @@ class _Listed(NamedTuple):
     record: Record
 
 
-def _listed(place: Place, source: Source, lists: set[str]) -> Iterator[_Listed]:
+def _listed(place: SourceFile, source: Source, lists: set[str]) -> Iterator[_Listed]:
     """What the lists in a folder say, and which they are."""
     files = Files(place)
     for path, found in _lists(place, source):
@@ -121,7 +121,7 @@ def _listed(place: Place, source: Source, lists: set[str]) -> Iterator[_Listed]:
             yield _Listed(path, name, Told(record.url, record.captions, record.uid), record)
 
 
-def _lists(place: Place, source: Source) -> Iterator[tuple[str, Iterator[Record]]]:
+def _lists(place: SourceFile, source: Source) -> Iterator[tuple[str, Iterator[Record]]]:
     """The path of each list in a folder, and its records."""
     for folder, names in place.walk():
         beside = Beside(() if folder else names)
@@ -151,7 +151,7 @@ def _lists(place: Place, source: Source) -> Iterator[tuple[str, Iterator[Record]
                 yield path, _records(listed, dataclasses.replace(finder, notices=place.notices))
 
 
-def _names_images(place: Place, finder: Finder, files: Files) -> bool:
+def _names_images(place: SourceFile, finder: Finder, files: Files) -> bool:
     """Whether a file at the top of a folder is a list whose first record names an image there."""
     try:
         first = next(_records(place, finder), None)
@@ -160,14 +160,14 @@ def _names_images(place: Place, finder: Finder, files: Files) -> bool:
     return first is not None and first.file is not None and files.find(first.file) is not None
 
 
-def _records(place: Place, finder: Finder) -> Iterator[Record]:
-    if place.kind == "json" and documents.kind(place)[0] == "coco":
+def _records(place: SourceFile, finder: Finder) -> Iterator[Record]:
+    if place.kind == "json" and json_lists.kind(place)[0] == "coco":
         source = dataclasses.replace(finder.source, images=place.path)  # they are at hand
         finder = dataclasses.replace(finder, source=source)
     return records(place, finder)
 
 
-def _rows(place: Place, path: str, said: Told, record: Record | None = None) -> Iterator[Row]:
+def _rows(place: SourceFile, path: str, said: Told, record: Record | None = None) -> Iterator[Row]:
     """A row for each caption of an image."""
     name = clean(path[:LONGEST])
     number = None if record is None else record.number
@@ -181,7 +181,7 @@ def _rows(place: Place, path: str, said: Told, record: Record | None = None) -> 
         yield row._replace(caption=caption)
 
 
-def _head(place: Place, path: str) -> bytes:
+def _head(place: SourceFile, path: str) -> bytes:
     with place.fs.open(posixpath.join(place.path, path), "rb") as stream:
         content: bytes = stream.read(sidecars.LONGEST)
     return content

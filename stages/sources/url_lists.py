@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from stages.sources.captions import MOST, Captions, captions_of, is_blank, joined, of_cell
 from stages.sources.columns import Columns, Finder, Record, is_url, keys, kind_of, note_odd
 from stages.sources.encoding import text_of_bytes
-from stages.sources.place import Place, is_image
 from stages.sources.row import LONGEST
+from stages.sources.source_files import SourceFile, is_image
 
 __all__ = ["READERS", "lines", "objects", "records"]
 
@@ -38,7 +38,7 @@ Cells = tuple[int, list[str] | None, str]
 """The line that a record begins at, its cells, and what is wrong where it has none."""
 
 
-def records(place: Place, finder: Finder) -> Iterator[Record]:
+def records(place: SourceFile, finder: Finder) -> Iterator[Record]:
     """The records of a list; one that cannot be read says why.
 
     Raises:
@@ -48,7 +48,7 @@ def records(place: Place, finder: Finder) -> Iterator[Record]:
         yield from READERS[place.kind](place, finder)
 
 
-def _read_delimited(place: Place, finder: Finder) -> Iterator[Record]:
+def _read_delimited(place: SourceFile, finder: Finder) -> Iterator[Record]:
     """CSV and TSV.
 
     A file whose first record holds a URL, or the name of an image, has no header. Of two columns
@@ -96,7 +96,7 @@ def _is_filled(cells: Sequence[str]) -> bool:
 
 
 def _reader_of_cells(
-    place: Place, columns: Columns, names: Sequence[str]
+    place: SourceFile, columns: Columns, names: Sequence[str]
 ) -> Callable[[int, Sequence[str]], Record]:
     """What makes a record of the line and the cells of each."""
     places = [names.index(name) for name in columns.captions]
@@ -124,7 +124,7 @@ def _reader_of_cells(
     return read
 
 
-def _without_header(place: Place, sample: Sequence[Cells]) -> tuple[Columns, list[str]]:
+def _without_header(place: SourceFile, sample: Sequence[Cells]) -> tuple[Columns, list[str]]:
     """The columns of a list without a header, by what they hold, and names for all of them."""
     width = len(sample[0][1] or ())
     fitting = [cells for _, cells, _ in sample if cells is not None and len(cells) == width]
@@ -154,7 +154,7 @@ def _without_header(place: Place, sample: Sequence[Cells]) -> tuple[Columns, lis
     return Columns(url=url, captions=tuple(words), file=file), names
 
 
-def _commas(stream: Any, place: Place) -> Iterator[Cells]:
+def _commas(stream: Any, place: SourceFile) -> Iterator[Cells]:
     """The records of a CSV before `_END`, which an open quote would make part of the last.
 
     A blank before a quote is forgiven.
@@ -185,7 +185,7 @@ def _commas(stream: Any, place: Place) -> Iterator[Cells]:
         began, length, is_broken = reader.line_num + 1, 0, False
 
 
-def _tabbed(stream: Any, place: Place) -> Iterator[Cells]:
+def _tabbed(stream: Any, place: SourceFile) -> Iterator[Cells]:
     """The records of a TSV.
 
     A field is quoted where it begins with a quote, its end is a quote before a tab or the end of a
@@ -251,7 +251,7 @@ def _cells(text: str, *, is_last: bool = False) -> list[str] | None:
         at = end + 1
 
 
-def lines(stream: Any, place: Place) -> Iterator[Any]:
+def lines(stream: Any, place: SourceFile) -> Iterator[Any]:
     """The lines of a stream of text or of bytes."""
     while line := stream.readline(_LONGEST):
         if len(line) == _LONGEST:
@@ -259,11 +259,11 @@ def lines(stream: Any, place: Place) -> Iterator[Any]:
         yield line
 
 
-def _refused(place: Place, why: str) -> ValueError:
+def _refused(place: SourceFile, why: str) -> ValueError:
     return ValueError(f"download.source cannot be read as {place.kind}: {place.path}: {why}")
 
 
-def _read_txt(place: Place, finder: Finder) -> Iterator[Record]:
+def _read_txt(place: SourceFile, finder: Finder) -> Iterator[Record]:
     """URLs, one a line."""
     is_first = True
     for number, line in _filled(place):
@@ -286,7 +286,7 @@ def _read_txt(place: Place, finder: Finder) -> Iterator[Record]:
         is_first = False
 
 
-def _read_parquet(place: Place, finder: Finder) -> Iterator[Record]:
+def _read_parquet(place: SourceFile, finder: Finder) -> Iterator[Record]:
     with place.open() as stream, pq.ParquetFile(stream, buffer_size=2**20) as plain:
         columns = finder.find(plain.schema_arrow.names)
         wanted = columns.wanted()
@@ -355,7 +355,7 @@ def _rows_at_once(file: pq.ParquetFile, stream: Any, group: int, names: list[str
     return most
 
 
-def _read_jsonl(place: Place, finder: Finder) -> Iterator[Record]:
+def _read_jsonl(place: SourceFile, finder: Finder) -> Iterator[Record]:
     names = keys((one for _, one, _ in objects(place) if one is not None), finder.named)
     if names:
         finder.find(names, is_all=False)
@@ -373,7 +373,7 @@ def _read_jsonl(place: Place, finder: Finder) -> Iterator[Record]:
         )
 
 
-def objects(place: Place) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
+def objects(place: SourceFile) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
     """The number of each line that is not blank, its object, and what is wrong if it has none."""
     for number, line in _filled(place):
         try:
@@ -387,7 +387,7 @@ def objects(place: Place) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
             yield number, entry if is_object else None, "" if is_object else "is no JSON object"
 
 
-def _filled(place: Place) -> Iterator[tuple[int, bytes]]:
+def _filled(place: SourceFile) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, by their numbers."""
     with place.open() as raw, io.BufferedReader(raw) as stream:
         for number, line in enumerate(lines(stream, place), 1):
@@ -405,7 +405,7 @@ READERS = {
 
 
 def _of_batch(
-    batch: pa.RecordBatch, columns: Columns, place: Place, before: int
+    batch: pa.RecordBatch, columns: Columns, place: SourceFile, before: int
 ) -> Iterator[Record]:
     nothing: list[str | None] = [None] * batch.num_rows
 
@@ -467,7 +467,7 @@ def _listed(some: pa.Array[Any]) -> list[Any]:
     return texts
 
 
-def _texts(column: pa.Array[Any], name: str, place: Place) -> list[str | None]:
+def _texts(column: pa.Array[Any], name: str, place: SourceFile) -> list[str | None]:
     """A column as strings; null where it is blank, or bytes in no known encoding."""
     if not _is_text(column.type):
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.formats.format import Format, Shard, samples
+from stages.formats.base import Format, Shard, samples
 
 __all__ = ["URLS", "Parquet", "Urls"]
 
