@@ -103,7 +103,7 @@ class World:
 
     @classmethod
     def make(cls, folder: Path) -> World:
-        import fakes
+        from helpers import fakes
 
         fakes.photo_folder(folder / "photos", ROWS)
         fakes.photo_folder(folder / "human", 12)

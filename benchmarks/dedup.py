@@ -5,9 +5,10 @@
     python -m benchmarks.dedup --only pictures --plot docs/dedup.svg
     python -m benchmarks.dedup --only templates
 
-Pictures: 200 different ones of each family that `tests/graphics.py` draws, and 200 photographs
-where there are some, none of which may be merged with another; and copies of them, which must be.
-Templates: captions that a site fills in, and captions that are no template of one another.
+Pictures: 200 different ones of each family that `tests/helpers/graphics.py` draws, and 200
+photographs where there are some, none of which may be merged with another; and copies of them,
+which must be. Templates: captions that a site fills in, and captions that are no template of one
+another.
 
 Captions: web captions (drawn sentences where there are none), a tenth of them variants of
 others in one word, short ones too. All tools get the same strings, shingles, permutations, bands
@@ -38,6 +39,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasketch import MinHash, MinHashLSH
+from helpers.graphics import COPIES, FAMILIES, drawn, encoded
 from PIL import Image
 from scipy.sparse import csr_matrix
 
@@ -49,7 +51,6 @@ from models.text.minhash import band_keys, caption_centres, minhash, shingles
 from stages.dedup import DedupConfig, DedupStage
 from stages.dedup_fingerprints import LUMA, WRITES, ImagePrints
 from stages.schema import POOL, uid_of
-from tests.graphics import COPIES, FAMILIES, drawn, encoded
 
 ALTTEXT = Path(__file__).resolve().parents[2] / "shared/data/alttext/laion_10k.parquet"
 DATA = ALTTEXT.parents[1]

@@ -41,7 +41,7 @@ def content(folder: Path, run: Path, shard_size: int, names: tuple[str, ...]) ->
 
 
 def photos(folder: Path, rows: int) -> None:
-    import fakes
+    from helpers import fakes
 
     folder.mkdir()
     for number in range(rows):

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pages import CHROMIUM, PageBrowser
+from helpers.pages import CHROMIUM, PageBrowser
 from PIL import Image
 
 from pipeline.manifest.manifest import STAGES, Manifest

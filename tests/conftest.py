@@ -1,14 +1,10 @@
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("capfilt", deadline=None)  # a busy machine is no fault of an example
 settings.load_profile("capfilt")
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `import fakes`
 
 # A background job of a shell ignores the one, nohup the other, and so would the commands that tests
 # interrupt.
@@ -32,7 +28,7 @@ def ray_here():
 @pytest.fixture(scope="session")
 def realweb(tmp_path_factory):
     """The folder of the real web and the port it is served at."""
-    import web
+    from helpers import web
 
     out = tmp_path_factory.mktemp("realweb")
     port = web.free_port()

@@ -11,9 +11,9 @@ import textwrap
 import time
 from pathlib import Path
 
-import fakes
 import pyarrow as pa
 import pytest
+from helpers import fakes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "folder.md", "list.md", "recipes.md")

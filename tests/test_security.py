@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from blips import WORDS, save, save_blip2, save_clip, tokenizer_of
+from helpers.blips import WORDS, save, save_blip2, save_clip, tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement

@@ -6,14 +6,14 @@ import pytest
 @pytest.fixture
 def nano(monkeypatch: pytest.MonkeyPatch) -> None:
     """The size `nano`, of BLIP and of CLIP."""
-    from nano import stand_in
+    from helpers.nano import stand_in
 
     stand_in(monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def saved_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from blips import WORDS, save_tokenizer
+    from helpers.blips import WORDS, save_tokenizer
 
     return save_tokenizer(tmp_path_factory.mktemp("tokenizer"), WORDS.split())
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nano import batch_of, make
+from helpers.nano import batch_of, make
 from torch.nn import functional
 
 from models import attention

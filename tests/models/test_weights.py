@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import huggingface_hub.constants
 import pytest
-from blips import WORDS, save, tokenizer_of
+from helpers.blips import WORDS, save, tokenizer_of
 from transformers import BlipForConditionalGeneration
 
 from models.weights import device_of, folder_of, pinned, revision_of

@@ -12,9 +12,9 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize(
     "tests",
     [
-        ("test_conservation.py",),
+        ("results/test_conservation.py",),
         (
-            "test_verify.py",
+            "results/test_verify.py",
             *("-k", "finished_run or rows_that_are_called or missing_or_too_many or hostile"),
         ),
     ],

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from downloads import Web
-from hosts import Server
-from web import certificate
+from helpers.downloads import Web
+from helpers.hosts import Server
+from helpers.web import certificate
 
 
 @pytest.fixture

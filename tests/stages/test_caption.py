@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from blips import WORDS, drawn, save, save_blip2, tokenizer_of
+from helpers.blips import WORDS, drawn, save, save_blip2, tokenizer_of
 from pydantic import TypeAdapter, ValidationError
 from transformers import BlipForConditionalGeneration
 

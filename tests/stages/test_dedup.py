@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import painting
-from graphics import FAMILIES, drawn, encoded, resized
+from helpers.fakes import painting
+from helpers.graphics import FAMILIES, drawn, encoded, resized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -1,7 +1,7 @@
 import json
 
-import fakes
 import pytest
+from helpers import fakes
 from hypothesis import given
 from hypothesis import strategies as st
 

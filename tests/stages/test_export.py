@@ -2,9 +2,9 @@ import hashlib
 import io
 import json
 
-import fakes
 import pyarrow as pa
 import pytest
+from helpers import fakes
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from blips import WORDS, drawn, save, save_clip, tokenizer_of
+from helpers.blips import WORDS, drawn, save, save_clip, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError

@@ -3,11 +3,10 @@
 import io
 import tarfile
 
-import fakes
-import pools
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import fakes, pools
 from PIL import Image
 
 from stages.formats import FORMATS, Shard

@@ -5,8 +5,8 @@ import contextlib
 
 import pyarrow.parquet as pq
 import pytest
-import web
-from downloads import stage
+from helpers import web
+from helpers.downloads import stage
 
 from stages import sources
 from stages.download import DownloadConfig, DownloadStage

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import painting
+from helpers.fakes import painting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import numpy.typing as npt
 import pytest
-from fakes import SHARED, painting
-from graphics import COPIES, FAMILIES, cropped, drawn, encoded, marked
+from helpers.fakes import SHARED, painting
+from helpers.graphics import COPIES, FAMILIES, cropped, drawn, encoded, marked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

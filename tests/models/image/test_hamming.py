@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 import pytest
-from fakes import SHARED, ball, painting
+from helpers.fakes import SHARED, ball, painting
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

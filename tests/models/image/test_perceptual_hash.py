@@ -5,7 +5,7 @@ import io
 import imagehash
 import numpy as np
 import pytest
-from fakes import SHARED, ball, painting
+from helpers.fakes import SHARED, ball, painting
 from PIL import Image
 
 from models.image.decode import open_rgb

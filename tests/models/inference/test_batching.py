@@ -100,7 +100,7 @@ PROGRAM = """
 import logging, os, resource, sys
 sys.path[:0] = ["tests"]
 import pyarrow as pa
-from blips import WORDS, config_of, drawn, random_model, tokenizer_of
+from helpers.blips import WORDS, config_of, drawn, random_model, tokenizer_of
 from transformers import BlipForConditionalGeneration
 from models.image.decode import Preprocess
 from stages.caption import CaptionConfig, CaptionStage

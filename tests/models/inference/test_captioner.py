@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blips import SIDE, WORDS, config_of, drawn, loaded, pixels, random_model, save, tokenizer_of
+from helpers.blips import (
+    SIDE,
+    WORDS,
+    config_of,
+    drawn,
+    loaded,
+    pixels,
+    random_model,
+    save,
+    tokenizer_of,
+)
 from scipy import stats
 from transformers import BertTokenizer, BlipForConditionalGeneration, BlipForImageTextRetrieval
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from blips import drawn, save, save_clip, tokenizer_of
+from helpers.blips import drawn, save, save_clip, tokenizer_of
 from PIL import Image
 from transformers import BlipForImageTextRetrieval, CLIPModel
 

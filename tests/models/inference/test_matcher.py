@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from blips import SIDE, WORDS, config_of, drawn, loaded, pixels, random_model, tokenizer_of
+from helpers.blips import SIDE, WORDS, config_of, drawn, loaded, pixels, random_model, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer, BlipForImageTextRetrieval

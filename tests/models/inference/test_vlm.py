@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from blips import WORDS, drawn, save_blip2
+from helpers.blips import WORDS, drawn, save_blip2
 from PIL import Image
 from scipy import stats
 

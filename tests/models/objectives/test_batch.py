@@ -1,5 +1,5 @@
 import torch
-from nano import batch_of, make
+from helpers.nano import batch_of, make
 
 
 def test_a_batch_is_split_into_equal_parts(tokenizer: str) -> None:

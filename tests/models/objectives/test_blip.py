@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from blips import WORDS, tokenizer_of
-from nano import batch_of, differing, make
+from helpers.blips import WORDS, tokenizer_of
+from helpers.nano import batch_of, differing, make
 from safetensors.torch import load_file
 from transformers import (
     AutoProcessor,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from blips import drawn
-from nano import CAPTIONS, batch_of, differing, make
+from helpers.blips import drawn
+from helpers.nano import CAPTIONS, batch_of, differing, make
 from transformers import BlipForImageTextRetrieval
 
 from models.attention import cross_attention_kv, encode_images, encode_texts

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from blips import WORDS, tokenizer_of
-from nano import CAPTIONS, NANO, batch_of
+from helpers.blips import WORDS, tokenizer_of
+from helpers.nano import CAPTIONS, NANO, batch_of
 from transformers import AutoTokenizer, CLIPModel
 
 from models.objectives.clip import Contrastive, info_nce

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fakes
 import pytest
+from helpers import fakes
 
 from pipeline.cli.help import EXAMPLES, WAY
 from pipeline.cli.main import _parser, main

@@ -3,11 +3,11 @@
 import json
 import string
 
-import fakes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers import fakes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

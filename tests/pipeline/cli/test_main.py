@@ -3,8 +3,8 @@
 import json
 import shutil
 
-import fakes
 import pytest
+from helpers import fakes
 
 from pipeline.cli.main import main
 from pipeline.demo.run import MANIFESTS

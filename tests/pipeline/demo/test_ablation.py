@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pages import CHROMIUM, PageBrowser
-from runs import make_run, manifest
+from helpers.pages import CHROMIUM, PageBrowser
+from helpers.runs import make_run, manifest
 
 from pipeline.demo.ablation import Ablation, collect, estimate, merge
 from pipeline.manifest.manifest import Manifest, ManifestError

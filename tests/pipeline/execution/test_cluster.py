@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import fakes
 import yaml
+from helpers import fakes
 
 from pipeline.results.funnel import open_plan
 from pipeline.results.verify import verify

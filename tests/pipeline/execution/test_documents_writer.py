@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import web
+from helpers import web
 from rich.console import Console
 
 from pipeline.demo.tokenizer import write_tokenizer

@@ -5,10 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
-import fakes
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers import fakes
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console

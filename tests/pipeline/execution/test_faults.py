@@ -20,10 +20,10 @@ import threading
 import time
 from pathlib import Path
 
-import fakes
 import pytest
 import ray
 import yaml
+from helpers import fakes
 from rich.console import Console
 
 from pipeline.cli.main import main

@@ -2,10 +2,9 @@
 
 import json
 
-import fakes
 import pytest
-import runs
 import yaml
+from helpers import fakes, runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console

@@ -5,10 +5,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import fakes
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers import fakes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console

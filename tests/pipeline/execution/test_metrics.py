@@ -5,10 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fakes
 import pytest
-import web
 import yaml
+from helpers import fakes, web
 
 ROOT = Path(__file__).parents[3]
 

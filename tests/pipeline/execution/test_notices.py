@@ -2,7 +2,7 @@
 
 import json
 
-import fakes
+from helpers import fakes
 from rich.console import Console
 
 from pipeline.cli.main import main

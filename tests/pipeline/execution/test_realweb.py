@@ -4,10 +4,9 @@ import collections
 import time
 from pathlib import Path
 
-import fakes
 import pyarrow.parquet as pq
 import pytest
-import web
+from helpers import fakes, web
 from rich.console import Console
 
 from pipeline.execution.progress import Progress

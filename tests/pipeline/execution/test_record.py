@@ -4,8 +4,8 @@ import contextlib
 import io
 import shutil
 
-import fakes
 import pytest
+from helpers import fakes
 from rich.console import Console
 
 from models.objectives.blip import MED

@@ -6,9 +6,9 @@ import logging
 import math
 
 import numpy as np
-import pools
 import pyarrow as pa
 import pytest
+from helpers import pools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

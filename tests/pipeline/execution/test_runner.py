@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import fakes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers import fakes
 from rich.console import Console
 
 from pipeline.execution.progress import Progress

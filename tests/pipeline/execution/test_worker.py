@@ -1,8 +1,8 @@
 """What a worker does on a pool that stands, without Ray."""
 
-import pools
 import pyarrow as pa
 import pytest
+from helpers import pools
 
 from pipeline.execution import map_reduce
 from pipeline.execution import worker as workers

@@ -3,10 +3,9 @@
 import collections
 import json
 
-import blips
-import fakes
 import pyarrow.parquet as pq
 import pytest
+from helpers import blips, fakes
 from rich.console import Console
 
 from pipeline.demo.language import train_language

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-import fakes
 import pytest
+from helpers import fakes
 from rich.console import Console
 
 from pipeline.demo.tokenizer import write_tokenizer

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from runs import BREAKOUT, EVALUATION, SCRIPT, TRUTH, make_run, manifest
+from helpers.runs import BREAKOUT, EVALUATION, SCRIPT, TRUTH, make_run, manifest
 
 from pipeline.manifest.plan import Plan
 from pipeline.report import build

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from pages import CHROMIUM, PageBrowser
+from helpers.pages import CHROMIUM, PageBrowser
+from helpers.runs import plots_of
 from PIL import Image
-from runs import plots_of
 
 
 @pytest.fixture(scope="module")

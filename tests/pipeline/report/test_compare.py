@@ -4,8 +4,8 @@ import re
 
 import pyarrow as pa
 import pytest
-from pages import CHROMIUM, PageBrowser
-from runs import HOSTILE, Page, make_run, manifest
+from helpers.pages import CHROMIUM, PageBrowser
+from helpers.runs import HOSTILE, Page, make_run, manifest
 
 from pipeline.cli.main import main
 from pipeline.manifest.plan import Plan

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
-from runs import (
+from helpers.runs import (
     BREAKOUT,
     COMMIT,
     EVALUATION,

@@ -1,8 +1,8 @@
 import numpy as np
 import pyarrow as pa
+from helpers.runs import with_nulls
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import with_nulls
 
 from pipeline.report.frequent import Frequent
 from pipeline.report.health import variety

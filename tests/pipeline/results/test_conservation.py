@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import runs
+from helpers import runs
 
 from pipeline.cli.main import main
 from pipeline.manifest.plan import Plan

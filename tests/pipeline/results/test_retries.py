@@ -1,7 +1,7 @@
 """Retrying the failures of a finished pool, against a real server that gets better."""
 
 import pytest
-import web
+from helpers import web
 from rich.console import Console
 
 from pipeline.execution.progress import Progress

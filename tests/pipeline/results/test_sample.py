@@ -5,8 +5,8 @@ import re
 import tempfile
 from pathlib import Path
 
-import fakes
 import pytest
+from helpers import fakes
 
 from pipeline.cli.main import main
 from pipeline.results.funnel import open_plan

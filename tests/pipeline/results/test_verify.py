@@ -10,11 +10,10 @@ import shutil
 import struct
 from pathlib import Path
 
-import fakes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import runs
+from helpers import fakes, runs
 from rich.console import Console
 
 from pipeline.cli.main import main

@@ -1,5 +1,5 @@
 import pytest
-from reviews import make_run
+from helpers.reviews import make_run
 
 
 @pytest.fixture(scope="session")

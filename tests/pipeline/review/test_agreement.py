@@ -1,7 +1,7 @@
 """How far people agree with the filter."""
 
 import pytest
-from reviews import commit
+from helpers.reviews import commit
 
 from pipeline.report import build
 from pipeline.results.funnel import funnel, open_plan

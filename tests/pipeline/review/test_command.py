@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from reviews import decide, request, start
+from helpers.reviews import decide, request, start
 
 from pipeline.cli.main import main
 from pipeline.results.funnel import funnel, open_plan

@@ -2,10 +2,10 @@
 
 import json
 
-import fakes
 import pyarrow.parquet as pq
 import pytest
-from reviews import COMMIT, commit, content, decide, pairs_of, serving
+from helpers import fakes
+from helpers.reviews import COMMIT, commit, content, decide, pairs_of, serving
 
 from pipeline.cli.main import main
 from pipeline.manifest.manifest import Manifest, ManifestError

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 
-from reviews import decide, request, serving
+from helpers.reviews import decide, request, serving
 
 from pipeline.results.funnel import open_plan
 from pipeline.review.ledger import Ledger

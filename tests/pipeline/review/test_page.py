@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from browser import CHROMIUM, Browser
-from reviews import BIDI, SCRIPT, serving
+from helpers.browser import CHROMIUM, Browser
+from helpers.reviews import BIDI, SCRIPT, serving
 
 from pipeline.results.funnel import open_plan
 from stages.review import Decision, read_decisions

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from reviews import COMMIT, commit, content, pairs_of
+from helpers.reviews import COMMIT, commit, content, pairs_of
 
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan

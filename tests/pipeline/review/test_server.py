@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from reviews import request, serving
+from helpers.reviews import request, serving
 
 
 def test_only_the_whole_address_opens_the_page(fresh):

@@ -9,12 +9,12 @@ import threading
 import time
 from pathlib import Path
 
-import fakes
 import fsspec
 import pyarrow as pa
 import pytest
 import yaml
-from storage import Faults, storage
+from helpers import fakes
+from helpers.storage import Faults, storage
 
 from models.weights import folder_of, revision_of
 from pipeline.demo.tokenizer import write_tokenizer

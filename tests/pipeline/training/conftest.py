@@ -3,10 +3,10 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from blips import save_tokenizer
-from nano import stand_in
+from helpers.blips import save_tokenizer
+from helpers.nano import stand_in
+from helpers.trainings import COLORS, NANO
 from PIL import Image
-from trainings import COLORS, NANO
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import jpeg
+from helpers.fakes import jpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -11,8 +11,8 @@ from typing import Any
 import fsspec
 import pytest
 import torch
+from helpers.trainings import NANO, ROOT, config_of, metrics
 from safetensors.torch import load_file
-from trainings import NANO, ROOT, config_of, metrics
 
 from models.objectives.sizes import BLIP_SIZES, CLIP_SIZES
 from pipeline.manifest.train_config import Source, TrainConfig

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blips import WORDS, config_of, drawn, random_model, tokenizer_of
+from helpers.blips import WORDS, config_of, drawn, random_model, tokenizer_of
 from PIL import Image
 from rich.console import Console
 from transformers import (

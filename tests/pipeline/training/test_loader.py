@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from trainings import config_of, metrics
+from helpers.trainings import config_of, metrics
 
 from models.inference.matcher import Matcher
 from pipeline.manifest.train_config import as_sources

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.trainings import NANO, ROOT, assert_same, config_of, metrics, weights
 from safetensors.torch import load_file
-from trainings import NANO, ROOT, assert_same, config_of, metrics, weights
 
 from models.objectives.blip import MED
 from models.objectives.sizes import BLIP_SIZES

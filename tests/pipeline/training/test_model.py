@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from trainings import config_of, metrics, weights
+from helpers.trainings import config_of, metrics, weights
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, CLIPModel
 
 from models.inference.matcher import Matcher

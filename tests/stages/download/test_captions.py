@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from helpers.downloads import Web, encode, photo, stage
+
 from stages import sources
-from tests.downloads import Web, encode, photo, stage
 
 
 def test_an_image_with_several_captions_is_asked_for_once(web: Web, tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ import time
 from email.utils import formatdate
 
 import pytest
-from hosts import Server, _resolve_to_loopback, fetcher, ok, outcome, outcomes, reason, status
+from helpers.hosts import (
+    Server,
+    _resolve_to_loopback,
+    fetcher,
+    ok,
+    outcome,
+    outcomes,
+    reason,
+    status,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hosts import Internet, Server, ok, outcome, outcomes, reason, status
+from helpers.hosts import Internet, Server, ok, outcome, outcomes, reason, status
 
 from stages.download.fetch import FetchError
 

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from hosts import (
+from helpers.hosts import (
     ROBOTS,
     Answer,
     Server,

@@ -9,7 +9,7 @@ import socket
 import time
 
 import pytest
-from hosts import Server, fetcher, ok, outcomes
+from helpers.hosts import Server, fetcher, ok, outcomes
 
 ANSWERS = 10_000
 BATCH = 250

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.fakes import SHARED, jpeg
 from PIL import Image, ImageCms
 
 from models.image import decode as decoding
@@ -28,7 +29,6 @@ from stages.dedup_fingerprints import ImagePrints, opened
 from stages.download import DownloadConfig, DownloadStage
 from stages.download.resize import RESIZE_REASONS, Mode, Resize
 from stages.sources import shards
-from tests.fakes import SHARED, jpeg
 
 ROUNDS = int(os.environ.get("CAPFILT_FUZZ_IMAGES", "1500"))
 """Mutated images that are tried; each has its seed, so a failure can be had again."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import fetcher, outcomes
+from helpers.hosts import fetcher, outcomes
+from helpers.web import certificate, free_port
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
-from web import certificate, free_port
 
 
 class Site:

@@ -8,7 +8,7 @@ import socket
 import time
 
 import pytest
-from hosts import Server, _resolve_to_loopback, drip, fetcher, ok, outcome, reason, status
+from helpers.hosts import Server, _resolve_to_loopback, drip, fetcher, ok, outcome, reason, status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 CHILD = """
 import json, socket, struct, sys, threading
-from hosts import Server, fetcher, ok, outcomes
+from helpers.hosts import Server, fetcher, ok, outcomes
 
 INSIDE = {"good.test": "127.0.0.1", "inside.test": "10.1.2.3", "cloud.test": "169.254.169.254"}
 

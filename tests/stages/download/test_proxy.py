@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from hosts import Server, fetcher, ok, outcome
+from helpers.hosts import Server, fetcher, ok, outcome
 
 
 class Proxy:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers.fakes import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from stages.download.resize import RESIZE_REASONS, Resize
-from tests.fakes import SHARED
 
 resizer = pytest.importorskip("img2dataset.resizer")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from downloads import Web, encode, listed, measured, photo, stage
+from helpers.downloads import Web, encode, listed, measured, photo, stage
 from pydantic import TypeAdapter, ValidationError
 
 from stages import sources

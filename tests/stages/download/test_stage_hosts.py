@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from downloads import Web, encode, measured, only, photo, stage
+from helpers.downloads import Web, encode, measured, only, photo, stage
 
 from stages.download import DownloadConfig, DownloadStage
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from downloads import Web, encode, listed, only, photo, stage
+from helpers.downloads import Web, encode, listed, only, photo, stage
 from PIL import Image, ImageOps
 
 from stages.download import DownloadStage

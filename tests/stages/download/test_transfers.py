@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosts import (
+from helpers.hosts import (
     ROBOTS,
     Answer,
     Server,

@@ -6,7 +6,7 @@ import gzip
 import zlib
 
 import pytest
-from hosts import Server, fetcher, ok, reason
+from helpers.hosts import Server, fetcher, ok, reason
 
 BODY = bytes(range(256)) * 500
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import idna
 import pytest
-from hosts import Server, fetcher, ok, reason
+from helpers.hosts import Server, fetcher, ok, reason
 from hypothesis import given
 from hypothesis import strategies as st
 

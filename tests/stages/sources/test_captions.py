@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import jpeg
+from helpers.fakes import jpeg
+from helpers.listings import contents, rows, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from listings import contents, rows, write
 
 from stages.sources import Notices
 from stages.sources.captions import MOST, captions_of

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.fakes import SHARED, jpeg, measure, tiny_blip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -35,7 +36,6 @@ from stages.download import DownloadConfig
 from stages.export import ExportConfig, ExportStage
 from stages.formats import FORMATS, Shard
 from stages.schema import POOL, uid_of
-from tests.fakes import SHARED, jpeg, measure, tiny_blip
 
 MEGA = 1_000_000
 FORMULAS = ("=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1")

@@ -20,13 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.fakes import jpeg
 
 from pipeline.cli.init_source import profile
 from stages import sources
 from stages.download import DownloadConfig
 from stages.sources import LIST, Location, Reader
 from stages.sources.row import LONGEST
-from tests.fakes import jpeg
 
 ROUNDS = int(os.environ.get("CAPFILT_FUZZ_LISTS", "600"))
 PAIRS = [(f"http://a.test/{number}", f"a cät, number {number}") for number in range(40)]

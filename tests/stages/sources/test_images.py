@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from helpers.fakes import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,7 +24,6 @@ from stages.download import DownloadConfig, DownloadStage
 from stages.schema import PAIRS, POOL, uid_of
 from stages.sources import Location, Reader, Source
 from stages.sources.parquet_images import Pictures
-from tests.fakes import SHARED
 
 URLS = ["http://a.test/1.jpg", "http://a.test/2.jpg", "http://a.test/3.jpg"]
 CAPTIONS = ["a cat", "", None]

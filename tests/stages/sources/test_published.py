@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import SHARED, jpeg
+from helpers.fakes import SHARED, jpeg
+from helpers.listings import contents, pairs, rows, write
+from helpers.pools import pairs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from listings import contents, pairs, rows, write
-from pools import pairs_of
 
 from pipeline.training.data import read_json
 from stages import sources

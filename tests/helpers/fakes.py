@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 if TYPE_CHECKING:
     from pipeline.storage.run import Run
 
-SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 
 
 def jpeg(seed: int, size: tuple[int, int] = (120, 90), quality: int = 90) -> bytes:

@@ -14,8 +14,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import fakes
 import pytest
+
+from helpers import fakes
 
 FAULTS = {
     "http_403": {"http_403"},

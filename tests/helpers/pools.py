@@ -1,8 +1,8 @@
 """Pools and pairs that tests make without a run."""
 
-import fakes
 import pyarrow as pa
 
+from helpers import fakes
 from stages.schema import PAIRS, POOL, uid_of
 
 

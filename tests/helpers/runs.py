@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from fakes import jpeg
 
+from helpers.fakes import jpeg
 from pipeline.manifest.manifest import STAGES, Manifest
 from pipeline.results.retries import pool_state
 from pipeline.results.verdicts import judge, summary_digest

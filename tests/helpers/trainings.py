@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import nano
 import torch
 from safetensors.torch import load_file
 
+from helpers import nano
 from pipeline.manifest.train_config import TrainConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 60, 230), "grey": (128,) * 3}
 NANO = dataclasses.replace(nano.NANO, vision_layers=1, text_width=32, dropout=0.1)
 

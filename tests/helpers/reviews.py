@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 
-import fakes
 import pyarrow as pa
 from rich.console import Console
 
+from helpers import fakes
 from pipeline.execution.cluster import Cluster
 from pipeline.execution.progress import Progress
 from pipeline.execution.runner import Runner

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from browser import CHROMIUM, Browser
+from helpers.browser import CHROMIUM, Browser
 
 __all__ = ["CHROMIUM", "PageBrowser"]
 

@@ -1,0 +1,1 @@
+"""Worlds, servers and models that the tests share."""
