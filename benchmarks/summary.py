@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import ray.util.metrics  # noqa: F401  (as every worker has it)
 
+from models.random import splitmix
 from pipeline.execution import map_reduce
 from pipeline.execution.map_reduce import PartitionedSummary
 from pipeline.execution.worker import Worker
@@ -36,7 +37,7 @@ from pipeline.storage.run import Run
 from stages.dedup_digests import from_binary, to_hex
 from stages.dedup_fingerprints import COLOURS, LUMA, NUM_PERM, WRITES
 from stages.schema import POOL
-from stages.select import SelectStage, splitmix
+from stages.select import SelectStage
 
 SHARD = 100_000
 STAGES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.random import seed_of
 from stages.base import ModelConfig, Stage
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class CaptionStage(Stage[CaptionConfig]):
         more = {"continue_from": config.continue_up_to} if config.continue_up_to else {}
         captions = self._captioner.caption(
             [image or b"" for image in rows["image"].to_pylist()],
-            [_seed(config.seed, str(uid)) for uid in rows["uid"].to_pylist()],
+            [seed_of(config.seed, str(uid), bits=64) for uid in rows["uid"].to_pylist()],
             config.settings_of_decoding(),
             prompt=config.prompt,
             batch_size=config.batch_size,
@@ -247,11 +247,6 @@ class CaptionStage(Stage[CaptionConfig]):
         reasons = np.full(len(annotations), None, object)
         reasons[count == 0] = "undecodable"
         return pa.array(reasons, pa.string())
-
-
-def _seed(seed: int, uid: str) -> int:
-    """64 bits for a row."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{uid}".encode(), digest_size=8).digest())
 
 
 def _repeated(words: list[str]) -> float:

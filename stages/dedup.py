@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from models.image.copies import are_copies
 from models.image.hamming import Near, image_centres, near_between, near_pairs
 from models.image.perceptual_hash import SIDE, colour_distance, hamming
+from models.random import splitmix
 from models.text.captions import caption_key
 from models.text.minhash import caption_centres, minhash, shingles
 from stages import dedup_digests
@@ -25,7 +26,6 @@ from stages.base import ClusteredStage, StageConfig, threshold
 from stages.dedup_eval_sets import EvaluationImages, content
 from stages.dedup_fingerprints import NUM_PERM, PRINTS, WRITES, Fingerprints, ImagePrints
 from stages.schema import web_captions
-from stages.select import splitmix
 
 __all__ = ["DedupConfig", "DedupStage"]
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from models.random import hash_of
 from models.text.captions import LanguageDetector
 from models.text.documents import ProseMeasures, measure_prose
 from models.weights import folder_of
@@ -318,8 +319,7 @@ class Documents:
         seen = np.concatenate([[0], np.cumsum(is_image)])
         starts = np.arange(last + 1)
         shows = starts[(seen[starts + size] > seen[starts]) & ~np.array(is_image)[starts]]
-        draw = hashlib.blake2b(f"{self.config.seed} {uid}".encode(), digest_size=8).digest()
-        return int(shows[int.from_bytes(draw, "little") % len(shows)])
+        return int(shows[hash_of(f"{self.config.seed} {uid}") % len(shows)])
 
 
 def _exceed(shares: Sequence[float], limits: Sequence[float]) -> bool:

@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from models.image.decode import ImageError, open_rgb
+from models.random import hash_of
 from stages.base import StageConfig
 from stages.documents import DocumentsConfig
 from stages.formats import FORMATS, SPLITS, TRAIN, VALIDATION, Format, Shard
 from stages.redaction import redacted
-from stages.schema import PAIRS, draw, uid_of, web_captions
+from stages.schema import PAIRS, uid_of, web_captions
 from stages.sources import Notices, Sample, samples
 
 __all__ = ["ExportConfig", "ExportStage"]
@@ -219,7 +220,7 @@ class ExportStage:
         return np.array([self._split(key) == VALIDATION for key in keys], bool)
 
     def _split(self, key: str) -> str:
-        share = draw(self.config.seed, f"validation {key}") / 2**64
+        share = hash_of(f"{self.config.seed} validation {key}") / 2**64
         return VALIDATION if share < self.config.validation else TRAIN
 
     def _texts(self, rows: pa.Table, keeps: pa.Table | None) -> list[_Texts]:

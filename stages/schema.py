@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["PAIRS", "POOL", "draw", "uid_of", "web_captions"]
+__all__ = ["PAIRS", "POOL", "uid_of", "web_captions"]
 
 _POOL: list[pa.Field[Any]] = [
     pa.field("uid", pa.string(), nullable=False),
@@ -84,12 +84,6 @@ def uid_of(url: str, caption: str | None) -> str:
     """The identity of a sample: 128 bits of (url, web caption) as 32 hex characters."""
     text = f"{url}\0{'' if caption is None else caption}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def draw(seed: int, key: str) -> int:
-    """64 bits that a seed draws for a key, uniform and the same on every machine."""
-    content = hashlib.blake2b(f"{seed} {key}".encode(), digest_size=8).digest()
-    return int.from_bytes(content, "little")
 
 
 def web_captions(rows: pa.Table) -> pa.ChunkedArray[Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.random import hashes, splitmix, uid_hashes
 from models.text.noun_phrases import NounPhrases, PhraseForm, revision
 from stages.base import InParts, KeyedStage, RankedStage, StageConfig, in_order, threshold
 from stages.schema import web_captions
@@ -238,7 +237,7 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
     def ranks(self, rows: pa.Table) -> pa.Table:
         """Every row by its lot; of top_fraction those that have a score, the highest first."""
         uids = uid_hashes(rows["uid"].cast(pa.string()))
-        lot = splitmix(uids ^ splitmix(np.array([self.config.seed % 2**64], np.uint64)))
+        lot = splitmix(uids ^ splitmix(self.config.seed))
         rank, is_in = np.zeros(len(lot)), np.ones(len(lot), bool)
         if self.config.method == "top_fraction":
             rank = -rows["score"].to_numpy()
@@ -511,31 +510,6 @@ def histogram(before: Int64s, after: Int64s) -> pa.Table:
     )
 
 
-def uid_hashes(uids: pa.ChunkedArray[Any]) -> UInt64s:
-    """64 bits of each uid, of 32 characters, the same in every process."""
-    found = [np.zeros(0, np.uint64)]
-    for chunk in uids.cast(pa.binary()).cast(pa.binary(32)).chunks:
-        buffer: Any = chunk.buffers()[1]
-        words: UInt64s = np.frombuffer(buffer, "<u8").reshape(-1, 4)
-        words = words[chunk.offset : chunk.offset + len(chunk)]
-        found.append(functools.reduce(lambda mixed, word: splitmix(mixed ^ word), words.T))
-    return np.concatenate(found)
-
-
-def hashes(texts: pa.Array[Any]) -> UInt64s:
-    """64 bits of each text, the same in every process."""
-    digests = (hashlib.blake2b(str(text).encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-
-
 def draw(seed: int, phrases: UInt64s, uids: UInt64s) -> UInt64s:
     """A lot for each (seed, phrase, uid), uniform and independent of everything else."""
-    return splitmix(splitmix(phrases ^ splitmix(np.array([seed % 2**64], np.uint64))) ^ uids)
-
-
-def splitmix(values: UInt64s) -> UInt64s:
-    """The finalizer of splitmix64 (Steele et al., OOPSLA 2014), elementwise."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    return splitmix(splitmix(phrases ^ splitmix(seed)) ^ uids)

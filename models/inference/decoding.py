@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.random import splitmix
+
 __all__ = [
     "Caption",
     "Decoding",
@@ -258,17 +260,9 @@ def uniforms(seeds: Sequence[int], num_captions: int, num_steps: int) -> npt.NDA
 
     A chain of splitmix64's finaliser over the four counters.
     """
-    state = _mixed(np.array([seed % 2**64 for seed in seeds], np.uint64)[:, None, None, None])
-    state = _mixed(state ^ np.arange(num_captions, dtype=np.uint64)[:, None, None])
-    state = _mixed(state ^ np.arange(num_steps, dtype=np.uint64)[:, None])
-    state = _mixed(state ^ np.arange(DRAWS, dtype=np.uint64))
+    state = splitmix(np.array([seed % 2**64 for seed in seeds], np.uint64)[:, None, None, None])
+    state = splitmix(state ^ np.arange(num_captions, dtype=np.uint64)[:, None, None])
+    state = splitmix(state ^ np.arange(num_steps, dtype=np.uint64)[:, None])
+    state = splitmix(state ^ np.arange(DRAWS, dtype=np.uint64))
     # 52 bits, so that rounding never takes the largest number times a mass up to that mass.
     return (state >> np.uint64(12)).astype(np.float64) * 2.0**-52
-
-
-def _mixed(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    with np.errstate(over="ignore"):
-        state = state + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))

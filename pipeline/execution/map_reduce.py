@@ -38,13 +38,13 @@ import pyarrow.parquet as pq
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from models.random import splitmix
 from pipeline.manifest.plan import Plan
 from pipeline.results.verdicts import Mask, crashed_rows, judge, measured_table
 from pipeline.storage.checksum import with_checksum_parquet
 from pipeline.storage.run import Run
 from stages.base import GlobalStage, InParts, digest, in_order
 from stages.download import DownloadStage
-from stages.select import splitmix
 
 __all__ = ["PART_ROWS", "PartitionedSummary", "laid_out", "measured", "scatter"]
 

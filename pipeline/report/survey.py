@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.random import splitmix
 from pipeline.manifest.plan import Plan
 from pipeline.report.charts import Histogram
 from pipeline.report.frequent import Frequent
@@ -26,7 +27,7 @@ from stages.download import DownloadStage
 from stages.filter import FilterStage
 from stages.review import ReviewStage
 from stages.schema import web_captions
-from stages.select import SelectStage, splitmix
+from stages.select import SelectStage
 
 __all__ = ["CELLS", "Borderline", "Cluster", "Survey", "Texts", "survey"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from stages.select import splitmix
+from models.random import splitmix
 
 __all__ = ["Place", "Ranks", "Smallest", "ranks_of"]
 

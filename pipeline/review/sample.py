@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.random import splitmix, uid_hashes
 from pipeline.manifest.plan import Plan
 from pipeline.results.sampling import Smallest
 from pipeline.results.verdicts import Mask, annotated, judge, kept_texts
@@ -19,7 +20,6 @@ from pipeline.storage.run import Run
 from stages.download import DownloadStage
 from stages.filter import FilterConfig, FilterStage
 from stages.review import ReviewStage
-from stages.select import splitmix, uid_hashes
 
 __all__ = ["CHOICES", "Choice", "Pair", "draw", "judged_pairs"]
 
@@ -165,7 +165,7 @@ class _Shard:
         self._sources = self._sources[chosen]
         self.scores = np.concatenate([part.scores for part in parts])[chosen]
         self.is_kept = kept
-        seed = splitmix(np.array([plan.manifest.seed % 2**64], np.uint64))
+        seed = splitmix(plan.manifest.seed)
         images = splitmix(uid_hashes(self._pool["uid"]) ^ seed)
         ordinals = np.concatenate([part.ordinals for part in parts])
         self.ranks = splitmix(images[rows] + ordinals)[chosen]

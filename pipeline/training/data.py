@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.random import seed_of
 from pipeline.manifest.train_config import Source
 from pipeline.storage import checksum
 from pipeline.storage.run import Run
@@ -41,7 +42,6 @@ __all__ = [
     "is_folder",
     "read_folder",
     "read_json",
-    "seed_of",
     "state_of",
 ]
 
@@ -49,12 +49,6 @@ logger = logging.getLogger(__name__)
 
 LINES_A_UNIT = 1000
 SHUFFLE_BUFFER = 10_000
-
-
-def seed_of(*parts: object) -> int:
-    """63 bits from a seed and what it is for, the same on every machine."""
-    text = "\0".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,10 @@ from models.metrics import (
 )
 from models.objectives.blip import MED
 from models.objectives.clip import Contrastive
+from models.random import seed_of
 from models.text.pre_caption import pre_caption
 from models.weights import folder_of
-from pipeline.training.data import is_folder, read_folder, read_json, seed_of
+from pipeline.training.data import is_folder, read_folder, read_json
 
 __all__ = ["TEMPLATES", "evaluate"]
 

@@ -17,9 +17,10 @@ from PIL import Image
 from models.image.augmentation import View
 from models.image.decode import ImageError, Preprocess, open_rgb
 from models.objectives.batch import Batch
+from models.random import seed_of
 from models.text.pre_caption import pre_caption
 from pipeline.manifest.train_config import TrainConfig
-from pipeline.training.data import Example, Pairs, Position, seed_of
+from pipeline.training.data import Example, Pairs, Position
 
 __all__ = ["Loaded", "ahead", "make_batches"]
 

@@ -25,12 +25,13 @@ from models.objectives.blip import MED
 from models.objectives.clip import Contrastive
 from models.objectives.distributed import gather, num_ranks, rank
 from models.objectives.queue import check_queue
+from models.random import seed_of
 from models.weights import folder_of
 from pipeline.manifest.train_config import LARGE, PAPER, Source, TrainConfig, as_sources, start_of
 from pipeline.storage.checksum import CHANGED
 from pipeline.storage.staging import StagingDir
 from pipeline.training import model_card
-from pipeline.training.data import Pairs, Position, fingerprints_of, seed_of
+from pipeline.training.data import Pairs, Position, fingerprints_of
 from pipeline.training.loader import Loaded, ahead, make_batches
 from stages.base import digest
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from models.random import hash_of
 from stages.formats.base import Format, Shard, samples
-from stages.schema import draw
 
 __all__ = ["BRIEF", "Blip", "ImageFolder", "Llava"]
 
@@ -70,7 +70,7 @@ python llava/train/train_mem.py --data_path FOLDER/train.json --image_folder FOL
         for sample in samples(pairs):
             for index, caption in enumerate(sample.captions):
                 name = f"{sample.uid}-{index}" if index else sample.uid
-                ask = BRIEF[draw(self.seed, name) % len(BRIEF)]
+                ask = BRIEF[hash_of(f"{self.seed} {name}") % len(BRIEF)]
                 yield {
                     "id": name,
                     "image": f"{self.stem(shard)}/{sample.file}",

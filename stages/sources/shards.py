@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from models.random import splitmix
 from stages.schema import uid_of
-from stages.select import splitmix
 from stages.sources import dispatch
 from stages.sources.config import Source, SourceConfig
 from stages.sources.notices import Notices
@@ -133,7 +133,7 @@ def _smallest(lots: array[int], uids: bytearray, number: int) -> tuple[array[int
 
 def _lots(seed: int) -> Iterator[int]:
     """A lot for each position in a source, uniform, distinct, and decided by the seed."""
-    start = splitmix(np.array([seed % 2**64], np.uint64))
+    start = splitmix(seed)
     for first in itertools.count(0, _CHUNK):
         positions = np.arange(first, first + _CHUNK, dtype=np.uint64)
         yield from splitmix(splitmix(positions) ^ start).tolist()

@@ -9,9 +9,10 @@ import pytest
 from helpers import fakes, pools
 from PIL import Image
 
+from models.random import hash_of
 from stages.formats import FORMATS, Shard
 from stages.formats.image_folders import BRIEF
-from stages.schema import PAIRS, draw
+from stages.schema import PAIRS
 
 TEXTS = [["a dog", "a brown dog"], ["a <image> of\na <<image>> house"], ["ein Fluß", "x", "x"]]
 ITM = [0.9, None, 0.7]
@@ -125,7 +126,7 @@ def test_llava_finds_one_image_and_one_answer_in_each_conversation(tmp_path):
         "a (image) of\na <(image)> house",
     ]
     asked = [human.removeprefix("<image>\n") for _, human, _ in read]
-    assert asked == [BRIEF[draw(0, entry["id"]) % 11] for entry in entries]
+    assert asked == [BRIEF[hash_of(f"0 {entry['id']}") % 11] for entry in entries]
     assert len(set(asked)) > 2
     assert [entry["id"] for entry in entries[:3]] == [f"{0:032x}", f"{0:032x}-1", f"{1:032x}"]
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from stages.select import SelectConfig, SelectStage, coverage, draw, hashes, uid_hashes
+from models.random import hashes, uid_hashes
+from stages.select import SelectConfig, SelectStage, coverage, draw
 
 PORT = Path(__file__).resolve().parents[2] / "../shared/data/en_core_web_sm_port"
 Variant = Literal["literal", "not_pooled", "quota"]
