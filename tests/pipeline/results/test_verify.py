@@ -173,12 +173,12 @@ def test_all_faults_are_told_at_once_with_status_one(copy, capsys):
     (folder / "00000.parquet").write_text("no Parquet")
     (folder / "00077.parquet").write_bytes((folder / "00001.parquet").read_bytes())
     Path(copy.at("exports", "urls", "stray.parquet")).write_bytes(b"")
-    assert main.main(["verify", copy.root]) == 1
+    assert main(["verify", copy.root]) == 1
     lines = capsys.readouterr().out.splitlines()
     for path in (*hurt, folder / "00000.parquet", copy.at("exports", "urls", "stray.parquet")):
         assert any(line.startswith(f"{path}: ") for line in lines), path
     copy.write(b"", "run.json")
-    assert main.main(["status", copy.root]) == 2
+    assert main(["status", copy.root]) == 2
     assert "run.json: damaged" in capsys.readouterr().err
 
 
@@ -244,7 +244,7 @@ def test_what_cannot_be_read_is_told_and_holds_up_nothing_else(copy, place, caps
         os.chmod(path, 0)
     try:
         with plain_rights():
-            assert main.main(["verify", copy.root]) == 1
+            assert main(["verify", copy.root]) == 1
     finally:
         os.chmod(copy.at("exports", "llava"), 0o700)
     told = capsys.readouterr()
@@ -327,10 +327,10 @@ def test_a_branch_leads_nowhere_else(tmp_path, branch, capsys):
     shutil.copytree(run.path, tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))
     for command in ("report", "status"):
-        assert main.main([command, run.root]) == 2
+        assert main([command, run.root]) == 2
         told = capsys.readouterr().err
         assert f"{run.at('run.json')}: damaged: its field 'branch': " in told
-    assert main.main(["verify", run.root]) == 1
+    assert main(["verify", run.root]) == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -383,7 +383,7 @@ def test_sealed_json_of_other_types_is_told_and_ends_no_command_otherwise(tmp_pa
     run.write_json(runs.TRUTH, "truth.json")
     scored = {"metrics": {"ir@1": 0.5, "intervals": {"ir@1": [0.4, 0.6]}}}
     run.write_json({"a": scored, "b": scored}, "evaluation.json")
-    assert main.main(["report", run.root]) == main.main(["status", run.root]) == 0
+    assert main(["report", run.root]) == main(["status", run.root]) == 0
     sound = set(verify(run))
     chance = random.Random(7)
     marks = [
@@ -400,10 +400,10 @@ def test_sealed_json_of_other_types_is_told_and_ends_no_command_otherwise(tmp_pa
         if chance.random() < 0.1 or parts == ("run.json",):
             at = at[:1]
         run.write_json(changed(mark, at, chance.choice(VALUES)) if at else {}, *parts)
-        assert main.main(["verify", run.root]) in (0, 1, 2)
-        assert main.main(["status", run.root]) in (0, 1, 2)
+        assert main(["verify", run.root]) in (0, 1, 2)
+        assert main(["status", run.root]) in (0, 1, 2)
         if number % 5 == 0:
-            assert main.main(["report", run.root]) in (0, 1, 2)
+            assert main(["report", run.root]) in (0, 1, 2)
         run.write_json(mark, *parts)
     capsys.readouterr()
     assert set(verify(run)) == sound
@@ -414,7 +414,7 @@ def test_a_record_without_a_manifest_is_told(tmp_path, manifest, capsys):
     run = Run(str(tmp_path))
     run.write_json({"manifest": manifest}, "run.json")
     for command, status in (("verify", 1), ("status", 2), ("report", 2)):
-        assert main.main([command, run.root]) == status
+        assert main([command, run.root]) == status
         told = capsys.readouterr()
         assert "run.json: " in told.out + told.err
 
@@ -425,9 +425,9 @@ def test_a_path_is_told_as_it_is_written(tmp_path, name, capsys):
     run = runs.make_run(tmp_path / "run", plan, shards=1, number=20)
     shutil.move(run.path, tmp_path / "q" / name)
     root = str(tmp_path / "q" / name)
-    assert main.main(["status", root]) == 0
+    assert main(["status", root]) == 0
     assert root in capsys.readouterr().out
-    assert main.main(["verify", root]) == 0
+    assert main(["verify", root]) == 0
     assert capsys.readouterr().out.startswith(f"{root}: every file is whole")
 
 

@@ -19,8 +19,8 @@ from pipeline.storage.lock import RunBusyError, lock_local
 
 HOLDER = """
 import sys, time
-from pipeline.storage.lock import hold
-with hold(sys.argv[1], "the run", beat=0.05):
+from pipeline.storage.lock import lock_local
+with lock_local(sys.argv[1], "the run", beat=0.05):
     print("held", flush=True)
     time.sleep(60)
 """
