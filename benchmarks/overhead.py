@@ -107,7 +107,7 @@ def first_row(folder: Path, run: Path) -> float:
     command = [
         sys.executable,
         "-m",
-        "pipeline.cli.main",
+        "pipeline.cli",
         "run",
         str(manifest),
         "--until",

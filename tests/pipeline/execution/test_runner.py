@@ -304,7 +304,7 @@ def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, 
     command = [
         sys.executable,
         "-m",
-        "pipeline.cli.main",
+        "pipeline.cli",
         "run",
         str(path),
         "--quiet",

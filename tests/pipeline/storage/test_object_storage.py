@@ -310,7 +310,7 @@ def test_killing_a_run_on_s3_changes_nothing_in_the_end(store, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "pipeline.cli.main",
+        "pipeline.cli",
         "run",
         str(path),
         "--workers",
