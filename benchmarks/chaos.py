@@ -301,12 +301,11 @@ def before(peace: Path, run: Path, moment: str) -> None:
 
 
 def verified(run: Path) -> list[str]:
-    from pipeline.results.funnel import open_plan
     from pipeline.results.verify import verify
     from pipeline.storage.run import Run
 
     opened = Run(str(run))
-    return list(verify(opened, open_plan(opened)))
+    return list(verify(opened))
 
 
 def table(tallies: dict[tuple[str, str], Tally], files: str) -> str:

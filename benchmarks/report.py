@@ -27,7 +27,7 @@ from pipeline.manifest.manifest import STAGES, Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.report import build, compare
 from pipeline.results.funnel import funnel
-from pipeline.results.verdicts import DIGEST, summary_digest
+from pipeline.results.verdicts import DIGEST, Results
 from pipeline.storage.run import Run
 from stages.base import GlobalStage
 from stages.schema import POOL, uid_of
@@ -176,7 +176,7 @@ def make(root: Path, rows: int, min_itm: float = 0.5) -> tuple[Run, Plan]:
             marks = {"uid": pool["uid"], "measured": pa.array(np.ones(SHARD, bool))}
             table = filled(stage.writes, SHARD, columns)
             own = {column: table[column] for column in table.column_names}
-            if (taken := summary_digest(run, plan, name, f"{shard:05d}")) is not None:
+            if (taken := Results(run, plan).summary_digest(name, f"{shard:05d}")) is not None:
                 own[DIGEST] = pa.array(taken)
             run.write_table(pa.table({**marks, **own}), *plan.folder(name), file)
             if issubclass(stage, GlobalStage):
@@ -227,7 +227,7 @@ def main() -> None:
         ]
         run, plan = runs[0]
         started = time.perf_counter(), time.process_time()
-        build.write(run, plan, funnel(run, plan))
+        build.write(Results(run, plan), funnel(Results(run, plan)))
         print(f"{options.rows:,} rows: report in {spent(started)}, ", end="")
         page = run.at("report", "index.html")
         print(f"{Path(page).stat().st_size / 1e6:.2f} MB, {opened(page)}")

@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from models.errors import DamagedError
+
 if TYPE_CHECKING:
     import torch
 
@@ -144,7 +146,7 @@ def check_files(model: str) -> None:
     A name of the hub is left to its client, which checks what it fetches.
 
     Raises:
-        ValueError: It names the file.
+        DamagedError: It names the file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -160,7 +162,9 @@ def check_files(model: str) -> None:
             elif file.suffix == ".json":
                 json.loads(file.read_bytes())
         except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{file} is damaged ({error}); copy or save the model anew") from None
+            raise DamagedError(
+                f"{file} is damaged ({error}); copy or save the model anew"
+            ) from None
 
 
 def pinned(model: str, revision: str | None = None) -> str | None:

@@ -14,6 +14,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.errors import DamagedError, InputError
 from stages.base import Stage, StageConfig
 from stages.schema import web_captions
 from stages.sources.source_files import is_local
@@ -194,14 +195,14 @@ def read_decisions(file: str) -> Decisions:
     Lines of other hands may stand below the seal, and files of other hands need none.
 
     Raises:
-        ValueError: A line is no decision, or what stands above the seal is not what was sealed; it
-            names the file and the line.
+        DamagedError: The lines above the seal are not those that were sealed.
+        InputError: A line is no decision; the message names the file and the line.
     """
     found: Decisions = {}
     content = _read(file)
     seal = SEAL.search(content)
     if seal is not None and _digest(content[: seal.start()]) != seal[1]:
-        raise ValueError(
+        raise DamagedError(
             f"review.file: {file}: damaged: the lines above the one with `seal` are not those that "
             "were written. Copy the file back or, if you changed them by hand, remove that line"
         )
@@ -217,7 +218,7 @@ def read_decisions(file: str) -> Decisions:
             verdict = fixed = None
         has_text = isinstance(fixed, str) and bool(fixed.strip())
         if str(verdict) not in VERDICTS or has_text != (verdict == "fix"):
-            raise ValueError(
+            raise InputError(
                 f"review.file: {file}:{number}: no decision; a line has `uid`, `caption` and "
                 f"`verdict`, one of {', '.join(VERDICTS)}, and `fixed` where it is fix. Mend or "
                 "remove the line"
@@ -239,7 +240,7 @@ def _read(file: str) -> bytes:
     try:
         source = fsspec.open(file, "rb")
         if is_local(source.fs) and os.path.exists(source.path) and not os.path.isfile(source.path):
-            raise ValueError(f"review.file: {file}: not a regular file; give the file of decisions")
+            raise InputError(f"review.file: {file}: not a regular file; give the file of decisions")
         with source as opened:
             return bytes(opened.read())
     except FileNotFoundError:

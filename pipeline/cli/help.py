@@ -78,8 +78,9 @@ the way:
   capfilt demo                        the whole job on a drawn web, in minutes
   capfilt COMMAND --help              examples of a command
 
-exit status: 0 done, 1 something failed and can be resumed, 2 the input is wrong, 128 and the number
-  of the signal that ended it, which can be resumed too: 143 SIGTERM, 129 SIGHUP"""
+exit status: 0 done; 1 something failed, the same command resumes; 2 the input is wrong; 3 a file is
+  damaged; 128 plus the number of the signal that ended the command, which resumes too: 143 SIGTERM,
+  129 SIGHUP"""
 
 
 def examples(command: str) -> str | None:

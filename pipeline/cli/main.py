@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from models.errors import IncompleteError, InputError, PoolMismatchError, exit_status_of
 from pipeline.cli.completion import SHELLS, autocomplete
 from pipeline.cli.help import WAY, Help, Parser, examples, way
 from pipeline.execution.signals import interruptible
@@ -68,46 +69,45 @@ def _guarded(
     options: argparse.Namespace,
     console: Console,
 ) -> int:
-    """Errors that people can mend become one message and an exit status."""
-    from pipeline.storage.disk_errors import explain_disk_error
-    from pipeline.storage.run import RunBusyError
+    """Run a command; print an error as one message, and return the exit status."""
     from stages.redaction import redacted
 
-    error = Console(stderr=True, soft_wrap=True, emoji=False)
-
-    def say(problem: Exception) -> None:
-        told = str(problem)
-        if refused := explain_disk_error(
-            problem, getattr(options, "out", None) or "standard output"
-        ):
-            told = f"{refused}, and give the same command again"
-        elif isinstance(problem, OSError) and problem.filename and problem.strerror:
-            told = f"{problem.filename}: {problem.strerror.lower()}"
-        told = redacted(f"capfilt {options.command}: {told}")
-        error.print(told, highlight=False, markup=False)
-
+    stderr = Console(stderr=True, soft_wrap=True, emoji=False)
     try:
         return command(options, console)
     except KeyboardInterrupt:
-        error.print("stopped; the same command resumes", highlight=False)
+        stderr.print("stopped; the same command resumes", highlight=False)
         return 1
     except BrokenPipeError:
         return 1
-    except (ValueError, FileNotFoundError) as problem:
-        say(problem)
-        return 2
-    except (RunBusyError, RuntimeError, OSError) as problem:
-        say(problem)
-        return 1
-    except MemoryError:
-        told = "out of memory. Give it more, or lower download.shard_size or download.limit"
-        say(MemoryError(f"{told}: of a list it holds a shard and 48 bytes a row"))
-        return 1
-    except Exception as problem:
-        if not type(problem).__module__.startswith("botocore."):  # no credentials, no such server
+    except Exception as error:
+        if (status := exit_status_of(error)) is None:  # a bug, of which the traceback is needed
             raise
-        say(problem)
-        return 1
+        message = _message(error, getattr(options, "out", None) or "standard output")
+        message = redacted(f"capfilt {options.command}: {message}")
+        stderr.print(message, highlight=False, markup=False)
+        return status
+
+
+def _message(error: Exception, output: str) -> str:
+    """The message of an error that ends a command.
+
+    Args:
+        error: The error.
+        output: The file to name if a disk refuses to be written to and the error names no file.
+    """
+    from pipeline.storage.disk_errors import explain_disk_error
+
+    if explanation := explain_disk_error(error, output):
+        return f"{explanation}, and give the same command again"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    if isinstance(error, MemoryError):
+        return (
+            "out of memory. Add memory, or lower download.shard_size or download.limit: of a list "
+            "it holds a shard and 48 bytes a row"
+        )
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -303,20 +303,21 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     )
     from pipeline.manifest.manifest import Manifest
     from pipeline.manifest.plan import Plan
+    from pipeline.results.open_run import open_results
     from pipeline.results.tables import cell, put
 
     rows = parse_rows(options.rows)
     plan = Plan(Manifest.load(options.manifest, options.set))
     if not plan.names:
-        raise ValueError(f"{options.manifest}: no stages; how long it trains cannot be planned")
+        raise InputError(f"{options.manifest}: no stages; how long it trains cannot be planned")
     workers = parse_workers(options.workers, plan)
     if options.sample is None:
-        raise ValueError(
+        raise InputError(
             "--from RUN is needed, a run of a sample of the list. Make one by\n"
             f"  capfilt run {shlex.quote(options.manifest)} --set download.limit=20000 "
             "--run runs/sample"
         )
-    steps = list(forecast(plan, rows, _find_run(options.sample), workers))
+    steps = list(forecast(plan, rows, open_results(_find_run(options.sample)), workers))
     told = list(notes(plan, steps))
     if options.json:
         found = [dataclasses.asdict(step) for step in steps]
@@ -349,9 +350,9 @@ def _open(manifest: Any, options: argparse.Namespace, console: Console) -> Any:
     from pipeline.execution.session import Session
 
     if options.workers is not None and options.workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {options.workers}")
+        raise InputError(f"--workers must be at least 1, got {options.workers}")
     if options.stall is not None and not options.stall > 0:
-        raise ValueError(f"--stall must be above 0 seconds, got {options.stall:g}")
+        raise InputError(f"--stall must be above 0 seconds, got {options.stall:g}")
     if options.log_json:
         os.environ[VARIABLE] = "json"
     return Session(
@@ -449,26 +450,27 @@ def _find_run(path: str) -> Run:
     """The run that a command is given, by its folder or URL.
 
     Raises:
-        ValueError: The URL holds a secret, which the run would write down.
+        InputError: The URL holds a secret, which the run would write down.
     """
     from pipeline.manifest.yaml import find_problems
     from pipeline.storage.run import Run
 
     for _, fault in find_problems(path):
-        raise ValueError(f"RUN {fault}")
+        raise InputError(f"RUN {fault}")
     return Run.find(path)
 
 
 def _status(options: argparse.Namespace, console: Console) -> int:
     from pipeline.cli.watch import told_of, watch
-    from pipeline.results.funnel import funnel, holder, open_plan
+    from pipeline.results.funnel import funnel, holder
+    from pipeline.results.open_run import open_results
     from pipeline.results.tables import funnel_table, notice_lines, put
 
     run = _find_run(options.run)
     if options.watch:
         watch(run, console, as_json=options.json)
         return 0
-    found = {**funnel(run, open_plan(run)), "holder": holder(run)}
+    found = {**funnel(open_results(run)), "holder": holder(run)}
     if options.json:
         console.print_json(json.dumps(found))
     else:
@@ -480,12 +482,11 @@ def _status(options: argparse.Namespace, console: Console) -> int:
 
 
 def _show(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.results.funnel import open_plan
+    from pipeline.results.open_run import open_results
     from pipeline.results.sample import sample_history
     from pipeline.results.tables import put, sample_tables
 
-    run = _find_run(options.run)
-    found = sample_history(run, open_plan(run), options.uid)
+    found = sample_history(open_results(_find_run(options.run)), options.uid)
     if options.json:
         console.print_json(json.dumps(found.plain(), default=str))
         return 0
@@ -509,9 +510,8 @@ def _write_image(image: bytes) -> str:
 
 def _review(options: argparse.Namespace, console: Console) -> int:
     from pipeline.execution.progress import Progress
-    from pipeline.execution.runner import IncompleteError
     from pipeline.execution.session import Session
-    from pipeline.results.funnel import open_plan
+    from pipeline.results.open_run import open_results
     from pipeline.results.tables import agreement_table, put
     from pipeline.review.agreement import of_run
     from pipeline.review.ledger import Ledger
@@ -522,16 +522,16 @@ def _review(options: argparse.Namespace, console: Console) -> int:
         console.print(line, highlight=False, markup=False)
 
     if options.sample < 1:
-        raise ValueError(f"--sample must be at least 1, got {options.sample}")
+        raise InputError(f"--sample must be at least 1, got {options.sample}")
     if not 0 <= options.port <= 65535:
-        raise ValueError(f"--port must be from 0 to 65535, got {options.port}")
+        raise InputError(f"--port must be from 0 to 65535, got {options.port}")
     run = _find_run(options.run)
-    plan = open_plan(run)
+    results = open_results(run)
     with run.lock():
-        ledger = Ledger(plan.manifest.reviews)
-        pairs = draw(run, plan, options.of, options.sample)
+        ledger = Ledger(results.plan.manifest.reviews)
+        pairs = draw(results, options.of, options.sample)
         number = sum(pair.key in ledger.decisions for pair in pairs)
-        with ReviewServer(run, plan, pairs, ledger, options.port) as server:
+        with ReviewServer(results, pairs, ledger, options.port) as server:
             say(f"review     {len(pairs):,} pairs, {number:,} of them reviewed before")
             say(f"open       {server.url}")
             say("           every decision is saved at once; Done on the page, or Ctrl-C, ends it")
@@ -541,13 +541,13 @@ def _review(options: argparse.Namespace, console: Console) -> int:
     if not ledger.decisions:
         say("review     nothing is decided")
         return 0
-    plan = open_plan(run)
+    results = open_results(run)  # anew: its plan has the stage review now
     try:
-        with Session(plan.manifest, progress=Progress(console, quiet=True)) as session:
+        with Session(results.plan.manifest, progress=Progress(console, quiet=True)) as session:
             session.stage("review")
-    except IncompleteError:
+    except (IncompleteError, PoolMismatchError):
         say("review     the run is not finished; the next `capfilt run` counts the decisions in")
-    found: Any = of_run(run, plan)
+    found: Any = of_run(results)
     told = ", ".join(f"{found[name]:,} {name}" for name in ("accept", "reject", "fix"))
     say(f"review     {found['pairs']:,} pairs: {told}")
     if "agreement" in found:
@@ -558,19 +558,19 @@ def _review(options: argparse.Namespace, console: Console) -> int:
 
 def _report(options: argparse.Namespace, console: Console) -> int:
     from pipeline.execution.session import write_report
-    from pipeline.results.funnel import open_plan
+    from pipeline.results.open_run import open_results
 
-    run = _find_run(options.run)
-    console.print(write_report(run, open_plan(run)), highlight=False, markup=False)
+    path = write_report(open_results(_find_run(options.run)))
+    console.print(path, highlight=False, markup=False)
     return 0
 
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
     from pipeline.report.compare import write
-    from pipeline.results.funnel import open_plan
+    from pipeline.results.open_run import open_results
 
-    before, after = _find_run(options.before), _find_run(options.after)
-    path, counts = write(before, open_plan(before), after, open_plan(after), options.out)
+    before, after = (open_results(_find_run(path)) for path in (options.before, options.after))
+    path, counts = write(before, after, options.out)
     console.print(
         f"{counts['both']:,} rows in both, {counts['changed']:,} with another verdict -> {path}",
         highlight=False,
@@ -583,22 +583,21 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     from pipeline.results.tables import cell
     from pipeline.results.verify import verify
 
-    find_problems = 0
+    status = 0
     for fault in verify(_find_run(options.run)):
-        find_problems += 1
+        status = max(status, fault.exit_status)
         console.print(cell(fault), highlight=False)
-    if not find_problems:
-        told = f"{options.run}: every file is whole and aligned, every row accounted for"
-        console.print(cell(told), highlight=False)
-    return 1 if find_problems else 0
+    if not status:
+        message = f"{options.run}: every file is whole and aligned, every row accounted for"
+        console.print(cell(message), highlight=False)
+    return status
 
 
 def _verdicts(options: argparse.Namespace, console: Console) -> int:
-    from pipeline.results.funnel import open_plan
-    from pipeline.results.verify import write_verdicts
+    from pipeline.results.open_run import open_results
+    from pipeline.results.verdict_table import write_verdicts
 
-    run = _find_run(options.run)
-    rows = write_verdicts(run, open_plan(run), options.out)
+    rows = write_verdicts(open_results(_find_run(options.run)), options.out)
     console.print(f"{rows:,} rows -> {options.out}", highlight=False, markup=False)
     return 0
 

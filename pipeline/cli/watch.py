@@ -10,7 +10,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from pipeline.results.funnel import funnel, holder, open_plan
+from pipeline.results.funnel import funnel, holder
+from pipeline.results.open_run import open_results
 from pipeline.results.tables import funnel_table, put
 from pipeline.storage.run import Run
 
@@ -44,7 +45,7 @@ def watch(run: Run, console: Console, *, as_json: bool = False) -> None:
             live.start()
         while True:
             began = time.monotonic()
-            found = funnel(run, open_plan(run))
+            found = funnel(open_results(run))
             is_done = all(stage["state"] == "done" for stage in found["stages"])
             if live is not None:
                 note = "" if is_done else _note(run, pace(before, found, began - told))

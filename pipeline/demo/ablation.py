@@ -30,13 +30,14 @@ from typing import Any, ClassVar
 import pydantic
 from scipy.stats import t as student
 
+from models.errors import ManifestError, YamlError
 from pipeline.demo import run as drawn
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import write_report
 from pipeline.manifest import yaml
-from pipeline.manifest.manifest import A_NAME, Manifest, ManifestError, is_name
+from pipeline.manifest.manifest import A_NAME, Manifest, is_name
 from pipeline.manifest.validation import explain
-from pipeline.results.funnel import open_plan
+from pipeline.results.open_run import open_results
 from pipeline.storage.run import ABLATION, Run
 
 __all__ = ["Ablation", "Table", "collect", "estimate"]
@@ -141,7 +142,7 @@ class Ablation:
             return pydantic.TypeAdapter(cls).validate_python(given)
         except FileNotFoundError:
             raise ManifestError(f"{path}: no such file") from None
-        except yaml.YamlError as error:
+        except YamlError as error:
             raise ManifestError(str(error)) from None
         except pydantic.ValidationError as error:
             faults = [f"{path}: {w or 'ablation'}: {told}" for w, told in explain(error, cls)]
@@ -167,16 +168,14 @@ class Ablation:
                 manifest = self._manifest(seed, chain, web)
                 progress.say(f"chain      {chain}, seed {seed}")
                 drawn.carry_out(manifest, web, workers, progress)
-                run = self.opened(seed, chain)
-                write_report(run, open_plan(run))
+                write_report(open_results(self.opened(seed, chain)))
 
     def publish(self, found: Mapping[str, Any]) -> None:
         """Show the tables, as `collect` gives them, in the reports of the runs and their chains."""
         for seed in self.seeds:
             Run(self.folder(seed)).write_json(found, ABLATION)
             for chain in self.chains:
-                run = self.opened(seed, chain)
-                write_report(run, open_plan(run))
+                write_report(open_results(self.opened(seed, chain)))
 
     def _manifest(self, seed: int, chain: str, web: drawn.Web) -> Manifest:
         models = (drawn.SHIPPED / "captioner", drawn.SHIPPED / "matcher")

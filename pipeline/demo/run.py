@@ -22,10 +22,11 @@ from pipeline.demo.web import build
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session, write_report
 from pipeline.manifest.manifest import Manifest
-from pipeline.manifest.plan import Plan
-from pipeline.results.funnel import funnel, open_plan
+from pipeline.results.funnel import funnel
+from pipeline.results.open_run import open_results
 from pipeline.results.tables import flat, funnel_table
-from pipeline.results.verify import write_verdicts
+from pipeline.results.verdict_table import write_verdicts
+from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 
 __all__ = ["Web", "demo", "prepare"]
@@ -90,11 +91,10 @@ def demo(
     overrides = [f"seed={seed}", *paths(web, captioner, matcher)]
     manifest = Manifest.load(str(MANIFESTS / "demo.yaml"), overrides, run)
     carry_out(manifest, web, workers, progress)
-    opened = Run(run)
-    plan = open_plan(opened)
-    judged = judge(opened, plan, web.folder)
-    report = write_report(opened, plan)
-    show(console, opened, plan, judged)
+    results = open_results(Run(run))
+    judged = judge(results, web.folder)
+    report = write_report(results)
+    show(console, results, judged)
     console.print(
         f"\n{time.monotonic() - started:.0f} s in all; the report is {report}",
         highlight=False,
@@ -195,10 +195,11 @@ def _free_port() -> int:
     raise RuntimeError("no free port on 127.0.0.1")
 
 
-def judge(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
+def judge(results: Results, folder: Path) -> dict[str, Any]:
     """Hold the verdicts and the export against the truth; also written to truth.json."""
+    run = results.run
     verdicts = run.at("verdicts.parquet")
-    write_verdicts(run, plan, verdicts)
+    write_verdicts(results, verdicts)
     exported = [
         run.read_table("curated", f"{shard}.parquet", columns=["uid", "caption", "caption_source"])
         for shard in run.shards("curated")
@@ -213,9 +214,9 @@ def judge(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
     return judged
 
 
-def show(console: Console, run: Run, plan: Plan, judged: dict[str, Any]) -> None:
+def show(console: Console, results: Results, judged: dict[str, Any]) -> None:
     """Print the funnel, the truth's word on it, and the retrained models side by side."""
-    console.print(funnel_table(funnel(run, plan)))
+    console.print(funnel_table(funnel(results)))
     table = Table(title="against the truth", title_justify="left")
     for name in ("stage", "precision", "recall", "rejected", "due", "lost"):
         table.add_column(name, justify="left" if name == "stage" else "right")
@@ -233,7 +234,7 @@ def show(console: Console, run: Run, plan: Plan, judged: dict[str, Any]) -> None
         f"synthetic: {_share(judged['synthetic_true'])} of {judged['num_synthetic']:,}",
         highlight=False,
     )
-    found = run.read_json("evaluation.json", default={})
+    found = results.run.read_json("evaluation.json", default={})
     if not found:
         return
     names = list(found)

@@ -6,11 +6,11 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from models.errors import BrokenStageError, ShardError
+
 __all__ = [
     "MOST_CRASHES",
-    "BrokenStageError",
     "Call",
-    "ShardError",
     "WorkerDeath",
     "find_crashing_rows",
 ]
@@ -20,14 +20,6 @@ ALONE = 1
 
 MOST_CRASHES = 8
 """Rows of one shard that may crash; with one more the stage is broken, not the rows."""
-
-
-class ShardError(RuntimeError):
-    """A shard failed, and others need not."""
-
-
-class BrokenStageError(RuntimeError):
-    """A stage ends its worker whatever it is given."""
 
 
 @dataclass(frozen=True, kw_only=True)

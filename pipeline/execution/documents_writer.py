@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.manifest.plan import Plan
-from pipeline.results.verdicts import judge
-from pipeline.storage.run import Run
+from pipeline.results.verdicts import Results
 from stages import sources
 from stages.documents import Document, Documents, Excerpt
 from stages.download import DownloadStage
@@ -39,26 +37,27 @@ _VERDICTS: dict[str, pa.DataType] = {
 VERDICTS = pa.schema(_VERDICTS)
 
 
-def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, Any]:
+def write(results: Results, name: str, shards: Sequence[str]) -> dict[str, Any]:
     """Write the documents of an export.
 
     Memory holds 24 bytes for each live image of the pool, and one shard of documents with its
     images.
 
     Args:
-        run: The run.
-        plan: Its plan.
+        results: The results of the run.
         name: The export.
-        shards: Those of the pool.
+        shards: The shards of the pool.
 
     Returns:
         For the export's manifest: rows, kept, reasons, and the SHA-256 of each jsonl file by its
         name. `rows = kept + sum(reasons)`.
     """
+    run, plan = results.run, results.plan
     config = plan.export(name).config.documents
-    assert config is not None
+    if config is None:
+        raise ValueError(f"{name}: the manifest asks for no documents")
     source: Any = plan.manifest.stages[DownloadStage.name]
-    judged, images = Documents(config), _Images(run, plan, name, shards)
+    judged, images = Documents(config), _Images(results, name, shards)
     folder = (*plan.folder(name), "documents")
     reasons: Counter[str] = Counter()
     verdicts: list[dict[str, Any]] = []
@@ -118,13 +117,13 @@ def write(run: Run, plan: Plan, name: str, shards: Sequence[str]) -> dict[str, A
 class _Images:
     """The images of the pool that no stage rejected, by the uid of their row."""
 
-    def __init__(self, run: Run, plan: Plan, name: str, shards: Sequence[str]) -> None:
-        self.run = run
+    def __init__(self, results: Results, name: str, shards: Sequence[str]) -> None:
+        self.run = results.run
         self.shards = list(shards)
         uids: list[bytes] = []
         places: list[tuple[int, int]] = []
         for number, shard in enumerate(shards):
-            found = judge(run, plan, shard, plan.judges(name))
+            found = results.judge(shard, results.plan.judges(name))
             for row in np.flatnonzero(found.live):
                 uids.append(bytes.fromhex(str(found.uids[int(row)])))
                 places.append((number, int(row)))

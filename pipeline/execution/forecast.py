@@ -14,9 +14,9 @@ from rich.table import Table
 from pipeline.execution.map_reduce import PART_ROWS
 from pipeline.manifest.plan import Plan
 from pipeline.manifest.validation import did_you_mean
-from pipeline.results.funnel import funnel, open_plan
+from pipeline.results.funnel import funnel
 from pipeline.results.tables import cell
-from pipeline.storage.run import Run
+from pipeline.results.verdicts import Results
 from stages.base import GlobalStage
 from stages.download import DownloadStage
 
@@ -95,7 +95,7 @@ def parse_workers(given: Sequence[str], plan: Plan) -> dict[str, int]:
     return workers
 
 
-def forecast(plan: Plan, rows: int, run: Run, workers: Mapping[str, int]) -> Iterator[Step]:
+def forecast(plan: Plan, rows: int, sample: Results, workers: Mapping[str, int]) -> Iterator[Step]:
     """Extrapolate what a run measured to a longer list, stage by stage.
 
     Time and bytes grow with the rows that reach a stage. Each stage keeps the share of rows that
@@ -104,20 +104,17 @@ def forecast(plan: Plan, rows: int, run: Run, workers: Mapping[str, int]) -> Ite
     Args:
         plan: The plan of the manifest.
         rows: Rows of the whole list.
-        run: A run of a sample of the list.
+        sample: The results of a run of a sample of the list.
         workers: Workers of a stage, by its name; 1 for stages without an entry.
-
-    Raises:
-        FileNotFoundError: There is no run.
     """
-    sample = open_plan(run)
-    counts = {stage["name"]: stage for stage in funnel(run, sample)["stages"]}
+    run, measured = sample.run, sample.plan
+    counts = {stage["name"]: stage for stage in funnel(sample)["stages"]}
     number = float(rows)
     for name in (*plan.names, *plan.exports):
-        if (why := _difference(plan, sample, name)) is not None:
+        if (why := _difference(plan, measured, name)) is not None:
             yield Step(name=name, missing=why)
             continue
-        is_export, folder, stage = name in plan.exports, sample.folder(name), counts.get(name, {})
+        is_export, folder, stage = name in plan.exports, measured.folder(name), counts.get(name, {})
         work = run.read_mark(*folder, "_export.json" if is_export else "_stage.json").get("work")
         given = stage.get("rows", 0)
         if is_export:
@@ -142,8 +139,8 @@ def forecast(plan: Plan, rows: int, run: Run, workers: Mapping[str, int]) -> Ite
             measured=work["rows"],
         )
         if not is_export:
-            if isinstance(sample.stage(name), GlobalStage):
-                yield _summary(sample, name, run, number, rows)
+            if isinstance(measured.stage(name), GlobalStage):
+                yield _summary(sample, name, number, rows)
             number *= stage["kept"] / given
 
 
@@ -169,10 +166,10 @@ def _difference(plan: Plan, sample: Plan, name: str) -> str | None:
     return None
 
 
-def _summary(sample: Plan, name: str, run: Run, number: float, rows: int) -> Step:
+def _summary(sample: Results, name: str, number: float, rows: int) -> Step:
     """The decision of a global stage over the `number` rows that reach it, of `rows` listed."""
-    stage: Any = sample.stage(name)
-    mark = run.read_mark(*sample.summary_folder(name), "_summary.json")
+    stage: Any = sample.plan.stage(name)
+    mark = sample.run.read_mark(*sample.plan.summary_folder(name), "_summary.json")
     name = f"{name} summary"
     if "parts" in mark or (stage.in_parts and rows > PART_ROWS):
         why = f"workers share it for lists of more than {PART_ROWS:,} rows"

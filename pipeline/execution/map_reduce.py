@@ -39,11 +39,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from models.random import splitmix
-from pipeline.manifest.plan import Plan
-from pipeline.results.verdicts import Mask, crashed_rows, judge, measured_table
+from pipeline.results.verdicts import Mask, Results, crashed_rows
 from pipeline.storage.checksum import with_checksum_parquet
-from pipeline.storage.run import Run
-from stages.base import GlobalStage, InParts, digest, in_order
+from stages.base import InParts, digest, in_order
 from stages.download import DownloadStage
 
 __all__ = ["PART_ROWS", "PartitionedSummary", "laid_out", "measured", "scatter"]
@@ -81,18 +79,16 @@ class PartitionedSummary:
     """One summary in parts.
 
     Attributes:
-        run: The run.
-        plan: Its plan.
+        results: The results of the run.
         name: The global stage.
-        shards: Of the pool.
+        shards: The shards of the pool.
         part_rows: Rows of a part.
         group_rows: Rows of a group.
         folder: Of the parts, named by what they depend on, so that none of other rows, which a
             worker that outlives its driver may write late, is ever read.
     """
 
-    run: Run
-    plan: Plan
+    results: Results
     name: str
     shards: Sequence[str]
     part_rows: int
@@ -101,44 +97,44 @@ class PartitionedSummary:
 
     @classmethod
     def begin(
-        cls, run: Run, plan: Plan, name: str, shards: Sequence[str], reached: str
+        cls, results: Results, name: str, shards: Sequence[str], reached: str
     ) -> PartitionedSummary | None:
         """Begin it, or go on with it; None where one process can do it, or must.
 
         Args:
-            run: The run.
-            plan: Its plan.
+            results: The results of the run.
             name: The global stage.
-            shards: Of the pool.
+            shards: The shards of the pool.
             reached: What the live rows depend on; parts of other rows are removed.
         """
-        stage, config = plan.stage(name), plan.manifest.stages[DownloadStage.name]
-        assert isinstance(stage, GlobalStage)
-        most = len(shards) * config.shard_size  # type: ignore[attr-defined]
+        run, plan = results.run, results.plan
+        stage: Any = plan.stage(name)
+        config: Any = plan.manifest.stages[DownloadStage.name]
+        most = len(shards) * config.shard_size
         if not stage.in_parts or most <= PART_ROWS:
             return None
         sizes = {"part_rows": PART_ROWS, "group_rows": min(GROUP_ROWS, PART_ROWS)}
         mark = {"reached": reached, "shards": list(shards), **sizes}
         folder = f"parts-{digest(mark)[:8]}"
-        found = cls(run=run, plan=plan, name=name, shards=shards, folder=folder, **sizes)
+        summary = cls(results=results, name=name, shards=shards, folder=folder, **sizes)
         mark["folder"] = folder
         at = (*plan.summary_folder(name), MARK)
         if run.read_mark(*at) != mark:
-            found.remove()
+            summary.remove()
             run.write_json(mark, *at)
-        return found
+        return summary
 
     @classmethod
-    def open(cls, run: Run, plan: Plan, name: str) -> PartitionedSummary:
+    def open(cls, results: Results, name: str) -> PartitionedSummary:
         """The one that has begun."""
-        mark = run.read_json(*plan.summary_folder(name), MARK)
+        mark = results.run.read_json(*results.plan.summary_folder(name), MARK)
         del mark["reached"]
-        return cls(run=run, plan=plan, name=name, **mark)
+        return cls(results=results, name=name, **mark)
 
     def steps(self) -> Iterator[tuple[str, list[str]]]:
         """Each step with the tasks that it has left; the tasks of one are known when it comes."""
         for step in STEPS[self.stage.in_parts]:
-            there = set(self.run.names(*self._at()))
+            there = set(self.results.run.names(*self._at()))
             number = self._tasks(step)
             names = [f"{step}:{task:05d}" for task in range(number)]
             yield step, [name for name in names if f"{name.replace(':', '-')}.parquet" not in there]
@@ -150,10 +146,10 @@ class PartitionedSummary:
 
     def remove(self) -> None:
         """Remove the parts, and those of other rows."""
-        folder = self.plan.summary_folder(self.name)
-        parts = [name for name in self.run.names(*folder) if name.startswith("parts-")]
+        run, folder = self.results.run, self.results.plan.summary_folder(self.name)
+        parts = [name for name in run.names(*folder) if name.startswith("parts-")]
         for name in (MARK, *parts):
-            self.run.remove(*folder, name)
+            run.remove(*folder, name)
 
     def work(self, task: str) -> dict[str, Any]:
         """Do a task of `steps`.
@@ -168,12 +164,12 @@ class PartitionedSummary:
     @property
     def stage(self) -> Any:
         """The stage, not loaded."""
-        return self.plan.stage(self.name)
+        return self.results.plan.stage(self.name)
 
     @property
     def shard_rows(self) -> int:
         """The most rows of a shard; the rows of shard i are numbered from i times that on."""
-        config: Any = self.plan.manifest.stages[DownloadStage.name]
+        config: Any = self.results.plan.manifest.stages[DownloadStage.name]
         return int(config.shard_size)
 
     @property
@@ -204,7 +200,7 @@ class PartitionedSummary:
         first = group * self._group_shards
         masks, tables, numbers = {}, [], []
         for index, shard in enumerate(self.groups[group], first):
-            masks[shard], table = measured(self.run, self.plan, self.name, shard)
+            masks[shard], table = measured(self.results, self.name, shard)
             tables.append(table)
             numbers.append(np.flatnonzero(masks[shard]) + index * self.shard_rows)
         rows = pa.concat_tables(tables).combine_chunks()
@@ -222,7 +218,7 @@ class PartitionedSummary:
 
     def _summarized(self, group: int, masks: Mapping[str, Mask], summary: pa.Table) -> int:
         """Write the summary of a group's rows, and last how many there are."""
-        rows = scatter(self.run, self.plan, self.name, masks, summary)
+        rows = scatter(self.results, self.name, masks, summary)
         self._write("conclude", group, pa.table({"rows": [rows]}), np.zeros(1, np.int64))
         return rows
 
@@ -333,7 +329,9 @@ class PartitionedSummary:
         bins[order] = np.maximum(np.cumsum(size[order]) - 1, 0) // self.part_rows
         found = np.unique(bins, return_inverse=True)[1][cluster]
         table = pa.table({"row": forest.row, "bin": found})
-        self.run.write_json({"bins": int(found.max(initial=-1)) + 1}, *self._at("bins.json"))
+        self.results.run.write_json(
+            {"bins": int(found.max(initial=-1)) + 1}, *self._at("bins.json")
+        )
         self._write("clusters", task, table, self._group_of(forest.row))
         return len(found)
 
@@ -381,10 +379,10 @@ class PartitionedSummary:
     # Files
 
     def _at(self, *parts: str) -> tuple[str, ...]:
-        return (*self.plan.summary_folder(self.name), self.folder, *parts)
+        return (*self.results.plan.summary_folder(self.name), self.folder, *parts)
 
     def _json(self, name: str) -> Any:
-        return self.run.read_json(*self._at(name))
+        return self.results.run.read_json(*self._at(name))
 
     def _write(self, step: str, task: int, table: pa.Table, to: Int64s) -> None:
         """Commit a table with row groups for each task of the next step that is sent rows."""
@@ -399,7 +397,7 @@ class PartitionedSummary:
             numbers = np.diff(starts, append=len(to)).tolist()
             for start, number in zip(starts.tolist(), numbers, strict=True):
                 writer.write_table(table.slice(start, number), number)
-        self.run.write(
+        self.results.run.write(
             with_checksum_parquet(buffer.getvalue()), *self._at(f"{step}-{task:05d}.parquet")
         )
 
@@ -410,13 +408,13 @@ class PartitionedSummary:
 
     def _sizes(self, step: str, task: int) -> Int64s:
         """(parts,) how many rows a task of a step has sent to each task of the next."""
-        with self.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
+        with self.results.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
             sent = _sent(parquet)
             numbers = [parquet.metadata.row_group(index).num_rows for index in range(len(sent))]
         return np.bincount(sent, numbers, self.parts).astype(np.int64)
 
     def _read(self, step: str, task: int, to: int = 0) -> pa.Table:
-        with self.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
+        with self.results.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
             groups = [index for index, one in enumerate(_sent(parquet)) if one == to]
             return parquet.read_row_groups(groups).replace_schema_metadata()
 
@@ -450,19 +448,19 @@ class _Forest:
         self.root = self.row[np.unique(label, return_index=True)[1]][label]
 
 
-def measured(run: Run, plan: Plan, name: str, shard: str) -> tuple[Mask, pa.Table]:
+def measured(results: Results, name: str, shard: str) -> tuple[Mask, pa.Table]:
     """Which rows of a shard a global stage decides over, and what it measured of these.
 
     They are the live ones, without those that crash.
     """
-    found = judge(run, plan, shard, plan.before(name))
-    table = measured_table(run, plan, name, shard, found.uids)
-    mask = found.live & ~crashed_rows(table)
-    columns = ["uid", *plan.stage(name).writes.names]
+    judgement = results.judge(shard, results.plan.before(name))
+    table = results.measured_table(name, shard, judgement.uids)
+    mask = judgement.live & ~crashed_rows(table)
+    columns = ["uid", *results.plan.stage(name).writes.names]
     return mask, table.select(columns).filter(pa.array(mask))
 
 
-def scatter(run: Run, plan: Plan, name: str, masks: Mapping[str, Mask], summary: pa.Table) -> int:
+def scatter(results: Results, name: str, masks: Mapping[str, Mask], summary: pa.Table) -> int:
     """Commit the summary of some rows of each shard, in order; how many rows they are.
 
     Raises:
@@ -472,19 +470,20 @@ def scatter(run: Run, plan: Plan, name: str, masks: Mapping[str, Mask], summary:
     for shard, mask in masks.items():
         part = summary.slice(start, int(mask.sum()))
         start += part.num_rows
-        _scatter(run, plan, name, shard, mask, part)
+        _scatter(results, name, shard, mask, part)
     return start
 
 
-def _scatter(run: Run, plan: Plan, name: str, shard: str, live: Mask, summary: pa.Table) -> None:
+def _scatter(results: Results, name: str, shard: str, live: Mask, summary: pa.Table) -> None:
     """Commit the summary of the live rows of a shard, laid out over all its rows."""
+    run = results.run
     uids = run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
     if not summary["uid"].equals(uids.filter(pa.array(live))):
         raise ValueError(f"{name}: its summary is not in the order of the rows given")
     laid = laid_out(live, summary.drop_columns("uid"))
     columns = {column: laid[column] for column in laid.column_names}
     table = pa.table({"uid": uids, "summarized": pa.array(live), **columns})
-    run.write_table(table, *plan.summary_folder(name), f"{shard}.parquet")
+    run.write_table(table, *results.plan.summary_folder(name), f"{shard}.parquet")
 
 
 def laid_out(mask: Mask, part: pa.Table) -> pa.Table:

@@ -9,16 +9,14 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ContractError", "measure_by_row"]
+from models.errors import ContractError
+
+__all__ = ["measure_by_row"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Rows = npt.NDArray[np.int64]
-
-
-class ContractError(ValueError):
-    """A stage measured other rows or columns than it promises."""
 
 
 # What the machine, the installation or the stage lacks is the fault of no row.

@@ -14,40 +14,40 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
+from models.errors import (
+    DamagedError,
+    IncompleteError,
+    InputError,
+    PoolMismatchError,
+    StageError,
+    WorkerPoolError,
+)
 from pipeline.execution import documents_writer, export_writer
 from pipeline.execution.cluster import Cluster
 from pipeline.execution.map_reduce import PartitionedSummary
 from pipeline.execution.progress import Progress
 from pipeline.execution.worker import Worker
-from pipeline.execution.worker_pool import StageTask, WorkerPool, WorkerPoolError
+from pipeline.execution.worker_pool import StageTask, WorkerPool
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan, revisions
 from pipeline.results import retries
-from pipeline.results.verdicts import judge, measured_rows
+from pipeline.results.verdicts import Results
 from pipeline.storage.disk_errors import explain_disk_error
 from pipeline.storage.records import add_work
-from pipeline.storage.run import DamagedError, Run
+from pipeline.storage.run import Run
 from stages import sources
 from stages.base import GlobalStage, Resources
 from stages.download import DownloadStage
 from stages.formats import SPLITS
 from stages.review import ReviewStage
 
-__all__ = ["IncompleteError", "Runner", "StageError"]
+__all__ = ["Runner"]
 
 logger = logging.getLogger(__name__)
 
 
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
 """What Ray paints the head of a trace with."""
-
-
-class StageError(RuntimeError):
-    """A stage failed on some shards; the message names them and says how to resume."""
-
-
-class IncompleteError(ValueError):
-    """A stage was asked for while what it reads is not complete."""
 
 
 class Runner:
@@ -65,6 +65,7 @@ class Runner:
         self.progress = progress
         self.plan = Plan(manifest)
         self.run = Run(manifest.run, manifest.branch)
+        self.results = Results(self.run, self.plan)
         self.crew = WorkerPool(manifest, cluster, progress.say)
         self._dropped: set[tuple[str, ...]] = set()
         self._list: dict[str, Any] = {}
@@ -77,7 +78,9 @@ class Runner:
             first: The stage, or export, that is to be carried out first, if any.
 
         Raises:
-            IncompleteError: What it reads is not complete, or the run holds another list's pool.
+            IncompleteError: What it reads is not complete.
+            InputError: The manifest has no such stage.
+            PoolMismatchError: The run holds the pool of another list.
             ValueError: The source is nowhere, and the pool is not finished.
         """
         if self.plan.names:  # a manifest may do nothing but train
@@ -118,8 +121,9 @@ class Runner:
         """Carry out one stage, or export, over the whole pool.
 
         Raises:
-            IncompleteError: The manifest has no such stage, or an earlier one has not measured all
-                that it should.
+            IncompleteError: An earlier stage has not measured all that it should.
+            InputError: The manifest has no such stage.
+            PoolMismatchError: The run holds the pool of another list.
             StageError: Some shards failed.
         """
         started = time.perf_counter()
@@ -209,7 +213,7 @@ class Runner:
     def _require(self, name: str) -> None:
         """Refuse what the manifest has not, or what reads something that is not complete."""
         if name not in self.manifest.stages and name not in self.plan.exports:
-            raise IncompleteError(
+            raise InputError(
                 f"the manifest has no stage {name}; it has {', '.join(self.manifest.stages)}"
             )
         for earlier in self.plan.before(name):
@@ -230,7 +234,7 @@ class Runner:
         if listed and listed["fingerprint"] != self.plan.fingerprint(DownloadStage.name):
             old, new = listed["measurement"], _plain(config.measurement())
             changed = [key for key in new if old.get(key) != new[key]] or ["version"]
-            raise IncompleteError(
+            raise PoolMismatchError(
                 f"download: {self.run.root} holds a pool made with other settings ("
                 + ", ".join(f"{k}: {old.get(k)!r}, now {new.get(k)!r}" for k in changed)
                 + "). Give another --run, or remove that folder"
@@ -245,7 +249,7 @@ class Runner:
             self.progress.say(f"{error}. Its pool is finished, and stands")
             is_same = True
         if not is_same:
-            raise IncompleteError(
+            raise PoolMismatchError(
                 f"download: {self.run.root} holds a pool made from another list: the "
                 "source has changed since. Give another --run, or remove that folder"
             )
@@ -289,7 +293,7 @@ class Runner:
         if self.run.exists("pool", f"{shard}.parquet"):
             found = self.run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
             if not found.equals(uids):
-                raise IncompleteError(
+                raise PoolMismatchError(
                     f"download: shard {shard} of the pool of {self.run.root} is made from another "
                     "list. Give another --run, or remove that folder"
                 )
@@ -303,8 +307,8 @@ class Runner:
         def has_more(shard: str) -> bool:
             if shard not in there:
                 return True
-            live = judge(self.run, self.plan, shard, self.plan.judges(name)).live
-            return bool((live & ~measured_rows(self.run, self.plan, name, shard)).any())
+            live = self.results.judge(shard, self.plan.judges(name)).live
+            return bool((live & ~self.results.measured_rows(name, shard)).any())
 
         more = self.run.each(has_more, shards)
         return [shard for shard, one in zip(shards, more, strict=True) if one]
@@ -315,7 +319,7 @@ class Runner:
         folder = self.plan.summary_folder(name)
         self.run.remove(*folder, "_summary.json")  # the sign of a whole summary goes first
         reached, started = self._reached(name), time.perf_counter()
-        parts = PartitionedSummary.begin(self.run, self.plan, name, shards, reached)
+        parts = PartitionedSummary.begin(self.results, name, shards, reached)
         if parts:
             for step, left in parts.steps():
                 self._map(name, left, title=f"{name} {step}")
@@ -330,8 +334,8 @@ class Runner:
             except WorkerPoolError as error:
                 raise StageError(str(error)) from None
             except RayError as error:
-                told, cause = self.told(f"{name}-summary", error), getattr(error, "cause", None)
-                raise StageError(f"{name}: its summary failed: {told}") from (cause or error)
+                message, cause = self.told(f"{name}-summary", error), _cause(error)
+                raise StageError(f"{name}: its summary failed: {message}", cause) from cause
         mark = {**result, "reached": reached, "shards": len(shards)}
         self.run.write_json(mark, *folder, "_summary.json")
         if parts:
@@ -378,8 +382,8 @@ class Runner:
             **export_writer.finish(self.run, folder, stage, parts),
         }
         if stage.config.documents is not None:
-            manifest["documents"] = documents_writer.write(self.run, self.plan, name, shards)
-        text = dataset_card.text(self.run, self.plan, name, manifest)
+            manifest["documents"] = documents_writer.write(self.results, name, shards)
+        text = dataset_card.text(self.results, name, manifest)
         self.run.write(text.encode(), *folder, "README.md")
         manifest["card"] = self.run.sha256(*folder, "README.md")
         self.run.write_json(manifest, *whole)
@@ -443,7 +447,8 @@ class Runner:
             self.progress.finish()
         if failed:
             told = {shard: self.told(f"{name}-{shard}", e) for shard, e in failed.items()}
-            raise StageError(_failure(name, told, len(shards))) from _damage(failed.values())
+            damage = _damage(failed.values())
+            raise StageError(_failure(name, told, len(shards)), damage) from damage
         return results
 
     def told(self, what: str, error: Exception, place: str = "") -> str:
@@ -456,7 +461,7 @@ class Runner:
         """
         if not isinstance(error, RayTaskError):
             return str(error)
-        cause = error.cause if isinstance(error.cause, Exception) else error
+        cause = _cause(error)
         if refused := explain_disk_error(cause, place):
             return refused
         told, trace = f"{type(cause).__name__}: {cause}", ("failures", f"{what}.txt")
@@ -469,9 +474,15 @@ class Runner:
 
 def _damage(errors: Iterable[Exception]) -> DamagedError | None:
     """The damaged file behind the errors of shards, one that can be made anew if there is one."""
-    causes = [getattr(error, "cause", None) for error in errors]
-    found = [cause for cause in causes if isinstance(cause, DamagedError)]
-    return max(found, key=lambda damage: damage.is_derived, default=None)
+    causes = map(_cause, errors)
+    damages = [cause for cause in causes if isinstance(cause, DamagedError)]
+    return max(damages, key=lambda damage: damage.is_derived, default=None)
+
+
+def _cause(error: Exception) -> Exception:
+    """The error that a task raised on its worker, unwrapped from what Ray makes of it."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error
 
 
 def _less_memory(name: str, config: Any) -> str:

@@ -15,16 +15,17 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from models.errors import DamagedError, InputError, StageError
 from models.weights import check_files
 from pipeline.execution import logs
 from pipeline.execution.cluster import Cluster
 from pipeline.execution.progress import Progress
-from pipeline.execution.runner import IncompleteError, Runner, StageError
+from pipeline.execution.runner import Runner
 from pipeline.manifest.manifest import REVIEWS, Manifest
-from pipeline.manifest.plan import Plan
 from pipeline.manifest.train_config import start_of
 from pipeline.results.funnel import funnel
-from pipeline.storage.run import DamagedError, Run
+from pipeline.results.verdicts import Results
+from pipeline.storage.run import Run
 from pipeline.training.data import state_of
 from pipeline.training.job import TrainingJob
 from stages.base import ModelConfig, digest
@@ -100,7 +101,8 @@ class Session:
         Raises:
             FileNotFoundError: A stage names a model that is nowhere.
             ValueError: A file of a model is damaged.
-            IncompleteError: Nothing can be done on this run yet, or it is another list's.
+            IncompleteError: Nothing can be done on this run yet.
+            PoolMismatchError: The run holds the pool of another list.
         """
         for name in names:
             config = self.manifest.stages.get(name)
@@ -110,8 +112,10 @@ class Session:
             for role, (model, _) in models.items():
                 try:
                     check_files(model)
+                except DamagedError as error:
+                    raise DamagedError(f"{name}.{role}: {error}") from None
                 except ValueError as error:
-                    raise ValueError(f"{name}.{role}: {error}") from None
+                    raise InputError(f"{name}.{role}: {error}") from None
             config.measurement()  # asks for the revision of its model
         self.runner.record(names, first)
 
@@ -171,7 +175,7 @@ class Session:
         """Write the report of the run and give its path; what is found damaged is made anew."""
         while True:
             try:
-                return write_report(self.runner.run, self.runner.plan)
+                return write_report(self.runner.results)
             except DamagedError as damage:
                 if not self.runner.drop(damage):
                     raise
@@ -190,7 +194,7 @@ class Session:
         """
         names = {self.runner.plan.folder(one)[-1]: one for one in self.runner.plan.exports}
         if not names or name not in (None, *names):
-            raise ValueError(f"the manifest has no such export; it has {', '.join(names) or '-'}")
+            raise InputError(f"the manifest has no such export; it has {', '.join(names) or '-'}")
         chosen = [*names.values()] if name is None else [names[str(name)]]
         self._begin((), chosen[0])
         for one in chosen:
@@ -213,7 +217,7 @@ class Session:
             if objective in (None, config.objective) and name in (None, key)
         ]
         if not chosen:
-            raise ValueError(
+            raise InputError(
                 f"the manifest trains no such model; it has {', '.join(self.manifest.train) or '-'}"
             )
         self._begin(())
@@ -226,7 +230,7 @@ class Session:
         if until is None:
             return names
         if until not in names:
-            raise IncompleteError(
+            raise InputError(
                 f"--until {until}: the manifest has no such stage; it has {', '.join(names)}"
             )
         return names[: names.index(until) + 1]
@@ -250,7 +254,7 @@ class Session:
             needs = {n: set(self.runner.plan.trainings(self.manifest.train[n])) for n in left}
             wave = [name for name in left if not needs[name] & set(left)]
             if not wave:
-                raise ValueError(f"trainings wait for each other: {', '.join(left)}")
+                raise InputError(f"trainings wait for each other: {', '.join(left)}")
             self.runner.crew.release()
             self.cluster.start()
             started = time.monotonic()
@@ -276,7 +280,8 @@ class Session:
                         why = self.runner.told(f"train-{name}", error, "" if "://" in out else out)
                         raise StageError(
                             f"train.{name}: {why}\nMend the cause and give the same command "
-                            "again: it goes on from its checkpoint"
+                            "again: it goes on from its checkpoint",
+                            getattr(error, "cause", None),
                         ) from error
                 told = [self._training(name).progress() for name in waiting.values()]
                 if any(told):
@@ -339,11 +344,12 @@ def _carry_out(training: TrainingJob) -> None:
     training.carry_out()
 
 
-def write_report(run: Run, plan: Plan) -> str:
-    """Write the report of a run and give its path."""
+def write_report(results: Results) -> str:
+    """Write the report of a run and return its path."""
     from pipeline.report import build
 
+    run = results.run
     evaluation = run.read_json(EVALUATION, default={})
     truth = run.read_json("truth.json", default={"stages": []})
-    build.write(run, plan, funnel(run, plan), evaluation=evaluation, truth=truth)
+    build.write(results, funnel(results), evaluation=evaluation, truth=truth)
     return run.url("report", "index.html")

@@ -15,26 +15,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.errors import ConservationError, ContractError
 from pipeline.execution import export_writer, logs
 from pipeline.execution.map_reduce import PartitionedSummary, laid_out, measured, scatter
 from pipeline.execution.metrics import Meter
-from pipeline.execution.row_errors import ContractError, measure_by_row
+from pipeline.execution.row_errors import measure_by_row
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results import retries
 from pipeline.results.verdicts import (
     DIGEST,
-    ConservationError,
     Judgement,
     Mask,
-    annotated,
-    check_alignment,
+    Results,
     crashed_rows,
-    judge,
-    kept_texts,
-    measured_rows,
-    measured_table,
-    summary_digest,
 )
 from pipeline.storage.run import Run
 from stages.base import CRASHED, GlobalStage, Stage
@@ -99,6 +93,7 @@ class Worker:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self.plan = Plan(manifest)
         self.run = Run(manifest.run, manifest.branch)
+        self.results = Results(self.run, self.plan)
         self._loaded: tuple[str, Stage[Any]] | None = None
         self._meter = Meter(manifest.name)
         logs.configure()
@@ -122,7 +117,7 @@ class Worker:
         started, began = time.perf_counter(), time.process_time()
         with logs.log_context(run=self.run.root, stage=name, shard=shard):
             if ":" in shard:
-                done = PartitionedSummary.open(self.run, self.plan, name).work(shard)
+                done = PartitionedSummary.open(self.results, name).work(shard)
             elif name in self.plan.exports:
                 done = self._export(name, shard)
             else:
@@ -188,13 +183,12 @@ class Worker:
     def summarize(self, name: str, shards: list[str]) -> dict[str, Any]:
         """Decide over the whole pool and scatter the summary of a global stage, a file a shard."""
         started, began = time.perf_counter(), time.process_time()
-        stage = self.plan.stage(name)
-        assert isinstance(stage, GlobalStage)
+        stage: Any = self.plan.stage(name)
         masks: dict[str, Mask] = {}
 
         def tables() -> Iterator[pa.Table]:
             for shard in shards:
-                masks[shard], table = measured(self.run, self.plan, name, shard)
+                masks[shard], table = measured(self.results, name, shard)
                 yield table
 
         summary = stage.summarize(tables())
@@ -203,7 +197,7 @@ class Worker:
             raise ConservationError(
                 f"{name}: summarize gave {summary.num_rows} rows for {expected}"
             )
-        scatter(self.run, self.plan, name, masks, summary)
+        scatter(self.results, name, masks, summary)
         return {
             "rows": expected,
             "seconds": time.perf_counter() - started,
@@ -238,15 +232,15 @@ class Worker:
             if old is None:
                 retries.forget_retries(self.run, shard)
             else:
-                check_alignment(self.run, uids, old["uid"], "list", file)
+                self.results.check_alignment(uids, old["uid"], "list", file)
                 todo = np.asarray(pc.is_in(old["error"], pa.array(retry, pa.string())))
             return _Due(name=name, shard=shard, uids=uids, todo=todo, measured=~todo, old=old)
         before = self._judged(name, shard)
-        old = measured_table(self.run, self.plan, name, shard, before.uids) if is_there else None
+        old = self.results.measured_table(name, shard, before.uids) if is_there else None
         measured = (
             np.zeros(len(before.live), bool)
             if old is None
-            else measured_rows(self.run, self.plan, name, shard, old)
+            else self.results.measured_rows(name, shard, old)
         )
         todo = before.live & ~measured
         return _Due(
@@ -359,7 +353,7 @@ class Worker:
         columns: dict[str, Any] = {column: table[column] for column in stage.writes.names}
         if all_crashed.any():
             columns[CRASHED] = pa.array(all_crashed)
-        taken = summary_digest(self.run, self.plan, due.name, due.shard)
+        taken = self.results.summary_digest(due.name, due.shard)
         if taken is not None:
             columns[DIGEST] = pa.array(taken)
         committed = pa.table(
@@ -377,7 +371,7 @@ class Worker:
         Raises:
             ValueError: An earlier stage has not measured a row that reached it.
         """
-        found = judge(self.run, self.plan, shard, self.plan.judges(name))
+        found = self.results.judge(shard, self.plan.judges(name))
         if not found.is_complete:
             raise ValueError(
                 f"{name}: shard {shard} has rows that an earlier stage has not measured; run "
@@ -401,7 +395,7 @@ class Worker:
             else:
                 found = before.tables.get(origin)
                 if found is None:  # the filter's, whose scores an export takes that is not filtered
-                    found = annotated(self.run, self.plan, origin, shard)
+                    found = self.results.annotated(origin, shard)
                 if found is None:
                     raise ValueError(f"{name}: shard {shard} of {origin} is not measured yet")
                 table = found.select(names)
@@ -440,7 +434,7 @@ class Worker:
         scores = found.tables.get(FilterStage.name)
         if scores is None:
             return rows, None
-        return rows, kept_texts(self.plan, scores.filter(pa.array(found.live)))
+        return rows, self.results.kept_texts(scores.filter(pa.array(found.live)))
 
 
 def _checked(stage: Stage[Any], rows: pa.Table, found: pa.Table) -> pa.Table:

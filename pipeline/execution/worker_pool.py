@@ -11,30 +11,21 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from models.errors import BrokenStageError, ShardError, WorkerPoolError
 from pipeline.execution.cluster import Cluster
-from pipeline.execution.crash_search import (
-    BrokenStageError,
-    Call,
-    ShardError,
-    WorkerDeath,
-    find_crashing_rows,
-)
+from pipeline.execution.crash_search import Call, WorkerDeath, find_crashing_rows
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
 from pipeline.storage.disk_errors import explain_disk_error
 from stages.base import Resources
 
-__all__ = ["StageTask", "WorkerPool", "WorkerPoolError"]
+__all__ = ["StageTask", "WorkerPool"]
 
 GROWTH_SECONDS = 5.0
 """How often a stage looks whether the cluster has room for more workers than it had."""
 
 MOST_SUSPECTS = 8
 """Shards whose worker has died at a time; with more, shards that have not begun wait for them."""
-
-
-class WorkerPoolError(RuntimeError):
-    """No further shard can be done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +108,7 @@ class WorkerPool:
         """At least `number` workers with these resources; those of other stages serve on.
 
         Raises:
-            CrewError: No node has room for one, and none will come.
+            WorkerPoolError: No node has room for one, and none will come.
         """
         self.cluster.start()
         if (lack := self.cluster.lacks(resources)) is not None:
@@ -136,8 +127,9 @@ class WorkerPool:
         """What one worker gives; if it dies of it, one more is asked.
 
         Raises:
-            CrewError: No node has room for one, none has begun for too long, more died before they
-                began than there were, or two as they were at it; or Ray has died.
+            WorkerPoolError: No node has room for a worker, none has begun for too long, more
+                workers died before they began than there were, two died during the call, or Ray
+                has died.
             RayError: What the method raised.
         """
         workers = self.hold(duty.name, duty.resources, 1)
@@ -185,8 +177,8 @@ class WorkerPool:
             What the workers gave, and why each shard that failed did.
 
         Raises:
-            CrewError: The stage can do no shard at all, or none has been done for too long: while
-                there is no room for a worker, or one is at work longer than `Cluster` allows.
+            WorkerPoolError: The stage can do no shard at all, or none has finished for too long,
+                because there is no room for a worker or because of `Cluster.stall_seconds`.
         """
         work = (_Job(s, Call("work", (duty.name, s, duty.retry))) for s in shards)
         round_ = _Progress(deque(work))
@@ -239,7 +231,7 @@ class WorkerPool:
         """What a worker gave: an answer, its death, or the error of its shard.
 
         Raises:
-            CrewError: The error is none of this shard, but of the place it is written to.
+            WorkerPoolError: The error is none of this shard, but of the place it is written to.
         """
         try:
             return ray.get(reference)
@@ -300,7 +292,7 @@ class WorkerPool:
         """A worker in the place of one that died.
 
         Raises:
-            CrewError: Ray has died with it.
+            WorkerPoolError: Ray has died with it.
         """
         if not self.cluster.stands():
             raise WorkerPoolError(

@@ -32,6 +32,7 @@ from typing import Any, ClassVar, TypeGuard
 import pyarrow as pa
 import pydantic
 
+from models.errors import ManifestError, YamlError
 from pipeline.manifest import yaml
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.manifest.validation import closest, did_you_mean, explain, switched
@@ -46,7 +47,7 @@ from stages.review import ReviewConfig, ReviewStage
 from stages.schema import POOL
 from stages.select import SelectStage
 
-__all__ = ["A_NAME", "STAGES", "TRAINED", "EvaluateConfig", "Manifest", "ManifestError", "is_name"]
+__all__ = ["A_NAME", "STAGES", "TRAINED", "EvaluateConfig", "Manifest", "is_name"]
 
 STAGES: dict[str, type[Stage[Any]]] = {
     stage.name: stage
@@ -102,10 +103,6 @@ class EvaluateConfig:
             raise ValueError("evaluate.models must name at least one model, and none by nothing")
 
 
-class ManifestError(ValueError):
-    """The manifest is wrong; the message names the file, the field and the fix, a line each."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A validated manifest.
@@ -156,7 +153,7 @@ class Manifest:
             raise ManifestError(
                 f"{path}: a folder, not a manifest; `capfilt init {path}` writes one for it"
             ) from None
-        except yaml.YamlError as error:
+        except YamlError as error:
             raise ManifestError(str(error)) from None
         if not isinstance(content, dict):
             raise ManifestError(
@@ -447,7 +444,7 @@ def _override(content: dict[str, Any], override: str) -> None:
             raise ManifestError(f"--set {override}: {key} holds no fields")
     try:
         place[keys[-1]] = yaml.loads(value)
-    except yaml.YamlError as error:
+    except YamlError as error:
         raise ManifestError(f"--set {override}: not a YAML value: {error}") from None
 
 

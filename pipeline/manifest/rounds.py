@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from pipeline.manifest.manifest import Manifest, ManifestError
+from models.errors import ManifestError
+from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.train_config import CURATED, as_sources
 
 __all__ = ["branch", "fresh", "rounds"]

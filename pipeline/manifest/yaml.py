@@ -10,9 +10,10 @@ from typing import Any
 import fsspec
 import yaml
 
+from models.errors import YamlError
 from stages.redaction import redacted
 
-__all__ = ["YamlError", "find_problems", "load_file", "loads", "short"]
+__all__ = ["find_problems", "load_file", "loads", "short"]
 
 MOST_BYTES = 2**20
 MOST_NODES = 100_000
@@ -22,15 +23,11 @@ LONGEST = 80
 """Characters of a value that a message repeats."""
 
 
-class YamlError(ValueError):
-    """A text is not YAML of this kind; the message says where."""
-
-
 def load_file(path: str) -> Any:
     """The value of a YAML file, here or at a URL on storage of fsspec.
 
     Raises:
-        NotationError: It is not UTF-8, not YAML of this kind, or larger than 1 MiB, or the URL is
+        YamlError: It is not UTF-8, not YAML of this kind, or larger than 1 MiB, or the URL is
             of no storage that is installed.
         OSError: It cannot be read.
     """
@@ -51,7 +48,7 @@ def loads(text: str) -> Any:
     """The value of a YAML text, of YAML's own types alone.
 
     Raises:
-        NotationError: It is not YAML, repeats a key, nests too deep, or holds too much.
+        YamlError: It is not YAML, repeats a key, nests too deep, or holds too much.
     """
     try:
         return yaml.load(text, _Loader)  # which is a SafeLoader

@@ -27,6 +27,7 @@ from pipeline.report.survey import (
     survey,
 )
 from pipeline.results.sampling import Place, Smallest
+from pipeline.results.verdicts import Results
 from pipeline.review import agreement
 from pipeline.storage.checksum import with_checksum_page
 from pipeline.storage.run import ABLATION, Run
@@ -50,8 +51,7 @@ CURVE_POINTS = 160
 
 
 def write(
-    run: Run,
-    plan: Plan,
+    results: Results,
     funnel: Mapping[str, Any],
     *,
     evaluation: Mapping[str, Any] | None = None,
@@ -60,25 +60,25 @@ def write(
     """Write the report of a run, finished or not.
 
     Args:
-        run: The run.
-        plan: Its plan.
+        results: The results of the run.
         funnel: What `pipeline.results.funnel.funnel` says of it.
         evaluation: The metrics of each model, by its name.
         truth: Where the truth is known, how right each stage was, a mapping with `stage` for each;
             or these under `stages`, beside shares of the whole.
     """
+    run, plan = results.run, results.plan
     names = measured_by(plan, funnel)
-    found = survey(run, plan, names)
+    found = survey(results, names)
     training = lines_of(run, "metrics.jsonl", "step")
-    facts = facts_of(run, plan, funnel, found, evaluation or {})
-    facts["review"] = agreement.of_run(run, plan)
+    facts = facts_of(results, funnel, found, evaluation or {})
+    facts["review"] = agreement.of_run(results)
     facts["truth"] = dict(truth) if isinstance(truth, Mapping) else {"stages": list(truth or ())}
     facts["training"] = {model: dict(_numbers(lines[-1])) for model, lines in training.items()}
     facts["samples"] = _samples(run)
     facts["ablation"] = run.read_mark(ABLATION)
     facts["notes"] = [dataclasses.asdict(note) for note in health.notes(facts)]
     record = run.read_json("run.json", default={})
-    page = render(facts, plan, _gallery(run, plan, names, found), training, record)
+    page = render(facts, plan, _gallery(results, names, found), training, record)
     run.write_json(facts, "report", "report.json")
     run.write(with_checksum_page(page), "report", "index.html")
 
@@ -90,13 +90,13 @@ def measured_by(plan: Plan, funnel: Mapping[str, Any]) -> list[str]:
 
 
 def facts_of(
-    run: Run,
-    plan: Plan,
+    results: Results,
     funnel: Mapping[str, Any],
     found: Survey,
     evaluation: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What report.json holds, truth and training left out; arguments as of `write`."""
+    run, plan = results.run, results.plan
     states = {stage["name"]: stage["state"] for stage in funnel["stages"]}
     is_exported = states.get(ExportStage.name) == "done"
     exported = run.read_json("curated", "manifest.json") if is_exported else None
@@ -151,7 +151,7 @@ def facts_of(
         "models": _models(plan),
         "evaluation": _metrics(plan, evaluation),
         "intervals": _intervals(evaluation),
-        "rounds": _rounds(run, plan),
+        "rounds": _rounds(results),
     }
 
 
@@ -284,7 +284,7 @@ def _largest(found: Survey) -> list[str]:
     return order[:MOST_CLUSTERS]
 
 
-def _gallery(run: Run, plan: Plan, names: Sequence[str], found: Survey) -> Gallery:
+def _gallery(results: Results, names: Sequence[str], found: Survey) -> Gallery:
     """Everything that the report shows in pictures."""
     strips = {uid: found.clusters[uid].members.values for uid in _largest(found)}
     places = [
@@ -300,10 +300,10 @@ def _gallery(run: Run, plan: Plan, names: Sequence[str], found: Survey) -> Galle
         for place in sample.values
     ]
     places += [place for members in strips.values() for place in members]
-    seen = examples(run, plan, names, places)
+    seen = examples(results, names, places)
     firsts = {e.cluster for e in seen.values() if e.cluster not in (None, e.uid)} | set(strips)
-    there = locate(run, (uid for uid in firsts if uid is not None))
-    seen |= examples(run, plan, names, (place for place in there.values() if place not in seen))
+    there = locate(results.run, (uid for uid in firsts if uid is not None))
+    seen |= examples(results, names, (place for place in there.values() if place not in seen))
 
     def take(sample: Sequence[Place]) -> list[Example]:
         return [seen[place] for place in sample]
@@ -364,11 +364,12 @@ def _intervals(evaluation: Mapping[str, Any]) -> dict[str, dict[str, list[float]
     }
 
 
-def _rounds(run: Run, plan: Plan) -> list[dict[str, Any]]:
+def _rounds(results: Results) -> list[dict[str, Any]]:
     """What each finished bootstrap round came to: pairs, and the model that it trained anew."""
-    if plan.manifest.rounds == 1:
+    manifest = results.plan.manifest
+    if manifest.rounds == 1:
         return []
-    new = fresh(plan.manifest)
+    new = fresh(manifest)
     return [
         {
             "round": entry["round"],
@@ -376,7 +377,7 @@ def _rounds(run: Run, plan: Plan) -> list[dict[str, Any]]:
             **{f"{source} captions": number for source, number in entry["pairs"].items()},
             **dict(_numbers(entry["evaluation"].get(new[0], {}) if new else {})),
         }
-        for entry in compare_rounds(run.root)
+        for entry in compare_rounds(results.run.root)
     ]
 
 

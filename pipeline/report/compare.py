@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.manifest.plan import Plan
 from pipeline.report.build import facts_of, lines_of, measured_by
 from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples
@@ -27,9 +26,8 @@ from pipeline.report.survey import CELLS, survey
 from pipeline.results.funnel import funnel
 from pipeline.results.sampling import Place, ranks_of
 from pipeline.results.tables import flat
-from pipeline.results.verdicts import Judgement, Mask, judge, kept_texts
+from pipeline.results.verdicts import Judgement, Mask, Results
 from pipeline.storage.checksum import with_checksum_json, with_checksum_page
-from pipeline.storage.run import Run
 from stages.filter import FilterStage
 
 __all__ = ["write"]
@@ -58,16 +56,14 @@ class Side:
     """One of the runs.
 
     Attributes:
-        run: The run.
-        plan: Its plan.
+        results: The results of the run.
         names: The stages that have measured something.
         facts: As in its report.json.
         fates: uid, code (of `verdicts`), shard and row of each row.
         verdicts: What may have become of a row.
     """
 
-    run: Run
-    plan: Plan
+    results: Results
     names: list[str]
     facts: Mapping[str, Any]
     fates: pa.Table
@@ -107,16 +103,12 @@ class Change:
     shown: list[tuple[Example, Example]]
 
 
-def write(
-    before: Run, plan_before: Plan, after: Run, plan_after: Plan, out: str | None = None
-) -> tuple[str, dict[str, int]]:
+def write(before: Results, after: Results, out: str | None = None) -> tuple[str, dict[str, int]]:
     """Write a page on what differs between two runs; rows are the same that have one uid.
 
     Args:
-        before: A run, finished or not.
-        plan_before: Its plan.
-        after: Another.
-        plan_after: Its plan.
+        before: The results of a run, finished or not.
+        after: Those of another.
         out: A local file; by default report/compare.html of the second.
 
     Returns:
@@ -129,7 +121,7 @@ def write(
     """
     if out is not None and not os.path.isdir(folder := os.path.dirname(out) or "."):
         raise ValueError(f"--out {out}: no folder {folder}")
-    sides = (_side(before, plan_before), _side(after, plan_after))
+    sides = (_side(before), _side(after))
     counts, changes = _changes(*sides)
     names = _names(*sides)
     facts = {
@@ -155,7 +147,7 @@ def write(
         distributions=_distributions(*sides),
         curves=_curves(*sides),
     )  # fmt: skip
-    facts["runs"] = [side.run.root for side in sides]
+    facts["runs"] = [side.results.run.root for side in sides]
     facts["changes"] = [
         {"before": change.before, "after": change.after, "rows": change.rows} for change in changes
     ]
@@ -163,39 +155,39 @@ def write(
     content = with_checksum_page(page.strip() + "\n")
     numbers = with_checksum_json(json.loads(json.dumps(facts, default=dataclasses.asdict)))
     if out is None:
-        after.write(numbers, "report", "compare.json")
-        after.write(content, "report", "compare.html")
-        return after.url("report", "compare.html"), counts
+        after.run.write(numbers, "report", "compare.json")
+        after.run.write(content, "report", "compare.html")
+        return after.run.url("report", "compare.html"), counts
     for path, part in ((f"{os.path.splitext(out)[0]}.json", numbers), (out, content)):
         with open(path, "wb") as file:
             file.write(part)
     return out, counts
 
 
-def _side(run: Run, plan: Plan) -> Side:
-    counts = funnel(run, plan)
-    names = measured_by(plan, counts)
-    evaluation = run.read_json("evaluation.json", default={})
-    facts = facts_of(run, plan, counts, survey(run, plan, names), evaluation)
-    fates, verdicts = _fates(run, plan, names)
-    return Side(run=run, plan=plan, names=names, facts=facts, fates=fates, verdicts=verdicts)
+def _side(results: Results) -> Side:
+    counts = funnel(results)
+    names = measured_by(results.plan, counts)
+    evaluation = results.run.read_json("evaluation.json", default={})
+    facts = facts_of(results, counts, survey(results, names), evaluation)
+    fates, verdicts = _fates(results, names)
+    return Side(results=results, names=names, facts=facts, fates=fates, verdicts=verdicts)
 
 
 def _names(before: Side, after: Side) -> tuple[str, str]:
     """What the runs are called: by the first of name, folder and place that differs."""
-    folders = (posixpath.basename(side.run.root) for side in (before, after))
+    folders = (posixpath.basename(side.results.run.root) for side in (before, after))
     named = (before.facts["name"], after.facts["name"]), tuple(folders), ("first", "second")
     return next((first, second) for first, second in named if first != second)
 
 
-def _fates(run: Run, plan: Plan, names: list[str]) -> tuple[pa.Table, list[str]]:
+def _fates(results: Results, names: list[str]) -> tuple[pa.Table, list[str]]:
     """What became of every row: `Side.fates` and `Side.verdicts`."""
     known: dict[str, int] = {}
     tables = []
-    for number, shard in enumerate(run.shards("pool")):
-        found = judge(run, plan, shard, names)
+    for number, shard in enumerate(results.run.shards("pool")):
+        found = results.judge(shard, names)
         codes = np.full(len(found.uids), -1, np.int64)
-        for verdict, mask in _verdicts(plan, found):
+        for verdict, mask in _verdicts(results, found):
             codes[mask & (codes < 0)] = known.setdefault(verdict, len(known))
         tables.append(
             pa.table(
@@ -212,7 +204,7 @@ def _fates(run: Run, plan: Plan, names: list[str]) -> tuple[pa.Table, list[str]]
     return pa.concat_tables(tables or [pa.table({**empty, **places})]), list(known)
 
 
-def _verdicts(plan: Plan, found: Judgement) -> Iterator[tuple[str, Mask]]:
+def _verdicts(results: Results, found: Judgement) -> Iterator[tuple[str, Mask]]:
     """Verdicts with the rows they hold for; of several of a row the first counts."""
     for name, reasons in found.reasons.items():
         yield f"not measured by {name} yet", found.waiting(name)
@@ -221,7 +213,7 @@ def _verdicts(plan: Plan, found: Judgement) -> Iterator[tuple[str, Mask]]:
             yield f"{name}: {reason}".replace("_", " "), values == reason
     if (table := found.tables.get(FilterStage.name)) is not None:
         measured = found.measured[FilterStage.name]
-        keeps = kept_texts(plan, table.filter(pa.array(measured)))
+        keeps = results.kept_texts(table.filter(pa.array(measured)))
         web = np.zeros(len(measured), bool)
         synthetic = np.zeros(len(measured), bool)
         further = [any(flags or ()) for flags in keeps["keep_further"].to_pylist()]
@@ -253,7 +245,7 @@ def _changes(before: Side, after: Side) -> tuple[dict[str, int], list[Change]]:
         "newly_kept": int((kept[new] & ~kept[old]).sum()),
         "newly_rejected": int((rejected[new] & ~rejected[old]).sum()),
     }
-    ranks = ranks_of(joined["uid"].combine_chunks(), after.plan.manifest.seed)
+    ranks = ranks_of(joined["uid"].combine_chunks(), after.results.plan.manifest.seed)
     found = Counter(zip(old[old != new].tolist(), new[old != new].tolist(), strict=True))
     samples: dict[tuple[int, int], npt.NDArray[np.intp]] = {}
     for first, second in sorted(found, key=lambda pair: (-found[pair], pair)):
@@ -277,14 +269,14 @@ def _shown(
     side: Side, joined: pa.Table, samples: Iterable[npt.NDArray[np.intp]], suffix: str
 ) -> dict[int, Example]:
     """The rows of one run behind rows of the joined table."""
-    names = side.run.shards("pool")
+    names = side.results.run.shards("pool")
     shards, rows = (joined[f"{name}{suffix}"].to_numpy() for name in ("shard", "row"))
     places = {
         index: Place(names[shards[index]], int(rows[index]))
         for sample in samples
         for index in sample.tolist()
     }
-    seen = examples(side.run, side.plan, side.names, places.values())
+    seen = examples(side.results, side.names, places.values())
     return {index: seen[place] for index, place in places.items()}
 
 
@@ -299,11 +291,11 @@ def _paired(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Line]:
 
 def _settings(side: Side) -> dict[str, Any]:
     """Every field of the manifest as resolved, and the versions, paths of the run left out."""
-    manifest = side.plan.manifest
+    manifest = side.results.plan.manifest
     found: dict[str, Any] = {"seed": manifest.seed}
     for name, config in manifest.stages.items():
         try:
-            fields = side.plan.settings(name)
+            fields = side.results.plan.settings(name)
         except FileNotFoundError:  # an evaluation set that is gone
             fields = dataclasses.asdict(config)
         found.update(flat(fields, name))
@@ -311,7 +303,7 @@ def _settings(side: Side) -> dict[str, Any]:
         found.update(flat(dataclasses.asdict(training), f"train.{name}"))
     for row in side.facts["models"]:
         found[f"{row['stage']}.revision of {row['model']}"] = row["revision"]
-    record = side.run.read_json("run.json", default={})
+    record = side.results.run.read_json("run.json", default={})
     found.update(flat({key: record.get(key, {}) for key in ("versions", "machine")}))
     root = manifest.run.rstrip("/")
     return {key.replace(root, "RUN"): _told(value, root) for key, value in found.items()}
@@ -408,7 +400,7 @@ def _distributions(before: Side, after: Side) -> list[Figure]:
 
 def _curves(before: Side, after: Side) -> list[Figure]:
     """The losses of the models that both have trained."""
-    logs = [lines_of(side.run, "metrics.jsonl", "step") for side in (before, after)]
+    logs = [lines_of(side.results.run, "metrics.jsonl", "step") for side in (before, after)]
     found = []
     for model in logs[0]:
         lines = [points(log.get(model, ()), "loss") for log in logs]

@@ -13,9 +13,8 @@ import pyarrow as pa
 
 from models.image.decode import ImageError, open_rgb
 from pipeline.manifest.manifest import STAGES
-from pipeline.manifest.plan import Plan
 from pipeline.results.sampling import Place
-from pipeline.results.verdicts import annotated, kept_texts
+from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 from stages.base import GlobalStage
 from stages.caption import CaptionStage
@@ -101,13 +100,12 @@ def locate(run: Run, uids: Iterable[str]) -> dict[str, Place]:
 
 
 def examples(
-    run: Run, plan: Plan, names: Sequence[str], places: Iterable[Place]
+    results: Results, names: Sequence[str], places: Iterable[Place]
 ) -> dict[Place, Example]:
     """Read rows, a shard at a time.
 
     Args:
-        run: The run.
-        plan: Its plan.
+        results: The results of the run.
         names: The stages whose columns to read.
         places: Where the rows lie.
     """
@@ -119,14 +117,15 @@ def examples(
         rows = sorted(chosen)
         index = pa.array(rows)
         columns = ["uid", "url", "caption", "error", "image", "original_width", "original_height"]
-        pool = run.read_table("pool", f"{shard}.parquet", columns=columns).take(index).to_pylist()
+        table = results.run.read_table("pool", f"{shard}.parquet", columns=columns)
+        pool = table.take(index).to_pylist()
         tables = {
-            name: table.take(index)
+            name: annotations.take(index)
             for name in names
             if name != DownloadStage.name
-            and (table := annotated(run, plan, name, shard)) is not None
+            and (annotations := results.annotated(name, shard)) is not None
         }
-        keeps = _keeps(plan, tables, len(rows))
+        keeps = _keeps(results, tables, len(rows))
         notes = {name: table.to_pylist() for name, table in tables.items()}
         for number, row in enumerate(rows):
             known = {name: values[number] for name, values in notes.items()}
@@ -135,12 +134,12 @@ def examples(
     return found
 
 
-def _keeps(plan: Plan, tables: dict[str, pa.Table], number: int) -> list[dict[str, Any]]:
+def _keeps(results: Results, tables: dict[str, pa.Table], number: int) -> list[dict[str, Any]]:
     """What the filter says of the texts of `number` rows; nothing of those it has not measured."""
     verdicts: list[dict[str, Any]] = [{} for _ in range(number)]
     if FilterStage.name in tables:
         table = tables[FilterStage.name]
-        found = iter(kept_texts(plan, table.filter(table["measured"])).to_pylist())
+        found = iter(results.kept_texts(table.filter(table["measured"])).to_pylist())
         for row, is_measured in enumerate(table["measured"].to_pylist()):
             if is_measured:
                 verdicts[row] = next(found)

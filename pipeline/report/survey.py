@@ -13,13 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.random import splitmix
-from pipeline.manifest.plan import Plan
 from pipeline.report.charts import Histogram
 from pipeline.report.frequent import Frequent
 from pipeline.report.thresholds import thresholds
 from pipeline.results.sampling import Place, Ranks, Smallest, ranks_of
-from pipeline.results.verdicts import Judgement, Mask, judge, kept_texts
-from pipeline.storage.run import Run
+from pipeline.results.verdicts import Judgement, Mask, Results
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
@@ -168,17 +166,16 @@ class Survey:
     )
 
 
-def survey(run: Run, plan: Plan, names: Sequence[str]) -> Survey:
+def survey(results: Results, names: Sequence[str]) -> Survey:
     """Look once at every shard, narrow columns only.
 
     Args:
-        run: The run.
-        plan: Its plan.
+        results: The results of the run.
         names: The stages to judge by, in the order of the plan.
     """
     found = Survey()
-    for shard in run.shards("pool"):
-        _Shard(run, plan, names, shard).add_to(found)
+    for shard in results.run.shards("pool"):
+        _Shard(results, names, shard).add_to(found)
     return found
 
 
@@ -198,11 +195,12 @@ class _Fate(NamedTuple):
 class _Shard:
     """The columns of one shard, its verdicts, and a rank for each row."""
 
-    def __init__(self, run: Run, plan: Plan, names: Sequence[str], shard: str) -> None:
+    def __init__(self, results: Results, names: Sequence[str], shard: str) -> None:
         self.name = shard
-        self.plan = plan
-        self.verdicts: Judgement = judge(run, plan, shard, names)
-        self.pool = run.read_table(
+        self.results = results
+        self.plan = results.plan
+        self.verdicts: Judgement = results.judge(shard, names)
+        self.pool = results.run.read_table(
             "pool",
             f"{shard}.parquet",
             columns=["uid", "url", "caption", "repeats", "original_width", "original_height"],
@@ -212,7 +210,7 @@ class _Shard:
             for name, table in self.verdicts.tables.items()
             if name != DownloadStage.name
         }
-        self.ranks = ranks_of(self.verdicts.uids, plan.manifest.seed)
+        self.ranks = ranks_of(self.verdicts.uids, self.plan.manifest.seed)
 
     def add_to(self, found: Survey) -> None:
         found.rows += self.pool.num_rows
@@ -250,8 +248,8 @@ class _Shard:
 
     def _thresholds(self, found: Survey) -> None:
         for name in self.tables:
-            measured = self._measured(name)
-            assert measured is not None
+            if (measured := self._measured(name)) is None:
+                continue
             table, mask = measured
             rows = np.flatnonzero(mask)
             reasons = self.verdicts.reasons[name].filter(pa.array(mask))
@@ -353,7 +351,7 @@ class _Shard:
             web, synthetic = web & live, synthetic & live[parents]
             return _Fate(web, web, synthetic, synthetic, np.zeros(len(web), bool))
         table, measured = scored
-        keeps = kept_texts(self.plan, table)
+        keeps = self.results.kept_texts(table)
         flags, _ = _flat(keeps["keep_synthetic"])
         further, rows = _flat(keeps["keep_further"])
         of_rows, of_texts = np.zeros((3, len(web)), bool), np.zeros((2, len(synthetic)), bool)
@@ -391,8 +389,7 @@ class _Shard:
         if (cleaned := self._measured(CleanStage.name)) is None:
             return
         table, mask = cleaned
-        stage = self.plan.stage(CleanStage.name)
-        assert isinstance(stage, CleanStage)
+        stage: Any = self.plan.stage(CleanStage.name)
         found.fired.update(stage.fired(table).tolist())
         kept = _bools(self.verdicts.reasons[CleanStage.name].is_null())[mask]
         languages = table["language"].to_pylist()

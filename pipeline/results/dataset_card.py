@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
 from pipeline.results.markdown import code, front_matter, yaml_block
-from pipeline.storage.run import Run
+from pipeline.results.verdicts import Results
 from stages.caption import CaptionStage
 from stages.download import DownloadStage
 from stages.export import ExportStage
@@ -19,15 +19,17 @@ __all__ = ["text"]
 _SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M"}
 
 
-def text(run: Run, plan: Plan, name: str, manifest: dict[str, Any]) -> str:
-    """A card with front matter that Hugging Face reads: counts, how to load and to rebuild, rights.
+def text(results: Results, name: str, manifest: dict[str, Any]) -> str:
+    """Write a card with front matter that Hugging Face reads.
+
+    It has the counts, the format, the funnel, the rights and how to rebuild the data set.
 
     Args:
-        run: The run.
-        plan: Its plan.
+        results: The results of the run.
         name: The export.
         manifest: What its manifest.json will hold.
     """
+    plan = results.plan
     export = plan.export(name)
     pairs, splits = manifest["pairs"], manifest["splits"]
     front: dict[str, Any] = {
@@ -54,7 +56,7 @@ def text(run: Run, plan: Plan, name: str, manifest: dict[str, Any]) -> str:
         "",
         _about(export.format),
         "",
-        *_funnel(run, plan),
+        *_funnel(results),
         *_rights(plan, export, pairs),
         "## Rebuild",
         "",
@@ -78,14 +80,14 @@ def _table(name: str, unit: str, counts: dict[str, int]) -> list[str]:
     return [f"| {name} | {unit} |", "| --- | ---: |", *rows, ""] if rows else []
 
 
-def _funnel(run: Run, plan: Plan) -> list[str]:
+def _funnel(results: Results) -> list[str]:
     lines = [
         "## Funnel",
         "",
         "| stage | rows | kept | rejected, by reason |",
         "| --- | ---: | ---: | --- |",
     ]
-    for stage in funnel(run, plan)["stages"]:
+    for stage in funnel(results)["stages"]:
         if stage["name"] == ExportStage.name:
             continue
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in stage["reasons"].items())
@@ -94,14 +96,14 @@ def _funnel(run: Run, plan: Plan) -> list[str]:
 
 
 def _rights(plan: Plan, export: ExportStage, pairs: dict[str, int]) -> list[str]:
-    """Whose the images and each kind of text are, as far as the run knows."""
+    """Who owns the images and each kind of text, as far as the run knows."""
     config: Any = plan.manifest.stages[DownloadStage.name]
     lines = [
         "## Rights",
         "",
         "Images and web captions belong to their owners; this card grants no licence to them. "
         "Check the terms of each source before use or redistribution, and leave out what its owner "
-        "wants out.",
+        "does not want included.",
         "",
     ]
     if config.honor_opt_out:

@@ -2,82 +2,44 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from typing import Any
 
-from pipeline.manifest.manifest import REVIEWS, Manifest
-from pipeline.manifest.plan import Plan
-from pipeline.manifest.validation import did_you_mean
 from pipeline.results import retries
-from pipeline.results.verdicts import count
+from pipeline.results.verdicts import Results
 from pipeline.storage import lock
 from pipeline.storage.run import Run
 from stages.download import DownloadStage
 from stages.export import ExportStage
 
-__all__ = ["funnel", "holder", "open_plan"]
-
-
-def open_plan(run: Run) -> Plan:
-    """The plan that a run was last given, wherever its models are.
-
-    Raises:
-        FileNotFoundError: The folder is no run.
-    """
-    if not run.exists("run.json"):
-        raise FileNotFoundError(
-            f"{run.root}: no run there"
-            + (_others(run) or f"; `capfilt run MANIFEST --run {run.root}` makes one")
-        )
-    record = run.read_json("run.json")
-    content = {**record["manifest"], "run": run.root}
-    recorded = {what: record.get(what, {}) for what in ("settings", "measurement")}
-    path, has_reviews = run.url("run.json"), run.exists(REVIEWS)
-    return Plan(Manifest.parse(content, path, run.branch, has_reviews=has_reviews), recorded)
-
-
-def _others(run: Run) -> str:
-    """The runs in the folder of that name, or a run beside it that may be meant."""
-    if not run.is_local:
-        return ""
-    inside = [os.path.dirname(path) for path in glob.glob(f"{glob.escape(run.root)}/*/run.json")]
-    if inside:
-        return f", but in it {', '.join(sorted(inside)[:5])}"
-    parent = os.path.dirname(run.root)
-    beside = [os.path.dirname(p) for p in glob.glob(os.path.join(parent, "*", "run.json"))]
-    return did_you_mean(run.root, beside, else_list=False)
+__all__ = ["funnel", "holder"]
 
 
 def holder(run: Run) -> dict[str, Any] | None:
-    """Host, process and start (seconds since 1970) of who is at work on a run, if anybody."""
+    """Who is working on a run: host, pid, since (seconds since 1970); None if nobody is."""
     try:
-        found = lock.parsed(run.read("run.lock"))
-        pid, since = int(found["pid"]), int(found["since"])
-        told = {"host": str(found["host"])[:40], "pid": pid, "since": since}
+        content = lock.parsed(run.read("run.lock"))
+        pid, since = int(content["pid"]), int(content["since"])
+        result = {"host": str(content["host"])[:40], "pid": pid, "since": since}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return None if lock.is_dead(found) else told
+    return None if lock.is_dead(content) else result
 
 
-def funnel(run: Run, plan: Plan) -> dict[str, Any]:
-    """Rows, kept, not measured, reasons, state and seconds of each stage of a run.
+def funnel(results: Results) -> dict[str, Any]:
+    """Count the rows of each stage of a run, and give its state and seconds.
 
-    A state is `waiting` (nothing measured), `partial` or `done`. For each stage
-    `rows = kept + sum(reasons) + not_measured`; the rows of a stage are those the one before kept
-    or has not measured. Export adds `pairs`, the exported texts by source. `notices` are what the
-    readers of the list and of human pairs told, a line each.
+    Returns:
+        run, name, and stages, each with name, state, rows, kept, not_measured, reasons, seconds.
+        A state is `waiting` (nothing measured), `partial` or `done`. For each stage
+        `rows = kept + sum(reasons) + not_measured`, and its rows are those that the stage before
+        kept or has not measured. Export adds `pairs`, the exported texts by source. Once there is
+        a list, `list` holds its rows and repeats, and `notices` what the readers of the list and
+        of human pairs have to say, a line each.
     """
+    run, plan = results.run, results.plan
     listed = run.read_json("list", "_list.json", default={})
-    shards = run.shards("pool")
-    ready = []
-    for name in plan.names:
-        try:
-            plan.decision(name)
-        except FileNotFoundError:  # a model that is still to be trained
-            break
-        ready.append(name)
-    counts = count(run, plan, ready, shards)
+    ready = _ready(results)
+    counts = results.count(ready, run.shards("pool"))
     for name in plan.names[len(ready) :]:
         rows = counts[ready[-1]]["kept"] + counts[ready[-1]]["not_measured"] if ready else 0
         counts[name] = {"rows": rows, "kept": 0, "not_measured": rows, "reasons": {}}
@@ -88,10 +50,9 @@ def funnel(run: Run, plan: Plan) -> dict[str, Any]:
             total["rows"] += missing
             total["not_measured"] += missing
         measured = total["rows"] - total["not_measured"]
-        folder = plan.folder(name) if name in ready else None
         seconds = 0.0
-        if folder is not None:
-            seconds = run.read_mark(*folder, "_stage.json").get("seconds", 0.0)
+        if name in ready:
+            seconds = run.read_mark(*plan.folder(name), "_stage.json").get("seconds", 0.0)
         if total["not_measured"] == 0 and seconds:
             state = "done"
         else:
@@ -102,13 +63,35 @@ def funnel(run: Run, plan: Plan) -> dict[str, Any]:
         result["list"] = {"rows": listed["rows"] + listed["repeats"], "repeats": listed["repeats"]}
         result["notices"] = listed.get("notices", [])
     if ExportStage.name in plan.manifest.stages:
-        stages.append(_export(run, plan, ready, stages[-1] if stages else None))
-        told = stages[-1].pop("notices", [])
-        result["notices"] = result.get("notices", []) + told
+        row, notices = _export(results, ready, stages[-1] if stages else None)
+        stages.append(row)
+        result["notices"] = result.get("notices", []) + notices
     return result
 
 
-def _export(run: Run, plan: Plan, ready: list[str], last: dict[str, Any] | None) -> dict[str, Any]:
+def _ready(results: Results) -> list[str]:
+    """The stages up to the first whose model is still to be trained."""
+    ready = []
+    for name in results.plan.names:
+        try:
+            results.plan.decision(name)
+        except FileNotFoundError:
+            break
+        ready.append(name)
+    return ready
+
+
+def _export(
+    results: Results, ready: list[str], last: dict[str, Any] | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The row of export, and its notices.
+
+    Args:
+        results: The results of the run.
+        ready: The stages whose models are there.
+        last: The row of the last stage before export, if there is one.
+    """
+    run, plan = results.run, results.plan
     rows = last["kept"] + last["not_measured"] if last else 0
     row: dict[str, Any] = {
         "name": ExportStage.name,
@@ -120,19 +103,12 @@ def _export(run: Run, plan: Plan, ready: list[str], last: dict[str, Any] | None)
         "seconds": 0.0,
     }
     if len(ready) < len(plan.names):
-        return row
+        return row, []
     manifest = run.read_json("curated", "manifest.json", default={})
-    if not manifest or manifest["decision"] != retries.pool_state(
-        run, plan.decision(ExportStage.name)
-    ):
-        return row
+    decision = plan.decision(ExportStage.name)
+    if not manifest or manifest["decision"] != retries.pool_state(run, decision):
+        return row, []
     seconds = run.read_mark("curated", "_export.json").get("seconds", 0.0)
-    return {
-        **row,
-        "state": "done",
-        "kept": rows,
-        "not_measured": 0,
-        "pairs": manifest["pairs"],
-        "notices": manifest.get("notices", []),
-        "seconds": seconds,
-    }
+    row |= {"state": "done", "kept": rows, "not_measured": 0, "seconds": seconds}
+    row["pairs"] = manifest["pairs"]
+    return row, manifest.get("notices", [])

@@ -1,4 +1,4 @@
-"""Evidence: all that is known of one sample, from its row of the pool to its verdict."""
+"""One sample of a run: its row of the pool, what each stage says of it, and its verdict."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest.plan import Plan
-from pipeline.results.verdicts import KEPT, annotated, judge
+from pipeline.results.verdicts import KEPT, Results
 from pipeline.storage.run import Run
 from stages.base import CRASHED
 from stages.clean import CleanStage
@@ -26,7 +25,7 @@ __all__ = ["Caption", "SampleHistory", "StageVerdict", "sample_history"]
 REJECTED, WAITING, NOT_REACHED = "rejected", "not measured yet", "not reached"
 
 COPIES = 12
-"""How many rows of the same image are named."""
+"""How many rows of the same image are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +33,12 @@ class Caption:
     """A text of the sample.
 
     Attributes:
-        source: web, further (of a copy of the image) or synthetic.
+        source: web, further (the caption of a copy of the image) or synthetic.
         text: The text, as the filter saw it.
-        itm: The probability that it matches the image, where the filter was asked.
+        itm: The probability that it matches the image; None if the filter did not score it.
         itc: The cosine of image and text.
-        clip: Their similarity by CLIP, where one measures.
-        is_kept: Whether the filter keeps it.
+        clip: Their similarity by CLIP; None if no CLIP model is used.
+        is_kept: Whether the filter keeps it; None if it did not judge it.
     """
 
     source: str
@@ -56,9 +55,10 @@ class StageVerdict:
 
     Attributes:
         name: The stage.
-        verdict: kept, rejected, not measured yet, or not reached, as an earlier one rejected it.
-        reason: Why it is rejected.
-        why: The reason in a sentence, with the thresholds it speaks of.
+        verdict: kept, rejected, not measured yet, or not reached because an earlier stage
+            rejected the sample.
+        reason: The reason it is rejected for.
+        why: The reason in a sentence, with the values of the thresholds in it.
         also: Further rules of clean that would have rejected it.
         measures: The columns that the stage wrote.
     """
@@ -77,12 +77,13 @@ class SampleHistory:
 
     Attributes:
         verdict: kept, `STAGE: REASON`, or `not measured by STAGE yet`.
-        pool: Its row of the pool, the image left out.
-        image: The encoded image, where there is one.
+        pool: Its row of the pool without the image.
+        image: The encoded image; None if there is none.
         steps: What each stage says, in order.
         captions: Its texts: web, further, synthetic.
         copies: uid, url and reason of other rows of the same image; at most `COPIES`.
-        representative: The uid of the row that stands for the image, where dedup has said so.
+        representative: The uid of the row that dedup keeps of the image; None if dedup has not
+            run.
     """
 
     verdict: str
@@ -94,25 +95,25 @@ class SampleHistory:
     representative: str | None
 
     def plain(self) -> dict[str, Any]:
-        """As values that JSON can hold; bytes as hex, the image by its length."""
+        """Convert to values that JSON can hold: bytes as hex, the image as its length."""
         values = dataclasses.asdict(self)
         values["image"] = None if self.image is None else {"bytes": len(self.image)}
-        found: dict[str, Any] = _plain(values)
-        return found
+        plain: dict[str, Any] = _plain(values)
+        return plain
 
 
-def sample_history(run: Run, plan: Plan, sample: str) -> SampleHistory:
+def sample_history(results: Results, sample: str) -> SampleHistory:
     """Gather what is known of a sample.
 
     Args:
-        run: The run.
-        plan: Its plan.
-        sample: Its uid, a beginning that only one has, its URL, or the end of one that only one
-            has, as a file's name.
+        results: The results of a run.
+        sample: The sample's uid or URL, or a part that no other sample has: the beginning of its
+            uid or the end of its URL, such as a file name.
 
     Raises:
-        ValueError: No sample or more than one is called so.
+        ValueError: No sample matches, or more than one.
     """
+    run, plan = results.run, results.plan
     shard, row = _locate(run, sample)
     pool = run.read_table("pool", f"{shard}.parquet").slice(row, 1).to_pylist()[0]
     image = pool.pop("image")
@@ -127,27 +128,28 @@ def sample_history(run: Run, plan: Plan, sample: str) -> SampleHistory:
             steps.append(StageVerdict(name=name, verdict=missed))
             continue
         try:
-            now = judge(run, plan, shard, plan.names[: position + 1])
+            judgement = results.judge(shard, plan.names[: position + 1])
         except FileNotFoundError:  # a model that is still to be trained
-            now = None
-        if now is None or now.waiting(name)[row]:
+            judgement = None
+        if judgement is None or judgement.waiting(name)[row]:
             verdict = f"not measured by {name} yet"
             steps.append(StageVerdict(name=name, verdict=WAITING))
             continue
         stage = plan.stage(name)
-        if now.crashed[name][row]:
-            verdict, told = f"{name}: {CRASHED}", stage.every_reason()[CRASHED]
-            steps.append(StageVerdict(name=name, verdict=REJECTED, reason=CRASHED, why=told))
+        if judgement.crashed[name][row]:
+            verdict, why = f"{name}: {CRASHED}", stage.every_reason()[CRASHED]
+            steps.append(StageVerdict(name=name, verdict=REJECTED, reason=CRASHED, why=why))
             continue
-        table = annotated(run, plan, name, shard)
-        assert table is not None
+        table = results.annotated(name, shard)
+        if table is None:
+            raise run.damaged("it is gone", *plan.folder(name), f"{shard}.parquet")
         one = table.slice(row, 1).drop_columns("measured")
         measures = one.to_pylist()[0]
         del measures["uid"]
         columns |= measures
         if isinstance(stage, FilterStage):
             keeps = stage.keep_texts(one).to_pylist()[0]
-        reason = now.reasons[name][row].as_py()
+        reason = judgement.reasons[name][row].as_py()
         also = []
         if isinstance(stage, CleanStage):
             fired = int(stage.fired(one)[0])
@@ -155,7 +157,7 @@ def sample_history(run: Run, plan: Plan, sample: str) -> SampleHistory:
             also = [rule for rule in rules if rule != reason]
         if reason is not None:
             verdict = f"{name}: {reason}"
-        why = (
+        explained = (
             None if reason is None else _why(stage.every_reason()[reason], stage.config.settings())
         )
         steps.append(
@@ -163,7 +165,7 @@ def sample_history(run: Run, plan: Plan, sample: str) -> SampleHistory:
                 name=name,
                 verdict=KEPT if reason is None else REJECTED,
                 reason=reason,
-                why=why,
+                why=explained,
                 also=also,
                 measures={} if name == DownloadStage.name else measures,
             )
@@ -174,13 +176,13 @@ def sample_history(run: Run, plan: Plan, sample: str) -> SampleHistory:
         image=image,
         steps=steps,
         captions=list(_captions(pool, columns, keeps)),
-        copies=_copies(run, plan, pool["uid"], columns.get("image_cluster")),
+        copies=_copies(results, pool["uid"], columns.get("image_cluster")),
         representative=columns.get("image_cluster"),
     )
 
 
 def _locate(run: Run, sample: str) -> tuple[str, int]:
-    """The shard and the row of a sample."""
+    """Find the shard and the row of a sample."""
     by_uid: list[tuple[str, int]] = []
     by_url: list[tuple[str, int]] = []
     shards = run.shards("pool")
@@ -192,15 +194,15 @@ def _locate(run: Run, sample: str) -> tuple[str, int]:
         is_uid: Any = pc.starts_with(names["uid"], sample)
         is_same: Any = pc.equal(names["url"], pa.scalar(sample))
         is_url: Any = pc.or_(is_same, pc.ends_with(names["url"], ending))
-        for found, mask in ((by_uid, is_uid), (by_url, is_url)):
-            found += [(shard, int(row)) for row in mask.to_numpy().nonzero()[0]]
-    found = by_uid or by_url
-    if len(found) == 1:
-        return found[0]
-    if found:
+        for matches, mask in ((by_uid, is_uid), (by_url, is_url)):
+            matches += [(shard, int(row)) for row in mask.to_numpy().nonzero()[0]]
+    matches = by_uid or by_url
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         what = "a uid that begins with" if by_uid else "a URL that is or ends in"
         raise ValueError(
-            f"{run.root}: {len(found)} samples have {what} {sample!r}; give more of it"
+            f"{run.root}: {len(matches)} samples have {what} {sample!r}; give more of it"
         )
     raise ValueError(
         f"{run.root}: no sample has a uid that begins with {sample!r}, nor such a URL; "
@@ -209,10 +211,10 @@ def _locate(run: Run, sample: str) -> tuple[str, int]:
 
 
 def _why(sentence: str, settings: Mapping[str, Any]) -> str:
-    """The sentence of a reason, with the value of each setting it names."""
+    """Append to the sentence of a reason the value of each setting that it names."""
     named = [name for name in re.findall(r"\w+", sentence) if "_" in name and name in settings]
-    told = ", ".join(f"{name} {settings[name]}" for name in dict.fromkeys(named))
-    return f"{sentence} ({told})" if told else sentence
+    values = ", ".join(f"{name} {settings[name]}" for name in dict.fromkeys(named))
+    return f"{sentence} ({values})" if values else sentence
 
 
 def _captions(
@@ -224,8 +226,8 @@ def _captions(
         "further": columns.get("further_captions") or [],
         "synthetic": columns.get("synthetic") or [],
     }
-    for source, some in texts.items():
-        for number, text in enumerate(some):
+    for source, captions in texts.items():
+        for number, text in enumerate(captions):
             yield Caption(
                 source=source,
                 text=text,
@@ -237,34 +239,34 @@ def _captions(
 
 
 def _nth(values: Any, number: int) -> Any:
-    """The value of the web caption, or one of a list of them, where there is one."""
+    """The value of the nth caption; a web caption has one value instead of a list."""
     if isinstance(values, list):
         return values[number] if number < len(values) else None
     return values
 
 
-def _copies(run: Run, plan: Plan, uid: str, cluster: str | None) -> list[dict[str, Any]]:
-    """Other rows of the same image."""
-    found: list[dict[str, Any]] = []
+def _copies(results: Results, uid: str, cluster: str | None) -> list[dict[str, Any]]:
+    """Other rows of the same image: uid, url and reason."""
+    copies: list[dict[str, Any]] = []
     if cluster is None:
-        return found
-    for shard in run.shards(*plan.summary_folder(DedupStage.name)):
+        return copies
+    run, folder = results.run, results.plan.summary_folder(DedupStage.name)
+    for shard in run.shards(*folder):
         table = run.read_table(
-            *plan.summary_folder(DedupStage.name),
-            f"{shard}.parquet",
-            columns=["uid", "image_cluster", "image_duplicate"],
+            *folder, f"{shard}.parquet", columns=["uid", "image_cluster", "image_duplicate"]
         )
         same: Any = pc.equal(table["image_cluster"], pa.scalar(cluster))
         mask: Any = pc.and_(same, pc.not_equal(table["uid"], pa.scalar(uid)))
-        rows = mask.fill_null(False).to_numpy().nonzero()[0][: COPIES - len(found)]
+        rows = mask.fill_null(False).to_numpy().nonzero()[0][: COPIES - len(copies)]
         if len(rows):
             urls = run.read_table("pool", f"{shard}.parquet", columns=["url"]).take(pa.array(rows))
-            copies = table.take(pa.array(rows)).to_pylist()
-            found += [
+            copies += [
                 {"uid": row["uid"], "url": redacted(str(url)), "reason": row["image_duplicate"]}
-                for row, url in zip(copies, urls["url"].to_pylist(), strict=True)
+                for row, url in zip(
+                    table.take(pa.array(rows)).to_pylist(), urls["url"].to_pylist(), strict=True
+                )
             ]
-    return found
+    return copies
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.manifest.plan import Plan
+from pipeline.results.verdicts import Results
 from pipeline.review.sample import Pair, judged_pairs
-from pipeline.storage.run import Run
 from stages.filter import FilterStage
 from stages.review import VERDICTS, Decisions, ReviewConfig, ReviewStage, read_decisions
 
@@ -55,11 +54,11 @@ class Agreement:
         people_keep = self.both_keep + self.only_people
         if self.pairs in (0, filter_keeps, people_keep) or not filter_keeps or not people_keep:
             return None
-        assert self.accuracy is not None
         chance = (
             filter_keeps * people_keep + (self.pairs - filter_keeps) * (self.pairs - people_keep)
         ) / self.pairs**2
-        return (self.accuracy - chance) / (1 - chance)
+        alike = (self.both_keep + self.neither) / self.pairs
+        return (alike - chance) / (1 - chance)
 
 
 def agreement(pairs: Iterable[Pair], decisions: Decisions) -> Agreement:
@@ -77,17 +76,18 @@ def agreement(pairs: Iterable[Pair], decisions: Decisions) -> Agreement:
     )
 
 
-def of_run(run: Run, plan: Plan) -> Mapping[str, Any] | None:
+def of_run(results: Results) -> Mapping[str, Any] | None:
     """What a report says of the review of a run; None where nobody reviewed it.
 
     Returns:
         pairs and how many of them each of `VERDICTS`; outdated, the decisions on captions that
         came to no verdict today; and with a filter, agreement: the table, accuracy and kappa.
     """
+    plan = results.plan
     config = plan.manifest.stages.get(ReviewStage.name)
     if not isinstance(config, ReviewConfig) or not (decisions := read_decisions(config.file)):
         return None
-    pairs = list(judged_pairs(run, plan, set(decisions)))
+    pairs = list(judged_pairs(results, set(decisions)))
     verdicts = Counter(decisions[pair.key].verdict for pair in pairs)
     found: dict[str, Any] = {
         "pairs": len(pairs),

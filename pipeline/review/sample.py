@@ -13,10 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.random import splitmix, uid_hashes
-from pipeline.manifest.plan import Plan
 from pipeline.results.sampling import Smallest
-from pipeline.results.verdicts import Mask, annotated, judge, kept_texts
-from pipeline.storage.run import Run
+from pipeline.results.verdicts import Mask, Results
 from stages.download import DownloadStage
 from stages.filter import FilterConfig, FilterStage
 from stages.review import ReviewStage
@@ -66,12 +64,11 @@ class Pair:
         return self.uid, self.caption
 
 
-def draw(run: Run, plan: Plan, choice: Choice, number: int) -> list[Pair]:
+def draw(results: Results, choice: Choice, number: int) -> list[Pair]:
     """Pairs to show; a larger sample holds every smaller one.
 
     Args:
-        run: The run.
-        plan: Its plan.
+        results: The results of the run.
         choice: `kept` is what export would write if nobody had decided anything; `rejected` what
             the filter rejects; `any` both; `borderline` both, the ITM scores nearest the threshold
             first. All but the last by a hash of the seed and the uid.
@@ -80,7 +77,7 @@ def draw(run: Run, plan: Plan, choice: Choice, number: int) -> list[Pair]:
     Raises:
         ValueError: There is no such pair, or no filter to ask of.
     """
-    config = plan.manifest.stages.get(FilterStage.name)
+    run, config = results.run, results.plan.manifest.stages.get(FilterStage.name)
     if choice in ("rejected", "borderline") and not isinstance(config, FilterConfig):
         raise ValueError(f"--of {choice}: the manifest of {run.root} has no filter; use --of kept")
     if choice == "borderline" and isinstance(config, FilterConfig) and config.recipe != "blip":
@@ -90,7 +87,7 @@ def draw(run: Run, plan: Plan, choice: Choice, number: int) -> list[Pair]:
         )
     found: Smallest[Pair] = Smallest(number)
     for shard in run.shards("pool"):
-        some = _Shard(run, plan, shard)
+        some = _Shard(results, shard)
         masks = {
             "kept": some.is_kept,
             "rejected": ~some.is_kept,
@@ -98,8 +95,7 @@ def draw(run: Run, plan: Plan, choice: Choice, number: int) -> list[Pair]:
         }
         chosen = np.flatnonzero(masks.get(choice, np.ones(len(some), bool)))
         ranks = some.ranks[chosen]
-        if choice == "borderline":
-            assert isinstance(config, FilterConfig)
+        if choice == "borderline" and isinstance(config, FilterConfig):
             distance = np.abs(some.scores[chosen].astype(np.float64) - config.min_itm)
             near = (distance * 2**31).astype(np.uint64) << np.uint64(32)
             ranks = near | ranks >> np.uint64(32)
@@ -113,11 +109,11 @@ def draw(run: Run, plan: Plan, choice: Choice, number: int) -> list[Pair]:
     return found.values
 
 
-def judged_pairs(run: Run, plan: Plan, keys: set[tuple[str, str]]) -> Iterator[Pair]:
+def judged_pairs(results: Results, keys: set[tuple[str, str]]) -> Iterator[Pair]:
     """The pairs with some keys, a shard at a time; those that are no pair today are left out."""
     uids = pa.array(sorted({uid for uid, _ in keys}), pa.string())
-    for shard in run.shards("pool") if keys else ():
-        some = _Shard(run, plan, shard, uids)
+    for shard in results.run.shards("pool") if keys else ():
+        some = _Shard(results, shard, uids)
         pairs = (some.pair(index) for index in range(len(some)))
         yield from (pair for pair in pairs if pair.key in keys)
 
@@ -131,13 +127,14 @@ class _Shard:
         ranks: (m,) a hash of the seed, the uid and the place among the captions of the image.
     """
 
-    def __init__(self, run: Run, plan: Plan, shard: str, uids: Any = None) -> None:
+    def __init__(self, results: Results, shard: str, uids: Any = None) -> None:
         self._name = shard
-        pool = run.read_table("pool", f"{shard}.parquet", columns=["uid", "url", "caption"])
+        plan = results.plan
+        pool = results.run.read_table("pool", f"{shard}.parquet", columns=["uid", "url", "caption"])
         names = [n for n in plan.names if n not in (FilterStage.name, ReviewStage.name)]
-        before = judge(run, plan, shard, names)
+        before = results.judge(shard, names)
         has_filter = FilterStage.name in plan.names
-        scores = annotated(run, plan, FilterStage.name, shard) if has_filter else None
+        scores = results.annotated(FilterStage.name, shard) if has_filter else None
         reached = before.live & before.is_complete
         if has_filter:
             reached &= False if scores is None else _bools(scores["measured"])
@@ -153,7 +150,7 @@ class _Shard:
         self._pool = pool.filter(live)
         self._places = np.flatnonzero(reached)
         columns.setdefault("text", columns.pop("caption"))
-        filtered = None if scores is None else _with_keeps(plan, scores.filter(live))
+        filtered = None if scores is None else _with_keeps(results, scores.filter(live))
         parts = [_Texts.of(name, columns[name], filtered) for name in TEXTS if name in columns]
         rows = np.concatenate([part.rows for part in parts])
         texts = pa.chunked_array([part.texts for part in parts], pa.string())
@@ -243,9 +240,9 @@ class _Texts:
         )
 
 
-def _with_keeps(plan: Plan, scores: pa.Table) -> pa.Table:
+def _with_keeps(results: Results, scores: pa.Table) -> pa.Table:
     """The scores of the filter and which texts it keeps."""
-    keeps = kept_texts(plan, scores)
+    keeps = results.kept_texts(scores)
     for name in keeps.column_names:
         scores = scores.append_column(name, keeps[name])
     return scores

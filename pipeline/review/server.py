@@ -29,12 +29,11 @@ import jinja2
 from markupsafe import Markup
 
 from models.image.decode import ImageError, open_rgb
-from pipeline.manifest.plan import Plan
 from pipeline.results.tables import printable
+from pipeline.results.verdicts import Results
 from pipeline.review.agreement import agreement, told
 from pipeline.review.ledger import Ledger
 from pipeline.review.sample import Pair
-from pipeline.storage.run import Run
 from stages.filter import FilterStage
 from stages.redaction import redacted
 from stages.review import VERDICTS, Decision
@@ -74,8 +73,7 @@ class ReviewServer(ThreadingHTTPServer):
     """Shows a sample and files what is decided; `serve_forever` ends when people are done.
 
     Args:
-        run: The run; its images are read when they are asked for.
-        plan: Its plan.
+        results: The results of the run; images are read when they are asked for.
         pairs: The sample, in the order in which it is shown.
         ledger: Where decisions go.
         port: 0 for any that is free.
@@ -90,8 +88,7 @@ class ReviewServer(ThreadingHTTPServer):
 
     def __init__(
         self,
-        run: Run,
-        plan: Plan,
+        results: Results,
         pairs: Sequence[Pair],
         ledger: Ledger,
         port: int = 0,
@@ -100,9 +97,9 @@ class ReviewServer(ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(24)
         self.pairs = pairs
         self.ledger = ledger
-        self._run = run
-        self._name = plan.manifest.name
-        self._is_filtered = FilterStage.name in plan.names
+        self._run = results.run
+        self._name = results.plan.manifest.name
+        self._is_filtered = FilterStage.name in results.plan.names
         self._images: dict[int, bytes | None] = {}
         self._reading = threading.Lock()
 

@@ -26,9 +26,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.errors import ChecksumError
+
 __all__ = [
     "CHANGED",
-    "ChecksumError",
     "check_page",
     "check_parquet",
     "has_checksum",
@@ -58,10 +59,6 @@ NO_CHECKSUM = "it has no seal: it is none of capfilt's files, or was cut off or 
 
 JSON_END = re.compile(rb'  "seal": "([0-9a-f]{64})"\n}\n\Z')
 PAGE_END = re.compile(rb"<!-- seal: ([0-9a-f]{64}) -->\n\Z")
-
-
-class ChecksumError(ValueError):
-    """A file has no seal, or is not as it was sealed."""
 
 
 def with_checksum_parquet(content: bytes | pa.Buffer) -> tuple[Buffer, ...]:
@@ -97,7 +94,7 @@ class _Checksum:
         metadata: What the footer says.
 
     Raises:
-        SealError: The file has none, or was cut off or changed.
+        ChecksumError: The file has none, or was cut off or changed.
     """
 
     def __init__(self, file: Any) -> None:
@@ -195,7 +192,7 @@ def open_parquet(file: Any, *, pre_buffer: bool = True) -> pq.ParquetFile:
         pre_buffer: Whether column chunks that lie together are read together.
 
     Raises:
-        SealError: It has no seal, or was cut off or changed; so do reads of what was.
+        ChecksumError: It has no seal, or was cut off or changed; so do reads of what was.
     """
     seal = _Checksum(file)
     checked: Any = _Checked(file, seal)
@@ -206,7 +203,7 @@ def check_parquet(file: Any) -> pa.Schema:
     """Check every byte of a sealed Parquet file, in little memory, and give its schema.
 
     Raises:
-        SealError: It has no seal, or was cut off or changed.
+        ChecksumError: It has no seal, or was cut off or changed.
     """
     seal = _Checksum(file)
     file.seek(0)
@@ -237,7 +234,7 @@ def open_json(content: bytes) -> dict[str, Any]:
     """What `seal_json` was given.
 
     Raises:
-        SealError: It has no seal, or was cut off or changed.
+        ChecksumError: It has no seal, or was cut off or changed.
     """
     value: dict[str, Any] = json.loads(_unsealed(content, JSON_END))
     del value["seal"]
@@ -256,7 +253,7 @@ def check_page(content: bytes) -> None:
     """Check a page of `seal_page`.
 
     Raises:
-        SealError: It has no seal, or was cut off or changed.
+        ChecksumError: It has no seal, or was cut off or changed.
     """
     _unsealed(content, PAGE_END)
 

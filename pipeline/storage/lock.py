@@ -16,10 +16,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+from models.errors import RunBusyError
+
 __all__ = [
     "BEAT_SECONDS",
     "LEASE_SECONDS",
-    "RunBusyError",
     "is_alive",
     "is_dead",
     "lock_local",
@@ -44,10 +45,6 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 LOST = signal.SIGUSR2
 """What interrupts a holder: background jobs of a shell ignore SIGINT."""
-
-
-class RunBusyError(RuntimeError):
-    """Another process holds the run."""
 
 
 @contextlib.contextmanager

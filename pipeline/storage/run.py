@@ -37,13 +37,14 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.errors import ChecksumError, DamagedError, InputError
 from pipeline.storage import checksum, records
 from pipeline.storage.checksum import Buffer
-from pipeline.storage.lock import RunBusyError, is_alive, lock_local, lock_remote
+from pipeline.storage.lock import is_alive, lock_local, lock_remote
 from stages.schema import POOL
 from stages.sources.source_files import is_local
 
-__all__ = ["DamagedError", "Run", "RunBusyError"]
+__all__ = ["Run"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,26 +95,6 @@ REMEDIES = {
 """What to do of a damaged file, by its path or the first part of it."""
 
 
-class DamagedError(ValueError):
-    """A file of a run is not as it was written, or does not fit the others.
-
-    Attributes:
-        parts: Its path in the run.
-    """
-
-    def __init__(self, message: str, parts: tuple[str, ...]) -> None:
-        super().__init__(message, parts)
-        self.parts = parts
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-    @property
-    def is_derived(self) -> bool:
-        """Whether a run makes the file again just as it was, once it is gone."""
-        return self.parts[0] in DERIVED
-
-
 class Run:
     """The folder of one run; paths given to its methods are relative to it, with `/`.
 
@@ -132,7 +113,7 @@ class Run:
             # What another machine has put since is to be seen, so no listing is kept.
             self.fs, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.root}: cannot be opened: {error}. For S3 `pip install 'capfilt[s3]'`"
             ) from None
         self.path = str(path).rstrip("/")
@@ -172,7 +153,7 @@ class Run:
             ValueError: There is one.
         """
         if self.fs.isfile(self.path):
-            raise ValueError(f"{self.root}: a file, where the folder of a run is asked for")
+            raise InputError(f"{self.root}: a file, where the folder of a run is asked for")
 
     def at(self, *parts: str) -> str:
         """The path of a file of this run, as its file system knows it."""
@@ -318,7 +299,8 @@ class Run:
             folder=self.url(parts[0]),
             name="".join(parts[1:2]).removesuffix(".json"),
         )
-        return DamagedError(f"{self.url(*parts)}: damaged: {why}. {told}", parts)
+        message = f"{self.url(*parts)}: damaged: {why}. {told}"
+        return DamagedError(message, parts, parts[0] in DERIVED)
 
     def read_json(self, *parts: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
         """A JSON file of `write_json`, or the default where it is not there.
@@ -376,7 +358,7 @@ class Run:
                 checksum.open_parquet(file) as parquet,
             ):
                 yield parquet
-        except checksum.ChecksumError as error:
+        except ChecksumError as error:
             raise self.damaged(error, *parts) from error
 
     def _check_schema(

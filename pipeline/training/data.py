@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.errors import ChecksumError, DamagedError
 from models.random import seed_of
 from pipeline.manifest.train_config import Source
 from pipeline.storage import checksum
@@ -273,7 +274,8 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file, local or at any fsspec URL; one of a run is checked as it is read.
 
     Raises:
-        ValueError: It is no Parquet file, or one of a run and not as it was written.
+        ValueError: It is no Parquet file.
+        DamagedError: It is a file of a run, and not as it was written.
     """
     with fsspec.open(path, "rb") as file:
         if not checksum.has_checksum(file):
@@ -286,8 +288,8 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
             return
         try:
             yield checksum.open_parquet(file)
-        except checksum.ChecksumError as error:
-            raise ValueError(
+        except ChecksumError as error:
+            raise DamagedError(
                 f"{path}: {error}. `capfilt verify RUN` names every damaged file, and what to do"
             ) from error
 

@@ -10,12 +10,13 @@ import dataclasses
 import json
 from typing import Any
 
+from models.errors import DamagedError
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.manifest.train_config import CURATED, POOL, Source, as_sources, start_of
 from pipeline.results import retries
 from pipeline.storage.checksum import CHANGED
-from pipeline.storage.run import DamagedError, Run
+from pipeline.storage.run import Run
 from pipeline.training.data import files_of, fingerprint_of, fingerprints_of
 from stages.base import Resources, digest
 from stages.export import ExportStage

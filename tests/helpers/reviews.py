@@ -18,7 +18,8 @@ from pipeline.execution.runner import Runner
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
-from pipeline.results.funnel import open_plan
+from pipeline.results.open_run import open_plan
+from pipeline.results.verdicts import Results
 from pipeline.review.ledger import Ledger
 from pipeline.review.sample import draw
 from pipeline.review.server import ReviewServer
@@ -133,8 +134,8 @@ def pairs_of(run, name="export"):
 @contextlib.contextmanager
 def serving(run, choice="any", number=100):
     plan = open_plan(run)
-    pairs = draw(run, plan, choice, number)
-    with ReviewServer(run, plan, pairs, Ledger(plan.manifest.reviews)) as server:
+    pairs = draw(Results(run, plan), choice, number)
+    with ReviewServer(Results(run, plan), pairs, Ledger(plan.manifest.reviews)) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:

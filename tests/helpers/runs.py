@@ -13,7 +13,7 @@ import pyarrow as pa
 from helpers.fakes import jpeg
 from pipeline.manifest.manifest import STAGES, Manifest
 from pipeline.results.retries import pool_state
-from pipeline.results.verdicts import judge, summary_digest
+from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 from stages.schema import PAIRS, POOL, uid_of
 
@@ -178,7 +178,7 @@ def make_run(root, plan, *, shards=3, number=40, until=None):
 
 
 def measure(run, plan, name, pools):
-    live = {s: judge(run, plan, s, plan.before(name)).live for s in pools}
+    live = {s: Results(run, plan).judge(s, plan.before(name)).live for s in pools}
     parts = {}
     for index, (shard, pool) in enumerate(pools.items()):
         rows = pool
@@ -189,7 +189,7 @@ def measure(run, plan, name, pools):
         parts[shard] = found.add_column(0, "uid", pool["uid"].filter(pa.array(live[shard])))
         scattered = scatter(live[shard], found)
         columns = {column: scattered[column] for column in found.column_names}
-        if (taken := summary_digest(run, plan, name, shard)) is not None:
+        if (taken := Results(run, plan).summary_digest(name, shard)) is not None:
             columns["taken"] = pa.array(taken)
         table = pa.table({"uid": pool["uid"], "measured": live[shard], **columns})
         run.write_table(table, *plan.folder(name), f"{shard}.parquet")
@@ -212,7 +212,7 @@ def measure(run, plan, name, pools):
 def export(run, plan, pools):
     counts, images, files = {}, 0, []
     for shard, pool in pools.items():
-        live = pa.array(judge(run, plan, shard, plan.names).live)
+        live = pa.array(Results(run, plan).judge(shard, plan.names).live)
         rows = pool
         for name in plan.names:
             if name in ("clean", "caption", "filter"):

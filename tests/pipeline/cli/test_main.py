@@ -61,7 +61,6 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(capsys, place):
         (("run", "{m}", "--workers", "0"), "--workers must be at least 1"),
         (("run", "{m}", "--set", "download.source=/nowhere.csv", "--run", "{d}/x"), "/nowhere.csv"),
         (("select", "{m}"), "the manifest has no stage select"),
-        (("clean", "{m}", "--run", "{d}/fresh"), "clean: download is not complete"),
         (("train", "{m}"), "the manifest trains no such model"),
         (("status", "{d}/none"), "no run there"),
         (("verdicts", "{d}/none", "--out", "v.csv"), "no run there"),
@@ -95,6 +94,11 @@ def test_wrong_input_is_status_2_and_says_what_to_mend(capsys, place, arguments,
     status, _, err = call(capsys, *given)
     assert status == 2, err
     assert message in err and "Traceback" not in err and "pa55" not in err
+
+
+def test_a_stage_that_waits_for_another_is_status_1(capsys, place):
+    status, _, err = call(capsys, "clean", place / "m.yaml", "--run", place / "fresh")
+    assert status == 1 and "clean: download is not complete" in err
 
 
 def test_stage_by_stage_gives_what_run_gives(capsys, place, ray_here):

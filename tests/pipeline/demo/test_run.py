@@ -14,6 +14,7 @@ from pipeline.execution.session import write_report
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
+from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.storage.run import Run
 from pipeline.training.job import TrainingJob
@@ -47,8 +48,8 @@ def test_the_rules_are_right_about_the_drawn_web(ended):
 
 def test_every_row_and_file_is_accounted_for(ended):
     run, plan, _ = ended
-    assert all(stage["state"] == "done" for stage in funnel(run, plan)["stages"])
-    assert list(verify(run, plan)) == []
+    assert all(stage["state"] == "done" for stage in funnel(Results(run, plan))["stages"])
+    assert list(verify(run)) == []
 
 
 def test_stock_transformers_loads_all_that_was_trained(ended):
@@ -66,7 +67,7 @@ def test_both_new_models_are_evaluated_and_the_result_is_shown(ended, capsys):
     run, plan, judged = ended
     found = run.read_json("evaluation.json")
     assert list(found) == ["raw", "filter", "captioner", "curated"]
-    write_report(run, plan)
+    write_report(Results(run, plan))
     demo_run.show(Console(width=120), run, plan, judged)
     out = capsys.readouterr().out
     for word in ("download", "not_english", "precision", "raw", "curated", "synthetic"):

@@ -7,13 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.execution.crash_search import (
-    MOST_CRASHES,
-    BrokenStageError,
-    ShardError,
-    WorkerDeath,
-    find_crashing_rows,
-)
+from models.errors import BrokenStageError, ShardError
+from pipeline.execution.crash_search import MOST_CRASHES, WorkerDeath, find_crashing_rows
 from pipeline.execution.worker_pool import MOST_SUSPECTS, _Job, _Progress
 
 DEAD = WorkerDeath(told="it crashed")

@@ -71,7 +71,7 @@ def test_documents_keep_the_images_that_pass_and_go_without_any(server, tmp_path
         session.run()
     run, plan = Run(made.run), Plan(made)
     folder = (*plan.folder("export"), "documents")
-    assert list(verify(run, plan)) == []
+    assert list(verify(run)) == []
     told = run.read_json("curated", "manifest.json")["documents"]
     assert told["reasons"] == {"unreadable": 1, "no_image_left": 1, "no_image": 1}
     assert (told["rows"], told["kept"]) == (5, 2)
@@ -94,6 +94,6 @@ def test_documents_keep_the_images_that_pass_and_go_without_any(server, tmp_path
     content = run.read(*folder, "00000.jsonl")
     run.write(content.replace(b"<image>", b"<imagf>"), *folder, "00000.jsonl")
     run.remove(*folder, "images-00001.parquet")
-    told = "\n".join(verify(run, plan))
+    told = "\n".join(map(str, verify(run)))
     assert "documents/00000.jsonl: damaged: its bytes are not those of manifest.json" in told
     assert "documents/images-00001.parquet: damaged: it is missing" in told

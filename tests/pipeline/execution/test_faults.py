@@ -26,16 +26,17 @@ import yaml
 from helpers import fakes
 from rich.console import Console
 
+from models.errors import StageError
 from pipeline.cli.main import main
 from pipeline.execution import worker_pool
 from pipeline.execution.progress import Progress
-from pipeline.execution.runner import StageError
 from pipeline.execution.session import Session
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
 from pipeline.results.sample import sample_history
+from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.storage.lock import is_alive
 from pipeline.storage.run import Run
@@ -127,16 +128,16 @@ def test_rows_that_crash_their_worker_are_isolated_and_the_rest_is_saved(
     monkeypatch.setattr(worker_pool, "Worker", poisoned(name, bad, how))
     made = manifest(photos, tmp_path / "r")
     run, plan = carry_out(made)
-    stages = {stage["name"]: stage for stage in funnel(run, plan)["stages"]}
+    stages = {stage["name"]: stage for stage in funnel(Results(run, plan))["stages"]}
     assert stages[name]["reasons"] == {"crashed": len(bad)}
     assert all(stage["not_measured"] == 0 for stage in stages.values())
     assert stages["export"]["pairs"] == {"web": 20 - len(bad)}
-    assert list(verify(run, plan)) == []
+    assert list(verify(run)) == []
     for uid in bad:
-        assert sample_history(run, plan, uid).verdict == f"{name}: crashed"
+        assert sample_history(Results(run, plan), uid).verdict == f"{name}: crashed"
 
     carry_out(made)  # they are not tried again: another try would crash
-    assert funnel(run, plan)["stages"] == list(stages.values())
+    assert funnel(Results(run, plan))["stages"] == list(stages.values())
     if name != "download":
         return
     monkeypatch.undo()
@@ -178,7 +179,7 @@ def test_a_worker_that_runs_out_of_memory_once_does_no_harm(done, photos, tmp_pa
     monkeypatch.setattr(worker_pool, "Worker", poisoned("clean", uids(whole, 3), exhaust))
     run, plan = carry_out(manifest(photos, tmp_path / "r"))
     assert once.exists() and digests(run) == digests(whole)
-    assert funnel(run, plan)["stages"][1]["reasons"] == {}
+    assert funnel(Results(run, plan))["stages"][1]["reasons"] == {}
 
 
 def test_a_stage_that_needs_more_memory_than_there_is_says_what_to_lower(
@@ -233,7 +234,7 @@ def test_a_full_disk_ends_the_stage_and_the_run_goes_on_with_more_room(done, pho
         remount(disk, "size=20m")
         carry_out(made)
         assert {shard: run.sha256("pool", f"{shard}.parquet") for shard in there} == there
-        assert digests(run) == digests(whole) and list(verify(run, Plan(made))) == []
+        assert digests(run) == digests(whole) and list(verify(run)) == []
 
 
 def fill(disk, room):
@@ -334,7 +335,7 @@ def test_a_clock_that_jumps_decides_nothing(done, photos, tmp_path, monkeypatch)
     monkeypatch.setattr(time, "time", lambda: real() + chance.uniform(-1e8, 1e8))
     run, plan = carry_out(manifest(photos, tmp_path / "r"))
     assert digests(run) == digests(done[0])
-    assert all(0 < stage["seconds"] < 100 for stage in funnel(run, plan)["stages"])
+    assert all(0 < stage["seconds"] < 100 for stage in funnel(Results(run, plan))["stages"])
 
 
 def _measured(worker, due):
@@ -354,7 +355,7 @@ def test_a_worker_that_outlives_its_driver_writes_what_is_there_already(done, ph
     for due, found in dues.values():
         orphan._commit(due, found)
     carry_out(made)
-    assert digests(run) == digests(whole) and list(verify(run, Plan(made))) == []
+    assert digests(run) == digests(whole) and list(verify(run)) == []
 
 
 def test_half_written_files_are_never_read(done, photos, tmp_path):
@@ -368,7 +369,7 @@ def test_half_written_files_are_never_read(done, photos, tmp_path):
     run.remove("curated", "manifest.json")
     run.remove(*plan.folder("dedup"), "00001.parquet")
     carry_out(made)
-    assert digests(run) == digests(whole) and list(verify(run, Plan(made))) == []
+    assert digests(run) == digests(whole) and list(verify(run)) == []
 
 
 def test_a_worker_that_fits_on_no_node_is_told_at_once(photos, tmp_path, ray_here):

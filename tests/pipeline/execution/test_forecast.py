@@ -24,6 +24,8 @@ from pipeline.execution.session import Session
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
+from pipeline.results.open_run import open_results
+from pipeline.results.verdicts import Results
 from pipeline.storage.records import add_work
 from pipeline.storage.run import Run
 
@@ -88,9 +90,9 @@ def test_workers_are_of_a_stage_or_of_all(done):
 def test_at_its_own_size_a_run_is_told_as_it_went(done):
     _, run, made = done
     plan = Plan(made)
-    steps = {step.name: step for step in forecast(plan, 31, run, {})}
+    steps = {step.name: step for step in forecast(plan, 31, open_results(run), {})}
     assert list(steps) == NAMES
-    for stage in funnel(run, plan)["stages"]:
+    for stage in funnel(Results(run, plan))["stages"]:
         name, step = stage["name"], steps[stage["name"]]
         mark = "_export.json" if name == "export" else "_stage.json"
         work = run.read_json(*plan.folder(name), mark)["work"]
@@ -109,8 +111,8 @@ def test_at_its_own_size_a_run_is_told_as_it_went(done):
 def test_all_grows_with_the_rows_and_time_shrinks_with_the_workers(done, rows, times, n):
     _, run, made = done
     plan = Plan(made)
-    one = list(forecast(plan, rows, run, {}))
-    many = list(forecast(plan, rows * times, run, parse_workers([str(n)], plan)))
+    one = list(forecast(plan, rows, open_results(run), {}))
+    many = list(forecast(plan, rows * times, open_results(run), parse_workers([str(n)], plan)))
     assert [step.name for step in one] == [step.name for step in many] == NAMES
     for small, large in zip(one, many, strict=True):
         for name in ("rows", "worker_seconds", "written", "received", "error"):
@@ -126,7 +128,7 @@ def test_what_the_run_did_not_measure_is_told(done):
     stages = {**content["stages"], "clean": {"min_side": 300}, "caption": {}}
     stages["export"] = stages.pop("export")
     plan = Plan(Manifest.parse({**content, "stages": stages, "exports": {}}))
-    steps = list(forecast(plan, 10 * PART_ROWS, run, {}))
+    steps = list(forecast(plan, 10 * PART_ROWS, open_results(run), {}))
     told = {step.name: step.missing for step in steps if step.missing is not None}
     assert told["caption"] == "the run has no such stage"
     assert told["clean"].startswith("the run has min_side ") and "300" in told["clean"]
@@ -145,9 +147,9 @@ def test_what_the_run_did_not_measure_is_told(done):
 def test_a_sample_may_be_of_another_list_and_lie_elsewhere(done):
     _, run, made = done
     plan = other(made, download={"source": "pairs.parquet", "limit": None, "shard_size": 10_000})
-    assert all(step.missing is None for step in forecast(plan, 1000, run, {}))
+    assert all(step.missing is None for step in forecast(plan, 1000, open_results(run), {}))
     changed = other(made, download={"image_size": 384})
-    first, *_ = forecast(changed, 1000, run, {})
+    first, *_ = forecast(changed, 1000, open_results(run), {})
     assert first.missing == "the run has image_size 64, the manifest 384"
 
 
@@ -156,7 +158,7 @@ def test_a_run_that_is_not_finished_has_measured_what_it_finished(tmp_path):
     run = runs.make_run(tmp_path, plan, until="caption")
     work = add_work(None, [{"rows": 8, "seconds": 2.0, "device": "NVIDIA H200"}])
     run.write_json({"seconds": 2.0, "work": work}, *plan.folder("caption"), "_stage.json")
-    steps = {step.name: step for step in forecast(plan, 1000, run, {"caption": 4})}
+    steps = {step.name: step for step in forecast(plan, 1000, open_results(run), {"caption": 4})}
     assert {name for name, step in steps.items() if step.missing is None} == {"caption"}
     assert steps["filter"].missing == "the run has not measured it"
     caption = steps["caption"]

@@ -286,7 +286,7 @@ def test_a_run_in_parts_exports_the_same(tmp_path, ray_here, monkeypatch):
         run, plan = Run(root), Plan(manifest)
         mark = run.read_json(*plan.summary_folder("dedup"), "_summary.json")
         assert mark.get("parts") == (16 if part_rows == 8 else None)
-        assert list(verify(run, plan)) == []
+        assert list(verify(run)) == []
         digests.append(
             [file["sha256"] for file in run.read_json("curated", "manifest.json")["files"]]
         )

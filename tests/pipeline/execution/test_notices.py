@@ -12,6 +12,7 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.report.build import write
 from pipeline.results.funnel import funnel
+from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 
 LINES = [
@@ -40,7 +41,7 @@ def test_status_and_the_report_repeat_what_the_readers_told(tmp_path, ray_here, 
     with Session(made, workers=1, progress=progress) as session:
         session.stage("download")
     run, plan = Run(made.run), Plan(made)
-    found = funnel(run, plan)
+    found = funnel(Results(run, plan))
     assert found["notices"] == run.read_json("list", "_list.json")["notices"] == LINES
     write(run, plan, found)
     page = (tmp_path / "run/report/index.html").read_text()
@@ -73,7 +74,7 @@ def test_status_repeats_what_the_readers_of_human_pairs_told(tmp_path, ray_here)
     with Session(made, workers=1, progress=progress) as session:
         session.stage("download")
         session.export()
-    found = funnel(Run(made.run), Plan(made))
+    found = funnel(Results(Run(made.run), Plan(made)))
     assert found["notices"] == [
         "images without a caption, which are left out: 1, the first people/photos/0000.jpg"
     ]

@@ -14,7 +14,9 @@ from pipeline.execution.session import Session, write_report
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
-from pipeline.results.verify import verify, write_verdicts
+from pipeline.results.verdict_table import write_verdicts
+from pipeline.results.verdicts import Results
+from pipeline.results.verify import verify
 from pipeline.storage.run import Run
 
 CLEAN = ("small", "wide", "flat", "foreign", "low_text")
@@ -57,9 +59,9 @@ def ended(realweb, tmp_path_factory, ray_here):
         opened.run()
     seconds = time.monotonic() - started
     run, plan = Run(made.run), Plan(made)
-    write_report(run, plan)
+    write_report(Results(run, plan))
     out = folder / "verdicts.parquet"
-    write_verdicts(run, plan, str(out))
+    write_verdicts(Results(run, plan), str(out))
     verdicts = {(r["url"], r["caption"]): r for r in pq.read_table(out).to_pylist()}
     truth = pq.read_table(built / "truth.parquet").to_pylist()
     rows = [{**row, **verdicts[row["url"], web.as_read(row["caption"])]} for row in truth]
@@ -69,12 +71,12 @@ def ended(realweb, tmp_path_factory, ray_here):
 @web.needs_shared
 def test_every_row_is_accounted_for_and_nothing_hangs(ended):
     run, plan, rows, seconds = ended
-    found = funnel(run, plan)
+    found = funnel(Results(run, plan))
     assert found["stages"][0]["rows"] == len({(r["url"], r["caption"]) for r in rows})
     for stage in found["stages"]:
         assert stage["state"] == "done" and stage["not_measured"] == 0
         assert stage["rows"] == stage["kept"] + sum(stage["reasons"].values())
-    assert list(verify(run, plan)) == []
+    assert list(verify(run)) == []
     assert seconds < 240
 
 

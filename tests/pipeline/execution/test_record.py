@@ -8,13 +8,15 @@ import pytest
 from helpers import fakes
 from rich.console import Console
 
+from models.errors import IncompleteError
 from models.objectives.blip import MED
 from pipeline.cli.main import main
 from pipeline.execution.progress import Progress
-from pipeline.execution.runner import IncompleteError
 from pipeline.execution.session import Session, write_report
 from pipeline.manifest.manifest import Manifest
-from pipeline.results.funnel import funnel, open_plan
+from pipeline.results.funnel import funnel
+from pipeline.results.open_run import open_plan
+from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.storage.run import Run
 
@@ -77,23 +79,23 @@ def hidden(*paths):
 
 def test_a_run_is_read_where_its_models_and_evaluation_sets_are_not(root, run, tmp_path):
     plan = open_plan(run)
-    whole, page = funnel(run, plan), write_report(run, plan)
+    whole, page = funnel(Results(run, plan)), write_report(Results(run, plan))
     numbers = run.read_json("report", "report.json")
     assert [stage["state"] for stage in whole["stages"]] == ["done"] * 6
     with hidden(root / "blip", root / "test", root / "photos"):
         plan = open_plan(run)
-        assert funnel(run, plan) == whole and list(verify(run, plan)) == []
-        assert write_report(run, plan) == page
+        assert funnel(Results(run, plan)) == whole and list(verify(run)) == []
+        assert write_report(Results(run, plan)) == page
         assert run.read_json("report", "report.json") == numbers
         assert main(["verdicts", run.root, "--out", str(tmp_path / "verdicts.csv")]) == 0
         run.remove(*plan.folder("caption"), "00001.parquet")
-        told = "\n".join(verify(run, plan))
+        told = "\n".join(map(str, verify(run)))
         assert f"{plan.folder('caption')[-1]}/00001.parquet: missing" in told
 
         record = run.read_json("run.json")
         del record["measurement"]
         run.write_json(record, "run.json")
-        told = list(verify(run, open_plan(run)))
+        told = list(verify(run))
         assert any(line.startswith("caption: not checked, nor what follows") for line in told)
 
 

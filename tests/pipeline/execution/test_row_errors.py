@@ -12,10 +12,11 @@ from helpers import pools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.execution.row_errors import MOST_FAILURES, ContractError, measure_by_row
+from models.errors import ContractError
+from pipeline.execution.row_errors import MOST_FAILURES, measure_by_row
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import STAGES, Manifest
-from pipeline.results.verdicts import judge
+from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 from stages.base import CRASHED
 from stages.clean import CleanStage
@@ -107,7 +108,7 @@ def test_a_row_that_raises_is_rejected_and_the_shard_goes_on(tmp_path, monkeypat
     done = worker.work("clean", "00000")
     assert done["rows"] == 40
     assert done["reasons"][CRASHED] == 2
-    verdicts = judge(run, worker.plan, "00000", worker.plan.names)
+    verdicts = Results(run, worker.plan).judge("00000", worker.plan.names)
     reasons = verdicts.reasons["clean"].to_pylist()
     assert [index for index, reason in enumerate(reasons) if reason == CRASHED] == [11, 29]
     assert worker.work("clean", "00000")["rows"] == 0

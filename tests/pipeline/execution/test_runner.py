@@ -17,14 +17,17 @@ import yaml
 from helpers import fakes
 from rich.console import Console
 
+from models.errors import IncompleteError
 from pipeline.execution.progress import Progress
-from pipeline.execution.runner import IncompleteError
 from pipeline.execution.session import Session, write_report
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
-from pipeline.results.funnel import funnel, open_plan
+from pipeline.results.funnel import funnel
+from pipeline.results.open_run import open_plan
 from pipeline.results.sample import sample_history
-from pipeline.results.verify import verify, write_verdicts
+from pipeline.results.verdict_table import write_verdicts
+from pipeline.results.verdicts import Results
+from pipeline.results.verify import verify
 from pipeline.storage.run import Run
 
 STAGES = {
@@ -76,7 +79,7 @@ def done(photos, tmp_path_factory, ray_here):
 
 def test_every_row_is_accounted_for(done):
     run, plan = done
-    found = funnel(run, plan)
+    found = funnel(Results(run, plan))
     assert [stage["name"] for stage in found["stages"]] == ["download", "clean", "dedup", "export"]
     rows = 33
     for stage in found["stages"]:
@@ -89,7 +92,7 @@ def test_every_row_is_accounted_for(done):
     assert reasons["clean"] == {"image_too_small": 1}
     assert reasons["dedup"] == {"duplicate_image": 1}
     assert found["stages"][-1]["pairs"] == {"web": 31}  # one image has the caption of its copy too
-    assert list(verify(run, plan)) == []
+    assert list(verify(run)) == []
 
 
 def test_the_verdicts_tell_every_rule_of_clean_that_fired(photos, tmp_path, ray_here):
@@ -101,7 +104,7 @@ def test_the_verdicts_tell_every_rule_of_clean_that_fired(photos, tmp_path, ray_
     (folder / "broken.jpg").write_bytes(fakes.jpeg(3)[:900])
     made = manifest(folder, tmp_path / "run", clean={"require_caption": True})
     run, plan = carry_out(made)
-    write_verdicts(run, plan, str(tmp_path / "verdicts.parquet"))
+    write_verdicts(Results(run, plan), str(tmp_path / "verdicts.parquet"))
     table = pq.read_table(tmp_path / "verdicts.parquet")
     names = table.schema.field("clean_fired").metadata[b"bits"].decode().split(",")
     rows = {row["url"].rsplit("/", 1)[-1]: row for row in table.to_pylist()}
@@ -114,7 +117,7 @@ def test_the_verdicts_tell_every_rule_of_clean_that_fired(photos, tmp_path, ray_
     assert fired["good.jpg"] == [] and fired["broken.jpg"] is None
     assert {"image_too_small", "aspect_ratio", "filename"} <= set(fired["tiny.jpg"])
     assert rows["tiny.jpg"]["reason"] == fired["tiny.jpg"][0] == "image_too_small"
-    write_report(run, plan)
+    write_report(Results(run, plan))
     told = {rule["rule"]: rule for rule in run.read_json("report", "report.json")["rules"]}
     assert told["filename"] == {
         "rule": "filename",
@@ -137,10 +140,10 @@ def test_shards_added_to_a_finished_pool_leave_the_old_measurements(photos, tmp_
     (more / "copy.txt").write_text("One more copy of a picture that the other pool has")
     other, _ = carry_out(manifest(more, tmp_path / "other"), until="download")
     run.write_table(other.read_table("pool", "00000.parquet"), "pool", "00001.parquet")
-    assert funnel(run, plan)["stages"][1]["not_measured"] == 7
+    assert funnel(Results(run, plan))["stages"][1]["not_measured"] == 7
     carry_out(made)
     assert before == {n: run.sha256(*plan.folder(n), "00000.parquet") for n in before}
-    found = funnel(run, plan)["stages"]
+    found = funnel(Results(run, plan))["stages"]
     assert [(s["state"], s["not_measured"]) for s in found] == [("done", 0)] * 4
     assert found[2]["reasons"]["duplicate_image"] == 8  # the six first photos are in both pools
     assert found[-1]["pairs"] == {"web": 32}  # thirty images, two with the caption of a copy too
@@ -187,12 +190,12 @@ def test_a_changed_threshold_measures_nothing_anew(done, tmp_path):
     assert changed.folder("clean") == plan.folder("clean")
     with session(looser) as opened:
         opened.run()
-    found = {s["name"]: s for s in funnel(run, changed)["stages"]}
+    found = {s["name"]: s for s in funnel(Results(run, changed))["stages"]}
     assert found["clean"]["reasons"] == {}
     assert found["dedup"]["rows"] == 32 and found["dedup"]["not_measured"] == 0
     assert found["export"]["pairs"] == {"web": 32}
     assert before == {p.name: os.stat(p).st_mtime_ns for p in folder.glob("0*.parquet")}
-    assert list(verify(run, changed)) == []
+    assert list(verify(run)) == []
     with session(plan.manifest) as opened:  # as it was, for the tests that follow
         opened.run()
 
@@ -242,21 +245,21 @@ def test_a_sample_shows_its_evidence(done):
         for row in run.read_table("pool", f"{shard}.parquet").to_pylist()
     ]
     broken = next(row for row in rows if row["url"].endswith("broken.jpg"))
-    assert sample_history(run, plan, broken["uid"]).verdict == "download: truncated"
+    assert sample_history(Results(run, plan), broken["uid"]).verdict == "download: truncated"
     thumb = next(row for row in rows if row["url"].endswith("thumb.jpg"))
-    assert sample_history(run, plan, thumb["uid"]).verdict == "clean: image_too_small"
+    assert sample_history(Results(run, plan), thumb["uid"]).verdict == "clean: image_too_small"
     good = next(row for row in rows if row["url"].endswith("0001.jpg"))
-    shown = sample_history(run, plan, good["uid"][:12])
+    shown = sample_history(Results(run, plan), good["uid"][:12])
     assert shown.verdict == "kept" and shown.captions[0].text.startswith("The house number 1")
     with pytest.raises(ValueError, match="no sample has a uid"):
-        sample_history(run, plan, "zz")
+        sample_history(Results(run, plan), "zz")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
 def test_verdicts_name_what_became_of_every_row(done, tmp_path, kind):
     run, plan = done
     out = tmp_path / f"v.{kind}"
-    assert write_verdicts(run, plan, str(out)) == 33
+    assert write_verdicts(Results(run, plan), str(out)) == 33
     if kind == "parquet":
         rows = pq.read_table(out).to_pylist()
     elif kind == "csv":
@@ -272,7 +275,7 @@ def test_verdicts_name_what_became_of_every_row(done, tmp_path, kind):
         ("dedup", "duplicate_image"),
     }
     with pytest.raises(ValueError, match="end the name"):
-        write_verdicts(run, plan, str(tmp_path / "v.xlsx"))
+        write_verdicts(Results(run, plan), str(tmp_path / "v.xlsx"))
 
 
 def test_verify_names_what_is_broken(done, tmp_path):
@@ -280,7 +283,7 @@ def test_verify_names_what_is_broken(done, tmp_path):
     copy = Run(str(tmp_path / "copy"))
     shutil.copytree(run.path, copy.path)
     copied = open_plan(copy)
-    assert list(verify(copy, copied)) == []
+    assert list(verify(copy)) == []
     name = copy.shards("curated")[0]
     content = bytearray(copy.read("curated", f"{name}.parquet"))
     content[len(content) // 2] ^= 1
@@ -290,7 +293,7 @@ def test_verify_names_what_is_broken(done, tmp_path):
         table.take(pa.array(range(7, -1, -1))), *copied.folder("clean"), "00000.parquet"
     )
     copy.write(b"junk", "pool", "00002.parquet")
-    faults = "\n".join(verify(copy, copied))
+    faults = "\n".join(map(str, verify(copy)))
     assert f"curated/{name}.parquet: damaged: its bytes are not those of" in faults
     assert f"{copied.folder('clean')[-1]}/00000.parquet: damaged: its rows are not" in faults
     assert "pool/00002.parquet: damaged: it has no seal" in faults
@@ -339,4 +342,4 @@ def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, 
     assert finished.returncode == 0, finished.stderr
     assert digests(Run(made.run)) == digests(run)
     assert {path: path.stat().st_mtime_ns for path in committed} == committed  # none was redone
-    assert list(verify(Run(made.run), Plan(made))) == []
+    assert list(verify(Run(made.run))) == []

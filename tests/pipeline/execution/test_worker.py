@@ -8,7 +8,7 @@ from pipeline.execution import map_reduce
 from pipeline.execution import worker as workers
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
-from pipeline.results.verdicts import judge
+from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 from stages.base import CRASHED
 from stages.schema import POOL
@@ -35,7 +35,7 @@ def test_a_score_of_an_earlier_stage_reaches_select_of_live_rows_alone(tmp_path)
         for shard in shards:
             worker.work(name, shard)
     worker.summarize("select", shards)
-    found = [judge(run, worker.plan, shard, worker.plan.names) for shard in shards]
+    found = [Results(run, worker.plan).judge(shard, worker.plan.names) for shard in shards]
     words = pa.concat_tables(
         run.read_table(*worker.plan.folder("clean"), f"{shard}.parquet") for shard in shards
     )["text_words"].to_pylist()
@@ -109,6 +109,6 @@ def test_the_verdicts_of_a_shard_take_one_look_at_the_pool(counted):
     worker, _ = counted
     worker.work("clean", "00000")
     opened: list[tuple[str, ...]] = []
-    found = judge(Looked(worker.run.root), worker.plan, "00000", worker.plan.names)
+    found = Results(Looked(worker.run.root), worker.plan).judge("00000", worker.plan.names)
     assert found.live.all()
     assert opened.count(("pool", "00000.parquet")) == 1

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from models.errors import ManifestError
 from pipeline.cli.main import main
 from pipeline.demo.ablation import Ablation
 from pipeline.manifest.fields import describe
-from pipeline.manifest.manifest import KEYS, STAGES, EvaluateConfig, Manifest, ManifestError
+from pipeline.manifest.manifest import KEYS, STAGES, EvaluateConfig, Manifest
 from pipeline.manifest.train_config import TrainConfig
 from stages.documents import DocumentsConfig
 from stages.export import ExportConfig

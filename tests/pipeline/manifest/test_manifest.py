@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.manifest.manifest import STAGES, Manifest, ManifestError
+from models.errors import ManifestError
+from pipeline.manifest.manifest import STAGES, Manifest
 from pipeline.manifest.plan import Plan
 
 MINIMAL = {

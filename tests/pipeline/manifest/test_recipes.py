@@ -14,6 +14,7 @@ from pipeline.execution.session import Session
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
+from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 
 MANIFESTS = fakes.SHARED.parent.parent / "manifests"
@@ -34,7 +35,7 @@ def carry_out(name, place, *overrides, run=None):
     with Session(manifest, workers=2, progress=Progress(Console(quiet=True), quiet=True)) as opened:
         opened.run()
     run = Run(manifest.run)
-    found = funnel(run, Plan(manifest))
+    found = funnel(Results(run, Plan(manifest)))
     assert all(stage["state"] == "done" for stage in found["stages"])
     return run, {stage["name"]: stage for stage in found["stages"]}
 

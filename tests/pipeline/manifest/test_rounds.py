@@ -7,14 +7,16 @@ import pytest
 from helpers import fakes
 from rich.console import Console
 
+from models.errors import ManifestError
 from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session, write_report
-from pipeline.manifest.manifest import Manifest, ManifestError
+from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.manifest.rounds import rounds
 from pipeline.report.build import compare_rounds
-from pipeline.results.funnel import open_plan
+from pipeline.results.open_run import open_plan
+from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.storage.run import Run
 
@@ -89,15 +91,15 @@ def test_a_second_round_starts_from_the_new_model_and_shares_what_is_the_same(tm
     assert one.folder("caption") != two.folder("caption")
     assert one.folder("filter") != two.folder("filter")
     assert len(first.names("annotations")) == 5  # clean once, the others for each round
-    for run, plan in ((first, one), (second, two)):
-        assert list(verify(run, plan)) == []
+    for run in (first, second):
+        assert list(verify(run)) == []
         assert run.exists("models", "new", "matcher", "model.safetensors")
     assert captions(first, one) == captions(second, two) != {}
     told = compare_rounds(made.run)
     assert [entry["round"] for entry in told] == [1, 2]
     assert all(entry["pairs"]["human"] == 6 for entry in told)
 
-    path = write_report(second, two)
+    path = write_report(Results(second, two))
     told = second.read_json("report", "report.json")["rounds"]
     assert [entry["human captions"] for entry in told] == [6, 6]
     assert path.endswith("rounds/2/report/index.html")

@@ -6,6 +6,7 @@ from helpers.runs import BREAKOUT, EVALUATION, SCRIPT, TRUTH, make_run, manifest
 from pipeline.manifest.plan import Plan
 from pipeline.report import build
 from pipeline.results.funnel import funnel
+from pipeline.results.verdicts import Results
 
 
 @pytest.fixture(scope="session")
@@ -29,5 +30,5 @@ def whole(tmp_path_factory):
         for _ in range(9)
     ]
     run.write("\n".join(map(json.dumps, samples)).encode(), "models", "filter", "samples.jsonl")
-    build.write(run, plan, funnel(run, plan), evaluation=EVALUATION, truth=TRUTH)
+    build.write(Results(run, plan), funnel(Results(run, plan)), evaluation=EVALUATION, truth=TRUTH)
     return run, plan

@@ -10,7 +10,7 @@ from helpers.runs import HOSTILE, Page, make_run, manifest
 from pipeline.cli.main import main
 from pipeline.manifest.plan import Plan
 from pipeline.report import compare
-from pipeline.results.verdicts import judge
+from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 
 STAGES = ("download", "clean", "caption", "filter")
@@ -18,14 +18,14 @@ STAGES = ("download", "clean", "caption", "filter")
 
 def run_of(root, **fields):
     plan = Plan(manifest(root, STAGES, **fields))
-    return make_run(root, plan), plan
+    return Results(make_run(root, plan), plan)
 
 
-def fate_of(run, plan):
+def fate_of(results):
     """The first reason of each row, by uid."""
     found = {}
-    for shard in run.shards("pool"):
-        judged = judge(run, plan, shard, plan.names)
+    for shard in results.run.shards("pool"):
+        judged = results.judge(shard)
         reasons = pa.table({name: column for name, column in judged.reasons.items()}).to_pylist()
         for uid, row in zip(judged.uids.to_pylist(), reasons, strict=True):
             found[uid] = next((f"{n}: {r}" for n, r in row.items() if r), "kept")
@@ -44,14 +44,14 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(runs):
-    path, counts = compare.write(*runs[0], *runs[1])
+    path, counts = compare.write(*runs)
     with open(path, encoding="utf-8") as file:
         return path, counts, file.read()
 
 
 def test_rows_are_joined_by_uid_and_their_verdicts_counted(runs, written):
     _, counts, _ = written
-    old, new = (fate_of(*one) for one in runs)
+    old, new = map(fate_of, runs)
     assert counts["both"] == len(old) == len(new)
     assert counts["only_before"] == counts["only_after"] == 0
     rejected = sum(old[uid] == "kept" != new[uid] for uid in old)
@@ -81,7 +81,7 @@ def test_differences_come_before_what_is_the_same(runs, written):
 
 def test_a_run_does_not_differ_from_itself(runs, tmp_path):
     out = tmp_path / "same.html"
-    path, counts = compare.write(*runs[0], *runs[0], out=str(out))
+    path, counts = compare.write(runs[0], runs[0], out=str(out))
     assert path == str(out)
     assert counts["changed"] == counts["newly_kept"] == counts["newly_rejected"] == 0
     text = Page(out.read_text()).text
@@ -92,12 +92,12 @@ def test_a_run_does_not_differ_from_itself(runs, tmp_path):
 def test_other_stages_and_rows_are_compared_as_far_as_they_go(tmp_path):
     one = Plan(manifest(tmp_path / "one", ("download",), export=False))
     two = Plan(manifest(tmp_path / "two", ("download", "clean", "filter")))
-    few = make_run(tmp_path / "one", one, shards=1)
-    unfinished = make_run(tmp_path / "two", two, until="clean")
-    _, counts = compare.write(few, one, unfinished, two)
+    few = Results(make_run(tmp_path / "one", one, shards=1), one)
+    unfinished = Results(make_run(tmp_path / "two", two, until="clean"), two)
+    _, counts = compare.write(few, unfinished)
     assert (counts["both"], counts["only_before"], counts["only_after"]) == (40, 0, 80)
-    empty = Plan(manifest(tmp_path / "three"))
-    _, counts = compare.write(few, one, Run(str(tmp_path / "three")), empty)
+    empty = Results(Run(str(tmp_path / "three")), Plan(manifest(tmp_path / "three")))
+    _, counts = compare.write(few, empty)
     assert (counts["both"], counts["only_before"]) == (0, 40)
 
 
@@ -115,7 +115,7 @@ def test_hostile_captions_are_text(written):
 
 def test_the_command_says_where_the_page_is(runs, tmp_path, capsys):
     out = tmp_path / "page.html"
-    roots = [run.root for run, _ in runs]
+    roots = [results.run.root for results in runs]
     assert main(["compare", *roots, "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out and out.stat().st_size
     assert main(["compare", *roots, "--out", str(tmp_path / "no" / "page.html")]) == 2
@@ -133,7 +133,7 @@ def test_the_facts_lie_beside_the_page_as_json(runs, written, tmp_path):
     assert sum(change["rows"] for change in facts["changes"]) == counts["changed"]
     assert [line["label"] for line in facts["funnel"]["filter"]][:2] == ["rows", "kept"]
     assert facts["histograms"]["strict"]["web_itm"]["edges"][0] == 0
-    compare.write(*runs[0], *runs[1], out=str(tmp_path / "page.htm"))
+    compare.write(*runs, out=str(tmp_path / "page.htm"))
     beside = json.loads((tmp_path / "page.json").read_text())
     own = {"made": "", "seal": ""}
     assert {**beside, **own} == {**facts, **own}

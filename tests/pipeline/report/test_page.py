@@ -26,6 +26,7 @@ from pipeline.report import build
 from pipeline.report.figures import DISTRIBUTIONS
 from pipeline.report.survey import survey
 from pipeline.results.funnel import funnel
+from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 
 
@@ -139,7 +140,7 @@ def test_the_sample_does_not_depend_on_the_shards(tmp_path):
         root = tmp_path / str(shards)
         plan = Plan(manifest(root, ("download",), export=False))
         run = make_run(root, plan, shards=shards, number=number)
-        build.write(run, plan, funnel(run, plan))
+        build.write(Results(run, plan), funnel(Results(run, plan)))
         content = run.read("report", "index.html").decode()
         pages.append(re.findall(r'<span class="url mono" dir="ltr">(.*?)</span>', content))
     assert pages[0] and pages[0] == pages[1]
@@ -149,7 +150,7 @@ def test_the_report_can_be_written_twice_with_the_same_page(whole):
     run, plan = whole
     first = run.read("report", "index.html")
     facts = facts_of(run)
-    build.write(run, plan, funnel(run, plan), evaluation=EVALUATION, truth=TRUTH)
+    build.write(Results(run, plan), funnel(Results(run, plan)), evaluation=EVALUATION, truth=TRUTH)
     again = run.read("report", "index.html")
     assert len(first) < 10_000_000
     assert first.replace(facts["made"].encode(), b"") == again.replace(
@@ -163,7 +164,7 @@ def test_the_report_can_be_written_twice_with_the_same_page(whole):
 def test_stages_that_a_manifest_lacks_are_left_out(tmp_path, names):
     plan = Plan(manifest(tmp_path, names))
     run = make_run(tmp_path, plan)
-    build.write(run, plan, funnel(run, plan))
+    build.write(Results(run, plan), funnel(Results(run, plan)))
     facts = facts_of(run)
     assert [stage["name"] for stage in facts["stages"]] == [*names, "export"]
     assert sum(facts["output"]["pairs"].values()) == sum(
@@ -176,7 +177,7 @@ def test_stages_that_a_manifest_lacks_are_left_out(tmp_path, names):
 def test_an_unfinished_run_has_a_report(tmp_path, until):
     plan = Plan(manifest(tmp_path))
     run = make_run(tmp_path, plan, until=until)
-    build.write(run, plan, funnel(run, plan))
+    build.write(Results(run, plan), funnel(Results(run, plan)))
     facts = facts_of(run)
     assert facts["output"]["pairs"] is None
     assert all(stage["is_conserved"] for stage in facts["stages"])
@@ -187,7 +188,7 @@ def test_an_unfinished_run_has_a_report(tmp_path, until):
 def test_a_run_without_any_pool_has_a_report(tmp_path):
     plan = Plan(manifest(tmp_path))
     run = Run(str(tmp_path))
-    build.write(run, plan, funnel(run, plan))
+    build.write(Results(run, plan), funnel(Results(run, plan)))
     assert facts_of(run)["input"]["rows"] == 0
 
 
@@ -213,7 +214,7 @@ def test_the_intervals_of_metrics_stand_beside_them(tmp_path):
     run = make_run(tmp_path, plan)
     metrics = {"itm": {"TR@1": 0.5}, "intervals": {"itm": {"TR@1": [0.25, 0.625]}}}
     evaluation = {"blip": {"model": "x", "metrics": metrics}}
-    build.write(run, plan, funnel(run, plan), evaluation=evaluation)
+    build.write(Results(run, plan), funnel(Results(run, plan)), evaluation=evaluation)
     assert facts_of(run)["evaluation"] == {"blip": {"itm TR@1": 0.5}}
     assert "0.500 0.250 to 0.625" in page_of(run).text
 
@@ -238,7 +239,7 @@ def test_noun_phrases_are_drawn_by_rank(whole):
 def test_truth_may_be_a_list_of_stages(tmp_path):
     plan = Plan(manifest(tmp_path, ("download",), export=False))
     run = make_run(tmp_path, plan)
-    build.write(run, plan, funnel(run, plan), truth=SCORES)
+    build.write(Results(run, plan), funnel(Results(run, plan)), truth=SCORES)
     assert facts_of(run)["truth"] == {"stages": SCORES}
     assert "99.0%" in page_of(run).text
 
@@ -246,7 +247,7 @@ def test_truth_may_be_a_list_of_stages(tmp_path):
 def test_a_low_reject_rate_of_synthetic_captions_is_pointed_out(tmp_path):
     plan = Plan(manifest(tmp_path, ("download", "caption", "filter"), filter={"min_itm": 0.02}))
     run = make_run(tmp_path, plan)
-    build.write(run, plan, funnel(run, plan))
+    build.write(Results(run, plan), funnel(Results(run, plan)))
     notes = facts_of(run)["notes"]
     assert any("share parameters" in note["text"] and not note["is_good"] for note in notes)
 
@@ -259,7 +260,7 @@ def test_a_reason_shows_the_rows_nearest_its_threshold_on_both_sides(tmp_path, s
         run.read_table(*plan.folder("filter"), f"{shard:05d}.parquet") for shard in range(shards)
     )["itm_web"].drop_null()
     ordered = np.sort(scores.to_numpy())
-    found = survey(run, plan, plan.names).thresholds["filter", "unmatched"]
+    found = survey(Results(run, plan), plan.names).thresholds["filter", "unmatched"]
     assert (found.name, found.limit) == ("min_itm", 0.5)
     for sample, nearest in (
         (found.rejected, ordered[ordered < 0.5][-4:]),
@@ -272,7 +273,7 @@ def test_a_reason_shows_the_rows_nearest_its_threshold_on_both_sides(tmp_path, s
             for place in sample.values
         ]
         assert sorted(shown) == pytest.approx(sorted(nearest))
-    build.write(run, plan, funnel(run, plan))
+    build.write(Results(run, plan), funnel(Results(run, plan)))
     text = page_of(run).text
     assert "Just rejected nearest min_itm, 0.5" in text
     assert "Just kept nearest min_itm, 0.5" in text
@@ -289,7 +290,7 @@ def test_clip_similarities_are_counted_where_the_filter_writes_them(tmp_path):
         judged += len(similar) - similar.null_count
         place = table.schema.get_field_index("clip_web")
         run.write_table(table.set_column(place, "clip_web", similar), *file)
-    build.write(run, plan, funnel(run, plan))
+    build.write(Results(run, plan), funnel(Results(run, plan)))
     series = facts_of(run)["histograms"]["web_clip"]["series"]
     assert sum(series["judged"]) == judged
     assert sum(series["kept"]) == facts_of(run)["texts"]["web"]["kept"]

@@ -4,12 +4,13 @@ import pytest
 from helpers import web
 from rich.console import Console
 
+from models.errors import IncompleteError
 from pipeline.execution.progress import Progress
-from pipeline.execution.runner import IncompleteError
 from pipeline.execution.session import Session
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
+from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.storage.run import Run
 
@@ -66,7 +67,7 @@ def test_a_retry_brings_rows_to_life_and_leaves_all_others_as_they_are(server, t
     run, plan = Run(made.run), Plan(made)
     with open_session(made) as session:
         session.run()
-    assert funnel(run, plan)["stages"][0]["reasons"] == {"http_5xx": 3, "http_404": 1}
+    assert funnel(Results(run, plan))["stages"][0]["reasons"] == {"http_5xx": 3, "http_404": 1}
     assert len(pairs(run)) == 16
     pool = {s: run.read_table("pool", f"{s}.parquet") for s in run.shards("pool")}
     clean = {s: run.read_table(*plan.folder("clean"), f"{s}.parquet") for s in pool}
@@ -77,16 +78,16 @@ def test_a_retry_brings_rows_to_life_and_leaves_all_others_as_they_are(server, t
         session.retry(["http_5xx", "timeout"])
     asked = {path for path in server.hits if server.hits[path] != before[path]}
     assert asked - {"/robots.txt"} == {"/3", "/11", "/12"}
-    assert funnel(run, plan)["stages"][0]["reasons"] == {"http_404": 1, "http_5xx": 1}
-    assert funnel(run, plan)["stages"][1]["not_measured"] == 2
-    assert funnel(run, plan)["stages"][-1]["state"] == "waiting"
+    assert funnel(Results(run, plan))["stages"][0]["reasons"] == {"http_404": 1, "http_5xx": 1}
+    assert funnel(Results(run, plan))["stages"][1]["not_measured"] == 2
+    assert funnel(Results(run, plan))["stages"][-1]["state"] == "waiting"
 
     with open_session(made) as session:
         session.run()
-    found = funnel(run, plan)
+    found = funnel(Results(run, plan))
     assert all(s["state"] == "done" and s["not_measured"] == 0 for s in found["stages"])
     assert len(pairs(run)) == 18
-    assert list(verify(run, plan)) == []
+    assert list(verify(run)) == []
     for shard, old in pool.items():
         now = run.read_table("pool", f"{shard}.parquet")
         assert now["uid"].equals(old["uid"])

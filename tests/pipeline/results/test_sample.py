@@ -9,7 +9,7 @@ import pytest
 from helpers import fakes
 
 from pipeline.cli.main import main
-from pipeline.results.funnel import open_plan
+from pipeline.results.open_run import open_results
 from pipeline.results.sample import sample_history
 from pipeline.storage.run import Run
 
@@ -33,7 +33,7 @@ def temporary(tmp_path, monkeypatch):
 
 def of(folder, sample):
     run = Run(str(folder))
-    return sample_history(run, open_plan(run), sample)
+    return sample_history(open_results(run), sample)
 
 
 def test_a_kept_sample_has_every_stage_and_the_scores_of_each_caption(folder):

@@ -16,6 +16,7 @@ import pytest
 from helpers import fakes, runs
 from rich.console import Console
 
+from models.errors import DamagedError
 from pipeline.cli.main import main
 from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.execution.progress import Progress
@@ -23,6 +24,7 @@ from pipeline.execution.session import Session, write_report
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
+from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.review.ledger import Ledger
 from pipeline.storage.run import Run
@@ -89,7 +91,7 @@ def done(place, ray_here):
     made = manifest(place, place / "run")
     run, plan = carry_out(made)
     TrainingJob(made, "new").carry_out()
-    write_report(run, plan)
+    write_report(Results(run, plan))
     return run
 
 
@@ -119,7 +121,7 @@ def test_each_of_a_hundred_flipped_bytes_is_found_by_name(copy):
         hurt = bytearray(content)
         hurt[at] ^= 1 << chance.randrange(8)
         path.write_bytes(hurt)
-        faults = list(verify(copy))
+        faults = list(map(str, verify(copy)))
         if not any(is_named(copy, path, fault) for fault in faults):
             missed.append((str(path), at, faults))
         path.write_bytes(content)
@@ -160,7 +162,7 @@ def digests(run):
     }
 
 
-def test_all_faults_are_told_at_once_with_status_one(copy, capsys):
+def test_all_faults_are_told_at_once_with_the_status_of_damage(copy, capsys):
     hurt = [
         flip(copy, "run.json"),
         flip(copy, "pool", "00001.parquet"),
@@ -173,13 +175,41 @@ def test_all_faults_are_told_at_once_with_status_one(copy, capsys):
     (folder / "00000.parquet").write_text("no Parquet")
     (folder / "00077.parquet").write_bytes((folder / "00001.parquet").read_bytes())
     Path(copy.at("exports", "urls", "stray.parquet")).write_bytes(b"")
-    assert main(["verify", copy.root]) == 1
+    assert main(["verify", copy.root]) == 3
     lines = capsys.readouterr().out.splitlines()
     for path in (*hurt, folder / "00000.parquet", copy.at("exports", "urls", "stray.parquet")):
         assert any(line.startswith(f"{path}: ") for line in lines), path
     copy.write(b"", "run.json")
-    assert main(["status", copy.root]) == 2
+    assert main(["status", copy.root]) == 3
     assert "run.json: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("parts", "commands"),
+    [
+        (("run.json",), ("status", "report", "show", "verdicts")),
+        (("list", "_list.json"), ("status", "report")),
+        (("pool", "00000.parquet"), ("status", "report", "show", "verdicts")),
+        (("clean", "00000.parquet"), ("status", "report", "show", "verdicts")),
+        (("curated", "manifest.json"), ("status", "report")),
+        (("evaluation.json",), ("report",)),
+    ],
+)
+def test_one_damage_has_one_status_whichever_command_meets_it(tmp_path, parts, commands, capsys):
+    plan = Plan(runs.manifest(tmp_path / "run", ("download", "clean")))
+    run = runs.make_run(tmp_path / "run", plan, shards=1, number=20)
+    record = {"fingerprint": "x", "measurement": {}, "identity": None, "content": None}
+    run.write_json({"rows": 20, "repeats": 0, "shards": 1, **record}, "list", "_list.json")
+    run.write_json(runs.EVALUATION, "evaluation.json")
+    more = {"verdicts": ["--out", str(tmp_path / "v.csv")]}
+    more["show"] = [str(run.read_table("pool", "00000.parquet")["uid"][0])]
+    if parts[0] == "clean":
+        parts = (*plan.folder("clean"), parts[1])
+    path = flip(run, *parts, at=20)  # of a shard, in the column uid, which all of them read
+    for command in ("verify", *commands):
+        assert main([command, run.root, *more.get(command, [])]) == 3, command
+        shown = capsys.readouterr()
+        assert path in shown.out + shown.err
 
 
 def test_the_files_of_each_kind_that_are_missing_or_too_many_are_told(copy, place):
@@ -195,7 +225,7 @@ def test_the_files_of_each_kind_that_are_missing_or_too_many_are_told(copy, plac
         copy.remove(*parts)
     Path(copy.at(*plan.folder("clean"), "00009.parquet")).write_bytes(b"")
     shutil.copy(copy.at("run.json"), copy.at("models", "new", "more.json"))
-    faults = "\n".join(verify(copy))
+    faults = "\n".join(map(str, verify(copy)))
     for text in (
         "pool/00002.parquet: missing. Run again: it is downloaded anew, and measured anew",
         f"{summary[-1]}/00001.parquet: missing",
@@ -244,7 +274,7 @@ def test_what_cannot_be_read_is_told_and_holds_up_nothing_else(copy, place, caps
         os.chmod(path, 0)
     try:
         with plain_rights():
-            assert main(["verify", copy.root]) == 1
+            assert main(["verify", copy.root]) == 3
     finally:
         os.chmod(copy.at("exports", "llava"), 0o700)
     told = capsys.readouterr()
@@ -262,7 +292,7 @@ def test_marks_that_cannot_be_read_hold_up_nothing_else(copy, name):
     hurt = flip(copy, "pool", "00001.parquet")
     os.chmod(copy.at(name), 0)
     with plain_rights():
-        faults = list(verify(copy))
+        faults = list(map(str, verify(copy)))
     assert f"{copy.at(name)}: cannot be read: Permission denied" in faults
     assert any(fault.startswith(f"{hurt}: damaged") for fault in faults)
 
@@ -292,14 +322,14 @@ def test_only_regular_files_are_opened_wherever_they_lie(copy, place, tmp_path):
     for path in strange:
         Path(path).unlink(missing_ok=True)
         os.mkfifo(path)
-    faults = list(verify(copy, plan))
+    faults = list(map(str, verify(copy)))
     for path in strange:
         assert f"{path}: cannot be read: not a regular file" in faults
     assert {fault.split(": ")[0] for fault in faults} == {*strange, "review"}
     with pytest.raises(ValueError, match=r"reviews\.jsonl: not a regular file"):
         read_decisions(copy.at("reviews.jsonl"))
     with pytest.raises((OSError, ValueError), match="not a regular file"):
-        funnel(copy, plan)
+        funnel(Results(copy, plan))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +343,7 @@ def test_a_mark_names_nothing_outside_its_folder(copy, name):
         mark = copy.read_json(*parts)
         change(mark)
         copy.write_json(mark, *parts)
-        (fault,) = verify(copy)
+        (fault,) = map(str, verify(copy))
         assert fault.startswith(f"{copy.at(*parts)}: damaged: ")
         assert "no path inside the folder" in fault
         copy.remove(*parts)
@@ -327,10 +357,10 @@ def test_a_branch_leads_nowhere_else(tmp_path, branch, capsys):
     shutil.copytree(run.path, tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))
     for command in ("report", "status"):
-        assert main([command, run.root]) == 2
+        assert main([command, run.root]) == 3
         told = capsys.readouterr().err
         assert f"{run.at('run.json')}: damaged: its field 'branch': " in told
-    assert main(["verify", run.root]) == 1
+    assert main(["verify", run.root]) == 3
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -384,7 +414,7 @@ def test_sealed_json_of_other_types_is_told_and_ends_no_command_otherwise(tmp_pa
     scored = {"metrics": {"ir@1": 0.5, "intervals": {"ir@1": [0.4, 0.6]}}}
     run.write_json({"a": scored, "b": scored}, "evaluation.json")
     assert main(["report", run.root]) == main(["status", run.root]) == 0
-    sound = set(verify(run))
+    sound = set(map(str, verify(run)))
     chance = random.Random(7)
     marks = [
         path
@@ -400,20 +430,23 @@ def test_sealed_json_of_other_types_is_told_and_ends_no_command_otherwise(tmp_pa
         if chance.random() < 0.1 or parts == ("run.json",):
             at = at[:1]
         run.write_json(changed(mark, at, chance.choice(VALUES)) if at else {}, *parts)
-        assert main(["verify", run.root]) in (0, 1, 2)
-        assert main(["status", run.root]) in (0, 1, 2)
+        assert main(["verify", run.root]) in (0, 1, 2, 3)
+        assert main(["status", run.root]) in (0, 1, 2, 3)
         if number % 5 == 0:
-            assert main(["report", run.root]) in (0, 1, 2)
+            assert main(["report", run.root]) in (0, 1, 2, 3)
         run.write_json(mark, *parts)
     capsys.readouterr()
-    assert set(verify(run)) == sound
+    assert set(map(str, verify(run))) == sound
 
 
-@pytest.mark.parametrize("manifest", [None, [], "x", {}, {"name": 3}, {"stages": [], "name": "x"}])
-def test_a_record_without_a_manifest_is_told(tmp_path, manifest, capsys):
+@pytest.mark.parametrize(
+    ("manifest", "status"),
+    [(None, 3), ([], 3), ("x", 3), ({}, 2), ({"name": 3}, 2), ({"stages": [], "name": "x"}, 2)],
+)
+def test_a_record_without_a_manifest_is_told(tmp_path, manifest, status, capsys):
     run = Run(str(tmp_path))
     run.write_json({"manifest": manifest}, "run.json")
-    for command, status in (("verify", 1), ("status", 2), ("report", 2)):
+    for command in ("verify", "status", "report"):
         assert main([command, run.root]) == status
         told = capsys.readouterr()
         assert "run.json: " in told.out + told.err
@@ -448,7 +481,7 @@ def test_hostile_shards_are_told(copy, place):
         clean.set_column(1, "measured", clean["measured"].cast(pa.int8())),
         *(*plan.folder("clean"), "00001.parquet"),
     )
-    faults = "\n".join(verify(copy))
+    faults = "\n".join(map(str, verify(copy)))
     for text in (
         "pool/00000.parquet: damaged: its rows are not those of the list",
         "pool/00001.parquet: damaged: its columns are not those of a pool",
@@ -464,7 +497,10 @@ def test_decisions_on_object_storage_are_checked():
     run = Run("memory://reviewed")
     run.write(b"", "run.json")
     run.write(b"none\n", "reviews.jsonl")
-    assert any("memory:///reviewed/reviews.jsonl:1: no decision" in fault for fault in verify(run))
+    assert any(
+        "memory:///reviewed/reviews.jsonl:1: no decision" in fault
+        for fault in map(str, verify(run))
+    )
 
 
 def test_what_is_removed_on_object_storage_is_told_by_its_url(tmp_path):
@@ -479,7 +515,9 @@ def test_a_uid_that_is_none_is_told(copy):
     for uid in (None, "0" * 31, "G" * 32, "../" * 8):
         changed = pa.array([uid, *pool["uid"].to_pylist()[1:]], pa.string())
         copy.write_table(pool.set_column(0, "uid", changed), "pool", "00002.parquet")
-        assert "00002.parquet: damaged: it has uids that are not 32 hex" in "".join(verify(copy))
+        assert "00002.parquet: damaged: it has uids that are not 32 hex" in "".join(
+            map(str, verify(copy))
+        )
 
 
 def test_rows_that_are_called_measured_and_are_not_are_told(copy, place):
@@ -488,7 +526,7 @@ def test_rows_that_are_called_measured_and_are_not_are_told(copy, place):
     table = copy.read_table(*path)
     nothing = pa.array([False] * table.num_rows)
     copy.write_table(table.set_column(1, "measured", nothing), *path)
-    (fault,) = verify(copy)
+    (fault,) = map(str, verify(copy))
     assert "_stage.json: damaged: it calls 6 rows measured that are not. Remove it" in fault
 
 
@@ -557,7 +595,7 @@ def test_a_damaged_shard_of_the_pool_is_refused_and_downloaded_anew_once_removed
         RuntimeError, match="its rows are downloaded anew, and measured anew"
     ) as told:
         run_again(place, copy)
-    assert path in str(told.value)
+    assert path in str(told.value) and told.value.exit_status == DamagedError.exit_status
     os.unlink(path)
     run_again(place, copy)
     assert digests(copy) == digests(done)
@@ -619,8 +657,8 @@ def test_any_reader_reads_what_is_sealed(done):
 def test_a_run_whose_summaries_were_removed_has_a_status(tmp_path):
     plan = Plan(runs.manifest(tmp_path / "run"))
     run = runs.make_run(tmp_path / "run", plan, shards=1, number=20)
-    assert {stage["state"] for stage in funnel(run, plan)["stages"]} == {"done"}
+    assert {stage["state"] for stage in funnel(Results(run, plan))["stages"]} == {"done"}
     for name in ("dedup", "select"):
         run.remove(*plan.summary_folder(name))
-    states = {stage["name"]: stage["state"] for stage in funnel(run, plan)["stages"]}
+    states = {stage["name"]: stage["state"] for stage in funnel(Results(run, plan))["stages"]}
     assert states["clean"] == "done" and states["dedup"] == states["select"] == "waiting"

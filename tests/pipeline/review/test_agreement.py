@@ -4,7 +4,9 @@ import pytest
 from helpers.reviews import commit
 
 from pipeline.report import build
-from pipeline.results.funnel import funnel, open_plan
+from pipeline.results.funnel import funnel
+from pipeline.results.open_run import open_plan
+from pipeline.results.verdicts import Results
 from pipeline.review.agreement import Agreement
 from pipeline.review.ledger import Ledger
 from pipeline.review.sample import draw
@@ -14,7 +16,7 @@ from stages.review import Decision
 def test_the_report_counts_decisions_and_agreement(run):
     plan = open_plan(run)
     ledger = Ledger(plan.manifest.reviews)
-    kept, rejected = (draw(run, plan, choice, 1000) for choice in ("kept", "rejected"))
+    kept, rejected = (draw(Results(run, plan), choice, 1000) for choice in ("kept", "rejected"))
     for pair in kept[:5]:
         ledger.decide(pair.key, Decision("accept"))
     ledger.decide(kept[5].key, Decision("fix", "written by hand"))
@@ -24,7 +26,7 @@ def test_the_report_counts_decisions_and_agreement(run):
     ledger.decide(("f" * 32, "of another run"), Decision("accept"))
     commit(run)
     plan = open_plan(run)
-    build.write(run, plan, funnel(run, plan))
+    build.write(Results(run, plan), funnel(Results(run, plan)))
     review = run.read_json("report", "report.json")["review"]
     assert review["pairs"] == 9 and review["outdated"] == 1
     assert (review["accept"], review["reject"], review["fix"]) == (6, 2, 1)

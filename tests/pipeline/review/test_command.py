@@ -7,7 +7,8 @@ import pytest
 from helpers.reviews import decide, request, start
 
 from pipeline.cli.main import main
-from pipeline.results.funnel import funnel, open_plan
+from pipeline.results.funnel import funnel
+from pipeline.results.open_run import open_results
 
 
 def test_a_killed_review_goes_on_where_it_was(run):
@@ -28,7 +29,7 @@ def test_a_killed_review_goes_on_where_it_was(run):
     assert process.returncode == 0
     assert "3 pairs: 2 accept, 1 reject, 0 fix" in out and "filter keeps" in out
     assert "capfilt export MANIFEST" in out
-    review = next(s for s in funnel(run, open_plan(run))["stages"] if s["name"] == "review")
+    review = next(s for s in funnel(open_results(run))["stages"] if s["name"] == "review")
     assert review["state"] == "done" and review["not_measured"] == 0
 
 

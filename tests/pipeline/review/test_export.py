@@ -7,13 +7,15 @@ import pytest
 from helpers import fakes
 from helpers.reviews import COMMIT, commit, content, decide, pairs_of, serving
 
+from models.errors import ManifestError
 from pipeline.cli.main import main
-from pipeline.manifest.manifest import Manifest, ManifestError
+from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.report import build
-from pipeline.results.funnel import funnel, open_plan
+from pipeline.results.funnel import funnel
+from pipeline.results.open_run import open_plan, open_results
 from pipeline.results.sample import sample_history
-from pipeline.results.verdicts import judge
+from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.review.ledger import Ledger
 from pipeline.review.sample import draw
@@ -24,7 +26,7 @@ from stages.review import Decision
 def test_export_follows_the_decisions(run):
     before, raw = pairs_of(run), pairs_of(run, "export:raw")
     old = open_plan(run).decision("export")
-    pairs = draw(run, open_plan(run), "kept", 1000)
+    pairs = draw(open_results(run), "kept", 1000)
     web = next(p for p in pairs if p.source == "web")
     synthetic = next(p for p in pairs if p.source == "synthetic" and p.uid != web.uid)
     fixed = next(p for p in pairs if p.uid not in (web.uid, synthetic.uid))
@@ -53,23 +55,23 @@ def test_export_follows_the_decisions(run):
 
 def test_a_row_all_of_whose_captions_are_rejected_is_told_in_the_funnel(run):
     plan = open_plan(run)
-    uid = draw(run, plan, "kept", 1)[0].uid
+    uid = draw(Results(run, plan), "kept", 1)[0].uid
     ledger = Ledger(plan.manifest.reviews)
-    mine = [pair for pair in draw(run, plan, "any", 1000) if pair.uid == uid]
+    mine = [pair for pair in draw(Results(run, plan), "any", 1000) if pair.uid == uid]
     for pair in mine:
         ledger.decide(pair.key, Decision("reject"))
-    waiting = funnel(run, open_plan(run))["stages"]
+    waiting = funnel(open_results(run))["stages"]
     assert [stage["name"] for stage in waiting][-2:] == ["review", "export"]
     commit(run)
     plan = open_plan(run)
-    found = {stage["name"]: stage for stage in funnel(run, plan)["stages"]}
+    found = {stage["name"]: stage for stage in funnel(Results(run, plan))["stages"]}
     review = found["review"]
     assert review["state"] == "done" and review["not_measured"] == 0
     assert review["reasons"] == {"rejected": 1}
     assert review["rows"] == found["filter"]["kept"] == review["kept"] + 1
     assert not [pair for pair in pairs_of(run) if pair["uid"] == uid]
-    assert list(verify(run, plan)) == []
-    told = sample_history(run, plan, uid)
+    assert list(verify(run)) == []
+    told = sample_history(Results(run, plan), uid)
     assert told.verdict == "review: rejected"
     (step,) = [step for step in told.steps if step.name == "review"]
     assert {entry["verdict"] for entry in step.measures["reviews"]} == {"reject"}
@@ -77,7 +79,7 @@ def test_a_row_all_of_whose_captions_are_rejected_is_told_in_the_funnel(run):
 
 def test_a_threshold_that_is_loosened_later_costs_no_decision(run):
     plan = open_plan(run)
-    pair = draw(run, plan, "rejected", 1)[0]
+    pair = draw(Results(run, plan), "rejected", 1)[0]
     Ledger(plan.manifest.reviews).decide(pair.key, Decision("fix", "written by hand"))
     commit(run)
     assert "written by hand" not in [p["caption"] for p in pairs_of(run)]
@@ -86,7 +88,7 @@ def test_a_threshold_that_is_loosened_later_costs_no_decision(run):
     run.write_json(record, "run.json")
     assert "written by hand" in [p["caption"] for p in pairs_of(run)]
     for shard in run.shards("pool"):
-        assert judge(run, open_plan(run), shard, open_plan(run).names).is_complete
+        assert open_results(run).judge(shard, open_plan(run).names).is_complete
 
 
 def test_review_may_name_its_file_and_must_stand_last(tmp_path):
@@ -107,11 +109,11 @@ def test_without_decisions_a_manifest_has_no_review(tmp_path):
 def test_the_report_counts_as_kept_what_is_exported(run):
     plan = open_plan(run)
     ledger = Ledger(plan.manifest.reviews)
-    for pair in draw(run, plan, "kept", 1000)[:7]:
+    for pair in draw(Results(run, plan), "kept", 1000)[:7]:
         ledger.decide(pair.key, Decision("reject"))
     commit(run)
     plan = open_plan(run)
-    build.write(run, plan, funnel(run, plan))
+    build.write(Results(run, plan), funnel(Results(run, plan)))
     texts = run.read_json("report", "report.json")["texts"]
     assert texts["web"]["kept"] + texts["synthetic"]["kept"] == len(pairs_of(run))
 

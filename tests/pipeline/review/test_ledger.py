@@ -6,7 +6,7 @@ import threading
 
 from helpers.reviews import decide, request, serving
 
-from pipeline.results.funnel import open_plan
+from pipeline.results.open_run import open_plan
 from pipeline.review.ledger import Ledger
 from stages.review import Decision, read_decisions
 

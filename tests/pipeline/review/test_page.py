@@ -6,7 +6,7 @@ import pytest
 from helpers.browser import CHROMIUM, Browser
 from helpers.reviews import BIDI, SCRIPT, serving
 
-from pipeline.results.funnel import open_plan
+from pipeline.results.open_run import open_plan
 from stages.review import Decision, read_decisions
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from models.errors import RunBusyError
 from pipeline.storage import lock
-from pipeline.storage.lock import RunBusyError, lock_local
+from pipeline.storage.lock import lock_local
 
 HOLDER = """
 import sys, time

@@ -16,14 +16,17 @@ import yaml
 from helpers import fakes
 from helpers.storage import Faults, storage
 
+from models.errors import ManifestError, RunBusyError
 from models.weights import folder_of, revision_of
 from pipeline.demo.tokenizer import write_tokenizer
-from pipeline.manifest.manifest import Manifest, ManifestError
-from pipeline.results.funnel import funnel, open_plan
+from pipeline.manifest.manifest import Manifest
+from pipeline.results.funnel import funnel
+from pipeline.results.open_run import open_plan
 from pipeline.results.sample import sample_history
+from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.review.sample import draw
-from pipeline.storage.lock import RunBusyError, lock_remote
+from pipeline.storage.lock import lock_remote
 from pipeline.storage.run import Run
 from pipeline.training.job import TrainingJob
 
@@ -276,12 +279,12 @@ def test_a_whole_run_on_s3_is_the_run_on_disk(store, tmp_path):
     assert contents(far, plan) == contents(near, open_plan(near))
     assert not any("uploads" in query for _, _, query in store.requests)
 
-    told = funnel(far, plan)
+    told = funnel(Results(far, plan))
     assert [stage["state"] for stage in told["stages"]] == ["done"] * 7
     assert told["stages"][0]["reasons"] == {"empty": 1}
-    assert list(verify(far, plan)) == []
-    pair = next(iter(draw(far, plan, "kept", 3)))
-    assert sample_history(far, plan, pair.uid).image is not None
+    assert list(verify(far)) == []
+    pair = next(iter(draw(Results(far, plan), "kept", 3)))
+    assert sample_history(Results(far, plan), pair.uid).image is not None
     assert far.exists("report", "index.html") and far.exists("models", "both", "metrics.jsonl")
     assert far.read_json("evaluation.json")["both"]["metrics"]["images"] == 6
     assert TrainingJob(plan.manifest, "both").is_done
@@ -334,6 +337,6 @@ def test_killing_a_run_on_s3_changes_nothing_in_the_end(store, tmp_path):
     near, far = Run(str(tmp_path / "run")), Run(content["run"])
     plan = open_plan(far)
     assert contents(far, plan) == contents(near, open_plan(near))
-    assert list(verify(far, plan)) == []
+    assert list(verify(far)) == []
     pool = [place for method, place, _ in store.requests if method == "PUT" and "/pool/0" in place]
     assert len(pool) == len(set(pool)) == 3  # none was downloaded anew

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models.errors import DamagedError
 from pipeline.storage import checksum
-from pipeline.storage.run import DamagedError, Run
+from pipeline.storage.run import Run
 
 
 @pytest.fixture(params=["local", "memory"])

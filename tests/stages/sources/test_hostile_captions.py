@@ -22,11 +22,10 @@ from models.inference.matcher import Matcher
 from models.text.captions import normalize
 from models.text.noun_phrases import NounPhrases
 from pipeline.execution.session import write_report
-from pipeline.results.funnel import open_plan
+from pipeline.results.open_run import open_results
 from pipeline.results.sample import sample_history
 from pipeline.results.tables import put, sample_tables
-from pipeline.results.verdicts import verdict_table
-from pipeline.results.verify import write_verdicts
+from pipeline.results.verdict_table import verdict_tables, write_verdicts
 from pipeline.storage.run import Run
 from stages import sources
 from stages.clean import CleanConfig, CleanStage
@@ -130,7 +129,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Run:
 
 
 def test_every_caption_has_a_verdict(run: Run) -> None:
-    (table,) = verdict_table(run, open_plan(run), ["00000"])
+    (table,) = verdict_tables(open_results(run), ["00000"])
     assert table["caption"].to_pylist() == list(HOSTILE)
     verdicts = dict(zip(HOSTILE, table["reason"].to_pylist(), strict=True))
     assert verdicts[""] == verdicts["\0"] == "empty_caption"
@@ -162,7 +161,7 @@ class Tags(HTMLParser):
 
 
 def test_the_report_runs_and_tells_no_secret(run: Run) -> None:
-    page = Path(write_report(run, open_plan(run))).read_text(encoding="utf-8")
+    page = Path(write_report(open_results(run))).read_text(encoding="utf-8")
     tags = Tags(page).found
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
     assert all(attributes.get("src", "data:").startswith("data:") for _, attributes in tags)
@@ -176,7 +175,7 @@ def test_the_report_runs_and_tells_no_secret(run: Run) -> None:
 @pytest.mark.parametrize("number", range(len(HOSTILE) - 1))
 def test_each_can_be_shown_on_a_terminal(run: Run, number: int) -> None:
     uid = str(pool()["uid"][number].as_py())
-    found = sample_history(run, open_plan(run), uid)
+    found = sample_history(open_results(run), uid)
     assert found.pool["caption"] == HOSTILE[number]
     stream = io.StringIO()
     console = Console(file=stream, width=10_000, soft_wrap=True)
@@ -191,7 +190,7 @@ def test_each_can_be_shown_on_a_terminal(run: Run, number: int) -> None:
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_verdicts_hold_every_caption_and_no_formula(run: Run, tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"verdicts.{kind}"
-    assert write_verdicts(run, open_plan(run), str(path)) == len(HOSTILE)
+    assert write_verdicts(open_results(run), str(path)) == len(HOSTILE)
     csv.field_size_limit(2 * MEGA)
     if kind == "csv":
         with path.open(encoding="utf-8", newline="") as file:
