@@ -33,6 +33,7 @@ from pipeline.execution.map_reduce import PartitionedSummary
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
+from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 from stages.dedup_digests import from_binary, to_hex
 from stages.dedup_fingerprints import COLOURS, LUMA, NUM_PERM, WRITES
@@ -218,7 +219,7 @@ def main() -> None:
             found["digest"] = digest(run, plans[name], name)
             run.remove(*plans[name].summary_folder(stage))
             told.write_text(json.dumps(results))
-        parts = PartitionedSummary.begin(run, plans[name], stage, shards, "now")
+        parts = PartitionedSummary.begin(Results(run, plans[name]), stage, shards, "now")
         assert parts is not None
         for step, left in parts.steps():
             for task in left:

@@ -431,16 +431,17 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
     from pipeline.execution.progress import Progress
     from pipeline.report.ablation import write
     from pipeline.results.tables import ablation_tables, put
+    from pipeline.storage.records import content_of
 
     ablation = Ablation.load(options.ablation, options.run)
     ablation.carry_out(options.workers, Progress(console, options.quiet or options.json))
-    found = collect(ablation)
-    ablation.publish(found)
-    path = write(ablation.run, found)
+    record = collect(ablation)
+    ablation.publish(record)
+    path = write(ablation.run, record)
     if options.json:
-        console.print_json(json.dumps(found))
+        console.print_json(json.dumps(content_of(record)))
         return 0
-    for table in ablation_tables(found):
+    for table in ablation_tables(record):
         put(console, table)
     console.print(f"report     {path}", highlight=False, markup=False)
     return 0

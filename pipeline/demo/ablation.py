@@ -38,6 +38,15 @@ from pipeline.manifest import yaml
 from pipeline.manifest.manifest import A_NAME, Manifest, is_name
 from pipeline.manifest.validation import explain
 from pipeline.results.open_run import open_results
+from pipeline.storage.records import (
+    AblationMetric,
+    AblationRecord,
+    AblationRow,
+    AblationTable,
+    Estimate,
+    Evaluation,
+    EvaluationRecord,
+)
 from pipeline.storage.run import ABLATION, Run
 
 __all__ = ["Ablation", "Table", "collect", "estimate"]
@@ -170,10 +179,10 @@ class Ablation:
                 drawn.carry_out(manifest, web, workers, progress)
                 write_report(open_results(self.opened(seed, chain)))
 
-    def publish(self, found: Mapping[str, Any]) -> None:
-        """Show the tables, as `collect` gives them, in the reports of the runs and their chains."""
+    def publish(self, record: AblationRecord) -> None:
+        """Show the tables of `collect` in the reports of the runs and their chains."""
         for seed in self.seeds:
-            Run(self.folder(seed)).write_json(found, ABLATION)
+            Run(self.folder(seed)).write_record(record, ABLATION)
             for chain in self.chains:
                 write_report(open_results(self.opened(seed, chain)))
 
@@ -199,13 +208,10 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def collect(ablation: Ablation) -> dict[str, Any]:
-    """What an ablation has measured so far.
+def collect(ablation: Ablation) -> AblationRecord:
+    """Collect what an ablation has measured so far.
 
-    Returns:
-        name, seeds, and for each table its title and rows: label, chain, model, and for each
-        metric `values` (one a seed, null where missing), its `estimate`, and the estimate of its
-        `difference` to the first row of the same seeds.
+    The difference of a metric is to the first row of the table, seed by seed.
     """
     pairs = itertools.product(ablation.seeds, ablation.chains)
     found = {pair: _measured(ablation.opened(*pair)) for pair in pairs}
@@ -213,7 +219,7 @@ def collect(ablation: Ablation) -> dict[str, Any]:
     for table in ablation.tables:
         names = table.metrics or tuple(ablation.metrics)
         first: dict[str, list[float | None]] = {}
-        rows: list[dict[str, Any]] = []
+        rows: list[AblationRow] = []
         for label, row in table.rows.items():
             chain, _, model = row.partition("/")
             metrics = {}
@@ -231,26 +237,29 @@ def collect(ablation: Ablation) -> dict[str, Any]:
                     for value, other in zip(values, base, strict=True)
                     if value is not None and other is not None
                 ]
-                metrics[name] = {
-                    "values": values,
-                    "estimate": estimate([value for value in values if value is not None]),
-                    "difference": estimate(differences) if rows else None,
-                }
-            rows.append({"label": label, "chain": chain, "model": model, "metrics": metrics})
-        tables.append({"title": table.title, "rows": rows})
-    return {"name": ablation.name, "seeds": list(ablation.seeds), "tables": tables}
+                metrics[name] = AblationMetric(
+                    values=values,
+                    estimate=estimate([value for value in values if value is not None]),
+                    difference=estimate(differences) if rows else None,
+                )
+            rows.append(AblationRow(label=label, chain=chain, model=model, metrics=metrics))
+        tables.append(AblationTable(title=table.title, rows=rows))
+    return AblationRecord(name=ablation.name, seeds=list(ablation.seeds), tables=tables)
 
 
-def _measured(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The report of a chain and its evaluation, as far as they are there."""
-    report = run.read_json("report", "report.json", default={})
-    return report, run.read_json("evaluation.json", default={})
+def _measured(run: Run) -> tuple[dict[str, Any], dict[str, Evaluation]]:
+    """The report.json of a chain and the evaluation of its models, as far as they are there."""
+    report = run.read_json("report", "report.json") if run.exists("report", "report.json") else {}
+    record = run.find_record(EvaluationRecord, "evaluation.json")
+    return report, record.root if record else {}
 
 
-def _value(measured: tuple[dict[str, Any], dict[str, Any]], model: str, path: str) -> float | None:
+def _value(
+    measured: tuple[dict[str, Any], dict[str, Evaluation]], model: str, path: str
+) -> float | None:
     """A metric of a model, by its path."""
-    report, evaluation = measured
-    value: Any = evaluation.get(model, {}).get("metrics")
+    report, models = measured
+    value: Any = models[model].metrics if model in models else None
     if path.startswith("report."):
         value, path = report, path.removeprefix("report.")
     for key in path.split("."):
@@ -258,13 +267,13 @@ def _value(measured: tuple[dict[str, Any], dict[str, Any]], model: str, path: st
     return float(value) if isinstance(value, int | float) else None
 
 
-def estimate(values: Sequence[float]) -> dict[str, float | None] | None:
+def estimate(values: Sequence[float]) -> Estimate | None:
     """The mean of n values and its 95 % interval by Student's t; no interval for a single one."""
     if not values:
         return None
     mean = statistics.fmean(values)
     if len(values) == 1:
-        return {"mean": mean, "low": None, "high": None}
+        return Estimate(mean=mean, low=None, high=None)
     quantile = float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1))
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    return Estimate(mean=mean, low=mean - half, high=mean + half)

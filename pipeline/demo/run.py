@@ -27,6 +27,7 @@ from pipeline.results.open_run import open_results
 from pipeline.results.tables import flat, funnel_table
 from pipeline.results.verdict_table import write_verdicts
 from pipeline.results.verdicts import Results
+from pipeline.storage.records import EvaluationRecord, TruthRecord, TruthScore
 from pipeline.storage.run import Run
 
 __all__ = ["Web", "demo", "prepare"]
@@ -161,7 +162,8 @@ def prepare(
     Run(run).check_place()
     folder = Path(run) / "web"
     store = Run(str(folder))
-    if made := store.read_json("web.json", default={}):
+    if store.exists("web.json"):
+        made = store.read_json("web.json")
         if made["seed"] != seed:
             raise ValueError(
                 f"{folder} holds the web of seed {made['seed']}; give another --run for seed {seed}"
@@ -195,7 +197,7 @@ def _free_port() -> int:
     raise RuntimeError("no free port on 127.0.0.1")
 
 
-def judge(results: Results, folder: Path) -> dict[str, Any]:
+def judge(results: Results, folder: Path) -> TruthRecord:
     """Hold the verdicts and the export against the truth; also written to truth.json."""
     run = results.run
     verdicts = run.at("verdicts.parquet")
@@ -209,37 +211,38 @@ def judge(results: Results, folder: Path) -> dict[str, Any]:
         pq.read_table(verdicts),
         pa.concat_tables(exported),
     )
-    judged = dataclasses.asdict(found)
-    run.write_json(judged, "truth.json")
-    return judged
+    scores = [TruthScore(**dataclasses.asdict(score)) for score in found.stages]
+    record = TruthRecord(**{**dataclasses.asdict(found), "stages": scores})
+    run.write_record(record, "truth.json")
+    return record
 
 
-def show(console: Console, results: Results, judged: dict[str, Any]) -> None:
+def show(console: Console, results: Results, judged: TruthRecord) -> None:
     """Print the funnel, the truth's word on it, and the retrained models side by side."""
     console.print(funnel_table(funnel(results)))
     table = Table(title="against the truth", title_justify="left")
     for name in ("stage", "precision", "recall", "rejected", "due", "lost"):
         table.add_column(name, justify="left" if name == "stage" else "right")
-    for score in judged["stages"]:
+    for score in judged.stages:
         table.add_row(
-            score["stage"],
-            _share(score["precision"]),
-            _share(score["recall"]),
-            *(str(score[key]) for key in ("num_rejected", "num_due", "num_lost")),
+            score.stage,
+            _share(score.precision),
+            _share(score.recall),
+            *map(str, (score.num_rejected, score.num_due, score.num_lost)),
         )
     console.print(table)
     console.print(
-        f"web texts that are true: {_share(judged['raw_true'])} as found, "
-        f"{_share(judged['exported_true'])} as exported ({judged['num_exported']:,} texts); "
-        f"synthetic: {_share(judged['synthetic_true'])} of {judged['num_synthetic']:,}",
+        f"web texts that are true: {_share(judged.raw_true)} as found, "
+        f"{_share(judged.exported_true)} as exported ({judged.num_exported:,} texts); "
+        f"synthetic: {_share(judged.synthetic_true)} of {judged.num_synthetic:,}",
         highlight=False,
     )
-    found = results.run.read_json("evaluation.json", default={})
-    if not found:
+    record = results.run.find_record(EvaluationRecord, "evaluation.json")
+    if record is None:
         return
-    names = list(found)
+    names = list(record.root)
     table = Table("metric", *names, title="held-out images", title_justify="left")
-    columns = [_numbers(found[name]["metrics"]) for name in names]
+    columns = [_numbers(evaluation.metrics) for evaluation in record.root.values()]
     for metric in dict.fromkeys(metric for column in columns for metric in column):
         values = (column.get(metric, "-") for column in columns)
         table.add_row(metric, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))

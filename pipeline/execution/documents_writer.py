@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.results.verdicts import Results
+from pipeline.storage.records import DocumentsRecord
 from stages import sources
 from stages.documents import Document, Documents, Excerpt
 from stages.download import DownloadStage
@@ -37,7 +38,7 @@ _VERDICTS: dict[str, pa.DataType] = {
 VERDICTS = pa.schema(_VERDICTS)
 
 
-def write(results: Results, name: str, shards: Sequence[str]) -> dict[str, Any]:
+def write(results: Results, name: str, shards: Sequence[str]) -> DocumentsRecord:
     """Write the documents of an export.
 
     Memory holds 24 bytes for each live image of the pool, and one shard of documents with its
@@ -49,8 +50,7 @@ def write(results: Results, name: str, shards: Sequence[str]) -> dict[str, Any]:
         shards: The shards of the pool.
 
     Returns:
-        For the export's manifest: rows, kept, reasons, and the SHA-256 of each jsonl file by its
-        name. `rows = kept + sum(reasons)`.
+        The record for the export's manifest. `rows = kept + sum(reasons)`.
     """
     run, plan = results.run, results.plan
     config = plan.export(name).config.documents
@@ -106,12 +106,12 @@ def write(results: Results, name: str, shards: Sequence[str]) -> dict[str, Any]:
             flush()
     flush()
     run.write_table(pa.Table.from_pylist(verdicts, VERDICTS), *folder, "verdicts.parquet")
-    return {
-        "rows": len(verdicts),
-        "kept": len(verdicts) - reasons.total(),
-        "reasons": dict(reasons.most_common()),
-        "files": files,
-    }
+    return DocumentsRecord(
+        rows=len(verdicts),
+        kept=len(verdicts) - reasons.total(),
+        reasons=dict(reasons.most_common()),
+        files=files,
+    )
 
 
 class _Images:

@@ -19,6 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.storage.checksum import CHANGED, with_checksum_parquet
+from pipeline.storage.records import (
+    ExportFile,
+    ExportRecord,
+    ExportShard,
+    LayoutRecord,
+    PartRecord,
+)
 from pipeline.storage.run import Run, digest_of_listing
 from stages.export import ExportStage
 from stages.formats import SPLITS, Format, Shard
@@ -59,8 +66,8 @@ class Layout:
     @classmethod
     def read(cls, run: Run, folder: Sequence[str], size: int) -> Layout:
         """The layout of an export that has been counted."""
-        found = run.read_json(*folder, LAYOUT)
-        return cls(found["shards"], found["images"], size, found["decision"])
+        record = run.read_record(LayoutRecord, *folder, LAYOUT)
+        return cls(record.shards, record.images, size, record.decision)
 
     @property
     def all(self) -> Iterator[Shard]:
@@ -97,18 +104,14 @@ class Layout:
 def is_whole(run: Run, folder: Sequence[str], form: Format, shard: Shard, decision: str) -> bool:
     """Whether a shard of an unfinished export stands, and not one of an earlier decision."""
     part = (*folder, PARTS, f"{form.stem(shard)}.json")
-    return bool(run.read_json(*part, default={}).get("decision") == decision)
+    record = run.find_record(PartRecord, *part)
+    return record is not None and record.decision == decision
 
 
 def write(
     run: Run, folder: Sequence[str], form: Format, shard: Shard, pairs: pa.Table, decision: str
-) -> dict[str, Any]:
-    """Write a shard, and last the file that says it is whole.
-
-    Returns:
-        What manifest.json is to say of it: its name, a file or a folder, with the SHA-256 of
-        `digest`, its split, its rows, pairs by kind of caption and by source, images.
-    """
+) -> ExportShard:
+    """Write a shard, and last the record that says that it is whole."""
     hashes: dict[str, str] = {}
     for path, content in form.files(shard, pairs):
         if path.endswith(".parquet"):
@@ -116,23 +119,23 @@ def write(
         run.write(content, *folder, *path.split("/"))
         hashes[path] = hashlib.sha256(content).hexdigest()
     path, entries = form.path(shard), None
-    told = {
-        "name": path,
-        "split": shard.split,
-        "rows": pairs.num_rows,
-        "sha256": hashes[path] if path in hashes else digest_of_listing(hashes),
-        "pairs": _tally(pairs["caption_source"]),
-        "sources": _tally(pairs["source"]),
-        "images": pc.count_distinct(pairs["uid"]).as_py(),
-    }
+    written = ExportShard(
+        name=path,
+        split=shard.split,
+        rows=pairs.num_rows,
+        sha256=hashes[path] if path in hashes else digest_of_listing(hashes),
+        pairs=_tally(pairs["caption_source"]),
+        sources=_tally(pairs["source"]),
+        images=pc.count_distinct(pairs["uid"]).as_py(),
+    )
     stem = form.stem(shard)
     if form.has_list:
         lines = "\n".join(json.dumps(e, ensure_ascii=False) for e in form.entries(shard, pairs))
         run.write(lines.encode(), *folder, PARTS, f"{stem}.jsonl")
         entries = hashlib.sha256(lines.encode()).hexdigest()
-    part = {"told": told, "entries": entries, "decision": decision}
-    run.write_json(part, *folder, PARTS, f"{stem}.json")
-    return told
+    part = PartRecord(shard=written, entries=entries, decision=decision)
+    run.write_record(part, *folder, PARTS, f"{stem}.json")
+    return written
 
 
 def write_human(
@@ -147,50 +150,59 @@ def write_human(
 
 
 def finish(
-    run: Run, folder: Sequence[str], export: ExportStage, shards: Iterable[Shard]
-) -> dict[str, Any]:
-    """Write the lists of an export whose shards all stand.
+    run: Run,
+    folder: Sequence[str],
+    export: ExportStage,
+    shards: Iterable[Shard],
+    name: str,
+    decision: str,
+) -> ExportRecord:
+    """Write the lists of an export whose shards are all whole.
 
     Args:
         run: The run.
-        folder: The export's.
+        folder: The folder of the export.
         export: The stage.
-        shards: All of them.
+        shards: All shards of the export.
+        name: The name of the manifest.
+        decision: A digest of what decides what is exported.
 
     Returns:
-        What manifest.json is to say of it.
+        Its manifest.json, without documents and card.
     """
     form = export.format
     names = sorted(f"{form.stem(shard)}.json" for shard in shards)
-    found = run.each(lambda name: run.read_json(*folder, PARTS, name), names)
-    parts = dict(zip(names, found, strict=True))
-    told = [part["told"] for part in parts.values()]
-    splits = {split: sum(t["images"] for t in told if t["split"] == split) for split in SPLITS}
-    files = list(told)
+    records = run.each(lambda name: run.read_record(PartRecord, *folder, PARTS, name), names)
+    parts = dict(zip(names, records, strict=True))
+    written = [part.shard for part in parts.values()]
+    splits = {split: sum(s.images for s in written if s.split == split) for split in SPLITS}
+    files = [ExportFile(**shard.model_dump()) for shard in written]
     for split in SPLITS if form.has_list else ():
         lines = [
             line
-            for name, part in parts.items()
-            if part["told"]["split"] == split
-            for line in _entries(run, (*folder, PARTS, f"{name}l"), part["entries"])
+            for part_name, part in parts.items()
+            if part.shard.split == split
+            for line in _entries(run, (*folder, PARTS, f"{part_name}l"), part.entries)
         ]
         if not lines:
             continue
         run.write(b"[\n" + b",\n".join(lines) + b"\n]\n", *folder, f"{split}.json")
-        name = f"{split}.json"
-        files.append({"name": name, "split": split, "sha256": run.sha256(*folder, name)})
-    return {
-        "format": form.name,
-        "pairs": _sum(t["pairs"] for t in told),
-        "sources": _sum(t["sources"] for t in told),
-        "images": sum(splits.values()),
-        "splits": {split: number for split, number in splits.items() if number},
-        "files": sorted(files, key=lambda file: str(file["name"])),
-        "notices": export.notices.lines(),
-    }
+        file = f"{split}.json"
+        files.append(ExportFile(name=file, split=split, sha256=run.sha256(*folder, file)))
+    return ExportRecord(
+        name=name,
+        decision=decision,
+        format=form.name,
+        pairs=_sum(shard.pairs for shard in written),
+        sources=_sum(shard.sources for shard in written),
+        images=sum(splits.values()),
+        splits={split: number for split, number in splits.items() if number},
+        files=sorted(files, key=lambda file: file.name),
+        notices=export.notices.lines(),
+    )
 
 
-def _entries(run: Run, path: Sequence[str], digest: str) -> list[bytes]:
+def _entries(run: Run, path: Sequence[str], digest: str | None) -> list[bytes]:
     """The lines that the list of a split has of a shard."""
     content = run.read(*path)
     if hashlib.sha256(content).hexdigest() != digest:
@@ -213,7 +225,7 @@ def _tally(values: Any) -> dict[str, int]:
     return {count["values"]: count["counts"] for count in counts}
 
 
-def _sum(tallies: Iterator[dict[str, int]]) -> dict[str, int]:
+def _sum(tallies: Iterable[dict[str, int]]) -> dict[str, int]:
     total: dict[str, int] = {}
     for tally in tallies:
         for key, number in tally.items():

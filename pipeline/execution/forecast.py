@@ -17,6 +17,12 @@ from pipeline.manifest.validation import did_you_mean
 from pipeline.results.funnel import funnel
 from pipeline.results.tables import cell
 from pipeline.results.verdicts import Results
+from pipeline.storage.records import (
+    ExportRecord,
+    ExportStateRecord,
+    StageRecord,
+    SummaryRecord,
+)
 from stages.base import GlobalStage
 from stages.download import DownloadStage
 
@@ -115,28 +121,32 @@ def forecast(plan: Plan, rows: int, sample: Results, workers: Mapping[str, int])
             yield Step(name=name, missing=why)
             continue
         is_export, folder, stage = name in plan.exports, measured.folder(name), counts.get(name, {})
-        work = run.read_mark(*folder, "_export.json" if is_export else "_stage.json").get("work")
+        record: StageRecord | ExportStateRecord | None
         given = stage.get("rows", 0)
-        if is_export:
-            given = run.read_mark(*folder, "manifest.json").get("images", 0)
+        if not is_export:
+            record = run.find_record(StageRecord, *folder, "_stage.json", damaged_ok=True)
+        else:
+            record = run.find_record(ExportStateRecord, *folder, "_export.json", damaged_ok=True)
+            export = run.find_record(ExportRecord, *folder, "manifest.json", damaged_ok=True)
+            given = export.images if export else 0
             number = rows * given / max(counts[DownloadStage.name]["rows"], 1)
-        if stage.get("state", "done") != "done" or not given or not work or not work["rows"]:
+        work = record.work if record else None
+        if stage.get("state", "done") != "done" or not given or not work or not work.rows:
             yield Step(name=name, missing=NOT_MEASURED)
             continue
-        each = work["seconds"] / work["rows"]
-        variance = max(work.get("squares", 0.0) / work["rows"] - each**2, 0.0)
-        shards = work.get("shards", 0)
+        each = work.seconds / work.rows
+        variance = max(work.squares / work.rows - each**2, 0.0)
         yield Step(
             name=name,
             rows=number,
-            device=work["device"],
+            device=work.device,
             workers=workers.get(name, 1),
             seconds=number * each / workers.get(name, 1),
             worker_seconds=number * each,
-            error=2 * number * math.sqrt(variance / shards) if shards > 2 else None,
-            received=number * work.get("bytes", 0) / work["rows"],
+            error=2 * number * math.sqrt(variance / work.shards) if work.shards > 2 else None,
+            received=number * work.bytes / work.rows,
             written=number * run.fs.du(run.at(*folder)) / given,
-            measured=work["rows"],
+            measured=work.rows,
         )
         if not is_export:
             if isinstance(measured.stage(name), GlobalStage):
@@ -169,21 +179,22 @@ def _difference(plan: Plan, sample: Plan, name: str) -> str | None:
 def _summary(sample: Results, name: str, number: float, rows: int) -> Step:
     """The decision of a global stage over the `number` rows that reach it, of `rows` listed."""
     stage: Any = sample.plan.stage(name)
-    mark = sample.run.read_mark(*sample.plan.summary_folder(name), "_summary.json")
+    path = (*sample.plan.summary_folder(name), "_summary.json")
+    record = sample.run.find_record(SummaryRecord, *path, damaged_ok=True) or SummaryRecord()
     name = f"{name} summary"
-    if "parts" in mark or (stage.in_parts and rows > PART_ROWS):
+    if record.parts is not None or (stage.in_parts and rows > PART_ROWS):
         why = f"workers share it for lists of more than {PART_ROWS:,} rows"
         return Step(name=name, missing=why)
-    if not mark.get("rows"):
+    if not record.rows:
         return Step(name=name, missing=NOT_MEASURED)
-    seconds = number * mark["seconds"] / mark["rows"]
+    seconds = number * record.seconds / record.rows
     return Step(
         name=name,
         rows=number,
         device="cpu",
         seconds=seconds,
         worker_seconds=seconds,
-        measured=mark["rows"],
+        measured=record.rows,
     )
 
 

@@ -41,6 +41,7 @@ from scipy.sparse.csgraph import connected_components
 from models.random import splitmix
 from pipeline.results.verdicts import Mask, Results, crashed_rows
 from pipeline.storage.checksum import with_checksum_parquet
+from pipeline.storage.records import BinsRecord, PartsRecord
 from stages.base import InParts, digest, in_order
 from stages.download import DownloadStage
 
@@ -114,22 +115,33 @@ class PartitionedSummary:
         if not stage.in_parts or most <= PART_ROWS:
             return None
         sizes = {"part_rows": PART_ROWS, "group_rows": min(GROUP_ROWS, PART_ROWS)}
-        mark = {"reached": reached, "shards": list(shards), **sizes}
-        folder = f"parts-{digest(mark)[:8]}"
-        summary = cls(results=results, name=name, shards=shards, folder=folder, **sizes)
-        mark["folder"] = folder
-        at = (*plan.summary_folder(name), MARK)
-        if run.read_mark(*at) != mark:
+        folder = digest({"reached": reached, "shards": list(shards), **sizes})[:8]
+        record = PartsRecord(
+            reached=reached, shards=list(shards), folder=f"parts-{folder}", **sizes
+        )
+        summary = cls._of(record, results, name)
+        path = (*plan.summary_folder(name), MARK)
+        if run.find_record(PartsRecord, *path, damaged_ok=True) != record:
             summary.remove()
-            run.write_json(mark, *at)
+            run.write_record(record, *path)
         return summary
 
     @classmethod
     def open(cls, results: Results, name: str) -> PartitionedSummary:
         """The one that has begun."""
-        mark = results.run.read_json(*results.plan.summary_folder(name), MARK)
-        del mark["reached"]
-        return cls(results=results, name=name, **mark)
+        path = (*results.plan.summary_folder(name), MARK)
+        return cls._of(results.run.read_record(PartsRecord, *path), results, name)
+
+    @classmethod
+    def _of(cls, record: PartsRecord, results: Results, name: str) -> PartitionedSummary:
+        return cls(
+            results=results,
+            name=name,
+            shards=record.shards,
+            part_rows=record.part_rows,
+            group_rows=record.group_rows,
+            folder=record.folder,
+        )
 
     def steps(self) -> Iterator[tuple[str, list[str]]]:
         """Each step with the tasks that it has left; the tasks of one are known when it comes."""
@@ -191,7 +203,7 @@ class PartitionedSummary:
         if step in ("reduce", "edges", "take"):
             return self.parts
         if step == "decide":
-            return int(self._json("bins.json")["bins"])
+            return self.results.run.read_record(BinsRecord, *self._at("bins.json")).bins
         return 1 if step in ("cuts", "clusters") else len(self.groups)
 
     # What all ways share
@@ -329,9 +341,8 @@ class PartitionedSummary:
         bins[order] = np.maximum(np.cumsum(size[order]) - 1, 0) // self.part_rows
         found = np.unique(bins, return_inverse=True)[1][cluster]
         table = pa.table({"row": forest.row, "bin": found})
-        self.results.run.write_json(
-            {"bins": int(found.max(initial=-1)) + 1}, *self._at("bins.json")
-        )
+        bins_record = BinsRecord(bins=int(found.max(initial=-1)) + 1)
+        self.results.run.write_record(bins_record, *self._at("bins.json"))
         self._write("clusters", task, table, self._group_of(forest.row))
         return len(found)
 
@@ -380,9 +391,6 @@ class PartitionedSummary:
 
     def _at(self, *parts: str) -> tuple[str, ...]:
         return (*self.results.plan.summary_folder(self.name), self.folder, *parts)
-
-    def _json(self, name: str) -> Any:
-        return self.results.run.read_json(*self._at(name))
 
     def _write(self, step: str, task: int, table: pa.Table, to: Int64s) -> None:
         """Commit a table with row groups for each task of the next step that is sent rows."""

@@ -33,7 +33,17 @@ from pipeline.manifest.plan import Plan, revisions
 from pipeline.results import retries
 from pipeline.results.verdicts import Results
 from pipeline.storage.disk_errors import explain_disk_error
-from pipeline.storage.records import add_work
+from pipeline.storage.records import (
+    ExportRecord,
+    ExportStateRecord,
+    LayoutRecord,
+    ListRecord,
+    RunRecord,
+    StageRecord,
+    SummaryRecord,
+    add_work,
+    content_of,
+)
 from pipeline.storage.run import Run
 from stages import sources
 from stages.base import GlobalStage, Resources
@@ -68,7 +78,7 @@ class Runner:
         self.results = Results(self.run, self.plan)
         self.crew = WorkerPool(manifest, cluster, progress.say)
         self._dropped: set[tuple[str, ...]] = set()
-        self._list: dict[str, Any] = {}
+        self._list: ListRecord | None = None
 
     def record(self, names: Sequence[str] = (), first: str | None = None) -> None:
         """Write down what runs: the resolved manifest, versions and the machine.
@@ -87,35 +97,37 @@ class Runner:
             self._listed()
         if first not in (None, DownloadStage.name):
             self._require(str(first))
-        before = self.run.read_mark("run.json")
-        old = before.get("measurement", {})
+        before = self.run.find_record(RunRecord, "run.json", damaged_ok=True)
+        old = before.measurement if before else {}
         packages = ("ray", "torch", "transformers", "pyarrow", "img2dataset", "datasketch", "spacy")
-        record: Any = {
-            "manifest": dict(self.manifest.source),
-            "branch": self.manifest.branch,
-            "settings": {n: c.settings() for n, c in self.manifest.stages.items()},
-            "versions": {
+        settings = {name: _plain(c.settings()) for name, c in self.manifest.stages.items()}
+        record = RunRecord(
+            manifest=_plain(dict(self.manifest.source)),
+            branch=self.manifest.branch,
+            settings=settings,
+            versions={
                 "capfilt": metadata.version("capfilt"),
                 "python": platform.python_version(),
                 **{name: metadata.version(name) for name in packages},
             },
-            "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
-        }
-        record = _plain(record)
-        record["measurement"] = {
-            name: _plain(self.manifest.stages[name].measurement()) if name in names else old[name]
-            for name in self.plan.names
-            if name != ReviewStage.name
-            and not self.plan.trainings(self.manifest.stages[name])
-            and (name in names or _same(name, before, record))
-        }
-        for name, now in record["measurement"].items():
-            was, found = revisions(old.get(name, {})), revisions(now)
-            for role in sorted(role for role in was.keys() & found if was[role] != found[role]):
-                told = f"its {role} is not the one that has measured; rows are measured anew"
-                self.progress.say(f"{name:<10} {told}")
-        if before != record:
-            self.run.write_json(record, "run.json")
+            machine={"cpus": os.cpu_count(), "system": platform.platform()},
+            measurement={
+                name: _plain(self.manifest.stages[name].measurement())
+                if name in names
+                else old[name]
+                for name in self.plan.names
+                if name != ReviewStage.name
+                and not self.plan.trainings(self.manifest.stages[name])
+                and (name in names or (before and _is_current(name, before, settings)))
+            },
+        )
+        for name, measurement in record.measurement.items():
+            was, now = revisions(old.get(name, {})), revisions(measurement)
+            for role in sorted(role for role in was.keys() & now if was[role] != now[role]):
+                message = f"its {role} is not the one that has measured; rows are measured anew"
+                self.progress.say(f"{name:<10} {message}")
+        if before is None or content_of(before) != content_of(record):
+            self.run.write_record(record, "run.json")
 
     def stage(self, name: str) -> None:
         """Carry out one stage, or export, over the whole pool.
@@ -136,8 +148,8 @@ class Runner:
             self._export(name, shards, started)
             return
         is_measured = self._is_measured(name)
-        state = self._state(name)
-        work = state.get("work")
+        before = self._record(name)
+        work = before.work
         if not is_measured:
             missing = self._missing(name, shards)
             if name == DownloadStage.name and missing and self.run.names("annotations"):
@@ -146,20 +158,18 @@ class Runner:
         if isinstance(self.plan.stage(name), GlobalStage):
             self._summarize(name, shards)
         if not is_measured:
-            self.run.write_json(
-                {
-                    "stage": name,
-                    "fingerprint": self.plan.fingerprint(name),
-                    "settings": self.plan.stage(name).config.settings(),
-                    "measurement": self.plan.stage(name).config.measurement(),
-                    "complete_for": self._reached(name),
-                    "shards": len(shards),
-                    "work": work,
-                    "seconds": round(state.get("seconds", 0.0) + time.perf_counter() - started, 3),
-                },
-                *self.plan.folder(name),
-                "_stage.json",
+            config = self.plan.stage(name).config
+            record = StageRecord(
+                stage=name,
+                fingerprint=self.plan.fingerprint(name),
+                settings=_plain(config.settings()),
+                measurement=_plain(config.measurement()),
+                complete_for=self._reached(name),
+                shards=len(shards),
+                work=work,
+                seconds=round(before.seconds + time.perf_counter() - started, 3),
             )
+            self.run.write_record(record, *self.plan.folder(name), "_stage.json")
 
     def retry(self, reasons: Sequence[str]) -> None:
         """Download the rows of a finished pool anew that failed for one of some reasons.
@@ -191,8 +201,10 @@ class Runner:
         before = self.plan.before(name)
         return retries.pool_state(self.run, self.plan.decision(before[-1])) if before else "list"
 
-    def _state(self, name: str) -> dict[str, Any]:
-        return self.run.read_mark(*self.plan.folder(name), "_stage.json")
+    def _record(self, name: str) -> StageRecord:
+        """The record of a stage; an empty one before it is written."""
+        path = (*self.plan.folder(name), "_stage.json")
+        return self.run.find_record(StageRecord, *path, damaged_ok=True) or StageRecord()
 
     def is_complete(self, name: str) -> bool:
         """Whether a stage has measured every row that reaches it, and decided over all."""
@@ -204,11 +216,10 @@ class Runner:
 
     def _is_measured(self, name: str) -> bool:
         """Whether a stage has a file for every shard, made for the rows that reach it now."""
-        state = self._state(name)
-        if state.get("complete_for") != self._reached(name):
+        record = self._record(name)
+        if record.complete_for != self._reached(name):
             return False
-        shards = {f"{index:05d}" for index in range(state["shards"])}
-        return shards <= set(self.run.shards(*self.plan.folder(name)))
+        return set(record.shard_names) <= set(self.run.shards(*self.plan.folder(name)))
 
     def _require(self, name: str) -> None:
         """Refuse what the manifest has not, or what reads something that is not complete."""
@@ -225,14 +236,18 @@ class Runner:
                     f"`capfilt {earlier} MANIFEST` first, or `capfilt run MANIFEST`"
                 )
 
-    def _listed(self) -> dict[str, Any]:
-        """What the list was cut to, empty before that; a run of another list is refused."""
-        if self._list:
+    def _listed(self) -> ListRecord | None:
+        """The record of the list; None before it is cut.
+
+        Raises:
+            PoolMismatchError: The run was made from another list.
+        """
+        if self._list is not None:
             return self._list
         config: Any = self.manifest.stages[DownloadStage.name]
-        listed = self.run.read_json("list", "_list.json", default={})
-        if listed and listed["fingerprint"] != self.plan.fingerprint(DownloadStage.name):
-            old, new = listed["measurement"], _plain(config.measurement())
+        listed = self.run.find_record(ListRecord, "list", "_list.json")
+        if listed and listed.fingerprint != self.plan.fingerprint(DownloadStage.name):
+            old, new = listed.measurement, _plain(config.measurement())
             changed = [key for key in new if old.get(key) != new[key]] or ["version"]
             raise PoolMismatchError(
                 f"download: {self.run.root} holds a pool made with other settings ("
@@ -241,8 +256,11 @@ class Runner:
             )
         try:
             identity = _plain(sources.identity(config))
-            is_same = not listed or listed["identity"] == identity
-            is_same = is_same or listed["content"] == sources.content_digest(config)
+            is_same = (
+                listed is None
+                or listed.identity == identity
+                or listed.content == sources.content_digest(config)
+            )
         except (OSError, ValueError) as error:
             if not self._is_measured(DownloadStage.name):
                 raise
@@ -260,7 +278,7 @@ class Runner:
         """Cut the list into shards, once."""
         config: Any = self.manifest.stages[DownloadStage.name]
         if listed := self._listed():
-            return [f"{index:05d}" for index in range(listed["shards"])]
+            return listed.shard_names
         self.progress.say(f"reading {', '.join(map(str, config.sources))}")
         identity = sources.identity(config)
         rows = repeats = 0
@@ -272,20 +290,17 @@ class Runner:
             repeats += int(table["repeats"].to_numpy().sum())
             self.run.write_table(table, "list", f"{shards[-1]}.parquet")
             self._check_pool(shards[-1], table["uid"])
-        self.run.write_json(
-            {
-                "fingerprint": self.plan.fingerprint(DownloadStage.name),
-                "measurement": config.measurement(),
-                "identity": identity,
-                "content": sources.content_digest(config),
-                "rows": rows,
-                "repeats": repeats,
-                "shards": len(shards),
-                "notices": notices.lines(),
-            },
-            "list",
-            "_list.json",
+        record = ListRecord(
+            fingerprint=self.plan.fingerprint(DownloadStage.name),
+            measurement=_plain(config.measurement()),
+            identity=_plain(identity),
+            content=sources.content_digest(config),
+            rows=rows,
+            repeats=repeats,
+            shards=len(shards),
+            notices=notices.lines(),
         )
+        self.run.write_record(record, "list", "_list.json")
         return shards
 
     def _check_pool(self, shard: str, uids: Any) -> None:
@@ -324,27 +339,27 @@ class Runner:
             for step, left in parts.steps():
                 self._map(name, left, title=f"{name} {step}")
             seconds = time.perf_counter() - started
-            result = {"rows": parts.rows(), "seconds": seconds, "parts": parts.parts}
+            result = SummaryRecord(rows=parts.rows(), seconds=seconds, parts=parts.parts)
         else:
             config = self.manifest.stages[name]
             memory = _less_memory(name, config)
             duty = StageTask(name=name, resources=config.resources, memory=memory)
             try:
-                result = self.crew.ask(duty, "summarize", name, shards)
+                result = SummaryRecord(**self.crew.ask(duty, "summarize", name, shards))
             except WorkerPoolError as error:
                 raise StageError(str(error)) from None
             except RayError as error:
                 message, cause = self.told(f"{name}-summary", error), _cause(error)
                 raise StageError(f"{name}: its summary failed: {message}", cause) from cause
-        mark = {**result, "reached": reached, "shards": len(shards)}
-        self.run.write_json(mark, *folder, "_summary.json")
+        record = result.model_copy(update={"reached": reached, "shards": len(shards)})
+        self.run.write_record(record, *folder, "_summary.json")
         if parts:
             parts.remove()
 
     def _is_summarized(self, name: str) -> bool:
         folder = self.plan.summary_folder(name)
-        mark = self.run.read_mark(*folder, "_summary.json")
-        if mark.get("reached") != self._reached(name):
+        record = self.run.find_record(SummaryRecord, *folder, "_summary.json", damaged_ok=True)
+        if record is None or record.reached != self._reached(name):
             return False
         return set(self.run.shards("pool")) <= set(self.run.shards(*folder))
 
@@ -355,47 +370,37 @@ class Runner:
         stage, folder = self.plan.export(name), self.plan.folder(name)
         key = retries.pool_state(self.run, self.plan.decision(name))
         mark, whole = (*folder, "_export.json"), (*folder, "manifest.json")
-        if self.run.read_mark(*mark).get("decision") != key:
+        state = self.run.find_record(ExportStateRecord, *mark, damaged_ok=True)
+        if state is None or state.decision != key:
             for sign in ("manifest.json", "_export.json", export_writer.LAYOUT):  # they go first
                 self.run.remove(*folder, sign)
             self.run.remove(*folder)
-        elif self.run.read_json(*whole, default={}):  # a damaged one is told, and made anew
+        elif self.run.find_record(ExportRecord, *whole):
             if self.run.exists(*folder, export_writer.LAYOUT):
                 export_writer.tidy(self.run, folder)
             return
-        self.run.write_json({"decision": key}, *mark)
+        self.run.write_record(ExportStateRecord(decision=key), *mark)
         if not self.run.exists(*folder, export_writer.LAYOUT):
             counts = {
                 result["shard"]: result["images"]
                 for result in self._map(name, shards, title="counting")
             }
             images = {split: [counts[shard][split] for shard in shards] for split in SPLITS}
-            self.run.write_json(
-                {"decision": key, "shards": shards, "images": images}, *folder, export_writer.LAYOUT
-            )
+            record = LayoutRecord(decision=key, shards=shards, images=images)
+            self.run.write_record(record, *folder, export_writer.LAYOUT)
         work = add_work(None, self._map(name, shards))
         layout = export_writer.Layout.read(self.run, folder, stage.config.shard_size)
         parts = [*layout.all, *export_writer.write_human(self.run, folder, stage, key)]
-        manifest = {
-            "name": self.manifest.name,
-            "decision": key,
-            **export_writer.finish(self.run, folder, stage, parts),
-        }
+        export = export_writer.finish(self.run, folder, stage, parts, self.manifest.name, key)
         if stage.config.documents is not None:
-            manifest["documents"] = documents_writer.write(self.results, name, shards)
-        text = dataset_card.text(self.results, name, manifest)
+            export.documents = documents_writer.write(self.results, name, shards)
+        text = dataset_card.text(self.results, name, export)
         self.run.write(text.encode(), *folder, "README.md")
-        manifest["card"] = self.run.sha256(*folder, "README.md")
-        self.run.write_json(manifest, *whole)
+        export.card = self.run.sha256(*folder, "README.md")
+        self.run.write_record(export, *whole)
         export_writer.tidy(self.run, folder)
-        self.run.write_json(
-            {
-                "decision": key,
-                "work": work,
-                "seconds": round(time.perf_counter() - started, 3),
-            },
-            *mark,
-        )
+        seconds = round(time.perf_counter() - started, 3)
+        self.run.write_record(ExportStateRecord(decision=key, work=work, seconds=seconds), *mark)
 
     def drop(self, damage: DamagedError) -> bool:
         """Remove a damaged file that `stage` then makes anew just as it was.
@@ -502,10 +507,9 @@ def _failure(name: str, failed: Mapping[str, str], number: int) -> str:
     )
 
 
-def _same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether what is recorded of a stage's measurement is of the settings that it has now."""
-    is_known = name in before.get("measurement", {})
-    return is_known and before["settings"].get(name) == now["settings"].get(name)
+def _is_current(name: str, record: RunRecord, settings: Mapping[str, Any]) -> bool:
+    """Whether the recorded measurement of a stage was taken with the settings it has now."""
+    return name in record.measurement and record.settings.get(name) == settings.get(name)
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import signal
 import threading
 import time
@@ -25,6 +26,7 @@ from pipeline.manifest.manifest import REVIEWS, Manifest
 from pipeline.manifest.train_config import start_of
 from pipeline.results.funnel import funnel
 from pipeline.results.verdicts import Results
+from pipeline.storage.records import Evaluation, EvaluationRecord, TruthRecord
 from pipeline.storage.run import Run
 from pipeline.training.data import state_of
 from pipeline.training.job import TrainingJob
@@ -312,14 +314,16 @@ class Session:
         if wanted is None:
             return
         run = self.runner.run
-        found = run.read_mark(EVALUATION)
+        record = run.find_record(EvaluationRecord, EVALUATION, damaged_ok=True)
+        models = record.root if record else {}
         test = state_of(wanted.data)
         for name, model in self.manifest.evaluated.items():
             identity = digest([self._weights(model), test])
-            if found.get(name, {}).get("model") != identity:
+            if name not in models or models[name].model != identity:
                 self.progress.say(f"evaluate   {name}")
-                found[name] = {"model": identity, "metrics": evaluate(model, wanted.data)}
-                run.write_json(found, EVALUATION)
+                metrics = json.loads(json.dumps(evaluate(model, wanted.data)))
+                models[name] = Evaluation(model=identity, metrics=metrics)
+                run.write_record(EvaluationRecord(models), EVALUATION)
 
     def _weights(self, model: str) -> str | list[str]:
         """What changes with the weights of a model; of one of the hub, its name."""
@@ -349,7 +353,7 @@ def write_report(results: Results) -> str:
     from pipeline.report import build
 
     run = results.run
-    evaluation = run.read_json(EVALUATION, default={})
-    truth = run.read_json("truth.json", default={"stages": []})
+    evaluation = run.find_record(EvaluationRecord, EVALUATION)
+    truth = run.find_record(TruthRecord, "truth.json")
     build.write(results, funnel(results), evaluation=evaluation, truth=truth)
     return run.url("report", "index.html")

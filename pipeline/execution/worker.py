@@ -418,10 +418,14 @@ class Worker:
             table = pa.concat_tables(
                 stage.slice(pairs(one), part.split, start, stop) for one, start, stop in slices
             )
-            told = export_writer.write(self.run, folder, stage.format, part, table, layout.decision)
+            shard_written = export_writer.write(
+                self.run, folder, stage.format, part, table, layout.decision
+            )
             expected = sum(stop - start for _, start, stop in slices)
-            if told["images"] != expected:
-                raise ConservationError(f"{name}: wrote {told['images']} images for {expected}")
+            if shard_written.images != expected:
+                raise ConservationError(
+                    f"{name}: wrote {shard_written.images} images for {expected}"
+                )
             images += expected
         return {"rows": images, "reasons": {}}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report.figures import Figure
@@ -10,31 +9,32 @@ from pipeline.report.layout import environment, policy
 from pipeline.report.plots import intervals
 from pipeline.results.tables import interval
 from pipeline.storage.checksum import with_checksum_page
+from pipeline.storage.records import AblationRecord, AblationTable
 from pipeline.storage.run import Run
 
 __all__ = ["markdown", "tables", "write"]
 
 
-def write(folder: str, found: Mapping[str, Any]) -> str:
+def write(folder: str, record: AblationRecord) -> str:
     """Write report/index.html, ablation.md and ablation.json under a folder.
 
     Args:
-        folder: That of the ablation.
-        found: What `pipeline.demo.ablation.collect` gave.
+        folder: The folder of the ablation.
+        record: Its tables.
 
     Returns:
         The path of the page.
     """
     run = Run(folder)
-    run.write_json(found, "report", "ablation.json")
-    run.write(markdown(found).encode(), "report", "ablation.md")
+    run.write_record(record, "report", "ablation.json")
+    run.write(markdown(record).encode(), "report", "ablation.md")
     page = (
         environment()
         .get_template("ablation.html.j2")
         .render(
-            name=found["name"],
-            seeds=found["seeds"],
-            tables=tables(found),
+            name=record.name,
+            seeds=record.seeds,
+            tables=tables(record),
             **policy(),
         )
     )
@@ -42,59 +42,58 @@ def write(folder: str, found: Mapping[str, Any]) -> str:
     return run.url("report", "index.html")
 
 
-def tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tables of what `pipeline.demo.ablation.collect` gave, as the templates show them."""
-    return [_table(table) for table in found["tables"]]
+def tables(record: AblationRecord) -> list[dict[str, Any]]:
+    """The tables of an ablation as the templates show them."""
+    return [_table(table) for table in record.tables]
 
 
-def _table(table: Mapping[str, Any]) -> dict[str, Any]:
-    metrics = list(table["rows"][0]["metrics"])
+def _table(table: AblationTable) -> dict[str, Any]:
+    metrics = list(table.rows[0].metrics)
     figures = []
     for metric in metrics:
         rows = []
-        for row in table["rows"]:
-            known, whole = row["metrics"][metric]["values"], row["metrics"][metric]["estimate"]
-            if whole is not None:
-                values = [value for value in known if value is not None]
-                rows.append((row["label"], whole["mean"], whole["low"], whole["high"], values))
+        for row in table.rows:
+            if (estimate := row.metrics[metric].estimate) is not None:
+                values = [value for value in row.metrics[metric].values if value is not None]
+                rows.append((row.label, estimate.mean, estimate.low, estimate.high, values))
         if rows:
-            told = "; ".join(f"{label} {mean:.3f}" for label, mean, *_ in rows)
-            label = f"{metric} of {table['title']}: {told}"
+            means = "; ".join(f"{label} {mean:.3f}" for label, mean, *_ in rows)
+            label = f"{metric} of {table.title}: {means}"
             figures.append(Figure(title=metric, plot=intervals(rows, x_label=metric, label=label)))
     return {
-        "title": table["title"],
+        "title": table.title,
         "metrics": metrics,
         "rows": list(_lines(table)),
         "figures": figures,
     }
 
 
-def _lines(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _lines(table: AblationTable) -> list[dict[str, Any]]:
     """The rows, then the differences to the first."""
-    first, *others = table["rows"]
+    first, *others = table.rows
     lines = [
         {
-            "label": row["label"],
-            "cells": [interval(metric["estimate"]) for metric in row["metrics"].values()],
+            "label": row.label,
+            "cells": [interval(metric.estimate) for metric in row.metrics.values()],
         }
-        for row in table["rows"]
+        for row in table.rows
     ]
     lines += [
         {
-            "label": f"{row['label']} against {first['label']}",
-            "cells": [interval(metric["difference"], "+") for metric in row["metrics"].values()],
+            "label": f"{row.label} against {first.label}",
+            "cells": [interval(metric.difference, "+") for metric in row.metrics.values()],
         }
         for row in others
     ]
     return lines
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(record: AblationRecord) -> str:
     """The tables in Markdown."""
     parts = []
-    for table in found["tables"]:
-        metrics = list(table["rows"][0]["metrics"])
-        parts += [f"### {table['title']}", "", f"| | {' | '.join(metrics)} |"]
+    for table in record.tables:
+        metrics = list(table.rows[0].metrics)
+        parts += [f"### {table.title}", "", f"| | {' | '.join(metrics)} |"]
         parts.append("| --- |" + " ---: |" * len(metrics))
         parts += [f"| {line['label']} | {' | '.join(line['cells'])} |" for line in _lines(table)]
         parts.append("")

@@ -30,6 +30,15 @@ from pipeline.results.sampling import Place, Smallest
 from pipeline.results.verdicts import Results
 from pipeline.review import agreement
 from pipeline.storage.checksum import with_checksum_page
+from pipeline.storage.records import (
+    AblationRecord,
+    Evaluation,
+    EvaluationRecord,
+    ExportRecord,
+    RunRecord,
+    TruthRecord,
+    content_of,
+)
 from pipeline.storage.run import ABLATION, Run
 from stages.clean import CleanStage
 from stages.export import ExportStage
@@ -54,31 +63,31 @@ def write(
     results: Results,
     funnel: Mapping[str, Any],
     *,
-    evaluation: Mapping[str, Any] | None = None,
-    truth: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    evaluation: EvaluationRecord | None = None,
+    truth: TruthRecord | None = None,
 ) -> None:
     """Write the report of a run, finished or not.
 
     Args:
         results: The results of the run.
         funnel: What `pipeline.results.funnel.funnel` says of it.
-        evaluation: The metrics of each model, by its name.
-        truth: Where the truth is known, how right each stage was, a mapping with `stage` for each;
-            or these under `stages`, beside shares of the whole.
+        evaluation: The evaluation of each model; None if none is evaluated.
+        truth: How right each stage was; None if the truth is not known.
     """
     run, plan = results.run, results.plan
     names = measured_by(plan, funnel)
     found = survey(results, names)
     training = lines_of(run, "metrics.jsonl", "step")
-    facts = facts_of(results, funnel, found, evaluation or {})
+    facts = facts_of(results, funnel, found, evaluation)
     facts["review"] = agreement.of_run(results)
-    facts["truth"] = dict(truth) if isinstance(truth, Mapping) else {"stages": list(truth or ())}
+    facts["truth"] = content_of(truth or TruthRecord(stages=[]))
     facts["training"] = {model: dict(_numbers(lines[-1])) for model, lines in training.items()}
     facts["samples"] = _samples(run)
-    facts["ablation"] = run.read_mark(ABLATION)
+    ablation = run.find_record(AblationRecord, ABLATION, damaged_ok=True)
+    facts["ablation"] = content_of(ablation) if ablation else {}
     facts["notes"] = [dataclasses.asdict(note) for note in health.notes(facts)]
-    record = run.read_json("run.json", default={})
-    page = render(facts, plan, _gallery(results, names, found), training, record)
+    record = run.find_record(RunRecord, "run.json")
+    page = render(facts, plan, _gallery(results, names, found), training, record, ablation)
     run.write_json(facts, "report", "report.json")
     run.write(with_checksum_page(page), "report", "index.html")
 
@@ -93,13 +102,14 @@ def facts_of(
     results: Results,
     funnel: Mapping[str, Any],
     found: Survey,
-    evaluation: Mapping[str, Any],
+    evaluation: EvaluationRecord | None,
 ) -> dict[str, Any]:
     """What report.json holds, truth and training left out; arguments as of `write`."""
     run, plan = results.run, results.plan
     states = {stage["name"]: stage["state"] for stage in funnel["stages"]}
     is_exported = states.get(ExportStage.name) == "done"
-    exported = run.read_json("curated", "manifest.json") if is_exported else None
+    exported = run.read_record(ExportRecord, "curated", "manifest.json") if is_exported else None
+    models = evaluation.root if evaluation else {}
     config = plan.manifest.stages.get(FilterStage.name)
     thresholds: dict[str, float | None] = {"itm": None, "clip": None}
     if isinstance(config, FilterConfig):
@@ -112,11 +122,11 @@ def facts_of(
         "input": {"rows": found.rows, "repeats": found.repeats, "captions": found.web.found},
         "output": {
             "rows": found.kept,
-            "images": exported["images"] if exported else None,
+            "images": exported.images if exported else None,
             "pairs": {
-                source: exported["pairs"][source]
+                source: exported.pairs[source]
                 for source in ("web", "synthetic", "human")
-                if source in exported["pairs"]
+                if source in exported.pairs
             }
             if exported
             else None,
@@ -149,8 +159,8 @@ def facts_of(
         "shared_captions": _shared(found),
         "phrases": _phrases(found),
         "models": _models(plan),
-        "evaluation": _metrics(plan, evaluation),
-        "intervals": _intervals(evaluation),
+        "evaluation": _metrics(plan, models),
+        "intervals": _intervals(models),
         "rounds": _rounds(results),
     }
 
@@ -341,26 +351,24 @@ def _rows(
     )
 
 
-def _metrics(plan: Plan, evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def _metrics(plan: Plan, models: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
     """The numbers of each model in the order of the manifest, nested names joined by a space."""
     order = list(plan.manifest.evaluated)
     found = {}
     for model, entry in sorted(
-        evaluation.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1
+        models.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1
     ):
-        values = entry.get("metrics", entry) if isinstance(entry, Mapping) else {}
-        found[model] = {
-            name: value for name, value in _numbers(values) if not name.startswith("intervals ")
-        }
+        numbers = _numbers(entry.metrics)
+        found[model] = {n: value for n, value in numbers if not n.startswith("intervals ")}
     return {model: values for model, values in found.items() if values}
 
 
-def _intervals(evaluation: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+def _intervals(models: Mapping[str, Evaluation]) -> dict[str, dict[str, list[float]]]:
     """The two ends of the interval of each metric of each model, where it was given."""
     return {
-        model: dict(_leaves(entry["metrics"]["intervals"]))
-        for model, entry in evaluation.items()
-        if isinstance(entry, Mapping) and "intervals" in entry.get("metrics", {})
+        model: dict(_leaves(entry.metrics["intervals"]))
+        for model, entry in models.items()
+        if "intervals" in entry.metrics
     }
 
 
@@ -436,15 +444,16 @@ def compare_rounds(root: str) -> list[dict[str, Any]]:
     while True:
         number = len(found) + 1
         run = Run(root, branch(number))
-        exported = run.read_json("curated", "manifest.json", default={})
-        if not exported:
+        exported = run.find_record(ExportRecord, "curated", "manifest.json")
+        if exported is None:
             return found
-        evaluation = run.read_json("evaluation.json", default={})
+        evaluation = run.find_record(EvaluationRecord, "evaluation.json")
+        models = evaluation.root if evaluation else {}
         found.append(
             {
                 "round": number,
-                "images": exported["images"],
-                "pairs": exported["pairs"],
-                "evaluation": {name: entry["metrics"] for name, entry in evaluation.items()},
+                "images": exported.images,
+                "pairs": exported.pairs,
+                "evaluation": {name: entry.metrics for name, entry in models.items()},
             }
         )

@@ -28,6 +28,7 @@ from pipeline.results.sampling import Place, ranks_of
 from pipeline.results.tables import flat
 from pipeline.results.verdicts import Judgement, Mask, Results
 from pipeline.storage.checksum import with_checksum_json, with_checksum_page
+from pipeline.storage.records import EvaluationRecord, RunRecord
 from stages.filter import FilterStage
 
 __all__ = ["write"]
@@ -167,7 +168,7 @@ def write(before: Results, after: Results, out: str | None = None) -> tuple[str,
 def _side(results: Results) -> Side:
     counts = funnel(results)
     names = measured_by(results.plan, counts)
-    evaluation = results.run.read_json("evaluation.json", default={})
+    evaluation = results.run.find_record(EvaluationRecord, "evaluation.json")
     facts = facts_of(results, counts, survey(results, names), evaluation)
     fates, verdicts = _fates(results, names)
     return Side(results=results, names=names, facts=facts, fates=fates, verdicts=verdicts)
@@ -303,8 +304,9 @@ def _settings(side: Side) -> dict[str, Any]:
         found.update(flat(dataclasses.asdict(training), f"train.{name}"))
     for row in side.facts["models"]:
         found[f"{row['stage']}.revision of {row['model']}"] = row["revision"]
-    record = side.results.run.read_json("run.json", default={})
-    found.update(flat({key: record.get(key, {}) for key in ("versions", "machine")}))
+    record = side.results.run.find_record(RunRecord, "run.json")
+    if record is not None:
+        found.update(flat({"versions": record.versions, "machine": record.machine}))
     root = manifest.run.rstrip("/")
     return {key.replace(root, "RUN"): _told(value, root) for key, value in found.items()}
 

@@ -15,6 +15,7 @@ from pipeline.report.examples import Example
 from pipeline.report.health import PAPER
 from pipeline.report.layout import environment, metric, policy
 from pipeline.report.survey import CELLS
+from pipeline.storage.records import AblationRecord, RunRecord, content_of
 
 __all__ = ["Gallery", "Rows", "render"]
 
@@ -88,17 +89,20 @@ def render(
     plan: Plan,
     gallery: Gallery,
     training: Mapping[str, Sequence[Mapping[str, float]]],
-    record: Mapping[str, Any],
+    record: RunRecord | None,
+    ablation: AblationRecord | None = None,
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
         facts: The content of report.json.
         plan: The plan of the run.
         gallery: The rows to show.
         training: The lines of metrics.jsonl of each model.
-        record: The content of run.json.
+        record: The run.json of the run; None if it has none.
+        ablation: The ablation that the run is part of; None if it is part of none.
     """
+    record = record or RunRecord(manifest={})
     page = (
         environment()
         .get_template("index.html.j2")
@@ -116,7 +120,7 @@ def render(
             images=figures.images(facts),
             phrases=figures.phrases(facts),
             curves=figures.losses(training),
-            ablation=tables(facts["ablation"]) if facts["ablation"] else [],
+            ablation=tables(ablation) if ablation else [],
             metrics=_columns(facts["evaluation"].values()),
             best=_best(facts["evaluation"]),
             round_facts=[name for name in _columns(facts["rounds"]) if name != "round"],
@@ -124,9 +128,9 @@ def render(
             truths=TRUTHS,
             headlines=_headlines(facts),
             seed=plan.manifest.seed,
-            record=json.dumps(record, indent=2, ensure_ascii=False, default=str),
-            versions=record.get("versions", {}),
-            machine=record.get("machine", {}),
+            record=json.dumps(content_of(record), indent=2, ensure_ascii=False, default=str),
+            versions=record.versions,
+            machine=record.machine,
         )
     )
     return page.strip() + "\n"

@@ -8,6 +8,7 @@ from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
 from pipeline.results.markdown import code, front_matter, yaml_block
 from pipeline.results.verdicts import Results
+from pipeline.storage.records import ExportRecord
 from stages.caption import CaptionStage
 from stages.download import DownloadStage
 from stages.export import ExportStage
@@ -19,7 +20,7 @@ __all__ = ["text"]
 _SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M"}
 
 
-def text(results: Results, name: str, manifest: dict[str, Any]) -> str:
+def text(results: Results, name: str, record: ExportRecord) -> str:
     """Write a card with front matter that Hugging Face reads.
 
     It has the counts, the format, the funnel, the rights and how to rebuild the data set.
@@ -27,11 +28,11 @@ def text(results: Results, name: str, manifest: dict[str, Any]) -> str:
     Args:
         results: The results of the run.
         name: The export.
-        manifest: What its manifest.json will hold.
+        record: Its manifest.json.
     """
     plan = results.plan
     export = plan.export(name)
-    pairs, splits = manifest["pairs"], manifest["splits"]
+    pairs, splits = record.pairs, record.splits
     front: dict[str, Any] = {
         "license": "other",
         "task_categories": ["image-to-text", "text-to-image"],
@@ -44,14 +45,14 @@ def text(results: Results, name: str, manifest: dict[str, Any]) -> str:
         front["configs"] = [{"config_name": "default", "data_files": files}]
     lines = [
         *front_matter(front),
-        f"# {manifest['name']}",
+        f"# {record.name}",
         "",
-        f"{sum(pairs.values()):,} image-text pairs over {manifest['images']:,} images: "
+        f"{sum(pairs.values()):,} image-text pairs over {record.images:,} images: "
         + ", ".join(f"{pairs[source]:,} {source}" for source in sorted(pairs))
         + ". Curated with capfilt after CapFilt (BLIP, arXiv 2201.12086).",
         "",
         *_table("split", "images", splits),
-        *_table("source", "pairs", manifest["sources"]),
+        *_table("source", "pairs", record.sources),
         f"## {export.config.format}",
         "",
         _about(export.format),
@@ -63,7 +64,7 @@ def text(results: Results, name: str, manifest: dict[str, Any]) -> str:
         f"`{_command(plan, name)}` with",
         "",
         *yaml_block(plan.manifest.source),
-        f"Decision fingerprint `{manifest['decision']}`; `manifest.json` holds the SHA-256 of "
+        f"Decision fingerprint `{record.decision}`; `manifest.json` holds the SHA-256 of "
         "every shard, `capfilt verify` checks them.",
         "",
     ]

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.results import retries
 from pipeline.results.verdicts import Results
 from pipeline.storage import lock
+from pipeline.storage.records import ExportRecord, ExportStateRecord, ListRecord, StageRecord
 from pipeline.storage.run import Run
 from stages.download import DownloadStage
 from stages.export import ExportStage
@@ -37,7 +38,7 @@ def funnel(results: Results) -> dict[str, Any]:
         of human pairs have to say, a line each.
     """
     run, plan = results.run, results.plan
-    listed = run.read_json("list", "_list.json", default={})
+    listed = run.find_record(ListRecord, "list", "_list.json")
     ready = _ready(results)
     counts = results.count(ready, run.shards("pool"))
     for name in plan.names[len(ready) :]:
@@ -46,13 +47,15 @@ def funnel(results: Results) -> dict[str, Any]:
     stages = []
     for name, total in counts.items():
         if name == DownloadStage.name and listed:
-            missing = max(listed["rows"] - total["rows"], 0)  # shards may have been added
+            missing = max(listed.rows - total["rows"], 0)  # shards may have been added
             total["rows"] += missing
             total["not_measured"] += missing
         measured = total["rows"] - total["not_measured"]
-        seconds = 0.0
+        record = None
         if name in ready:
-            seconds = run.read_mark(*plan.folder(name), "_stage.json").get("seconds", 0.0)
+            path = (*plan.folder(name), "_stage.json")
+            record = run.find_record(StageRecord, *path, damaged_ok=True)
+        seconds = record.seconds if record else 0.0
         if total["not_measured"] == 0 and seconds:
             state = "done"
         else:
@@ -60,8 +63,8 @@ def funnel(results: Results) -> dict[str, Any]:
         stages.append({"name": name, "state": state, **total, "seconds": seconds})
     result: dict[str, Any] = {"run": run.root, "name": plan.manifest.name, "stages": stages}
     if listed:
-        result["list"] = {"rows": listed["rows"] + listed["repeats"], "repeats": listed["repeats"]}
-        result["notices"] = listed.get("notices", [])
+        result["list"] = {"rows": listed.rows + listed.repeats, "repeats": listed.repeats}
+        result["notices"] = listed.notices
     if ExportStage.name in plan.manifest.stages:
         row, notices = _export(results, ready, stages[-1] if stages else None)
         stages.append(row)
@@ -104,11 +107,11 @@ def _export(
     }
     if len(ready) < len(plan.names):
         return row, []
-    manifest = run.read_json("curated", "manifest.json", default={})
+    export = run.find_record(ExportRecord, "curated", "manifest.json")
     decision = plan.decision(ExportStage.name)
-    if not manifest or manifest["decision"] != retries.pool_state(run, decision):
+    if export is None or export.decision != retries.pool_state(run, decision):
         return row, []
-    seconds = run.read_mark("curated", "_export.json").get("seconds", 0.0)
-    row |= {"state": "done", "kept": rows, "not_measured": 0, "seconds": seconds}
-    row["pairs"] = manifest["pairs"]
-    return row, manifest.get("notices", [])
+    state = run.find_record(ExportStateRecord, "curated", "_export.json", damaged_ok=True)
+    row |= {"state": "done", "kept": rows, "not_measured": 0, "pairs": export.pairs}
+    row["seconds"] = state.seconds if state else 0.0
+    return row, export.notices

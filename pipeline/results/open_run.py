@@ -9,6 +9,7 @@ from pipeline.manifest.manifest import REVIEWS, Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.manifest.validation import did_you_mean
 from pipeline.results.verdicts import Results
+from pipeline.storage.records import RunRecord
 from pipeline.storage.run import Run
 
 __all__ = ["open_plan", "open_results"]
@@ -34,9 +35,9 @@ def open_plan(run: Run) -> Plan:
             f"{run.root}: no run there"
             + (_other_runs(run) or f"; `capfilt run MANIFEST --run {run.root}` makes one")
         )
-    record = run.read_json("run.json")
-    content = {**record["manifest"], "run": run.root}
-    recorded = {what: record.get(what, {}) for what in ("settings", "measurement")}
+    record = run.read_record(RunRecord, "run.json")
+    content = {**record.manifest, "run": run.root}
+    recorded = {"settings": record.settings, "measurement": record.measurement}
     path, has_reviews = run.url("run.json"), run.exists(REVIEWS)
     return Plan(Manifest.parse(content, path, run.branch, has_reviews=has_reviews), recorded)
 

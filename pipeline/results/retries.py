@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.manifest.validation import did_you_mean
+from pipeline.storage.records import RetriesRecord
 from pipeline.storage.run import Run
 from stages.base import digest
 from stages.download import DownloadStage
@@ -50,13 +51,12 @@ def due(run: Run, reasons: Sequence[str]) -> dict[str, int]:
 
 def retrying(run: Run, reasons: Sequence[str], rows: int) -> None:
     """Record a retry before its first row, so that no result of the old pool passes for whole."""
-    retry = {"reasons": list(reasons), "rows": rows}
-    run.write_json({"retries": [*_retries(run), retry]}, *_RETRIES)
+    _add(run, {"reasons": list(reasons), "rows": rows})
 
 
 def replacing(run: Run, shards: Sequence[str]) -> None:
     """Record that shards which later stages have measured are downloaded anew, before the first."""
-    run.write_json({"retries": [*_retries(run), {"shards": list(shards)}]}, *_RETRIES)
+    _add(run, {"shards": list(shards)})
 
 
 def forget_retries(run: Run, shard: str) -> None:
@@ -66,7 +66,12 @@ def forget_retries(run: Run, shard: str) -> None:
 
 
 def _retries(run: Run) -> list[Any]:
-    return list(run.read_json(*_RETRIES, default={}).get("retries", ()))
+    record = run.find_record(RetriesRecord, *_RETRIES)
+    return record.retries if record else []
+
+
+def _add(run: Run, retry: dict[str, Any]) -> None:
+    run.write_record(RetriesRecord(retries=[*_retries(run), retry]), *_RETRIES)
 
 
 def recovered(old: pa.Table, positions: npt.NDArray[np.int64], new: pa.Table) -> pa.Table:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.results.sample import SampleHistory, StageVerdict
+from pipeline.storage.records import AblationRecord, Estimate
 
 __all__ = [
     "ablation_tables",
@@ -188,20 +189,20 @@ def _styled(word: str) -> Text:
     return Text(word, STYLES.get(word, ""))
 
 
-def ablation_tables(found: dict[str, Any]) -> Iterator[Table]:
-    """The tables of `pipeline.demo.ablation.collect` for the terminal."""
-    for entry in found["tables"]:
-        table = Table(title=cell(entry["title"]), title_justify="left")
+def ablation_tables(record: AblationRecord) -> Iterator[Table]:
+    """The tables of an ablation for the terminal."""
+    for entry in record.tables:
+        table = Table(title=cell(entry.title), title_justify="left")
         table.add_column("")
-        for name in entry["rows"][0]["metrics"]:
+        first, *others = entry.rows
+        for name in first.metrics:
             table.add_column(cell(name), justify="right")
-        for row in entry["rows"]:
-            cells = (interval(metric["estimate"]) for metric in row["metrics"].values())
-            table.add_row(cell(row["label"]), *cells)
-        for row in entry["rows"][1:]:
-            cells = (interval(metric["difference"], "+") for metric in row["metrics"].values())
-            label = f"{row['label']} against {entry['rows'][0]['label']}"
-            table.add_row(cell(label), *cells)
+        for row in entry.rows:
+            cells = (interval(metric.estimate) for metric in row.metrics.values())
+            table.add_row(cell(row.label), *cells)
+        for row in others:
+            cells = (interval(metric.difference, "+") for metric in row.metrics.values())
+            table.add_row(cell(f"{row.label} against {first.label}"), *cells)
         yield table
 
 
@@ -221,15 +222,18 @@ def agreement_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def interval(estimate: dict[str, Any] | None, sign: str = "") -> str:
-    """A mean with its interval; three decimals at most."""
+def interval(estimate: Estimate | None, sign: str = "") -> str:
+    """A mean with its interval, in three decimals.
+
+    Args:
+        estimate: The mean and its interval.
+        sign: `+` writes a plus before positive numbers.
+    """
     if estimate is None:
         return "-"
-    if estimate["low"] is None:
-        return f"{estimate['mean']:{sign}.3f}"
-    return (
-        f"{estimate['mean']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
-    )
+    if estimate.low is None:
+        return f"{estimate.mean:{sign}.3f}"
+    return f"{estimate.mean:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:

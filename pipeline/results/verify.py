@@ -6,7 +6,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,14 @@ from pipeline.results.funnel import funnel
 from pipeline.results.open_run import open_results
 from pipeline.results.verdicts import Results
 from pipeline.storage.checksum import CHANGED
+from pipeline.storage.records import (
+    ExportRecord,
+    ListRecord,
+    ModelRecord,
+    ShardedRecord,
+    StageRecord,
+    SummaryRecord,
+)
 from pipeline.storage.run import ABLATION, OWN, Run
 from stages.base import GlobalStage
 from stages.review import read_decisions
@@ -35,6 +43,8 @@ from stages.schema import POOL
 __all__ = ["verify"]
 
 UID = "^[0-9a-f]{32}$"
+
+R = TypeVar("R", bound=ShardedRecord)
 
 
 def verify(run: Run) -> Iterator[CapfiltError]:
@@ -144,7 +154,7 @@ def _file(run: Run, *parts: str) -> Iterator[CapfiltError]:
             if parts[0] == "pool" and _fields(schema) != _fields(POOL):
                 raise run.damaged("its columns are not those of a pool", *parts)
         elif name.endswith(".json"):
-            run.read_json(*parts)
+            run.check_json(*parts)
         elif name.endswith(".html"):
             run.check_page(*parts)
         elif name.endswith(".jsonl"):
@@ -158,20 +168,18 @@ def _file(run: Run, *parts: str) -> Iterator[CapfiltError]:
         yield run.damaged(error, *parts)
 
 
-def _mark(run: Run, *parts: str) -> dict[str, Any]:
-    """A mark; empty where it is absent, damaged or unreadable, which `_file` reports."""
+def _record(run: Run, kind: type[R], *parts: str) -> R | None:
+    """A record; None if it is absent, damaged or unreadable, which `_file` reports."""
     try:
-        return run.read_mark(*parts)
+        return run.find_record(kind, *parts, damaged_ok=True)
     except OSError:
-        return {}
+        return None
 
 
 def _listed(run: Run) -> list[str]:
-    """The shards of the list, as its mark says; without a mark, the files that are there."""
-    mark = _mark(run, "list", "_list.json")
-    if "shards" in mark:
-        return [f"{index:05d}" for index in range(mark["shards"])]
-    return run.shards("list")
+    """The shards of the list as its record says; without a record, the files that are there."""
+    record = _record(run, ListRecord, "list", "_list.json")
+    return run.shards("list") if record is None else record.shard_names
 
 
 def _fields(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
@@ -180,7 +188,7 @@ def _fields(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
 
 def _rows(run: Run, shards: Sequence[str], listed: Sequence[str]) -> Iterator[CapfiltError]:
     """Rows of the pool that are not those of the list, and uids that occur more than once."""
-    mark, there = _mark(run, "list", "_list.json"), set(run.shards("list"))
+    record, there = _record(run, ListRecord, "list", "_list.json"), set(run.shards("list"))
     expected = set(listed)
     for shard in sorted(expected ^ there):
         yield run.damaged("it does not go with _list.json", "list", f"{shard}.parquet")
@@ -209,10 +217,9 @@ def _rows(run: Run, shards: Sequence[str], listed: Sequence[str]) -> Iterator[Ca
         except (ValueError, pa.ArrowException) as error:
             yield run.damaged(error, *parts)
     number = sum(rows.values())
-    if mark and expected == rows.keys() and number != mark["rows"]:
-        yield DamagedError(
-            f"{run.root}: the list has {mark['rows']} rows, the pool {number} of them"
-        )
+    if record and expected == rows.keys() and number != record.rows:
+        why = f"the list has {record.rows} rows, the pool {number} of them"
+        yield DamagedError(f"{run.root}: {why}")
     yield from _repeated(run, shards, keys)
 
 
@@ -267,18 +274,21 @@ def _annotations(
     run, plan = results.run, results.plan
     for name in plan.names[1:]:
         try:
-            folders = [(plan.folder(name), "_stage.json")]
+            folders: list[tuple[tuple[str, ...], str, type[ShardedRecord]]] = [
+                (plan.folder(name), "_stage.json", StageRecord)
+            ]
         except (OSError, ValueError) as error:
             if not plan.trainings(plan.manifest.stages[name]):  # else it is still to be trained
                 is_input = isinstance(error, ValueError | FileNotFoundError)
-                kind = InputError if is_input else UnreadableError
-                yield kind(f"{name}: not checked, nor what follows it: {error}")
+                fault = InputError if is_input else UnreadableError
+                yield fault(f"{name}: not checked, nor what follows it: {error}")
             return
         if issubclass(STAGES[name], GlobalStage):
-            folders.append((plan.summary_folder(name), "_summary.json"))
-        for folder, mark in folders:
+            folders.append((plan.summary_folder(name), "_summary.json", SummaryRecord))
+        for folder, mark, kind in folders:
             there = run.shards(*folder)
-            number = _mark(run, *folder, mark).get("shards", len(shards))
+            record = _record(run, kind, *folder, mark)
+            number = None if record is None else record.shards
             yield from _missing(run, ("pool",), (set(there) & set(listed)) - set(shards))
             for shard in sorted(set(there) - set(shards) - set(listed)):
                 yield DamagedError(
@@ -330,7 +340,8 @@ def _conservation(results: Results) -> Iterator[CapfiltError]:
             reached = retries.pool_state(run, plan.decision(plan.before(name)[-1]))
         except FileNotFoundError:
             return
-        if _mark(run, *path).get("complete_for") == reached:
+        record = _record(run, StageRecord, *path)
+        if record is not None and record.complete_for == reached:
             why = f"it calls {stage['not_measured']} rows measured that are not"
             yield run.damaged(why, *path)
 
@@ -362,17 +373,17 @@ def _export(run: Run, folder: tuple[str, ...]) -> Iterator[CapfiltError]:
     if not is_whole:
         return
     try:
-        manifest = run.read_json(*folder, "manifest.json")
+        record = run.read_record(ExportRecord, *folder, "manifest.json")
     except (DamagedError, OSError):  # reported above
         return
-    digests = {file["name"]: file["sha256"] for file in manifest["files"]}
-    digests |= {"README.md": manifest["card"]} if "card" in manifest else {}
-    documents = manifest["documents"]["files"] if "documents" in manifest else {}
+    digests = {file.name: file.sha256 for file in record.files}
+    digests |= {} if record.card is None else {"README.md": record.card}
+    documents = {} if record.documents is None else record.documents.files
     digests |= {f"documents/{name}": sha256 for name, sha256 in documents.items()}
     yield from _digests(run, folder, digests, "its bytes are not those of manifest.json")
     checked = {f"images-{name.removesuffix('.jsonl')}.parquet" for name in documents}
     checked = {f"documents/{name}" for name in (*checked, "verdicts.parquet")}
-    checked = checked if "documents" in manifest else set()
+    checked = set() if record.documents is None else checked
     for path in sorted(checked - set(files)):
         yield run.damaged("it is missing", *folder, *path.split("/"))
     for path in files:
@@ -406,7 +417,7 @@ def _model(run: Run, name: str) -> Iterator[CapfiltError]:
     """The faults of a trained model."""
     mark = ("models", f"{name}.json")
     try:
-        digests = run.read_json(*mark)["files"]
+        digests = run.read_record(ModelRecord, *mark).files
     except DamagedError as error:
         yield error
         return

@@ -1,7 +1,8 @@
-"""What the sealed JSON files of a run hold, as far as any reader goes by it.
+"""The JSON files of a run: what writers write and readers read.
 
-A seal tells that a file is as somebody wrote it, not that capfilt did: a run that comes from
-elsewhere is held against these types before a number, a name or a path in it is used.
+A checksum proves that a file is as somebody wrote it, not that capfilt did. A run that comes from
+elsewhere is checked against these types before a number, a name or a path in it is used. Fields
+that a file has beyond those of its record are ignored, so that later versions may add some.
 """
 
 from __future__ import annotations
@@ -9,14 +10,47 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, RootModel, ValidationError
 
-__all__ = ["add_work", "check"]
+__all__ = [
+    "AblationMetric",
+    "AblationRecord",
+    "AblationRow",
+    "AblationTable",
+    "BinsRecord",
+    "DocumentsRecord",
+    "Estimate",
+    "Evaluation",
+    "EvaluationRecord",
+    "ExportFile",
+    "ExportRecord",
+    "ExportShard",
+    "ExportStateRecord",
+    "LayoutRecord",
+    "ListRecord",
+    "ModelRecord",
+    "PartRecord",
+    "PartsRecord",
+    "RetriesRecord",
+    "RunRecord",
+    "ShardedRecord",
+    "StageRecord",
+    "SummaryRecord",
+    "TruthRecord",
+    "TruthScore",
+    "Work",
+    "add_work",
+    "content_of",
+    "kind_of",
+    "parse",
+]
 
 BRANCH = re.compile(r"(rounds/[1-9][0-9]{0,8}|chains/(?!\.)[^/\\]{1,100})?")
-"""What `pipeline.manifest.rounds` and `pipeline.demo.ablation` call the branches of a run."""
+"""The branches of a run that `pipeline.manifest.rounds` and `pipeline.demo.ablation` make."""
+
+R = TypeVar("R", bound=BaseModel)
 
 
 def _branch(value: str) -> str:
@@ -31,22 +65,30 @@ def _inside(path: str) -> str:
     return path
 
 
-def _intervals(value: Any) -> Any:
+def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    _check_intervals(metrics.get("intervals", {}))
+    return metrics
+
+
+def _check_intervals(value: Any) -> None:
+    """Refuse intervals that are not pairs of numbers in nested mappings."""
     if isinstance(value, dict):
-        return {name: _intervals(part) for name, part in value.items()}
-    if isinstance(value, list) and len(value) == 2 and {type(v) for v in value} <= {int, float}:
-        return value
-    raise ValueError("no two numbers")
+        for part in value.values():
+            _check_intervals(part)
+        return
+    is_pair = isinstance(value, list) and len(value) == 2
+    if not is_pair or not {type(v) for v in value} <= {int, float}:
+        raise ValueError("no two numbers")
 
 
-def _alike(rows: list[Row]) -> list[Row]:
+def _same_metrics(rows: list[AblationRow]) -> list[AblationRow]:
     if any(row.metrics.keys() != rows[0].metrics.keys() for row in rows):
         raise ValueError("rows of different metrics")
     return rows
 
 
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
-Shards = Annotated[int, Field(ge=0, le=10**7)]
+ShardCount = Annotated[int, Field(ge=0, le=10**7)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Branch = Annotated[str, AfterValidator(_branch)]
 Path = Annotated[str, AfterValidator(_inside)]
@@ -54,23 +96,58 @@ Digests = dict[Path, str]
 Notices = Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=100)]
 
 
-class Held(BaseModel, strict=True):
-    """What a file holds; further fields are left alone."""
+class Record(BaseModel, strict=True):
+    """A JSON object with typed fields; fields that it does not name are ignored."""
 
 
-class Record(Held):
-    """run.json."""
+class ShardedRecord(Record):
+    """The record of a finished folder of numbered shards.
+
+    Attributes:
+        shards: How many shards the folder holds.
+    """
+
+    shards: ShardCount | None = None
+
+    @property
+    def shard_names(self) -> list[str]:
+        """The names of the shards, without extension."""
+        return [f"{index:05d}" for index in range(self.shards or 0)]
+
+
+class RunRecord(Record):
+    """run.json: what was last run.
+
+    Attributes:
+        manifest: The manifest, overrides applied.
+        branch: The folder under the run that this record lies in; empty for the run itself.
+        settings: The settings of each stage.
+        versions: The versions of capfilt, Python and packages.
+        machine: The machine that the command ran on.
+        measurement: The settings of each stage that its fingerprint depends on, with the revisions
+            of its models.
+    """
 
     manifest: dict[str, Any]
     branch: Branch = ""
     settings: dict[str, dict[str, Any]] = {}
-    measurement: dict[str, dict[str, Any]] = {}
     versions: dict[str, Any] = {}
     machine: dict[str, Any] = {}
+    measurement: dict[str, dict[str, Any]] = {}
 
 
-class List(Held):
-    """list/_list.json."""
+class ListRecord(ShardedRecord):
+    """list/_list.json: the list that the run was cut from.
+
+    Attributes:
+        fingerprint: The fingerprint of download.
+        measurement: The settings of download that the fingerprint depends on.
+        identity: What tells quickly that the source is still the same, such as sizes and times.
+        content: A digest of the source's content.
+        rows: Rows of the list, repeats left out.
+        repeats: Rows that repeat an earlier one.
+        notices: What the reader of the list has to say, a line each.
+    """
 
     fingerprint: str
     measurement: dict[str, Any]
@@ -78,199 +155,415 @@ class List(Held):
     content: Any
     rows: Count
     repeats: Count
-    shards: Shards
+    shards: ShardCount
     notices: Notices = []
 
 
-class Retries(Held):
-    """pool/_retries.json."""
+class RetriesRecord(Record):
+    """pool/_retries.json: how often the pool was changed after it was finished.
+
+    Attributes:
+        retries: For each retry its reasons and rows, or the shards that were replaced.
+    """
 
     retries: list[Any]
 
 
-class Work(Held):
-    """What the workers of a stage did, over all times that it was carried out.
+class Work(Record):
+    """The work of a stage's workers, summed over all commands that carried it out.
 
     Attributes:
         rows: Rows that they measured.
-        seconds: Of all workers together.
-        device: cpu, or the name of the GPU.
         shards: Shards with at least one such row.
-        cpu_seconds: Of all workers together.
-        squares: The sum of seconds^2 / rows over the shards, from which their variance follows.
+        seconds: Seconds of all workers together.
+        cpu_seconds: CPU seconds of all workers together.
+        squares: The sum of seconds^2 / rows over the shards, which gives their variance.
         bytes: Bytes downloaded.
+        device: cpu, or the name of the GPU.
     """
 
-    rows: Count
-    seconds: Seconds
-    device: str
+    rows: Count = 0
     shards: Count = 0
+    seconds: Seconds = 0.0
     cpu_seconds: Seconds = 0.0
     squares: Seconds = 0.0
     bytes: Count = 0
+    device: str = "cpu"
 
 
-class Stage(Held):
-    """_stage.json, _summary.json and _export.json."""
+class StageRecord(ShardedRecord):
+    """_stage.json: a stage that has measured all rows that reached it.
 
+    Attributes:
+        stage: The stage.
+        fingerprint: Its fingerprint.
+        settings: Its settings.
+        measurement: Those that its fingerprint depends on.
+        complete_for: A digest of what decided which rows reached it.
+        work: The work of its workers.
+        seconds: Seconds from start to end, summed over all commands.
+    """
+
+    stage: str = ""
+    fingerprint: str = ""
+    settings: dict[str, Any] = {}
+    measurement: dict[str, Any] = {}
     complete_for: str = ""
-    reached: str = ""
-    decision: str = ""
-    rows: Count = 0
-    shards: Shards = 0
-    seconds: Seconds = 0.0
     work: Work | None = None
+    seconds: Seconds = 0.0
 
 
-class File(Held):
-    """A shard or a list of an export."""
+class SummaryRecord(ShardedRecord):
+    """_summary.json: a finished summary of a global stage.
+
+    Attributes:
+        rows: Rows that it covers.
+        seconds: Seconds that it took.
+        cpu_seconds: CPU seconds of the one process that made it.
+        parts: Into how many parts it was divided; None if one process made it.
+        reached: A digest of what decided which rows reached the stage.
+    """
+
+    rows: Count = 0
+    seconds: Seconds = 0.0
+    cpu_seconds: Seconds = 0.0
+    parts: Count | None = None
+    reached: str = ""
+
+
+class PartsRecord(Record):
+    """_parts.json: a summary that is being made in parts; see `pipeline.execution.map_reduce`.
+
+    Attributes:
+        reached: A digest of what decided which rows reached the stage.
+        shards: The shards of the pool.
+        part_rows: Rows of a part.
+        group_rows: Rows of a group.
+        folder: The folder of the parts, beside this file.
+    """
+
+    reached: str
+    shards: list[Path]
+    part_rows: Annotated[int, Field(ge=1)]
+    group_rows: Annotated[int, Field(ge=1)]
+    folder: Path
+
+
+class BinsRecord(Record):
+    """bins.json: into how many bins the clusters of a summary in parts are packed."""
+
+    bins: Count
+
+
+class ExportFile(Record):
+    """A shard, or the list of a split, in the manifest.json of an export.
+
+    Attributes:
+        name: The file or folder, in the folder of the export.
+        split: The split that it belongs to.
+        rows: Its pairs.
+        sha256: Its digest; for a folder see `Run.digest`.
+        pairs: Its pairs by source of the caption.
+        sources: Its pairs by source of the image.
+        images: Its images.
+    """
 
     name: Path
+    split: str = ""
+    rows: Count = 0
     sha256: str
+    pairs: dict[str, Count] = {}
+    sources: dict[str, Count] = {}
+    images: Count = 0
 
 
-class Documents(Held):
-    """The documents beside an export."""
+class ExportShard(Record):
+    """A shard of an export that is not finished; the fields of `ExportFile`, all of them needed."""
 
-    files: Digests
-
-
-class Export(Held):
-    """manifest.json of an export."""
-
-    decision: str
-    pairs: dict[str, Count]
-    images: Count
-    files: list[File]
-    card: str = ""
-    documents: Documents = Documents(files={})
-    notices: Notices = []
-
-
-class Told(File):
-    """A shard of an export that is on its way."""
-
+    name: Path
     split: str
+    rows: Count
+    sha256: str
     pairs: dict[str, Count]
     sources: dict[str, Count]
     images: Count
 
 
-class Part(Held):
-    """The mark of such a shard."""
+class DocumentsRecord(Record):
+    """The documents of an export.
 
-    told: Told
-    entries: str | None
+    Attributes:
+        rows: Documents of the lists.
+        kept: Documents that were written.
+        reasons: How many documents were rejected for each reason.
+        files: The SHA-256 of each file, by its name in documents/.
+    """
+
+    rows: Count = 0
+    kept: Count = 0
+    reasons: dict[str, Count] = {}
+    files: Digests
+
+
+class ExportRecord(Record):
+    """manifest.json of an export: that it is finished, and what it holds.
+
+    Attributes:
+        name: The name of the manifest.
+        decision: A digest of what decided what is exported.
+        format: Its format.
+        pairs: Pairs by source of the caption.
+        sources: Pairs by source of the image.
+        images: Images.
+        splits: Images of each split.
+        files: Its shards and lists.
+        notices: What the readers of human pairs have to say, a line each.
+        documents: The documents beside it, if there are any.
+        card: The SHA-256 of README.md.
+    """
+
+    name: str = ""
     decision: str
+    format: str = ""
+    pairs: dict[str, Count]
+    sources: dict[str, Count] = {}
+    images: Count
+    splits: dict[str, Count] = {}
+    files: list[ExportFile]
+    notices: Notices = []
+    documents: DocumentsRecord | None = None
+    card: str | None = None
+
+    @property
+    def shard_names(self) -> list[str]:
+        """The names of its Parquet shards, without extension."""
+        suffix = ".parquet"
+        names = [file.name for file in self.files]
+        return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
 
 
-class Layout(Held):
-    """_layout.json of an export."""
+class ExportStateRecord(Record):
+    """_export.json: an export that has begun, and once it is finished what it took.
+
+    Attributes:
+        decision: A digest of what decides what is exported.
+        work: The work of its workers.
+        seconds: Seconds from start to end.
+    """
+
+    decision: str = ""
+    work: Work | None = None
+    seconds: Seconds = 0.0
+
+
+class LayoutRecord(Record):
+    """_layout.json: how many images each shard of the pool gives to an export.
+
+    Attributes:
+        decision: A digest of what decides what is exported.
+        shards: The shards of the pool.
+        images: For each split the images of each shard.
+    """
 
     decision: str
     shards: list[str]
     images: dict[str, list[Count]]
 
 
-class Model(Held):
-    """The mark of a trained model."""
+class PartRecord(Record):
+    """_parts/NAME.json: a shard of an unfinished export that is whole.
 
+    Attributes:
+        shard: The shard; `told` in the file.
+        entries: The SHA-256 of what the list of its split says of it, for formats with lists.
+        decision: A digest of what decides what is exported.
+    """
+
+    shard: ExportShard = Field(
+        validation_alias=AliasChoices("told", "shard"), serialization_alias="told"
+    )
+    entries: str | None
+    decision: str
+
+
+class ModelRecord(Record):
+    """models/NAME.json: a finished training.
+
+    Attributes:
+        name: The entry of the manifest's `train`.
+        fingerprint: What the model depends on.
+        data: The data it was trained on, as the manifest names it.
+        result: What the training came to.
+        files: The SHA-256 of each file of the model.
+    """
+
+    name: str = ""
     fingerprint: str
+    data: list[str] = []
+    result: dict[str, Any] = {}
     files: Digests
 
 
-class Metrics(Held):
-    """The metrics of a model; numbers, nested, of which others are left out when shown."""
+class Evaluation(Record):
+    """What was measured of one model.
 
-    intervals: Annotated[dict[str, Any], AfterValidator(_intervals)] = {}
+    Attributes:
+        model: A digest of the model and the data.
+        metrics: Numbers in nested mappings; `intervals` holds pairs of numbers.
+    """
+
+    model: str = ""
+    metrics: Annotated[dict[str, Any], AfterValidator(_metrics)]
 
 
-class Evaluation(Held):
-    """A model in evaluation.json."""
+class EvaluationRecord(RootModel[dict[str, Evaluation]]):
+    """evaluation.json: the evaluation of each model, by its name in the manifest."""
 
-    metrics: Metrics
+    model_config = {"strict": True}
 
 
-class Truth(Held):
-    """truth.json."""
+class TruthScore(Record):
+    """How right one stage was; see `pipeline.demo.truth.Score`."""
 
-    stages: list[dict[str, str | float | None]] = []
+    stage: str
+    precision: float | None = None
+    recall: float | None = None
+    num_rejected: Count = 0
+    num_due: Count = 0
+    num_lost: Count = 0
+
+
+class TruthRecord(Record):
+    """truth.json: how right the stages were on a web whose truth is known.
+
+    Attributes:
+        stages: The score of each stage.
+        raw_true: The share of web texts that are true of their image, before any stage.
+        exported_true: The share of exported web texts that are true.
+        exported_recall: The share of photographs with a true web text that have one exported.
+        synthetic_true: The share of exported synthetic texts that are true.
+        num_exported: Web texts exported.
+        num_synthetic: Synthetic texts exported.
+    """
+
+    stages: list[TruthScore] = []
     raw_true: float | None = None
     exported_true: float | None = None
-    synthetic_true: float | None = None
     exported_recall: float | None = None
+    synthetic_true: float | None = None
+    num_exported: Count = 0
+    num_synthetic: Count = 0
 
 
-class Estimate(Held):
-    """A mean with its interval."""
+class Estimate(Record):
+    """A mean with its interval; no interval for a single value."""
 
     mean: float
     low: float | None
     high: float | None
 
 
-class Metric(Held):
-    """A metric of a row of an ablation."""
+class AblationMetric(Record):
+    """A metric of a row of an ablation.
+
+    Attributes:
+        values: One for each seed; None where it is missing.
+        estimate: Their mean and interval; None without values.
+        difference: The estimate of the difference to the first row.
+    """
 
     values: list[float | None]
     estimate: Estimate | None
     difference: Estimate | None
 
 
-class Row(Held):
-    """A row of a table of an ablation."""
+class AblationRow(Record):
+    """A row of a table of an ablation.
+
+    Attributes:
+        label: Its label.
+        chain: The chain that it shows.
+        model: The model of the chain.
+        metrics: Its metrics by their names.
+    """
 
     label: str
-    metrics: dict[str, Metric]
+    chain: str = ""
+    model: str = ""
+    metrics: dict[str, AblationMetric]
 
 
-class Table(Held):
-    """A table of an ablation."""
+class AblationTable(Record):
+    """A table of an ablation; all rows have the same metrics."""
 
     title: str
-    rows: Annotated[list[Row], Field(min_length=1), AfterValidator(_alike)]
+    rows: Annotated[list[AblationRow], Field(min_length=1), AfterValidator(_same_metrics)]
 
 
-class Ablation(Held):
-    """ablation.json."""
+class AblationRecord(Record):
+    """ablation.json: the tables of an ablation over several seeds."""
 
+    name: str = ""
     seeds: list[int]
-    tables: list[Table]
+    tables: list[AblationTable]
 
 
-FILES: dict[str, TypeAdapter[Any]] = {
-    "run.json": TypeAdapter(Record),
-    "list/_list.json": TypeAdapter(List),
-    "pool/_retries.json": TypeAdapter(Retries),
-    "models/*.json": TypeAdapter(Model),
-    "evaluation.json": TypeAdapter(dict[str, Evaluation]),
-    "truth.json": TypeAdapter(Truth),
-    "ablation.json": TypeAdapter(Ablation),
-    "*/_parts/*.json": TypeAdapter(Part),
-    "*/_layout.json": TypeAdapter(Layout),
-    "*/_stage.json": TypeAdapter(Stage),
-    "*/_summary.json": TypeAdapter(Stage),
-    "*/_export.json": TypeAdapter(Stage),
-    "curated/manifest.json": TypeAdapter(Export),
-    "exports/*/manifest.json": TypeAdapter(Export),
+FILES: dict[str, type[BaseModel]] = {
+    "run.json": RunRecord,
+    "list/_list.json": ListRecord,
+    "pool/_retries.json": RetriesRecord,
+    "models/*.json": ModelRecord,
+    "evaluation.json": EvaluationRecord,
+    "truth.json": TruthRecord,
+    "ablation.json": AblationRecord,
+    "*/_parts/*.json": PartRecord,
+    "*/_parts.json": PartsRecord,
+    "*/bins.json": BinsRecord,
+    "*/_layout.json": LayoutRecord,
+    "*/_stage.json": StageRecord,
+    "*/_summary.json": SummaryRecord,
+    "*/_export.json": ExportStateRecord,
+    "curated/manifest.json": ExportRecord,
+    "exports/*/manifest.json": ExportRecord,
 }
-"""What a file holds, by its path in the run; the first pattern counts."""
+"""The record of a file, by its path in the run; the first pattern that matches counts."""
 
 
-def add_work(
-    before: Mapping[str, Any] | None, results: Iterable[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Add what workers did on shards of a stage to what they did before.
+def kind_of(path: str) -> type[BaseModel] | None:
+    """The record of a file, by its path in the run; None for a file without one."""
+    return next((kind for name, kind in FILES.items() if fnmatch.fnmatchcase(path, name)), None)
+
+
+def parse(kind: type[R], value: Any) -> R:
+    """Make a record of the content of a JSON file.
+
+    Raises:
+        ValueError: A field is missing, of another type, out of bounds, or a path that leads out of
+            the folder; the message names the field.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        field = ".".join(map(str, detail["loc"]))
+        message = detail["msg"].removeprefix("Value error, ")
+        raise ValueError(f"its field {field!a}: {message}") from None
+
+
+def content_of(record: BaseModel) -> dict[str, Any]:
+    """The content of a record for its JSON file: the fields that were set, in their order."""
+    content: dict[str, Any] = record.model_dump(by_alias=True, exclude_unset=True)
+    return content
+
+
+def add_work(before: Work | None, results: Iterable[Mapping[str, Any]]) -> Work:
+    """Add the work of workers on shards of a stage to what they did before.
 
     Args:
         before: The total so far; None for none.
         results: What `Worker.work` returned for each shard.
-
-    Returns:
-        The fields of `Work`.
     """
-    total: dict[str, Any] = {"rows": 0, "shards": 0, "seconds": 0.0, "cpu_seconds": 0.0}
-    total |= {"squares": 0.0, "bytes": 0, "device": "cpu", **(before or {})}
+    total = Work().model_dump() | (before.model_dump() if before else {})
     for result in results:
         if result["rows"]:
             total["rows"] += result["rows"]
@@ -280,23 +573,4 @@ def add_work(
             total["squares"] += result["seconds"] ** 2 / result["rows"]
             total["bytes"] += result.get("bytes", 0)
             total["device"] = result.get("device", "cpu")
-    return total
-
-
-def check(path: str, value: dict[str, Any]) -> None:
-    """Refuse what the file of this path in a run does not hold.
-
-    Raises:
-        ValueError: A field is missing, of another type, out of bounds, or leads elsewhere.
-    """
-    adapter = next((FILES[name] for name in FILES if fnmatch.fnmatchcase(path, name)), None)
-    if adapter is None:
-        return
-    try:
-        adapter.validate_python(value)
-    except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        field = ".".join(map(str, detail["loc"]))
-        raise ValueError(
-            f"its field {field!a}: {detail['msg'].removeprefix('Value error, ')}"
-        ) from None
+    return Work(**total)

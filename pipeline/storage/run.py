@@ -36,11 +36,20 @@ from typing import Any, TypeVar
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from models.errors import ChecksumError, DamagedError, InputError
 from pipeline.storage import checksum, records
 from pipeline.storage.checksum import Buffer
 from pipeline.storage.lock import is_alive, lock_local, lock_remote
+from pipeline.storage.records import (
+    ExportRecord,
+    ListRecord,
+    RunRecord,
+    ShardedRecord,
+    StageRecord,
+    SummaryRecord,
+)
 from stages.schema import POOL
 from stages.sources.source_files import is_local
 
@@ -53,8 +62,13 @@ _OWNER = re.compile(r"\.(\d+)(-[0-9a-f]+)?\.partial$")
 ABLATION = "ablation.json"
 """The tables of the ablation that a run is part of."""
 
-MARKS = ("_stage.json", "_summary.json", "_list.json", "manifest.json")
-"""What says that a folder is whole: of a stage, of a summary, of the list, of an export."""
+MARKS: dict[str, type[ShardedRecord] | type[ExportRecord]] = {
+    "_stage.json": StageRecord,
+    "_summary.json": SummaryRecord,
+    "_list.json": ListRecord,
+    "manifest.json": ExportRecord,
+}
+"""The files that say that a folder is whole: of a stage, a summary, the list, an export."""
 
 OWN = frozenset(
     ("curated", "exports", "models", "report", "run.json", "evaluation.json", "truth.json")
@@ -63,6 +77,7 @@ OWN = frozenset(
 
 
 T = TypeVar("T")
+R = TypeVar("R", bound=BaseModel)
 
 SIDE_BY_SIDE = 16
 """Requests at once to storage that is far."""
@@ -138,8 +153,8 @@ class Run:
         if not run.exists("run.json"):
             run.check_place()
             return run
-        branch = run.read_mark("run.json").get("branch", "")
-        if not branch:
+        record = run.find_record(RunRecord, "run.json", damaged_ok=True)
+        if record is None or not (branch := record.branch):
             return run
         for root in (run.root, run.path if run.is_local else run.root):
             if root.endswith(f"/{branch}"):
@@ -194,13 +209,11 @@ class Run:
         return sorted(found)
 
     def _promised(self, names: Sequence[str], *parts: str) -> set[str]:
-        """The shards that the mark of a whole folder, listed or not yet, says it holds."""
-        for mark in [name for name in MARKS if name in names] or MARKS:
-            told = self.read_mark(*parts, mark)
-            if number := told.get("shards", 0):
-                return {f"{index:05d}" for index in range(number)}
-            if files := [file["name"] for file in told.get("files", ())]:
-                return {f.removesuffix(".parquet") for f in files if f.endswith(".parquet")}
+        """The shards that a whole folder holds by its mark, even if they are not listed yet."""
+        for name in [name for name in MARKS if name in names] or MARKS:
+            record = self.find_record(MARKS[name], *parts, name, damaged_ok=True)
+            if record is not None and record.shard_names:
+                return set(record.shard_names)
         return set()
 
     @contextlib.contextmanager
@@ -302,35 +315,75 @@ class Run:
         message = f"{self.url(*parts)}: damaged: {why}. {told}"
         return DamagedError(message, parts, parts[0] in DERIVED)
 
-    def read_json(self, *parts: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
-        """A JSON file of `write_json`, or the default where it is not there.
+    def read_json(self, *parts: str) -> dict[str, Any]:
+        """Read a JSON file of `write_json`.
 
         Raises:
-            DamagedError: It is not as it was written, or holds what capfilt does not write there.
-            FileNotFoundError: It is not there, and no default is given.
+            DamagedError: It is not as it was written.
+            FileNotFoundError: It is not there.
         """
         try:
-            found = checksum.open_json(self.read(*parts))
-            records.check("/".join(parts), found)
-            return found
-        except FileNotFoundError:
-            if default is None:
-                raise
-            return default
+            return checksum.open_json(self.read(*parts))
         except (ValueError, RecursionError) as error:
             raise self.damaged(error, *parts) from error
 
-    def read_mark(self, *parts: str) -> dict[str, Any]:
-        """A JSON file that costs little to do without: empty where it is not there or damaged."""
-        try:
-            return self.read_json(*parts, default={})
-        except DamagedError:
-            logger.warning("%s is damaged and taken for absent", self.url(*parts))
-            return {}
-
     def write_json(self, value: Mapping[str, Any], *parts: str) -> None:
-        """Commit a value as readable JSON, sealed in the field `seal`."""
+        """Commit a value as readable JSON with a checksum, in the field `seal`."""
         self.write(checksum.with_checksum_json(value), *parts)
+
+    def read_record(self, kind: type[R], *parts: str) -> R:
+        """Read a JSON file of `write_record`.
+
+        Args:
+            kind: The record that the file holds.
+            parts: The path of the file.
+
+        Raises:
+            DamagedError: It is not as it was written, or does not hold such a record.
+            FileNotFoundError: It is not there.
+        """
+        content = self.read_json(*parts)
+        try:
+            return records.parse(kind, content)
+        except (ValueError, RecursionError) as error:
+            raise self.damaged(error, *parts) from error
+
+    def find_record(self, kind: type[R], *parts: str, damaged_ok: bool = False) -> R | None:
+        """Read a JSON file of `write_record`, or return None if it is not there.
+
+        Args:
+            kind: The record that the file holds.
+            parts: The path of the file.
+            damaged_ok: Return None for a damaged file too, with a warning in the log; for records
+                that cost little to do without.
+
+        Raises:
+            DamagedError: It is damaged, and that is not ok.
+        """
+        try:
+            return self.read_record(kind, *parts)
+        except FileNotFoundError:
+            return None
+        except DamagedError:
+            if not damaged_ok:
+                raise
+            logger.warning("%s is damaged and taken for absent", self.url(*parts))
+            return None
+
+    def write_record(self, record: BaseModel, *parts: str) -> None:
+        """Commit a record as readable JSON with a checksum."""
+        self.write_json(records.content_of(record), *parts)
+
+    def check_json(self, *parts: str) -> None:
+        """Check the checksum of a JSON file and, if a record belongs at its path, its fields.
+
+        Raises:
+            DamagedError: It is not as it was written, or does not hold that record.
+        """
+        if (kind := records.kind_of("/".join(parts))) is None:
+            self.read_json(*parts)
+        else:
+            self.read_record(kind, *parts)
 
     def read_table(self, *parts: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet file of `write_table`, or some columns of it in the order asked for.

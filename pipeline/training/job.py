@@ -16,6 +16,7 @@ from pipeline.manifest.plan import Plan
 from pipeline.manifest.train_config import CURATED, POOL, Source, as_sources, start_of
 from pipeline.results import retries
 from pipeline.storage.checksum import CHANGED
+from pipeline.storage.records import ExportRecord, ListRecord, ModelRecord, content_of
 from pipeline.storage.run import Run
 from pipeline.training.data import files_of, fingerprint_of, fingerprints_of
 from stages.base import Resources, digest
@@ -115,13 +116,11 @@ class TrainingJob:
         for source in as_sources(self.config.data):
             folder = self._folder(source.path)
             if source.path == POOL:
-                listed = self.run.read_json("list", "_list.json")
-                data[POOL] = [
-                    listed["fingerprint"],
-                    retries.pool_state(self.run, listed["content"]),
-                ]
+                listed = self.run.read_record(ListRecord, "list", "_list.json")
+                data[POOL] = [listed.fingerprint, retries.pool_state(self.run, listed.content)]
             elif folder is not None:
-                data[source.path] = self.run.read_json(*folder, "manifest.json")["files"]
+                export = self.run.read_record(ExportRecord, *folder, "manifest.json")
+                data[source.path] = [content_of(file) for file in export.files]
             else:
                 data[source.path] = fingerprints_of(files_of(source))
         start = start_of(self.config.model)
@@ -139,17 +138,17 @@ class TrainingJob:
         Raises:
             DamagedError: It is, and is not as it was written.
         """
-        made = self.run.read_json("models", f"{self.name}.json", default={})
-        if not made:
+        made = self.run.find_record(ModelRecord, "models", f"{self.name}.json")
+        if made is None:
             return False
         try:
-            is_wanted = bool(made["fingerprint"] == self.fingerprint)
+            is_wanted = made.fingerprint == self.fingerprint
         except DamagedError:
             raise
         except (ValueError, FileNotFoundError):
             return False
         if is_wanted:
-            self._check(made["files"])
+            self._check(made.files)
         return is_wanted
 
     def _check(self, files: dict[str, str]) -> None:
@@ -180,15 +179,15 @@ class TrainingJob:
         The files are those of its mark, since a listing may lag behind.
         """
         trunk, mark = Run(self.manifest.run), ("models", f"{self.name}.json")
-        found = trunk.read_json(*mark, default={}) if self.run.branch else {}
-        if found.get("fingerprint") != fingerprint:
+        made = trunk.find_record(ModelRecord, *mark) if self.run.branch else None
+        if made is None or made.fingerprint != fingerprint:
             return False
         self.run.remove("models", self.name)
-        for path in found["files"]:
+        for path in made.files:
             own = self.run.at("models", self.name, path)
             self.run.fs.makedirs(own.rpartition("/")[0], exist_ok=True)
             self.run.fs.cp_file(trunk.at("models", self.name, path), own)
-        self.run.write_json(found, *mark)
+        self.run.write_record(made, *mark)
         return True
 
     def carry_out(self) -> None:
@@ -200,14 +199,11 @@ class TrainingJob:
         if self._take_over(fingerprint):
             return
         result = train_together(self.config, self.sources(), self.out, self.worker_resources)
-        self.run.write_json(
-            {
-                "name": self.name,
-                "fingerprint": fingerprint,
-                "data": [source.path for source in as_sources(self.config.data)],
-                "result": dataclasses.asdict(result),
-                "files": self.run.digests("models", self.name),
-            },
-            "models",
-            f"{self.name}.json",
+        record = ModelRecord(
+            name=self.name,
+            fingerprint=fingerprint,
+            data=[source.path for source in as_sources(self.config.data)],
+            result=dataclasses.asdict(result),
+            files=self.run.digests("models", self.name),
         )
+        self.run.write_record(record, "models", f"{self.name}.json")

@@ -13,6 +13,14 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.report.ablation import markdown, write
 from pipeline.results.verify import verify
+from pipeline.storage.records import (
+    AblationMetric,
+    AblationRecord,
+    AblationRow,
+    AblationTable,
+    Estimate,
+    content_of,
+)
 from pipeline.storage.run import Run
 
 ROOT = Path(__file__).parents[3]
@@ -33,13 +41,19 @@ def ablation(tmp_path, **changes):
     return Ablation.load(str(path), str(tmp_path / "runs"))
 
 
+def record_of(seeds, title, rows):
+    """An ablation of one table with one metric."""
+    rows = [AblationRow(label=label, metrics={"CIDEr": metric}) for label, metric in rows]
+    return AblationRecord(name="x", seeds=seeds, tables=[AblationTable(title=title, rows=rows)])
+
+
 def test_an_interval_is_students():
     # The 97.5 % quantile of t with 2 degrees of freedom is 4.30265.
     found = estimate([1.0, 2.0, 3.0])
-    assert found is not None and found["mean"] == 2
-    assert found["low"] == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-4)
-    assert found["high"] == pytest.approx(2 + 4.30265 / math.sqrt(3), abs=1e-4)
-    assert estimate([5.0]) == {"mean": 5.0, "low": None, "high": None}
+    assert found is not None and found.mean == 2
+    assert found.low == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-4)
+    assert found.high == pytest.approx(2 + 4.30265 / math.sqrt(3), abs=1e-4)
+    assert estimate([5.0]) == Estimate(mean=5.0, low=None, high=None)
     assert estimate([]) is None
 
 
@@ -54,17 +68,17 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
                 "evaluation.json",
             )
     found = collect(made)
-    (table,) = found["tables"]
-    second = table["rows"][1]["metrics"]["CIDEr"]
-    assert second["values"] == scores["chains/two", "b"]
-    assert second["difference"]["mean"] == pytest.approx(0.5)
-    assert second["difference"]["low"] > 0 < second["estimate"]["high"]
-    assert table["rows"][0]["metrics"]["CIDEr"]["difference"] is None
-    assert table["rows"][0]["metrics"]["noise"]["estimate"] is None
+    (table,) = found.tables
+    first, second = (row.metrics for row in table.rows)
+    assert second["CIDEr"].values == scores["chains/two", "b"]
+    assert second["CIDEr"].difference.mean == pytest.approx(0.5)
+    assert second["CIDEr"].difference.low > 0 < second["CIDEr"].estimate.high
+    assert first["CIDEr"].difference is None and first["noise"].estimate is None
     lacking = [{**CONTENT["tables"][0], "lacks": {"second": ["CIDEr"]}}]
-    (table,) = collect(ablation(tmp_path, tables=lacking))["tables"]
-    assert table["rows"][0]["metrics"]["CIDEr"]["values"] == scores["", "a"]
-    assert table["rows"][1]["metrics"]["CIDEr"]["values"] == [None] * 3
+    (table,) = collect(ablation(tmp_path, tables=lacking)).tables
+    first, second = (row.metrics for row in table.rows)
+    assert first["CIDEr"].values == scores["", "a"]
+    assert second["CIDEr"].values == [None] * 3
     page = Path(write(made.run, found)).read_text()
     assert "<b>table</b>" not in page and "&lt;b&gt;table" in page
     assert re.search(
@@ -79,14 +93,13 @@ def test_the_report_of_each_of_its_runs_shows_its_tables(tmp_path):
     branch = Run(run.root, made.branch("two"))
     run.write_json({"manifest": whole.source}, "run.json")
     branch.write_json({"manifest": whole.source, "branch": branch.branch}, "run.json")
-    entry = {"values": [2.5], "estimate": estimate([2.5]), "difference": None}
-    rows = [{"label": "first", "metrics": {"CIDEr": entry}}]
-    found = {"name": "x", "seeds": [4], "tables": [{"title": "Decoding", "rows": rows}]}
+    entry = AblationMetric(values=[2.5], estimate=estimate([2.5]), difference=None)
+    found = record_of([4], "Decoding", [("first", entry)])
     made.publish(found)
     for each in (run, branch):
         page = each.read("report", "index.html").decode()
         assert "Ablation, over seeds 4: Decoding" in page
-        assert each.read_json("report", "report.json")["ablation"] == found
+        assert each.read_json("report", "report.json")["ablation"] == content_of(found)
     assert [fault for fault in map(str, verify(run)) if "ablation.json" in fault] == []
     run.write(run.read("ablation.json").replace(b"2.5", b"9.5"), "ablation.json")
     assert any("ablation.json: damaged" in fault for fault in map(str, verify(run)))
@@ -97,10 +110,9 @@ def test_its_page_draws_means_and_intervals_and_takes_labels_for_text(tmp_path):
     label = "<img src=x onerror=alert(1)> & <b>bold</b> %{y}"
     rows = []
     for name, values in (("first", [1.0, 2.0, 3.0]), (label, [2.0, 2.5, 3.5])):
-        entry = {"values": values, "estimate": estimate(values), "difference": estimate(values)}
-        rows.append({"label": name, "metrics": {"CIDEr": entry}})
-    found = {"name": "x", "seeds": [0, 1, 2], "tables": [{"title": "t", "rows": rows}]}
-    path = write(str(tmp_path), found)
+        mean = estimate(values)
+        rows.append((name, AblationMetric(values=values, estimate=mean, difference=mean)))
+    path = write(str(tmp_path), record_of([0, 1, 2], "t", rows))
     with PageBrowser(tmp_path / "profile") as browser:
         browser.visit(path, width=390)
         browser.draw()
@@ -112,7 +124,7 @@ def test_its_page_draws_means_and_intervals_and_takes_labels_for_text(tmp_path):
         browser.value(f"{plot}.focus()")
         browser.press("ArrowLeft")
         told = browser.value("document.querySelector('output').textContent")
-        ends = "{low:.3f} to {high:.3f}".format(**estimate([2.0, 2.5, 3.5]))
+        ends = "{low:.3f} to {high:.3f}".format(**content_of(estimate([2.0, 2.5, 3.5])))
         assert " ".join(told.split()) == f"{label}: 2.667 ({ends}); values 2.000, 2.500, 3.500"
         assert "2.667" in browser.value(f"{plot}.querySelector('.hoverlayer').textContent")
         assert browser.requests == [f"file://{path}"] and browser.complaints == []

@@ -26,7 +26,7 @@ from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
 from pipeline.results.open_run import open_results
 from pipeline.results.verdicts import Results
-from pipeline.storage.records import add_work
+from pipeline.storage.records import StageRecord, add_work
 from pipeline.storage.run import Run
 
 NAMES = ["download", "clean", "dedup", "dedup summary", "export", "export:urls"]
@@ -157,7 +157,8 @@ def test_a_run_that_is_not_finished_has_measured_what_it_finished(tmp_path):
     plan = Plan(runs.manifest(tmp_path, ("download", "clean", "caption", "filter")))
     run = runs.make_run(tmp_path, plan, until="caption")
     work = add_work(None, [{"rows": 8, "seconds": 2.0, "device": "NVIDIA H200"}])
-    run.write_json({"seconds": 2.0, "work": work}, *plan.folder("caption"), "_stage.json")
+    record = StageRecord(seconds=2.0, work=work)
+    run.write_record(record, *plan.folder("caption"), "_stage.json")
     steps = {step.name: step for step in forecast(plan, 1000, open_results(run), {"caption": 4})}
     assert {name for name, step in steps.items() if step.missing is None} == {"caption"}
     assert steps["filter"].missing == "the run has not measured it"
@@ -195,5 +196,5 @@ def test_work_adds_up_over_calls():
     last = {"rows": 2, "seconds": 3.0, "bytes": 7, "device": "X"}
     once = add_work(None, [*results, last])
     assert once == add_work(add_work(None, results), [last])
-    assert once["rows"] == 6 and once["shards"] == 2 and once["device"] == "X"
+    assert once.rows == 6 and once.shards == 2 and once.device == "X"
     assert once["squares"] == pytest.approx(2.0**2 / 4 + 3.0**2 / 2)

@@ -20,6 +20,7 @@ from pipeline.execution.session import Session
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
+from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.storage.run import Run
 from stages.base import CRASHED
@@ -162,7 +163,7 @@ def both_ways(name, config, rows, part_rows, group_rows, crashes=False):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(map_reduce, "PART_ROWS", part_rows)
             patch.setattr(map_reduce, "GROUP_ROWS", group_rows)
-            parts = PartitionedSummary.begin(run, plan, name, shards, "now")
+            parts = PartitionedSummary.begin(Results(run, plan), name, shards, "now")
         assert parts is not None
         for _, left in parts.steps():
             for task in random.Random(0).sample(left, len(left)):
@@ -238,12 +239,14 @@ def test_parts_are_not_made_where_one_process_can_or_must(tmp_path, monkeypatch)
     (tmp_path / "pipeline").mkdir()
     config = {"model": str(tmp_path / "pipeline")}
     run, plan = make(tmp_path / "run", "select", config, rows)
-    assert PartitionedSummary.begin(run, plan, "select", run.shards("pool"), "now") is None
+    results, shards = Results(run, plan), run.shards("pool")
+    assert PartitionedSummary.begin(results, "select", shards, "now") is None
     monkeypatch.setattr(map_reduce, "PART_ROWS", 3)
-    assert PartitionedSummary.begin(run, plan, "select", run.shards("pool"), "now") is not None
+    assert PartitionedSummary.begin(results, "select", shards, "now") is not None
     config["method"] = "balance"
     run, plan = make(tmp_path / "other", "select", config, rows)
-    assert PartitionedSummary.begin(run, plan, "select", run.shards("pool"), "now") is None
+    results, shards = Results(run, plan), run.shards("pool")
+    assert PartitionedSummary.begin(results, "select", shards, "now") is None
     assert not SelectStage(SelectConfig(model="x", variant="quota")).in_parts
 
 
@@ -252,15 +255,15 @@ def test_what_a_killed_summary_left_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(map_reduce, "GROUP_ROWS", 10)
     run, plan = make(tmp_path, "dedup", {}, dedup_rows(random.Random(1), 40))
     shards = run.shards("pool")
-    begun = PartitionedSummary.begin(run, plan, "dedup", shards, "now")
+    begun = PartitionedSummary.begin(Results(run, plan), "dedup", shards, "now")
     steps = begun.steps()
     step, left = next(steps)
     assert step == "ties" and len(left) == len(begun.groups)
     for task in left[1:]:
         begun.work(task)
-    again = PartitionedSummary.begin(run, plan, "dedup", shards, "now")
+    again = PartitionedSummary.begin(Results(run, plan), "dedup", shards, "now")
     assert next(again.steps()) == ("ties", left[:1])
-    other = PartitionedSummary.begin(run, plan, "dedup", shards, "with other rows")
+    other = PartitionedSummary.begin(Results(run, plan), "dedup", shards, "with other rows")
     assert next(other.steps()) == ("ties", left)
     begun.work(left[0])  # as a worker does that outlives its driver
     assert next(other.steps()) == ("ties", left)

@@ -94,7 +94,7 @@ def test_a_summary_in_parts_counts_no_row_again(counted, monkeypatch):
             worker.work(name, shard)
     measured = found.rows["dedup"]
     assert measured > 0
-    parts = map_reduce.PartitionedSummary.begin(worker.run, worker.plan, "dedup", shards, "now")
+    parts = map_reduce.PartitionedSummary.begin(worker.results, "dedup", shards, "now")
     for _, left in parts.steps():
         assert sum(worker.work("dedup", task)["rows"] for task in left) >= 0
     assert parts.rows() == measured == found.rows["dedup"]

@@ -7,6 +7,7 @@ from pipeline.manifest.plan import Plan
 from pipeline.report import build
 from pipeline.results.funnel import funnel
 from pipeline.results.verdicts import Results
+from pipeline.storage.records import EvaluationRecord, TruthRecord
 
 
 @pytest.fixture(scope="session")
@@ -30,5 +31,7 @@ def whole(tmp_path_factory):
         for _ in range(9)
     ]
     run.write("\n".join(map(json.dumps, samples)).encode(), "models", "filter", "samples.jsonl")
-    build.write(Results(run, plan), funnel(Results(run, plan)), evaluation=EVALUATION, truth=TRUTH)
+    results = Results(run, plan)
+    evaluation, truth = EvaluationRecord(EVALUATION), TruthRecord(**TRUTH)
+    build.write(results, funnel(results), evaluation=evaluation, truth=truth)
     return run, plan

@@ -27,6 +27,7 @@ from pipeline.report.figures import DISTRIBUTIONS
 from pipeline.report.survey import survey
 from pipeline.results.funnel import funnel
 from pipeline.results.verdicts import Results
+from pipeline.storage.records import Evaluation, EvaluationRecord, TruthRecord, TruthScore
 from pipeline.storage.run import Run
 
 
@@ -150,7 +151,9 @@ def test_the_report_can_be_written_twice_with_the_same_page(whole):
     run, plan = whole
     first = run.read("report", "index.html")
     facts = facts_of(run)
-    build.write(Results(run, plan), funnel(Results(run, plan)), evaluation=EVALUATION, truth=TRUTH)
+    results = Results(run, plan)
+    evaluation, truth = EvaluationRecord(EVALUATION), TruthRecord(**TRUTH)
+    build.write(results, funnel(results), evaluation=evaluation, truth=truth)
     again = run.read("report", "index.html")
     assert len(first) < 10_000_000
     assert first.replace(facts["made"].encode(), b"") == again.replace(
@@ -213,7 +216,7 @@ def test_the_intervals_of_metrics_stand_beside_them(tmp_path):
     plan = Plan(manifest(tmp_path, ("download",), export=False))
     run = make_run(tmp_path, plan)
     metrics = {"itm": {"TR@1": 0.5}, "intervals": {"itm": {"TR@1": [0.25, 0.625]}}}
-    evaluation = {"blip": {"model": "x", "metrics": metrics}}
+    evaluation = EvaluationRecord({"blip": Evaluation(model="x", metrics=metrics)})
     build.write(Results(run, plan), funnel(Results(run, plan)), evaluation=evaluation)
     assert facts_of(run)["evaluation"] == {"blip": {"itm TR@1": 0.5}}
     assert "0.500 0.250 to 0.625" in page_of(run).text
@@ -236,10 +239,11 @@ def test_noun_phrases_are_drawn_by_rank(whole):
         assert sum(numbers) == sum(row[name] for row in phrases["top"])  # all of the few there are
 
 
-def test_truth_may_be_a_list_of_stages(tmp_path):
+def test_truth_may_be_known_of_stages_alone(tmp_path):
     plan = Plan(manifest(tmp_path, ("download",), export=False))
     run = make_run(tmp_path, plan)
-    build.write(Results(run, plan), funnel(Results(run, plan)), truth=SCORES)
+    truth = TruthRecord(stages=[TruthScore(**score) for score in SCORES])
+    build.write(Results(run, plan), funnel(Results(run, plan)), truth=truth)
     assert facts_of(run)["truth"] == {"stages": SCORES}
     assert "99.0%" in page_of(run).text
 

@@ -10,6 +10,7 @@ import pytest
 
 from models.errors import DamagedError
 from pipeline.storage import checksum
+from pipeline.storage.records import StageRecord, Work
 from pipeline.storage.run import Run
 
 
@@ -144,22 +145,46 @@ def test_no_changed_byte_of_json_or_a_page_is_taken(run):
                 check(content[:at])
 
 
-def test_a_default_stands_for_json_that_is_not_there_and_not_for_damage(run):
-    assert run.read_json("x.json", default={"a": 1}) == {"a": 1}
+def test_a_record_that_is_not_there_is_none_and_a_damaged_one_an_error(run, caplog):
+    path = ("pool", "_stage.json")
+    assert run.find_record(StageRecord, *path) is None
     with pytest.raises(FileNotFoundError):
-        run.read_json("x.json")
-    run.write(b"{}", "x.json")
-    with pytest.raises(DamagedError):
-        run.read_json("x.json", default={})
-
-
-def test_a_mark_that_is_damaged_or_not_there_is_empty(run, caplog):
-    assert run.read_mark("pool", "_stage.json") == {}
-    run.write(b'{"shards": 3}', "pool", "_stage.json")
-    assert run.read_mark("pool", "_stage.json") == {}
+        run.read_record(StageRecord, *path)
+    run.write(b'{"shards": 3}', *path)
+    for read in (run.read_record, run.find_record):
+        with pytest.raises(DamagedError):
+            read(StageRecord, *path)
+    assert run.find_record(StageRecord, *path, damaged_ok=True) is None
     assert "pool/_stage.json is damaged and taken for absent" in caplog.text
-    with pytest.raises(DamagedError):
-        run.read_json("pool", "_stage.json")
+
+
+def test_a_record_is_read_as_it_was_written(run):
+    record = StageRecord(stage="clean", shards=3, work=Work(rows=5, seconds=1.5), seconds=2)
+    run.write_record(record, "pool", "_stage.json")
+    assert run.read_record(StageRecord, "pool", "_stage.json") == record
+    content = run.read_json("pool", "_stage.json")
+    assert content == {
+        **{"stage": "clean", "shards": 3, "seconds": 2},
+        "work": {"rows": 5, "seconds": 1.5},
+    }
+    run.write_json({**content, "of a later version": 1}, "pool", "_stage.json")
+    assert run.read_record(StageRecord, "pool", "_stage.json") == record
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "field"),
+    [
+        ("pool/_stage.json", {"seconds": -1}, "seconds"),
+        ("pool/_stage.json", {"shards": "3"}, "shards"),
+        ("models/m.json", {"fingerprint": "x", "files": {"../x": "y"}}, "files"),
+        ("run.json", {"manifest": {}, "branch": "../x"}, "branch"),
+        ("evaluation.json", {"m": {"metrics": {"intervals": {"a": [1]}}}}, "m.metrics"),
+    ],
+)
+def test_a_record_of_other_types_is_damaged_and_names_the_field(run, name, content, field):
+    run.write_json(content, *name.split("/"))
+    with pytest.raises(DamagedError, match=f"{name}: damaged: its field '{field}"):
+        run.check_json(*name.split("/"))
 
 
 def test_the_files_of_a_folder_are_listed_with_their_digests(run):

@@ -28,6 +28,7 @@ from pipeline.cli.main import main
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session
 from pipeline.manifest.manifest import Manifest
+from pipeline.storage.records import EvaluationRecord
 from pipeline.storage.run import Run
 from pipeline.training.evaluate import evaluate
 from pipeline.training.job import TrainingJob
@@ -302,10 +303,10 @@ def test_a_run_measures_anew_what_was_trained_anew_and_on_other_images(
         for name in "ab":
             mark = {"fingerprint": TrainingJob(manifest, name).fingerprint, "files": {}}
             run.write_json(mark, "models", f"{name}.json")
-        done = run.read_mark("evaluation.json")
-        for entry in done.values():
-            entry["metrics"]["old"] = True
-        run.write_json(done, "evaluation.json")
+        if record := run.find_record(EvaluationRecord, "evaluation.json"):
+            for entry in record.root.values():
+                entry.metrics["old"] = True
+            run.write_record(record, "evaluation.json")
         with Session(manifest, progress=Progress(Console(quiet=True), True)) as session:
             session.run()
         found = run.read_json("evaluation.json")
