@@ -570,7 +570,8 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     from pipeline.report.compare import write
     from pipeline.results.open_run import open_results
 
-    before, after = (open_results(_find_run(path)) for path in (options.before, options.after))
+    runs = [_find_run(path) for path in (options.before, options.after)]
+    before, after = map(open_results, runs)
     path, counts = write(before, after, options.out)
     console.print(
         f"{counts['both']:,} rows in both, {counts['changed']:,} with another verdict -> {path}",

@@ -138,11 +138,11 @@ def test_a_run_can_be_looked_at(capsys, place, ray_here):
     assert status == 0 and "index.html" in out
 
 
-def test_a_damaged_run_is_status_1(capsys, place, ray_here):
+def test_a_damaged_run_is_status_3(capsys, place, ray_here):
     assert call(capsys, "run", place / "m.yaml", "--quiet", "--run", place / "hurt")[0] == 0
     (place / "hurt" / "pool" / "00001.parquet").write_bytes(b"no")
     status, out, _ = call(capsys, "verify", place / "hurt")
-    assert status == 1 and "00001.parquet" in out
+    assert status == 3 and "00001.parquet" in out
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_shard_that_fails_is_told_in_one_line_and_the_same_command_mends_it(
     whole = (run / "pool" / "00001.parquet").read_bytes()
     (run / "pool" / "00001.parquet").write_bytes(b"no")
     status, _, err = call(capsys, "run", m, "--quiet", "--run", run)
-    assert status == 1
+    assert status == 3
     assert "clean: 1 of 3 shards failed (00001)" in err and "Traceback" not in err
     assert "00001.parquet: damaged: it has no seal" in err
     assert "worker.py" in (run / "failures" / "clean-00001.txt").read_text()

@@ -8,7 +8,7 @@ import pytest
 from helpers import fakes
 from rich.console import Console
 
-from models.errors import IncompleteError
+from models.errors import IncompleteError, PoolMismatchError
 from models.objectives.blip import MED
 from pipeline.cli.main import main
 from pipeline.execution.progress import Progress
@@ -95,7 +95,7 @@ def test_a_run_is_read_where_its_models_and_evaluation_sets_are_not(root, run, t
         record = run.read_json("run.json")
         del record["measurement"]
         run.write_json(record, "run.json")
-        told = list(verify(run))
+        told = list(map(str, verify(run)))
         assert any(line.startswith("caption: not checked, nor what follows") for line in told)
 
 
@@ -106,7 +106,7 @@ def test_a_command_that_is_refused_changes_nothing(root, run, tmp_path, command)
             getattr(session, command)(*(["clean"] if command == "stage" else []))
 
     before = run.digests()
-    with pytest.raises(IncompleteError, match="holds a pool made with other settings"):
+    with pytest.raises(PoolMismatchError, match="holds a pool made with other settings"):
         give(manifest(root, run.root, "others"))
     assert run.digests() == before
     new = Run(str(tmp_path / "new"))

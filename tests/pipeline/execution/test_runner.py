@@ -17,7 +17,7 @@ import yaml
 from helpers import fakes
 from rich.console import Console
 
-from models.errors import IncompleteError
+from models.errors import IncompleteError, PoolMismatchError
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session, write_report
 from pipeline.manifest.manifest import Manifest
@@ -213,7 +213,7 @@ def test_a_stage_whose_input_is_missing_is_refused(photos, tmp_path, ray_here):
 def test_other_download_settings_are_refused_not_mixed(done):
     run, plan = done
     other = manifest(plan.manifest.stages["download"].source, run.root, shard_size=5)
-    with session(other) as opened, pytest.raises(IncompleteError, match="shard_size: 8, now 5"):
+    with session(other) as opened, pytest.raises(PoolMismatchError, match="shard_size: 8, now 5"):
         opened.run()
 
 
