@@ -323,10 +323,9 @@ class CleanStage(Stage[CleanConfig]):
             "no_preposition": is_not("text_preposition", "preposition"),
             "not_english": is_foreign & below("language_score", "min_language_score"),
         }
-        assert list(rules) == list(self.reasons)
         bits = np.zeros(len(annotations), np.int64)
-        for bit, fires in enumerate(rules.values()):
-            bits |= fires.astype(np.int64) << bit
+        for bit, reason in enumerate(self.reasons):
+            bits |= rules[reason].astype(np.int64) << bit
         return bits
 
     @staticmethod

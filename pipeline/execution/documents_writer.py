@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from models.errors import ConservationError
 from pipeline.results.verdicts import Results
 from pipeline.storage.records import DocumentsRecord
 from stages import sources
@@ -97,10 +98,9 @@ def write(results: Results, name: str, shards: Sequence[str]) -> DocumentsRecord
                 "reason": reason,
             }
         )
-        if reason is not None:
-            reasons[reason] += 1
+        if document is None or reason is not None:
+            reasons[str(reason)] += 1
             continue
-        assert document is not None
         waiting.append((document, judged.cut(document, live)))
         if len(waiting) == config.shard_size:
             flush()
@@ -144,9 +144,9 @@ class _Images:
 
     def _rows(self, uids: Sequence[str]) -> Iterator[dict[str, Any]]:
         for uid in uids:
-            place = self._find(uid)
-            assert place is not None
-            shard, row = place
+            if (position := self._find(uid)) is None:
+                raise ConservationError(f"documents: no row of the pool has the uid {uid}")
+            shard, row = position
             found = self._shard(shard).slice(row, 1).to_pylist()[0]
             image = {"bytes": found.pop("image"), "path": None}
             yield {"uid": uid, "image": image, **found}

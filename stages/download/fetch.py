@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from socket import socket
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast
 
 from stages.download.addresses import is_public
 from stages.download.frontier import Frontier, Steps, Visit, Wait
@@ -89,7 +89,6 @@ FETCH_REASONS: dict[str, str] = {
     "incomplete": "The connection closed before the announced end.",
     "empty": "It has no bytes.",
 }
-assert set(FETCH_REASONS) == set(get_args(FetchReason))
 
 # What another try may change.
 _PASSING = frozenset({"connect", "timeout", "http_429", "http_5xx", "incomplete"})

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from email.utils import formatdate
+from typing import get_args
 
 import pytest
 from helpers.hosts import (
@@ -22,9 +23,13 @@ from helpers.hosts import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.download.fetch import retry_after
+from stages.download.fetch import FETCH_REASONS, FetchReason, retry_after
 from stages.download.rate_limit import RateLimit
 from stages.download.transfers import Headers
+
+
+def test_every_reason_is_explained() -> None:
+    assert set(FETCH_REASONS) == set(get_args(FetchReason))
 
 
 def test_the_bytes_of_a_url_arrive_and_the_request_is_honest(server: Server) -> None:
