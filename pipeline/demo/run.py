@@ -159,7 +159,7 @@ def prepare(
     """
     if "://" in run:
         raise ValueError(f"{run}: the web is drawn on disk; give a folder as --run")
-    Run(run).check_place()
+    Run(run).check_folder()
     folder = Path(run) / "web"
     store = Run(str(folder))
     if store.exists("web.json"):

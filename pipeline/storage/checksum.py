@@ -1,14 +1,15 @@
-"""Seals: digests inside a file that tell whether its bytes are still those that were written.
+"""Checksums inside Parquet, JSON and HTML files, which show whether a file was changed or cut off.
 
-A sealed Parquet file has its seal where other writers put indexes, so that every reader reads it:
+In a Parquet file the checksum stands where other writers put indexes, so every reader accepts it:
 
-    PAR1 | column chunks | seal | footer | length of the footer | PAR1
+    PAR1 | column chunks | checksum | footer | length of the footer | PAR1
 
-    seal    for each segment of what precedes it (a column chunk, or PAR1), its end and SHA-256;
-            the SHA-256 of these entries and of all that follows the seal; their number; a mark
+    checksum    for each segment before it (PAR1, and each column chunk) its end and its SHA-256;
+                the SHA-256 of these entries and of everything after the checksum; the number of
+                entries; a mark
 
-A reader checks the footer once and each column chunk that it reads, so that no byte reaches it that
-was not written, and pays for no other. Sealed JSON and pages hold the SHA-256 of all the rest.
+A reader checks the footer once, and each column chunk that it reads. JSON files and pages hold the
+SHA-256 of the rest of the file, in the field or comment `seal`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ END = struct.Struct("<32sI8s")
 FOOTER_END = struct.Struct("<I4s")
 
 FIRST_READ = 1 << 16
-"""Of the end of a file, where its footer and its seal are; more is read where they are longer."""
+"""Bytes read first at the end of a file; more is read if footer and checksum are longer."""
 
 BLOCK = 1 << 20
 
@@ -55,14 +56,14 @@ Buffer = bytes | memoryview
 """A piece of a file."""
 
 CHANGED = "its bytes are not those that were written"
-NO_CHECKSUM = "it has no seal: it is none of capfilt's files, or was cut off or changed"
+NO_CHECKSUM = "it has no checksum: capfilt did not write it, or it was cut off or changed"
 
 JSON_END = re.compile(rb'  "seal": "([0-9a-f]{64})"\n}\n\Z')
 PAGE_END = re.compile(rb"<!-- seal: ([0-9a-f]{64}) -->\n\Z")
 
 
 def with_checksum_parquet(content: bytes | pa.Buffer) -> tuple[Buffer, ...]:
-    """A Parquet file with its seal, in pieces; equal files get equal seals."""
+    """Add a checksum to a Parquet file; returns its pieces. Equal files get equal checksums."""
     view = memoryview(content)
     start = len(view) - FOOTER_END.size - FOOTER_END.unpack(view[-FOOTER_END.size :])[0]
     metadata = pq.read_metadata(pa.BufferReader(view[start:]))
@@ -76,7 +77,7 @@ def with_checksum_parquet(content: bytes | pa.Buffer) -> tuple[Buffer, ...]:
 
 
 def _chunks(metadata: pq.FileMetaData) -> Iterator[int]:
-    """Where each column chunk begins."""
+    """Yield the offset at which each column chunk begins."""
     for group in range(metadata.num_row_groups):
         columns = metadata.row_group(group)
         for index in range(columns.num_columns):
@@ -86,15 +87,15 @@ def _chunks(metadata: pq.FileMetaData) -> Iterator[int]:
 
 
 class _Checksum:
-    """The seal of an open Parquet file, checked against its footer.
+    """The checksum of an open Parquet file, checked against its footer.
 
     Attributes:
-        stops: Where each segment ends, ascending.
-        digests: Their SHA-256.
-        metadata: What the footer says.
+        stops: The offset at which each segment ends, ascending.
+        digests: The SHA-256 of each segment.
+        metadata: The content of the footer.
 
     Raises:
-        ChecksumError: The file has none, or was cut off or changed.
+        ChecksumError: The file has no checksum, or was cut off or changed.
     """
 
     def __init__(self, file: Any) -> None:
@@ -102,7 +103,7 @@ class _Checksum:
         held = b""
 
         def last(number: int) -> bytes:
-            """The last bytes of the file."""
+            """The last `number` bytes of the file."""
             nonlocal held
             if number > size:
                 raise ChecksumError(NO_CHECKSUM)
@@ -120,20 +121,20 @@ class _Checksum:
         entries = last(whole)[: number * ENTRY.size]
         if hashlib.sha256(entries + last(footer)).digest() != digest:
             raise ChecksumError(CHANGED)
-        found = list(ENTRY.iter_unpack(entries))
-        self.stops = [int(stop) for stop, _ in found]
-        self.digests = [bytes(one) for _, one in found]
+        segments = list(ENTRY.iter_unpack(entries))
+        self.stops = [int(stop) for stop, _ in segments]
+        self.digests = [bytes(segment_digest) for _, segment_digest in segments]
         if self.stops[-1:] != [size - whole] or self.stops != sorted(self.stops):
             raise ChecksumError(CHANGED)
         self.metadata = pq.read_metadata(pa.BufferReader(last(footer)))
 
 
 class _Checked(io.RawIOBase):
-    """The data of a sealed file; what is read of it has been checked, by whole segments."""
+    """The data of a file with a checksum; whole segments are checked as they are read."""
 
-    def __init__(self, file: Any, seal: _Checksum) -> None:
+    def __init__(self, file: Any, checksum: _Checksum) -> None:
         self._file = file
-        self._seal = seal
+        self._checksum = checksum
         self._at = 0
 
     def readable(self) -> bool:
@@ -146,12 +147,12 @@ class _Checked(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._seal.stops[-1]}
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._checksum.stops[-1]}
         self._at = base[whence] + offset
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        stops = self._seal.stops
+        stops = self._checksum.stops
         stop = stops[-1] if size < 0 else min(self._at + size, stops[-1])
         if stop <= self._at:
             return b""
@@ -161,18 +162,18 @@ class _Checked(io.RawIOBase):
         content: bytes = self._file.read(stops[last] - begin)
         view, start = memoryview(content), begin
         for end, digest in zip(
-            stops[first : last + 1], self._seal.digests[first : last + 1], strict=True
+            stops[first : last + 1], self._checksum.digests[first : last + 1], strict=True
         ):
             if hashlib.sha256(view[start - begin : end - begin]).digest() != digest:
                 raise ChecksumError(CHANGED)
             start = end
-        found = content[self._at - begin : stop - begin]
+        part = content[self._at - begin : stop - begin]
         self._at = stop
-        return found
+        return part
 
 
 def has_checksum(file: Any) -> bool:
-    """Whether an open Parquet file has the mark of a seal."""
+    """Whether an open Parquet file has the mark of a checksum."""
     size = file.seek(0, os.SEEK_END)
     if size < FOOTER_END.size:
         return False
@@ -185,44 +186,45 @@ def has_checksum(file: Any) -> bool:
 
 
 def open_parquet(file: Any, *, pre_buffer: bool = True) -> pq.ParquetFile:
-    """A sealed Parquet file to read: any columns, any row groups, each checked when it is read.
+    """Open a Parquet file with a checksum; columns and row groups are checked when they are read.
 
     Args:
-        file: Open in binary, seekable; it stays the caller's to close.
+        file: A seekable file, open in binary; the caller closes it.
         pre_buffer: Whether column chunks that lie together are read together.
 
     Raises:
-        ChecksumError: It has no seal, or was cut off or changed; so do reads of what was.
+        ChecksumError: It has no checksum, or was cut off or changed; reads of changed parts raise
+            it too.
     """
-    seal = _Checksum(file)
-    checked: Any = _Checked(file, seal)
-    return pq.ParquetFile(checked, metadata=seal.metadata, pre_buffer=pre_buffer)
+    checksum = _Checksum(file)
+    checked: Any = _Checked(file, checksum)
+    return pq.ParquetFile(checked, metadata=checksum.metadata, pre_buffer=pre_buffer)
 
 
 def check_parquet(file: Any) -> pa.Schema:
-    """Check every byte of a sealed Parquet file, in little memory, and give its schema.
+    """Check every byte of a Parquet file with a checksum, in little memory; returns its schema.
 
     Raises:
-        ChecksumError: It has no seal, or was cut off or changed.
+        ChecksumError: It has no checksum, or was cut off or changed.
     """
-    seal = _Checksum(file)
+    checksum = _Checksum(file)
     file.seek(0)
     start = 0
-    for stop, digest in zip(seal.stops, seal.digests, strict=True):
-        found = hashlib.sha256()
+    for stop, digest in zip(checksum.stops, checksum.digests, strict=True):
+        segment = hashlib.sha256()
         while start < stop:
             block = file.read(min(BLOCK, stop - start))
             if not block:
                 raise ChecksumError(CHANGED)
-            found.update(block)
+            segment.update(block)
             start += len(block)
-        if found.digest() != digest:
+        if segment.digest() != digest:
             raise ChecksumError(CHANGED)
-    return seal.metadata.schema.to_arrow_schema()
+    return checksum.metadata.schema.to_arrow_schema()
 
 
 def with_checksum_json(value: Mapping[str, Any]) -> bytes:
-    """A value as readable JSON, its seal in the last field, `seal`."""
+    """Write a value as readable JSON with a checksum in the last field, `seal`."""
     text = json.dumps({**value, "seal": ""}, indent=2, ensure_ascii=False, default=str)
     content = (text + "\n").encode()
     digest = hashlib.sha256(content).hexdigest()
@@ -231,18 +233,18 @@ def with_checksum_json(value: Mapping[str, Any]) -> bytes:
 
 
 def open_json(content: bytes) -> dict[str, Any]:
-    """What `seal_json` was given.
+    """Read the value that `with_checksum_json` wrote.
 
     Raises:
-        ChecksumError: It has no seal, or was cut off or changed.
+        ChecksumError: It has no checksum, or was cut off or changed.
     """
-    value: dict[str, Any] = json.loads(_unsealed(content, JSON_END))
+    value: dict[str, Any] = json.loads(_without_checksum(content, JSON_END))
     del value["seal"]
     return value
 
 
 def with_checksum_page(page: str) -> bytes:
-    """An HTML page, its seal in a comment at the end."""
+    """Add a checksum to an HTML page, in a comment at the end."""
     content = page.encode() + b"<!-- seal:  -->\n"
     digest = hashlib.sha256(content).hexdigest()
     at = len(content) - len(" -->\n")
@@ -250,20 +252,24 @@ def with_checksum_page(page: str) -> bytes:
 
 
 def check_page(content: bytes) -> None:
-    """Check a page of `seal_page`.
+    """Check a page of `with_checksum_page`.
 
     Raises:
-        ChecksumError: It has no seal, or was cut off or changed.
+        ChecksumError: It has no checksum, or was cut off or changed.
     """
-    _unsealed(content, PAGE_END)
+    _without_checksum(content, PAGE_END)
 
 
-def _unsealed(content: bytes, pattern: re.Pattern[bytes]) -> bytes:
-    """The content without the digest that a pattern finds in it, which must be its own."""
-    found = pattern.search(content)
-    if found is None:
+def _without_checksum(content: bytes, pattern: re.Pattern[bytes]) -> bytes:
+    """Remove the checksum that a pattern matches, if it is right.
+
+    Raises:
+        ChecksumError: There is none, or it is wrong.
+    """
+    match = pattern.search(content)
+    if match is None:
         raise ChecksumError(NO_CHECKSUM)
-    rest = content[: found.start(1)] + content[found.end(1) :]
-    if hashlib.sha256(rest).hexdigest().encode() != found[1]:
+    rest = content[: match.start(1)] + content[match.end(1) :]
+    if hashlib.sha256(rest).hexdigest().encode() != match[1]:
         raise ChecksumError(CHANGED)
     return rest

@@ -1,4 +1,4 @@
-"""What the place that files are written to refuses, and what to do about it."""
+"""Errors of a disk that all further writes will meet too, explained with what to do about them."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ __all__ = ["explain_disk_error"]
 REMEDIES = {
     errno.ENOSPC: "Make room there",
     errno.EDQUOT: "Make room there",
-    errno.EFBIG: "Let files be larger",
-    errno.EROFS: "Give a place that can be written to",
-    errno.EACCES: "Let this user in, or give another place",
-    errno.EPERM: "Let this user in, or give another place",
+    errno.EFBIG: "Raise the limit of the size of files",
+    errno.EROFS: "Give a folder that can be written to",
+    errno.EACCES: "Give this user access, or give another folder",
+    errno.EPERM: "Give this user access, or give another folder",
 }
-"""What one file fails of, all others will; and what to do."""
+"""What to do about each error, by its number."""
 
 _NUMBER = re.compile(r"\(os error (\d+)\)")
-"""How libraries written in Rust, as safetensors, tell the number of an error."""
+"""How libraries written in Rust, such as safetensors, write the number of an error."""
 
 
-def explain_disk_error(error: BaseException, place: str = "") -> str | None:
-    """The file, what is refused of it and what to do, in a line; None for any other error.
+def explain_disk_error(error: BaseException, path: str = "") -> str | None:
+    """Say in a line which file cannot be written, why, and what to do; None for another error.
 
     Args:
         error: What was raised.
-        place: What to name where the error names no file; by default the folder of temporary
-            ones, as those of workers do not.
+        path: The file or folder to name if the error names none; by default the folder of
+            temporary files, since errors of workers without a name come from there.
     """
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and (told := _NUMBER.search(str(error))):
-        number = int(told[1])
+    if number is None and (match := _NUMBER.search(str(error))):
+        number = int(match[1])
     if number not in REMEDIES:
         return None
-    file = getattr(error, "filename", None) or place or tempfile.gettempdir()
+    file = getattr(error, "filename", None) or path or tempfile.gettempdir()
     return f"{file}: {os.strerror(number).lower()}. {REMEDIES[number]}"

@@ -1,4 +1,7 @@
-"""Who holds a run: a file that a live holder keeps changing, so that a dead one is found out."""
+"""The lock of a run: a file or an object that its holder changes again and again.
+
+A lock whose file no longer changes belongs to a dead holder and is taken over.
+"""
 
 from __future__ import annotations
 
@@ -31,60 +34,61 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
-"""How often a holder changes its file."""
+"""Seconds between two changes of a lock file."""
 
 FAR_BEAT_SECONDS = 10.0
-"""The same where every change is a request to object storage."""
+"""Seconds between two changes of a lock on object storage, where each is a request."""
 
 LEASE_SECONDS = 60.0
-"""For how long a file must not change before a holder that cannot be asked is taken for dead: as
-long as a shared file system may go on showing what a file said before."""
+"""Seconds without a change after which a holder on another machine counts as dead. A shared file
+system may show an old content of a file for almost as long."""
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system says that has no hard links: exFAT, vfat, some of FUSE."""
+"""Errors of a file system without hard links: exFAT, vfat, some of FUSE."""
 
 LOST = signal.SIGUSR2
-"""What interrupts a holder: background jobs of a shell ignore SIGINT."""
+"""The signal that interrupts a holder; background jobs of a shell ignore SIGINT."""
 
 
 @contextlib.contextmanager
 def lock_local(
     path: str, what: str, *, beat: float = BEAT_SECONDS, lease: float = LEASE_SECONDS
 ) -> Iterator[None]:
-    """Hold what a file stands for, and keep the file changing until the block ends.
+    """Hold a lock file while the block runs, and change it every `beat` seconds.
 
-    A holder on this machine is alive or not, and is known at once. Another one is watched: if its
-    file changes it is alive, and if it does not for `lease` seconds of this process's own
-    monotonic clock, it is dead and is followed. No clock is compared with another.
+    Whether another holder on this machine is alive is known at once. A holder on another machine
+    is watched: if its file changes it is alive; if the file does not change for `lease` seconds,
+    the holder is dead and its lock is taken over. The seconds are those of this process's
+    monotonic clock; clocks of different machines are never compared.
 
     Args:
-        path: The file, on a file system that all who may hold it share.
-        what: What to call it in a message.
+        path: The file, on a file system that all possible holders share.
+        what: The name of the locked thing in messages.
         beat: Seconds between two changes.
-        lease: Seconds without a change after which a holder is dead.
+        lease: Seconds without a change after which a holder counts as dead.
 
     Raises:
-        RunBusyError: A live process holds it; or, as the block ends, another one has taken it
-            over while this process stood still for longer than `lease`.
+        RunBusyError: A live process holds the lock. Or, when the block ends: another process took
+            the lock over while this one was suspended for longer than `lease`.
     """
     mine = _identity()
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     while True:
         try:
-            made = _made(path, mine)
+            created = _create(path, mine)
             break
         except FileExistsError:
-            _follow(path, what, lease)
+            _remove_dead(path, what, lease)
         except OSError as error:
-            error.filename = path  # what the system names is the partial one, or none
+            error.filename = path  # the system names the partial file, or none
             raise
-    with made as file:
+    with created as file:
 
         def change(content: bytes) -> None:
             os.pwrite(file.fileno(), content, 0)
 
-        keeper = Heartbeat(change, lambda: _read(path), mine, beat)
-        with _kept(what, keeper, lambda: os.unlink(path)):
+        heartbeat = Heartbeat(change, lambda: _read(path), mine, beat)
+        with _held(what, heartbeat, lambda: os.unlink(path)):
             yield
 
 
@@ -92,21 +96,21 @@ def lock_local(
 def lock_remote(
     fs: Any, path: str, what: str, *, beat: float = FAR_BEAT_SECONDS, lease: float = LEASE_SECONDS
 ) -> Iterator[None]:
-    """Hold what an object on object storage stands for, as `hold` does what a file stands for.
+    """Hold a lock on object storage while the block runs; see `lock_local`.
 
-    The object is made by a put that fails where there is one (If-None-Match on S3). Of two that
-    follow a dead holder at once, one may take the object from the other, which then finds out
-    within a beat and stops.
+    The object is created by a put that fails if it exists (If-None-Match on S3). If two processes
+    take over from a dead holder at the same time, one may take the lock from the other, which
+    notices within `beat` seconds and stops.
 
     Args:
         fs: The storage.
         path: The object.
-        what: What to call it in a message.
+        what: The name of the locked thing in messages.
         beat: Seconds between two changes.
-        lease: Seconds without a change after which a holder is dead.
+        lease: Seconds without a change after which a holder counts as dead.
 
     Raises:
-        RunBusyError: As `hold` does.
+        RunBusyError: As for `lock_local`.
     """
 
     def read() -> dict[str, Any]:
@@ -119,44 +123,44 @@ def lock_remote(
             break
         except FileExistsError:
             try:
-                found = read()
-                if found.get("token") == mine["token"]:  # only the answer to the put was lost
+                holder = read()
+                if holder.get("token") == mine["token"]:  # only the answer to the put was lost
                     break
-                _check_dead(found, read, what, lease)
-                if read().get("token") == found.get("token"):
+                _check_dead(holder, read, what, lease)
+                if read().get("token") == holder.get("token"):
                     fs.rm_file(path)
             except FileNotFoundError:
                 continue
-    keeper = Heartbeat(lambda content: fs.pipe_file(path, content), read, mine, beat)
-    with _kept(what, keeper, lambda: fs.rm_file(path)):
+    heartbeat = Heartbeat(lambda content: fs.pipe_file(path, content), read, mine, beat)
+    with _held(what, heartbeat, lambda: fs.rm_file(path)):
         yield
 
 
 @contextlib.contextmanager
-def _kept(what: str, keeper: Heartbeat, remove: Callable[[], Any]) -> Iterator[None]:
-    """Run a keeper while the block runs, and remove what it keeps.
+def _held(what: str, heartbeat: Heartbeat, remove: Callable[[], Any]) -> Iterator[None]:
+    """Run a heartbeat while the block runs, and remove the lock at the end.
 
     Raises:
-        RunBusyError: The keeper has lost what it keeps, and the block has raised nothing else.
+        RunBusyError: The lock was lost to another process, and the block raised nothing else.
     """
     is_main = threading.current_thread() is threading.main_thread()
     former = signal.signal(LOST, signal.default_int_handler) if is_main else None
-    keeper.start()
+    heartbeat.start()
     try:
         try:
             yield
         finally:
-            keeper.stop()
+            heartbeat.stop()
     except KeyboardInterrupt:
-        if not keeper.is_lost:
+        if not heartbeat.is_lost:
             raise
     finally:
         if is_main:
             signal.signal(LOST, former)
-        if not keeper.is_lost:
+        if not heartbeat.is_lost:
             with contextlib.suppress(FileNotFoundError):
                 remove()
-    if keeper.is_lost:
+    if heartbeat.is_lost:
         raise RunBusyError(
             f"{what} was taken over by another process while this one stood still; "
             "what it has committed stands"
@@ -164,9 +168,15 @@ def _kept(what: str, keeper: Heartbeat, remove: Callable[[], Any]) -> Iterator[N
 
 
 class Heartbeat(threading.Thread):
-    """Changes what a holder holds now and then, and interrupts it if that is no longer its.
+    """Changes a lock every `beat` seconds, and interrupts its holder once the lock is lost.
 
-    A holder that is not the main thread cannot be interrupted; it is told as its block ends.
+    A holder that is not the main thread cannot be interrupted; its block ends with an error.
+
+    Args:
+        change: Writes a new content of the lock.
+        read: Reads the lock.
+        mine: The identity of the holder, as `_identity` returns it.
+        beat: Seconds between two changes.
     """
 
     def __init__(
@@ -186,7 +196,7 @@ class Heartbeat(threading.Thread):
         number = 0
         while not self._ended.wait(self.beat):
             number += 1
-            self._look()
+            self._check()
             if self.is_lost:
                 if self.holder is threading.main_thread():
                     signal.pthread_kill(self.holder.ident or 0, LOST)
@@ -195,29 +205,30 @@ class Heartbeat(threading.Thread):
                 self.change(_content(self.mine, number))
 
     def stop(self) -> None:
-        """End it, with a last look: another may have followed since the last beat."""
+        """End the thread, and check once more whether another process has taken the lock over."""
         self._ended.set()
         self.join()
-        self._look()
+        self._check()
 
-    def _look(self) -> None:
-        # A full disk, or storage that is not there, loses a beat and not the run.
+    def _check(self) -> None:
+        # A full disk, or storage that does not answer, costs a beat and not the run.
         with contextlib.suppress(Exception):
             self.is_lost |= self.read().get("token") != self.mine["token"]
 
 
-def _made(path: str, mine: dict[str, Any]) -> BinaryIO:
-    """The file of this holder, new, and whole before anybody sees it where there are hard links.
+def _create(path: str, mine: dict[str, Any]) -> BinaryIO:
+    """Create the lock file, and return it open.
 
-    Where there are none, another may find it empty for as long as it takes to write it.
+    A hard link puts it in place whole. On a file system without hard links, others may see it
+    empty for as long as it takes to write it.
 
     Raises:
-        FileExistsError: There is one.
-        OSError: It cannot be written; there is none then.
+        FileExistsError: The file exists.
+        OSError: It cannot be written; no file is left then.
     """
     own = f"{path}.{os.getpid()}-{mine['token']}.partial"
     try:
-        file = _written(own, mine)
+        file = _write_new(own, mine)
         try:
             os.link(own, path)
             return file
@@ -228,11 +239,11 @@ def _made(path: str, mine: dict[str, Any]) -> BinaryIO:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(own)
-    return _written(path, mine)
+    return _write_new(path, mine)
 
 
-def _written(path: str, mine: dict[str, Any]) -> BinaryIO:
-    """A new file that says who holds it."""
+def _write_new(path: str, mine: dict[str, Any]) -> BinaryIO:
+    """Write a new file with the identity of its holder, and return it open."""
     file = open(path, "x+b", buffering=0)  # noqa: SIM115
     try:
         file.write(_content(mine, 0))
@@ -243,31 +254,31 @@ def _written(path: str, mine: dict[str, Any]) -> BinaryIO:
     return file
 
 
-def _follow(path: str, what: str, lease: float) -> None:
-    """Remove the file of a holder that is dead.
+def _remove_dead(path: str, what: str, lease: float) -> None:
+    """Remove a lock file whose holder is dead.
 
     Raises:
-        RunBusyError: It is alive.
+        RunBusyError: The holder is alive.
     """
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        found = parsed(file.read())
-        _check_dead(found, lambda: _read(path), what, lease)
-        _remove(path, found, file)
+        holder = parsed(file.read())
+        _check_dead(holder, lambda: _read(path), what, lease)
+        _remove(path, holder, file)
 
 
 def _check_dead(
-    found: dict[str, Any], read: Callable[[], dict[str, Any]], what: str, lease: float
+    holder: dict[str, Any], read: Callable[[], dict[str, Any]], what: str, lease: float
 ) -> None:
-    """Find out that a holder is dead, or that what said nothing was only being written.
+    """Return once a holder is known to be dead, or an empty lock has got a content.
 
     Raises:
-        RunBusyError: It is alive.
+        RunBusyError: The holder is alive.
     """
-    if is_dead(found) or (_is_elsewhere(found) and _stands_still(read, what, found, lease)):
+    if is_dead(holder) or (_is_elsewhere(holder) and _stands_still(read, what, holder, lease)):
         return
-    if not found:
+    if not holder:
         return
-    pid, host, since = (found.get(key, "?") for key in ("pid", "host", "since"))
+    pid, host, since = (holder.get(key, "?") for key in ("pid", "host", "since"))
     with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(since)))
     raise RunBusyError(
@@ -276,21 +287,21 @@ def _check_dead(
 
 
 def _stands_still(
-    read: Callable[[], dict[str, Any]], what: str, found: dict[str, Any], lease: float
+    read: Callable[[], dict[str, Any]], what: str, holder: dict[str, Any], lease: float
 ) -> bool:
-    """Whether what is read stays as it is for a lease; False as soon as it changes."""
+    """Whether a lock does not change for `lease` seconds; False as soon as it changes."""
     logger.warning(
-        "%s is held by process %s on %s; waiting up to %.0f s to see whether that is alive",
+        "%s is held by process %s on %s; waiting up to %.0f s to see whether it is alive",
         what,
-        found.get("pid", "?"),
-        found.get("host", "?"),
+        holder.get("pid", "?"),
+        holder.get("host", "?"),
         lease,
     )
     end = time.monotonic() + lease
     while time.monotonic() < end:
         time.sleep(min(0.5, lease / 10))
         try:
-            if read() != found:
+            if read() != holder:
                 return False
         except FileNotFoundError:
             return True
@@ -298,13 +309,16 @@ def _stands_still(
 
 
 def _remove(path: str, judged: dict[str, Any], seen: BinaryIO) -> None:
-    """Remove a file that was judged, and not that of another who was quicker.
+    """Remove the lock file of a dead holder, but not one that another process made meanwhile.
 
-    It is still open as it was seen then, so that no other file can be taken for it.
+    Args:
+        path: The file.
+        judged: The identity of the dead holder.
+        seen: The file as it was opened then; being open, no other file can have its inode.
     """
     with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
         with contextlib.suppress(OSError):  # some shared file systems have no such lock
-            fcntl.flock(file, fcntl.LOCK_EX)  # of several who judged it, one after the other
+            fcntl.flock(file, fcntl.LOCK_EX)  # several processes may judge it at once
         is_there = os.path.samestat(os.stat(path), os.fstat(seen.fileno()))
         if is_there and parsed(file.read()).get("token") == judged.get("token"):
             os.unlink(path)
@@ -314,7 +328,7 @@ def _identity() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "since": int(time.time()),  # to be told, never to be compared
+        "since": int(time.time()),  # for messages only; clocks are never compared
         "machine": _machine(),
         "born": _born(os.getpid()),
         "token": uuid.uuid4().hex[:16],
@@ -331,16 +345,16 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def parsed(content: bytes) -> dict[str, Any]:
-    """What a file says of its holder; empty where it says nothing that a holder would."""
+    """Parse the content of a lock: the identity of its holder; empty if it is not valid."""
     try:
-        found = json.loads(content)
+        identity = json.loads(content)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return identity if isinstance(identity, dict) else {}
 
 
 def _machine() -> str:
-    """This boot of this machine, and its space of process ids: containers have their own."""
+    """Identify this boot of this machine, and its PID namespace: containers have their own."""
     parts = []
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         parts.append(file.read().strip())
@@ -350,7 +364,7 @@ def _machine() -> str:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """What the kernel tells of a process behind its name, its state first."""
+    """The fields of /proc/PID/stat after the name, the state first; None if it is not there."""
     try:
         with open(f"/proc/{pid}/stat", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
@@ -359,25 +373,25 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _born(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks: process ids come again, these do not."""
+    """When a process started, in the kernel's ticks: PIDs are reused, this is not."""
     stat = _stat(pid)
     return stat[19] if stat else None
 
 
-def _is_elsewhere(found: dict[str, Any]) -> bool:
-    return found.get("machine") != _machine()
+def _is_elsewhere(holder: dict[str, Any]) -> bool:
+    return holder.get("machine") != _machine()
 
 
-def is_dead(found: dict[str, Any]) -> bool:
-    """Whether a holder is known to be dead: one of this machine that is gone."""
-    pid = found.get("pid")
-    if _is_elsewhere(found) or not isinstance(pid, int):
+def is_dead(holder: dict[str, Any]) -> bool:
+    """Whether a holder is known to be dead: it ran on this machine, and is gone."""
+    pid = holder.get("pid")
+    if _is_elsewhere(holder) or not isinstance(pid, int):
         return False
-    return not is_alive(pid) or found.get("born") != _born(pid)
+    return not is_alive(pid) or holder.get("born") != _born(pid)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs: one that nobody has waited for yet does not."""
+    """Whether a process of this machine runs; a zombie does not."""
     if pid <= 0:
         return False
     if stat := _stat(pid):

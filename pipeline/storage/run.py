@@ -1,19 +1,19 @@
-"""A run on disk or object storage: where its files lie, and how one is committed.
+"""A run on disk or object storage: where its files are, and how a file is written and read.
 
     RUN/run.json                                   the manifest as resolved, versions, seed
     RUN/list/00042.parquet                         the input list, cut into shards
-    RUN/pool/00042.parquet                         what download made of it
+    RUN/pool/00042.parquet                         the rows as download left them
     RUN/annotations/clean-1f2e3d4c/00042.parquet   what a stage measured; _stage.json beside it
-    RUN/reviews.jsonl                              what people decided; the stage review looks it up
-    RUN/curated/                                   the export; manifest.json and README.md beside it
-    RUN/exports/NAME/                              further exports, as curated/
+    RUN/reviews.jsonl                              decisions of people; the stage review reads them
+    RUN/curated/                                   the export, with manifest.json and README.md
+    RUN/exports/NAME/                              further exports, like curated/
     RUN/models/NAME/                               save_pretrained folders
     RUN/report/index.html
-    RUN/ablation.json                              the tables of the ablation that it is part of
-    RUN/rounds/2/                                  what a later round has of its own, named as here
+    RUN/ablation.json                              the tables of the ablation it is part of
+    RUN/rounds/2/                                  the files of a later round, named as here
 
-A file that stands under its own name is whole: it is written beside itself as `*.partial`, flushed
-and renamed, or put in one request on object storage. JSON and Parquet end in a checksum
+A file under its own name is whole: it is written beside itself as `*.partial`, flushed and renamed,
+or put in one request on object storage. JSON and Parquet files carry a checksum
 (`pipeline.storage.checksum`): a file that was cut off or changed is refused when it is read.
 """
 
@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 _OWNER = re.compile(r"\.(\d+)(-[0-9a-f]+)?\.partial$")
 
 ABLATION = "ablation.json"
-"""The tables of the ablation that a run is part of."""
+"""The file with the tables of the ablation that a run is part of."""
 
 MARKS: dict[str, type[ShardedRecord] | type[ExportRecord]] = {
     "_stage.json": StageRecord,
@@ -73,26 +73,26 @@ MARKS: dict[str, type[ShardedRecord] | type[ExportRecord]] = {
 OWN = frozenset(
     ("curated", "exports", "models", "report", "run.json", "evaluation.json", "truth.json")
 )
-"""What each branch of a run has of its own; list, pool and annotations are for all of them."""
+"""Files and folders that each branch of a run has of its own; the branches share all others."""
 
 
 T = TypeVar("T")
 R = TypeVar("R", bound=BaseModel)
 
 SIDE_BY_SIDE = 16
-"""Requests at once to storage that is far."""
+"""Requests to object storage at a time."""
 
 ONE_PUT_BYTES = 5 << 29
-"""s3fs sends what is smaller than two of these in one request: 5 GiB, the most that S3 takes."""
+"""s3fs sends files below twice this size in one request: 5 GiB, the most that S3 accepts."""
 
 WHOLE_BYTES = 4 << 20
-"""A file on object storage below this is fetched whole: a request costs more than the bytes."""
+"""Files on object storage below this size are fetched whole; a request costs more than bytes."""
 
 PARTIAL = re.compile(r"\.partial(/|$)")
-"""What is still being written, a file or a folder."""
+"""Matches files and folders that are still being written."""
 
 DERIVED = ("annotations", "curated", "exports")
-"""What a run makes again just as it was from what it keeps."""
+"""Folders whose files a run makes again just as they were, once they are removed."""
 
 REMEDIES = {
     "run.json": "`capfilt run MANIFEST` writes it anew",
@@ -107,25 +107,26 @@ REMEDIES = {
     "models": "Copy it back, or remove {folder}/{name}.json and run again: the model is trained "
     "anew",
 }
-"""What to do of a damaged file, by its path or the first part of it."""
+"""What to do about a damaged file, by its path or the first part of its path."""
 
 
 class Run:
-    """The folder of one run; paths given to its methods are relative to it, with `/`.
+    """The folder of one run. Methods take the parts of a path relative to it.
 
     Args:
         root: A local path or any fsspec URL.
-        branch: The folder under it for `OWN`, as of a later round; empty for the run itself.
+        branch: The folder under it that holds the files of `OWN`, such as that of a later round;
+            empty for the run itself.
 
     Raises:
-        ValueError: The URL is of no storage that is installed.
+        InputError: No package for the storage of the URL is installed.
     """
 
     def __init__(self, root: str, branch: str = "") -> None:
         self.root = root.rstrip("/")
         self.branch = branch
         try:
-            # What another machine has put since is to be seen, so no listing is kept.
+            # A kept listing would hide files that another machine has put since.
             self.fs, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise InputError(
@@ -143,15 +144,15 @@ class Run:
 
     @classmethod
     def find(cls, path: str) -> Run:
-        """The run in a folder, or the branch of the run that lies above it.
+        """Open the run in a folder; for the folder of a branch, the run above it with that branch.
 
         Raises:
-            DamagedError: It is a branch, and lies in no run.
-            ValueError: The path is of a file.
+            DamagedError: The folder is a branch, and not in its run.
+            InputError: The path is a file.
         """
         run = cls(path)
         if not run.exists("run.json"):
-            run.check_place()
+            run.check_folder()
             return run
         record = run.find_record(RunRecord, "run.json", damaged_ok=True)
         if record is None or not (branch := record.branch):
@@ -159,34 +160,34 @@ class Run:
         for root in (run.root, run.path if run.is_local else run.root):
             if root.endswith(f"/{branch}"):
                 return cls(root.removesuffix(f"/{branch}"), branch)
-        raise run.damaged(f"it is of {branch} of a run, and does not lie there", "run.json")
+        raise run.damaged(f"it belongs to {branch} of a run, and is not there", "run.json")
 
-    def check_place(self) -> None:
-        """Refuse a file in the place of a folder.
+    def check_folder(self) -> None:
+        """Refuse a root that is a file.
 
         Raises:
-            ValueError: There is one.
+            InputError: It is a file.
         """
         if self.fs.isfile(self.path):
             raise InputError(f"{self.root}: a file, where the folder of a run is asked for")
 
     def at(self, *parts: str) -> str:
-        """The path of a file of this run, as its file system knows it."""
+        """The path of a file of this run on its file system."""
         if self.branch and parts and parts[0] in OWN:
             parts = (self.branch, *parts)
         return posixpath.join(self.path, *parts)
 
     def url(self, *parts: str) -> str:
-        """The path of a file of this run, as other programs and people are told it."""
+        """The path or URL of a file of this run, for other programs and for messages."""
         path = self.at(*parts)
         return path if self.is_local else str(self.fs.unstrip_protocol(path))
 
     def exists(self, *parts: str) -> bool:
-        """Whether a file or folder stands there."""
+        """Whether a file or folder is there."""
         return bool(self.fs.exists(self.at(*parts)))
 
     def names(self, *parts: str) -> list[str]:
-        """The names of the committed files of a folder, sorted; none where it is absent."""
+        """The names of the committed files of a folder, sorted; empty if it is not there."""
         folder = self.at(*parts)
         try:
             entries = self.fs.ls(folder, detail=False)
@@ -198,18 +199,18 @@ class Run:
     def shards(self, *parts: str) -> list[str]:
         """The names, without extension, of the Parquet files of a folder, sorted.
 
-        The listing of an object store may lag behind: what a folder that is marked whole holds
-        besides is looked for by name.
+        The listing of an object store may lag behind, so the shards that the record of a finished
+        folder names are also looked for one by one.
         """
         names = self.names(*parts)
-        found = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        shards = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
         if not self.is_local:
-            late = self._promised(names, *parts) - found
-            found |= {name for name in late if self.exists(*parts, f"{name}.parquet")}
-        return sorted(found)
+            unlisted = self._recorded_shards(names, *parts) - shards
+            shards |= {name for name in unlisted if self.exists(*parts, f"{name}.parquet")}
+        return sorted(shards)
 
-    def _promised(self, names: Sequence[str], *parts: str) -> set[str]:
-        """The shards that a whole folder holds by its mark, even if they are not listed yet."""
+    def _recorded_shards(self, names: Sequence[str], *parts: str) -> set[str]:
+        """The shards of a finished folder by its record, which may not be listed yet itself."""
         for name in [name for name in MARKS if name in names] or MARKS:
             record = self.find_record(MARKS[name], *parts, name, damaged_ok=True)
             if record is not None and record.shard_names:
@@ -218,7 +219,7 @@ class Run:
 
     @contextlib.contextmanager
     def _reading(self, *parts: str) -> Iterator[str]:
-        """The path of a file that is read; what goes wrong on the disk names it."""
+        """Give the path of a file to read, and name the file in errors of the disk."""
         path = self.at(*parts)
         try:
             self.admit(path)
@@ -229,22 +230,22 @@ class Run:
             raise
 
     def admit(self, path: str) -> None:
-        """Refuse what is no regular file: a pipe or a device may be read for ever.
+        """Refuse a path that is not a regular file: reading a pipe or a device may never end.
 
         Raises:
-            OSError: It is none.
+            OSError: It is not one.
         """
         if self.is_local and not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
 
     def read(self, *parts: str) -> bytes:
-        """The bytes of a file."""
-        options = {"max_concurrency": 1} if self._is_s3 else {}  # its size is not asked for first
+        """Read the bytes of a file."""
+        options = {"max_concurrency": 1} if self._is_s3 else {}  # saves the request for its size
         with self._reading(*parts) as path:
             return bytes(self.fs.cat_file(path, **options))
 
     def open(self, *parts: str) -> Any:
-        """A file to read here and there: nothing is fetched ahead, a small one is fetched whole."""
+        """Open a file for random access; a small file is fetched whole, a large one as it is read."""
         path = self.at(*parts)
         if self.is_local:
             self.admit(path)
@@ -254,15 +255,15 @@ class Run:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            end = b""  # of an empty file, object stores give no range
+            end = b""  # object stores give no range of an empty file
         if len(end) < WHOLE_BYTES:
             return io.BytesIO(end)
         return self.fs.open(path, "rb", cache_type="none")
 
     def each(self, function: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
-        """What a function that reads gives for names, in order; far storage is asked side by side.
+        """Call a function that reads files for each name, and yield the results in order.
 
-        It may be called for the next names before a result is taken.
+        On object storage it is called in threads, also for names whose result is not taken yet.
         """
         if self.is_local:
             yield from map(function, names)
@@ -272,7 +273,7 @@ class Run:
                 yield from pool.map(function, names[start : start + 4 * SIDE_BY_SIDE])
 
     def write(self, content: bytes | Sequence[Buffer], *parts: str) -> None:
-        """Commit a file, given whole or in pieces: all of it stands under its name, or nothing."""
+        """Commit a file, given whole or in pieces: under its name is all of it, or nothing."""
         path, pieces = self.at(*parts), [content] if isinstance(content, bytes) else content
         if not self.is_local:
             options = {"chunksize": ONE_PUT_BYTES} if self._is_s3 else {}
@@ -288,31 +289,36 @@ class Run:
                 os.fsync(file.fileno())
             os.replace(partial, path)
         except OSError as error:
-            with contextlib.suppress(OSError):  # on a full disk it takes what others need
+            with contextlib.suppress(OSError):  # frees its space on a full disk
                 os.unlink(partial)
-            error.filename = path  # what the system names is the partial one, or none
+            error.filename = path  # the system names the partial file, or none
             raise
         _sync(folder)
 
     def remove(self, *parts: str) -> None:
-        """Remove a file or a folder with all it holds, if it is there."""
+        """Remove a file, or a folder with its content, if it is there."""
         path = self.at(*parts)
         if not self.is_local:
             with contextlib.suppress(FileNotFoundError):
-                self.fs.rm_file(path)  # which a listing may not show yet
+                self.fs.rm_file(path)  # a listing may not show it yet
         if self.exists(*parts):
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm(path, recursive=True)
 
     def damaged(self, why: object, *parts: str) -> DamagedError:
-        """What to raise of a file that is not as it should be; it says what to do."""
+        """Make the error for a damaged file; its message says what to do.
+
+        Args:
+            why: What is wrong with it.
+            parts: Its path.
+        """
         remedy = REMEDIES.get("/".join(parts)) or REMEDIES.get(parts[0], "Remove it and run again")
-        told = remedy.format(
+        remedy = remedy.format(
             root=self.url(),
             folder=self.url(parts[0]),
             name="".join(parts[1:2]).removesuffix(".json"),
         )
-        message = f"{self.url(*parts)}: damaged: {why}. {told}"
+        message = f"{self.url(*parts)}: damaged: {why}. {remedy}"
         return DamagedError(message, parts, parts[0] in DERIVED)
 
     def read_json(self, *parts: str) -> dict[str, Any]:
@@ -386,20 +392,20 @@ class Run:
             self.read_record(kind, *parts)
 
     def read_table(self, *parts: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A Parquet file of `write_table`, or some columns of it in the order asked for.
+        """Read a Parquet file of `write_table`, or some of its columns in the given order.
 
         Raises:
             DamagedError: It is not as it was written, or lacks a column.
         """
         with self.open_table(*parts) as parquet:
-            wanted = parquet.schema_arrow.names if columns is None else list(columns)
-            self._check_schema(parquet.schema_arrow, wanted, parts)
-            table = parquet.read(columns=wanted)
-            return table if columns is None else table.select(wanted)
+            names = parquet.schema_arrow.names if columns is None else list(columns)
+            self._check_schema(parquet.schema_arrow, names, parts)
+            table = parquet.read(columns=names)
+            return table if columns is None else table.select(names)
 
     @contextlib.contextmanager
     def open_table(self, *parts: str) -> Iterator[pq.ParquetFile]:
-        """A Parquet file of `write_table`, open; what is read of it is checked.
+        """Open a Parquet file of `write_table`; its parts are checked when they are read.
 
         Raises:
             DamagedError: It is not as it was written.
@@ -417,7 +423,11 @@ class Run:
     def _check_schema(
         self, schema: pa.Schema, names: Sequence[str], parts: tuple[str, ...]
     ) -> None:
-        """Refuse a table without the columns wanted, or one of the pool whose types are others."""
+        """Refuse a table that has a column not once, or a column of the pool in another type.
+
+        Raises:
+            DamagedError: It does.
+        """
         if missing := [name for name in names if schema.get_field_index(name) < 0]:
             raise self.damaged(f"it has no one column {', '.join(missing)}", *parts)
         for name in names if parts[0] == "pool" else ():
@@ -428,9 +438,9 @@ class Run:
                 )
 
     def write_table(self, table: pa.Table, *parts: str) -> None:
-        """Commit a table as sealed Parquet; equal tables give equal bytes.
+        """Commit a table as Parquet with a checksum; equal tables give equal bytes.
 
-        Columns of bytes are stored as they are: images do not compress.
+        Columns of bytes are not compressed, since images do not compress.
         """
         leaves = [leaf for field in table.schema for leaf in _leaves(field.name, field.type)]
         others = [path for path, kind in leaves if not pa.types.is_binary(kind)]
@@ -444,7 +454,7 @@ class Run:
         self.write(checksum.with_checksum_parquet(stream.getvalue()), *parts)
 
     def check(self, *parts: str) -> pa.Schema:
-        """Check every byte of a Parquet file of `write_table`, and give its schema.
+        """Check every byte of a Parquet file of `write_table`, and return its schema.
 
         Raises:
             DamagedError: It is not as it was written.
@@ -464,16 +474,16 @@ class Run:
         return value.hexdigest()
 
     def digest(self, *parts: str) -> str:
-        """The SHA-256 of a file, or of a folder of files: that of what sha256sum prints of them.
+        """The SHA-256 of a file; of a folder, that of the output of sha256sum on its files.
 
-        For a folder it is what `cd FOLDER; LC_ALL=C sha256sum * | sha256sum` gives.
+        For a folder it is the result of `cd FOLDER; LC_ALL=C sha256sum * | sha256sum`.
         """
         if not self.fs.isdir(self.at(*parts)):
             return self.sha256(*parts)
         return digest_of_listing({name: self.sha256(*parts, name) for name in self.names(*parts)})
 
     def check_page(self, *parts: str) -> None:
-        """Check a page of `seal.seal_page`.
+        """Check a page of `checksum.with_checksum_page`.
 
         Raises:
             DamagedError: It is not as it was written.
@@ -486,34 +496,34 @@ class Run:
     def files(self, *parts: str) -> list[str]:
         """The paths of all committed files under a folder, relative to it, sorted."""
         folder = self.at(*parts).rstrip("/")
-        found = (str(path).removeprefix(f"{folder}/") for path in self.fs.find(folder))
-        return sorted(path for path in found if not PARTIAL.search(path))
+        paths = (str(path).removeprefix(f"{folder}/") for path in self.fs.find(folder))
+        return sorted(path for path in paths if not PARTIAL.search(path))
 
     def digests(self, *parts: str) -> dict[str, str]:
-        """The SHA-256 of all files under a folder, by their paths."""
+        """The SHA-256 of each committed file under a folder, by its path relative to it."""
         return {path: self.sha256(*parts, *path.split("/")) for path in self.files(*parts)}
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process, as `lock_local` says; what dead ones left is removed.
+        """Lock the run for this process, and remove files left by dead processes.
 
         Raises:
-            RunBusyError: A live process holds it.
-            ValueError: A file stands in its place.
+            RunBusyError: A live process holds the lock.
+            InputError: The root is a file.
         """
         if not self.is_local:
             with lock_remote(self.fs, self.at("run.lock"), self.root):
                 yield
             return
-        self.check_place()
+        self.check_folder()
         with lock_local(self.at("run.lock"), self.root):
             self.sweep()
             yield
 
     def sweep(self) -> None:
-        """Remove the files that dead processes of this machine left half written.
+        """Remove the half-written files that dead processes of this machine left.
 
-        Those of an export are removed as it is finished.
+        Those of exports are removed when the export is finished.
         """
         for folder, folders, files in os.walk(self.path):
             folders[:] = [name for name in folders if name not in ("curated", "exports")]
@@ -525,14 +535,14 @@ class Run:
 
 
 def digest_of_listing(hashes: Mapping[str, str]) -> str:
-    """The SHA-256 of what sha256sum prints of files, given each file's hash by its path."""
+    """The SHA-256 of the output of sha256sum on files, given the hash of each file by its path."""
     names = {path.rsplit("/", 1)[-1]: path for path in hashes}
     listing = "".join(f"{hashes[names[name]]}  {name}\n" for name in sorted(names))
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
-    """The columns that Parquet makes of a field, by its own paths, and their types."""
+    """The columns that Parquet makes of a field, by their paths, with their types."""
     if pa.types.is_struct(kind):
         for field in kind:
             yield from _leaves(f"{path}.{field.name}", field.type)
@@ -543,7 +553,7 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
 
 
 def _sync(folder: str) -> None:
-    """Bring the names in a folder to the disk, so that a commit outlives a loss of power."""
+    """Flush the names in a folder to the disk, so that a commit survives a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A folder on this machine that stands for one on object storage while a training works in it."""
+"""A local folder for a training whose model goes to object storage."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from stages.sources.source_files import is_local
 __all__ = ["StagingDir"]
 
 PATIENCE_SECONDS = 300.0
-"""How long a listing of the storage may lag behind what was put."""
+"""Seconds that a listing of the storage may lag behind the files that were put."""
 
 
 class StagingDir:
-    """Where a model is trained: in its place, or in a temporary folder if that is a URL.
+    """The local folder that a model is trained in: a temporary one if the model goes to a URL.
 
     Args:
         out: The model's folder, local or at an fsspec URL.
 
     Attributes:
-        folder: The local folder of the model; beside it, with the ending `.partial`, that of the
-            training.
+        folder: The local folder of the finished model. The training works beside it, in the folder
+            with the ending `.partial`.
     """
 
     def __init__(self, out: str) -> None:
@@ -46,11 +46,11 @@ class StagingDir:
 
     @property
     def partial(self) -> Path:
-        """The local folder of a training that is not finished."""
+        """The local folder of the unfinished training."""
         return self.folder.with_name(f"{self.folder.name}.partial")
 
     def read(self, name: str) -> str | None:
-        """A text of the finished model, none where there is none."""
+        """Read a text file of the finished model; None if it is not there."""
         try:
             if self._fs is None:
                 return (self.folder / name).read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ class StagingDir:
             return None
 
     def fetch(self, *names: str) -> None:
-        """Bring files of the unfinished training here, those that are there."""
+        """Copy files of the unfinished training from the storage to the local folder."""
         if self._fs is None:
             return
         self.partial.mkdir(exist_ok=True)
@@ -70,34 +70,36 @@ class StagingDir:
                 (self.partial / name).unlink(missing_ok=True)
 
     def keep(self, *names: str) -> None:
-        """Put files of the unfinished training where another machine finds them."""
+        """Copy files of the unfinished training to the storage, for other machines to find."""
         for name in names if self._fs is not None else ():
             if (file := self.partial / name).exists():
                 self._fs.put_file(str(file), f"{self._path}.partial/{name}")
 
     def publish(self) -> None:
-        """Put the finished model in its place, its card last, and wait until a listing shows it.
+        """Copy the finished model to the storage, its card last, and wait until it is listed.
 
         Raises:
-            TimeoutError: It does not within five minutes.
+            TimeoutError: It is not listed within five minutes.
         """
         if self._fs is None:
             return
         files = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
         files.sort(key=lambda file: file == self.folder / "README.md")
-        places = {f"{self._path}/{file.relative_to(self.folder).as_posix()}" for file in files}
+        paths = {f"{self._path}/{file.relative_to(self.folder).as_posix()}" for file in files}
         for file in files:
             name = file.relative_to(self.folder).as_posix()
             self._fs.put_file(str(file), f"{self._path}/{name}")
         until = time.monotonic() + PATIENCE_SECONDS
-        while not places <= (listed := set(self._fs.find(self._path))):
+        while not paths <= (listed := set(self._fs.find(self._path))):
             if time.monotonic() > until:
-                raise TimeoutError(f"{self.out} was put, and its storage does not list it")
+                raise TimeoutError(
+                    f"{self.out}: its files were put, but the storage does not list them"
+                )
             time.sleep(0.5)
-        for gone in (*(listed - places), *self._fs.find(f"{self._path}.partial")):
+        for old in (*(listed - paths), *self._fs.find(f"{self._path}.partial")):
             try:
-                self._fs.rm_file(gone)
-            except FileNotFoundError:  # a listing may show what is gone
+                self._fs.rm_file(old)
+            except FileNotFoundError:  # a listing may show removed files
                 continue
 
     def close(self) -> None:

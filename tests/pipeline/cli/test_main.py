@@ -176,7 +176,7 @@ def test_a_shard_that_fails_is_told_in_one_line_and_the_same_command_mends_it(
     status, _, err = call(capsys, "run", m, "--quiet", "--run", run)
     assert status == 3
     assert "clean: 1 of 3 shards failed (00001)" in err and "Traceback" not in err
-    assert "00001.parquet: damaged: it has no seal" in err
+    assert "00001.parquet: damaged: it has no checksum" in err
     assert "worker.py" in (run / "failures" / "clean-00001.txt").read_text()
     assert "; the others are done. Shard 00001: " in err
     rest = {name: (run / "pool" / name).read_bytes() for name in ("00000.parquet", "00002.parquet")}

@@ -296,7 +296,7 @@ def test_verify_names_what_is_broken(done, tmp_path):
     faults = "\n".join(map(str, verify(copy)))
     assert f"curated/{name}.parquet: damaged: its bytes are not those of" in faults
     assert f"{copied.folder('clean')[-1]}/00000.parquet: damaged: its rows are not" in faults
-    assert "pool/00002.parquet: damaged: it has no seal" in faults
+    assert "pool/00002.parquet: damaged: it has no checksum" in faults
 
 
 def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, tmp_path):

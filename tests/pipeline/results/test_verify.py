@@ -375,7 +375,7 @@ def test_a_branch_is_found_from_inside_and_not_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "run" / "rounds" / "2")
     assert Run.find(".").at("run.json") == run.at("run.json")
     shutil.move(tmp_path / "run" / "rounds" / "2", tmp_path / "alone")
-    with pytest.raises(ValueError, match=r"alone/run\.json: damaged: it is of rounds/2 of a run"):
+    with pytest.raises(ValueError, match=r"alone/run\.json: damaged: it belongs to rounds/2"):
         Run.find(str(tmp_path / "alone"))
 
 

@@ -109,7 +109,7 @@ def test_a_shard_cut_to_nothing_and_one_that_is_missing_are_told_apart(store):
     run = Run("s3://bucket/broken")
     run.write(b"", "pool", "00000.parquet")
     with pytest.raises(
-        ValueError, match=r"s3://bucket/broken/pool/00000\.parquet: damaged: it has no seal"
+        ValueError, match=r"s3://bucket/broken/pool/00000\.parquet: damaged: it has no checksum"
     ):
         run.read_table("pool", "00000.parquet")
     with pytest.raises(FileNotFoundError):

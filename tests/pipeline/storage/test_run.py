@@ -139,9 +139,9 @@ def test_no_changed_byte_of_json_or_a_page_is_taken(run):
             for bit in range(8):
                 changed = bytearray(content)
                 changed[at] ^= 1 << bit
-                with pytest.raises(ValueError, match=r"it has no seal|its bytes are not those"):
+                with pytest.raises(ValueError, match=r"it has no checksum|its bytes are not those"):
                     check(bytes(changed))
-            with pytest.raises(ValueError, match="it has no seal"):
+            with pytest.raises(ValueError, match="it has no checksum"):
                 check(content[:at])
 
 
@@ -206,7 +206,7 @@ def test_a_partial_file_is_never_seen(tmp_path):
 
 def test_a_broken_shard_is_named_with_what_to_do(run):
     run.write(b"PAR1 not really", "pool", "00003.parquet")
-    with pytest.raises(DamagedError, match=r"00003\.parquet: damaged: it has no seal.*Remove it"):
+    with pytest.raises(DamagedError, match=r"00003\.parquet: damaged: it has no checksum.*Remove"):
         run.read_table("pool", "00003.parquet")
     with pytest.raises(FileNotFoundError):
         run.read_table("pool", "00004.parquet")
