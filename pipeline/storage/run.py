@@ -245,7 +245,7 @@ class Run:
             return bytes(self.fs.cat_file(path, **options))
 
     def open(self, *parts: str) -> Any:
-        """Open a file for random access; a small file is fetched whole, a large one as it is read."""
+        """Open a file for random access: a small one whole, a large one as it is read."""
         path = self.at(*parts)
         if self.is_local:
             self.admit(path)
