@@ -21,7 +21,7 @@ from stages.sources.columns import Columns, Finder, kind_of
 from stages.sources.dispatch import rows
 from stages.sources.interleaved import is_interleaved
 from stages.sources.parquet_images import column_of
-from stages.sources.source_files import FOLDER, SourceFile, places
+from stages.sources.source_files import FOLDER, SourceFile, source_files
 
 __all__ = ["SourceProfile", "describe", "listed", "plain", "profile"]
 
@@ -114,7 +114,7 @@ def profile(paths: Sequence[str]) -> SourceProfile:
         ValueError: There is nothing, or nothing that can be read; it names the field and the fix.
     """
     source = Source(path=paths[0] if len(paths) == 1 else tuple(paths))
-    found = list(places(source))
+    found = list(source_files(source))
     told = Columns()
     names: list[str] = []
     if _has_columns(found[0]):

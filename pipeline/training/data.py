@@ -28,7 +28,7 @@ from stages import sources
 from stages.base import digest
 from stages.formats import VALIDATION
 from stages.sources import Sample, SourceConfig, samples
-from stages.sources.captions import captions_of, joined
+from stages.sources.captions import captions_of, first_nonempty
 from stages.sources.columns import CAPTION_COLUMNS
 from stages.sources.parquet_images import column
 from stages.sources.source_files import is_local
@@ -112,7 +112,7 @@ class RowGroup:
         )
 
     def _captions(self, row: dict[str, Any]) -> tuple[str, ...]:
-        return joined(*(captions_of(row[name]) for name in self.texts)).texts
+        return first_nonempty(*(captions_of(row[name]) for name in self.texts)).texts
 
     def load(self) -> list[Sample]:
         """The samples whose image and text are not null; rows of one uid are joined."""

@@ -1,8 +1,8 @@
-"""Lists of URLs, and images already at hand, to rows: what download is asked to download.
+"""Readers that turn lists of URLs, and images that need no download, into rows for download.
 
-Text is untrusted, and kept as found: what is in no encoding that can be told is refused or counted,
-never replaced. A record that cannot be read is a row with the fault `malformed`. Whatever is left
-out is counted in `Notices`.
+All text is untrusted and kept unchanged: text whose encoding is unknown is refused or counted, and
+never replaced. A record that cannot be read becomes a row with the fault `malformed`. Everything
+that is left out is counted in `Notices`.
 """
 
 from stages.sources.config import Source, SourceConfig

@@ -1,14 +1,13 @@
-"""What is a caption: one rule for every list, sidecar, metadata file and column.
+"""Captions read from a value: one set of rules for every list, sidecar, metadata file and column.
 
-- A text is one caption; a number is its text.
-- A list is several captions of one image, in their order; each is a row of its own, as an image
-  that stands on several lines of a list has it. At most 100 are read, of 65,536 characters
-  together.
-- An object is the text that it has under `raw`, `caption`, `text` or `sentence`.
-- Null, NaN, `nan` and a text without a visible character are no caption, so that the next place is
-  asked.
-- Anything else (true and false, infinity, bytes in no known encoding, objects without a text) is no
-  caption either, and is counted.
+- A string is one caption. A number is converted to a string.
+- A list holds several captions of one image, in order; each becomes its own row. At most 100
+  captions, with 65,536 characters in total, are read.
+- An object gives the string stored under `raw`, `caption`, `text` or `sentence`.
+- Null, NaN, `nan` and a string without a visible character are not captions; the next field or file
+  that may hold a caption is tried.
+- Any other value (booleans, infinity, bytes in an unknown encoding, objects without a string) is
+  skipped and counted.
 """
 
 from __future__ import annotations
@@ -23,76 +22,87 @@ import numpy as np
 
 from stages.sources.encoding import text_of_bytes
 
-__all__ = ["MOST", "NOTHING", "Captions", "captions_of", "is_blank", "joined", "of_cell", "whole"]
+__all__ = [
+    "MAX_CAPTIONS",
+    "NO_CAPTIONS",
+    "Captions",
+    "captions_of",
+    "captions_of_cell",
+    "drop_lone_surrogates",
+    "first_nonempty",
+    "is_blank",
+]
 
-MOST = 100
-"""Captions of one image that are read."""
+MAX_CAPTIONS = 100
+"""Number of captions that are read for one image."""
 
-LONGEST = 2**16
-"""Characters of all captions of one image, and of a text that tell whether it is blank."""
+MAX_CHARACTERS = 2**16
+"""Total length of the captions of one image; also how much of a text is checked for blankness."""
 
 _KEYS = ("raw", "caption", "text", "sentence")
 
 
 class Captions(NamedTuple):
-    """The captions that a value holds.
+    """The captions found in one value.
 
     Attributes:
-        texts: In their order.
-        odd: What else it holds, in words; empty where there is nothing else.
+        texts: The captions, in order.
+        skipped: Description of the first part that was skipped; empty if nothing was.
     """
 
     texts: tuple[str, ...] = ()
-    odd: str = ""
+    skipped: str = ""
 
 
-NOTHING = Captions()
+NO_CAPTIONS = Captions()
 
 
 def captions_of(value: Any) -> Captions:
-    """The captions that a value of JSON or of Parquet holds."""
+    """Return the captions in a JSON or Parquet value."""
     if value is None:
-        return NOTHING
+        return NO_CAPTIONS
     if type(value) is str:
-        text = whole(value)
-        odd = "" if text is value else "half of a character"
-        return Captions((), odd) if is_blank(text) else Captions((text,), odd)
+        text = drop_lone_surrogates(value)
+        skipped = "" if text is value else "half of a character"
+        return Captions((), skipped) if is_blank(text) else Captions((text,), skipped)
     if isinstance(value, list | tuple | np.ndarray):
         texts: list[str] = []
-        odd, length = "", 0
-        for one in value:
-            if isinstance(one, list | tuple | np.ndarray):
-                odd = odd or "a list in a list"
+        skipped, length = "", 0
+        for element in value:
+            if isinstance(element, list | tuple | np.ndarray):
+                skipped = skipped or "a list in a list"
                 continue
-            found = captions_of(one)
-            length += sum(map(len, found.texts))
-            if texts and length > LONGEST:
-                odd = odd or f"more than {LONGEST:,} characters of captions of one image"
+            nested = captions_of(element)
+            length += sum(map(len, nested.texts))
+            if texts and length > MAX_CHARACTERS:
+                skipped = (
+                    skipped or f"more than {MAX_CHARACTERS:,} characters of captions of one image"
+                )
                 break
-            texts += found.texts
-            odd = odd or found.odd
-            if len(texts) > MOST:
-                odd = odd or f"more than {MOST} captions of one image"
+            texts += nested.texts
+            skipped = skipped or nested.skipped
+            if len(texts) > MAX_CAPTIONS:
+                skipped = skipped or f"more than {MAX_CAPTIONS} captions of one image"
                 break
-        return Captions(tuple(texts[:MOST]), odd)
+        return Captions(tuple(texts[:MAX_CAPTIONS]), skipped)
     if isinstance(value, Mapping):
         for key in _KEYS:
             if isinstance(value.get(key), str):
                 return captions_of(value[key])
         return Captions((), "an object")
-    return _of_scalar(value)
+    return _captions_of_scalar(value)
 
 
-def _of_scalar(value: Any) -> Captions:
+def _captions_of_scalar(value: Any) -> Captions:
     if isinstance(value, bool | np.bool_):
         return Captions((), "true or false")
     if isinstance(value, int | float | Decimal | np.number):
         try:
             number, digits = float(value), str(value)
-        except (OverflowError, ValueError):  # of hundreds or thousands of digits
+        except (OverflowError, ValueError):  # the number has hundreds or thousands of digits
             return Captions((), "a number of very many digits")
         if math.isnan(number):
-            return NOTHING
+            return NO_CAPTIONS
         return Captions((), "an infinite number") if math.isinf(number) else Captions((digits,))
     if isinstance(value, bytes):
         text = text_of_bytes(value)
@@ -100,8 +110,8 @@ def _of_scalar(value: Any) -> Captions:
     return Captions((), f"a {type(value).__name__}")
 
 
-def of_cell(text: str) -> Captions:
-    """The captions of a cell of CSV or TSV, where a list is written as JSON."""
+def captions_of_cell(text: str) -> Captions:
+    """Return the captions in a CSV or TSV cell; a list in a cell is written as JSON."""
     if text.startswith('["') and text.rstrip().endswith('"]'):
         try:
             value = json.loads(text)
@@ -112,16 +122,16 @@ def of_cell(text: str) -> Captions:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text has no visible character, or is what NaN is written as."""
-    if "!" <= text[:1] <= "~" and text[0] not in "nN":  # as nearly all do
+    """Whether a text has no visible character, or is `nan` in any case."""
+    if "!" <= text[:1] <= "~" and text[0] not in "nN":  # fast path for nearly all texts
         return False
     if len(text) <= 8 and text.strip().lower() == "nan":
         return True
-    return not any(c.isprintable() and not c.isspace() for c in text[:LONGEST])
+    return not any(c.isprintable() and not c.isspace() for c in text[:MAX_CHARACTERS])
 
 
-def whole(text: str) -> str:
-    """The text without halves of characters, as a cut in an emoji leaves them in JSON."""
+def drop_lone_surrogates(text: str) -> str:
+    """Remove lone surrogates, which JSON contains when an emoji was cut in half."""
     if text.isascii():
         return text
     try:
@@ -131,13 +141,16 @@ def whole(text: str) -> str:
     return text
 
 
-def joined(*places: Captions) -> Captions:
-    """The captions of the first place that has one, with what is odd at any before it."""
-    if len(places) == 1:
-        return places[0]
-    odd = ""
-    for place in places:
-        odd = odd or place.odd
-        if place.texts:
-            return Captions(place.texts, odd)
-    return Captions((), odd)
+def first_nonempty(*candidates: Captions) -> Captions:
+    """Return the first candidate that has captions.
+
+    Its `skipped` is the first non-empty one among it and the candidates before it.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    skipped = ""
+    for candidate in candidates:
+        skipped = skipped or candidate.skipped
+        if candidate.texts:
+            return Captions(candidate.texts, skipped)
+    return Captions((), skipped)

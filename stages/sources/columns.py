@@ -1,4 +1,4 @@
-"""Which columns of a list, or keys of a record, hold what."""
+"""Finds the columns of a list, or the keys of a record, that hold URLs, captions, ids and files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from stages.sources.captions import Captions, captions_of, is_blank, joined
+from stages.sources.captions import Captions, captions_of, first_nonempty, is_blank
 from stages.sources.config import Source
 from stages.sources.notices import Notices
 from stages.sources.row import LONGEST, clean
@@ -24,10 +24,10 @@ __all__ = [
     "Columns",
     "Finder",
     "Record",
+    "count_skipped",
     "is_url",
     "keys",
     "kind_of",
-    "note_odd",
     "recognise",
     "text_of",
     "uid_text",
@@ -45,8 +45,8 @@ FILE_COLUMNS = (
 )
 """Recognised names, in order of preference and in any case."""
 
-_HEAD = 1000  # records that tell the keys
-_WIDEST = 2**20  # characters of all keys
+_HEAD = 1000  # number of records searched for keys
+_WIDEST = 2**20  # total length of the keys, in characters
 _SCHEME = re.compile(r"(?:https?:[/\\]{1,2}|[/\\]{2})[^\s/\\]", re.I)
 _BARE = re.compile(r"(?:[\w-]+\.)+[a-z\d]{2,}(?::\d+)?/\S*|[\d.]+:\d+/\S*", re.I)
 _UNSEEN = "\ufeff\u200b\u200c\u200d\u2060\u00a0 \t\r\n"
@@ -56,16 +56,16 @@ _ASIAN = re.compile(
 
 
 class Record(NamedTuple):
-    """What a list says of an image, before it is a row.
+    """One entry of a list, before it becomes a row.
 
     Attributes:
-        number: Of its line, or its position from 1 where a list has no lines.
-        url: Its URL.
-        captions: Its captions.
+        number: Line number, or the position from 1 in a list without lines.
+        url: URL of the image.
+        captions: Captions of the image.
         uid: The source's own id.
-        file: Its file.
-        label: Its class.
-        why: What is wrong with a record that cannot be read; empty for one that can.
+        file: File name of the image.
+        label: Class of the image.
+        why: Why the record cannot be read; empty if it can.
     """
 
     number: int
@@ -79,14 +79,14 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names of the columns that hold what.
+    """The names of the columns of a list, by what they hold.
 
     Attributes:
-        url: The URL.
-        captions: The captions, of which the first that has one counts.
-        uid: The source's own id.
-        file: The file of the image.
-        label: Its class.
+        url: Column of URLs.
+        captions: Columns of captions; a row takes the first one that has a caption.
+        uid: Column of the source's own ids.
+        file: Column of image files.
+        label: Column of image classes.
     """
 
     url: str | None = None
@@ -97,26 +97,26 @@ class Columns:
 
     @property
     def caption(self) -> str | None:
-        """The column of captions that is asked first."""
+        """The caption column that is tried first."""
         return self.captions[0] if self.captions else None
 
     def wanted(self) -> list[str]:
-        """The names, each once."""
+        """All these names, without repeats."""
         names = (self.url, *self.captions, self.uid, self.file, self.label)
         return list(dict.fromkeys(name for name in names if name is not None))
 
 
 @dataclass(frozen=True)
 class Finder:
-    """Finds the columns of a list among those it has.
+    """Finds the columns of one list.
 
     Attributes:
-        path: The list, for messages.
-        source: What may name columns.
-        needs: row, where the list is of no use without a column of URLs or of files; file, without
-            one of files.
-        without: A column that is none of these.
-        notices: Where it tells what is worth a warning.
+        path: Path of the list, for messages.
+        source: The source, which may name columns.
+        needs: `row` if the list must have a column of URLs or files, `file` if it must have a
+            column of files.
+        without: A column that is never chosen.
+        notices: Collects warnings.
     """
 
     path: str
@@ -132,19 +132,20 @@ class Finder:
         return [name for name in names if name is not None]
 
     @property
-    def is_told(self) -> bool:
-        """Whether the source names a column, so that there must be names."""
+    def has_named_columns(self) -> bool:
+        """Whether the source names a column, so that the list must have a header."""
         return bool(self.named)
 
     def find(self, columns: Sequence[str], *, is_all: bool = True) -> Columns:
-        """The columns among those with these names.
+        """Choose the columns, and check that the list has what it needs.
 
         Args:
-            columns: The names.
-            is_all: Whether no later record has others.
+            columns: The names of all columns.
+            is_all: Whether no later record has further columns.
 
         Raises:
-            ValueError: A named column is missing, or the needed one is not recognised.
+            ValueError: A column that the source names is missing, or a needed column is not
+                recognised.
         """
         for name_of in ("url_column", "caption_column"):
             name = getattr(self.source, name_of)
@@ -153,46 +154,45 @@ class Finder:
                 meant = [c for c in columns if close and c.lower() == close[0]]
                 hint = f"; did you mean {meant[0]!r}?" if meant else ""
                 raise ValueError(
-                    f"download.{name_of}: {self.path} has no column {name!r}, it has "
+                    f"download.{name_of}: {self.path} has no column {name!r}; its columns are "
                     f"{_listed(columns)}{hint}"
                 )
-        found = self.among(columns)
-        if self.needs == "row" and found.file is None and self.source.images is not None:
+        chosen = self.among(columns)
+        if self.needs == "row" and chosen.file is None and self.source.images is not None:
             raise ValueError(
-                f"download.source: {self.path} holds no images: no column has a name known for "
-                f"their files, as `image`, it has {_listed(columns)}"
+                f"download.source: {self.path} names no images: it has no column with a known "
+                f"name for image files, such as `image`; its columns are {_listed(columns)}"
             )
-        if self.needs == "row" and found.url is None and found.file is None:
+        if self.needs == "row" and chosen.url is None and chosen.file is None:
             raise ValueError(
-                f"download.url_column: no column of {self.path} has a name known for URLs, or for "
-                f"files of images, it has {_listed(columns)}; set download.url_column"
+                f"download.url_column: {self.path} has no column with a known name for URLs or "
+                f"image files; its columns are {_listed(columns)}; set download.url_column"
             )
-        if self.needs == "file" and found.file is None:
+        if self.needs == "file" and chosen.file is None:
             raise ValueError(
-                f"download.source: {self.path} needs a column `file_name`, it has "
+                f"download.source: {self.path} needs a column `file_name`; its columns are "
                 f"{_listed(columns)}"
             )
-        for name in found.wanted():
+        for name in chosen.wanted():
             if columns.count(name) > 1:
                 raise ValueError(
-                    f"download.source: {self.path} has more than one column {name!r}, it has "
-                    f"{_listed(columns)}; give each a name of its own"
+                    f"download.source: {self.path} has more than one column {name!r}; its columns "
+                    f"are {_listed(columns)}; give each column its own name"
                 )
-        if is_all and not found.captions and found.label is None:
+        if is_all and not chosen.captions and chosen.label is None:
             self.no_captions(columns)
-        return found
+        return chosen
 
     def no_captions(self, columns: Sequence[str]) -> None:
-        """Tell that the rows of a list have no captions, if it has more than one column."""
+        """Warn that the list has no captions, if it has more than one column."""
         if len(columns) > 1:
             self.notices.add(
-                "lists whose rows have no captions, as no column has a name known for them (set "
-                "download.caption_column)",
+                "lists without a recognised caption column (set download.caption_column)",
                 f"{self.path} with {_listed(columns)}",
             )
 
     def among(self, columns: Sequence[str]) -> Columns:
-        """The columns among those with these names, as far as there are any."""
+        """Choose the columns without checking that any is there."""
         others = [name for name in columns if name != self.without]
         url = self.source.url_column or recognise(others, URL_COLUMNS)
         caption = self.source.caption_column
@@ -209,25 +209,27 @@ class Finder:
         )
 
     def record(self, number: int, entry: Any) -> Record:
-        """What a JSON object says of an image."""
+        """Return the record of a JSON object."""
         if not isinstance(entry, dict):
-            return Record(number=number, why="no JSON object")
+            return Record(number=number, why="is not a JSON object")
         columns = self._of_keys(tuple(entry))
         captions = [captions_of(entry.get(name)) for name in columns.captions]
         if "conversations" in entry and self.source.caption_column is None:
             captions.append(_answers(entry["conversations"]))
-        found = joined(*captions)
-        if found.odd:
-            note_odd(self.notices, found, f"{self.path}:{number}")
+        chosen = first_nonempty(*captions)
+        if chosen.skipped:
+            count_skipped(self.notices, chosen, f"{self.path}:{number}")
         url, uid, file, label = columns.url, columns.uid, columns.file, columns.label
-        said = None if label is None else entry.get(label)
+        class_name = None if label is None else entry.get(label)
         return Record(
             number,
             None if url is None else _filled(entry.get(url)),
-            found.texts,
+            chosen.texts,
             None if uid is None else uid_text(entry.get(uid)),
             None if file is None else _filled(entry.get(file)),
-            None if said is None or isinstance(said, list | dict) else clean(str(said)),
+            None
+            if class_name is None or isinstance(class_name, list | dict)
+            else clean(str(class_name)),
         )
 
     @functools.cached_property
@@ -235,17 +237,24 @@ class Finder:
         return functools.lru_cache(maxsize=256)(self.among)
 
 
-def note_odd(notices: Notices, found: Captions, where: str) -> None:
-    """Count what a place of captions holds that is none."""
-    if found.odd:
-        notices.add("values in the place of captions that are left out", f"{where} ({found.odd})")
+def count_skipped(notices: Notices, captions: Captions, where: str) -> None:
+    """Count a caption value of which a part was skipped."""
+    if captions.skipped:
+        notices.add(
+            "caption values that are not text, which are left out",
+            f"{where} ({captions.skipped})",
+        )
 
 
 def _answers(value: Any) -> Captions:
-    """The answer of a conversation of one turn, as LLaVA has it."""
+    """Return the answer of a conversation with one turn, in LLaVA's format."""
     turns = value if isinstance(value, list) else []
-    said = [turn.get("value") for turn in turns if isinstance(turn, dict) and _is_answer(turn)]
-    return captions_of(said[0]) if len(said) == 1 else Captions((), "a conversation of more turns")
+    answers = [turn.get("value") for turn in turns if isinstance(turn, dict) and _is_answer(turn)]
+    return (
+        captions_of(answers[0])
+        if len(answers) == 1
+        else Captions((), "a conversation without exactly one answer")
+    )
 
 
 def _is_answer(turn: Mapping[str, Any]) -> bool:
@@ -253,7 +262,7 @@ def _is_answer(turn: Mapping[str, Any]) -> bool:
 
 
 def _all(columns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """All columns that have one of the names, the names in order of preference."""
+    """Return all columns that have one of the names, in the order of `names`."""
     lowered = _lowered(columns)
     return tuple(lowered[name] for name in names if name in lowered)
 
@@ -263,11 +272,11 @@ def _lowered(columns: Sequence[str]) -> dict[str, str]:
 
 
 def is_url(text: str, *, bare: bool = True) -> bool:
-    """Whether a text is what browsers take for the URL of an image.
+    """Whether a browser would take a text for a URL.
 
     Args:
-        text: A cell.
-        bare: Whether one without a scheme is one too, as example.org/a.jpg.
+        text: The text of a cell.
+        bare: Whether a URL without a scheme counts, such as example.org/a.jpg.
     """
     text = text.strip(_UNSEEN)
     if len(text.split(None, 1)) > 1 and not _SCHEME.match(text):
@@ -276,7 +285,7 @@ def is_url(text: str, *, bare: bool = True) -> bool:
 
 
 def kind_of(cells: Sequence[str]) -> Literal["url", "file", "words", "other"]:
-    """What some cells of a column plainly are: URLs, names of images, words, or none of them."""
+    """Classify the cells of a column as URLs, image file names, words, or none of these."""
     filled = [cell for cell in cells if not is_blank(cell)]
     if not filled:
         return "other"
@@ -292,49 +301,49 @@ def kind_of(cells: Sequence[str]) -> Literal["url", "file", "words", "other"]:
 
 
 def keys(records: Iterable[Mapping[str, Any]], named: Sequence[str] = ()) -> list[str]:
-    """The keys of the first thousand records, each once, since a record may leave out a key.
+    """Return the distinct keys of the first thousand records, since a record may lack a key.
 
     Args:
         records: The records.
-        named: Keys that are looked for beyond the first thousand where these do not have them.
+        named: Keys that are searched for in all records if the first thousand lack them.
     """
-    found: dict[str, None] = {}
+    distinct: dict[str, None] = {}
     size = 0
     records = iter(records)
     for record in itertools.islice(records, _HEAD):
         for key in record:
-            if key not in found:
-                found[key] = None
+            if key not in distinct:
+                distinct[key] = None
                 size += len(key)
         if size > _WIDEST:
             break
-    if not found.keys() >= set(named):
+    if not distinct.keys() >= set(named):
         for record in records:
-            found |= dict.fromkeys(name for name in named if name in record)
-            if found.keys() >= set(named):
+            distinct |= dict.fromkeys(name for name in named if name in record)
+            if distinct.keys() >= set(named):
                 break
-    return list(found)
+    return list(distinct)
 
 
 def recognise(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first column that has one of the names, the names in order of preference."""
+    """Return the column that has the first of the names that any column has."""
     lowered = _lowered(columns)
     return next((lowered[name] for name in names if name in lowered), None)
 
 
 def text_of(value: Any) -> str | None:
-    """A text of a JSON record, of which no more is kept than tells that it is too long."""
+    """Return a string of a JSON record, cut one character after the maximum length."""
     return clean(value[: LONGEST + 1]) if isinstance(value, str) else None
 
 
 def _filled(value: Any) -> str | None:
-    """A text that is not blank."""
-    found = text_of(value)
-    return None if found is None or is_blank(found) else found
+    """Return a string that is not blank."""
+    text = text_of(value)
+    return None if text is None or is_blank(text) else text
 
 
 def uid_text(value: Any) -> str | None:
-    """The id that a JSON record gives, as text, or nothing where it is no text or whole number."""
+    """Return the id of a JSON record as text; None if it is neither text nor an integer."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return text_of(value)

@@ -1,4 +1,4 @@
-"""Which sources a run has, and how their rows are cut into shards."""
+"""Settings that name the sources of a run and how their rows are split into shards."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ __all__ = ["Source", "SourceConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where rows come from.
+    """One source of rows.
 
     Attributes:
         path: Paths, globs or fsspec URLs. Lists are csv, tsv, parquet, jsonl (or ndjson), json
-            (SBU's two arrays, RedCaps, or one array of objects) and txt (a URL a line), each also
-            as .gz, .zst or .bz2. A list that has no URLs, but names files, is one of images at
-            hand, as BLIP's, LLaVA's and Karpathy's JSON are. JSON Lines of interleaved documents,
-            as MMC4 and OBELICS have them, are lists of their images.
-            Images at hand are also a folder of images, a COCO captions json, webdataset tars, and
-            Parquet files with a column of images; img2dataset's output is one of these, and so is
-            every export of this project. A folder of tars or of lists stands for its files.
-        name: The `source` column of its rows.
-        limit: Take this many of its rows: the first ones, or a sample where there is a seed.
-        seed: Of a uniform sample of `limit` rows, in their order.
-        url_column: The column with the URLs; null recognises it.
-        caption_column: The one column with the captions; null recognises it, and asks the next
-            that is recognised where it is null or blank.
-        images: The folder of the images that a list names. Null fetches what has URLs, a COCO
-            json's `coco_url` too, and takes the list's own folder for what has none.
-        split: Which of Karpathy's splits, or several: train, restval, val, test; null takes all.
+            (SBU's two arrays, RedCaps, or one array of objects) and txt (one URL per line), each
+            also as .gz, .zst or .bz2. A list may name image files in place of URLs, as BLIP's,
+            LLaVA's and Karpathy's JSON do. JSON Lines of interleaved documents (MMC4, OBELICS)
+            count as lists of their images.
+            Images that need no download are read from a folder of images, COCO captions JSON,
+            webdataset tars, or Parquet files with an image column; this includes img2dataset's
+            output and every export of this project. A folder of tars or of lists stands for the
+            files in it.
+        name: Value of the `source` column of its rows.
+        limit: Number of rows to take: the first ones, or a random sample if `seed` is set.
+        seed: Seed of a uniform sample of `limit` rows, which keep their order.
+        url_column: Column with the URLs; null recognises it by name.
+        caption_column: The only column with captions. Null recognises caption columns by name and
+            takes the first one that has a caption in a row.
+        images: Folder of the images that a list names. Null downloads images that have a URL
+            (COCO's `coco_url` too) and looks for the others in the list's own folder.
+        split: One or several of Karpathy's splits: train, restval, val, test; null takes all.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
@@ -53,15 +54,16 @@ class Source:
 
     def __post_init__(self) -> None:
         if not self.path or not all(self.paths):
-            raise ValueError("download.source must name a list or images, got nothing")
+            raise ValueError("download.source must name a list or images, got an empty path")
         if not self.name or "/" in self.name:
-            raise ValueError(
-                f"download.name, of a source, must be a text without `/`, got {self.name!r}"
-            )
+            raise ValueError(f"download.source: `name` must be text without `/`, got {self.name!r}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"download.limit must be at least 1, got {self.limit}")
         if self.seed is not None and self.limit is None:
-            raise ValueError(f"download.source {self.name!r}: a seed samples `limit` rows; set it")
+            raise ValueError(
+                f"download.source {self.name!r}: `seed` needs `limit`, the number of rows to "
+                "sample; set it"
+            )
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -73,7 +75,7 @@ class Source:
 
 
 def _parsed(value: Any) -> Any:
-    """Mappings as `Source`; a message for each field that is wrong."""
+    """Convert mappings to `Source` objects; the error lists every wrong field."""
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list | tuple) or not any(isinstance(v, Mapping) for v in value):
@@ -82,7 +84,9 @@ def _parsed(value: Any) -> Any:
     mistakes, parsed = [], []
     for number, entry in enumerate(value, 1):
         if isinstance(entry, str):
-            raise ValueError("must hold texts or mappings, not both; write a text as {path: TEXT}")
+            raise ValueError(
+                "must be a list of paths or of mappings, not both; write a path as {path: PATH}"
+            )
         try:
             parsed.append(pydantic.TypeAdapter(Source).validate_python(entry))
         except pydantic.ValidationError as error:
@@ -103,16 +107,17 @@ def _parsed(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig(StageConfig):
-    """Where the rows come from, and how they are cut into shards.
+    """The sources of the rows, and the size of the shards.
 
     Attributes:
-        source: A path, glob or fsspec URL, or several, all of one source; or mappings with the
-            fields of `Source`, each a source with a name of its own.
-        name: The `source` column of the rows of a source given as text, like the next three.
-        url_column: The column with the URLs; null recognises it.
-        caption_column: The column with the captions; null recognises it.
+        source: A path, glob or fsspec URL, or a list of them, which form one source; or a list of
+            mappings with the fields of `Source`, each a source with its own name.
+        name: Value of the `source` column. This field and the next three are for a `source` given
+            as paths; a mapping sets its own.
+        url_column: Column with the URLs; null recognises it by name.
+        caption_column: Column with the captions; null recognises it by name.
         limit: Stop after this many rows.
-        shard_size: Rows of a pool shard.
+        shard_size: Rows per pool shard.
     """
 
     source: Annotated[str | tuple[str, ...] | tuple[Source, ...], pydantic.BeforeValidator(_parsed)]
@@ -128,20 +133,20 @@ class SourceConfig(StageConfig):
         repeated = [name for name, n in Counter(s.name for s in self.sources).items() if n > 1]
         if repeated:
             raise ValueError(
-                f"download.source: each source needs a `name` of its own, got {repeated[0]!r} twice"
+                f"download.source: each source needs its own `name`, got {repeated[0]!r} twice"
             )
         if isinstance(self.source, tuple) and isinstance(self.source[0], Source):
             defaults = {field.name: field.default for field in dataclasses.fields(SourceConfig)}
             for field in ("name", "url_column", "caption_column", "limit"):
                 if getattr(self, field) != defaults[field]:
                     raise ValueError(
-                        f"download.{field} is for a source given as text; set it in each mapping "
-                        "of download.source"
+                        f"download.{field} is for a source given as a path; set it in each "
+                        "mapping of download.source"
                     )
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The sources, in order."""
+        """All sources, in order."""
         given = self.source
         if isinstance(given, tuple) and any(isinstance(entry, Source) for entry in given):
             return given  # type: ignore[return-value]

@@ -1,20 +1,20 @@
-"""Which encoding a text is in, told from its bytes, and never guessed without evidence.
+"""Detects the encoding of a text from its bytes; the result is None unless the evidence is clear.
 
 The rules, in order:
 
-1. A byte order mark decides: UTF-8, UTF-16 or UTF-32.
-2. Control characters, such as NULs, in every second byte are UTF-16, three NULs in every four
-   bytes UTF-32.
-3. What is valid UTF-8 is UTF-8. What has valid UTF-8 beside bytes that are not cannot be told.
-4. A text whose letters are mostly ASCII is Western (cp1252) where it reads the same in the Central
-   European, Turkish and Baltic code pages, as one with curly quotes or `e` with an acute accent
-   does. Where it does not, its language decides: fastText must find, with a probability of 0.8 and
-   0.2 before any other reading, a language that is written in that code page. A reading with a
-   sign inside a word, or one of cp1252 with three accented letters in a row, does not count where
-   this is found once in twenty lines or more often.
-5. Any other text of at least twelve bytes beyond ASCII is in what charset-normalizer takes for the
-   best, where fastText finds, with a probability of 0.8, a language that is written in it.
-6. All else cannot be told.
+1. A byte order mark gives UTF-8, UTF-16 or UTF-32.
+2. Control characters, such as NULs, in every second byte mean UTF-16; three NULs in every four
+   bytes mean UTF-32.
+3. Valid UTF-8 is UTF-8. A mixture of valid UTF-8 and other bytes is unknown.
+4. A text whose letters are mostly ASCII is Western (cp1252) if it decodes to the same text in the
+   Central European, Turkish and Baltic code pages, as it does if it only has curly quotes or `e`
+   with an acute accent. Otherwise fastText decides by the language of each decoded text: it must
+   find a language that is written in that code page, with a probability of at least 0.8 and 0.2
+   more than for any other decoded text. A code page is excluded if its text has, in at least one
+   of twenty lines, a symbol inside a word or (for cp1252) three accented letters in a row.
+5. Any other text with at least twelve bytes beyond ASCII has the encoding that charset-normalizer
+   ranks first, if fastText finds, with a probability of at least 0.8, a language written in it.
+6. Any other encoding is unknown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from typing import Any
 
 from models.text.captions import LanguageDetector
 
-__all__ = ["Recoded", "guess", "marked", "runs", "text_of_bytes", "told"]
+__all__ = [
+    "Recoded",
+    "count_runs",
+    "detect",
+    "guess_code_page",
+    "text_of_bytes",
+    "unicode_encoding",
+]
 
 _LATIN = {
     "cp1252": (
@@ -51,21 +58,21 @@ _OTHERS = {
     "cp949": "ko",
 }
 _SURE, _AHEAD, _FEW = 0.8, 0.2, 12
-_SAMPLE = 2**14  # bytes that tell
+_SAMPLE = 2**14  # bytes that are examined
 _CONTROLS = re.compile("[\x80-\x9f]")
 _IMPROBABLE = re.compile(
     "(?<=[^\\W\\d_])[\xa1-\xa6\xa8-\xac\xae-\xb6\xb8-\xbf\xd7\xf7](?=[^\\W\\d_])|\xff\xfe|\xfe\xff"
 )
-_NOT_WESTERN = re.compile(  # three accented letters in a row, or one alone that is no word
+_NOT_WESTERN = re.compile(  # three accented letters in a row, or a single one that is not a word
     "[\xc0-\xd6\xd8-\xf6\xf8-\xff]{3}|(?<!\\w)[\xe3\xf5\xf1\xf0\xfe\xff\xdf\xc3\xd5\xd1\xd0\xde](?!\\w)"
 )
-_BOUNDS = re.compile(rb'["\t\r\n]')  # no byte of a character of any encoding here
+_BOUNDS = re.compile(rb'["\t\r\n]')  # bytes that are not part of a longer character here
 _BEYOND = re.compile(rb"[\x80-\xff]+")
 _URL = re.compile(r"\S*(?:://|%[0-9A-Fa-f]{2})\S*")
 
 
-def marked(head: bytes) -> str | None:
-    """The encoding that a byte order mark or the NULs of the beginning of a text tell."""
+def unicode_encoding(head: bytes) -> str | None:
+    """Return the Unicode encoding that a byte order mark or NULs show; None if neither does."""
     for mark, name in (
         (codecs.BOM_UTF8, "utf-8-sig"),
         (codecs.BOM_UTF32_LE, "utf-32"),
@@ -90,32 +97,36 @@ def marked(head: bytes) -> str | None:
     return None
 
 
-def _controls(some: bytes) -> tuple[float, float]:
-    """The share of control characters among some bytes, with and without the ends of lines.
+def _controls(data: bytes) -> tuple[float, float]:
+    """Return the share of control characters among bytes, with and without line ends and tabs.
 
-    The high bytes of UTF-16 are such in all scripts but those of the Far East.
+    The high bytes of UTF-16 are control characters in all scripts except those of East Asia.
     """
-    number = sum(byte < 0x20 for byte in some)
-    ends = some.count(b"\t") + some.count(b"\n") + some.count(b"\r")
-    return number / len(some), (number - ends) / len(some)
+    number = sum(byte < 0x20 for byte in data)
+    ends = data.count(b"\t") + data.count(b"\n") + data.count(b"\r")
+    return number / len(data), (number - ends) / len(data)
 
 
-def told(content: bytes) -> str | None:
-    """The encoding of a whole text, or nothing where it cannot be told."""
-    found = marked(content[:1024])
+def detect(content: bytes) -> str | None:
+    """Return the encoding of a whole text; None if it is unknown."""
+    encoding = unicode_encoding(content[:1024])
     try:
-        content.decode(found or "utf-8")
+        content.decode(encoding or "utf-8")
     except UnicodeDecodeError:
-        return None if found or runs(content)[0] else guess(content)
-    return found or "utf-8"
+        return None if encoding or count_runs(content)[0] else guess_code_page(content)
+    return encoding or "utf-8"
 
 
-def runs(content: bytes) -> tuple[int, int, int]:
-    """How many runs of bytes beyond ASCII are UTF-8, how many not, and where these begin."""
+def count_runs(content: bytes) -> tuple[int, int, int]:
+    """Count the runs of bytes beyond ASCII that are UTF-8, and those that are not.
+
+    Returns:
+        Both counts, and the position of the first run that is not UTF-8.
+    """
     good, bad, first = 0, 0, 0
     for run in _BEYOND.finditer(content):
         try:
-            run[0].decode("utf-8", "surrogatepass")  # halves of characters, as Java writes them
+            run[0].decode("utf-8", "surrogatepass")  # Java writes lone surrogates
             good += 1
         except UnicodeDecodeError:
             first = first if bad else run.start()
@@ -124,8 +135,8 @@ def runs(content: bytes) -> tuple[int, int, int]:
 
 
 def text_of_bytes(content: bytes) -> str | None:
-    """A whole text without its byte order mark, or nothing where its encoding cannot be told."""
-    encoding = told(content)
+    """Decode a whole text without its byte order mark; None if its encoding is unknown."""
+    encoding = detect(content)
     if encoding is None:
         return None
     try:
@@ -134,8 +145,8 @@ def text_of_bytes(content: bytes) -> str | None:
         return None
 
 
-def guess(content: bytes) -> str | None:
-    """The code page of a text that is not Unicode, or nothing where it cannot be told."""
+def guess_code_page(content: bytes) -> str | None:
+    """Return the code page of a text that is not Unicode; None if it is unknown."""
     pieces = (piece for piece in _BOUNDS.split(content) if not piece.isascii())
     sample = b"\n".join(pieces)[:_SAMPLE]
     beyond = sum(byte >= 0x80 for byte in sample)
@@ -163,7 +174,8 @@ def _latin(sample: bytes) -> str | None:
         if text is not None and not _CONTROLS.search(text) and _is_rare(_IMPROBABLE, text):
             readings[page] = text
     scores = sorted(
-        ((_written(text, pages[page]), page) for page, text in readings.items()), reverse=True
+        ((_language_score(text, pages[page]), page) for page, text in readings.items()),
+        reverse=True,
     )
     if not scores or scores[0][0] < _SURE:
         return None
@@ -181,14 +193,14 @@ def _other(sample: bytes) -> str | None:
         return None
     beyond = [character for character in text if not character.isascii()]
     narrow = sum("\uff61" <= character <= "\uff9f" for character in beyond)
-    if narrow * 4 > len(beyond):  # katakana of half width, which any bytes are
+    if narrow * 4 > len(beyond):  # half-width katakana, which any bytes decode to
         return None
-    return page if _written(text, _OTHERS[page]) >= _SURE else None
+    return page if _language_score(text, _OTHERS[page]) >= _SURE else None
 
 
-def _is_rare(what: re.Pattern[str], text: str) -> bool:
-    """Whether something is found less than once in twenty lines."""
-    return sum(1 for _ in what.finditer(text)) * 20 < text.count("\n") + 1
+def _is_rare(pattern: re.Pattern[str], text: str) -> bool:
+    """Whether a pattern matches less than once in twenty lines."""
+    return sum(1 for _ in pattern.finditer(text)) * 20 < text.count("\n") + 1
 
 
 def _read(sample: bytes, page: str) -> str | None:
@@ -198,8 +210,12 @@ def _read(sample: bytes, page: str) -> str | None:
         return None
 
 
-def _written(text: str, languages: str) -> float:
-    """The mean probability of the languages of the parts of a text, of others than these 0."""
+def _language_score(text: str, languages: str) -> float:
+    """Return how likely a text is written in one of some languages.
+
+    The mean, over parts of 200 characters, of the probability of the best language; 0 for a part
+    whose best language is another one.
+    """
     words = " ".join(_URL.sub(" ", text).split()).lower()
     wanted = languages.split()
     parts = [words[start : start + 200] for start in range(0, min(len(words), 1600), 200)]
@@ -216,11 +232,11 @@ def _detector() -> LanguageDetector:
 
 
 class Recoded(io.RawIOBase):
-    """A stream of bytes in one encoding as a stream of UTF-8.
+    """Converts a stream of bytes to UTF-8.
 
     Args:
         stream: The bytes.
-        encoding: Theirs.
+        encoding: Encoding of the bytes.
     """
 
     def __init__(self, stream: Any, encoding: str) -> None:
@@ -237,7 +253,7 @@ class Recoded(io.RawIOBase):
         """See `io.RawIOBase.readinto`.
 
         Raises:
-            UnicodeError: A byte does not belong to a text in the encoding.
+            UnicodeError: A byte is not valid in the encoding.
         """
         while not self._ready and not self._is_whole:
             block = bytes(self._stream.read(2**16))

@@ -1,4 +1,4 @@
-"""Interleaved documents: a row for each of their images, and the documents themselves."""
+"""Reads interleaved documents: the documents themselves, and a row for each of their images."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from stages.sources.url_lists import objects
 __all__ = ["documents", "is_interleaved", "rows"]
 
 
-def is_interleaved(place: SourceFile) -> bool:
+def is_interleaved(source_file: SourceFile) -> bool:
     """Whether a list of JSON Lines begins with a document in the form of MMC4 or OBELICS."""
-    return place.kind == "jsonl" and next(documents(place), None) is not None
+    return source_file.kind == "jsonl" and next(documents(source_file), None) is not None
 
 
-def documents(place: SourceFile) -> Iterator[Document | None]:
-    """The documents of a list, in order; None for a line that is none.
+def documents(source_file: SourceFile) -> Iterator[Document | None]:
+    """Yield the documents of a list, in order; None for a line that is not a document.
 
     Raises:
         ValueError: The file cannot be read.
     """
-    for _, document, _ in _numbered(place):
+    for _, document, _ in _numbered(source_file):
         yield document
 
 
-def _numbered(place: SourceFile) -> Iterator[tuple[int, Document | None, str]]:
-    """The number of each line that is not blank, its document, and why it is none."""
-    with place.read_as("jsonl", pa.ArrowException):
-        for number, record, why in objects(place):
-            document = None if record is None else parse(_whole(record))
-            yield number, document, why or "is no document"
+def _numbered(source_file: SourceFile) -> Iterator[tuple[int, Document | None, str]]:
+    """Yield for each non-blank line its number, its document, and why it is not a document."""
+    with source_file.read_as("jsonl", pa.ArrowException):
+        for number, record, why in objects(source_file):
+            document = None if record is None else parse(_without_surrogates(record))
+            yield number, document, why or "is not a document"
 
 
-def _whole(record: dict[str, Any]) -> dict[str, Any]:
-    """The record without lone surrogates."""
+def _without_surrogates(record: dict[str, Any]) -> dict[str, Any]:
+    """Replace lone surrogates in a record by U+FFFD."""
     text = json.dumps(record, ensure_ascii=False)
     cleaned = clean(text)
-    whole: dict[str, Any] = record if cleaned is text else json.loads(cleaned)
-    return whole
+    result: dict[str, Any] = record if cleaned is text else json.loads(cleaned)
+    return result
 
 
-def rows(place: SourceFile) -> Iterator[Row]:
-    """A row for each image of each document, without a caption; `source_uid` is the document's.
+def rows(source_file: SourceFile) -> Iterator[Row]:
+    """Yield a row without a caption for each image of each document.
 
-    A line that is no document is a row that says why.
+    `source_uid` is the id of the document. A line that is not a document gives a row that says why.
     """
-    for number, document, why in _numbered(place):
+    for number, document, why in _numbered(source_file):
         if document is None:
             yield Row("", number=number, why=why)
         else:

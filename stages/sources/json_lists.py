@@ -1,4 +1,4 @@
-"""Lists that are one JSON document, and the streaming of its arrays."""
+"""Reads lists that are one JSON document, streaming the elements of its arrays."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from stages.sources.columns import (
     URL_COLUMNS,
     Finder,
     Record,
+    count_skipped,
     keys,
-    note_odd,
     recognise,
     text_of,
     uid_text,
@@ -26,95 +26,95 @@ from stages.sources.source_files import SourceFile
 __all__ = ["elements", "karpathy", "kind", "pairs", "records"]
 
 _CHUNK = 2**20  # bytes
-_LONGEST = 16 * 2**20  # characters of one element, so that a broken file is not read whole
+_LONGEST = 16 * 2**20  # characters per element, so that a broken file is not read into memory
 _NUMBER = ("", *"0123456789+-.eE")
 _SBU = ("image_urls", "captions")
 
 
-def pairs(place: SourceFile, finder: Finder) -> Iterator[Record]:
-    """The records of SBU's two parallel arrays; that of the captions may be shorter."""
-    arrays = elements(place, "image_urls"), elements(place, "captions")
+def pairs(source_file: SourceFile, finder: Finder) -> Iterator[Record]:
+    """Yield the records of SBU's two parallel arrays; the array of captions may be shorter."""
+    arrays = elements(source_file, "image_urls"), elements(source_file, "captions")
     for number, (url, caption) in enumerate(itertools.zip_longest(*arrays), 1):
-        found = captions_of(caption)
-        note_odd(place.notices, found, f"{place.path}:{number}")
-        yield Record(number=number, url=text_of(url) or None, captions=found.texts)
+        captions = captions_of(caption)
+        count_skipped(source_file.notices, captions, f"{source_file.path}:{number}")
+        yield Record(number=number, url=text_of(url) or None, captions=captions.texts)
 
 
-def records(place: SourceFile, finder: Finder, key: str = "") -> Iterator[Record]:
-    """The records of an array of objects: of BLIP, LLaVA, RedCaps, or others like them.
+def records(source_file: SourceFile, finder: Finder, key: str = "") -> Iterator[Record]:
+    """Yield the records of an array of objects, as in BLIP's, LLaVA's and RedCaps' files.
 
     Args:
-        place: A document.
-        finder: Finds what they hold.
-        key: See `elements`.
+        source_file: The document.
+        finder: Finds the keys that hold URLs, captions and files.
+        key: Key of the array; see `elements`.
 
     Raises:
-        ValueError: It is none, or no object has a key that is needed.
+        ValueError: The document is broken, or no object has a key that is needed.
     """
 
     def objects() -> Iterator[dict[str, Any]]:
-        return (entry for entry in elements(place, key) if isinstance(entry, dict))
+        return (entry for entry in elements(source_file, key) if isinstance(entry, dict))
 
     names = keys(objects(), finder.named)
     if names:
         finder.find(names, is_all=False)
-    is_told = False
-    for number, entry in enumerate(elements(place, key), 1):
+    has_captions = False
+    for number, entry in enumerate(elements(source_file, key), 1):
         record = finder.record(number, entry)
-        is_told = is_told or bool(record.captions) or record.label is not None
+        has_captions = has_captions or bool(record.captions) or record.label is not None
         yield record
-    if names and not is_told:
+    if names and not has_captions:
         finder.no_captions(names)
 
 
-def karpathy(place: SourceFile, finder: Finder) -> Iterator[Record]:
-    """The images of Karpathy's splits (arXiv:1412.2306), those of the source's split."""
+def karpathy(source_file: SourceFile, finder: Finder) -> Iterator[Record]:
+    """Yield the records of Karpathy's splits (arXiv:1412.2306) that are in the source's `split`."""
     wanted = finder.source.split
     splits = (wanted,) if isinstance(wanted, str) else wanted
-    for number, entry in enumerate(elements(place, "images"), 1):
+    for number, entry in enumerate(elements(source_file, "images"), 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("filename"), str):
             yield Record(number=number, why="has no `filename`")
             continue
         if splits is not None and entry.get("split") not in splits:
             continue
-        found = captions_of(entry.get("sentences"))
-        note_odd(place.notices, found, f"{place.path}:{number}")
+        captions = captions_of(entry.get("sentences"))
+        count_skipped(source_file.notices, captions, f"{source_file.path}:{number}")
         folder = entry.get("filepath")
         name = f"{folder}/{entry['filename']}" if isinstance(folder, str) and folder else None
         ids = (entry.get(key) for key in ("cocoid", "imgid"))
         yield Record(
             number=number,
             file=text_of(name or entry["filename"]),
-            captions=found.texts,
+            captions=captions.texts,
             uid=next(filter(None, map(uid_text, ids)), None),
         )
 
 
-def kind(place: SourceFile) -> tuple[str, str]:
-    """What a document is, told by the first of its arrays that tells.
+def kind(source_file: SourceFile) -> tuple[str, str]:
+    """Detect the format of a document from its arrays.
 
     Returns:
-        coco, karpathy, sbu, or records, and the key of the array that has the records.
+        coco, karpathy, sbu or records, and the key of the array that holds the records.
 
     Raises:
-        ValueError: It is none of them.
+        ValueError: The document has none of these formats.
     """
-    if "document" not in place.known:
-        place.known["document"] = _kind(place)
-    found: tuple[str, str] = place.known["document"]
-    return found
+    if "document" not in source_file.known:
+        source_file.known["document"] = _kind(source_file)
+    result: tuple[str, str] = source_file.known["document"]
+    return result
 
 
-def _kind(place: SourceFile) -> tuple[str, str]:
-    asked: set[str] = set()
-    for key, value in _walk(place):
+def _kind(source_file: SourceFile) -> tuple[str, str]:
+    examined: set[str] = set()
+    for key, value in _walk(source_file):
         if key == "":
             return "records", ""
         if key in _SBU:
             return "sbu", ""
-        if value is _START or key in asked:
+        if value is _START or key in examined:
             continue
-        asked.add(key)
+        examined.add(key)
         if not isinstance(value, dict):
             continue
         if key == "images":
@@ -123,12 +123,12 @@ def _kind(place: SourceFile) -> tuple[str, str]:
             return "records", key
         if key == "annotations":
             return "coco", key
-    if asked & {"images", "annotations"} or _keys(place) & {"images", "annotations"}:
+    if examined & {"images", "annotations"} or _keys(source_file) & {"images", "annotations"}:
         return "coco", ""
     raise ValueError(
-        f"download.source cannot be read as json: {place.path} has neither `images` and "
-        "`annotations` (COCO), nor `images` with `sentences` (Karpathy), nor `image_urls` and "
-        "`captions` (SBU), nor is it an array of objects, or an object that holds one"
+        f"download.source cannot be read as json: {source_file.path} must have `images` and "
+        "`annotations` (COCO), `images` with `sentences` (Karpathy), `image_urls` and `captions` "
+        "(SBU), or an array of objects, which may be the value of a key"
     )
 
 
@@ -141,33 +141,33 @@ def _is_record(value: Mapping[str, Any]) -> bool:
     )
 
 
-def _keys(place: SourceFile) -> set[str]:
-    return {key for key, value in _walk(place) if value is _START}
+def _keys(source_file: SourceFile) -> set[str]:
+    return {key for key, value in _walk(source_file) if value is _START}
 
 
-def elements(place: SourceFile, key: str) -> Iterator[Any]:
-    """The elements of one array of the document, one at a time.
+def elements(source_file: SourceFile, key: str) -> Iterator[Any]:
+    """Yield the elements of one array of the document, one at a time.
 
     Args:
-        place: A document that is an object, or an array.
-        key: Where the object has the array; empty for a document that is an array.
+        source_file: A document that is an object or an array.
+        key: Key of the array in the object; empty for a document that is an array.
     """
-    for found, value in _walk(place):
-        if found == key and value is not _START:
+    for owner, value in _walk(source_file):
+        if owner == key and value is not _START:
             yield value
 
 
-_START = object()  # stands before the elements of an array, and for a value that is no array
+_START = object()  # comes before the elements of an array, and in place of any other value
 
 
-def _walk(place: SourceFile) -> Iterator[tuple[str, Any]]:
-    """Each key of a document, and each element of the arrays that the document holds."""
-    with place.read_as("json", ValueError, RecursionError), place.open() as stream:
+def _walk(source_file: SourceFile) -> Iterator[tuple[str, Any]]:
+    """Yield each key of a document with `_START`, then with each element if it is an array."""
+    with source_file.read_as("json", ValueError, RecursionError), source_file.open() as stream:
         yield from _Scanner(stream).walk()
 
 
 class _Scanner:
-    """Reads a document a chunk at a time."""
+    """Parses a document one chunk at a time."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -187,10 +187,10 @@ class _Scanner:
         elif start == "{":
             yield from self._object()
         else:
-            raise ValueError("it must be an object or an array; JSON Lines are named .jsonl")
+            raise ValueError("it must be an object or an array; name JSON Lines .jsonl")
         if self._peek():
             raise ValueError(
-                f"more follows its end, at character {self._place()}; JSON Lines are named .jsonl"
+                f"text follows its end, at character {self._position()}; name JSON Lines .jsonl"
             )
 
     def _object(self) -> Iterator[tuple[str, Any]]:
@@ -200,7 +200,7 @@ class _Scanner:
         while True:
             key = self._value()
             if not isinstance(key, str):
-                raise ValueError(f"a key is no text at character {self._place()}")
+                raise ValueError(f"a key is not a string at character {self._position()}")
             self._expect(":")
             yield key, _START
             if self._peek() == "[":
@@ -222,12 +222,12 @@ class _Scanner:
                 return
 
     def _value(self) -> Any:
-        """The value that comes next, parsed whole."""
+        """Parse the next value."""
         self._peek()
         while True:
             try:
                 value, end = self._parse(self._text, self._at)
-                # A number cut by the end of a chunk is a number too.
+                # A number that continues in the next chunk parses here too.
                 if self._is_whole or self._text[end : end + 1] not in _NUMBER:
                     self._at = end
                     return value
@@ -236,23 +236,23 @@ class _Scanner:
                     where = self._read - len(self._text) + error.pos
                     raise ValueError(f"{error.msg} at character {where}") from None
             if len(self._text) - self._at > _LONGEST:
-                raise ValueError(f"no value ends within 16 MiB of character {self._place()}")
+                raise ValueError(f"no value ends within 16 MiB of character {self._position()}")
             self._more(max(_CHUNK, len(self._text) - self._at))
 
     def _expect(self, wanted: str) -> str:
-        found = self._next()
-        if found not in wanted or not found:
-            what = repr(found) if found else "the end of the file"
-            raise ValueError(f"{what} in place of {wanted[-1]!r} at character {self._place()}")
-        return found
+        character = self._next()
+        if character not in wanted or not character:
+            shown = repr(character) if character else "the end of the file"
+            raise ValueError(f"{shown} instead of {wanted[-1]!r} at character {self._position()}")
+        return character
 
     def _next(self) -> str:
-        found = self._peek()
-        self._at += len(found)
-        return found
+        character = self._peek()
+        self._at += len(character)
+        return character
 
     def _peek(self) -> str:
-        """The next character that is no space; nothing at the end."""
+        """Return the next non-space character without consuming it; empty at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
                 self._at += 1
@@ -275,5 +275,5 @@ class _Scanner:
         self._at = 0
         self._read += len(text)
 
-    def _place(self) -> int:
+    def _position(self) -> int:
         return self._read - len(self._text) + self._at

@@ -1,4 +1,4 @@
-"""What the readers of sources tell, once for each kind of it: how many, and which was the first."""
+"""Warnings of the readers of sources: for each kind, the count and the first occurrence."""
 
 from __future__ import annotations
 
@@ -11,36 +11,33 @@ __all__ = ["Notices"]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST = 300  # characters of a name
+_LONGEST = 300  # characters shown of an occurrence
 
 
 class Notices:
-    """Counts what is worth a warning.
-
-    Each kind is counted once however many files it is found in, so there are as few lines as kinds.
-    """
+    """Counts warnings by kind, over all files, so that each kind is logged in one line."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
+        self._counts: dict[str, tuple[int, str]] = {}
 
     def add(self, what: str, first: str, number: int = 1) -> None:
-        """Count something.
+        """Add to the count of one kind.
 
         Args:
-            what: What is counted, in the plural: `captions that are no text`.
-            first: Where it was found; that of the first call is kept.
-            number: How many.
+            what: The kind, in the plural: `images without a caption`.
+            first: Where it occurred; only the value of the first call is kept.
+            number: How many to add.
         """
         if not number:
             return
-        before, kept = self._found.get(what, (0, first))
-        self._found[what] = before + number, kept
+        before, kept = self._counts.get(what, (0, first))
+        self._counts[what] = before + number, kept
 
     def lines(self) -> list[str]:
-        """A line for each kind, in the order in which they were first found."""
+        """Return a line for each kind, in the order of their first occurrence."""
         return [
             f"{what}: {number:,}, the first {_plain(first)}"
-            for what, (number, first) in self._found.items()
+            for what, (number, first) in self._counts.items()
         ]
 
     def warn(self) -> None:
@@ -53,6 +50,6 @@ class Notices:
 
 
 def _plain(text: str) -> str:
-    """A name of unknown origin as part of a line."""
+    """Make untrusted text safe for one log line: printable, redacted and cut."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return redacted(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")

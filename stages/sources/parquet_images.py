@@ -1,4 +1,4 @@
-"""Parquet files with a column of images: Hugging Face's, img2dataset's, and this project's own."""
+"""Reads Parquet files with an image column: Hugging Face's, img2dataset's, and this project's."""
 
 from __future__ import annotations
 
@@ -17,33 +17,35 @@ from stages.sources.row import Location, Row
 from stages.sources.source_files import SourceFile
 from stages.sources.url_lists import records
 
-__all__ = ["Pictures", "column", "column_of", "rows"]
+__all__ = ["ParquetImages", "column", "column_of", "rows"]
 
 BINARY_COLUMNS = frozenset({"image", "img", "image_bytes", "jpg", "jpeg", "png", "webp"})
-"""Names, in any case, under which a column of plain bytes is one of images."""
+"""Names, in any case, that mark a column of plain bytes as an image column."""
 
 _BATCH = 16  # rows read at once
-_KEPT = 8  # batches that stay, since threads do not ask quite in order
+_KEPT = 8  # batches kept in memory, since threads do not read exactly in order
 
 
-def rows(place: SourceFile, source: Source, image: str) -> Iterator[Row]:
-    """The rows of a file, one for each caption of an image; one whose image is null fails.
+def rows(source_file: SourceFile, source: Source, image: str) -> Iterator[Row]:
+    """Yield a row for each caption of each image of a file.
+
+    A null image gives a row too; it fails when its image is read.
 
     Args:
-        place: The file.
-        source: What may name columns.
-        image: The column of images, of `column_of`.
+        source_file: The file.
+        source: The source, which may name columns.
+        image: The image column, as `column_of` returns it.
 
     Raises:
         ValueError: The file cannot be read, or lacks a column that the source names.
     """
-    finder = Finder(place.path, source, None, image.split(".")[0], place.notices)
-    for number, record in enumerate(records(place, finder)):
+    finder = Finder(source_file.path, source, None, image.split(".")[0], source_file.notices)
+    for number, record in enumerate(records(source_file, finder)):
         row = Row(
-            record.url or place.url(number),
+            record.url or source_file.url(number),
             None,
             record.uid,
-            Location(place.file, row=number),
+            Location(source_file.file, row=number),
             number=number + 1,
             label=record.label,
         )
@@ -51,18 +53,21 @@ def rows(place: SourceFile, source: Source, image: str) -> Iterator[Row]:
             yield row._replace(caption=caption)
 
 
-def column_of(place: SourceFile) -> str | None:
-    """The column of images of a Parquet file, if it has one."""
+def column_of(source_file: SourceFile) -> str | None:
+    """Return the image column of a Parquet file; None if it has none."""
     with (
-        place.read_as("parquet", pa.ArrowException),
-        place.open() as stream,
+        source_file.read_as("parquet", pa.ArrowException),
+        source_file.open() as stream,
         pq.ParquetFile(stream) as file,
     ):
         return column(file.schema_arrow)
 
 
 def column(schema: pa.Schema) -> str | None:
-    """Where the bytes of the images are: a struct of bytes and path, or a known name of bytes."""
+    """Return the column with the image bytes, or None.
+
+    It is the field `bytes` of a struct with `path`, or a column of bytes with a known name.
+    """
     for field in schema:
         if pa.types.is_struct(field.type):
             inner = {entry.name: entry.type for entry in field.type}
@@ -80,33 +85,33 @@ def _is_binary(kind: pa.DataType | None) -> bool:
     )
 
 
-class Pictures:
-    """The images of one Parquet file by row number, cheap where rows are asked for in order.
+class ParquetImages:
+    """The images of one Parquet file by row number; fast if rows are read in order.
 
-    Memory holds 128 images and what Parquet needs to decode a page.
+    Up to 128 images are held in memory, and what Parquet needs to decode a page.
 
     Args:
         stream: The file.
 
     Raises:
-        ValueError: It has no column of images.
+        ValueError: The file has no image column.
     """
 
     def __init__(self, stream: Any) -> None:
         self._file = pq.ParquetFile(stream, buffer_size=2**20)
-        found = column(self._file.schema_arrow)
-        if found is None:
-            raise ValueError("it has no column of images")
-        self._column = found
+        image_column = column(self._file.schema_arrow)
+        if image_column is None:
+            raise ValueError("it has no image column")
+        self._column = image_column
         metadata = self._file.metadata
         lengths = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        self._starts = [0, *itertools.accumulate(lengths)]  # of the row groups, and the end
+        self._starts = [0, *itertools.accumulate(lengths)]  # first row of each group, and the end
         self._kept: deque[tuple[int, pa.Array[Any]]] = deque(maxlen=_KEPT)
         self._next = 0
         self._batches: Iterator[pa.RecordBatch] = iter(())
 
     def __getitem__(self, row: int) -> bytes | None:
-        """The bytes of an image, or nothing where it is null or there is no such row."""
+        """Return the bytes of an image; None if it is null or there is no such row."""
         if not 0 <= row < self._starts[-1]:
             return None
         group = bisect.bisect_right(self._starts, row) - 1

@@ -1,4 +1,4 @@
-"""The bytes of the images at hand, and of nothing else."""
+"""Reads the bytes of images that need no download, and of no other files."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from typing import Any
 import pyarrow as pa
 
 from stages.sources.config import SourceConfig
-from stages.sources.parquet_images import Pictures
+from stages.sources.parquet_images import ParquetImages
 from stages.sources.row import Location
 from stages.sources.source_files import is_list, is_local, root
 
 __all__ = ["Reader"]
 
 
-_OPEN = 2  # Parquet files at once, since threads do not ask quite in order
+_OPEN = 2  # Parquet files open at once, since threads do not read exactly in order
 
 
 class Reader:
-    """Reads what the rows of the sources say, from many threads.
+    """Reads the images that rows of the sources point to; safe for use from several threads.
 
-    What a row says is not trusted: what lies outside the paths that the config names, also through
-    a link, is not read.
+    Locations are untrusted: a file outside the paths of the config is not read, nor is one that a
+    link leads to.
 
     Args:
         config: The sources.
-        max_bytes: The longest image; null has no limit.
+        max_bytes: Maximum size of an image; None for no limit.
     """
 
     def __init__(self, config: SourceConfig, max_bytes: int | None = None) -> None:
         self._config = config
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._pictures: dict[str, tuple[Any, Pictures]] = {}
+        self._pictures: dict[str, tuple[Any, ParquetImages]] = {}
 
     def read(self, location: Location) -> bytes | str:
-        """The bytes of an image, or the reason why there are none.
+        """Return the bytes of an image, or the reason why it cannot be read.
 
         The reasons are `outside_source`, `missing`, `empty` and `too_large`.
 
         Raises:
-            OSError: The filesystem, not a local one, fails.
+            OSError: A remote filesystem fails.
         """
-        place = self._place(location.file)
-        if place is None:
+        resolved = self._place(location.file)
+        if resolved is None:
             return "outside_source"
-        fs, path = place
+        fs, path = resolved
         limit = self._max_bytes
         if limit is not None and (location.length or 0) > limit:
             return "too_large"
@@ -66,7 +66,7 @@ class Reader:
                     length = limit + 1
                 content = _range(fs, path, start, length)
         except (FileNotFoundError, IsADirectoryError, ValueError, pa.ArrowException):
-            return "missing"  # a path may hold what no path can
+            return "missing"  # ValueError: the path has a character that no path can have
         except OSError:
             if is_local(fs):
                 return "missing"
@@ -78,19 +78,20 @@ class Reader:
         return content or "empty"
 
     def info(self, location: Location) -> dict[str, Any]:
-        """What the filesystem tells of the file of an image; nothing where it cannot be read."""
-        place = self._place(location.file)
+        """Return the filesystem's info on the file of an image; empty if it cannot be read."""
+        resolved = self._place(location.file)
         try:
-            found: dict[str, Any] = {} if place is None else place[0].info(place[1])
+            info: dict[str, Any] = {} if resolved is None else resolved[0].info(resolved[1])
         except (OSError, ValueError):
             return {}
-        return found
+        return info
 
     @functools.cached_property
     def _roots(self) -> list[tuple[str, Any, str, str]]:
-        """Of each path what files start with, the filesystem, the folder there, and what it is.
+        """The paths that images may be read from.
 
-        What a list names lies in the folder of its images, or else in that of the list.
+        These are the paths of the sources and of their `images`; for a list without `images`, the
+        folder of the list.
         """
         paths = []
         for source in self._config.sources:
@@ -103,14 +104,14 @@ class Reader:
         ]
 
     def _place(self, file: str) -> tuple[Any, str] | None:
-        """The filesystem of a file and the path there; nothing where it lies outside."""
+        """Return the filesystem and the path of a file; None if it is outside of all roots."""
         for prefix, fs, top, inside in self._roots:
             if not file.startswith(prefix):
                 continue
             path = posixpath.normpath(top.rstrip("/") + file.removeprefix(prefix))
             try:
                 real = str(Path(path).resolve()) if is_local(fs) else path
-            except (OSError, ValueError, RuntimeError):  # a path may hold what no path can
+            except (OSError, ValueError, RuntimeError):  # no such path is possible
                 continue
             if real == inside or real.startswith(inside.rstrip("/") + "/"):
                 return fs, real
@@ -123,7 +124,7 @@ class Reader:
                     self._pictures.pop(next(iter(self._pictures)))[0].close()
                 stream = fs.open(path, "rb")
                 try:
-                    self._pictures[path] = (stream, Pictures(stream))
+                    self._pictures[path] = (stream, ParquetImages(stream))
                 except BaseException:
                     stream.close()
                     raise
@@ -138,7 +139,7 @@ def _range(fs: Any, path: str, start: int, length: int | None) -> bytes:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            size = int(fs.info(path)["size"])  # of an empty file, object stores give no range
+            size = int(fs.info(path)["size"])  # object stores refuse a range of an empty file
             stop = size if end is None else min(end, size)
             content = fs.cat_file(path, start=start, end=stop) if start < stop else b""
         return content

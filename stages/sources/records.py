@@ -1,4 +1,4 @@
-"""The records of a list of any format."""
+"""Reads the records of a list in any format."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from stages.sources.source_files import SourceFile
 __all__ = ["records"]
 
 
-def records(place: SourceFile, finder: Finder) -> Iterator[Record]:
-    """What a list says, record for record: CSV, TSV, JSON Lines, Parquet, or one JSON document.
+def records(source_file: SourceFile, finder: Finder) -> Iterator[Record]:
+    """Yield the records of a list: CSV, TSV, text, JSON Lines, Parquet, or one JSON document.
 
     Args:
-        place: The list.
-        finder: Finds what its columns hold.
+        source_file: The list.
+        finder: Finds the columns of the list.
 
     Raises:
-        ValueError: It cannot be read, or lacks a column.
+        ValueError: The list cannot be read, or lacks a column.
     """
-    if place.kind != "json":
-        return url_lists.records(place, finder)
-    kind, key = json_lists.kind(place)
+    if source_file.kind != "json":
+        return url_lists.records(source_file, finder)
+    kind, key = json_lists.kind(source_file)
     if kind == "coco":
-        return coco.records(place, finder)
+        return coco.records(source_file, finder)
     if kind == "sbu":
-        return json_lists.pairs(place, finder)
+        return json_lists.pairs(source_file, finder)
     if kind == "karpathy":
-        return json_lists.karpathy(place, finder)
-    return json_lists.records(place, finder, key)
+        return json_lists.karpathy(source_file, finder)
+    return json_lists.records(source_file, finder, key)

@@ -1,4 +1,4 @@
-"""A row of a list, and where the bytes of its image lie when they are at hand."""
+"""A row of a list, and the location of its image if it needs no download."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ LIST = pa.schema(
         pa.field("fault", pa.string()),
     ]
 )
-"""A row of a list shard.
+"""The schema of a list shard.
 
-Four are a `Location`; `file` is null where the image is to be fetched from `url`. `fault` is null,
-or why there is neither an image at hand nor a URL: one of the reasons of download.
+`file`, `offset`, `length` and `row` are a `Location`; `file` is null if the image must be
+downloaded from `url`. `fault` is null, or download's reason for a row that has neither a URL nor an
+image.
 """
 
 MALFORMED = "malformed"
 """The fault of a record that cannot be read, or that names neither a URL nor an image."""
 
 LONGEST = 2**16
-"""Characters of a text of a row: a longer caption or id is cut there, a longer URL is none."""
+"""Maximum characters of a text: a longer caption or id is cut, a longer URL is a `bad_url`."""
 
 
 class Location(NamedTuple):
-    """Where the bytes of an image lie: a file, `length` bytes of a tar, or a row of a Parquet file.
+    """Where to read an image: a file, `length` bytes of a tar, or a row of a Parquet file.
 
-    `file` is a path or an fsspec URL, written as the source's path was: relative where that was.
+    `file` is a path or an fsspec URL; it is relative if the source's path is.
     """
 
     file: str
@@ -46,23 +47,23 @@ class Location(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row as found.
+    """A row as the source gives it.
 
-    `url` is that of the sample wherever it has one. An image at hand without one has NAME/PATH,
-    where PATH leads from the source's path to the image, in a tar to its member and in a Parquet
-    file to the number of its row, from 0: `web/more/a.jpg`, `web/00000.tar/000000003.jpg`,
-    `web/train.parquet/17`. A source of several paths has NAME/N/PATH, N the position of the path,
-    from 0. So where a folder lies on a machine does not matter. A record that is at fault has
-    NAME/FILE:NUMBER: `web/list.csv:17`.
+    `url` is the URL of the image. An image without one gets the name NAME/PATH, where NAME is the
+    source's name and PATH is relative to the source's path; PATH ends in the member of a tar, or in
+    the row number of a Parquet file, from 0. Examples: `web/more/a.jpg`,
+    `web/00000.tar/000000003.jpg`, `web/train.parquet/17`. For a source with several paths it is
+    NAME/N/PATH, where N is the position of the path, from 0. These names do not change if the
+    source is moved. A record with a fault has NAME/FILE:NUMBER, such as `web/list.csv:17`.
 
     Attributes:
-        url: The URL, or what stands in its place.
-        caption: One caption; an image with several has several rows.
-        source_uid: The id that the source itself gives.
-        location: Where an image at hand lies.
-        number: Of the line or record, from 1.
-        why: What is wrong with a record that cannot be read.
-        label: The class of the image, which evaluation reads.
+        url: The URL, or the name that replaces it.
+        caption: One caption; an image with several captions has several rows.
+        source_uid: The source's own id.
+        location: Location of an image that needs no download.
+        number: Number of the line or record, from 1.
+        why: Why the record cannot be read.
+        label: Class of the image, used in evaluation.
         fault: See `LIST`.
     """
 
@@ -82,7 +83,7 @@ class Row(NamedTuple):
         return len(url) > LONGEST or len(caption) > LONGEST or len(uid) > LONGEST
 
     def cut(self) -> Row:
-        """The row with its texts cut."""
+        """Return the row with its texts cut to `LONGEST` characters."""
         url, caption, uid = self.url[:LONGEST], self.caption, self.source_uid
         return self._replace(
             url=url,
@@ -92,7 +93,7 @@ class Row(NamedTuple):
 
 
 def clean(text: str) -> str:
-    """A name or a URL with each lone surrogate replaced by U+FFFD."""
+    """Replace each lone surrogate in a name or URL by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

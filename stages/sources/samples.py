@@ -1,4 +1,4 @@
-"""Images at hand with all that is said of each: what training, evaluation and human pairs read."""
+"""Images with all their captions, for training, evaluation and human pairs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["Sample", "named", "samples"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image with what is said of it.
+    """An image with its captions and class.
 
     Attributes:
-        name: What stands for it in `url`.
-        image: Its bytes, or where they lie.
-        captions: All its captions, in the order in which they were found.
-        label: Its class, where there is one.
-        number: Of the first line or record that names it.
-        reader: Reads what lies elsewhere.
+        name: The image's `url`.
+        image: Its encoded bytes, or their location.
+        captions: All its captions, in the order of the source.
+        label: Its class, if it has one.
+        number: Number of the first line or record that names it.
+        reader: Reads the image if `image` is a location.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Sample:
     reader: Reader | None = field(default=None, compare=False, repr=False)
 
     def read(self) -> bytes:
-        """The encoded image.
+        """Return the encoded image.
 
         Raises:
-            FileNotFoundError: It cannot be read; the message says why.
+            FileNotFoundError: The image cannot be read; the message says why.
         """
         if isinstance(self.image, bytes):
             return self.image
@@ -61,26 +61,26 @@ def samples(
     of: str = "train.data",
     notices: Notices | None = None,
 ) -> list[Sample]:
-    """The images of anything that download reads, each once, with all its captions.
+    """Return each distinct image of a source with all its captions.
 
-    Memory holds every caption.
+    All captions are held in memory.
 
     Args:
-        path: As `Source.path`.
-        images: The folder of the images that a list names; by default that of the list.
-        name: What `Sample.name` begins with.
-        of: The field that names the path, for messages.
-        notices: Takes what is worth a warning; null logs it.
+        path: As `Source.path`; any format that download reads without fetching URLs.
+        images: Folder of the images that a list names; the folder of the list by default.
+        name: Prefix of `Sample.name`.
+        of: The field that gives the path, for messages.
+        notices: Collects warnings; None logs them.
 
     Raises:
-        ValueError: It is missing or unreadable, or has a record that cannot be read or that names
-            an image by a URL; it names the file and the line.
+        ValueError: The source is missing or unreadable, or has a record that cannot be read or
+            that names an image by URL. The message has the file and the line.
     """
     is_own = notices is None
     notices = Notices() if notices is None else notices
     if images is None and is_list(path):
         images = posixpath.dirname(path) or "."
-    found: dict[Location, tuple[str, int | None, list[str]]] = {}
+    by_location: dict[Location, tuple[str, int | None, list[str]]] = {}
     labels: dict[Location, str] = {}
     with named(of):
         source = Source(path=path, name=name, images=images)
@@ -91,14 +91,22 @@ def samples(
                 if row.fault is None:
                     why = f"`image` must be a path, got {redacted(row.url)!r}"
                 raise ValueError(f"{of}: {path}:{row.number}: {why}")
-            told = found.setdefault(row.location, (row.url, row.number, []))
+            entry = by_location.setdefault(row.location, (row.url, row.number, []))
             if row.caption is not None:
-                told[2].append(row.caption)
+                entry[2].append(row.caption)
             if row.label is not None:
                 labels[row.location] = row.label
-    bare = [url for place, (url, _, said) in found.items() if not said and place not in labels]
-    if len(bare) < len(found):
-        notices.add("images without a caption, which are left out", "".join(bare[:1]), len(bare))
+    uncaptioned = [
+        url
+        for location, (url, _, captions) in by_location.items()
+        if not captions and location not in labels
+    ]
+    if len(uncaptioned) < len(by_location):
+        notices.add(
+            "images without a caption, which are left out",
+            "".join(uncaptioned[:1]),
+            len(uncaptioned),
+        )
     if is_own:
         notices.warn()
     return [
@@ -110,13 +118,13 @@ def samples(
             number=number,
             reader=reader,
         )
-        for location, (url, number, captions) in found.items()
+        for location, (url, number, captions) in by_location.items()
     ]
 
 
 @contextlib.contextmanager
 def named(of: str) -> Iterator[None]:
-    """What is wrong with a source, said of the field that names it."""
+    """Make error messages about a source name the field that gives its path."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The rows of all sources to the shards of a pool, each uid once, in two passes."""
+"""Splits the rows of all sources into shards, with each uid once, in two passes."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from stages.sources.row import LIST, Row
 
 __all__ = ["shards"]
 
-_CHUNK = 4096  # rows whose lots are drawn at once
+_CHUNK = 4096  # rows that are given random numbers at once
 
 
 def shards(config: SourceConfig, notices: Notices | None = None) -> Iterator[pa.Table]:
-    """The rows of the sources, a table for each shard of the pool.
+    """Return the rows of the sources as one table for each shard of the pool.
 
-    The sources are read twice: first to count the rows of each uid, then to give the first of
-    them with the number of the others as `repeats`. Memory holds 16 bytes for each row of the
-    sources in the first pass (three times that while they are sorted), 4 in the second; a sample
-    takes 48 bytes for each of its rows while it is drawn.
+    The sources are read twice. The first pass counts the rows of each uid; the second gives the
+    first row of each uid, with the number of the others as `repeats`. The first pass needs 16 bytes
+    of memory per row of the sources (48 while they are sorted), the second 4; drawing a sample
+    needs 48 bytes per row of the sample.
 
     Args:
         config: The sources.
-        notices: Takes what the readers tell, which is logged too.
+        notices: Collects warnings, which are logged too.
 
     Returns:
-        Tables of schema `LIST` with `config.shard_size` rows, the last one with fewer; the same
-        for the same sources.
+        Tables with the schema `LIST` and `config.shard_size` rows, the last one with fewer. The
+        same sources give the same tables.
 
     Raises:
         ValueError: A source is missing, empty or unreadable, lacks a column, or changed between
-            the two passes; raised before the first table wherever the first pass can tell.
+            the two passes. Errors of the first pass are raised before the first table.
     """
     notices = Notices() if notices is None else notices
     uids = bytearray()
     bounds = []
     for source in config.sources:
-        found, bound = _uids(source, notices)
-        if not found:
+        source_uids, bound = _uids(source, notices)
+        if not source_uids:
             raise ValueError(f"download.source has no rows: {source}")
-        uids += found
+        uids += source_uids
         bounds.append(bound)
     notices.warn()
     return _shards(config, bounds, _repeats(uids))
@@ -70,9 +70,18 @@ def _shards(
             if count < 0:
                 continue
             uid = uid_of(row.url, row.caption)
-            place = row.location or (None, None, None, None)
+            location = row.location or (None, None, None, None)
             rows.append(
-                (uid, source.name, row.source_uid, row.url, row.caption, count, *place, row.fault)
+                (
+                    uid,
+                    source.name,
+                    row.source_uid,
+                    row.url,
+                    row.caption,
+                    count,
+                    *location,
+                    row.fault,
+                )
             )
             if len(rows) == config.shard_size:
                 yield _table(rows)
@@ -88,51 +97,54 @@ def _table(rows: list[tuple[Any, ...]]) -> pa.Table:
 
 
 def _chosen(source: Source, bound: int | None, notices: Notices) -> Iterator[Row]:
-    """The rows of a source up to its limit, or with lots up to a bound."""
+    """Yield the rows of a source up to its limit, or those whose random number is <= `bound`."""
     rows = dispatch.rows(source, notices)
     if bound is None:
         yield from itertools.islice(rows, source.limit)
         return
-    for row, lot in zip(rows, _lots(source.seed or 0), strict=False):
-        if lot <= bound:
+    for row, draw in zip(rows, _random_numbers(source.seed or 0), strict=False):
+        if draw <= bound:
             yield row
 
 
 def _uids(source: Source, notices: Notices) -> tuple[bytearray, int | None]:
-    """The uids of the chosen rows of a source, 16 bytes each, and the bound of their lots.
+    """Return the uids of the chosen rows of a source, 16 bytes each, and the bound of a sample.
 
-    A row of a sample is one of those with the `limit` smallest lots. Lots are distinct, so the
-    largest of these tells them from all others.
+    A sample consists of the rows with the `limit` smallest random numbers. These are distinct, so
+    the largest of them separates the sample from the other rows. The bound is None without a
+    sample.
     """
     uids = bytearray()
     if source.seed is None or source.limit is None:
         for row in _chosen(source, None, notices):
             uids += bytes.fromhex(uid_of(row.url, row.caption))
         return uids, None
-    lots = array("Q")
+    draws = array("Q")
     bound = 2**64 - 1
-    for row, lot in zip(dispatch.rows(source, notices), _lots(source.seed), strict=False):
-        if lot <= bound:
-            lots.append(lot)
+    for row, draw in zip(
+        dispatch.rows(source, notices), _random_numbers(source.seed), strict=False
+    ):
+        if draw <= bound:
+            draws.append(draw)
             uids += bytes.fromhex(uid_of(row.url, row.caption))
-            if len(lots) == 2 * source.limit + _CHUNK:
-                lots, uids, bound = _smallest(lots, uids, source.limit)
-    if len(lots) > source.limit:
-        lots, uids, bound = _smallest(lots, uids, source.limit)
+            if len(draws) == 2 * source.limit + _CHUNK:
+                draws, uids, bound = _smallest(draws, uids, source.limit)
+    if len(draws) > source.limit:
+        draws, uids, bound = _smallest(draws, uids, source.limit)
     return uids, bound
 
 
-def _smallest(lots: array[int], uids: bytearray, number: int) -> tuple[array[int], bytearray, int]:
-    """The smallest lots and their uids, in the order given, and the largest of them."""
-    values = np.array(lots, np.uint64)
+def _smallest(draws: array[int], uids: bytearray, number: int) -> tuple[array[int], bytearray, int]:
+    """Return the `number` smallest draws with their uids, in order, and the largest of them."""
+    values = np.array(draws, np.uint64)
     bound = np.partition(values, number - 1)[number - 1]
     kept = values <= bound
     halves = np.frombuffer(bytes(uids), np.uint64).reshape(-1, 2)[kept]
     return array("Q", values[kept].tobytes()), bytearray(halves.tobytes()), int(bound)
 
 
-def _lots(seed: int) -> Iterator[int]:
-    """A lot for each position in a source, uniform, distinct, and decided by the seed."""
+def _random_numbers(seed: int) -> Iterator[int]:
+    """Yield a random number for each position in a source: uniform, distinct, set by the seed."""
     start = splitmix(seed)
     for first in itertools.count(0, _CHUNK):
         positions = np.arange(first, first + _CHUNK, dtype=np.uint64)
@@ -140,7 +152,7 @@ def _lots(seed: int) -> Iterator[int]:
 
 
 def _repeats(uids: bytearray) -> npt.NDArray[np.int32]:
-    """For each row the further rows of its uid, or -1 where an earlier row has the same uid."""
+    """Return for each row the number of later rows with its uid, or -1 if an earlier row has it."""
     halves = np.frombuffer(uids, np.uint64).reshape(-1, 2)
     order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal uids stay in row order
     ordered = halves[order]
@@ -153,5 +165,5 @@ def _repeats(uids: bytearray) -> npt.NDArray[np.int32]:
 def _changed(config: SourceConfig) -> ValueError:
     return ValueError(
         f"download.source changed while it was read: {', '.join(map(str, config.sources))}; "
-        "run again when nothing writes to it"
+        "run the command again when nothing writes to it"
     )

@@ -1,4 +1,4 @@
-"""Lists of records, csv, tsv, parquet and jsonl, read a block at a time."""
+"""Reads lists of records (csv, tsv, txt, parquet, jsonl) one block at a time."""
 
 from __future__ import annotations
 
@@ -14,70 +14,78 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.sources.captions import MOST, Captions, captions_of, is_blank, joined, of_cell
-from stages.sources.columns import Columns, Finder, Record, is_url, keys, kind_of, note_odd
+from stages.sources.captions import (
+    MAX_CAPTIONS,
+    Captions,
+    captions_of,
+    captions_of_cell,
+    first_nonempty,
+    is_blank,
+)
+from stages.sources.columns import Columns, Finder, Record, count_skipped, is_url, keys, kind_of
 from stages.sources.encoding import text_of_bytes
 from stages.sources.row import LONGEST
 from stages.sources.source_files import SourceFile, is_image
 
 __all__ = ["READERS", "lines", "objects", "records"]
 
-_LONGEST = 16 * 2**20  # characters of a line, and of a record of several
-_ROWS = 4096  # of a Parquet file at once, where they are narrow
-_BYTES = 2**25  # that these take about
-_FEW = 32  # of them, however wide, cost no more than the work on each
-_SKEWED = 2**37  # bytes of a row group times its rows at once, as the wide ones may lie together
-_TEXTS = 2**26  # of the lists of a row group
-_END = "\0the end of the file"  # a line that is put after the last one
-_HEAD = 100  # records that tell the columns of a list without a header
-_BROKEN = re.compile("[\udc80-\udcff]")  # what is not UTF-8, as surrogateescape decodes it
+_LONGEST = 16 * 2**20  # maximum characters of a line, and of a record of several lines
+_ROWS = 4096  # maximum rows of a Parquet file decoded at once
+_BYTES = 2**25  # target size of the rows decoded at once
+_FEW = 32  # decoding fewer rows than this at once is slow
+_SKEWED = 2**37  # bytes of a row group times rows at once, in case its long texts are adjacent
+_TEXTS = 2**26  # maximum texts in the lists of a row group
+_END = "\0the end of the file"  # a line added after the last one
+_HEAD = 100  # records used to recognise the columns of a list without a header
+_BROKEN = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, after surrogateescape
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"(?=\t|\Z)')
-_QUOTED_LINES = 100  # that a quoted field of TSV may have
+_QUOTED_LINES = 100  # maximum lines of a quoted field of TSV
 
 Cells = tuple[int, list[str] | None, str]
-"""The line that a record begins at, its cells, and what is wrong where it has none."""
+"""First line of a record, its cells, and why it has none."""
 
 
-def records(place: SourceFile, finder: Finder) -> Iterator[Record]:
-    """The records of a list; one that cannot be read says why.
+def records(source_file: SourceFile, finder: Finder) -> Iterator[Record]:
+    """Yield the records of a list; a record that cannot be read has a `why`.
 
     Raises:
-        ValueError: The file cannot be read as what its name says, or lacks a column.
+        ValueError: The file does not have the format of its extension, or lacks a column.
     """
-    with place.read_as(place.kind, csv.Error, pa.ArrowException):
-        yield from READERS[place.kind](place, finder)
+    with source_file.read_as(source_file.kind, csv.Error, pa.ArrowException):
+        yield from READERS[source_file.kind](source_file, finder)
 
 
-def _read_delimited(place: SourceFile, finder: Finder) -> Iterator[Record]:
-    """CSV and TSV.
+def _read_delimited(source_file: SourceFile, finder: Finder) -> Iterator[Record]:
+    """Read CSV and TSV.
 
-    A file whose first record holds a URL, or the name of an image, has no header. Of two columns
-    that with URLs has the URLs and the other the captions, as in CC3M (caption, URL) and CC12M
-    (URL, caption); of more, one must plainly hold URLs and one words.
+    A file whose first record contains a URL or the name of an image has no header. If it has two
+    columns, one holds the URLs and the other the captions, as in CC3M (caption, URL) and CC12M
+    (URL, caption). If it has more, exactly one must hold URLs or image names, and exactly one must
+    hold words.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST))
     with (
-        place.open() as raw,
+        source_file.open() as raw,
         io.TextIOWrapper(
             io.BufferedReader(raw), encoding="utf-8-sig", errors="surrogateescape", newline=""
         ) as stream,
     ):
-        found = (_tabbed if place.kind == "tsv" else _commas)(stream, place)
-        first = next((one for one in found if one[1] is None or _is_filled(one[1])), None)
+        rows = (_read_tsv if source_file.kind == "tsv" else _read_csv)(stream, source_file)
+        first = next((row for row in rows if row[1] is None or _is_filled(row[1])), None)
         if first is None:
             return
         head = first[1]
         if head is None:
-            raise _refused(place, f"line {first[0]}, which should name the columns, {first[2]}")
-        if not finder.is_told and any(is_url(cell) or is_image(cell) for cell in head):
-            sample = [first, *itertools.islice(found, _HEAD - 1)]
-            columns, names = _without_header(place, sample)
-            found = itertools.chain(sample, found)
+            raise _refused(source_file, f"line {first[0]}, which must name the columns, {first[2]}")
+        if not finder.has_named_columns and any(is_url(cell) or is_image(cell) for cell in head):
+            sample = [first, *itertools.islice(rows, _HEAD - 1)]
+            columns, names = _without_header(source_file, sample)
+            rows = itertools.chain(sample, rows)
         else:
             columns, names = finder.find(head), head
         width = len(names)
-        read = _reader_of_cells(place, columns, names)
-        for number, cells, why in found:
+        make_record = _reader_of_cells(source_file, columns, names)
+        for number, cells, why in rows:
             if cells is None:
                 yield Record(number, why=why)
                 continue
@@ -86,9 +94,9 @@ def _read_delimited(place: SourceFile, finder: Finder) -> Iterator[Record]:
             if len(cells) > width and not _is_filled(cells[width:]):
                 del cells[width:]
             if len(cells) != width:
-                yield Record(number, why=f"{len(cells)} columns in place of {width}")
+                yield Record(number, why=f"{len(cells)} columns instead of {width}")
                 continue
-            yield read(number, cells)
+            yield make_record(number, cells)
 
 
 def _is_filled(cells: Sequence[str]) -> bool:
@@ -96,10 +104,10 @@ def _is_filled(cells: Sequence[str]) -> bool:
 
 
 def _reader_of_cells(
-    place: SourceFile, columns: Columns, names: Sequence[str]
+    source_file: SourceFile, columns: Columns, names: Sequence[str]
 ) -> Callable[[int, Sequence[str]], Record]:
-    """What makes a record of the line and the cells of each."""
-    places = [names.index(name) for name in columns.captions]
+    """Return a function that makes a record from a line number and cells."""
+    caption_indices = [names.index(name) for name in columns.captions]
     url, uid, file, label = (
         None if name is None else names.index(name)
         for name in (columns.url, columns.uid, columns.file, columns.label)
@@ -109,13 +117,13 @@ def _reader_of_cells(
         return None if index is None or is_blank(cells[index]) else cells[index]
 
     def read(number: int, cells: Sequence[str]) -> Record:
-        found = joined(*[of_cell(cells[index]) for index in places])
-        if found.odd:
-            note_odd(place.notices, found, f"{place.path}:{number}")
+        captions = first_nonempty(*[captions_of_cell(cells[index]) for index in caption_indices])
+        if captions.skipped:
+            count_skipped(source_file.notices, captions, f"{source_file.path}:{number}")
         return Record(
             number,
             cell(cells, url),
-            found.texts,
+            captions.texts,
             cell(cells, uid),
             cell(cells, file),
             cell(cells, label),
@@ -124,8 +132,12 @@ def _reader_of_cells(
     return read
 
 
-def _without_header(place: SourceFile, sample: Sequence[Cells]) -> tuple[Columns, list[str]]:
-    """The columns of a list without a header, by what they hold, and names for all of them."""
+def _without_header(source_file: SourceFile, sample: Sequence[Cells]) -> tuple[Columns, list[str]]:
+    """Recognise the columns of a list without a header by their content.
+
+    Returns:
+        The columns, and a name for each column: its position from 1.
+    """
     width = len(sample[0][1] or ())
     fitting = [cells for _, cells, _ in sample if cells is not None and len(cells) == width]
     names = [str(index + 1) for index in range(width)]
@@ -139,34 +151,35 @@ def _without_header(place: SourceFile, sample: Sequence[Cells]) -> tuple[Columns
         words = [name for name in names if name not in images]
     if len(images) != 1 or len(words) != (width > 1):
         raise _refused(
-            place,
-            f"its first line names no columns, and of its {width} columns {len(urls)} hold URLs, "
-            f"{len(files)} images, and {len(words)} plainly words, so that it is not clear "
-            "what is meant; write the names of the columns in a first line, as in url,caption",
+            source_file,
+            f"its first line does not name the columns, and they cannot be recognised: of {width} "
+            f"columns, {len(urls)} hold URLs, {len(files)} image names and {len(words)} words; "
+            "add a first line with the names of the columns, such as url,caption",
         )
     if width > 2:
         what = "URLs" if urls else "images"
-        place.notices.add(
-            "lists without a line that names the columns, told by what these hold",
-            f"{place.path}: column {images[0]} has the {what}, column {words[0]} the captions",
+        source_file.notices.add(
+            "lists without a header, whose columns are recognised by their content",
+            f"{source_file.path}: column {images[0]} holds {what}, column {words[0]} captions",
         )
     url, file = (images[0], None) if urls else (None, images[0])
     return Columns(url=url, captions=tuple(words), file=file), names
 
 
-def _commas(stream: Any, place: SourceFile) -> Iterator[Cells]:
-    """The records of a CSV before `_END`, which an open quote would make part of the last.
+def _read_csv(stream: Any, source_file: SourceFile) -> Iterator[Cells]:
+    """Yield the records of a CSV file; a space before a quote is allowed.
 
-    A blank before a quote is forgiven.
+    `_END` is added as a last line, so that a quote that is never closed is noticed: it makes `_END`
+    part of the last record.
     """
-    began, length, is_broken = 1, 0, False
+    first_line, length, is_broken = 1, 0, False
 
     def refused(why: str) -> ValueError:
-        return _refused(place, f"{why} the record that begins at line {began}")
+        return _refused(source_file, f"{why} the record that begins at line {first_line}")
 
     def of_record() -> Iterator[str]:
         nonlocal length, is_broken
-        for line in lines(stream, place):
+        for line in lines(stream, source_file):
             length += len(line)
             if length > _LONGEST:
                 raise refused(f"a quote is not closed within {_LONGEST >> 20} MiB in")
@@ -181,48 +194,48 @@ def _commas(stream: Any, place: SourceFile) -> Iterator[Cells]:
             return
         if record and record[-1].endswith(_END):
             raise refused("a quote is never closed in")
-        yield (began, None, "is not UTF-8") if is_broken else (began, record, "")
-        began, length, is_broken = reader.line_num + 1, 0, False
+        yield (first_line, None, "is not UTF-8") if is_broken else (first_line, record, "")
+        first_line, length, is_broken = reader.line_num + 1, 0, False
 
 
-def _tabbed(stream: Any, place: SourceFile) -> Iterator[Cells]:
-    """The records of a TSV.
+def _read_tsv(stream: Any, source_file: SourceFile) -> Iterator[Cells]:
+    """Yield the records of a TSV file.
 
-    A field is quoted where it begins with a quote, its end is a quote before a tab or the end of a
-    line, and every quote between is doubled; it may hold tabs and line ends, though no line that
-    has a URL of its own after a tab or before one. Any other quote is text.
+    A field is quoted if it begins with a quote, ends with a quote before a tab or a line end, and
+    doubles every quote in between. A quoted field may contain tabs and line ends, but no further
+    line with a cell that is a URL. Any other quote is ordinary text.
     """
-    waiting: list[str] = []
+    pending: list[str] = []
     number = 1
-    source = lines(stream, place)
-    while (line := waiting.pop(0) if waiting else next(source, None)) is not None:
-        began, taken = number, 1
+    source = lines(stream, source_file)
+    while (line := pending.pop(0) if pending else next(source, None)) is not None:
+        first_line, num_lines = number, 1
         text = line.rstrip("\r\n")
         if '"' not in text:
             cells: list[str] | None = text.split("\t")
         else:
             cells = _cells(text)
-            while cells is None and taken < _QUOTED_LINES and len(text) < LONGEST:
-                if taken > len(waiting):
-                    more = next(source, None)
-                    if more is None:
+            while cells is None and num_lines < _QUOTED_LINES and len(text) < LONGEST:
+                if num_lines > len(pending):
+                    next_line = next(source, None)
+                    if next_line is None:
                         break
-                    waiting.append(more)
-                more = waiting[taken - 1]
-                if any(map(_is_scheme, more.split("\t"))):
+                    pending.append(next_line)
+                next_line = pending[num_lines - 1]
+                if any(map(_is_scheme, next_line.split("\t"))):
                     break
-                text = f"{text}\n{more.rstrip(chr(13) + chr(10))}"
-                taken += 1
+                text = f"{text}\n{next_line.rstrip(chr(13) + chr(10))}"
+                num_lines += 1
                 cells = _cells(text)
             if cells is None:
-                text, taken = line.rstrip("\r\n"), 1
+                text, num_lines = line.rstrip("\r\n"), 1
                 cells = _cells(text, is_last=True)
-            del waiting[: taken - 1]
-        number += taken
+            del pending[: num_lines - 1]
+        number += num_lines
         if not text.isascii() and _BROKEN.search(text):
-            yield began, None, "is not UTF-8"
+            yield first_line, None, "is not UTF-8"
         else:
-            yield began, cells, ""
+            yield first_line, cells, ""
 
 
 def _is_scheme(cell: str) -> bool:
@@ -230,15 +243,15 @@ def _is_scheme(cell: str) -> bool:
 
 
 def _cells(text: str, *, is_last: bool = False) -> list[str] | None:
-    """The cells of a record of TSV; nothing where a quoted one may end on a later line."""
+    """Return the cells of a TSV record; None if a quoted cell may end on a later line."""
     cells = []
     at = 0
     while True:
         if text.startswith('"', at):
-            if found := _QUOTED.match(text, at):
-                cells.append(found[1].replace('""', '"'))
-                at = found.end() + 1
-                if found.end() == len(text):
+            if match := _QUOTED.match(text, at):
+                cells.append(match[1].replace('""', '"'))
+                at = match.end() + 1
+                if match.end() == len(text):
                     return cells
                 continue
             if not is_last and '"' not in text[at + 1 :].replace('""', "").rstrip("\n"):
@@ -251,22 +264,28 @@ def _cells(text: str, *, is_last: bool = False) -> list[str] | None:
         at = end + 1
 
 
-def lines(stream: Any, place: SourceFile) -> Iterator[Any]:
-    """The lines of a stream of text or of bytes."""
+def lines(stream: Any, source_file: SourceFile) -> Iterator[Any]:
+    """Yield the lines of a stream of text or bytes.
+
+    Raises:
+        ValueError: A line is too long.
+    """
     while line := stream.readline(_LONGEST):
         if len(line) == _LONGEST:
-            raise _refused(place, f"a line is longer than {_LONGEST >> 20} MiB")
+            raise _refused(source_file, f"a line is longer than {_LONGEST >> 20} MiB")
         yield line
 
 
-def _refused(place: SourceFile, why: str) -> ValueError:
-    return ValueError(f"download.source cannot be read as {place.kind}: {place.path}: {why}")
+def _refused(source_file: SourceFile, why: str) -> ValueError:
+    return ValueError(
+        f"download.source cannot be read as {source_file.kind}: {source_file.path}: {why}"
+    )
 
 
-def _read_txt(place: SourceFile, finder: Finder) -> Iterator[Record]:
-    """URLs, one a line."""
+def _read_txt(source_file: SourceFile, finder: Finder) -> Iterator[Record]:
+    """Read one URL per line."""
     is_first = True
-    for number, line in _filled(place):
+    for number, line in _filled(source_file):
         try:
             url = line.decode("utf-8-sig").strip()
         except UnicodeDecodeError:
@@ -278,16 +297,16 @@ def _read_txt(place: SourceFile, finder: Finder) -> Iterator[Record]:
             yield Record(number=number, url=url)
         elif is_first:
             raise _refused(
-                place,
-                f"line {number} is no URL: {url[:40]!r}; a .txt list has a URL a line",
+                source_file,
+                f"line {number} is not a URL: {url[:40]!r}; a .txt list must have one URL per line",
             )
         else:
-            yield Record(number=number, why="no URL")
+            yield Record(number=number, why="is not a URL")
         is_first = False
 
 
-def _read_parquet(place: SourceFile, finder: Finder) -> Iterator[Record]:
-    with place.open() as stream, pq.ParquetFile(stream, buffer_size=2**20) as plain:
+def _read_parquet(source_file: SourceFile, finder: Finder) -> Iterator[Record]:
+    with source_file.open() as stream, pq.ParquetFile(stream, buffer_size=2**20) as plain:
         columns = finder.find(plain.schema_arrow.names)
         wanted = columns.wanted()
         nested = _nested(plain, columns)
@@ -298,99 +317,99 @@ def _read_parquet(place: SourceFile, finder: Finder) -> Iterator[Record]:
             for group in range(file.num_row_groups):
                 rows = _rows_at_once(file, stream, group, wanted)
                 for batch in file.iter_batches(rows, row_groups=[group], columns=wanted):
-                    yield from _of_batch(batch, columns, place, number)
+                    yield from _records_of_batch(batch, columns, source_file, number)
                     number += batch.num_rows
 
 
 def _nested(file: pq.ParquetFile, columns: Columns) -> list[str]:
-    """The paths of the texts in lists, which are read as a dictionary, each once.
+    """Return the Parquet paths of texts in lists, which are read as dictionaries to save memory.
 
     Raises:
-        ValueError: A row group has more of them than can be read at once.
+        pyarrow.ArrowInvalid: A row group has more of them than can be read at once.
     """
     names = []
     for group in range(file.num_row_groups):
-        about = file.metadata.row_group(group)
-        for index in range(about.num_columns):
-            column = about.column(index)
+        metadata = file.metadata.row_group(group)
+        for index in range(metadata.num_columns):
+            column = metadata.column(index)
             name, _, inner = column.path_in_schema.partition(".")
             if name not in columns.captions or not inner or column.physical_type != "BYTE_ARRAY":
                 continue
-            if column.num_values > max(_TEXTS, MOST * about.num_rows):
+            if column.num_values > max(_TEXTS, MAX_CAPTIONS * metadata.num_rows):
                 raise pa.ArrowInvalid(f"column {name!r} has too many texts in one row group")
             names.append(column.path_in_schema)
     return list(dict.fromkeys(names))
 
 
 def _rows_at_once(file: pq.ParquetFile, stream: Any, group: int, names: list[str]) -> int:
-    """How many rows of a row group to decode at once, so that they take some 32 MiB.
+    """Return how many rows of a row group to decode at once, so that they take about 32 MiB.
 
-    A text that many rows share lies once in the file, in a dictionary, and decoding copies it for
-    each of them: the longest text of a dictionary counts as that of every row.
+    A text that many rows share is stored once, in a dictionary, and decoding copies it for each
+    row. So every row is assumed to have the longest text of the dictionary.
     """
-    about = file.metadata.row_group(group)
-    most, packed = _ROWS, []
-    for index in range(about.num_columns):
-        column = about.column(index)
+    metadata = file.metadata.row_group(group)
+    limit, dictionary_columns = _ROWS, []
+    for index in range(metadata.num_columns):
+        column = metadata.column(index)
         name, size = column.path_in_schema, max(column.total_uncompressed_size, 1)
         if name.split(".")[0] not in names or column.physical_type != "BYTE_ARRAY":
             continue
-        most = min(most, max(_BYTES * about.num_rows // size, 1), max(_SKEWED // size, _FEW))
+        limit = min(limit, max(_BYTES * metadata.num_rows // size, 1), max(_SKEWED // size, _FEW))
         if size * _FEW * 4 < _BYTES:  # no text is longer than all of them
-            most = min(most, _BYTES // size)
+            limit = min(limit, _BYTES // size)
         elif column.has_dictionary_page and "." not in name:
-            packed.append(name)
+            dictionary_columns.append(name)
         elif "." in name or "DELTA_BYTE_ARRAY" in column.encodings:
-            most = min(most, _FEW)
+            limit = min(limit, _FEW)
     with pq.ParquetFile(
-        stream, metadata=file.metadata, read_dictionary=packed, buffer_size=2**20
+        stream, metadata=file.metadata, read_dictionary=dictionary_columns, buffer_size=2**20
     ) as dictionaries:
-        for name in packed:
+        for name in dictionary_columns:
             for batch in dictionaries.iter_batches(16, row_groups=[group], columns=[name]):
-                packs: Any = batch.column(0)
-                lengths: Any = pc.binary_length(packs.dictionary)
+                values: Any = batch.column(0)
+                lengths: Any = pc.binary_length(values.dictionary)
                 if len(lengths):
-                    most = min(most, max(_BYTES // max(int(lengths.to_numpy().max()), 1), 1))
+                    limit = min(limit, max(_BYTES // max(int(lengths.to_numpy().max()), 1), 1))
                     break
-    return most
+    return limit
 
 
-def _read_jsonl(place: SourceFile, finder: Finder) -> Iterator[Record]:
-    names = keys((one for _, one, _ in objects(place) if one is not None), finder.named)
+def _read_jsonl(source_file: SourceFile, finder: Finder) -> Iterator[Record]:
+    names = keys((entry for _, entry, _ in objects(source_file) if entry is not None), finder.named)
     if names:
         finder.find(names, is_all=False)
-        is_told = False
-        for number, entry, why in objects(place):
+        has_captions = False
+        for number, entry, why in objects(source_file):
             record = finder.record(number, entry) if not why else Record(number=number, why=why)
-            is_told = is_told or bool(record.captions) or record.label is not None
+            has_captions = has_captions or bool(record.captions) or record.label is not None
             yield record
-        if not is_told:
+        if not has_captions:
             finder.no_captions(names)
-    elif (first := next(_filled(place), None)) is not None:
+    elif (first := next(_filled(source_file), None)) is not None:
         raise ValueError(
-            f"download.source must have one JSON object a line: {place.path} starts with "
+            f"download.source must have one JSON object per line: {source_file.path} starts with "
             f"{first[1][:40]!r}"
         )
 
 
-def objects(place: SourceFile) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
-    """The number of each line that is not blank, its object, and what is wrong if it has none."""
-    for number, line in _filled(place):
+def objects(source_file: SourceFile) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
+    """Yield for each non-blank line its number, its object, and why it has none."""
+    for number, line in _filled(source_file):
         try:
             entry = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError:
             yield number, None, "is not UTF-8"
         except (ValueError, RecursionError) as error:
-            yield number, None, f"is no JSON ({str(error)[:80]})"
+            yield number, None, f"is not JSON ({str(error)[:80]})"
         else:
             is_object = isinstance(entry, dict)
-            yield number, entry if is_object else None, "" if is_object else "is no JSON object"
+            yield number, entry if is_object else None, "" if is_object else "is not a JSON object"
 
 
-def _filled(place: SourceFile) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, by their numbers."""
-    with place.open() as raw, io.BufferedReader(raw) as stream:
-        for number, line in enumerate(lines(stream, place), 1):
+def _filled(source_file: SourceFile) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the bytes of each line that is not blank."""
+    with source_file.open() as raw, io.BufferedReader(raw) as stream:
+        for number, line in enumerate(lines(stream, source_file), 1):
             if line.strip():
                 yield number, line
 
@@ -404,30 +423,32 @@ READERS = {
 }
 
 
-def _of_batch(
-    batch: pa.RecordBatch, columns: Columns, place: SourceFile, before: int
+def _records_of_batch(
+    batch: pa.RecordBatch, columns: Columns, source_file: SourceFile, before: int
 ) -> Iterator[Record]:
-    nothing: list[str | None] = [None] * batch.num_rows
+    nulls: list[str | None] = [None] * batch.num_rows
 
     def column(name: str | None) -> list[str | None]:
-        return nothing if name is None else _texts(batch.column(name), name, place)
+        return nulls if name is None else _texts(batch.column(name), name, source_file)
 
-    uids = nothing if columns.uid is None else _uids(batch.column(columns.uid))
+    uids = nulls if columns.uid is None else _uids(batch.column(columns.uid))
     label = columns.label if columns.label in batch.schema.names else None
-    labels = nothing if label is None else _uids(batch.column(label))
-    places = [_captions(batch.column(name)) for name in columns.captions]
+    labels = nulls if label is None else _uids(batch.column(label))
+    caption_columns = [_captions(batch.column(name)) for name in columns.captions]
     urls, files = column(columns.url), column(columns.file)
-    told = zip(*places, strict=True) if places else itertools.repeat(())
-    for index, captions in zip(range(batch.num_rows), told, strict=False):
+    captions_of_rows = (
+        zip(*caption_columns, strict=True) if caption_columns else itertools.repeat(())
+    )
+    for index, captions in zip(range(batch.num_rows), captions_of_rows, strict=False):
         number = before + index + 1
-        found = joined(*captions)
-        if found.odd:
-            note_odd(place.notices, found, f"{place.path}:{number}")
-        yield Record(number, urls[index], found.texts, uids[index], files[index], labels[index])
+        chosen = first_nonempty(*captions)
+        if chosen.skipped:
+            count_skipped(source_file.notices, chosen, f"{source_file.path}:{number}")
+        yield Record(number, urls[index], chosen.texts, uids[index], files[index], labels[index])
 
 
 def _captions(column: pa.Array[Any]) -> Iterator[Captions]:
-    """What each value of a column of captions holds; lists one at a time, as they may be wide."""
+    """Yield the captions of each value of a column; lists are read one at a time to save memory."""
     if _is_text(column.type):
         yield from map(captions_of, _strings(column))
     elif isinstance(column, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
@@ -438,49 +459,49 @@ def _captions(column: pa.Array[Any]) -> Iterator[Captions]:
         else:
             starts = column.offsets.to_pylist()
         for index, is_valid in enumerate(column.is_valid().to_pylist()):
-            number = min(starts[index + 1] - starts[index], MOST + 1) * is_valid
+            number = min(starts[index + 1] - starts[index], MAX_CAPTIONS + 1) * is_valid
             yield captions_of(_listed(values.slice(starts[index], number)))
     else:
         try:
             yield from map(captions_of, column.to_pylist())
-        except (ValueError, OverflowError, pa.ArrowException):  # as of dates beyond those of Python
+        except (ValueError, OverflowError, pa.ArrowException):  # such as dates that Python lacks
             yield from map(captions_of, [object()] * len(column))
 
 
-def _listed(some: pa.Array[Any]) -> list[Any]:
-    """The values of a list, of texts no more than tells that they are too long."""
-    if not _is_text(some.type):
-        return some.to_pylist()
-    if isinstance(some, pa.DictionaryArray):
-        indices: Any = some.indices.to_pylist()
-        found: list[Any] = [None if i is None else some.dictionary[i] for i in indices]
+def _listed(values: pa.Array[Any]) -> list[Any]:
+    """Return the values of a list; texts stop after `LONGEST` characters in total."""
+    if not _is_text(values.type):
+        return values.to_pylist()
+    if isinstance(values, pa.DictionaryArray):
+        indices: Any = values.indices.to_pylist()
+        scalars: list[Any] = [None if i is None else values.dictionary[i] for i in indices]
     else:
-        found = list(some)
+        scalars = list(values)
     texts: list[str | bytes | None] = []
     length = 0
-    for one in found:
-        is_text = one is not None and one.is_valid
-        texts.append(_decoded(one.as_buffer().to_pybytes()) if is_text else None)
+    for scalar in scalars:
+        is_text = scalar is not None and scalar.is_valid
+        texts.append(_decoded(scalar.as_buffer().to_pybytes()) if is_text else None)
         length += len(texts[-1] or "")
-        if length > LONGEST:  # of which no more is read
+        if length > LONGEST:
             break
     return texts
 
 
-def _texts(column: pa.Array[Any], name: str, place: SourceFile) -> list[str | None]:
-    """A column as strings; null where it is blank, or bytes in no known encoding."""
+def _texts(column: pa.Array[Any], name: str, source_file: SourceFile) -> list[str | None]:
+    """Return a column as strings, with None for blanks and bytes in an unknown encoding."""
     if not _is_text(column.type):
         try:
             column = column.cast(pa.string())
-        except pa.ArrowException as error:  # lists, structs and the like are no text
+        except pa.ArrowException as error:  # lists and structs are not text
             raise ValueError(
-                f"download.source: column {name!r} of {place.path} must hold text, holds "
-                f"{column.type}; name another with download.url_column"
+                f"download.source: column {name!r} of {source_file.path} must hold text, but holds "
+                f"{column.type}; set download.url_column to another column"
             ) from error
-    found = [
+    values = [
         text_of_bytes(value) if isinstance(value, bytes) else value for value in _strings(column)
     ]
-    return [None if value is None or is_blank(value) else value for value in found]
+    return [None if value is None or is_blank(value) else value for value in values]
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -497,10 +518,10 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _strings(column: pa.Array[Any]) -> list[str | bytes | None]:
-    """The values of a column of texts; as bytes those that are no UTF-8."""
+    """Return the values of a text column; values that are not UTF-8 are returned as bytes."""
     if pa.types.is_null(column.type):
         return [None] * len(column)
-    # As bytes, since a file may hold what is no UTF-8 under the type of texts.
+    # Read as bytes, since a string column of a file may hold bytes that are not UTF-8.
     if isinstance(column, pa.DictionaryArray):
         texts = column.dictionary.cast(pa.large_binary())
         column = pa.DictionaryArray.from_arrays(column.indices, texts).dictionary_decode()
@@ -518,7 +539,7 @@ def _decoded(value: bytes) -> str | bytes:
 
 
 def _uids(column: pa.Array[Any]) -> list[str | None]:
-    """A column of ids as strings; null where it holds neither text nor whole numbers."""
+    """Return a column of ids as strings; all None if it holds neither text nor integers."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type

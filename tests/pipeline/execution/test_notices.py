@@ -16,9 +16,9 @@ from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 
 LINES = [
-    "texts beside no image, which are not used: 1, the first lost.txt",
-    "hidden files and files of a system, which are left out: 1, the first ._0000.jpg",
-    "images without a caption, beside others that have one: 1, the first 0002.jpg",
+    "text files without an image of the same name, which are not used: 1, the first lost.txt",
+    "hidden files and files of the operating system, which are left out: 1, the first ._0000.jpg",
+    "images without a caption, among images that have one: 1, the first 0002.jpg",
 ]
 
 

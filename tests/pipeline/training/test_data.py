@@ -280,11 +280,11 @@ def test_a_json_list_is_read_as_lines_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"image": "a", "caption": "x"}\n{"image": "a", ', "JSON Lines are named .jsonl"),
-        ('[{"image": "a", "caption": "x"}, 3]', r"x\.json:2: no JSON object"),
+        ('{"image": "a", "caption": "x"}\n{"image": "a", ', "name JSON Lines .jsonl"),
+        ('[{"image": "a", "caption": "x"}, 3]', r"x\.json:2: is not a JSON object"),
         (
             '{"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}',
-            r"x\.json:1: is an annotation of no image",
+            r"x\.json:1: is an annotation of an image that is not listed",
         ),
     ],
 )

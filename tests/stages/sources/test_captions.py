@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.sources import Notices
-from stages.sources.captions import MOST, captions_of
-from stages.sources.encoding import told
+from stages.sources.captions import MAX_CAPTIONS, captions_of
+from stages.sources.encoding import detect
 
 IMAGE = jpeg(1, (32, 32))
 URL = "http://a.test/1.jpg"
@@ -125,8 +125,8 @@ def test_a_caption_of_any_type_is_read_by_one_rule_everywhere(
     with tempfile.TemporaryDirectory() as folder:
         notices = Notices()
         assert captions(place(Path(folder), value), notices) == as_rows(expected(value))
-        odd = captions_of(value).odd
-        assert any("in the place of captions" in line for line in notices) == bool(odd)
+        odd = captions_of(value).skipped
+        assert any("caption values that are not text" in line for line in notices) == bool(odd)
 
 
 @given(values=st.lists(st.none() | st.lists(st.none() | TEXT, max_size=3), min_size=1, max_size=9))
@@ -177,7 +177,7 @@ def test_columns_of_parquet_of_any_type_are_read_or_counted(
     notices = Notices()
     assert captions(tmp_path / "a.parquet", notices) == read
     is_odd = pa.types.is_boolean(column.type) or b"\x81" in column.to_pylist()
-    assert any("in the place of captions" in line for line in notices) == is_odd
+    assert any("caption values that are not text" in line for line in notices) == is_odd
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
@@ -232,9 +232,9 @@ def test_a_key_that_appears_after_thousands_of_records_is_read(tmp_path: Path) -
 
 def test_captions_beyond_the_most_are_counted(tmp_path: Path) -> None:
     notices = Notices()
-    path = _jsonl(tmp_path, [f"caption {n}" for n in range(MOST + 5)])
-    assert len(captions(path, notices)) == MOST
-    assert f"more than {MOST} captions of one image" in notices.lines()[0]
+    path = _jsonl(tmp_path, [f"caption {n}" for n in range(MAX_CAPTIONS + 5)])
+    assert len(captions(path, notices)) == MAX_CAPTIONS
+    assert f"more than {MAX_CAPTIONS} captions of one image" in notices.lines()[0]
 
 
 # places
@@ -330,7 +330,7 @@ def test_metadata_gives_no_caption_to_another_image_of_the_same_name(tmp_path: P
     notices = Notices()
     found = rows(tmp_path / "photos", notices)
     assert [row["caption"] for row in found] == ["of another"] * 4 + [None] * 2
-    assert notices.lines()[0].startswith("files that a list names and that are not there: 4")
+    assert notices.lines()[0].startswith("files named by a list that do not exist: 4")
 
 
 def test_metadata_of_any_folder_is_read(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_hidden_and_system_files_are_left_out_and_counted(tmp_path: Path) -> Non
     notices = Notices()
     assert [row["url"] for row in rows(tmp_path / "p", notices)] == ["web/_DSC1.jpg", "web/a.jpg"]
     assert notices.lines()[0].startswith(
-        "hidden files and files of a system, which are left out: 5"
+        "hidden files and files of the operating system, which are left out: 5"
     )
     path = tar(tmp_path / "a.tar", {n: IMAGE for n in ("a.jpg", "._a.jpg", "__MACOSX/._b.jpg")})
     notices = Notices()
@@ -390,8 +390,8 @@ def test_what_is_not_used_is_told(tmp_path: Path) -> None:
     notices = Notices()
     assert captions(tmp_path, notices) == ["a cat", None]
     assert notices.lines() == [
-        "texts beside no image, which are not used: 1, the first c.txt",
-        "images without a caption, beside others that have one: 1, the first b.jpg",
+        "text files without an image of the same name, which are not used: 1, the first c.txt",
+        "images without a caption, among images that have one: 1, the first b.jpg",
     ]
 
 
@@ -474,7 +474,7 @@ def test_a_text_of_unicode_is_read_and_one_of_a_code_page_never_as_unicode(
     text: str, encoding: str
 ) -> None:
     content = text.encode(encoding)
-    found = told(content)
+    found = detect(content)
     if encoding != "cp1252":
         assert found is not None and content.decode(found) == text
     elif not text.isascii() and found is not None and found.startswith("utf-8"):
@@ -489,12 +489,12 @@ def test_no_bytes_become_a_caption_with_a_replacement_character(content: bytes) 
         write(Path(folder) / "a.txt", content)
         notices = Notices()
         (found,) = captions(Path(folder), notices)
-        encoding = told(content)
+        encoding = detect(content)
         if found is not None:  # it is what the bytes say in one encoding, without a replacement
             assert encoding is not None
             assert content.decode(encoding).rstrip("\r\n") == found
         if encoding is None:
-            assert any("encoding cannot be told" in line for line in notices)
+            assert any("in an unknown encoding" in line for line in notices)
 
 
 ENCODED = [
@@ -512,7 +512,7 @@ ENCODED = [
 @pytest.mark.parametrize(("language", "text", "encoding"), ENCODED)
 def test_a_code_page_is_told_right_or_not_at_all(language: str, text: str, encoding: str) -> None:
     content = text.encode(encoding)
-    found = told(content)
+    found = detect(content)
     assert found is None or content.decode(found) == text
     if encoding == "cp1252":
         assert found == "cp1252"
@@ -523,4 +523,6 @@ def test_a_text_in_no_encoding_that_can_be_told_is_counted(tmp_path: Path) -> No
     write(tmp_path / "a.txt", "caf\u00e9 ".encode() + b"caf\xe9")
     notices = Notices()
     assert captions(tmp_path, notices) == [None]
-    assert notices.lines()[0].endswith("cannot be told, which are not read: 1, the first a.jpg")
+    assert notices.lines()[0].endswith(
+        "in an unknown encoding, which are not read: 1, the first a.jpg"
+    )

@@ -304,8 +304,8 @@ def test_lone_surrogates_reach_no_table(tmp_path: Path) -> None:
         ('{"image": "http://u:pw@h/x", "caption": "a"}', r"http://\*\*\*@h/x"),
         ('{"image": "lost.jpg", "caption": "a"}', "cannot read image"),
         ('{"image": ".", "caption": "a"}', "cannot read image"),
-        ("[" * 100_000, "is no JSON"),
-        ('{"image": 9' + "9" * 5000 + "}", "is no JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"image": 9' + "9" * 5000 + "}", "is not JSON"),
     ],
 )
 def test_human_pairs_that_cannot_be_read_name_their_line(

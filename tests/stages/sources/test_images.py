@@ -23,7 +23,7 @@ from stages import sources
 from stages.download import DownloadConfig, DownloadStage
 from stages.schema import PAIRS, POOL, uid_of
 from stages.sources import Location, Reader, Source
-from stages.sources.parquet_images import Pictures
+from stages.sources.parquet_images import ParquetImages
 
 URLS = ["http://a.test/1.jpg", "http://a.test/2.jpg", "http://a.test/3.jpg"]
 CAPTIONS = ["a cat", "", None]
@@ -172,7 +172,7 @@ def test_equal_names_in_two_folders_are_two_images(tmp_path: Path) -> None:
 
 def test_a_folder_of_both_images_and_tars_is_refused(photos: Path) -> None:
     tar(photos / "more/x.tar", [("a.jpg", "x")])
-    with pytest.raises(ValueError, match=r"both images and tars \(more/x\.tar\); name the tars"):
+    with pytest.raises(ValueError, match=r"both images and tars \(more/x\.tar\); give a glob"):
         rows(photos)
 
 
@@ -301,7 +301,7 @@ def test_a_tar_that_is_broken_within_says_so(tmp_path: Path) -> None:
 
 def test_a_packed_tar_is_to_be_unpacked(tmp_path: Path) -> None:
     for name in ("a.tar.gz", "a.tgz"):
-        with pytest.raises(ValueError, match="unpack it"):
+        with pytest.raises(ValueError, match="decompress it"):
             rows(write(tmp_path / name, "x"))
 
 
@@ -421,7 +421,7 @@ def test_the_rows_of_a_file_are_found_in_any_order(asked: list[int], group: int)
     stream = io.BytesIO()
     values = [None if row % 7 == 0 else str(row).encode() for row in range(500)]
     pq.write_table(pa.table({"image": pa.array(values)}), stream, row_group_size=group)
-    pictures = Pictures(stream)
+    pictures = ParquetImages(stream)
     for row in asked:
         assert pictures[row] == values[row]
     assert pictures[500] is pictures[-1] is None
@@ -486,12 +486,12 @@ def test_coco_captions_without_images_are_a_list(coco: Path) -> None:
 
 def test_images_that_no_coco_json_names_say_so(coco: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "url\nx\n")
-    with pytest.raises(ValueError, match=r"a\.csv holds no images: no column"):
+    with pytest.raises(ValueError, match=r"a\.csv names no images: it has no column"):
         rows((Source(path=str(path), images=str(tmp_path)),))
     with pytest.raises(ValueError, match="no such folder"):
         rows((Source(path=str(coco), images=str(tmp_path / "lost")),))
     write(path.with_suffix(".json"), json.dumps({"images": [{"id": 1}]}))
-    with pytest.raises(ValueError, match="needs `id` and `file_name`"):
+    with pytest.raises(ValueError, match="must have `id` and `file_name`"):
         rows(path.with_suffix(".json"))
 
 
@@ -517,14 +517,16 @@ def test_the_images_of_every_kind_are_given_once(tmp_path: Path, coco: Path, pho
 
 
 def test_images_that_are_not_at_hand_say_so(tmp_path: Path, coco: Path) -> None:
-    with pytest.raises(ValueError, match="holds no images: no column"):
+    with pytest.raises(ValueError, match="names no images: it has no column"):
         list(sources.images(str(write(tmp_path / "a.csv", "url\nhttp://a.test/\n"))))
     with pytest.raises(ValueError, match="cannot be read: outside_source"):
         list(sources.images(str(coco)))
-    with pytest.raises(ValueError, match="name their folder too"):
+    with pytest.raises(ValueError, match="if the images are in a folder"):
         list(sources.images(Source(path=str(coco))))
     pq.write_table(pa.table({"image": pa.array([None], pa.binary())}), tmp_path / "p.parquet")
-    with pytest.raises(ValueError, match=r"web/p\.parquet/0, .* cannot be read: missing"):
+    with pytest.raises(
+        ValueError, match=r"the image web/p\.parquet/0 of .* cannot be read: missing"
+    ):
         list(sources.images(str(tmp_path / "p.parquet")))
 
 

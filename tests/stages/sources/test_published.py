@@ -51,8 +51,8 @@ def test_a_list_without_a_header_is_read_by_what_its_columns_hold(
     notices = Notices()
     found = [(row["url"], row["caption"]) for row in rows(path, notices)]
     assert found == list(zip(URLS, WORDS, strict=True))
-    assert f"column {order.index(1) + 1} has the URLs" in notices.lines()[0]
-    assert f"column {order.index(2) + 1} the captions" in notices.lines()[0]
+    assert f"column {order.index(1) + 1} holds URLs" in notices.lines()[0]
+    assert f"column {order.index(2) + 1} captions" in notices.lines()[0]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,9 @@ def test_a_list_without_a_header_that_is_ambiguous_is_refused(
     tmp_path: Path, columns: list[list[str]]
 ) -> None:
     path = write(tmp_path / "a.csv", "\n".join(map(",".join, zip(*columns, strict=True))))
-    with pytest.raises(ValueError, match=r"a\.csv: its first line names no columns.*first line"):
+    with pytest.raises(
+        ValueError, match=r"a\.csv: its first line does not name the columns.*first line"
+    ):
         rows(path)
 
 
@@ -152,7 +154,7 @@ def test_a_list_most_of_whose_records_do_not_fit_is_refused_early(tmp_path: Path
     lines = ["url,caption", *("http://a.test/,a, b" for _ in range(1500))]
     path = write(tmp_path / "a.csv", "\n".join(lines))
     with pytest.raises(
-        ValueError, match=r"1,000 of 1,000 records do not fit, the first .*a\.csv:2"
+        ValueError, match=r"1,000 of 1,000 records cannot be read, the first is .*a\.csv:2"
     ):
         rows(path, limit=1200)
 
@@ -185,7 +187,7 @@ def test_a_txt_is_a_list_of_urls(tmp_path: Path) -> None:
         URLS[3],
     ]
     assert [row["url"] for row in found if row["fault"]] == ["web/a.txt:6"]
-    with pytest.raises(ValueError, match=r"a \.txt list has a URL a line"):
+    with pytest.raises(ValueError, match=r"a \.txt list must have one URL per line"):
         rows(write(tmp_path / "b.txt", "just words\n"))
 
 
@@ -224,7 +226,7 @@ def test_karpathys_splits_are_read_with_five_captions_an_image(at_hand: Path) ->
     assert contents(path, split="test") == whole[10:]
     assert contents(path, split=("train", "restval")) == whole[:10]
     assert [row["source_uid"] for row in rows(path)][::5] == ["10", "11", "12"]
-    with pytest.raises(ValueError, match="`split` is one of Karpathy's splits"):
+    with pytest.raises(ValueError, match="`split` is for Karpathy's JSON files"):
         rows(write(at_hand / "a.csv", "url\nu\n"), split="train")
 
 
@@ -244,7 +246,7 @@ def test_coco_without_urls_and_images_says_what_to_set(at_hand: Path) -> None:
         "images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(3)],
     }
     path = write(at_hand / "captions.json", json.dumps(coco))
-    with pytest.raises(ValueError, match=r"have no `coco_url`; name their folder, as `images`"):
+    with pytest.raises(ValueError, match=r"have no `coco_url`; set `images` of the source"):
         rows(path)
     assert contents(path, images=str(at_hand)) == [(jpeg(n), WORDS[n]) for n in range(3)]
 
@@ -270,7 +272,7 @@ def test_json_of_blip_and_llava_is_read_beside_its_images(at_hand: Path, kind: s
     notices = Notices()
     path = write(at_hand / "b.json", json.dumps([{"image": "0.jpg", "conversations": more}]))
     assert [row["caption"] for row in rows(path, notices)] == [None]
-    assert "a conversation of more turns" in notices.lines()[0]
+    assert "a conversation without exactly one answer" in notices.lines()[0]
 
 
 def test_files_that_a_list_names_stay_in_its_folder(at_hand: Path) -> None:
@@ -280,9 +282,7 @@ def test_files_that_a_list_names_stay_in_its_folder(at_hand: Path) -> None:
     path = write(inner / "a.jsonl", "\n".join(json.dumps({"image": n, "text": n}) for n in names))
     notices = Notices()
     assert len(rows(path, notices)) == 4
-    assert notices.lines() == [
-        "files that a list names and that are not there: 3, the first ../0.jpg"
-    ]
+    assert notices.lines() == ["files named by a list that do not exist: 3, the first ../0.jpg"]
     assert [content for content, _ in contents(path)] == [
         *(jpeg(9), "outside_source"),
         *("outside_source", "missing"),

@@ -23,7 +23,7 @@ from stages.download import DownloadConfig
 from stages.schema import uid_of
 from stages.sources import Notices, Source, json_lists
 from stages.sources.row import LONGEST
-from stages.sources.source_files import places
+from stages.sources.source_files import source_files
 
 CAPTIONS = Path(__file__).resolve().parents[3] / "../shared/data/alttext/laion_10k.parquet"
 
@@ -361,14 +361,14 @@ def test_sources_are_read_from_plain_values() -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ([{"path": "a"}, {"path": "b"}], "each source needs a `name` of its own, got 'web' twice"),
+        ([{"path": "a"}, {"path": "b"}], "each source needs its own `name`, got 'web' twice"),
         ([{"path": "a", "nmae": "x"}], r"\[1\] nmae: unknown field; did you mean 'name'"),
         ([{"name": "x"}], r"\[1\] path: Field required"),
         ([{"path": "a", "limit": 0}], "download.limit must be at least 1, got 0"),
-        ([{"path": "a", "seed": 1}], "a seed samples `limit` rows"),
-        ([{"path": "a", "name": "x/y"}], "a text without `/`"),
+        ([{"path": "a", "seed": 1}], "`seed` needs `limit`"),
+        ([{"path": "a", "name": "x/y"}], "`name` must be text without `/`"),
         ([{"path": ""}], "download.source must name a list or images"),
-        ([{"path": "a"}, "b"], "texts or mappings, not both"),
+        ([{"path": "a"}, "b"], "paths or of mappings, not both"),
         ([{"path": "a", "limit": "many"}], "got 'many'"),
     ],
 )
@@ -380,20 +380,20 @@ def test_a_source_that_is_wrong_says_what_to_mend(source: Any, words: str) -> No
 @pytest.mark.parametrize("field", ["name", "limit", "url_column", "caption_column"])
 def test_the_fields_of_texts_are_refused_beside_mappings(field: str) -> None:
     value: Any = 3 if field == "limit" else "x"
-    with pytest.raises(ValueError, match=rf"download\.{field} is for a source given as text"):
+    with pytest.raises(ValueError, match=rf"download\.{field} is for a source given as a path"):
         DownloadConfig(source=(Source(path="a.csv"),), **{field: value})
 
 
 def test_elements_of_a_document_are_found_at_every_split_of_its_bytes(tmp_path: Path) -> None:
     given = {"info": {"a": [1]}, "image_urls": ["é\n", 12, -3.5e2, None, []], "captions": []}
     path = write(tmp_path / "a.json", json.dumps(given, ensure_ascii=False, indent=2))
-    (place,) = places(Source(path=str(path)))
+    (source_file,) = source_files(Source(path=str(path)))
     for size in (1, 2, 3, 7, 2**20):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(json_lists, "_CHUNK", size)
-            assert list(json_lists.elements(place, "image_urls")) == given["image_urls"]
-            place.known.clear()
-            assert json_lists.kind(place)[0] == "sbu"
+            assert list(json_lists.elements(source_file, "image_urls")) == given["image_urls"]
+            source_file.known.clear()
+            assert json_lists.kind(source_file)[0] == "sbu"
 
 
 def test_sbu_arrays_of_different_lengths_lose_no_row(tmp_path: Path) -> None:
@@ -467,7 +467,7 @@ def test_rows_of_one_uid_meet_in_the_first_and_none_is_lost(
         ),
         ("a.parquet", b"PAR1 junk", {}, ["cannot be read as parquet", "a.parquet"]),
         ("a.csv.gz", b"not gzip", {}, ["cannot be read as csv", "a.csv.gz"]),
-        ("a.jsonl", b"[\n1\n]\n", {}, ["one JSON object a line", "a.jsonl"]),
+        ("a.jsonl", b"[\n1\n]\n", {}, ["one JSON object per line", "a.jsonl"]),
         ("a.csv", b"url\n" + b"x" * 17 * 2**20, {}, ["longer than 16 MiB", "a.csv"]),
         ("a.jsonl", b"x" * 17 * 2**20, {}, ["longer than 16 MiB", "a.jsonl"]),
         (
@@ -476,12 +476,12 @@ def test_rows_of_one_uid_meet_in_the_first_and_none_is_lost(
             {},
             ["cannot be read as csv", "not closed within 16 MiB", "begins at line 2"],
         ),
-        ("a.parquet.gz", b"x", {}, ["unpack it", "a.parquet.gz"]),
+        ("a.parquet.gz", b"x", {}, ["decompress it", "a.parquet.gz"]),
         ("a.json", b"", {}, ["cannot be read as json", "a.json"]),
-        ("a.json", b'{"url": "a"}\n{"url": "b"}', {}, ["a.json", "named .jsonl"]),
+        ("a.json", b'{"url": "a"}\n{"url": "b"}', {}, ["a.json", "name JSON Lines .jsonl"]),
         ("a.json", b'{"a": 1}', {}, ["a.json", "`image_urls` and `captions` (SBU)"]),
         ("a.json", b'{"image_urls": ["a", "b', {}, ["a.json", "character 21"]),
-        ("a.json", b'{"image_urls": ["a" "b"]}', {}, ["a.json", "in place of ']'"]),
+        ("a.json", b'{"image_urls": ["a" "b"]}', {}, ["a.json", "instead of ']'"]),
         ("a.json", b'[{"url": "a"}', {}, ["a.json", "the end of the file"]),
         ("a.json", b'{"captions": ' + b"[" * 10**5, {}, ["a.json", "cannot be read as json"]),
         ("a.json", b'["' + b"x" * 17 * 2**20, {}, ["a.json", "within 16 MiB"]),
