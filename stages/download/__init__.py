@@ -1,4 +1,4 @@
-"""Download: each row of a list to its image, or to the reason why there is none."""
+"""Download: fetches the image of each row of a list, or records the reason why it has none."""
 
 from stages.download.stage import DownloadConfig, DownloadStage
 

@@ -1,4 +1,4 @@
-"""Which IP addresses belong to the public internet."""
+"""Tells public IP addresses from private and reserved ones."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import ipaddress
 
 __all__ = ["is_public"]
 
-# The registries of special-purpose addresses (RFC 6890 and its updates), written out: what the
-# standard library takes for public differs from one patch release of Python to the next.
+# The registries of special-purpose addresses (RFC 6890 and its updates) are written out because
+# `ipaddress.is_global` differs between patch releases of Python.
 _SPECIAL_IPV4 = tuple(
     map(
         ipaddress.IPv4Network,
@@ -46,26 +46,26 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address belongs to the public internet.
+    """Whether an IP address belongs to the public internet.
 
     Loopback, private, link-local, shared, multicast, documentation, reserved and unspecified
     addresses do not, nor do the addresses of cloud metadata services. An IPv6 address that
-    carries an IPv4 address (mapped, 6to4, Teredo, NAT64) is public where that one is.
+    contains an IPv4 address (mapped, 6to4, Teredo, NAT64) is public if that address is.
 
     Raises:
-        ValueError: The text is no IP address.
+        ValueError: The text is not an IP address.
     """
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv4Address):
         return not any(ip in network for network in _SPECIAL_IPV4)
-    carried = _carried(ip)
-    if carried:
-        return all(is_public(str(inner)) for inner in carried)
+    embedded = _embedded_ipv4(ip)
+    if embedded:
+        return all(is_public(str(inner)) for inner in embedded)
     return ip in _GLOBAL_UNICAST and not any(ip in network for network in _SPECIAL_IPV6)
 
 
-def _carried(ip: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
-    """The IPv4 addresses that packets to an IPv6 address may be forwarded to."""
+def _embedded_ipv4(ip: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """Return the IPv4 addresses that packets to an IPv6 address may be forwarded to."""
     if ip.ipv4_mapped is not None:
         return [ip.ipv4_mapped]
     if ip.sixtofour is not None:

@@ -1,8 +1,8 @@
-"""One URL to its bytes: redirects, robots.txt, the pace of hosts, tries and reasons.
+"""Fetches URLs: follows redirects, obeys robots.txt and rate limits, retries, and names failures.
 
-A try ends by its deadline whatever the server does, keeps no more bytes than its cap, and connects
-only to public addresses. No request is sent that a robots.txt forbids, and none before its host's
-turn. libcurl does the rest (`transfers`).
+Each try has a total deadline and a size cap, and connects only to public addresses. No request is
+sent that a robots.txt forbids or a rate limit does not allow yet. libcurl sends the requests
+(`transfers`).
 """
 
 from __future__ import annotations
@@ -66,60 +66,62 @@ FetchReason = Literal[
 ]
 
 FETCH_REASONS: dict[str, str] = {
-    "bad_url": "It is not, or redirects to what is not, an http or https URL with a host.",
+    "bad_url": "It is not an http or https URL with a host, or redirects to a URL that is not.",
     "no_scheme": "It does not begin with http:// or https://.",
     "denied_host": "`deny_hosts` names its host, or `allow_hosts` does not.",
-    "dns": "The name of the host has no address.",
-    "blocked_address": "The host is at a private, local or otherwise not public address.",
-    "connect": "The connection was refused, or closed before any answer.",
+    "dns": "The host name has no address.",
+    "blocked_address": "The host has a private, local or otherwise non-public address.",
+    "connect": "The connection was refused, or closed before any response.",
     "tls": "The certificate is not trusted, or no secure connection could be made.",
-    "timeout": "The whole answer did not arrive in time.",
-    "http_403": "403: the server forbids it.",
+    "timeout": "The response did not arrive in full within `timeout`.",
+    "http_403": "403: the server forbids access.",
     "http_404": "404: the server has no such file.",
-    "http_410": "410: the server has the file no more.",
+    "http_410": "410: the server has removed the file.",
     "http_429": "429: the server asks for fewer requests.",
     "http_4xx": "Another status from 400 to 499.",
     "http_5xx": "A status from 500 to 599.",
-    "bad_response": "The answer is not HTTP, has too many headers, or a useless status or coding.",
-    "redirect_loop": "The redirects come back to a URL seen before, or are too many.",
-    "robots": "The host's robots.txt forbids it, or could not be had from a host that answers.",
-    "no_turn": "Its turn at its host did not come within `max_wait`.",
-    "opted_out": "An X-Robots-Tag or tdm-reservation header asks that the image is not used.",
+    "bad_response": "The response is not HTTP, has too many headers, or an unusable status or "
+    "content encoding.",
+    "redirect_loop": "The redirects return to a URL already visited, or are too many.",
+    "robots": "The host's robots.txt forbids it, or the host answers but its robots.txt cannot be "
+    "read.",
+    "no_turn": "The rate limit of its host did not allow a request within `max_wait`.",
+    "opted_out": "An X-Robots-Tag or tdm-reservation header asks not to use the image.",
     "too_large": "It has more bytes than `max_bytes`.",
-    "incomplete": "The connection closed before the announced end.",
-    "empty": "It has no bytes.",
+    "incomplete": "The connection closed before the end of the file.",
+    "empty": "The file has no bytes.",
 }
 
-# What another try may change.
-_PASSING = frozenset({"connect", "timeout", "http_429", "http_5xx", "incomplete"})
-_BACK_OFF = 0.5  # seconds after the first try, twice as many after each further one
+# Failures that a retry may fix.
+_TRANSIENT = frozenset({"connect", "timeout", "http_429", "http_5xx", "incomplete"})
+_BACK_OFF = 0.5  # seconds after the first try, doubled after each further one
 _MAX_BACK_OFF = 30.0
 
-# A robots.txt that is not there forbids nothing (RFC 9309, section 2.3.1.3).
+# A missing robots.txt forbids nothing (RFC 9309, section 2.3.1.3).
 _NO_ROBOTS = frozenset(
     {"http_403", "http_404", "http_410", "http_429", "http_4xx", "redirect_loop", "empty"}
 )
-# A host that cannot be reached for its robots.txt cannot be for an image either: the same reason.
-_UNREACHED = frozenset(
+# If a host cannot be reached for its robots.txt, its images get the same reason.
+_UNREACHABLE = frozenset(
     {"bad_url", "dns", "blocked_address", "connect", "tls", "timeout", "no_turn", "denied_host"}
 )
 
-# What is true of a host for all its URLs.
-_NOWHERE = frozenset({"dns", "blocked_address"})
+# Failures that apply to all URLs of a host.
+_HOST_FAILURES = frozenset({"dns", "blocked_address"})
 
 _WANTED = (200, 203)
 _REDIRECTS = (301, 302, 303, 307, 308)
-_MAX_UNFORESEEN = 8  # errors; if more, and of most URLs, the fault is here and not with them
+_MAX_UNFORESEEN = 8  # more unforeseen errors than this, for most URLs, mean a bug here
 _LONGEST_WAIT = 0.5  # seconds
-_BUSY_SECONDS = 0.005  # how soon it is looked again whether there is room for more
+_BUSY_SECONDS = 0.005  # seconds between checks for room for more requests
 
 
 class FetchError(Exception):
-    """A URL whose bytes cannot be had.
+    """A URL that could not be fetched.
 
     Attributes:
         reason: One of `FETCH_REASONS`.
-        may_pass: Whether another try may end differently.
+        may_pass: Whether a retry may succeed.
     """
 
     def __init__(
@@ -127,16 +129,16 @@ class FetchError(Exception):
     ) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason: FetchReason = reason
-        self.may_pass = reason in _PASSING if may_pass is None else may_pass
+        self.may_pass = reason in _TRANSIENT if may_pass is None else may_pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """What a URL answered.
+    """The file behind a URL.
 
     Attributes:
-        content: The body.
-        url: Where it came from, after redirects.
+        content: The body of the response.
+        url: The URL after redirects.
     """
 
     content: bytes
@@ -144,29 +146,29 @@ class Fetched:
 
 
 class Fetcher:
-    """Fetches URLs, many at once in one thread; one a worker.
+    """Fetches many URLs at once in one thread; a worker has one fetcher.
 
-    It holds the connections kept open, what each robots.txt asks, and when each host may be asked
-    again.
+    It keeps the open connections, the robots.txt of each origin, and the rate limit of each host.
 
     Args:
-        user_agent: Sent with each request.
-        connections: Requests at once.
-        timeout: Seconds for one try, redirects and name look-ups included, waiting for turns not.
-        retries: Further tries where another may end differently: time ran out, the connection
-            failed, 408, 429, 5xx. Before each comes a pause, twice as long each time, or as long
-            as the server's Retry-After says; one longer than the limit's `max_wait` ends the tries.
-        max_bytes: The cap on a body, as sent and as decoded.
-        max_redirects: How many redirects are followed.
-        allow_private_addresses: Connect to addresses that are not public, too.
-        proxy: The URL of a proxy that makes the connections; None for none.
-        robots: The product token by which a robots.txt may name us; None asks for none.
-        limit: How fast each host is asked; None for as fast as can be.
-        hosts: Which hosts are asked at all; None for every one.
-        opted_out: Whether response headers ask that the content is not used.
-        resolve: A host name to its addresses, in place of the system; raises OSError where it has
+        user_agent: User-Agent of each request.
+        connections: Concurrent requests.
+        timeout: Seconds for one try, including redirects and name look-ups, excluding the wait for
+            the rate limit.
+        retries: Further tries after a timeout, a failed connection, 408, 429 or 5xx. The pause
+            before each is twice as long as the one before, or what Retry-After says; a Retry-After
+            longer than the limit's `max_wait` ends the tries.
+        max_bytes: Maximum size of a body, as sent and as decoded.
+        max_redirects: Maximum number of redirects.
+        allow_private_addresses: Also connect to addresses that are not public.
+        proxy: URL of a proxy; None for none.
+        robots: Our product token in robots.txt files; None does not read them.
+        limit: Rate limits of hosts; None for none.
+        hosts: Allowed hosts; None for all.
+        opted_out: Whether response headers ask not to use the content.
+        resolve: Resolves a host name to addresses in place of the system; raises OSError if it has
             none.
-        dial: An (address, port) to a connected socket, in place of the system.
+        dial: Connects a socket to an (address, port) in place of the system.
     """
 
     def __init__(
@@ -208,30 +210,30 @@ class Fetcher:
         self._ended = self._unforeseen = 0
 
     def fetch(self, url: str) -> Fetched:
-        """The bytes behind a URL.
+        """Fetch one URL.
 
         Raises:
-            FetchError: They cannot be had; its `reason` says why.
+            FetchError: It cannot be fetched; its `reason` says why.
         """
-        ((_, found),) = self.fetch_all([(url, url)])
-        if isinstance(found, FetchError):
-            raise found
-        return found
+        ((_, result),) = self.fetch_all([(url, url)])
+        if isinstance(result, FetchError):
+            raise result
+        return result
 
     def fetch_all(
         self,
         urls: Iterable[tuple[K, str]],
         has_room: Callable[[int], bool] = lambda active: True,
     ) -> Iterator[tuple[K, Fetched | FetchError]]:
-        """The bytes behind many URLs, each as soon as they are there.
+        """Fetch many URLs, in the order in which they arrive.
 
         Args:
-            urls: Each under a key of its own.
-            has_room: Whether a request may be sent beside so many; asked at least twice a second,
-                what it raises ends all.
+            urls: URLs, each with a unique key.
+            has_room: Whether another request may be sent, given the number of active ones. It is
+                called at least twice a second; an exception it raises ends all requests.
 
         Yields:
-            Each key once, with the bytes, or with why there are none.
+            Each key once, with the file or the failure.
         """
         frontier: Frontier[K, Fetched] = Frontier(self.limit)
         for key, url in urls:
@@ -240,7 +242,7 @@ class Fetcher:
             while len(frontier):
                 is_full = False
                 while not is_full and (visit := frontier.next()) is not None:
-                    yield from self._go_on(frontier, visit)
+                    yield from self._advance(frontier, visit)
                     active = len(self._transfers)
                     is_full = active >= self.connections or not has_room(active)
                 if not len(frontier):
@@ -248,7 +250,7 @@ class Fetcher:
                 began = time.monotonic()
                 for visit, response in self._transfers.wait(self._patience(frontier, is_full)):
                     visit.answer = response
-                    yield from self._go_on(frontier, visit)
+                    yield from self._advance(frontier, visit)
                 if not is_full:
                     frontier.idle += time.monotonic() - began
         finally:
@@ -259,17 +261,17 @@ class Fetcher:
         self._transfers.close()
 
     def _patience(self, frontier: Frontier[K, Fetched], is_full: bool) -> float:
-        """How long to wait for a response at most."""
+        """Return the longest time to wait for a response, in seconds."""
         if is_full and len(self._transfers) < self.connections:
             return _BUSY_SECONDS
         seconds = None if is_full else frontier.seconds()
         return _LONGEST_WAIT if seconds is None else min(seconds, _LONGEST_WAIT)
 
-    def _go_on(
+    def _advance(
         self, frontier: Frontier[K, Fetched], visit: Visit[K, Fetched]
     ) -> Iterator[tuple[K, Fetched | FetchError]]:
-        """Take the next step of a visit; yields what it found if that was the last one."""
-        found: Fetched | FetchError
+        """Run the next step of a visit; yields its result if that was the last step."""
+        result: Fetched | FetchError
         try:
             wanted = visit.steps.send(visit.answer)
             if isinstance(wanted, Wait):
@@ -278,21 +280,21 @@ class Fetcher:
                 self._transfers.start(visit, wanted)
             return
         except StopIteration as stop:
-            found = stop.value
+            result = stop.value
         except FetchError as error:
-            found = error
-        except Exception as error:  # whatever it is, it costs this URL alone
+            result = error
+        except Exception as error:  # an unforeseen error costs this URL alone
             self._unforeseen += 1
             if self._unforeseen > max(_MAX_UNFORESEEN, self._ended / 2):
                 raise
             logger.exception("download: an unforeseen error at %s", redacted(visit.name))
-            found = FetchError("bad_response", repr(error))
+            result = FetchError("bad_response", repr(error))
         self._ended += 1
         frontier.leave(visit)
-        yield visit.key, found
+        yield visit.key, result
 
     def _persist(self, url: str, *, is_robots: bool) -> Steps[Fetched]:
-        """Try as often as another try may end differently."""
+        """Try a URL, and retry as long as a retry may succeed."""
         failure: FetchError | None = None
         for attempt in itertools.count():
             try:
@@ -329,7 +331,7 @@ class Fetcher:
             url = _location(target, response)
 
     def _target(self, url: str) -> Target:
-        """Where a URL leads, if it may be asked."""
+        """Parse a URL and check that requests to it are allowed."""
         try:
             target = Target.of(url)
         except SchemeError as error:
@@ -345,7 +347,7 @@ class Fetcher:
     def _ask(
         self, target: Target, left: float, *, is_robots: bool = False
     ) -> Steps[tuple[Response, float]]:
-        """The response to one request, once it is the host's turn, and when that was."""
+        """Wait for the rate limit and send a request; returns the response and the start time."""
         if left <= 0:
             raise FetchError("timeout", "no time is left after the redirects")
         if not (yield Wait(host=target.host)):
@@ -362,16 +364,17 @@ class Fetcher:
         response: Response = yield request
         deadline = began + left
         if response.is_miscoded and (left := deadline - time.monotonic()) > 0:
-            # Servers that call every file compressed send the file.
+            # Some servers declare a Content-Encoding for files they send uncompressed.
             response = yield replace(request, seconds=left, is_plain=True)
         if response.is_malformed and (left := deadline - time.monotonic()) > 0:
             response = yield replace(request, seconds=left, is_lenient=True)
         return response, began
 
     def _ask_after_first(self, target: Target, left: float) -> Steps[tuple[Response, float]]:
-        """As `_ask`, but a host without an address that may be asked costs all its URLs one turn.
+        """Send a request, after the first one to its origin has ended.
 
-        A robots.txt, where one is read, does the same.
+        If the first one shows that the host has no public address, the others fail without a
+        request. This is used if robots.txt is not read, which has the same effect.
         """
         future, is_first = self._robots.claim(target.origin)
         if not is_first:
@@ -389,7 +392,7 @@ class Fetcher:
         except BaseException:
             self._robots.give_up(target.origin, FetchError("connect", "not asked"))
             raise
-        failure = response.failure if response.failure in _NOWHERE else None
+        failure = response.failure if response.failure in _HOST_FAILURES else None
         self._robots.keep(target.origin, FetchError(failure) if failure else Robots())
         return response, began
 
@@ -399,19 +402,19 @@ class Fetcher:
         return Body.STOP if self.opted_out(headers) else Body.KEEP
 
     def _ask_robots(self, target: Target, token: str) -> Steps[None]:
-        """Go on if the robots.txt of an origin lets us; the first to ask reads it.
+        """Check a URL against the robots.txt of its origin, which the first URL fetches.
 
         Raises:
-            FetchError: It does not.
+            FetchError: The robots.txt forbids the URL, or cannot be read.
         """
         future, is_first = self._robots.claim(target.origin)
         if is_first:
             try:
-                found = yield from self._read_robots(target, token)
+                result = yield from self._read_robots(target, token)
             except BaseException:
                 self._robots.give_up(target.origin, FetchError("robots", "not read"))
                 raise
-            self._robots.keep(target.origin, found)
+            self._robots.keep(target.origin, result)
         elif not future.done():
             yield Wait(future=future)
         verdict = future.result()
@@ -421,23 +424,23 @@ class Fetcher:
             raise FetchError("robots", target.path)
 
     def _read_robots(self, target: Target, token: str) -> Steps[Robots | FetchError]:
-        """What a robots.txt asks; an error where RFC 9309 takes everything for forbidden."""
+        """Fetch a robots.txt; returns an error if RFC 9309 then forbids everything."""
         try:
             fetched = yield from self._persist(f"{target.root}/robots.txt", is_robots=True)
         except FetchError as error:
             if error.reason in _NO_ROBOTS:
                 return Robots()
-            return error if error.reason in _UNREACHED else FetchError("robots", str(error))
+            return error if error.reason in _UNREACHABLE else FetchError("robots", str(error))
         robots = Robots(fetched.content, token)
         if robots.crawl_delay is not None:
             self.limit.slow(target.host, robots.crawl_delay)
         return robots
 
     def _answer(self, target: Target, response: Response, *, is_robots: bool) -> Fetched:
-        """The content of a response.
+        """Return the content of a response.
 
         Raises:
-            FetchError: It has none that counts.
+            FetchError: The response is a failure or has no content.
         """
         status = response.status
         if status in (429, 503):
@@ -458,11 +461,14 @@ class Fetcher:
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """The seconds that a Retry-After header asks to wait, given as such or as a date.
+    """Parse a Retry-After header: seconds or a date.
 
     Args:
-        value: The header; None or nonsense asks nothing.
+        value: The header, or None.
         now: Seconds since the epoch.
+
+    Returns:
+        The seconds to wait; None if the header is missing or invalid.
     """
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
@@ -481,9 +487,9 @@ def _wants_robots(status: int, headers: Headers) -> Body:
 
 
 def _back_off(url: str, attempt: int) -> float:
-    """Seconds before another try: from half to the whole of a time that doubles.
+    """Return the seconds before a retry: from half to all of a time that doubles.
 
-    Where between the two hangs on the URL, so that not all come back at once.
+    The exact value depends on the URL, so that retries are spread.
     """
     longest = min(_BACK_OFF * 2.0**attempt, _MAX_BACK_OFF)
     share = zlib.crc32(f"{attempt} {url}".encode(errors="replace")) / 2**32
@@ -491,10 +497,10 @@ def _back_off(url: str, attempt: int) -> float:
 
 
 def _location(target: Target, response: Response) -> str:
-    """The absolute URL that a redirect leads to."""
+    """Return the absolute URL of a redirect."""
     location = response.headers.get("Location")
     if not location:
-        raise FetchError("bad_response", "a redirect to nowhere")
+        raise FetchError("bad_response", "a redirect without a location")
     try:
         return join(target.url, location)
     except ValueError as error:
@@ -504,7 +510,7 @@ def _location(target: Target, response: Response) -> str:
 def _status_error(status: int) -> FetchError:
     if status in (403, 404, 410, 429):
         return FetchError(cast(FetchReason, f"http_{status}"))
-    if status == 408:  # the server gave up on a connection, not on this URL
+    if status == 408:  # says something about the connection, not about the URL
         return FetchError("http_4xx", str(status), may_pass=True)
     if 400 <= status < 600:
         return FetchError("http_4xx" if status < 500 else "http_5xx", str(status))

@@ -1,4 +1,4 @@
-"""The URLs that wait to be asked, in the order in which they may be."""
+"""Schedules visits to URLs under the rate limit of each host."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Wait:
-    """What a visit waits for: its turn at a host, or else a result or a time.
+    """What a visit waits for: its turn at a host, or else a future or a time.
+
+    A turn is the permission to send requests to a host.
 
     Attributes:
-        host: Where a turn is wanted. The visit is told whether it got it, and has it until it
-            waits again or ends.
-        future: Its end lets the visit go on.
-        until: The time of the monotonic clock at which it goes on at the latest.
+        host: Host at which a turn is wanted. The visit receives whether it got the turn, and keeps
+            it until it waits again or ends.
+        future: The visit continues when this future is done.
+        until: Time of the monotonic clock at which the visit continues at the latest.
     """
 
     host: str | None = None
@@ -38,17 +40,17 @@ class Wait:
 
 
 Steps: TypeAlias = Generator[Wait | Request, Any, T]
-"""A visit in steps: each ends with what it waits for, or with a request whose response is sent."""
+"""The steps of a visit: a generator that yields waits and requests, and receives their results."""
 
 
 class Visit(Generic[K, T]):
-    """One URL on its way.
+    """The fetching of one URL.
 
     Attributes:
-        key: What it was added under.
-        name: What it is called in a log.
-        steps: The rest of its way.
-        answer: What its next step is told.
+        key: The key it was added with.
+        name: Its name in logs.
+        steps: Its remaining steps.
+        answer: The value to send to its next step.
     """
 
     def __init__(self, key: K, name: str, steps: Steps[T]) -> None:
@@ -56,45 +58,45 @@ class Visit(Generic[K, T]):
         self.name = name
         self.steps = steps
         self.answer: Any = None
-        self.line: _Line[K, T] | None = None  # where it has a turn
-        self.waits = 0  # how often it has waited: of two reasons to go on, the first counts
-        self.until = math.inf  # the idle seconds at which it is told that there is no turn
+        self.queue: _HostQueue[K, T] | None = None  # the host at which it has a turn
+        self.waits = 0  # number of finished waits; the first of two wake-ups ends a wait
+        self.until = math.inf  # idle seconds at which it is refused a turn
 
 
-class _Line(Generic[K, T]):
-    """The visits that wait for their turn at one host, in the order in which they came."""
+class _HostQueue(Generic[K, T]):
+    """The visits that wait for their turn at one host, first come, first served."""
 
     def __init__(self, host: str) -> None:
         self.host = host
         self.waiting: deque[Visit[K, T]] = deque()
-        self.open = 0  # turns that are had
+        self.open = 0  # turns in use
         self.is_scheduled = False
 
 
 class Frontier(Generic[K, T]):
-    """Says which visit goes on next; what waits for one host holds up no other.
+    """Chooses the visit that continues next; a slow host does not delay visits to others.
 
-    A visit that has begun goes before one that has not. For one thread.
+    Visits that have begun come before those that have not. Not thread-safe.
 
     Args:
-        limit: How fast each host may be asked.
+        limit: The rate limits of hosts.
 
     Attributes:
-        idle: Seconds in which a visit could have gone on and none was due, as its user counts
-            them. The patience of a visit (`RateLimit.max_wait`) is counted in these.
+        idle: Seconds in which a visit could have continued but none was due, counted by the
+            caller. `RateLimit.max_wait` is measured in these.
     """
 
     def __init__(self, limit: RateLimit) -> None:
         self.idle = 0.0
         self._limit = limit
         self._fresh: deque[Visit[K, T]] = deque()
-        self._lines: dict[str, _Line[K, T]] = {}
-        self._times: list[tuple[float, int, _Line[K, T] | tuple[Visit[K, T], int]]] = []
+        self._queues: dict[str, _HostQueue[K, T]] = {}
+        self._times: list[tuple[float, int, _HostQueue[K, T] | tuple[Visit[K, T], int]]] = []
         self._order = itertools.count()
         self._unfinished = 0
 
     def __len__(self) -> int:
-        """How many visits have not ended."""
+        """Number of visits that have not ended."""
         return self._unfinished
 
     def add(self, key: K, name: str, steps: Steps[T]) -> None:
@@ -103,7 +105,7 @@ class Frontier(Generic[K, T]):
         self._unfinished += 1
 
     def next(self) -> Visit[K, T] | None:
-        """The visit that may go on, or None if none is due."""
+        """Return a visit that may continue, or None if none is due."""
         visit = self._due(time.monotonic())
         if visit is None and self._fresh:
             visit = self._fresh.popleft()
@@ -112,19 +114,19 @@ class Frontier(Generic[K, T]):
         return visit
 
     def seconds(self) -> float | None:
-        """Seconds until a visit may be due; None if only a response or a result makes one so."""
+        """Return the seconds until a visit may be due; None if it depends on a response."""
         if self._fresh:
             return 0.0
         return max(0.0, self._times[0][0] - time.monotonic()) if self._times else None
 
     def park(self, visit: Visit[K, T], wait: Wait) -> None:
-        """Let a visit wait."""
-        self._let_go(visit)
+        """Make a visit wait."""
+        self._release(visit)
         visit.answer = None
         if wait.host is not None:
-            line = self._lines.setdefault(wait.host, _Line(wait.host))
-            line.waiting.append(visit)
-            self._schedule(line, 0.0)
+            queue = self._queues.setdefault(wait.host, _HostQueue(wait.host))
+            queue.waiting.append(visit)
+            self._schedule(queue, 0.0)
             return
         waits = visit.waits
         self._push(wait.until, (visit, waits))
@@ -132,61 +134,61 @@ class Frontier(Generic[K, T]):
             wait.future.add_done_callback(lambda _: self._push(0.0, (visit, waits)))
 
     def leave(self, visit: Visit[K, T]) -> None:
-        """Take note that a visit has ended."""
-        self._let_go(visit)
+        """End a visit."""
+        self._release(visit)
         self._unfinished -= 1
 
     def _due(self, now: float) -> Visit[K, T] | None:
         while self._times and self._times[0][0] <= now:
-            _, _, what = heapq.heappop(self._times)
-            if isinstance(what, _Line):
-                what.is_scheduled = False
-                if (visit := self._first(what, now)) is not None:
+            _, _, entry = heapq.heappop(self._times)
+            if isinstance(entry, _HostQueue):
+                entry.is_scheduled = False
+                if (visit := self._first(entry, now)) is not None:
                     return visit
-            elif what[0].waits == what[1]:
-                what[0].waits += 1
-                return what[0]
+            elif entry[0].waits == entry[1]:
+                entry[0].waits += 1
+                return entry[0]
         return None
 
-    def _first(self, line: _Line[K, T], now: float) -> Visit[K, T] | None:
-        """The first of a line, if it has its turn or none will come for it in time."""
-        if not line.waiting:
+    def _first(self, queue: _HostQueue[K, T], now: float) -> Visit[K, T] | None:
+        """Return the first visit of a queue if it gets its turn, or cannot get it in time."""
+        if not queue.waiting:
             return None
-        visit = line.waiting[0]
+        visit = queue.waiting[0]
         granted = False
         patience = visit.until - self.idle
         if patience > 0:
-            if line.open >= self._limit.connections:
+            if queue.open >= self._limit.connections:
                 return None
-            wait = self._limit.take(line.host)
+            wait = self._limit.take(queue.host)
             if 0 < wait <= patience:
-                self._schedule(line, now + wait)
+                self._schedule(queue, now + wait)
                 return None
             granted = wait <= 0
-        line.waiting.popleft()
+        queue.waiting.popleft()
         visit.answer = granted
         if granted:
-            visit.line = line
-            line.open += 1
-        if line.waiting:
-            self._schedule(line, now)
+            visit.queue = queue
+            queue.open += 1
+        if queue.waiting:
+            self._schedule(queue, now)
         return visit
 
-    def _let_go(self, visit: Visit[K, T]) -> None:
-        """Give back the turn that a visit has."""
-        line, visit.line = visit.line, None
-        if line is not None:
-            line.open -= 1
-            if line.waiting:
-                self._schedule(line, 0.0)
-            elif not line.open:
-                self._lines.pop(line.host, None)
+    def _release(self, visit: Visit[K, T]) -> None:
+        """Release the turn of a visit."""
+        queue, visit.queue = visit.queue, None
+        if queue is not None:
+            queue.open -= 1
+            if queue.waiting:
+                self._schedule(queue, 0.0)
+            elif not queue.open:
+                self._queues.pop(queue.host, None)
 
-    def _schedule(self, line: _Line[K, T], moment: float) -> None:
-        if not line.is_scheduled:
-            line.is_scheduled = True
-            self._push(moment, line)
+    def _schedule(self, queue: _HostQueue[K, T], moment: float) -> None:
+        if not queue.is_scheduled:
+            queue.is_scheduled = True
+            self._push(moment, queue)
 
-    def _push(self, moment: float, what: _Line[K, T] | tuple[Visit[K, T], int]) -> None:
+    def _push(self, moment: float, entry: _HostQueue[K, T] | tuple[Visit[K, T], int]) -> None:
         if moment < math.inf:
-            heapq.heappush(self._times, (moment, next(self._order), what))
+            heapq.heappush(self._times, (moment, next(self._order), entry))

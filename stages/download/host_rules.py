@@ -1,4 +1,4 @@
-"""Which hosts may be asked at all, by files of domains."""
+"""Block-lists and allow-lists of hosts, read from files of domains."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _MAX_BYTES = 64 * 2**20
 
 
 class HostRules:
-    """A block-list and an allow-list of domains; a domain stands for its subdomains, too.
+    """A block-list and an allow-list of domains; a domain includes its subdomains.
 
     Args:
-        deny: The path or fsspec URL of a file with one domain a line, whose hosts are not asked.
-        allow: One whose hosts alone are asked.
+        deny: Path or fsspec URL of a file with one domain per line; these hosts get no requests.
+        allow: The same for the only hosts that get requests; None allows all.
 
     Raises:
-        ValueError: A file cannot be read, or a line is no domain.
+        ValueError: A file cannot be read, or a line is not a domain.
     """
 
     def __init__(self, deny: str | None = None, allow: str | None = None) -> None:
@@ -30,12 +30,12 @@ class HostRules:
 
     @property
     def digest(self) -> str:
-        """Tells two sets of rules apart; the order and spelling of domains do not count."""
+        """A digest of the rules that ignores the order and the spelling of domains."""
         lists = [sorted(self._deny), None if self._allow is None else sorted(self._allow)]
         return hashlib.sha256(repr(lists).encode()).hexdigest()[:16]
 
     def allows(self, host: str) -> bool:
-        """Whether a host may be asked."""
+        """Whether requests may be sent to a host."""
         names = {host}
         while (dot := host.find(".")) >= 0:
             host = host[dot + 1 :]
@@ -46,15 +46,15 @@ class HostRules:
 
 
 def _domains(field: str, path: str) -> frozenset[str]:
-    """The domains of a file, in ASCII; empty lines and what follows a `#` are left out."""
+    """Read the domains of a file, in ASCII, without empty lines and comments (`#`)."""
     try:
         with fsspec.open(path, "rb") as file:
             content: bytes = file.read(_MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError, ImportError) as error:
         raise ValueError(
-            f"download.{field}: {path} cannot be read ({error}); give a text file with one domain "
-            "a line"
+            f"download.{field}: {path} cannot be read ({error}); it must be a text file with one "
+            "domain per line"
         ) from error
     if len(content) > _MAX_BYTES:
         raise ValueError(f"download.{field}: {path} is larger than {_MAX_BYTES} bytes")
@@ -66,9 +66,10 @@ def _domains(field: str, path: str) -> frozenset[str]:
         try:
             domains.add(Target.of(f"http://{name}/").host)
             if any(sign in name for sign in "/:@?") and not name.startswith("["):
-                raise ValueError("not a domain alone")
+                raise ValueError("more than a domain")
         except ValueError as error:
             raise ValueError(
-                f"download.{field}: line {number} of {path} is no domain ({error}): {line.strip()}"
+                f"download.{field}: line {number} of {path} is not a domain ({error}): "
+                f"{line.strip()}"
             ) from error
     return frozenset(domains)

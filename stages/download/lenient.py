@@ -1,4 +1,4 @@
-"""An answer with lines among its headers that libcurl refuses, read as browsers read it."""
+"""An HTTP/1.0 client that, like browsers, ignores malformed header lines libcurl refuses."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ _END = re.compile(rb"\r?\n\r?\n")
 
 
 class Exchange:
-    """One request over a connection of its own, which libcurl has made and secured.
+    """One request over its own connection, which libcurl has opened and secured.
 
-    It is a request of HTTP/1.0, so that the end of the connection is the end of the answer, and
-    nothing in the headers decides where the answer ends.
+    The request uses HTTP/1.0, so the response ends with the connection at the latest.
 
     Args:
-        handle: One whose `CONNECT_ONLY` transfer has ended.
-        url: What is asked for.
-        headers: The lines of the request, Host left out.
-        max_bytes: The longest body that is read to its end.
-        deadline: By `time.monotonic`.
+        handle: A handle whose `CONNECT_ONLY` transfer has ended.
+        url: The URL to request.
+        headers: The request's header lines, without Host.
+        max_bytes: Maximum size of the body.
+        deadline: Time of `time.monotonic` at which the request times out.
 
     Attributes:
-        status: Of the answer; 0 as long as its head is not there.
-        lines: Of its head, those that libcurl refuses left out.
-        body: What has come of the body, at most one byte more than `max_bytes`.
-        code: What ended it, as libcurl would say; None as long as it goes on.
+        status: Status of the response; 0 until its headers have been read.
+        lines: Header lines of the response, without malformed ones.
+        body: The body received so far, at most `max_bytes` + 1 bytes.
+        code: libcurl's code for how the request ended; None while it is running.
     """
 
     def __init__(
@@ -53,8 +52,8 @@ class Exchange:
         lines = [f"GET {path} HTTP/1.0", f"Host: {parts.netloc}", *headers, "Connection: close"]
         self._unsent = "\r\n".join([*lines, "", ""]).encode("ascii")
 
-    def go_on(self) -> None:
-        """Send and read what can be without waiting."""
+    def advance(self) -> None:
+        """Send and receive as much as is possible without blocking."""
         try:
             while self._unsent and self.code is None:
                 self._unsent = self._unsent[self._handle.send(self._unsent) :]
@@ -92,15 +91,20 @@ class Exchange:
         self.lines = [line for line in lines[:_MAX_LINES] if b":" in line and b"\0" not in line]
         names = {line.partition(b":")[0].strip().lower(): line for line in self.lines}
         length = names.get(b"content-length", b":").partition(b":")[2].strip()
-        is_odd = b"transfer-encoding" in names or len(lines) > _MAX_LINES
-        if status is None or int(status[1]) < 200 or is_odd or (length and not length.isdigit()):
+        is_unsupported = b"transfer-encoding" in names or len(lines) > _MAX_LINES
+        if (
+            status is None
+            or int(status[1]) < 200
+            or is_unsupported
+            or (length and not length.isdigit())
+        ):
             self.code = pycurl.E_UNSUPPORTED_PROTOCOL
             return
         self.status = int(status[1])
         self._length = int(length) if length else None
 
     def _finish(self) -> None:
-        """Take note that the server has closed the connection."""
+        """Set the code after the server has closed the connection."""
         if not self.status:
             self.code = pycurl.E_GOT_NOTHING
         else:

@@ -1,4 +1,4 @@
-"""How fast each host may be asked."""
+"""Limits the rate of requests to each host."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ _MAX_BUCKETS = 10_000
 
 
 class Bucket:
-    """A token bucket, kept by the generic cell rate algorithm (ITU-T I.371).
+    """A token bucket, implemented with the generic cell rate algorithm (ITU-T I.371).
 
-    Any span of `s` seconds gives out at most `burst` + `s` / `interval` tokens. Times are seconds
-    of one monotonic clock.
+    In any `s` seconds it gives out at most `burst` + `s` / `interval` tokens. Times are seconds of
+    one monotonic clock.
 
     Args:
-        interval: Seconds in which a token comes; 0 for no limit.
-        burst: The tokens it holds, and has at first.
+        interval: Seconds per token; 0 for no limit.
+        burst: Capacity, in tokens; the bucket is full at first.
     """
 
     def __init__(self, interval: float, burst: int) -> None:
         self.interval = interval
         self.burst = burst
-        self._full = -math.inf  # the time from which it holds `burst` tokens
+        self._full = -math.inf  # the time at which it is full
 
     def take(self, now: float) -> float:
-        """Take a token; or, if there is none, return the seconds until there is one."""
+        """Take a token and return 0, or return the seconds until there is one."""
         wait = self._full - (self.burst - 1) * self.interval - now
         if wait > 0:
             return wait
@@ -35,28 +35,28 @@ class Bucket:
         return 0.0
 
     def pause(self, until: float) -> None:
-        """Give out nothing before a time, and no burst after it."""
+        """Give out no token before a time, and no burst after it."""
         self._full = max(self._full, until + (self.burst - 1) * self.interval)
 
     def slow(self, interval: float) -> None:
-        """Give out tokens one by one, and no faster than this."""
-        self._full -= (self.burst - 1) * self.interval  # the next token comes when it would have
+        """Give out tokens one by one, with at least `interval` seconds between them."""
+        self._full -= (self.burst - 1) * self.interval  # keeps the time of the next token
         self.interval, self.burst = max(self.interval, interval), 1
 
     def is_full(self, now: float) -> bool:
-        """Whether it is as good as new."""
+        """Whether the bucket is full, as a new one is."""
         return self._full <= now
 
 
 class RateLimit:
-    """How fast each host may be asked by one worker.
+    """Limits of one worker's requests to each host.
 
     Args:
-        rate: Requests a second to one host; None for no limit.
-        burst: Requests that a host may get at once after a rest.
-        connections: Requests to one host at the same time; None for no limit.
-        max_wait: Seconds that a URL waits for its turn before it is given up. Only those count in
-            which another request could be made.
+        rate: Requests per second to one host; None for no limit.
+        burst: Requests that may be sent to an idle host at once.
+        connections: Concurrent requests to one host; None for no limit.
+        max_wait: Seconds that a URL waits for its host before it is given up. Only time in which
+            the worker could have sent another request counts.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class RateLimit:
         self._buckets: dict[str, Bucket] = {}
 
     def take(self, host: str) -> float:
-        """Take a turn at a host; or return the seconds until there may be one."""
+        """Reserve a request to a host and return 0, or return the seconds to wait for one."""
         now = time.monotonic()
         return self._bucket(host, now).take(now)
 
     def pause(self, host: str, seconds: float) -> None:
-        """Ask a host nothing for some time."""
+        """Send no requests to a host for some seconds."""
         now = time.monotonic()
         self._bucket(host, now).pause(now + seconds)
 
     def slow(self, host: str, seconds: float) -> None:
-        """Leave at least so much time between two requests to a host."""
+        """Leave at least `seconds` between two requests to a host."""
         now = time.monotonic()
         self._bucket(host, now).slow(seconds)
 

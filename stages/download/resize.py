@@ -1,4 +1,4 @@
-"""Resize: an image of any origin, as its encoded bytes, to what the pool keeps of it."""
+"""Decodes an untrusted image, resizes it, and encodes it for the pool."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Encoding = Literal["jpg", "png", "webp"]
 Pixels = npt.NDArray[np.uint8]
 
 RESIZE_REASONS: dict[str, str] = {
-    "svg": "It is a drawing in SVG, which has no pixels.",
-    "not_an_image": "The bytes are no known image: often an HTML page.",
+    "svg": "It is an SVG drawing, which has no pixels.",
+    "not_an_image": "The bytes are not a known image format; often an HTML page.",
     "too_many_pixels": "Width times height is over `max_pixels`; it was not decoded.",
     "truncated": "The image ends early.",
     "undecodable": "The format is known, but the image is broken.",
-    "not_resized": "It cannot be resized or encoded: a side is too long for JPEG, or enlarged it "
-    "would be over `max_pixels`.",
+    "not_resized": "It cannot be resized or encoded: a side is too long for JPEG, or it would "
+    "exceed `max_pixels` once enlarged.",
 }
 
 _QUALITY: dict[Encoding, int] = {
@@ -38,25 +38,25 @@ _QUALITY: dict[Encoding, int] = {
     "webp": cv2.IMWRITE_WEBP_QUALITY,
 }
 
-# img2dataset imports albumentations, which otherwise asks the internet for its newest version.
+# img2dataset imports albumentations, which otherwise looks for a newer version on the internet.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-# img2dataset's Resizer points the process's stdout and stderr elsewhere while it runs: two at once
-# would lose them.
+# img2dataset's Resizer redirects the process's stdout and stderr while it runs; two at the same
+# time would lose them.
 _RESIZING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resized:
-    """An image as the pool keeps it, or why there is none.
+    """An image for the pool, or the reason why there is none.
 
     Attributes:
-        error: One of `RESIZE_REASONS`, or nothing.
+        error: One of `RESIZE_REASONS`, or None.
         image: The encoded image.
-        width: Of `image`, in pixels.
-        height: Of `image`, in pixels.
-        original_width: Of the image given, once upright.
-        original_height: Of the image given, once upright.
+        width: Width of `image`, in pixels.
+        height: Height of `image`, in pixels.
+        original_width: Width of the input after EXIF orientation, in pixels.
+        original_height: Height of the input after EXIF orientation, in pixels.
     """
 
     error: str | None = None
@@ -68,26 +68,26 @@ class Resized:
 
 
 class Resize:
-    """Decodes, resizes and encodes images of unknown origin.
+    """Decodes, resizes and encodes untrusted images.
 
-    The images are img2dataset's, made at less cost: `models.image.decode` gives upright RGB, a JPEG
-    at 1/2, 1/4 or 1/8 scale as long as two pixels are left for each that is kept; these are halved
-    by averaging as long as that leaves one, and what is left, down to a half, is bilinear:
-    there the weights of img2dataset's area filter are nearly the same. On photographs of COCO at
-    384 pixels the images differ from img2dataset's by 1.4 of 255 on average (PSNR 42 dB), of which
-    0.5 is not JPEG's at quality 95.
+    The results are close to img2dataset's and faster to compute. `models.image.decode` gives
+    upright RGB; it decodes a JPEG at 1/2, 1/4 or 1/8 scale if the result is at least twice the
+    target size. The image is then halved by averaging as long as it stays at least as large as the
+    target, and the rest, at most a factor of 2, is bilinear, which is close to img2dataset's area
+    filter in this range. On COCO photographs at 384 pixels the results differ from img2dataset's by
+    1.4 of 255 on average (PSNR 42 dB); 0.5 of it is not due to JPEG at quality 95.
 
-    Modes that crop or pad, and images that are to be enlarged, go through img2dataset's Resizer,
-    as an uncompressed PPM: it ignores EXIF orientation, keeps grey and 16-bit images as such and
-    accepts images that end early.
+    Modes that crop or pad, and images that are enlarged, use img2dataset's Resizer. It gets an
+    uncompressed PPM because it ignores EXIF orientation, does not convert grey and 16-bit images,
+    and accepts truncated images.
 
     Args:
-        size: Pixels that `mode` fits an image to.
+        size: Target size in pixels; `mode` says which side it applies to.
         mode: img2dataset's resize_mode.
         only_if_bigger: Never enlarge.
-        encode_format: Of what is kept.
-        encode_quality: 0 to 100 for jpg and webp; for png a compression of 0 to 9.
-        max_pixels: The cap on width x height, checked before anything is decoded.
+        encode_format: Format of the result.
+        encode_quality: Quality of 0 to 100 for jpg and webp; compression of 0 to 9 for png.
+        max_pixels: Maximum of width x height, checked before decoding.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class Resize:
         self.encode_format = encode_format
         self.encode_quality = encode_quality
         self.max_pixels = max_pixels
-        cv2.setNumThreads(1)  # its own threads cost more than they bring on images this small
-        cv2.utils.logging.setLogLevel(0)  # what it cannot encode is told as a reason
+        cv2.setNumThreads(1)  # OpenCV's threads do not pay off for images this small
+        cv2.utils.logging.setLogLevel(0)  # encoding errors become a reason of the row
 
     @functools.cached_property
     def _resizer(self) -> Any:
-        from img2dataset.resizer import Resizer  # takes seconds, and most images need none
+        from img2dataset.resizer import Resizer  # importing takes seconds; few images need it
 
         return Resizer(
             self.size,
@@ -122,11 +122,11 @@ class Resize:
         )
 
     def __call__(self, content: bytes) -> Resized:
-        """The image resized and encoded, or the reason why it cannot be."""
-        enough = 2 * self.size
-        reduce = None if self.mode == "no" else (enough, enough)
+        """Return the image resized and encoded, or the reason why it cannot be."""
+        min_side = 2 * self.size
+        min_size = None if self.mode == "no" else (min_side, min_side)
         try:
-            decoded = decode(content, self.max_pixels, min_size=reduce)
+            decoded = decode(content, self.max_pixels, min_size=min_size)
         except ImageError as error:
             is_svg = error.reason == "not_an_image" and _is_svg(content)
             return Resized(error="svg" if is_svg else error.reason)
@@ -148,7 +148,7 @@ class Resize:
         )
 
     def _target(self, width: int, height: int) -> tuple[int, int] | None:
-        """The width and height to shrink to; nothing if shrinking is not what `mode` asks for."""
+        """Return the width and height to shrink to; None if `mode` crops, pads or enlarges."""
         if self.mode not in ("no", "keep_ratio", "keep_ratio_largest"):
             return None
         side = min(width, height) if self.mode == "keep_ratio" else max(width, height)
@@ -162,8 +162,8 @@ class Resize:
     def _encode(self, pixels: Pixels) -> bytes | None:
         bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
         parameters = [_QUALITY[self.encode_format], self.encode_quality]
-        done, encoded = cv2.imencode(f".{self.encode_format}", bgr, parameters)
-        return encoded.tobytes() if done else None
+        is_encoded, encoded = cv2.imencode(f".{self.encode_format}", bgr, parameters)
+        return encoded.tobytes() if is_encoded else None
 
     def _by_resizer(self, pixels: Pixels) -> tuple[bytes | None, int | None, int | None]:
         height, width = pixels.shape[:2]
@@ -179,7 +179,7 @@ class Resize:
 
 
 def _shrink(pixels: Pixels, target: tuple[int, int]) -> Pixels:
-    """Average pairs as long as enough is left, then interpolate."""
+    """Halve an image as long as it stays at least as large as the target, then interpolate."""
     width, height = target
     while pixels.shape[0] >= 2 * height and pixels.shape[1] >= 2 * width:
         half_height, half_width = pixels.shape[0] // 2, pixels.shape[1] // 2

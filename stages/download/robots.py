@@ -1,4 +1,4 @@
-"""What the robots.txt of each host asks of one crawler (RFC 9309), read by Protego."""
+"""Reads and caches robots.txt files (RFC 9309) for one crawler, with Protego."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from stages.download.urls import Origin
 __all__ = ["MAX_BYTES", "Robots", "RobotsCache"]
 
 MAX_BYTES = 512_000
-"""How much of a robots.txt is read, as RFC 9309 section 2.5 asks at least: 500 KiB."""
+"""Bytes of a robots.txt that are read; RFC 9309, section 2.5, asks for at least 500 KiB."""
 
-_GOOD_SECONDS = 86_400.0  # how long a robots.txt is good for (RFC 9309, section 2.4)
-_FAILED_SECONDS = 300.0  # how long one that could not be had is not asked for again
-_MAX_RULES = 200_000  # kept at most, about 100 MB
+_GOOD_SECONDS = 86_400.0  # how long a robots.txt is cached (RFC 9309, section 2.4)
+_FAILED_SECONDS = 300.0  # how long a failure is cached
+_MAX_RULES = 200_000  # rules in the cache, about 100 MB
 
 
 class Robots:
-    """What one crawler may fetch of an origin.
+    """The rules of one robots.txt for one crawler.
 
     Attributes:
-        crawl_delay: Seconds between two requests, which many files ask for beside the standard.
-        rules: How many lines concern the crawler.
+        crawl_delay: Seconds between two requests, a common extension of the standard; or None.
+        rules: Number of lines that apply to the crawler.
     """
 
     def __init__(self, content: bytes = b"", token: str = "*") -> None:
-        """Read a robots.txt; lines that mean nothing are passed over, whatever they hold.
+        """Parse a robots.txt; unknown lines are ignored.
 
         Args:
-            content: Its bytes; of those after `MAX_BYTES` nothing is read.
-            token: The product token of the crawler, compared without case.
+            content: The file; only the first `MAX_BYTES` bytes are read.
+            token: The crawler's product token, in any case.
         """
-        if len(content) > MAX_BYTES:  # half a line may forbid more than the whole of it
+        if len(content) > MAX_BYTES:  # drop the cut line, which may forbid more than the whole one
             content = content[: 1 + content.rfind(b"\n", 0, MAX_BYTES)]
         lines = _lines_for(content.decode("utf-8-sig", errors="replace"), token.lower())
         self.rules = len(lines)
@@ -52,10 +52,10 @@ class Robots:
 
 
 def _lines_for(text: str, token: str) -> list[str]:
-    """The rules of the groups that name a crawler, or else of those for `*`.
+    """Return the rules of the groups for a crawler, or else of the groups for `*`.
 
-    Protego would do this, too, but takes a name for ours that is only the start of it, and as
-    long as there are names times rules.
+    Protego selects groups too, but it matches prefixes of the crawler's name, and its time grows
+    with the number of names times the number of rules.
     """
     mine: list[str] = []
     everyone: list[str] = []
@@ -86,48 +86,51 @@ FailureT = TypeVar("FailureT", bound=Exception)
 
 
 class RobotsCache(Generic[FailureT]):
-    """What the robots.txt of each origin asks, or why it could not be had.
+    """The robots.txt of each origin, or the failure to get it; the oldest entries are dropped.
 
-    Each is read once for all who need it, by the first of them; the oldest are forgotten.
+    The first URL of an origin fetches the file, and the others wait for its result.
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Origin, tuple[float, Future[Robots | FailureT]]] = OrderedDict()
+        self._entries: OrderedDict[Origin, tuple[float, Future[Robots | FailureT]]] = OrderedDict()
         self._size = 0
 
     def claim(self, origin: Origin) -> tuple[Future[Robots | FailureT], bool]:
-        """What will be known, and whether whoever asks is to `keep` it or to `give_up`."""
-        until, known = self._known.get(origin, (0.0, None))
-        if known is not None:
-            if time.monotonic() < until:
-                return known, False
-            self._forget(origin)
-        future: Future[Robots | FailureT] = Future()
-        self._known[origin] = math.inf, future
-        return future, True
+        """Return the future result for an origin, and whether the caller must provide it.
 
-    def keep(self, origin: Origin, found: Robots | FailureT) -> None:
-        """Tell all who wait for it."""
-        _, future = self._known.pop(origin)
-        seconds = _GOOD_SECONDS if isinstance(found, Robots) else _FAILED_SECONDS
-        self._known[origin] = time.monotonic() + seconds, future
-        self._size += _size(found)
+        A caller that gets True must call `keep` or `give_up`.
+        """
+        until, future = self._entries.get(origin, (0.0, None))
+        if future is not None:
+            if time.monotonic() < until:
+                return future, False
+            self._forget(origin)
+        claimed: Future[Robots | FailureT] = Future()
+        self._entries[origin] = math.inf, claimed
+        return claimed, True
+
+    def keep(self, origin: Origin, result: Robots | FailureT) -> None:
+        """Store the result of an origin, and set it for all that wait."""
+        _, future = self._entries.pop(origin)
+        seconds = _GOOD_SECONDS if isinstance(result, Robots) else _FAILED_SECONDS
+        self._entries[origin] = time.monotonic() + seconds, future
+        self._size += _size(result)
         while self._size > _MAX_RULES:
-            oldest = next((name for name, one in self._known.items() if one[1].done()), None)
+            oldest = next((name for name, entry in self._entries.items() if entry[1].done()), None)
             if oldest is None:
                 break
             self._forget(oldest)
-        future.set_result(found)
+        future.set_result(result)
 
     def give_up(self, origin: Origin, failure: FailureT) -> None:
-        """Tell all who wait that nothing was found out, and let the next one ask again."""
-        _, future = self._known.pop(origin)
+        """Set a failure for all that wait, without storing it, so that the next URL tries again."""
+        _, future = self._entries.pop(origin)
         future.set_result(failure)
 
     def _forget(self, origin: Origin) -> None:
-        _, future = self._known.pop(origin)
+        _, future = self._entries.pop(origin)
         self._size -= _size(future.result())
 
 
-def _size(found: Robots | Exception) -> int:
-    return 1 + (found.rules if isinstance(found, Robots) else 0)
+def _size(result: Robots | Exception) -> int:
+    return 1 + (result.rules if isinstance(result, Robots) else 0)

@@ -1,4 +1,4 @@
-"""The stage: rows of a list to images, decoded, resized and encoded, or to reasons."""
+"""The download stage: fetches, decodes, resizes and encodes the image of each row of a list."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ __all__ = ["DownloadConfig", "DownloadStage"]
 logger = logging.getLogger(__name__)
 
 OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
-"""The X-Robots-Tag directives that img2dataset takes for a refusal."""
+"""The X-Robots-Tag directives that img2dataset treats as an opt-out."""
 
-# Fields that say how hard to try, not what to get: a pool made with other values is as good.
+# Fields that set effort and speed; they do not change which images a URL gives.
 _EFFORT = frozenset(
     {
         "timeout",
@@ -54,50 +54,50 @@ _EFFORT = frozenset(
 _LARGEST = 8192  # pixels of a side
 _LONGEST = 86_400  # seconds
 _SWITCH = 0.0005  # seconds
-_AHEAD = 8  # downloads that may wait to be decoded beside those under way
+_AHEAD = 8  # finished downloads that may wait to be decoded
 _PROXIES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig(SourceConfig):
-    """What to download, and as what to keep it.
+    """What to download, and how to store it.
 
     Attributes:
-        image_size: Pixels that `resize_mode` fits an image to. BLIP reads 384 x 384
+        image_size: Size in pixels that `resize_mode` fits an image to. BLIP reads 384 x 384
             (arXiv:2201.12086).
-        resize_mode: img2dataset's. keep_ratio fits the shorter side, so that a model's square
+        resize_mode: img2dataset's mode. keep_ratio fits the shorter side, so that a model's square
             input is never enlarged.
-        resize_only_if_bigger: Never enlarge.
-        encode_format: How the pool keeps images.
-        encode_quality: 0 to 100 for jpg and webp; for png a compression of 0 to 9.
-        honor_opt_out: Leave images whose X-Robots-Tag says noai, noimageai, noindex or
-            noimageindex to everyone or to the name of `user_agent`, or whose tdm-reservation
-            says 1 (the TDM Reservation Protocol of the W3C).
-        robots: Ask the robots.txt of each host first, by the name of `user_agent` (RFC 9309), and
-            keep to its Crawl-delay. One that answers 5xx, or not at all, forbids everything; one
-            that answers 4xx nothing.
-        deny_hosts: The path or fsspec URL of a file with one domain a line; its hosts and their
-            subdomains are not asked, also not by a redirect.
-        allow_hosts: A file of the same kind; no other hosts are asked.
-        requests_per_second: To one host, from one worker; null for no limit.
-        burst: Requests that a host which had a rest may get at once.
-        connections_per_host: Downloads at once from one host in one worker; null for no limit.
-        max_wait: Seconds that a URL waits for its turn at its host, while nothing else is left to
-            do, before it is given up; also the longest Retry-After that is waited for.
-        user_agent: The name and version sent with each request.
-        contact: Where the owner of a site reaches you, sent beside `user_agent`.
-        timeout: Seconds for one try of one URL, redirects and name look-ups included, waiting for
-            turns not.
-        retries: Further tries after a timeout, a broken connection, 429 or 5xx, each after a pause
-            twice as long as the one before, or as long as Retry-After says.
-        threads: Downloads at once in one worker.
-        proxy: The URL of a proxy that makes the connections: http, https, socks4, socks4a, socks5
-            or socks5h; `environment` takes those of http_proxy, https_proxy and no_proxy, which
-            is where a password belongs; null uses none. A proxy decides itself which addresses
-            it connects to; an address that a URL names is still checked.
-        max_bytes: The cap on one download.
-        max_pixels: The cap on width x height, checked before anything is decoded.
-        max_redirects: How many redirects are followed.
+        resize_only_if_bigger: Never enlarge an image.
+        encode_format: Format of the images in the pool.
+        encode_quality: Quality of 0 to 100 for jpg and webp; compression of 0 to 9 for png.
+        honor_opt_out: Skip images whose X-Robots-Tag says noai, noimageai, noindex or noimageindex
+            to everyone or to the name in `user_agent`, or whose tdm-reservation is 1 (the W3C's
+            TDM Reservation Protocol).
+        robots: Obey the robots.txt of each host for the name in `user_agent` (RFC 9309), and its
+            Crawl-delay. If robots.txt answers 5xx or not at all, everything is forbidden; if it
+            answers 4xx, nothing is.
+        deny_hosts: Path or fsspec URL of a file with one domain per line. These hosts and their
+            subdomains get no requests, also not after a redirect.
+        allow_hosts: A file of the same format; no other hosts get requests.
+        requests_per_second: Requests per second from one worker to one host; null for no limit.
+        burst: Requests that may be sent to an idle host at once.
+        connections_per_host: Concurrent downloads from one host in one worker; null for no limit.
+        max_wait: Seconds that a URL waits for the rate limit of its host, while nothing else can be
+            downloaded, before it is given up; also the longest Retry-After that is obeyed.
+        user_agent: Name and version sent with each request.
+        contact: URL or e-mail address for site owners, sent after `user_agent`.
+        timeout: Seconds for one try of one URL, including redirects and name look-ups, excluding
+            the wait for the rate limit.
+        retries: Further tries after a timeout, a broken connection, 429 or 5xx. The pause before
+            each is twice as long as the one before, or what Retry-After says.
+        threads: Concurrent downloads in one worker.
+        proxy: URL of a proxy: http, https, socks4, socks4a, socks5 or socks5h. `environment` uses
+            http_proxy, https_proxy and no_proxy, which is where a password belongs; null uses
+            none. A proxy decides which addresses it connects to; an IP address in a URL is still
+            checked here.
+        max_bytes: Maximum size of one download, in bytes.
+        max_pixels: Maximum of width x height, checked before decoding.
+        max_redirects: Maximum number of redirects.
         allow_private_addresses: Also download from loopback and private networks.
     """
 
@@ -138,7 +138,8 @@ class DownloadConfig(SourceConfig):
         _at_least("max_redirects", self.max_redirects, 0)
         if not 0 < self.timeout <= _LONGEST:
             raise ValueError(
-                f"download.timeout must be seconds above 0, at most {_LONGEST}, got {self.timeout}"
+                f"download.timeout must be above 0 and at most {_LONGEST} seconds, got "
+                f"{self.timeout}"
             )
         if self.connections_per_host is not None:
             _at_least("connections_per_host", self.connections_per_host, 1)
@@ -149,12 +150,12 @@ class DownloadConfig(SourceConfig):
             )
         if not 0 <= self.max_wait <= _LONGEST:
             raise ValueError(
-                f"download.max_wait must be seconds from 0 to {_LONGEST}, got {self.max_wait}"
+                f"download.max_wait must be from 0 to {_LONGEST} seconds, got {self.max_wait}"
             )
         if not 1 <= self.max_pixels <= 2 * MAX_PIXELS:
             raise ValueError(
-                f"download.max_pixels must be from 1 to {2 * MAX_PIXELS}, over which Pillow opens "
-                f"no image, got {self.max_pixels}"
+                f"download.max_pixels must be from 1 to {2 * MAX_PIXELS}, Pillow's own maximum, "
+                f"got {self.max_pixels}"
             )
         best = 9 if self.encode_format == "png" else 100
         if not 0 <= self.encode_quality <= best:
@@ -166,7 +167,7 @@ class DownloadConfig(SourceConfig):
             if not (value.isascii() and value.isprintable()):
                 raise ValueError(f"download.{field} must be printable ASCII, got {value!r}")
         if not self.user_agent.strip():
-            raise ValueError("download.user_agent must name who downloads, got nothing")
+            raise ValueError("download.user_agent must name the crawler, got an empty text")
         if self.proxy is not None and not _is_proxy(self.proxy):
             raise ValueError(
                 "download.proxy must be a URL like http://host:3128 or socks5h://host:1080, or "
@@ -174,11 +175,11 @@ class DownloadConfig(SourceConfig):
             )
 
     def measurement(self) -> dict[str, Any]:
-        """Every field but those that only say how hard to try.
+        """Every field except those that only set effort and speed.
 
-        More time, more tries or threads, another pace and another address to write to bring more
-        rows of the same pool, not other images, so what is there already stays good. Whether a
-        refusal counts, in robots.txt or X-Robots-Tag, decides for good which rows arrive.
+        More time, tries or threads, another rate limit or another contact may add images to a pool,
+        but do not change those it has. `robots` and `honor_opt_out` decide which images may be
+        used, so they are part of the measurement.
         """
         fields = {key: value for key, value in super().measurement().items() if key not in _EFFORT}
         for field in ("deny_hosts", "allow_hosts"):
@@ -189,7 +190,7 @@ class DownloadConfig(SourceConfig):
 
     @functools.cached_property
     def hosts(self) -> HostRules:
-        """Which hosts may be asked.
+        """The block-list and allow-list of hosts.
 
         Raises:
             ValueError: A file of domains cannot be read.
@@ -207,32 +208,32 @@ def _is_proxy(url: str) -> bool:
         return False
 
 
-def _at_least(field: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"download.{field} must be at least {least}, got {value}")
+def _at_least(field: str, value: int, minimum: int) -> None:
+    if value < minimum:
+        raise ValueError(f"download.{field} must be at least {minimum}, got {value}")
 
 
 def _opted_out(headers: Headers, *, token: str) -> bool:
-    """Whether response headers ask that the image is not used.
+    """Whether response headers ask not to use the image.
 
-    An X-Robots-Tag is read as img2dataset does, a tdm-reservation as the W3C's TDMRep has it.
+    X-Robots-Tag is interpreted as in img2dataset, tdm-reservation as in the W3C's TDMRep.
     """
     if any(value.strip() == "1" for value in headers.get_all("tdm-reservation")):
         return True
     if "X-Robots-Tag" not in headers:
         return False
-    from img2dataset.downloader import is_disallowed  # takes seconds, and few answers need it
+    from img2dataset.downloader import is_disallowed  # importing takes seconds; rarely needed
 
     return bool(is_disallowed(headers, token, OPT_OUT))
 
 
 class _StoppedError(Exception):
-    """Nobody waits for more."""
+    """The caller needs no further results."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Image(Resized):
-    """The columns of the pool that downloading fills."""
+    """The pool columns that download fills for one image."""
 
     status: Literal["success", "failed_to_download", "failed_to_resize"]
     original_bytes: int | None = None
@@ -240,13 +241,13 @@ class _Image(Resized):
 
 
 class DownloadStage(Stage[DownloadConfig]):
-    """Makes the rows of the pool out of the rows of a list.
+    """Turns the rows of a list into rows of the pool.
 
-    One thread fetches what is behind URLs, many at once, and some read images at hand; the caller's
-    resizes (`stages.download.resize.Resize`). With `robots`, a host that does not answer for its
-    robots.txt fails all its rows at the cost of one. `original_width` and `original_height` are
-    those of the upright image. Nothing depends on `threads` or on the order in which servers
-    answer.
+    One thread fetches all URLs concurrently, other threads read images that need no download, and
+    the caller's thread resizes (`stages.download.resize.Resize`). With `robots`, a host that does
+    not answer for its robots.txt is tried once for all its rows. `original_width` and
+    `original_height` are measured after EXIF orientation. The result does not depend on `threads`
+    or on the order in which servers answer.
     """
 
     name: ClassVar[str] = "download"
@@ -257,15 +258,15 @@ class DownloadStage(Stage[DownloadConfig]):
     reasons: ClassVar[Mapping[str, str]] = {
         **FETCH_REASONS,
         sources.MALFORMED: "The record cannot be read, or names neither a URL nor an image; `url` "
-        "has the file and the line.",
-        "missing": "There is no such file, or no image where it should hold one.",
-        "outside_source": "The file lies outside the folder or file that its source names.",
+        "gives the file and the line.",
+        "missing": "The file does not exist, or has no image at the given position.",
+        "outside_source": "The file is outside the folder or file of its source.",
         **RESIZE_REASONS,
     }
 
     def load(self) -> None:
-        """Open what a worker keeps from shard to shard."""
-        # By default one that fetches may keep the interpreter for 5 ms from the one that resizes.
+        """Create the reader, resizer and fetcher that a worker keeps for all its shards."""
+        # By default the fetching thread can block the resizing one for 5 ms at a time.
         sys.setswitchinterval(_SWITCH)
         config = self.config
         self._reader = sources.Reader(config, config.max_bytes)
@@ -283,7 +284,7 @@ class DownloadStage(Stage[DownloadConfig]):
             if not getattr(config, field)
         ]
         if off:
-            logger.warning("download: by its settings without %s", ", ".join(off))
+            logger.warning("download: switched off by its settings: %s", ", ".join(off))
         contact = f" (+{config.contact})" if config.contact else ""
         token = config.user_agent.split("/")[0].strip().lower()
         self._fetcher = Fetcher(
@@ -313,8 +314,8 @@ class DownloadStage(Stage[DownloadConfig]):
     def annotate(self, rows: pa.Table) -> pa.Table:
         """Download the rows of a list.
 
-        Memory holds `threads` + 8 downloads of at most `max_bytes`, one decoded image, and the
-        encoded images of the rows given.
+        Up to `threads` + 8 downloads of at most `max_bytes`, one decoded image, and the encoded
+        images of the given rows are held in memory.
 
         Args:
             rows: The columns of `sources.LIST`; n rows.
@@ -324,23 +325,23 @@ class DownloadStage(Stage[DownloadConfig]):
         """
         images: list[_Image | None] = [None] * rows.num_rows
         urls: list[Any] = rows["url"].to_pylist()
-        places = [
-            None if place["file"] is None else Location(**place)
-            for place in rows.select(Location._fields).to_pylist()
+        locations = [
+            None if location["file"] is None else Location(**location)
+            for location in rows.select(Location._fields).to_pylist()
         ]
         faults: list[str | None] = rows["fault"].to_pylist()
-        # An image with several captions has a row for each, and is asked for once.
+        # An image with several captions has a row for each, but is downloaded once.
         first: dict[Any, int] = {}
-        keys = enumerate(zip(urls, places, faults, strict=True))
+        keys = enumerate(zip(urls, locations, faults, strict=True))
         same = [first.setdefault(key, index) for index, key in keys]
-        asked = list(first.values())
+        distinct = list(first.values())
         arrivals = self._arrivals(
-            [urls[index] for index in asked],
-            [places[index] for index in asked],
-            [faults[index] for index in asked],
+            [urls[index] for index in distinct],
+            [locations[index] for index in distinct],
+            [faults[index] for index in distinct],
         )
         for index, content in arrivals:
-            images[asked[index]] = self._image(content, urls[asked[index]])
+            images[distinct[index]] = self._image(content, urls[distinct[index]])
         images = [images[index] for index in same]
         columns = [
             rows[field.name].cast(field.type)
@@ -351,37 +352,36 @@ class DownloadStage(Stage[DownloadConfig]):
         return pa.Table.from_arrays(columns, schema=self.writes)
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
-        """The `error` of each row."""
+        """Return the `error` of each row."""
         errors = annotations["error"].combine_chunks()
         assert isinstance(errors, pa.StringArray)
         return errors
 
     def _arrivals(
-        self, urls: list[Any], places: list[Location | None], faults: list[str | None]
+        self, urls: list[Any], locations: list[Location | None], faults: list[str | None]
     ) -> Iterator[tuple[int, bytes | str]]:
-        """The index of each row with its bytes, or with the reason why there are none.
+        """Yield the index of each row with its bytes, or the reason why there are none.
 
-        In the order of arrival: to keep that of the rows would let one server that hangs hold up
-        all that comes after it.
+        Rows come in the order of arrival, so that one slow server does not delay the others.
         """
         arrived: SimpleQueue[tuple[int, bytes | str | Exception]] = SimpleQueue()
         room = threading.Semaphore(self.config.threads + _AHEAD)
         stopped = threading.Event()
-        at_hand = [
-            (index, place)
-            for index, place in enumerate(places)
-            if place is not None and faults[index] is None
+        local = [
+            (index, location)
+            for index, location in enumerate(locations)
+            if location is not None and faults[index] is None
         ]
         remote = [
             (index, url)
             for index, url in enumerate(urls)
-            if places[index] is None and faults[index] is None
+            if locations[index] is None and faults[index] is None
         ]
 
-        def read(index: int, place: Location) -> None:
+        def read(index: int, location: Location) -> None:
             room.acquire()
             if not stopped.is_set():
-                arrived.put((index, self._read(place)))
+                arrived.put((index, self._read(location)))
 
         def fetch() -> None:
             try:
@@ -398,27 +398,27 @@ class DownloadStage(Stage[DownloadConfig]):
             try:
                 if remote:
                     pool.submit(fetch)
-                for index, place in at_hand:
-                    pool.submit(read, index, place)
-                for _ in range(len(at_hand) + len(remote)):
+                for index, location in local:
+                    pool.submit(read, index, location)
+                for _ in range(len(local) + len(remote)):
                     index, content = arrived.get()
                     if isinstance(content, Exception):
                         raise content
                     yield index, content
-                    if places[index] is not None:
+                    if locations[index] is not None:
                         room.release()
             finally:
                 stopped.set()
-                room.release(len(urls) + 1)  # to each thread that waits for room, so that it ends
+                room.release(len(urls) + 1)  # wakes every waiting thread, so that it ends
 
-    def _read(self, place: Location) -> bytes | str | Exception:
-        """The bytes of an image at hand, the reason why there are none, or a storage's error."""
+    def _read(self, location: Location) -> bytes | str | Exception:
+        """Read an image that needs no download; returns its bytes, a reason, or a storage error."""
         try:
-            return self._reader.read(place)
+            return self._reader.read(location)
         except OSError as error:
             return error
-        except Exception:  # whatever it is, it costs this row alone
-            logger.exception("download: an unforeseen error at %s", redacted(place.file))
+        except Exception:  # an unforeseen error costs this row alone
+            logger.exception("download: an unforeseen error at %s", redacted(location.file))
             return "missing"
 
     def _fetch(
@@ -427,25 +427,27 @@ class DownloadStage(Stage[DownloadConfig]):
         arrived: SimpleQueue[tuple[int, bytes | str | Exception]],
         stopped: threading.Event,
     ) -> None:
-        """Put what is behind URLs into a queue, as long as those who empty it keep up."""
+        """Fetch URLs into a queue, pausing while the queue is full."""
 
         def has_room(active: int) -> bool:
             if stopped.is_set():
                 raise _StoppedError
             return active + arrived.qsize() < self.config.threads + _AHEAD
 
-        for index, found in self._fetcher.fetch_all(urls, has_room):
-            arrived.put((index, found.reason if isinstance(found, FetchError) else found.content))
+        for index, result in self._fetcher.fetch_all(urls, has_room):
+            arrived.put(
+                (index, result.reason if isinstance(result, FetchError) else result.content)
+            )
 
     def _image(self, content: bytes | str, url: str) -> _Image:
-        """What the pool keeps of a download."""
+        """Resize a download for the pool."""
         if isinstance(content, str):
             return _Image(status="failed_to_download", error=content)
         try:
             resized = self._resize(content)
         except MemoryError:
             raise
-        except Exception:  # whatever it is, it costs this row alone
+        except Exception:  # an unforeseen error costs this row alone
             logger.exception("download: an unforeseen error in the image of %s", redacted(url))
             resized = Resized(error="undecodable")
         return _Image(

@@ -1,4 +1,4 @@
-"""HTTP requests by libcurl, many at once in one thread, from servers that cannot be trusted."""
+"""Sends concurrent HTTP requests to untrusted servers with libcurl, in one thread."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ Failure = Literal[
 ]
 
 _MAX_IDLE = 64  # connections kept open
-_MAX_ORIGINS = 10_000  # whose version of HTTP is remembered
-_HTTP_2 = 3  # CURL_HTTP_VERSION_2_0, as INFO_HTTP_VERSION tells it
-_MALFORMED = {"Header without colon", "NUL byte in header"}  # what libcurl says of them
-_TICK = 0.02  # seconds after which lenient requests are looked at
+_MAX_ORIGINS = 10_000  # origins whose HTTP version is remembered
+_HTTP_2 = 3  # CURL_HTTP_VERSION_2_0, the value of INFO_HTTP_VERSION
+_MALFORMED = {"Header without colon", "NUL byte in header"}  # libcurl's messages
+_TICK = 0.02  # seconds between polls of lenient requests
 _STATUS = re.compile(rb"HTTP/[0-9](?:\.[0-9])?\s+([0-9]{3})")
 _GZIP = b"\x1f\x8b"
-_DRAIN = 65_536  # bytes of an unwanted body that are read so that its connection can be kept
-_BUFFER = 131_072  # bytes of one read from a socket
-_DNS_SECONDS = 60  # how long an address is good for
+_DRAIN = 65_536  # an unwanted body is read up to this size, so that its connection can be kept
+_BUFFER = 131_072  # bytes per read from a socket
+_DNS_SECONDS = 60  # how long an address is cached
 
 _FAILURES: dict[int, Failure] = {
-    pycurl.E_UNSUPPORTED_PROTOCOL: "bad_response",  # what answers is not HTTP
+    pycurl.E_UNSUPPORTED_PROTOCOL: "bad_response",  # the response is not HTTP
     pycurl.E_URL_MALFORMAT: "bad_url",
     pycurl.E_COULDNT_RESOLVE_PROXY: "connect",
     pycurl.E_COULDNT_RESOLVE_HOST: "dns",
@@ -73,7 +73,7 @@ _TLS = {
     pycurl.E_SSL_ISSUER_ERROR,
     pycurl.E_SSL_INVALIDCERTSTATUS,
 }
-# The connection broke: before the headers ended there was no answer, after them half of one.
+# The connection broke: `connect` before the end of the headers, `incomplete` after it.
 _HTTP2_STREAM = 92  # CURLE_HTTP2_STREAM, which pycurl does not name
 _BROKEN = {pycurl.E_RECV_ERROR, pycurl.E_HTTP2, _HTTP2_STREAM}
 
@@ -82,38 +82,37 @@ class Body(Enum):
     """What to do with the body of a response."""
 
     KEEP = "keep"
-    DROP = "drop"  # read a short one, so that the connection can serve again
-    STOP = "stop"  # end the transfer here
+    DROP = "drop"  # read it if it is short, so that the connection can be reused
+    STOP = "stop"  # end the transfer now
 
 
 class Headers:
-    """The headers of one response, in the order in which they came."""
+    """The headers of one response, in order."""
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
 
     def add(self, line: bytes) -> None:
-        """Keep a line as it came; most are never asked for."""
+        """Add a raw line; it is parsed only when it is needed."""
         self._lines.append(line)
 
     def get_all(self, name: str, default: list[str] | None = None) -> list[str]:
-        """The values of a header, named in any case.
+        """Return the values of a header; `name` may be in any case.
 
-        As in browsers, a line without a colon means nothing, and blanks around a name count for
-        nothing.
+        As in browsers, lines without a colon and blanks around a name are ignored.
         """
         wanted = name.lower().encode()
         values = []
         for line in self._lines:
-            found = line.lstrip()
-            if found[: len(wanted)].lower() == wanted:
-                rest = found[len(wanted) :].lstrip()
+            stripped = line.lstrip()
+            if stripped[: len(wanted)].lower() == wanted:
+                rest = stripped[len(wanted) :].lstrip()
                 if rest.startswith(b":"):
                     values.append(_text(rest[1:].strip()))
         return values or default or []
 
     def get(self, name: str) -> str | None:
-        """The first value of a header."""
+        """Return the first value of a header, or None."""
         return next(iter(self.get_all(name)), None)
 
     def __contains__(self, name: str) -> bool:
@@ -126,19 +125,18 @@ def _read_all(status: int, headers: Headers) -> Body:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A GET of one URL.
+    """A GET request for one URL.
 
     Attributes:
-        url: In ASCII, http or https.
-        seconds: Until the end of the whole answer, look-up and handshake included.
-        max_bytes: The longest body, as sent and as decoded.
-        is_cut: Whether a longer body is cut; it fails otherwise.
+        url: An http or https URL in ASCII.
+        seconds: Time limit for the whole response, including look-up and handshake.
+        max_bytes: Maximum size of the body, as sent and as decoded.
+        is_cut: Whether a longer body is cut; otherwise it fails.
         accept: The Accept header.
-        judge: From the status and the headers of the answer to what is done with its body.
-        is_plain: Whether the coding that the server names is passed over: a body that begins as
-            gzip does is unpacked, any other is taken as sent.
-        is_lenient: Whether lines of the headers that libcurl refuses are passed over; such an
-            answer is as `is_plain` has it.
+        judge: Decides from the status and the headers of the response what to do with its body.
+        is_plain: Ignore the Content-Encoding: a body that starts like gzip is decompressed, any
+            other is taken as sent.
+        is_lenient: Ignore malformed header lines that libcurl refuses; implies `is_plain`.
     """
 
     url: str
@@ -153,16 +151,16 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
-        status: Of the final answer; 0 if there was none.
-        headers: Of the final answer.
-        content: Its body, decoded; empty unless the request's judge kept it.
-        failure: What went wrong, if anything; also after the headers.
-        detail: Words of libcurl's on the failure.
-        is_miscoded: Whether the body is not in the coding that the server names.
-        is_malformed: Whether libcurl refuses a line of the headers that browsers pass over.
+        status: Status of the final response; 0 if there was none.
+        headers: Headers of the final response.
+        content: Decoded body; empty unless the request's `judge` kept it.
+        failure: Why the request failed, possibly after the headers; or None.
+        detail: libcurl's message on the failure.
+        is_miscoded: Whether the body does not have the declared Content-Encoding.
+        is_malformed: Whether libcurl refused a header line that browsers ignore.
     """
 
     status: int
@@ -175,22 +173,21 @@ class Response:
 
 
 class Transfers(Generic[K]):
-    """Carries out requests, each under a key. Not for more than one thread at a time.
+    """Sends concurrent requests, each with a key. Not thread-safe.
 
-    A connection of HTTP/1 serves one request. Nothing there ties an answer to its request but
-    their order, so one byte too many, or an answer that nobody asked for, would give a request the
-    answer to another. HTTP/2 numbers them: its connections are kept open, and shared.
+    An HTTP/1 connection serves one request only. HTTP/1 matches responses to requests by order
+    alone, so one extra byte or an unrequested response would give a request the response of
+    another. HTTP/2 numbers its streams, so its connections are kept open and shared.
 
     Args:
-        user_agent: Sent with each request.
-        allow_private_addresses: Connect to addresses that are not public, too. Each address is
-            looked at as the connection is made, so nothing that a name server answers gets past.
-        proxy: The URL of a proxy that makes the connections, or `environment` for those that
-            http_proxy, https_proxy and no_proxy name. It is trusted, wherever it is; which
-            addresses it connects to is for it to decide.
-        resolve: A host name to its addresses, in place of the system; raises OSError where there
-            are none.
-        dial: An (address, port) to a connected socket, in place of the system; raises OSError.
+        user_agent: User-Agent of each request.
+        allow_private_addresses: Also connect to addresses that are not public. Addresses are
+            checked when the socket is opened, so a name server cannot bypass the check.
+        proxy: URL of a proxy, or `environment` to use http_proxy, https_proxy and no_proxy. The
+            proxy is trusted, wherever it is, and decides which addresses it connects to.
+        resolve: Resolves a host name to addresses in place of the system; raises OSError if it has
+            none.
+        dial: Connects a socket to an (address, port) in place of the system; raises OSError.
     """
 
     def __init__(
@@ -210,7 +207,7 @@ class Transfers(Generic[K]):
         self._running: dict[pycurl.Curl, tuple[K, _Transfer]] = {}
         self._idle: list[_Transfer] = []
         self._exchanges: set[pycurl.Curl] = set()
-        self._versions: dict[str, int] = {}  # of HTTP, by scheme and authority
+        self._versions: dict[str, int] = {}  # HTTP versions by origin
         self._selector = selectors.DefaultSelector()
         self._timer: float | None = None
         self._multi = pycurl.CurlMulti()
@@ -219,25 +216,25 @@ class Transfers(Generic[K]):
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
 
     def __len__(self) -> int:
-        """How many requests are under way."""
+        """Number of active requests."""
         return len(self._running)
 
     def start(self, key: K, request: Request) -> None:
-        """Begin a request; `wait` gives back what comes of it."""
+        """Start a request; `wait` returns its result."""
         is_new = request.is_lenient or not self._idle
         transfer = self._new_transfer() if is_new else self._idle.pop()
         if self._resolve is not None:
-            _preset(transfer.handle, request.url, self._resolve)
+            _set_addresses(transfer.handle, request.url, self._resolve)
         proxy = _environment_proxy(request.url) if self._proxy == "environment" else self._proxy
         transfer.begin(request, proxy or "", self._versions.get(_origin(request.url)))
         self._running[transfer.handle] = key, transfer
         self._multi.add_handle(transfer.handle)
 
     def wait(self, seconds: float | None) -> list[tuple[K, Response]]:
-        """Go on with all requests until something ends or so many seconds have passed.
+        """Run all requests until one ends or `seconds` have passed.
 
         Returns:
-            The key of each request that ended, with what came of it.
+            The key and the response of each request that ended.
         """
         if self._timer is not None:
             left = max(0.0, self._timer - time.monotonic())
@@ -254,7 +251,7 @@ class Transfers(Generic[K]):
         return self._exchanged() + self._ended()
 
     def stop(self) -> None:
-        """End what is under way."""
+        """Cancel all requests."""
         self._exchanges.clear()
         for _, transfer in self._running.values():
             self._multi.remove_handle(transfer.handle)
@@ -262,7 +259,7 @@ class Transfers(Generic[K]):
         self._running.clear()
 
     def close(self) -> None:
-        """End what is under way and close all connections."""
+        """Cancel all requests and close all connections."""
         self.stop()
         for transfer in self._idle:
             transfer.handle.close()
@@ -275,8 +272,8 @@ class Transfers(Generic[K]):
         more = 1
         while more:
             more, good, bad = self._multi.info_read()
-            found = [(handle, 0, "") for handle in good] + list(bad)
-            for handle, code, message in found:
+            finished = [(handle, 0, "") for handle in good] + list(bad)
+            for handle, code, message in finished:
                 key, transfer = self._running[handle]
                 if transfer.request.is_lenient and code == pycurl.E_OK:
                     transfer.begin_exchange(self._user_agent)
@@ -299,11 +296,11 @@ class Transfers(Generic[K]):
         return ended
 
     def _exchanged(self) -> list[tuple[K, Response]]:
-        """Go on with the lenient requests; those that end."""
+        """Run the lenient requests; returns those that end."""
         ended = []
         for handle in list(self._exchanges):
             key, transfer = self._running[handle]
-            response = transfer.go_on()
+            response = transfer.advance()
             if response is None:
                 continue
             ended.append((key, response))
@@ -345,7 +342,7 @@ class Transfers(Generic[K]):
 
 
 class _Transfer:
-    """A handle of libcurl's and what it receives, one request after the other."""
+    """A libcurl handle and the response it is receiving; reused for one request after another."""
 
     def __init__(
         self,
@@ -361,11 +358,17 @@ class _Transfer:
         handle.setopt(pycurl.WRITEFUNCTION, self._read_body)
 
     def begin(self, request: Request, proxy: str, version: int | None) -> None:
-        """Set the handle up for a request to a server of some version of HTTP, if it is known."""
+        """Set up the handle for a request.
+
+        Args:
+            request: The request.
+            proxy: URL of the proxy; empty for none.
+            version: HTTP version of the server, if it is known.
+        """
         self.request = request
         self.proxy = proxy
         self._began = time.monotonic()
-        self._code = 0  # of the answer that is being read, also of a 1xx
+        self._code = 0  # status of the response being read, possibly a 1xx
         self._status = 0
         self._headers = Headers()
         self._use = Body.KEEP
@@ -377,7 +380,7 @@ class _Transfer:
         self._sockets: list[socket.socket] = []
         handle = self.handle
         handle.setopt(pycurl.URL, request.url)
-        handle.setopt(pycurl.PROXY, proxy)  # "" turns those of the environment off, too
+        handle.setopt(pycurl.PROXY, proxy)  # "" also switches off proxies of the environment
         handle.setopt(pycurl.TIMEOUT_MS, max(1, round(request.seconds * 1000)))
         handle.setopt(pycurl.HTTPHEADER, [f"Accept: {request.accept}"])
         is_known = version is not None or request.url.startswith("http:")
@@ -392,7 +395,7 @@ class _Transfer:
         handle.setopt(pycurl.MAXFILESIZE_LARGE, 0 if request.is_cut else request.max_bytes)
 
     def begin_exchange(self, user_agent: str) -> None:
-        """Ask over the connection that was made."""
+        """Send the request over the connection that libcurl has opened."""
         self._exchange = Exchange(
             self.handle,
             self.request.url,
@@ -401,10 +404,10 @@ class _Transfer:
             self._began + self.request.seconds,
         )
 
-    def go_on(self) -> Response | None:
-        """Go on with the exchange; what came of it once it ends."""
+    def advance(self) -> Response | None:
+        """Run the exchange; returns the response once it ends."""
         exchange = self._exchange
-        exchange.go_on()
+        exchange.advance()
         if exchange.code is None:
             return None
         if exchange.status:
@@ -415,11 +418,11 @@ class _Transfer:
 
     @property
     def has_shared(self) -> bool:
-        """Whether an answer came over a connection that had served another request."""
+        """Whether the response came over a connection that had served another request."""
         return self._code > 0 and not self.handle.getinfo(pycurl.NUM_CONNECTS)
 
     def end(self, code: int, message: str) -> Response:
-        """What came of the request, by the code that libcurl ended it with."""
+        """Return the response, given the code and message that libcurl ended with."""
         for opened in self._sockets:
             opened.close()
         content, failure = b"".join(self._parts), self._failure(code, message)
@@ -456,7 +459,7 @@ class _Transfer:
         return _FAILURES.get(code, "bad_response")
 
     def _open(self, purpose: int, address: tuple[int, int, int, Any]) -> Any:
-        """A socket for libcurl to connect, unless the address may not be connected to."""
+        """Open a socket for libcurl, unless the address is not allowed."""
         family, kind, protocol, (host, port, *_) = address
         if not (self._allow_private_addresses or self.proxy or is_public(host)):
             self._blocked = str(host)
@@ -469,18 +472,18 @@ class _Transfer:
                 opened = socket.socket(family, kind, protocol)
         except OSError:
             return pycurl.SOCKET_BAD
-        self._sockets.append(opened)  # libcurl uses a copy; this one is closed at the end
+        self._sockets.append(opened)  # libcurl duplicates it; `end` closes this one
         return opened
 
     def _read_header(self, line: bytes) -> int | None:
-        if status := _STATUS.match(line):  # also that of each 1xx before the final answer
+        if status := _STATUS.match(line):  # including each 1xx before the final response
             self._headers = Headers()
             self._code = int(status[1])
             return None
         if line.strip(b"\r\n"):
             self._headers.add(line)
             return None
-        if self._code >= 200 and not self._status:  # trailers end with an empty line, too
+        if self._code >= 200 and not self._status:  # trailers also end with an empty line
             self._status = self._code
             self._use = self.request.judge(self._code, self._headers)
             if self._use is Body.STOP:
@@ -501,27 +504,27 @@ class _Transfer:
 
 
 def _trust(handle: pycurl.Curl) -> None:
-    """Trust the certificates that Python does: of SSL_CERT_FILE, SSL_CERT_DIR or the system."""
+    """Trust the same certificates as Python: SSL_CERT_FILE, SSL_CERT_DIR or the system's."""
     paths = ssl.get_default_verify_paths()
     file = paths.cafile or (None if paths.capath else certifi.where())
     if file is not None:
         handle.setopt(pycurl.CAINFO, file)
     else:
         handle.unsetopt(pycurl.CAINFO)
-    # With a folder beside the file, libcurl would read the file anew for each connection.
+    # With a folder as well, libcurl would read the file again for each connection.
     if paths.capath and (file is None or os.environ.get("SSL_CERT_DIR")):
         handle.setopt(pycurl.CAPATH, paths.capath)
 
 
-def _preset(handle: pycurl.Curl, url: str, resolve: Callable[[str], Sequence[str]]) -> None:
-    """Let a handle find the host of a URL where `resolve` says it is."""
+def _set_addresses(handle: pycurl.Curl, url: str, resolve: Callable[[str], Sequence[str]]) -> None:
+    """Make a handle use the addresses that `resolve` gives for the host of a URL."""
     parts = urlsplit(url)
     assert parts.hostname is not None
     name = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
     entries = [f"-{name}"]
     with contextlib.suppress(OSError):
         addresses = resolve(parts.hostname)
-        bracketed = [f"[{one}]" if ":" in one else one for one in addresses]
+        bracketed = [f"[{address}]" if ":" in address else address for address in addresses]
         entries.append(f"{name}:{','.join(bracketed)}")
     handle.setopt(pycurl.RESOLVE, entries)
 
@@ -538,16 +541,16 @@ def _origin(url: str) -> str:
     return "/".join(url.split("/", 3)[:3])
 
 
-def _gunzip(content: bytes, most: int) -> tuple[bytes, Failure | None]:
-    """What was packed, in one or more members, and what is wrong with it."""
+def _gunzip(content: bytes, max_bytes: int) -> tuple[bytes, Failure | None]:
+    """Decompress gzip with one or more members; returns the content, or the failure."""
     unpacked = b""
     while content.startswith(_GZIP):
         inflate = zlib.decompressobj(wbits=31)
         try:
-            unpacked += inflate.decompress(content, most + 1 - len(unpacked))
+            unpacked += inflate.decompress(content, max_bytes + 1 - len(unpacked))
         except zlib.error:
             return b"", "bad_response"
-        if len(unpacked) > most:
+        if len(unpacked) > max_bytes:
             return b"", "too_large"
         if not inflate.eof:
             return b"", "incomplete"

@@ -1,4 +1,4 @@
-"""Where a URL leads, read as browsers read it (the URL standard of the WHATWG)."""
+"""Parses URLs as browsers do (the URL standard of the WHATWG)."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ import idna
 __all__ = ["Origin", "SchemeError", "Target", "join"]
 
 Origin: TypeAlias = tuple[str, str, int]
-"""A scheme, host and port: what one robots.txt and one connection speak for."""
+"""Scheme, host and port; URLs of one origin share a robots.txt and a connection."""
 
 _MAX_URL = 8192  # characters
 _PORTS = {"http": 80, "https": 443}
 
-# Blanks and control characters, and the invisible ones that word processors put around a link.
+# Spaces and control characters, and invisible characters that word processors put around a link.
 _AROUND = "".join(map(chr, range(0x21))) + "\x7f\xa0\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _WEB = re.compile(r"(https?):[/\\]{0,2}([^/\\?#]*)([^?#]*)(\?[^#]*)?", re.IGNORECASE | re.DOTALL)
 _PORT = re.compile(r"(.*?)(?::([0-9]*))?", re.DOTALL)
 _HOST = re.compile(r"[a-z0-9._-]{1,253}")
-# What a URL may hold as it is; the rest is percent-encoded. "%" stays, so nothing is encoded twice.
+# Characters that are not percent-encoded. "%" is one, so that nothing is encoded twice.
 _SAFE = "/%:=&?~+!$,;'@()*[]|"
 
 
 class SchemeError(ValueError):
-    """A URL that does not say `http://` or `https://`, nor any other scheme."""
+    """A URL without a scheme."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where a URL leads.
+    """A parsed URL.
 
     Attributes:
         scheme: http or https.
         host: A name in ASCII, an IPv4 address in four decimal parts, or an IPv6 address without
             brackets.
-        port: Its number.
+        port: The port number.
         path: The path and query, percent-encoded, without `.` and `..` segments.
     """
 
@@ -53,15 +53,15 @@ class Target:
 
     @classmethod
     def of(cls, url: str) -> Target:
-        r"""Read a URL.
+        r"""Parse a URL.
 
-        As browsers do, blanks around it are left out, `http:/host` and `http:\\host` are
-        `http://host`, a user name is left out, and a name that is not ASCII is encoded by UTS 46
-        without the transitional mappings of IDNA 2003.
+        As in browsers, surrounding blanks and the user name are dropped, `http:/host` and
+        `http:\\host` mean `http://host`, and a host that is not ASCII is encoded by UTS 46 without
+        the transitional mappings of IDNA 2003.
 
         Raises:
-            SchemeError: It has no scheme.
-            ValueError: It leads to no host over http or https, or is too long.
+            SchemeError: The URL has no scheme.
+            ValueError: The URL is too long, has another scheme, or has no valid host.
         """
         if len(url) > _MAX_URL:
             raise ValueError(f"longer than {_MAX_URL} characters")
@@ -91,7 +91,7 @@ class Target:
 
     @property
     def root(self) -> str:
-        """The URL of the origin, without a slash at its end."""
+        """The URL of the origin, without a trailing slash."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}"
@@ -103,16 +103,16 @@ class Target:
 
 
 def join(url: str, location: str) -> str:
-    """The absolute URL of a redirect from one URL to a location, which may be relative.
+    """Return the absolute URL of a redirect to a location, which may be relative.
 
     Raises:
-        ValueError: The location is no URL.
+        ValueError: The location is not a URL.
     """
     return urljoin(url, location.strip(_AROUND).replace("\\", "/"))
 
 
 def _authority(text: str) -> tuple[str, int | None]:
-    """The host and the port, if any, of what stands between a scheme and a path."""
+    """Parse the host and the port, if any, between the scheme and the path."""
     text = text.rpartition("@")[2]
     port: str | None
     if text.startswith("["):
@@ -128,18 +128,18 @@ def _authority(text: str) -> tuple[str, int | None]:
         host, port = _host(match[1]), match[2]
     number = int(port) if port and len(port) <= 5 else None
     if port and (number is None or not 0 < number < 65_536):
-        raise ValueError("no port has this number")
+        raise ValueError("the port is not a number from 1 to 65535")
     return host, number
 
 
 def _host(text: str) -> str:
-    """A name in ASCII, or an IPv4 address in four decimal parts."""
+    """Return a host name in ASCII, or an IPv4 address in four decimal parts."""
     name = unquote_to_bytes(text).decode() if "%" in text else text
     if not name.isascii():
         name = _ascii(name)
     name = name.lower().removesuffix(".")
     if not _HOST.fullmatch(name):
-        raise ValueError("no usable host")
+        raise ValueError("no valid host")
     if any(len(label) > 63 for label in name.split(".")):
         raise ValueError("a label of the host is longer than 63 characters")
     last = name.rpartition(".")[2]
@@ -147,12 +147,12 @@ def _host(text: str) -> str:
         try:
             return socket.inet_ntoa(socket.inet_aton(name))
         except OSError as error:
-            raise ValueError("no IPv4 address") from error
+            raise ValueError("not a valid IPv4 address") from error
     return name
 
 
 def _ascii(name: str) -> str:
-    """A name by UTS 46, non-transitional; a symbol that IDNA 2008 has not is encoded, too."""
+    """Encode a name by UTS 46, non-transitional, including symbols that IDNA 2008 excludes."""
     labels = idna.uts46_remap(name, std3_rules=False, transitional=False).split(".")
     return ".".join(label if label.isascii() else _label(label) for label in labels)
 
@@ -167,7 +167,7 @@ def _label(label: str) -> str:
 
 
 def _without_dots(path: str) -> str:
-    """A path without `.` and `..` segments, also where they are percent-encoded."""
+    """Resolve the `.` and `..` segments of a path, including percent-encoded ones."""
     plain = re.sub(r"(?<=/)((?:\.|%2e){1,2})(?=/|$)", _plain_dots, path or "/", flags=re.I)
     if "/." not in plain:
         return plain
@@ -188,5 +188,5 @@ def _plain_dots(match: re.Match[str]) -> str:
 
 
 def _is_host_and_port(text: str) -> bool:
-    """Whether what looks like a scheme is a host, as in `example.org:8080/cat.jpg`."""
+    """Whether the text before the colon is a host, as in `example.org:8080/cat.jpg`."""
     return re.match(r"[^/\\?#:]*:[0-9]+(?:[/\\?#]|$)", text) is not None

@@ -79,7 +79,10 @@ def test_a_local_path_is_not_fetched_and_a_listed_url_is_not_read(tmp_path: Path
 
 def test_what_is_switched_off_is_said(caplog: pytest.LogCaptureFixture) -> None:
     stage(robots=False)
-    assert "without robots, requests_per_second, connections_per_host" in caplog.text
+    assert (
+        "switched off by its settings: robots, requests_per_second, connections_per_host"
+        in caplog.text
+    )
     caplog.clear()
     stage(requests_per_second=5.0, connections_per_host=2)
     assert not caplog.text

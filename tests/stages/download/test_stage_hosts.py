@@ -147,7 +147,9 @@ def test_hosts_that_a_file_denies_or_does_not_allow_are_not_asked(web: Web, tmp_
 def test_a_line_that_is_no_domain_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "deny.txt").write_text(f"a.test\n{line}\n")
     config = DownloadConfig(source="list.csv", deny_hosts=str(tmp_path / "deny.txt"))
-    with pytest.raises(ValueError, match=r"download.deny_hosts: line 2 of .*deny.txt is no domain"):
+    with pytest.raises(
+        ValueError, match=r"download.deny_hosts: line 2 of .*deny.txt is not a domain"
+    ):
         config.measurement()
 
 
