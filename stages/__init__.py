@@ -1,1 +1,1 @@
-"""What curation means: an Arrow table in, an Arrow table out."""
+"""Curation stages, which turn Arrow tables into Arrow tables and do not depend on Ray."""

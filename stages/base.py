@@ -1,4 +1,4 @@
-"""What a stage is: it measures rows, judges them, and never drops them."""
+"""The interface of a stage, which measures rows and judges them, and never drops them."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 InParts = Literal["clusters", "keys", "ranks"]
 CRASHED = "crashed"
-"""The reason of a row whose measurement raises an error or ends the process."""
+"""The reason of a row whose measurement raised an error or ended the process."""
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
 def digest(value: Any) -> str:
-    """The first 16 hex characters of the SHA-256 of a JSON-serialisable value.
+    """Return the first 16 hex characters of the SHA-256 of a JSON-serialisable value.
 
     Keys are sorted, so equal values give equal digests in every process.
     """
@@ -52,17 +52,17 @@ def digest(value: Any) -> str:
 
 
 def threshold(default: Any) -> Any:
-    """A config field that only `judge` or `summarize` uses.
+    """Declare a config field that only `judge` or `summarize` uses.
 
-    A threshold stays out of the fingerprint of the measurement, so that changing it costs no
-    measuring.
+    A threshold is not part of the fingerprint of the measurement, so changing it needs no new
+    measurement.
     """
     return dataclasses.field(default=default, metadata={"threshold": True})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one worker of a stage occupies.
+    """The hardware that one worker of a stage occupies.
 
     Attributes:
         cpus: CPU cores, and the number of threads its libraries may use.
@@ -85,29 +85,29 @@ class StageConfig:
 
     @property
     def resources(self) -> Resources:
-        """What one worker needs; known without loading any model."""
+        """The hardware that one worker needs; computed without loading a model."""
         return Resources()
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Columns that these settings name, needed beside those that the stage always reads."""
+        """Columns that these settings need, in addition to the stage's own `reads`."""
         return ()
 
     def check(self, columns: pa.Schema) -> None:
-        """Refuse settings that do not fit what stands before the stage.
+        """Check the settings against the columns that exist before the stage.
 
         Args:
-            columns: Those of the pool and of the earlier stages.
+            columns: The columns of the pool and of the earlier stages.
 
         Raises:
-            ValueError: It names stage.field and the fix.
+            ValueError: A setting does not fit; the message names stage.field and the fix.
         """
         return None
 
     def measurement(self) -> dict[str, Any]:
-        """The fields that change what is measured, thresholds left out, as plain values.
+        """Return the fields that change the measurement, without thresholds, as plain values.
 
-        A config that names a model adds the revision of its weights here.
+        A config with a model adds the revision of its weights.
         """
         return {
             field.name: getattr(self, field.name)
@@ -116,23 +116,24 @@ class StageConfig:
         }
 
     def settings(self) -> dict[str, Any]:
-        """Every field, thresholds included, as plain values."""
+        """Return every field, including thresholds, as plain values."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(StageConfig):
-    """The settings of a stage that runs a neural model; subclasses name the default model.
+    """The settings of a stage that runs a neural model; subclasses set the default model.
 
     Attributes:
-        model: A folder of `save_pretrained` or a name on the hub.
-        revision: A branch, tag or commit of the hub.
-        batch_size: Images at a time; unset fits the device. Halved where memory is short.
-        device: cpu, cuda, or auto for CUDA where there is one; a driver without a device that
-            leads workers with one must say cuda.
-        dtype: Of the weights; auto is bfloat16 on devices that compute in it (CUDA, CPUs with
-            AVX-512 BF16 or AMX) and float32 elsewhere.
-        cpus: Cores of a worker: threads that decode images and, without CUDA, compute.
+        model: A folder written by `save_pretrained`, or a model name on the hub.
+        revision: A branch, tag or commit on the hub.
+        batch_size: Images per batch; null chooses a size for the device. It is halved when memory
+            runs out.
+        device: cpu, cuda, cuda:N, or auto, which uses CUDA if this machine has it. Set cuda if the
+            workers have a GPU and this machine does not.
+        dtype: Data type of the weights; auto is bfloat16 on devices that support it (CUDA, CPUs
+            with AVX-512 BF16 or AMX) and float32 elsewhere.
+        cpus: CPU cores per worker: threads that decode images and, without CUDA, run the model.
     """
 
     stage: ClassVar[str]
@@ -150,7 +151,7 @@ class ModelConfig(StageConfig):
             if value is not None and value < 1:
                 raise ValueError(f"{self.stage}.{name} must be at least 1, got {value}")
         if not self.model:
-            raise ValueError(f"{self.stage}.model must name a folder or a model of the hub")
+            raise ValueError(f"{self.stage}.model must name a folder or a model on the hub")
         if not DEVICE.fullmatch(self.device):
             raise ValueError(
                 f"{self.stage}.device must be auto, cpu, cuda or cuda:N, got {self.device!r}"
@@ -158,22 +159,22 @@ class ModelConfig(StageConfig):
 
     @property
     def resources(self) -> Resources:
-        """A CUDA device where `device` means one, and `cpus` cores."""
+        """`cpus` cores, and one GPU if `device` is CUDA."""
         gpus = 1.0 if device_of(self.device).startswith("cuda") else 0.0
         return Resources(cpus=self.cpus, gpus=gpus)
 
     def models(self) -> dict[str, tuple[str, str | None]]:
-        """The name and the revision of each model that is loaded, by its role."""
+        """Return the name and revision of each model that is loaded, by role."""
         return {"model": (self.model, self.revision)}
 
     def measurement(self) -> dict[str, Any]:
-        """The fields that change an answer, and which weights exactly in the place of the model.
+        """Return the fields that change a result, with a digest of the weights for the model.
 
-        Batch size, device and cores change an answer by rounding alone and stay out.
+        Batch size, device and cores are left out, since they change results only by rounding.
 
         Raises:
-            FileNotFoundError: The model is neither a folder nor known to the hub.
-            ValueError: The folder holds no weights, or came with a revision.
+            FileNotFoundError: The model is neither a folder nor on the hub.
+            ValueError: The folder holds no weights, or a revision is set for a folder.
         """
         fields = super().measurement()
         for name in ("model", "revision", "batch_size", "device", "cpus"):
@@ -184,7 +185,7 @@ class ModelConfig(StageConfig):
             raise type(error)(f"{self.stage}.model: {error}") from None
 
     def placement(self) -> dict[str, Any]:
-        """What `from_pretrained` of the model is told beside its name."""
+        """Return the keyword arguments for the model's `from_pretrained`."""
         return {
             "revision": pinned(self.model, self.revision),
             "device": self.device,
@@ -199,18 +200,18 @@ ConfigT = TypeVar("ConfigT", bound=StageConfig)
 class Stage(ABC, Generic[ConfigT]):
     """One step of curation over the pool.
 
-    Construction is cheap, because every worker and the driver build the earlier stages of a
-    manifest to ask for their verdicts; what is heavy happens in `load`.
+    Constructing a stage must be cheap, since the driver and every worker construct all earlier
+    stages for their verdicts. Load models in `load`.
 
     Attributes:
-        name: One word: the module, the command, the manifest key and the folder.
-        version: Raised whenever the measurement changes.
+        name: One word, which names the module, the command, the manifest key and the folder.
+        version: Increased whenever the measurement changes.
         config_type: The class of its config.
-        reads: Columns of the pool or of earlier stages that it cannot do without.
-        uses: Columns that it takes where an earlier stage writes them.
-        spares: Columns of `reads` that it does without where all of some others exist.
-        writes: The columns it adds, one value for each row it measures.
-        reasons: Every reason `judge` may give, with a sentence that explains it.
+        reads: Required columns of the pool or of earlier stages.
+        uses: Optional columns, read if an earlier stage writes them.
+        spares: Columns of `reads` that are not needed if all of the given other columns exist.
+        writes: The columns it adds, with one value for each measured row.
+        reasons: Every reason that `judge` may return, with a sentence that explains it.
     """
 
     name: ClassVar[str]
@@ -227,16 +228,19 @@ class Stage(ABC, Generic[ConfigT]):
 
     @classmethod
     def columns(cls) -> pa.Schema:
-        """The columns that it adds to the pool."""
+        """Return the columns that the stage adds to the pool."""
         return cls.writes
 
     @classmethod
     def every_reason(cls) -> dict[str, str]:
-        """`reasons`, and `crashed`, which a row of any stage may have."""
-        return {**cls.reasons, CRASHED: "Measuring it alone raises an error or ends the process."}
+        """Return `reasons`, and `crashed`, which any stage may give."""
+        return {
+            **cls.reasons,
+            CRASHED: "Measuring the row alone raises an error or ends the process.",
+        }
 
     def load(self) -> None:
-        """Load models; called once in a worker, before its first `annotate`."""
+        """Load models; called once per worker, before the first `annotate`."""
         return None
 
     @abstractmethod
@@ -244,19 +248,20 @@ class Stage(ABC, Generic[ConfigT]):
         """Measure rows.
 
         Args:
-            rows: uid, the columns of `reads` but those that `spares` lets go, those of the
-                config's `reads`, and those of `uses` that exist; n rows, all live.
+            rows: n live rows with uid, the columns of `reads` (except those that `spares` makes
+                unnecessary), the columns of the config's `reads`, and the existing columns of
+                `uses`.
 
         Returns:
             n rows in the same order with exactly the schema `writes`. A row that cannot be
-            measured is a row whose columns say so, never a missing row.
+            measured must not be dropped; its columns say so.
         """
 
     @abstractmethod
     def judge(self, annotations: pa.Table) -> pa.StringArray:
-        """The reason to reject each row, or null to keep it.
+        """Return the reason to reject each row, or null to keep it.
 
-        Cheap, vectorised, and dependent on `annotations` and the config alone.
+        Must be cheap and vectorised, and depend only on `annotations` and the config.
 
         Args:
             annotations: uid and `writes` (and `summary` of a global stage) of n measured rows.
@@ -267,150 +272,155 @@ class Stage(ABC, Generic[ConfigT]):
 
 
 class GlobalStage(Stage[ConfigT]):
-    """A stage whose verdict on a row depends on the whole pool: clusters, counts, choice.
+    """A stage whose verdict on a row depends on the whole pool, such as clusters or counts.
 
     Attributes:
-        summary: The columns that `summarize` gives for each live row, uid left out.
+        summary: The columns that `summarize` returns for each live row, without uid.
     """
 
     summary: ClassVar[pa.Schema]
 
     @property
     def in_parts(self) -> InParts | None:
-        """How a pool too large for one process is summarised in parts; None where it cannot be."""
+        """How to summarise a pool in parts if it is too large for one process; None if impossible.
+
+        The value names a subclass: clusters (`ClusteredStage`), keys (`KeyedStage`) or ranks
+        (`RankedStage`).
+        """
         return None
 
     @classmethod
     def columns(cls) -> pa.Schema:
-        """The columns that it adds to the pool, its summary's included."""
+        """Return the columns that the stage adds to the pool, including those of its summary."""
         return pa.schema([*cls.writes, *cls.summary])
 
     @abstractmethod
     def summarize(self, annotations: Iterator[pa.Table]) -> pa.Table:
-        """Decide over all live rows at once.
+        """Summarise all live rows.
 
         Args:
-            annotations: uid and `writes` of the live rows, a table a shard, in shard order.
+            annotations: uid and `writes` of the live rows, one table per shard, in shard order.
 
         Returns:
-            uid and `summary`, one row for each row given, in the order given. The same for
-            every order of the shards.
+            uid and `summary`, one row for each input row, in the same order. The values must not
+            depend on the order of the shards.
         """
 
 
 class ClusteredStage(GlobalStage[ConfigT]):
-    """A global stage in which rows bear on one another that `ties` and `near` link.
+    """A global stage whose rows form clusters, each of which can be summarised by itself.
 
-    Directly or through others: each cluster of them can be summarised by itself.
+    `ties` and `near` link rows; rows that are linked directly or indirectly are in one cluster.
     """
 
     @property
     def in_parts(self) -> InParts | None:
-        """By clusters."""
+        """In parts of whole clusters."""
         return "clusters"
 
     @abstractmethod
     def ties(self, rows: pa.Table) -> pa.Table:
-        """What links rows into clusters.
+        """Return the keys that link rows into clusters.
 
         Args:
             rows: uid and `writes` of n live rows.
 
         Returns:
-            row, a position from 0, and key, uint64: rows that bear on one another have a key in
-            common, or hashes that are `near`. Too many links do no harm, a missing one does.
+            row (position from 0) and key (uint64). Rows that influence each other's summary must
+            share a key or have hashes that are `near`. Superfluous links are harmless.
         """
 
     @abstractmethod
     def points(self, rows: pa.Table) -> pa.Table:
-        """The row and the hash, uint64, of those of n live rows that may be near.
+        """Return row and hash (uint64) of the rows, among n live ones, that may be near others.
 
-        Rows of equal hashes have a key of `ties` in common.
+        Rows with equal hashes must share a key of `ties`.
         """
 
     @abstractmethod
     def near(self, hashes: UInt64s, part: int, parts: int) -> Iterator[tuple[Int64s, Int64s]]:
-        """Pairs of positions of distinct hashes that are near.
+        """Yield pairs of positions of distinct hashes that are near.
 
-        Every pair comes in one of the parts 0, 1, ..., or in several.
+        The work is split into `parts`; every pair occurs in at least one of them.
         """
 
 
 class KeyedStage(GlobalStage[ConfigT]):
-    """A global stage in which rows bear on one another whose `lines` have a key in common.
+    """A global stage in which rows influence each other if their `lines` share a key.
 
-    Where `in_parts` is `keys`, the lines of each key can be reduced by themselves.
+    If `in_parts` is `keys`, the lines of each key can be reduced separately.
     """
 
     @abstractmethod
     def lines(self, rows: pa.Table) -> pa.Table:
-        """What `reduce` needs.
+        """Return the input of `reduce` for some rows.
 
         Args:
             rows: uid and `writes` of n live rows.
 
         Returns:
-            row, a position from 0, key, uint64, and further columns.
+            row (position from 0), key (uint64) and further columns.
         """
 
     @abstractmethod
     def reduce(self, lines: pa.Table) -> pa.Table:
-        """What follows for rows from all lines of some keys.
+        """Compute intermediate results from all lines of some keys.
 
         Args:
-            lines: As of `lines`; the rows are numbered through the whole pool.
+            lines: The columns of `lines`; rows are numbered over the whole pool.
 
         Returns:
-            row, and further columns.
+            row and further columns.
         """
 
     @abstractmethod
-    def conclude(self, rows: pa.Table, found: pa.Table) -> pa.Table:
-        """The summary of rows from what follows for them.
+    def conclude(self, rows: pa.Table, results: pa.Table) -> pa.Table:
+        """Return the summary of rows, given the results of `reduce`.
 
         Args:
             rows: uid and `writes` of n live rows.
-            found: As of `reduce`, of these rows out of all keys; row is a position from 0.
+            results: The results of `reduce` for these rows, from all keys; row is a position in
+                `rows`.
 
         Returns:
-            As of `summarize`.
+            The columns of `summarize`.
         """
 
 
 class RankedStage(GlobalStage[ConfigT]):
-    """A global stage that takes the first rows of an order, where `in_parts` is `ranks`."""
+    """A global stage that, if `in_parts` is `ranks`, selects the first rows of an order."""
 
     @abstractmethod
     def ranks(self, rows: pa.Table) -> pa.Table:
-        """The places in the order of those rows that may be taken.
+        """Return the sort keys of the rows that may be selected.
 
         Args:
             rows: uid and `writes` of n live rows.
 
         Returns:
-            row, a position from 0; rank, float64, the least first; and lot, uint64, by which rows
-            of one rank follow one another.
+            row (position from 0), rank (float64, lowest first) and lot (uint64, orders rows of
+            equal rank).
         """
 
     @abstractmethod
     def size(self, ranked: int) -> int:
-        """How many rows are taken, of how many that may be; all of them where it is more."""
+        """Return how many of `ranked` rows to select; a larger number selects all."""
 
     @abstractmethod
-    def conclude(self, rows: pa.Table, found: pa.Table) -> pa.Table:
-        """The summary of rows, once it is known which of them are taken.
+    def conclude(self, rows: pa.Table, results: pa.Table) -> pa.Table:
+        """Return the summary of rows, given which of them are selected.
 
         Args:
             rows: uid and `writes` of n live rows.
-            found: row, the positions of those that are.
+            results: row, the positions of the selected ones.
 
         Returns:
-            As of `summarize`.
+            The columns of `summarize`.
         """
 
 
 def in_order(ranked: pa.Table) -> Int64s:
-    """The rows of `RankedStage.ranks`, the first of the order first."""
+    """Sort the rows of `RankedStage.ranks`, first to last."""
     row, lot, rank = (np.asarray(ranked[name]) for name in ("row", "lot", "rank"))
-    found: Int64s = row[np.lexsort((row, lot, rank))]
-    return found
+    ordered: Int64s = row[np.lexsort((row, lot, rank))]
+    return ordered

@@ -1,4 +1,4 @@
-"""Clean: images too small, odd or flat, and texts that are no English caption."""
+"""Clean: rejects pairs by published rules on image size and content, and on caption text."""
 
 from __future__ import annotations
 
@@ -79,16 +79,16 @@ WRITES: dict[str, pa.DataType] = {
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig(Rules):
-    """What a pair must be to stay: null takes the preset's value, off turns a rule off.
+    """The rules that pairs must pass: null takes the preset's value, off turns a rule off.
 
     Attributes:
-        preset: The published set of rules that gives each threshold not set here; see
+        preset: A published set of rules, which gives every threshold that is not set here; see
             `stages.clean_presets`.
-        languages: The wanted languages as fastText labels them; empty for any.
-        model: The spaCy pipeline that tells parts of speech, a package or a folder. It is loaded
-            only where a noun, determiner or preposition is asked for.
-        require_caption: Whether a pair without a web caption is rejected; otherwise no rule of
-            texts applies to it, and it may still get a synthetic one.
+        languages: Allowed languages, as fastText's codes; empty for any.
+        model: spaCy pipeline for parts of speech, a package or a folder. It is loaded only if a
+            noun, determiner or preposition is required.
+        require_caption: Whether a pair without a web caption is rejected. Otherwise the text rules
+            do not apply to it, and it may get a synthetic caption.
     """
 
     preset: str = threshold("flamingo")
@@ -98,12 +98,12 @@ class CleanConfig(Rules):
 
     @cached_property
     def limits(self) -> Mapping[str, Any]:
-        """Every threshold of `Rules` by name, the preset's where none is set; False for off."""
+        """Every threshold of `Rules` by name, from this config or the preset; False for off."""
         return self.over(PRESETS[self.preset])
 
     @property
     def needs_speech(self) -> bool:
-        """Whether a rule asks for parts of speech."""
+        """Whether a rule needs parts of speech."""
         return any(self.limits[name] for name in ("noun", "determiner", "preposition"))
 
     def __post_init__(self) -> None:
@@ -129,17 +129,17 @@ class CleanConfig(Rules):
         if aspect is not False and aspect < 1:
             raise ValueError(f"clean.max_aspect must be at least 1, got {aspect}")
         for kind in ("words", "characters"):
-            least, most = self.limits[f"min_{kind}"], self.limits[f"max_{kind}"]
-            if most is not False and most < least:
+            lowest, highest = self.limits[f"min_{kind}"], self.limits[f"max_{kind}"]
+            if highest is not False and highest < lowest:
                 raise ValueError(
-                    f"clean.max_{kind} must be at least clean.min_{kind}, {least}, got {most}"
+                    f"clean.max_{kind} must be at least clean.min_{kind}, {lowest}, got {highest}"
                 )
 
     def measurement(self) -> dict[str, Any]:
-        """The wanted languages, and the revision of the pipeline where one is needed.
+        """Return the languages, and the revision of the spaCy pipeline if one is needed.
 
         Raises:
-            FileNotFoundError: There is no such pipeline.
+            FileNotFoundError: The pipeline is not installed.
         """
         return {
             "languages": self.languages,
@@ -151,23 +151,23 @@ class CleanConfig(Rules):
             return revision(self.model)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"clean.model: no spaCy pipeline {self.model!r} to tell nouns, determiners and "
-                f"prepositions; install it with `python -m spacy download {self.model}`, name a "
-                "folder that holds one, or set clean.noun, clean.determiner and "
-                "clean.preposition to off"
+                f"clean.model: no spaCy pipeline {self.model!r}, which the rules noun, determiner "
+                f"and preposition need; install it with `python -m spacy download {self.model}`, "
+                "set clean.model to a folder with a pipeline, or set clean.noun, "
+                "clean.determiner and clean.preposition to off"
             ) from None
 
     def settings(self) -> dict[str, Any]:
-        """Every field as plain values: thresholds as they apply, False for off."""
+        """Return every field as plain values, with the thresholds in effect; False for off."""
         return {**super().settings(), **self.limits}
 
 
 class CleanStage(Stage[CleanConfig]):
-    """Rules of image and text, each with a reason of its own; the first that fires is the verdict.
+    """Applies rules to images and captions; the first rule that a row breaks is its verdict.
 
-    Rules of images come first. Among those of texts, what a text is (the name of a file, a URL, a
-    phrase of the site) comes before how long it is, and its language last: the language of
-    "IMG_2034.JPG" says nothing. What was not measured breaks no rule.
+    Image rules come first. Among text rules, those on the kind of text (file name, URL,
+    boilerplate) come before those on length, and language comes last, since the language of
+    "IMG_2034.JPG" is meaningless. A null measurement breaks no rule.
     """
 
     name: ClassVar[str] = "clean"
@@ -188,65 +188,68 @@ class CleanStage(Stage[CleanConfig]):
         "image_too_small": "A side of the image is shorter than min_side.",
         "aspect_ratio": "One side of the image is more than max_aspect times the other.",
         "too_few_bytes": "The encoded image has fewer bytes than min_bytes.",
-        "single_colour": "More of the image than max_single_colour has one colour.",
+        "single_colour": "More than max_single_colour of the image has one colour.",
         "low_entropy": "The entropy of the image's brightness is below min_entropy.",
         "no_caption": "There is no web caption, and require_caption is set.",
-        "empty_caption": "The caption shows no character.",
-        "filename": "The caption is the name of a file.",
-        "url": "The caption holds a URL.",
-        "contact": "The caption holds an e-mail address or a telephone number.",
-        "entity": "The caption holds an HTML entity that stands for no character.",
-        "boilerplate": "The caption is a placeholder or a phrase of the site.",
+        "empty_caption": "The caption has no visible character.",
+        "filename": "The caption is a file name.",
+        "url": "The caption contains a URL.",
+        "contact": "The caption contains an e-mail address or a telephone number.",
+        "entity": "The caption contains an invalid HTML entity.",
+        "boilerplate": "The caption is a placeholder or a phrase of the website.",
         "too_few_words": "The caption has fewer words than min_words.",
         "too_many_words": "The caption has more words than max_words.",
         "too_few_characters": "The caption has fewer characters than min_characters.",
         "too_many_characters": "The caption has more characters than max_characters.",
-        "repetitive": "One word makes up more of the caption than max_repeat_share.",
-        "few_distinct_words": "Fewer of the caption's words than min_unique_share are distinct.",
-        "low_quality": "Fewer of the caption's characters than min_letters are letters.",
-        "too_many_digits": "More of the caption's characters than max_digits are digits.",
-        "too_many_symbols": "More of the caption's characters than max_symbols are symbols.",
-        "too_many_capitals": "More of the caption's letters than max_capitals are capitals.",
+        "repetitive": "One word makes up more than max_repeat_share of the caption.",
+        "few_distinct_words": "The share of distinct words in the caption is below "
+        "min_unique_share.",
+        "low_quality": "The share of letters in the caption is below min_letters.",
+        "too_many_digits": "The share of digits in the caption is above max_digits.",
+        "too_many_symbols": "The share of symbols in the caption is above max_symbols.",
+        "too_many_capitals": "The share of capitals among the caption's letters is above "
+        "max_capitals.",
         "not_capitalised": "The caption does not begin with a capital.",
         "no_noun": "The caption has no noun.",
         "no_determiner": "The caption has no determiner.",
         "no_preposition": "The caption has no preposition.",
-        "not_english": "The caption is in none of the wanted languages.",
+        "not_english": "The caption is in none of the allowed languages.",
     }
 
     def load(self) -> None:
-        """Load the language model, and the spaCy pipeline where a rule needs it."""
+        """Load the language model, and the spaCy pipeline if a rule needs it."""
         self.detect = LanguageDetector(self.config.languages)
         self.speech = PartsOfSpeech(self.config.model) if self.config.needs_speech else None
 
     def annotate(self, rows: pa.Table) -> pa.Table:
-        """Normalise the captions; measure them and the images.
+        """Normalise the captions, and measure captions and images.
 
         Returns:
-            text, the caption by `text.normalize`; caption_characters and caption_words, counted
-            in the caption as found; the counts, shares and facts of `text.TextMeasures`;
-            text_noun, text_determiner and text_preposition, whether it has one, null where no
-            rule asks; language, the most probable one, and language_score, the probability of
-            the wanted ones together; all null without a caption. image_width and image_height of
-            the image as downloaded, in pixels, and image_aspect, the longer by the shorter;
-            image_bytes, of the image as downloaded; image_single_colour, the share of the
-            image within a small tolerance of its most frequent colour, and image_entropy, of its
-            brightness in bits, and `fingerprints.PRINTS`, by which dedup need not decode it again,
-            all null for an image that cannot be decoded.
+            Text columns, null without a caption: text, the caption normalised by
+            `captions.normalize`; caption_characters and caption_words, counts of the unchanged
+            caption; text_*, the fields of `captions.TextMeasures`; text_noun, text_determiner and
+            text_preposition, whether the caption has one, null if no rule needs it; language, the
+            most probable one; language_score, the total probability of the allowed ones.
+
+            Image columns: image_width and image_height in pixels, image_bytes (all of the
+            downloaded file), and image_aspect, the longer side divided by the shorter. Null if
+            the image cannot be decoded: image_single_colour, the share of the image close to its
+            most frequent colour; image_entropy, the entropy of its brightness in bits; and
+            `dedup_fingerprints.PRINTS`, which spare dedup a second decoding.
         """
         return pa.Table.from_pydict(
             {**self._texts(rows["caption"]), **_images(rows)}, schema=self.writes
         )
 
     def _texts(self, captions: Column) -> dict[str, pa.Array[Any]]:
-        """The columns of texts; each distinct caption is measured once."""
+        """Measure captions; each distinct caption is measured once."""
         encoded: Any = captions.combine_chunks().dictionary_encode()
-        found = encoded.dictionary.to_pylist()
-        texts = [normalize(caption) for caption in found]
+        distinct = encoded.dictionary.to_pylist()
+        texts = [normalize(caption) for caption in distinct]
         columns: dict[str, Any] = {"text": texts}
-        runs = [caption.split() for caption in found]
-        columns["caption_characters"] = [len(" ".join(one)) for one in runs]
-        columns["caption_words"] = [len(script_words(caption)) for caption in found]
+        word_lists = [caption.split() for caption in distinct]
+        columns["caption_characters"] = [len(" ".join(words)) for words in word_lists]
+        columns["caption_words"] = [len(script_words(caption)) for caption in distinct]
         measures = zip(*map(measure, texts), strict=True) if texts else ((),) * 15
         for name, values in zip(TextMeasures._fields, measures, strict=True):
             columns[f"text_{name}"] = values
@@ -262,7 +265,7 @@ class CleanStage(Stage[CleanConfig]):
         }
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
-        """The first rule that fires."""
+        """Return the first rule that each row breaks."""
         fired = self.fired(annotations)
         lowest = np.log2(np.maximum(fired & -fired, 1)).astype(np.int64)
         verdicts: pa.StringArray = pa.array(list(self.reasons), pa.string()).take(
@@ -271,7 +274,7 @@ class CleanStage(Stage[CleanConfig]):
         return verdicts
 
     def fired(self, annotations: pa.Table) -> npt.NDArray[np.int64]:
-        """All rules that fire, (n,): bit i stands for the i-th key of `reasons`."""
+        """Return all rules that each row breaks, (n,): bit i is the i-th key of `reasons`."""
         limits, languages = self.config.limits, self.config.languages
         counts = limits["counts"]
         never = np.zeros(len(annotations), bool)
@@ -330,45 +333,45 @@ class CleanStage(Stage[CleanConfig]):
 
     @staticmethod
     def _compare(compare: Any, values: Column, limit: float | bool) -> Values:
-        """Where a measure is beyond a limit: nowhere if the rule is off, nor where it is null."""
+        """Return where a measure is beyond a limit; False for nulls and if the rule is off."""
         if limit is False:
             return np.zeros(len(values), bool)
         return _true(compare(values, pa.scalar(limit, values.type)))
 
 
 def _true(values: Any) -> Values:
-    """Where a column is true, neither false nor null."""
+    """Return where a boolean column is true, neither false nor null."""
     return np.asarray(values.fill_null(pa.scalar(False)), bool)
 
 
 def _images(rows: pa.Table) -> dict[str, Any]:
-    """The columns of images."""
+    """Measure images."""
     width, height = (
         pc.coalesce(rows[f"original_{side}"], rows[side]) for side in ("width", "height")
     )
     shorter, longer = pc.min_element_wise(width, height), pc.max_element_wise(width, height)
-    looks: list[tuple[float | None, float | None]] = []
+    measures: list[tuple[float | None, float | None]] = []
 
-    def look() -> Iterator[Image.Image | None]:
-        for image in rows["image"]:
-            found = opened(image.as_py())
-            looks.append(_look(found))
-            yield found
+    def decode() -> Iterator[Image.Image | None]:
+        for encoded in rows["image"]:
+            image = opened(encoded.as_py())
+            measures.append(_colour_and_entropy(image))
+            yield image
 
-    prints = ImagePrints.taken(look()).columns()
+    prints = ImagePrints.taken(decode()).columns()
     return {
         "image_width": width,
         "image_height": height,
         "image_aspect": pc.divide(pc.cast(longer, pa.float32()), pc.cast(shorter, pa.float32())),
         "image_bytes": pc.coalesce(rows["original_bytes"], pc.binary_length(rows["image"])),
-        "image_single_colour": pa.array([colour for colour, _ in looks], pa.float32()),
-        "image_entropy": pa.array([entropy for _, entropy in looks], pa.float32()),
+        "image_single_colour": pa.array([colour for colour, _ in measures], pa.float32()),
+        "image_entropy": pa.array([entropy for _, entropy in measures], pa.float32()),
         **prints,
     }
 
 
-def _look(image: Image.Image | None) -> tuple[float, float] | tuple[None, None]:
-    """The share of one colour in an image and its entropy; None if it cannot be opened."""
+def _colour_and_entropy(image: Image.Image | None) -> tuple[float, float] | tuple[None, None]:
+    """Return the share of one colour in an image, and its entropy; None if it has no image."""
     if image is None:
         return None, None
     small = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
@@ -376,10 +379,13 @@ def _look(image: Image.Image | None) -> tuple[float, float] | tuple[None, None]:
 
 
 def single_colour(pixels: npt.NDArray[np.uint8]) -> float:
-    """The share of an RGB image, (h, w, 3), within 12 of its most frequent colour per channel.
+    """Return the share of pixels within 12 of the most frequent colour in every channel.
 
-    The most frequent colour is the mean of the fullest of 16 x 16 x 16 cells; the tolerance
-    covers the noise of a JPEG and a cell's edge.
+    The most frequent colour is the mean of the fullest of 16 x 16 x 16 cells of RGB space. The
+    tolerance allows for JPEG noise and for colours near the edge of a cell.
+
+    Args:
+        pixels: An RGB image, uint8 (h, w, 3).
     """
     planes = np.ascontiguousarray(pixels.reshape(-1, 3).T, np.float32)
     red, green, blue = pixels.reshape(-1, 3).T.astype(np.int16) >> 4

@@ -1,4 +1,4 @@
-"""The rules of clean, and the thresholds that published data sets chose for them."""
+"""The rules of clean, and presets with the thresholds of published data sets."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ __all__ = ["PRESETS", "Rules"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rules(StageConfig):
-    """The thresholds of all rules; each may be off, which is YAML's own word for false.
+    """The thresholds of all rules; `off` (YAML's false) turns a rule off.
 
-    What equals a bound stays. A rule that a preset does not name is off in it.
+    A value equal to a threshold passes. Rules that a preset does not set are off.
 
     Attributes:
-        min_side: The least width and height of the image as downloaded, in pixels.
-        max_aspect: The most that one side may be of the other.
-        min_bytes: The least size of the encoded image as downloaded.
-        max_single_colour: The largest share of an image that may have one colour.
-        min_entropy: The least entropy of the image's brightness, in bits, 0 to 8.
-        filename: Whether a caption that is the name of a file is rejected.
-        url: Whether a caption with a URL is rejected.
-        contact: Whether a caption with an e-mail address or a telephone number is rejected.
-        entity: Whether a caption with an HTML entity that stands for no character is rejected.
-        boilerplate: Whether placeholders and captions with a phrase of the site are rejected.
-        counts: What words and characters are counted in: the normalised text, where words hold
-            a letter or digit; or the caption as found, where whitespace parts words and a run of
-            it is one character.
-        min_words: The least number of words. Scripts that put no blank between words (Chinese,
-            Japanese, Thai, Lao, Khmer, Burmese, Tibetan and others) have a word for each character
-            with its marks.
-        max_words: The largest number of words.
-        min_characters: The least number of characters.
-        max_characters: The largest number of characters.
-        max_repeat_share: The largest share of all words that one word may make up which is no
-            function word and occurs three times or more.
-        min_unique_share: The least share of distinct words among all words.
-        min_letters: The least share of letters among the characters.
-        max_digits: The largest share of digits among the characters.
-        max_symbols: The largest share of characters that are neither letter nor digit.
-        max_capitals: The largest share of upper-case letters among the letters.
-        capitalised: Whether a caption must begin with a capital.
+        min_side: Minimum width and height of the downloaded image, in pixels.
+        max_aspect: Maximum ratio of the longer side to the shorter.
+        min_bytes: Minimum size of the downloaded file, in bytes.
+        max_single_colour: Maximum share of the image that has one colour.
+        min_entropy: Minimum entropy of the image's brightness, in bits, from 0 to 8.
+        filename: Whether to reject a caption that is a file name.
+        url: Whether to reject a caption with a URL.
+        contact: Whether to reject a caption with an e-mail address or a telephone number.
+        entity: Whether to reject a caption with an invalid HTML entity.
+        boilerplate: Whether to reject placeholders and captions with a phrase of the website.
+        counts: Where words and characters are counted. text: in the normalised text, where a word
+            must have a letter or digit. caption: in the unchanged caption, where words are
+            separated by whitespace and a run of whitespace is one character.
+        min_words: Minimum number of words. In scripts without spaces between words (Chinese,
+            Japanese, Thai, Lao, Khmer, Burmese, Tibetan and others), each character with its marks
+            is a word.
+        max_words: Maximum number of words.
+        min_characters: Minimum number of characters.
+        max_characters: Maximum number of characters.
+        max_repeat_share: Maximum share of one word among all words. Function words, and words that
+            occur once or twice, do not count.
+        min_unique_share: Minimum share of distinct words among all words.
+        min_letters: Minimum share of letters among the characters.
+        max_digits: Maximum share of digits among the characters.
+        max_symbols: Maximum share of characters that are neither letter nor digit.
+        max_capitals: Maximum share of upper-case letters among the letters.
+        capitalised: Whether a caption must begin with a capital letter.
         noun: Whether a caption must have a noun.
         determiner: Whether a caption must have a determiner.
         preposition: Whether a caption must have a preposition.
-        min_language_score: A text whose most probable language is unwanted is rejected when the
-            probability of the wanted ones is lower; at 1, always. Captions are short, and
-            products have foreign names: a high limit loses English.
+        min_language_score: Minimum total probability of the allowed languages, for a caption whose
+            most probable language is not one of them; 1 always rejects such captions. High values
+            lose English captions, since captions are short and product names are often foreign.
     """
 
     min_side: int | bool | None = threshold(None)
@@ -81,15 +81,15 @@ class Rules(StageConfig):
     min_language_score: float | bool | None = threshold(None)
 
     def over(self, preset: Rules) -> dict[str, Any]:
-        """Every threshold by name: one's own, else the preset's, else False for off."""
-        found: dict[str, Any] = {"counts": "text"}
+        """Return every threshold by name: this object's, else the preset's, else False for off."""
+        thresholds: dict[str, Any] = {"counts": "text"}
         for field in dataclasses.fields(Rules):
             for rules in (preset, self):
                 value = getattr(rules, field.name)
                 if value is not None:
-                    found[field.name] = value
-            found.setdefault(field.name, False)
-        return found
+                    thresholds[field.name] = value
+            thresholds.setdefault(field.name, False)
+        return thresholds
 
 
 FLAMINGO = Rules(
@@ -106,14 +106,14 @@ FLAMINGO = Rules(
     min_letters=0.5,
     min_language_score=0.05,
 )
-"""M3W of Flamingo (arXiv:2204.14198), and the default.
+"""M3W of Flamingo (arXiv:2204.14198), the default preset.
 
-The paper gives the sides, the aspect, English, and images of a single colour as an example of
-low quality. It gives no test of one colour or of language, and for texts it refers to the
-heuristics of MassiveText (arXiv:2112.11446) for whole documents: words are counted as in
-Conceptual 12M (arXiv:2102.08981), characters as in DataComp (arXiv:2304.14108), and the other
-limits were set on LAION alt-text and photographs. Filters of explicit content need a model and
-are left out.
+The paper gives the minimum side, the aspect ratio and English, and names single-colour images as
+an example of low quality. It does not say how to detect a single colour or a language, and for
+texts it refers to MassiveText's heuristics for whole documents (arXiv:2112.11446). So the limits on
+words are those of Conceptual 12M (arXiv:2102.08981), those on characters are DataComp's
+(arXiv:2304.14108), and the others were set on LAION alt-text and photographs. Filters of explicit
+content need a model and are left out.
 """
 
 CC3M = Rules(
@@ -128,11 +128,11 @@ CC3M = Rules(
 )
 """Conceptual Captions (Sharma et al., ACL 2018, P18-1238): both sides over 400 pixels.
 
-The paper gives no numbers for its limits of nouns, token repetition, capitals and polarity:
-`max_repeat_share`, `min_unique_share` and `max_capitals` are left to the user. English stands for
-its vocabulary of words seen five times in the English Wikipedia. Left out: JPEG only (the pool
-has one format), pornography and profanity, the match of words with image labels, hypernyms for
-names, and dropping dates, places and numbers, which need Google's models and knowledge graph.
+The paper gives no numbers for its limits on nouns, token repetition, capitals and polarity, so
+`max_repeat_share`, `min_unique_share` and `max_capitals` are left to the user. English replaces its
+vocabulary of words seen five times in the English Wikipedia. Left out: JPEG only (the pool has one
+format), and the steps that need Google's models and knowledge graph: pornography and profanity, the
+match of words with image labels, hypernyms for names, and dropping dates, places and numbers.
 """
 
 CC12M = Rules(
@@ -146,11 +146,11 @@ CC12M = Rules(
     determiner=True,
     min_language_score=0.05,
 )
-"""Conceptual 12M (arXiv:2102.08981), which loosens CC3M: no preposition, no rule of capitals.
+"""Conceptual 12M (arXiv:2102.08981), which relaxes CC3M: no rules on prepositions and capitals.
 
-Its "fraction of word repetition" is not defined; here it is the share of one word. English stands
-for its vocabulary, which drops words seen fewer than 20 times. Left out as in CC3M, and the
-<PERSON> that stands for names.
+The paper does not define its "fraction of word repetition"; here it is the share of one word.
+English replaces its vocabulary, which drops words seen fewer than 20 times. The same steps as in
+CC3M are left out, and the replacement of names by <PERSON>.
 """
 
 ALIGN = Rules(
@@ -161,20 +161,20 @@ ALIGN = Rules(
     max_words=20,
     min_language_score=0.05,
 )
-"""ALIGN (arXiv:2102.05918): the shorter side over 200 pixels, the aspect smaller than 3, 3 to 20
+"""ALIGN (arXiv:2102.05918): the shorter side over 200 pixels, an aspect ratio below 3, 3 to 20
 unigrams, English.
 
-Images of more than 1000 alt-texts and alt-texts of more than 10 images are the part of dedup.
-Left out: pornography, and rare words, those outside Google's 100 million most frequent unigrams
-and bigrams of raw alt-text.
+Dedup rejects images with more than 1000 alt-texts, and alt-texts with more than 10 images. Left
+out: pornography, and rare words, which are those outside the 100 million most frequent unigrams and
+bigrams of Google's raw alt-text.
 """
 
 LAION400M = Rules(min_bytes=5000, counts="caption", min_characters=5, min_language_score=1.0)
-"""LAION-400M (arXiv:2111.02114): images of 5 KB, alt-texts of 5 characters. English by its release
-notes; the paper names no test.
+"""LAION-400M (arXiv:2111.02114): images of at least 5 KB, alt-texts of at least 5 characters, and
+English according to its release notes; the paper names no test.
 
-CLIP's similarity of 0.3 and its tags of illegal content need CLIP; the filter stage stands for the
-first. Equal pairs of URL and text are one row of the pool.
+CLIP similarity of 0.3 and tags of illegal content need CLIP; the filter stage replaces the first.
+Equal pairs of URL and text are already one row of the pool.
 """
 
 COYO = Rules(
@@ -189,11 +189,11 @@ COYO = Rules(
     noun=True,
     min_language_score=1.0,
 )
-"""COYO-700M (github.com/kakaobrain/coyo-dataset), whose README calls the 1000 words, its statistics
-characters.
+"""COYO-700M (github.com/kakaobrain/coyo-dataset). Its README says 1000 words where its statistics
+say characters.
 
-English is told by fastText instead of cld3. Texts seen more than 10 times and equal pairs of pHash
-and text are the part of dedup. Left out: NSFW scores over 0.5 and lists of profane words.
+fastText detects English instead of cld3. Dedup rejects texts seen more than 10 times and equal
+pairs of pHash and text. Left out: NSFW scores over 0.5 and lists of profane words.
 """
 
 DATACOMP_BASIC = Rules(
@@ -204,15 +204,15 @@ DATACOMP_BASIC = Rules(
     min_characters=6,
     min_language_score=1.0,
 )
-"""The basic filter of DataComp (arXiv:2304.14108) as its code has it.
+"""The basic filter of DataComp (arXiv:2304.14108), as in its code.
 
-The other filter of captions in that code, for its image-based baseline, takes two words. English
-is told by the small model of fastText, lid.176.ftz, on the normalised text.
+The caption filter of the image-based baseline in that code requires only two words. English is
+detected with fastText's small model, lid.176.ftz, on the normalised text.
 """
 
 BLIP_LAION = Rules(min_side=257)
-"""The part of LAION that BLIP takes (arXiv:2201.12086): the shorter side over 256 pixels; texts are
-left to the filter."""
+"""BLIP's subset of LAION (arXiv:2201.12086): the shorter side over 256 pixels; captions are judged
+by the filter only."""
 
 PRESETS: dict[str, Rules] = {
     "flamingo": FLAMINGO,

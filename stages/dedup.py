@@ -1,4 +1,4 @@
-"""Dedup: one row for each image, none of an evaluation set, no caption that a whole site shares."""
+"""Dedup: rejects duplicate images, images of evaluation sets, and captions of many images."""
 
 from __future__ import annotations
 
@@ -54,36 +54,37 @@ _SUMMARY: dict[str, pa.DataType] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DedupConfig(StageConfig):
-    """When two images are one, and when a caption says nothing of its image.
+    """The thresholds for duplicate images and for boilerplate captions.
 
     Attributes:
-        max_hamming: Bits of 64 in which the perceptual hashes of one image may differ. Resized
-            and recompressed photographs differ in 0 to 4, different ones in 12 or more.
-        max_colour_distance: The most by which the mean colour of any cell of an 8 x 8 grid may
-            differ in any channel, of 255: a perceptual hash is blind to colour.
-        tolerance: By what factor two thumbnails of 32 x 32 that a hash finds near may differ more
-            than copies do, cell by cell (`models.image.copies`); docs/dedup.md has its cost. A hash
-            alone joins different prints, charts and pages.
-        min_contrast: Standard deviation of brightness, of 255, under which the hash of an image
-            is noise, and only its URL and its bytes can make it the same as another.
-        max_images_per_caption: A caption on more distinct images than this belongs to the site,
-            not to an image (ALIGN, arXiv:2102.05918).
-        max_captions_per_image: An image with more distinct captions than this is no image of
-            anything (ALIGN).
-        max_urls_per_image: A file that stands under more URLs than this, with more distinct
-            captions than this, is a placeholder and shows what none of them says.
-        max_further_captions: Captions of its copies that an image is offered beside its own.
-        against: Evaluation sets: folders of images or Parquet files with an `image` column.
-            Images near one of theirs are out.
-        min_jaccard: Shared among all word trigrams of two captions that count as one caption.
-            Captions of fewer than five words must be equal but for case and punctuation. Numbers
-            do not count beside six words or more.
-        min_template: Words that two captions must share before and after one run of words to count
-            as one caption, whatever stands there: a template with a name. The run may be a quarter
-            of the longer caption. 0 joins none.
-        bands: Bands of the LSH index of captions. 21 of 6 find 99.8% of the pairs of similarity
-            0.8, and 95% of those of 0.71, as 20 words with another word among them have.
-        rows: MinHash values in a band; bands x rows is at most 128.
+        max_hamming: Maximum number of the 64 bits in which the perceptual hashes of two copies
+            differ. Resized and recompressed photographs differ in 0 to 4 bits, different
+            photographs in 12 or more.
+        max_colour_distance: Maximum difference, on a scale of 255, between the mean colours of two
+            copies in any channel of any cell of an 8 x 8 grid. Perceptual hashes ignore colour.
+        tolerance: Factor on the cell-by-cell difference that is allowed between the 32 x 32
+            thumbnails of two copies (`models.image.copies`); docs/dedup.md has measurements. Hashes
+            alone would merge different prints, charts and pages.
+        min_contrast: Minimum standard deviation of brightness, on a scale of 255. Below it the hash
+            is noise, and only equal files count as one image.
+        max_images_per_caption: Maximum number of distinct images of one caption; a caption with
+            more is boilerplate of a website (ALIGN, arXiv:2102.05918).
+        max_captions_per_image: Maximum number of distinct captions of one image (ALIGN).
+        max_urls_per_image: A file with more URLs than this and more distinct captions than this is
+            a placeholder.
+        max_further_captions: Maximum number of captions that an image takes over from its copies.
+        against: Evaluation sets: folders of images or Parquet files with an `image` column. Images
+            near one of theirs are rejected.
+        min_jaccard: Minimum share of common word trigrams for two captions to count as one.
+            Captions of fewer than five words must be equal except for case and punctuation.
+            Numbers are ignored in captions with at least six other words.
+        min_template: Minimum number of words that two captions must share before and after one run
+            of different words to count as one caption, such as a template with a name in it. The
+            run may be up to a quarter of the longer caption. 0 turns this off.
+        bands: Number of bands of the LSH index of captions. 21 bands of 6 values find 99.8% of the
+            pairs with a similarity of 0.8, and 95% of those with 0.71 (20 words, one of them
+            different).
+        rows: MinHash values per band; bands x rows must be at most 128.
     """
 
     max_hamming: int = threshold(6)
@@ -125,44 +126,45 @@ class DedupConfig(StageConfig):
             )
 
     def settings(self) -> dict[str, Any]:
-        """Every field, and a digest of what each evaluation set holds.
+        """Return every field, and a digest of the contents of each evaluation set.
 
         Raises:
-            FileNotFoundError: A set is not there.
+            ValueError: A set does not exist.
         """
         return {**super().settings(), "against_content": list(self.contents)}
 
     @functools.cached_property
     def contents(self) -> tuple[str, ...]:
-        """A digest of each evaluation set."""
-        # Asked for once: the plan wants the settings many times a shard.
+        """A digest of each evaluation set; cached, since the plan needs the settings often."""
         return tuple(content(path) for path in self.against)
 
 
 class DedupStage(ClusteredStage[DedupConfig]):
-    """Exact and near-identical images, images of evaluation sets, and captions on many images.
+    """Rejects duplicate images, images of evaluation sets, and captions shared by many images.
 
-    Rows are one image when the bytes that were downloaded are equal, or when perceptual hash and
-    colours are near and the thumbnails agree cell by cell (`copies.are_copies`). A URL makes no two
-    rows one image, since a URL may give other bytes at another time. Near images form stars around
-    their best-ranked image and never chains, so all of them are copies of it. Of each image one row
-    stays, its representative: a row whose caption can be used before one whose cannot, then the
-    largest original image, the caption on fewest images, the caption of most words, the smallest
-    uid. It is offered as further captions those of the others that are copies of it itself.
+    Two rows show the same image if their downloaded files are equal, or if their perceptual hashes
+    and colours are near and their thumbnails agree cell by cell (`copies.are_copies`). Equal URLs
+    are not enough, since a URL may give another file at another time. Each cluster of near images
+    is a star: all its images are copies of the one at the centre, and no chains form.
 
-    A caption cannot be used where it is boilerplate, or where its URL gave several images: then
-    nobody knows which one it is of. An image is a placeholder, and out as a whole, where one file
-    of it stands under more URLs and captions than `max_urls_per_image`, or where two or more of
-    its URLs gave other images too.
+    One row of each image is kept, its representative. Rows are ranked by whether their caption is
+    usable, then by the size of the original image (largest first), the number of images with the
+    caption (fewest first), the number of words (most first), and the uid. The representative takes
+    over, as further captions, the captions of the rows that are copies of it.
 
-    An image of which any row is near an image of an evaluation set, or has its bytes, is out as a
-    whole: its other rows are as much that image as the one that is near.
+    A caption is not usable if it is boilerplate, or if its URL gave several images, since it is
+    unknown which one it describes. An image is a placeholder, and all its rows are rejected, if one
+    of its files has more URLs and captions than `max_urls_per_image`, or if at least two of its
+    URLs gave other images too.
 
-    A caption is rejected when it, or a nearly identical one, stands on too many distinct images.
-    Captions too form stars, around the most frequent one. Two of them are one where they differ in
-    their numbers alone, in one run of words of a long template, or in less than a tenth of their
-    word trigrams: paraphrases of one image and the sentences of a small grammar stay apart. A
-    shared caption never makes two images one.
+    All rows of an image are rejected if any of them is near an image of an evaluation set, or has
+    the same file.
+
+    A caption is rejected if it, together with its near duplicates, has too many distinct images.
+    Near-duplicate captions form stars around the most frequent one. Two captions are near
+    duplicates if they differ in numbers only, in one run of words of a long template, or in less
+    than a tenth of their word trigrams. Paraphrases, and sentences that share only a grammar, stay
+    distinct. A shared caption never merges two images.
     """
 
     name: ClassVar[str] = "dedup"
@@ -181,17 +183,17 @@ class DedupStage(ClusteredStage[DedupConfig]):
     writes: ClassVar[pa.Schema] = WRITES
     summary: ClassVar[pa.Schema] = pa.schema(_SUMMARY)
     reasons: ClassVar[Mapping[str, str]] = {
-        "in_evaluation_set": "The image is one of an evaluation set, or nearly so.",
+        "in_evaluation_set": "The image is in an evaluation set, or is a near copy of one that is.",
         "too_many_captions": "The image has more captions than max_captions_per_image.",
-        "shared_placeholder": "The image stands under many URLs that are of other images.",
-        "boilerplate_caption": "The caption stands on more images than max_images_per_caption.",
-        "duplicate_url": "Another row of the same URL and the same image bytes is kept.",
-        "duplicate_image": "Another row of the same image bytes is kept.",
-        "near_duplicate_image": "Another row of nearly the same image is kept.",
+        "shared_placeholder": "The image is a placeholder: it appears under many unrelated URLs.",
+        "boilerplate_caption": "The caption has more images than max_images_per_caption.",
+        "duplicate_url": "Another row with the same URL and the same file is kept.",
+        "duplicate_image": "Another row with the same file is kept.",
+        "near_duplicate_image": "Another row with nearly the same image is kept.",
     }
 
     def annotate(self, rows: pa.Table) -> pa.Table:
-        """Take the fingerprints of rows, as `fingerprints.WRITES` says."""
+        """Compute the fingerprints of rows; see `dedup_fingerprints.WRITES`."""
         prints: dict[str, Any] = (
             {name: rows[name] for name in PRINTS}
             if set(PRINTS) <= set(rows.column_names)
@@ -206,7 +208,10 @@ class DedupStage(ClusteredStage[DedupConfig]):
         columns = [
             pa.array([_digest(url) for url in urls], pa.binary(16)),
             pa.array(
-                [one and bytes.fromhex(one[:32]) for one in rows["sha256"].to_pylist()],
+                [
+                    checksum and bytes.fromhex(checksum[:32])
+                    for checksum in rows["sha256"].to_pylist()
+                ],
                 pa.binary(16),
             ),
             pc.multiply(*sides),
@@ -222,48 +227,58 @@ class DedupStage(ClusteredStage[DedupConfig]):
         return pa.table(columns, schema=self.writes)
 
     def ties(self, rows: pa.Table) -> pa.Table:
-        """The first 64 bits of all that rows may share, and the bands of their captions."""
-        found = Fingerprints.gather(iter([rows]), bands=self.config.bands, rows=self.config.rows)
-        has_caption, has_hash = found.caption.any(axis=1), self._has_hash(found)
+        """Return keys of the URL, file, caption, hash and caption bands of each row."""
+        fingerprints = Fingerprints.gather(
+            iter([rows]), bands=self.config.bands, rows=self.config.rows
+        )
+        has_caption, has_hash = fingerprints.caption.any(axis=1), self._has_hash(fingerprints)
         shared = [
-            *((one[:, 0], one.any(axis=1)) for one in (found.url, found.sha256, found.caption)),
-            (found.phash, has_hash),
-            *((band.read(), has_caption) for band in found.bands),
+            *(
+                (digests[:, 0], digests.any(axis=1))
+                for digests in (fingerprints.url, fingerprints.sha256, fingerprints.caption)
+            ),
+            (fingerprints.phash, has_hash),
+            *((band.read(), has_caption) for band in fingerprints.bands),
         ]
         kinds = splitmix(np.arange(len(shared), dtype=np.uint64))
-        keys = [splitmix(of[has] ^ kind) for (of, has), kind in zip(shared, kinds, strict=True)]
+        keys = [
+            splitmix(values[has] ^ kind) for (values, has), kind in zip(shared, kinds, strict=True)
+        ]
         positions = [np.flatnonzero(has) for _, has in shared]
         return pa.table({"row": np.concatenate(positions), "key": np.concatenate(keys)})
 
     def points(self, rows: pa.Table) -> pa.Table:
-        """The perceptual hash of each image with contrast."""
+        """Return the perceptual hash of each image with enough contrast."""
         columns: list[Any] = [rows["image_contrast"], rows["image_phash"]]
         contrast, hashes = map(np.asarray, map(pc.fill_null, columns, (-1.0, 0)))
         has_hash = contrast >= self.config.min_contrast
         return pa.table({"row": np.flatnonzero(has_hash), "hash": hashes.view(np.uint64)[has_hash]})
 
     def near(self, hashes: UInt64s, part: int, parts: int) -> Iterator[tuple[Int64s, Int64s]]:
-        """Pairs of hashes within `max_hamming` bits, whatever their colours."""
+        """Yield pairs of hashes within `max_hamming` bits; colours are not compared."""
         return near_pairs(hashes, self.config.max_hamming, part, parts)
 
     def _has_hash(self, rows: Fingerprints) -> Bools:
         return rows.contrast >= self.config.min_contrast
 
     def summarize(self, annotations: Iterator[pa.Table]) -> pa.Table:
-        """Find the images, their representatives, and how far each caption spreads.
+        """Cluster the images and captions of the pool.
 
         Returns:
-            uid; image_cluster, the uid of the row that represents the image; image_distance, the
-            bits between both hashes, null for the representative itself; image_duplicate, the
-            reason that makes a row its duplicate, null for the representative; image_captions, the
-            number of distinct captions of the image, and image_urls, that of its URLs;
-            image_placeholder, whether it stands under URLs of other images; further_captions,
-            usable captions of its copies, the best rank first, null but for the representative;
-            caption_cluster, the
-            uid of a row with the caption at the centre of the star, and caption_images, the number
-            of distinct images of the star, both null without a caption; evaluation_set,
-            evaluation_image and evaluation_distance, the image of an evaluation set that the image
-            is near to and the bits between both hashes (null without one), null for the others.
+            uid; image_cluster, the uid of the image's representative; image_distance, the Hamming
+            distance to the representative's hash; image_duplicate, the reason why the row is its
+            duplicate; image_captions and image_urls, the number of distinct captions and URLs of
+            the image; image_placeholder, whether the image is a placeholder; further_captions,
+            usable captions of the representative's copies, best rank first.
+
+            image_distance and image_duplicate are null for the representative; further_captions is
+            null for all other rows.
+
+            caption_cluster, the uid of a row with the caption at the centre of the star, and
+            caption_images, the number of distinct images of the star; null without a caption.
+
+            evaluation_set, evaluation_image and evaluation_distance, the nearest image of an
+            evaluation set and the Hamming distance to its hash; null if no such image is near.
         """
         rows = Fingerprints.gather(annotations, bands=self.config.bands, rows=self.config.rows)
         caption = dedup_digests.codes(rows.caption)
@@ -275,7 +290,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
         url = dedup_digests.codes(rows.url)
         is_shared, is_volatile = self._urls(url, caption, same, image)
 
-        # A cluster is represented by a row with a caption worth keeping, if it has one.
+        # The representative has a usable caption if any row of the cluster does.
         is_usable = captioned & (spread <= self.config.max_images_per_caption) & ~is_volatile
         order = _ranking(rows, is_usable, spread)
         cluster = np.unique(image, return_inverse=True)[1]
@@ -283,18 +298,22 @@ class DedupStage(ClusteredStage[DedupConfig]):
         is_kept = kept == np.arange(len(rows))
         del image, cluster
 
-        why = np.full(len(rows), DUPLICATES.index("near_duplicate_image"), np.int8)
-        why[same == same[kept]] = DUPLICATES.index("duplicate_image")
-        why[(same == same[kept]) & (url == url[kept])] = DUPLICATES.index("duplicate_url")
+        duplicate_kind = np.full(len(rows), DUPLICATES.index("near_duplicate_image"), np.int8)
+        duplicate_kind[same == same[kept]] = DUPLICATES.index("duplicate_image")
+        duplicate_kind[(same == same[kept]) & (url == url[kept])] = DUPLICATES.index(
+            "duplicate_url"
+        )
         captions = _distinct(kept[captioned], caption[captioned], len(rows))[kept]
         urls = _distinct(kept, url, len(rows))[kept]
-        is_lost = rows.contrast < 0
+        is_undecodable = rows.contrast < 0
         distance = hamming(rows.phash, rows.phash[kept]).astype(np.int32)
-        duplicate: Any = pa.array(why, mask=is_kept)
+        duplicate: Any = pa.array(duplicate_kind, mask=is_kept)
         columns: dict[str, Any] = {
             "uid": dedup_digests.to_hex(rows.uid),
             "image_cluster": dedup_digests.to_hex(rows.uid[kept]),
-            "image_distance": pa.array(distance, mask=is_kept | is_lost | is_lost[kept]),
+            "image_distance": pa.array(
+                distance, mask=is_kept | is_undecodable | is_undecodable[kept]
+            ),
             "image_duplicate": pa.array(DUPLICATES).take(duplicate),
             "image_captions": pa.array(captions.astype(np.int32)),
             "image_urls": pa.array(urls.astype(np.int32)),
@@ -315,7 +334,13 @@ class DedupStage(ClusteredStage[DedupConfig]):
         return pa.table(columns, pa.schema([pa.field("uid", pa.string()), *self.summary]))
 
     def _image_centres(self, rows: Fingerprints, order: Int64s, head: Int64s) -> Int64s:
-        """The centre of each row's star of near images; `head` is the best of its exact equals."""
+        """Return the centre of each row's star of near images.
+
+        Args:
+            rows: n rows.
+            order: (n,) the rows, best rank first.
+            head: (n,) the best row with the same file as each row.
+        """
         is_candidate = self._has_hash(rows)
         is_candidate &= head == np.arange(len(rows))
         candidates = order[is_candidate[order]]
@@ -331,17 +356,20 @@ class DedupStage(ClusteredStage[DedupConfig]):
         return centre[head]
 
     def _alike(self, ours: tuple[Prints, Int64s], theirs: tuple[Prints, Int64s]) -> Near:
-        """Whether colours and thumbnails of two images agree; each is a place in a list of rows."""
+        """Return a function that compares the colours and thumbnails of pairs of images.
+
+        It takes positions in the row lists of `ours` and `theirs`.
+        """
 
         def near(a: Int64s, b: Int64s) -> Bools:
             is_near = np.zeros(len(a), bool)
             for start in range(0, len(a), 2**14):
-                place = np.arange(start, min(start + 2**14, len(a)))
-                i, j = ours[1][a[place]], theirs[1][b[place]]
+                positions = np.arange(start, min(start + 2**14, len(a)))
+                i, j = ours[1][a[positions]], theirs[1][b[positions]]
                 distance = colour_distance(ours[0].colours[i], theirs[0].colours[j])
                 has_colours = distance <= self.config.max_colour_distance
-                place, i, j = place[has_colours], i[has_colours], j[has_colours]
-                is_near[place] = are_copies(
+                positions, i, j = positions[has_colours], i[has_colours], j[has_colours]
+                is_near[positions] = are_copies(
                     ours[0].luma[i].reshape(-1, SIDE, SIDE),
                     theirs[0].luma[j].reshape(-1, SIDE, SIDE),
                     self.config.tolerance,
@@ -351,7 +379,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
         return near
 
     def _is_copy(self, rows: Fingerprints, same: Int64s, kept: Int64s) -> Bools:
-        """Whether each row is a copy of its representative itself, and not of the centre alone."""
+        """Whether each row is a copy of its representative, and not only of the star's centre."""
         is_copy: Bools = same == same[kept]
         rest = np.flatnonzero(~is_copy)
         everything = np.arange(len(rows))
@@ -361,13 +389,13 @@ class DedupStage(ClusteredStage[DedupConfig]):
     def _urls(
         self, url: Int64s, caption: Int64s, same: Int64s, image: Int64s
     ) -> tuple[Bools, Bools]:
-        """Which rows show a placeholder, and which have a URL that gave several images.
+        """Return which rows show a placeholder, and which have a URL that gave several images.
 
         Args:
             url: (n,) the number of each row's URL.
             caption: (n,) the number of each row's caption, -1 without one.
-            same: (n,) the number of the file that each downloaded.
-            image: (n,) the image that each shows, as a row.
+            same: (n,) the number of each row's downloaded file.
+            image: (n,) the row at the centre of each row's image.
         """
         n, captioned = len(url), caption >= 0
         is_volatile = (_distinct(url, image, n) > 1)[url]
@@ -382,16 +410,17 @@ class DedupStage(ClusteredStage[DedupConfig]):
     def _captions(
         self, rows: Fingerprints, caption: Int64s, order: Int64s, image: Int64s
     ) -> tuple[Int64s, npt.NDArray[np.int32]]:
-        """The row with the centre of each caption's star, and the distinct images of the star.
+        """Cluster captions into stars.
 
         Args:
             rows: n rows.
             caption: (n,) the number of each row's caption, -1 without one.
-            order: (n,) the rows, the best rank first.
-            image: (n,) the image that each row shows, as a row.
+            order: (n,) the rows, best rank first.
+            image: (n,) the row at the centre of each row's image.
 
         Returns:
-            (n,) and (n,), -1 and 0 for a row without a caption.
+            (n,) a row with the caption at the centre of each row's star, -1 without a caption; and
+            (n,) the number of distinct images of the star, 0 without a caption.
         """
         captioned = np.flatnonzero(caption >= 0)
         row_of = _first(caption, order[caption[order] >= 0])
@@ -416,37 +445,37 @@ class DedupStage(ClusteredStage[DedupConfig]):
     def _further(
         self, rows: Fingerprints, caption: Int64s, usable: Int64s, order: Int64s, is_kept: Bools
     ) -> pa.Array[Any]:
-        """The captions that each representative is offered, lists of strings.
+        """Return the further captions of each representative as lists of strings.
 
         Args:
             rows: n rows.
             caption: (n,) the number of each row's caption.
             usable: (n,) the representative of each row with a usable caption, -1 for the others.
-            order: (n,) the rows, the best rank first.
-            is_kept: (n,) whether each is a representative.
+            order: (n,) the rows, best rank first.
+            is_kept: (n,) whether each row is a representative.
         """
-        found = order[(usable[order] >= 0) & ~is_kept[order]]
-        found = found[caption[found] != caption[usable[found]]]
-        found = found[np.argsort(usable[found], kind="stable")]
-        pairs = usable[found] * (int(caption.max(initial=0)) + 1) + caption[found]
-        found = found[np.sort(np.unique(pairs, return_index=True)[1])]
-        starts = np.flatnonzero(np.diff(usable[found], prepend=-1))
-        place = np.arange(len(found)) - np.repeat(starts, np.diff(starts, append=len(found)))
-        found = found[place < self.config.max_further_captions]
-        ends = np.cumsum(np.bincount(usable[found], minlength=len(rows)))
+        further = order[(usable[order] >= 0) & ~is_kept[order]]
+        further = further[caption[further] != caption[usable[further]]]
+        further = further[np.argsort(usable[further], kind="stable")]
+        pairs = usable[further] * (int(caption.max(initial=0)) + 1) + caption[further]
+        further = further[np.sort(np.unique(pairs, return_index=True)[1])]
+        starts = np.flatnonzero(np.diff(usable[further], prepend=-1))
+        position = np.arange(len(further)) - np.repeat(starts, np.diff(starts, append=len(further)))
+        further = further[position < self.config.max_further_captions]
+        ends = np.cumsum(np.bincount(usable[further], minlength=len(rows)))
         offsets: Any = np.append(0, ends).astype(np.int32)
-        texts = pa.array([rows.text(row) for row in found.tolist()], pa.string())
+        texts = pa.array([rows.text(row) for row in further.tolist()], pa.string())
         lists: pa.Array[Any] = pa.ListArray.from_arrays(
             pa.array(offsets), texts, mask=pa.array(~is_kept)
         )
         return lists
 
     def _evaluation(self, rows: Fingerprints, kept: Int64s) -> dict[str, pa.Array[Any]]:
-        """The columns of the image of an evaluation set that each row shows.
+        """Return the columns on the nearest image of an evaluation set.
 
         Args:
             rows: n rows.
-            kept: (n,) the representative of each.
+            kept: (n,) the representative of each row.
         """
         if not self.config.against:
             return {
@@ -456,19 +485,19 @@ class DedupStage(ClusteredStage[DedupConfig]):
             }
         images = _evaluation_images(self.config.against, self.config.contents)
         prints = images.prints
-        found = [dedup_digests.matches(rows.sha256, images.sha256)]
+        matches = [dedup_digests.matches(rows.sha256, images.sha256)]
         ours = np.flatnonzero(rows.contrast >= self.config.min_contrast)
         theirs = np.flatnonzero(prints.contrast >= self.config.min_contrast)
         alike = self._alike((rows, ours), (prints, theirs))
         for i, j in near_between(rows.phash[ours], prints.phash[theirs], self.config.max_hamming):
             is_near = alike(i, j)
-            found.append((ours[i[is_near]], theirs[j[is_near]]))
-        i, j = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        is_lost, theirs_lost = rows.contrast < 0, prints.contrast < 0
+            matches.append((ours[i[is_near]], theirs[j[is_near]]))
+        i, j = (np.concatenate(parts) for parts in zip(*matches, strict=True))
+        is_undecodable, theirs_undecodable = rows.contrast < 0, prints.contrast < 0
         ranked = np.lexsort((j, hamming(rows.phash[i], prints.phash[j])))[::-1]
         i, j = i[ranked], j[ranked]
         nearest = np.full(len(rows), -1)
-        nearest[kept[i]] = j  # of several, numpy keeps the last: the nearest of any of its rows
+        nearest[kept[i]] = j  # numpy keeps the last assignment, which is the nearest image
         nearest = nearest[kept]
         nearest[i] = j
         is_clear = nearest < 0
@@ -478,12 +507,12 @@ class DedupStage(ClusteredStage[DedupConfig]):
             "evaluation_set": pa.array(images.sets).take(which),
             "evaluation_image": pa.array(images.names).take(which),
             "evaluation_distance": pa.array(
-                distance, mask=is_clear | is_lost | theirs_lost[nearest]
+                distance, mask=is_clear | is_undecodable | theirs_undecodable[nearest]
             ),
         }
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
-        """Reject images and captions as `reasons` says, and all but one row of each image."""
+        """Reject rows by the reasons in `reasons`; one row of each image stays."""
         captions = _numpy(annotations["image_captions"])
         images = _numpy(annotations["caption_images"].fill_null(pa.scalar(0, pa.int32())))
         verdicts: Any = annotations["image_duplicate"].combine_chunks()
@@ -494,8 +523,8 @@ class DedupStage(ClusteredStage[DedupConfig]):
             ("in_evaluation_set", _numpy(annotations["evaluation_set"].is_valid())),
         ):
             verdicts = pc.if_else(pa.array(applies), reason, verdicts)
-        found: pa.StringArray = verdicts
-        return found
+        result: pa.StringArray = verdicts
+        return result
 
 
 def _digest(text: str) -> bytes:
@@ -503,19 +532,19 @@ def _digest(text: str) -> bytes:
 
 
 def _ranking(rows: Fingerprints, is_usable: Bools, spread: npt.NDArray[np.int32]) -> Int64s:
-    """The rows from the one to keep first; the same for any order of them.
+    """Rank rows, the best first; the ranking does not depend on their order.
 
     Args:
         rows: n rows.
-        is_usable: (n,) whether the caption of each can be used.
-        spread: (n,) how many images share the caption of each.
+        is_usable: (n,) whether the caption of each row is usable.
+        spread: (n,) the number of images with each row's caption.
     """
     high, low = rows.uid.T
     return np.lexsort((low, high, -rows.words, spread, -rows.area, ~is_usable))
 
 
 def _components(n: int, *links: tuple[Int64s, Int64s]) -> Int64s:
-    """Number the groups of n rows that are linked, directly or through others."""
+    """Number the connected components of n rows; returns the number of each row's component."""
     a, b = (np.concatenate(ends) for ends in zip(*links, strict=True))
     graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(n, n))
     labels: Int64s = connected_components(graph, directed=False)[1].astype(np.int64)
@@ -523,14 +552,14 @@ def _components(n: int, *links: tuple[Int64s, Int64s]) -> Int64s:
 
 
 def _first(labels: Int64s, order: Int64s) -> Int64s:
-    """The first of `order` with each of the labels 0, 1, ..."""
+    """Return for each label 0, 1, ... the first row in `order` that has it."""
     first = np.zeros(int(labels.max(initial=-1)) + 1, np.int64)
     first[labels[order[::-1]]] = order[::-1]
     return first
 
 
 def _distinct(groups: Int64s, values: Int64s, num_groups: int) -> Int64s:
-    """How many distinct values each of the groups 0, 1, ... has."""
+    """Count the distinct values of each of the groups 0, 1, ..."""
     width = int(values.max(initial=0)) + 1
     pairs = np.sort(groups * width + values)
     is_first = np.diff(pairs, prepend=-1) > 0
@@ -538,7 +567,7 @@ def _distinct(groups: Int64s, values: Int64s, num_groups: int) -> Int64s:
 
 
 def _lightness(luma: npt.NDArray[np.uint8], rows: Int64s) -> Int64s:
-    """The sum of the brightness of some thumbnails, under 2^18."""
+    """Return the total brightness of the thumbnails of `rows`, each below 2^18."""
     parts = (
         luma[rows[i : i + 2**14]].sum(axis=1, dtype=np.int64) for i in range(0, len(rows), 2**14)
     )
@@ -546,11 +575,11 @@ def _lightness(luma: npt.NDArray[np.uint8], rows: Int64s) -> Int64s:
 
 
 def _numpy(column: Any) -> npt.NDArray[Any]:
-    """A column without nulls as an array."""
+    """Convert a column without nulls to an array."""
     return np.asarray(column)
 
 
 @functools.lru_cache(maxsize=1)
 def _evaluation_images(against: tuple[str, ...], contents: tuple[str, ...]) -> EvaluationImages:
-    """The images of evaluation sets, read once for all parts of a summary."""
+    """Read evaluation sets; cached for all parts of a summary."""
     return EvaluationImages.read(against)

@@ -1,4 +1,4 @@
-"""Evaluation sets, whose images must not be trained on."""
+"""Reads evaluation sets, whose images must not be in training data."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationImages:
-    """The m images of some evaluation sets.
+    """The m images of all evaluation sets.
 
     Attributes:
-        sets: (m,) the set of each.
-        names: (m,) its name in the set.
+        sets: (m,) path of the set of each image.
+        names: (m,) name of each image in its set.
         sha256: (m, 2) digests of the encoded images.
-        prints: Their fingerprints.
+        prints: Fingerprints of the images.
     """
 
     sets: tuple[str, ...]
@@ -39,14 +39,14 @@ class EvaluationImages:
 
     @classmethod
     def read(cls, paths: Sequence[str]) -> EvaluationImages:
-        """Open every image of every set.
+        """Read every image of every set.
 
         Args:
-            paths: Folders of images, tars, Parquet files with a column of images, and lists that
-                name files.
+            paths: Folders of images, tars, Parquet files with an image column, and lists that name
+                image files.
 
         Raises:
-            ValueError: A set is missing or holds no image.
+            ValueError: A set is missing or has no image.
         """
         sets: list[str] = []
         names: list[str] = []
@@ -64,24 +64,24 @@ class EvaluationImages:
                 if len(sets) == before:
                     raise ValueError(
                         f"dedup.against: {path} holds no images; give a folder of images or "
-                        f"Parquet with an `image` column"
+                        f"a Parquet file with an `image` column"
                     )
 
         prints = ImagePrints.of(encoded())
-        if lost := int((prints.contrast < 0).sum()):
+        if num_undecodable := int((prints.contrast < 0).sum()):
             logger.warning(
-                "dedup.against: %d of %d images cannot be opened and match by their bytes alone",
-                *(lost, len(names)),
+                "dedup.against: %d of %d images cannot be decoded; only equal files match them",
+                *(num_undecodable, len(names)),
             )
         digests = np.frombuffer(b"".join(sha256), ">u8").astype(np.uint64).reshape(-1, 2)
         return cls(sets=tuple(sets), names=tuple(names), sha256=digests, prints=prints)
 
 
 def content(path: str) -> str:
-    """A digest of everything that an evaluation set holds.
+    """Return a digest of the contents of an evaluation set.
 
     Raises:
-        ValueError: There is no such set.
+        ValueError: The set does not exist.
     """
     with sources.named("dedup.against"):
         return _content(path, digest(sources.identity(SourceConfig(source=path))))
@@ -89,5 +89,5 @@ def content(path: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _content(path: str, identity: str) -> str:
-    """The digest of a set, read again only when sizes or times change."""
+    """Return the digest of a set; cached until file sizes or times change."""
     return sources.content_digest(SourceConfig(source=path))[:16]

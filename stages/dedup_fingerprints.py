@@ -1,4 +1,4 @@
-"""What tells images and captions apart: narrow columns in memory, wide ones on disk."""
+"""Fingerprints of images and captions: narrow columns in memory, wide ones in temporary files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PRINTS: dict[str, pa.DataType] = {
     "image_colours": pa.binary(COLOURS),
     "image_luma": pa.binary(LUMA),
 }
-"""How an image looks; clean writes these columns too, out of the one decode that it needs."""
+"""Fingerprint columns of an image; clean writes them too, so that dedup need not decode again."""
 
 _WRITES: dict[str, pa.DataType] = {
     "image_url": pa.binary(16),
@@ -54,14 +54,16 @@ _WRITES: dict[str, pa.DataType] = {
     "caption_minhash": pa.binary(4 * NUM_PERM),
 }
 WRITES = pa.schema(_WRITES)
-"""What dedup measures of a row.
+"""The columns that dedup measures.
 
-The first 128 bits of the digest of its URL, and of the SHA-256 of its image; the pixels of the
-image as downloaded; the 64 bits of its perceptual hash as a signed integer, its contrast, the
-uint8 (8, 8, 3) of its colours and the uint8 (32, 32) of its brightness, all null where it cannot be
-opened; the caption, 128 bits of the
-digest of its key, the words of its key, and 128 little-endian uint32 of its MinHash, all null
-where there is none.
+- image_url: 128-bit hash of the URL.
+- image_sha256: first 128 bits of the image's SHA-256.
+- image_area: width x height of the downloaded image, in pixels.
+- image_phash, image_contrast, image_colours, image_luma: 64-bit perceptual hash as a signed
+  integer, contrast, uint8 (8, 8, 3) of colours and uint8 (32, 32) of brightness; null if the image
+  cannot be decoded.
+- caption_text, caption_key, caption_words, caption_minhash: the caption, 128-bit hash and number of
+  words of its key, and its MinHash of 128 little-endian uint32; null without a caption.
 """
 
 Array = npt.NDArray[Any]
@@ -72,11 +74,11 @@ class ImagePrints:
     """The fingerprints of n images.
 
     Attributes:
-        phash: (n,), uint64 of `hashing.perceptual_hash`.
-        contrast: (n,), the standard deviation of brightness, of 255; -1 for an image that cannot
-            be opened, of which the rest is 0.
-        colours: (n, 192), `hashing.colour_grid`.
-        luma: (n, 1024), `hashing.luma`.
+        phash: (n,), `perceptual_hash.perceptual_hash`.
+        contrast: (n,), standard deviation of brightness, on a scale of 255. It is -1 for an image
+            that cannot be decoded, whose other fingerprints are 0.
+        colours: (n, 192), `perceptual_hash.colour_grid`.
+        luma: (n, 1024), `perceptual_hash.luma`.
     """
 
     phash: npt.NDArray[np.uint64]
@@ -86,66 +88,67 @@ class ImagePrints:
 
     @classmethod
     def of(cls, images: Iterable[bytes | None]) -> ImagePrints:
-        """Take them from encoded images."""
+        """Compute the fingerprints of encoded images."""
         return cls.taken(map(opened, images))
 
     @classmethod
     def taken(cls, images: Iterable[Image.Image | None]) -> ImagePrints:
-        """Take them from images as `opened` gives them."""
-        lumas, grids, seen = [], [], []
+        """Compute the fingerprints of images that `opened` has decoded."""
+        lumas, grids, decoded = [], [], []
         number = 0
         for number, image in enumerate(images, 1):
             if image is not None:
-                seen.append(number - 1)
+                decoded.append(number - 1)
                 lumas.append(perceptual_hash.luma(image))
                 grids.append(perceptual_hash.colour_grid(image))
         phash = np.zeros(number, np.uint64)
         contrast = np.full(number, -1, np.float32)
         colours = np.zeros((number, COLOURS), np.uint8)
         luma = np.zeros((number, LUMA), np.uint8)
-        if seen:
+        if decoded:
             grey = np.array(lumas, np.uint8)
-            phash[seen] = perceptual_hash.perceptual_hash(grey)
-            contrast[seen] = [one.std(dtype=np.float64) for one in grey]
-            colours[seen] = np.array(grids, np.uint8).reshape(-1, COLOURS)
-            luma[seen] = grey.reshape(-1, LUMA)
+            phash[decoded] = perceptual_hash.perceptual_hash(grey)
+            contrast[decoded] = [brightness.std(dtype=np.float64) for brightness in grey]
+            colours[decoded] = np.array(grids, np.uint8).reshape(-1, COLOURS)
+            luma[decoded] = grey.reshape(-1, LUMA)
         return cls(phash=phash, contrast=contrast, colours=colours, luma=luma)
 
     def columns(self) -> dict[str, pa.Array[Any]]:
-        """The columns of `PRINTS`, null for an image that cannot be opened."""
-        is_lost = self.contrast < 0
+        """Return the columns of `PRINTS`, null for an image that cannot be decoded."""
+        is_undecodable = self.contrast < 0
 
         def binaries(rows: npt.NDArray[np.uint8]) -> pa.Array[Any]:
             values = [
-                None if lost else row.tobytes() for lost, row in zip(is_lost, rows, strict=True)
+                None if missing else row.tobytes()
+                for missing, row in zip(is_undecodable, rows, strict=True)
             ]
             return pa.array(values, pa.binary(rows.shape[1]))
 
         return {
-            "image_phash": pa.array(self.phash.view(np.int64), mask=is_lost),
-            "image_contrast": pa.array(self.contrast, mask=is_lost),
+            "image_phash": pa.array(self.phash.view(np.int64), mask=is_undecodable),
+            "image_contrast": pa.array(self.contrast, mask=is_undecodable),
             "image_colours": binaries(self.colours),
             "image_luma": binaries(self.luma),
         }
 
 
 def opened(image: bytes | None) -> Image.Image | None:
-    """An image to look at, a JPEG at a reduced scale; None where it cannot be opened."""
+    """Decode an image for fingerprints, a JPEG at reduced scale; None if it cannot be decoded."""
     if not image:
         return None
     try:
-        # Below six pixels for each that is kept, a JPEG's own reduction shows in the thumbnail.
+        # With less than six times the thumbnail's size, JPEG's own scaling alters the thumbnail.
         return open_rgb(image, min_size=(6 * perceptual_hash.SIDE, 6 * perceptual_hash.SIDE))
     except ImageError:
         return None
 
 
 class Spilled:
-    """An array that grows along its first axis in a temporary file.
+    """An array in a temporary file, which grows along its first axis.
 
     Args:
-        dtype: Of the elements.
-        width: Elements in a row; none for an array of one axis.
+        dtype: Data type of the elements.
+        width: Elements per row; None for a one-dimensional array.
     """
 
     def __init__(self, dtype: Any, width: int | None = None) -> None:
@@ -160,13 +163,13 @@ class Spilled:
         self._length += len(rows)
 
     def read(self) -> Array:
-        """All rows, in memory."""
+        """Read all rows into memory."""
         self._file.flush()
         self._file.seek(0)
         return np.fromfile(self._file, self._dtype).reshape(self._length, *self._shape)
 
     def mapped(self) -> Array:
-        """All rows, read from disk where they are looked at."""
+        """Return all rows as a memory-mapped array."""
         self._file.flush()
         shape = (self._length, *self._shape)
         if not self._length:  # an empty file cannot be mapped
@@ -176,20 +179,20 @@ class Spilled:
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprints:
-    """The fingerprints of the n live rows of a pool, some 100 bytes of memory each.
+    """The fingerprints of the n live rows of a pool, about 100 bytes of memory per row.
 
     Attributes:
-        uid: (n, 2), the digest that it is.
-        url: (n, 2), digests.
-        sha256: (n, 2), digests of the images as downloaded.
+        uid: (n, 2), uids as digests.
+        url: (n, 2), digests of the URLs.
+        sha256: (n, 2), digests of the downloaded images.
         caption: (n, 2), digests of the keys of the captions.
-        area: (n,), pixels of the image as downloaded; -1 where it is unknown.
-        words: (n,), of the caption; 0 without one.
-        phash: (n,), 0 for an image that cannot be opened.
-        contrast: (n,), -1 for an image that cannot be opened.
+        area: (n,), pixels of the downloaded image; -1 if unknown.
+        words: (n,), words of the caption; 0 without one.
+        phash: (n,), 0 for an image that cannot be decoded.
+        contrast: (n,), -1 for an image that cannot be decoded.
         colours: (n, 192), on disk.
         luma: (n, 1024), on disk.
-        bands: (n,) for each band of the MinHash; of no meaning without a caption.
+        bands: (n,) for each band of the MinHash; undefined without a caption.
     """
 
     uid: Digests
@@ -208,12 +211,12 @@ class Fingerprints:
 
     @classmethod
     def gather(cls, shards: Iterator[pa.Table], *, bands: int, rows: int) -> Fingerprints:
-        """Read the annotations of shards, one after the other.
+        """Collect the annotations of shards.
 
         Args:
-            shards: uid and `WRITES` of the live rows of each.
-            bands: Bands to cut the MinHashes into.
-            rows: Hash values in a band.
+            shards: uid and `WRITES` of the live rows of each shard.
+            bands: Number of bands of the MinHashes.
+            rows: Hash values per band.
         """
         schema = pa.schema([pa.field("uid", pa.string()), *WRITES])
         narrow: dict[str, list[Array]] = {}
@@ -222,9 +225,9 @@ class Fingerprints:
         keys = [Spilled(np.uint64) for _ in range(bands)]
 
         def add(shard: pa.Table) -> None:
-            found: Any = shard.select(schema.names).cast(schema).combine_chunks()
+            table: Any = shard.select(schema.names).cast(schema).combine_chunks()
             columns = {
-                name: found[name].chunk(0) if len(found) else pa.array([], schema.field(name).type)
+                name: table[name].chunk(0) if len(table) else pa.array([], schema.field(name).type)
                 for name in schema.names
             }
             for name, values in {
@@ -264,19 +267,19 @@ class Fingerprints:
         return len(self.uid)
 
     def text(self, row: int) -> str:
-        """The caption of a row; empty without one."""
+        """Return the caption of a row; empty without one."""
         start = self._ends[row - 1] if row else 0
         return self._characters[start : self._ends[row]].tobytes().decode()
 
 
 def _offsets(text: Any) -> npt.NDArray[np.int32]:
-    """Where the characters of n strings begin and end in their buffer, (n + 1,)."""
+    """Return the offsets of n strings in their buffer, (n + 1,)."""
     offsets = np.frombuffer(text.buffers()[1] or bytes(4), np.int32)
     return offsets[text.offset : text.offset + len(text) + 1]
 
 
 def _matrix(column: Any, dtype: str) -> Array:
-    """Binaries of one length as an (n, m) array; of a null any bytes."""
+    """Convert binaries of fixed length to an (n, m) array; nulls give arbitrary values."""
     width = column.type.byte_width
     values = np.frombuffer(column.buffers()[1] or b"", np.uint8)
     values = values[column.offset * width : (column.offset + len(column)) * width]

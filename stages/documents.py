@@ -1,7 +1,7 @@
-"""Documents: texts and images in the order of a web page, as Flamingo's M3W has them.
+"""Interleaved documents: texts and images in the order of a web page, as in Flamingo's M3W.
 
-The images of documents are rows of the pool like any others, without a caption. This module reads
-the documents, judges their texts, and cuts what is left into sequences (arXiv:2204.14198, A.1.1).
+The images of documents are ordinary rows of the pool without a caption. This module parses
+documents, judges their texts, and cuts them into sequences (arXiv:2204.14198, A.1.1).
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ SHARES = (
 
 @dataclass(frozen=True)
 class Document:
-    """A web page as its texts and the URLs of its images, in order.
+    """The texts and image URLs of a web page, in order.
 
     Attributes:
-        uid: 128 bits of its URL and parts as 32 hex characters.
-        url: Of the page; empty where unknown.
-        parts: ("text", text) and ("image", URL).
+        uid: 128-bit hash of the URL and the parts, as 32 hex characters.
+        url: URL of the page; empty if unknown.
+        parts: Tuples ("text", text) and ("image", URL).
     """
 
     uid: str
@@ -65,11 +65,11 @@ class Document:
 
 
 def parse(record: Mapping[str, Any]) -> Document | None:
-    """A document out of a record of MMC4 or OBELICS; None where it is neither.
+    """Parse a record of MMC4 or OBELICS; returns None if it is neither.
 
-    MMC4 (arXiv:2304.06939): `text_list`, and `image_info` with a `raw_url` and the index of the
-    text each image was matched to; the image stands before that text. OBELICS (arXiv:2306.16527):
-    `texts` and `images` of one length, one of which is null at each place.
+    MMC4 (arXiv:2304.06939) has `text_list`, and `image_info` with a `raw_url` and the index of the
+    matched text; the image is put before that text. OBELICS (arXiv:2306.16527) has `texts` and
+    `images` of equal length, one of which is null at each position.
     """
     parts: list[Part] = []
     texts, images = record.get("text_list"), record.get("image_info")
@@ -101,33 +101,33 @@ def parse(record: Mapping[str, Any]) -> Document | None:
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentsConfig(StageConfig):
-    """What a document must be to stay, and how it is cut.
+    """The rules that documents must pass, and the length of sequences.
 
-    Flamingo gives the order of the rules and the lengths; for the texts it points to MassiveText,
-    whose limits these are (arXiv:2112.11446, A.1 and table A1).
+    The order of the rules and the sequence lengths are Flamingo's. For texts it refers to
+    MassiveText, which gives the limits (arXiv:2112.11446, A.1 and table A1).
 
     Attributes:
-        tokenizer: A folder of `save_pretrained` or a name on the hub; counts the tokens. The
-            paper's own is not public.
-        max_tokens: The longest sequence, `<image>` and `<EOC>` included.
-        max_images: The first images of a sequence that stay.
-        languages: The wanted languages as fastText labels them; empty for any.
-        min_language_score: The least probability of these together.
-        min_words: The least number of words.
-        max_words: The largest number of words.
-        min_word_length: The least mean length of a word, in characters.
-        max_word_length: The largest mean length of a word, in characters.
-        max_symbols: The most hash signs or ellipses for a word.
-        max_bullets: The largest share of texts that begin with a bullet.
-        max_ellipses: The largest share of texts that end with an ellipsis.
-        min_alphabetic: The least share of words that hold a letter.
+        tokenizer: Tokenizer that counts tokens: a folder written by `save_pretrained`, or a name on
+            the hub. The paper's own is not public.
+        max_tokens: Maximum length of a sequence, including `<image>` and `<EOC>`.
+        max_images: Maximum number of images in a sequence; further ones are dropped.
+        languages: Allowed languages, as fastText's codes; empty for any.
+        min_language_score: Minimum total probability of the allowed languages.
+        min_words: Minimum number of words.
+        max_words: Maximum number of words.
+        min_word_length: Minimum mean length of words, in characters.
+        max_word_length: Maximum mean length of words, in characters.
+        max_symbols: Maximum number of hash signs, or of ellipses, per word.
+        max_bullets: Maximum share of texts that begin with a bullet.
+        max_ellipses: Maximum share of texts that end with an ellipsis.
+        min_alphabetic: Minimum share of words that contain a letter.
         min_stop_words: How many of eight English stop words must occur.
-        max_duplicate_lines: The largest share of repeated texts.
-        max_duplicate_line_characters: The largest share of characters in repeated texts.
-        max_top_ngrams: The largest share of characters in the most frequent 2-, 3-, 4-gram.
-        max_duplicate_ngrams: The largest share of characters in repeated 5- to 10-grams.
-        shard_size: Documents in a shard of the export.
-        seed: Of the choice of the subsequence.
+        max_duplicate_lines: Maximum share of repeated texts.
+        max_duplicate_line_characters: Maximum share of characters in repeated texts.
+        max_top_ngrams: Maximum share of characters in the most frequent 2-, 3- and 4-gram.
+        max_duplicate_ngrams: Maximum share of characters in repeated 5- to 10-grams.
+        shard_size: Documents per shard of the export.
+        seed: Seed of the choice of subsequences.
     """
 
     tokenizer: str = "bert-base-uncased"
@@ -167,26 +167,29 @@ class DocumentsConfig(StageConfig):
                     f"export.documents.{name} must be at least 0, got {getattr(self, name)}"
                 )
         for name in ("words", "word_length"):
-            least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
-            if most < least:
+            minimum, maximum = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if maximum < minimum:
                 raise ValueError(
-                    f"export.documents.max_{name} must be at least min_{name}, {least}, got {most}"
+                    f"export.documents.max_{name} must be at least min_{name}, {minimum}, got "
+                    f"{maximum}"
                 )
         for name in SHARES:
             value = getattr(self, name)
-            if not all(0 <= one <= 1 for one in (value if isinstance(value, tuple) else (value,))):
+            if not all(
+                0 <= share <= 1 for share in (value if isinstance(value, tuple) else (value,))
+            ):
                 raise ValueError(f"export.documents.{name} must be from 0 to 1, got {value}")
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """What is exported of a document.
+    """The sequence that is exported for a document.
 
     Attributes:
-        text: Texts with `<image>` where an image stands and `<EOC>` before every image and at
-            the end.
-        images: The images, one for each `<image>`, as the uids of pool rows.
-        tokens: The length in tokens, both tags counted as one each.
+        text: The texts, with `<image>` for each image, and `<EOC>` before every image and at the
+            end.
+        images: uids of the pool rows of the images, one for each `<image>`.
+        tokens: Length in tokens; each tag counts as one.
     """
 
     text: str
@@ -195,28 +198,28 @@ class Excerpt:
 
 
 class Documents:
-    """Judges documents and cuts them to sequences.
+    """Judges documents and cuts them into sequences.
 
     Args:
-        config: The limits.
+        config: The rules and lengths.
     """
 
     reasons: ClassVar[Mapping[str, str]] = {
-        "unreadable": "The line is no document in the form of MMC4 or OBELICS.",
-        "not_english": "The texts are in none of the wanted languages.",
+        "unreadable": "The line is not a document in the format of MMC4 or OBELICS.",
+        "not_english": "The texts are in none of the allowed languages.",
         "no_image": "The document has no image.",
         "too_few_words": "The texts have fewer words than min_words.",
         "too_many_words": "The texts have more words than max_words.",
-        "word_length": "The mean word is shorter or longer than words are.",
-        "symbols": "More hash signs or ellipses for each word than max_symbols.",
-        "bullets": "Nearly all texts are items of lists.",
-        "ellipses": "Too many texts are cut off with an ellipsis.",
-        "alphabetic": "Too few words hold a letter.",
-        "stop_words": "The texts lack the words that every English text has.",
-        "repetitive": "Texts or phrases repeat too much of what was said.",
-        "no_image_left": "None of its images passed the rules of images.",
+        "word_length": "The mean word length is outside min_word_length and max_word_length.",
+        "symbols": "There are more hash signs or ellipses per word than max_symbols.",
+        "bullets": "The share of texts that begin with a bullet is above max_bullets.",
+        "ellipses": "The share of texts that end with an ellipsis is above max_ellipses.",
+        "alphabetic": "The share of words with a letter is below min_alphabetic.",
+        "stop_words": "Fewer English stop words occur than min_stop_words.",
+        "repetitive": "Texts or phrases are repeated too often.",
+        "no_image_left": "None of its images passed the image rules.",
     }
-    """In the order of the paper; the first that holds is the verdict."""
+    """The reasons in the order of the paper; the first that applies is the verdict."""
 
     def __init__(self, config: DocumentsConfig) -> None:
         from transformers import AutoTokenizer
@@ -229,17 +232,17 @@ class Documents:
             )
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"export.documents.tokenizer: cannot load {config.tokenizer!r}: {error}. Name a "
-                "folder with a tokenizer, or one that the hub has"
+                f"export.documents.tokenizer: cannot load {config.tokenizer!r}: {error}. Give a "
+                "folder with a tokenizer, or a name on the hub"
             ) from error
 
     def judge(self, document: Document | None, live: Callable[[str], str | None]) -> str | None:
-        """The reason to reject a document, or None.
+        """Return the reason to reject a document, or None.
 
         Args:
-            document: The document, or None for a line that is none.
-            live: Gives the uid of the pool row that stands for the image of a URL, or None where
-                no rule let it pass.
+            document: The document, or None for a line that is not a document.
+            live: Returns the uid of the pool row of an image URL, or None if the image was
+                rejected.
         """
         if document is None:
             return "unreadable"
@@ -255,33 +258,34 @@ class Documents:
             return "no_image_left"
         return reason
 
-    def _prose(self, found: ProseMeasures) -> str | None:
+    def _prose(self, measures: ProseMeasures) -> str | None:
         limits = self.config
-        length = found.word_length
+        length = measures.word_length
         rules = {
-            "too_few_words": found.words < limits.min_words,
-            "too_many_words": found.words > limits.max_words,
+            "too_few_words": measures.words < limits.min_words,
+            "too_many_words": measures.words > limits.max_words,
             "word_length": not limits.min_word_length <= length <= limits.max_word_length,
-            "symbols": found.symbols > limits.max_symbols,
-            "bullets": found.bullets > limits.max_bullets,
-            "ellipses": found.ellipses > limits.max_ellipses,
-            "alphabetic": found.alphabetic < limits.min_alphabetic,
-            "stop_words": found.stop_words < limits.min_stop_words,
-            "repetitive": found.duplicate_lines > limits.max_duplicate_lines
-            or found.duplicate_line_characters > limits.max_duplicate_line_characters
-            or _exceed(found.top_ngrams, limits.max_top_ngrams)
-            or _exceed(found.duplicate_ngrams, limits.max_duplicate_ngrams),
+            "symbols": measures.symbols > limits.max_symbols,
+            "bullets": measures.bullets > limits.max_bullets,
+            "ellipses": measures.ellipses > limits.max_ellipses,
+            "alphabetic": measures.alphabetic < limits.min_alphabetic,
+            "stop_words": measures.stop_words < limits.min_stop_words,
+            "repetitive": measures.duplicate_lines > limits.max_duplicate_lines
+            or measures.duplicate_line_characters > limits.max_duplicate_line_characters
+            or _exceed(measures.top_ngrams, limits.max_top_ngrams)
+            or _exceed(measures.duplicate_ngrams, limits.max_duplicate_ngrams),
         }
         return next((name for name, fires in rules.items() if fires), None)
 
     def cut(self, document: Document, live: Callable[[str], str | None]) -> Excerpt:
-        """A subsequence of at most `max_tokens` with the first `max_images` images in it.
+        """Return a subsequence of at most `max_tokens` tokens and `max_images` images.
 
-        Images that are not live are left out with their tags. A longer document gives a window
-        that the seed and its uid draw, uniform among those that show an image. The paper draws
-        one anew each time a page is read, images in it or not; here the draw is part of the data.
+        Rejected images are left out, with their tags. A longer document is cut to a random window,
+        uniform among those that contain an image and determined by the seed and the uid. The paper
+        draws a new window, with or without images, whenever a page is read; here the window is
+        part of the data.
         """
-        units: list[tuple[str, str | None]] = []  # a token's text, the uid of an image's tag
+        units: list[tuple[str, str | None]] = []  # (token, None) or (tag, uid of the image)
         for kind, value in document.parts:
             if kind == "text":
                 units += [(token, None) for token in self._tokens(value)]
@@ -304,7 +308,7 @@ class Documents:
         return Excerpt("".join(text for text, _ in kept).strip(), tuple(images), len(kept))
 
     def _tokens(self, text: str) -> list[str]:
-        """The text cut at its tokens; joined, they are the text and a space after it."""
+        """Split a text into tokens; joined, they are the text and a space after it."""
         text = " ".join(text.split()).replace(IMAGE, " ").replace(EOC, " ")
         offsets = self._tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -314,12 +318,14 @@ class Documents:
         return [*cuts[:-1], f"{cuts[-1]} "] if cuts else []
 
     def _start(self, uid: str, is_image: Sequence[bool]) -> int:
-        """Where the window begins, by seed and uid; it shows an image and none without its EOC."""
-        size, last = self.config.max_tokens, len(is_image) - self.config.max_tokens
-        seen = np.concatenate([[0], np.cumsum(is_image)])
-        starts = np.arange(last + 1)
-        shows = starts[(seen[starts + size] > seen[starts]) & ~np.array(is_image)[starts]]
-        return int(shows[hash_of(f"{self.config.seed} {uid}") % len(shows)])
+        """Choose the start of the window, which must contain an image but not begin with one."""
+        size, last_start = self.config.max_tokens, len(is_image) - self.config.max_tokens
+        num_images = np.concatenate([[0], np.cumsum(is_image)])
+        starts = np.arange(last_start + 1)
+        candidates = starts[
+            (num_images[starts + size] > num_images[starts]) & ~np.array(is_image)[starts]
+        ]
+        return int(candidates[hash_of(f"{self.config.seed} {uid}") % len(candidates)])
 
 
 def _exceed(shares: Sequence[float], limits: Sequence[float]) -> bool:

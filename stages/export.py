@@ -1,4 +1,4 @@
-"""Export: join the verdicts, drop once, and write the curated pairs."""
+"""Export: joins the verdicts, drops rejected rows, and makes the curated pairs."""
 
 from __future__ import annotations
 
@@ -33,26 +33,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(StageConfig):
-    """What the curated pairs are made of.
+    """Which pairs to export, and how.
 
     Attributes:
-        human: Human-annotated pairs, added unfiltered as BLIP does (arXiv 2201.12086, section
-            3.3): whatever `download.source` reads and has its images at hand, as JSON Lines of
-            `image` (a path relative to the file) and `caption`, or `captions`. An image without a
-            caption is left out.
-        web: Whether web captions that pass are exported.
-        synthetic: Whether synthetic captions that pass are exported.
-        filtered: Whether the filter decides; otherwise all texts of the rows that came as far as
-            the filter are exported, as the rows without F of the paper's table 1 have them.
-        format: As what the pairs are written: parquet; webdataset, tars as of img2dataset; llava,
+        human: Human-annotated pairs, added unfiltered as in BLIP (arXiv 2201.12086, section 3.3).
+            They may have any format that `download.source` reads and whose images need no download,
+            such as JSON Lines of `image` (a path relative to the file) and `caption` or
+            `captions`. Images without a caption are left out.
+        web: Whether to export web captions.
+        synthetic: Whether to export synthetic captions.
+        filtered: Whether to export only captions that the filter keeps. Otherwise all captions of
+            the rows that reached the filter are exported, as in the rows without F of the paper's
+            table 1.
+        format: Format of the files: parquet; webdataset, tars in img2dataset's layout; llava,
             conversations; blip, a JSON list; imagefolder, images with a metadata.jsonl; urls,
             Parquet without the images.
-        validation: The share of images that are set apart, by seed and SHA-256 of the image as
-            downloaded, so that all captions and copies of an image are in one split.
-        shard_size: The most images in a shard. The shards of a split hold as many each, or one
-            less; only the last of human pairs may be smaller.
-        documents: How interleaved documents of the sources are judged and cut; null exports none.
-        seed: Of the split, and of the instructions of the format llava.
+        validation: Share of images in the validation split. The split depends on the seed and the
+            SHA-256 of the downloaded image, so that all captions and copies of an image are in one
+            split.
+        shard_size: Maximum images per shard. The shards of a split are of equal size, give or take
+            one image; only the last shard of human pairs may be smaller.
+        documents: How to judge and cut interleaved documents of the sources; null exports none.
+        seed: Seed of the split, and of the instructions of the format llava.
     """
 
     human: tuple[str, ...] = ()
@@ -68,8 +70,8 @@ class ExportConfig(StageConfig):
     def __post_init__(self) -> None:
         if not (self.web or self.synthetic or self.human):
             raise ValueError(
-                "export: web, synthetic and human are all off, so nothing would be exported; "
-                "turn one on"
+                "export: web, synthetic and human are all off, so nothing would be exported; turn "
+                "one of them on"
             )
         if not 0 <= self.validation < 1:
             raise ValueError(f"export.validation must be from 0 to below 1, got {self.validation}")
@@ -77,17 +79,17 @@ class ExportConfig(StageConfig):
             raise ValueError(f"export.shard_size must be at least 1, got {self.shard_size}")
         if self.format == "urls" and self.documents is not None:
             raise ValueError(
-                "export.format urls writes no image, while documents come with theirs; set "
-                "documents: null beside it"
+                "export.format: urls writes no images, but documents need theirs; set "
+                "export.documents to null"
             )
 
 
 class ExportStage:
-    """From rows whose verdict is to keep, to pairs.
+    """Makes the pairs of kept rows.
 
-    One image gives a pair for each of its texts that the filter keeps: none, its web captions (its
-    own, and those that dedup took over from its copies), its synthetic captions, or all of them.
-    Without a filter every text is kept.
+    An image gives a pair for each of its captions that the filter keeps. Its captions are its web
+    caption, those that dedup took over from its copies, and its synthetic captions. Without a
+    filter all of them are kept.
     """
 
     name = "export"
@@ -105,26 +107,26 @@ class ExportStage:
     def __init__(self, config: ExportConfig) -> None:
         self.config = config
         self.notices = Notices()
-        """What the readers of the human pairs tell."""
+        """Warnings of the readers of human pairs."""
 
     @property
     def format(self) -> Format:
-        """As what the pairs are written."""
+        """The file format of the export."""
         config = self.config
         return FORMATS[config.format](
             shard_size=config.shard_size, is_split=config.validation > 0, seed=config.seed
         )
 
     def pairs(self, rows: pa.Table, keeps: pa.Table | None) -> pa.Table:
-        """The pairs of kept rows, the secrets of their URLs hidden: an export may be given on.
+        """Return the pairs of kept rows, with secrets in URLs hidden, since exports are shared.
 
         Args:
-            rows: uid, `reads` and the columns of `uses` that exist; n rows.
-            keeps: keep_web (bool), keep_further and keep_synthetic (list<bool>) of the same
-                rows, as the filter gives them; None keeps every text.
+            rows: n rows with uid, `reads` and the existing columns of `uses`.
+            keeps: The filter's keep_web (bool), keep_further and keep_synthetic (list<bool>) of the
+                same rows; None keeps every caption.
 
         Returns:
-            A table of schema PAIRS, pairs of one image together, the web caption first.
+            A table of schema PAIRS. The pairs of one image are adjacent, the web caption first.
         """
         parts = self._texts(rows, keeps)
         if not parts:
@@ -150,28 +152,29 @@ class ExportStage:
         return pa.table(columns, schema=PAIRS)
 
     def images(self, rows: pa.Table, keeps: pa.Table | None) -> dict[str, int]:
-        """How many images of each split `pairs` would give a text; the images are not needed."""
-        shown = np.zeros(rows.num_rows, bool)
+        """Count the images of each split that have a pair in `pairs`; needs no column `image`."""
+        has_pair = np.zeros(rows.num_rows, bool)
         for part in self._texts(rows, keeps):
-            shown[part.rows] = True
+            has_pair[part.rows] = True
         validation = self._is_validation(rows)
         return {
-            TRAIN: int((shown & ~validation).sum()),
-            VALIDATION: int((shown & validation).sum()),
+            TRAIN: int((has_pair & ~validation).sum()),
+            VALIDATION: int((has_pair & validation).sum()),
         }
 
     def slice(self, pairs: pa.Table, split: str, start: int, stop: int) -> pa.Table:
-        """The pairs of the images `start` to `stop` of a split, counted from 0 in a table."""
+        """Return the pairs of the images from `start` to before `stop` of a split in a table."""
         chosen = pairs.filter(pa.array(self._is_validation(pairs) == (split == VALIDATION)))
         uids: Any = np.asarray(chosen["uid"])
         images = np.cumsum(np.concatenate([np.zeros(1, bool), uids[1:] != uids[:-1]])[: len(uids)])
         return chosen.filter(pa.array((images >= start) & (images < stop)))
 
     def human_pairs(self) -> Iterator[tuple[Shard, pa.Table]]:
-        """The human pairs, unfiltered, in shards of `shard_size` images of one split.
+        """Yield the human pairs, unfiltered, in shards of `shard_size` images of one split.
 
         Raises:
-            ValueError: A line or an image cannot be read; it names the file, the line, the fix.
+            ValueError: A line or an image cannot be read; the message has the file, the line and
+                the fix.
         """
         waiting: dict[str, list[list[dict[str, Any]]]] = {split: [] for split in SPLITS}
         numbers: Counter[str] = Counter()
@@ -181,8 +184,8 @@ class ExportStage:
             waiting[split].clear()
             numbers[split] += 1
             number = numbers[split] - 1
-            found = Shard(split=split, number=number, is_human=True)
-            return found, pa.Table.from_pylist(rows, schema=PAIRS)
+            identifier = Shard(split=split, number=number, is_human=True)
+            return identifier, pa.Table.from_pylist(rows, schema=PAIRS)
 
         for rows in self._human_images():
             split = self._split(rows[0]["sha256"])
@@ -194,7 +197,7 @@ class ExportStage:
                 yield shard(split)
 
     def _human_images(self) -> Iterator[list[dict[str, Any]]]:
-        """The pairs of each human-annotated image, whichever lines they stand on."""
+        """Yield the pairs of each human-annotated image, gathered from all its lines."""
         seen: dict[str, str] = {}
         for path in self.config.human:
             source = posixpath.basename(path.rstrip("/")).split(".")[0]
@@ -205,15 +208,15 @@ class ExportStage:
                 uid = rows[0]["uid"]
                 if seen.setdefault(uid, path) != path:
                     raise ValueError(
-                        f"export.human: {path}:{sample.number}: {seen[uid]} has an image "
-                        f"{sample.name!r} too, and files of one name are one source; give one of "
-                        "them another name"
+                        f"export.human: {path}:{sample.number}: {seen[uid]} also has an image "
+                        f"{sample.name!r}, and files with the same name count as one source; "
+                        "rename one of the two files"
                     )
                 yield rows
         self.notices.warn()
 
     def _is_validation(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
-        """Whether each of n rows with sha256 and uid belongs to the validation split; (n,)."""
+        """Return whether each of n rows with sha256 and uid is in the validation split, (n,)."""
         if not self.config.validation:
             return np.zeros(rows.num_rows, bool)
         keys: Any = pc.coalesce(rows["sha256"], rows["uid"]).to_pylist()
@@ -242,7 +245,7 @@ class ExportStage:
 
 @dataclass(frozen=True)
 class _Texts:
-    """The texts of one source that are exported, with the rows that they belong to."""
+    """The exported captions of one source, with the rows that they belong to."""
 
     source: str
     rows: npt.NDArray[np.int64]
@@ -251,7 +254,7 @@ class _Texts:
 
     @classmethod
     def choose(cls, source: str, rows: Any, captions: Any, scores: Any, keep: Any) -> _Texts:
-        """Those of m texts that `keep` (m booleans) names; `scores` may be None."""
+        """Select the captions, out of m, for which `keep` (m booleans) is true."""
         captions = captions.filter(keep)
         scores = pa.nulls(len(captions), pa.float32()) if scores is None else scores.filter(keep)
         chosen = np.asarray(rows, np.int64)[keep.to_numpy(zero_copy_only=False)]
@@ -261,7 +264,7 @@ class _Texts:
 def _lists(
     source: str, column: str, rows: pa.Table, scores: str, keeps: pa.Table | None, keep: str
 ) -> list[_Texts]:
-    """The texts of a column of lists, with the columns of their scores and verdicts."""
+    """Return the exported captions of a column of lists, given its score and verdict columns."""
     if column not in rows.column_names:
         return []
     lists = _column(rows, column)
@@ -269,8 +272,10 @@ def _lists(
     kept: Any = pc.greater(pc.utf8_length(texts), pa.scalar(0, pa.int32()))
     if keeps is not None:
         kept = pc.and_(kept, _column(keeps, keep).flatten())
-    found = _column(rows, scores).flatten() if scores in rows.column_names else None
-    return [_Texts.choose(source, np.asarray(pc.list_parent_indices(lists)), texts, found, kept)]
+    text_scores = _column(rows, scores).flatten() if scores in rows.column_names else None
+    return [
+        _Texts.choose(source, np.asarray(pc.list_parent_indices(lists)), texts, text_scores, kept)
+    ]
 
 
 def _column(table: pa.Table, name: str) -> Any:
@@ -284,9 +289,9 @@ def _human_rows(path: str, source: str, sample: Sample) -> list[dict[str, Any]]:
     except (OSError, ImageError) as error:
         raise ValueError(
             f"export.human: {path}:{sample.number}: cannot read image {sample.name} ({error}); "
-            "`image` is a path relative to the list"
+            "`image` must be a path relative to the list"
         ) from error
-    uid = uid_of(sample.name, None)  # one for all captions of an image
+    uid = uid_of(sample.name, None)  # shared by all captions of the image
     return [
         {
             "uid": uid,
@@ -305,9 +310,9 @@ def _human_rows(path: str, source: str, sample: Sample) -> list[dict[str, Any]]:
 
 
 def _plain(content: bytes, image: Image.Image) -> bytes:
-    """The bytes as they are where they hold nothing but an RGB image, else encoded anew."""
-    with Image.open(io.BytesIO(content)) as found:
-        if found.format == "JPEG" and found.mode == "RGB" and not found.getexif():
+    """Return the bytes unchanged if they are an RGB JPEG without EXIF, else a new JPEG."""
+    with Image.open(io.BytesIO(content)) as opened:
+        if opened.format == "JPEG" and opened.mode == "RGB" and not opened.getexif():
             return content
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95)

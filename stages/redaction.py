@@ -1,4 +1,4 @@
-"""URLs as they may be shown or published: without what lets their reader in."""
+"""Hides passwords, keys and signatures in URLs that are shown or published."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ __all__ = ["redacted"]
 
 HIDDEN = "***"
 
-# user:password@ of an authority. Keys of object stores hold slashes too, which ports never precede.
+# user:password@ before a host. Passwords may contain slashes, as keys of object stores do; a colon
+# followed by digits is a port.
 _USER = re.compile(
     r"((?:^|:)//)(?:[^\s/?#@]{1,1000}@|[^\s/:@]{0,1000}:(?!\d+(?:[/?#\s]|$))[^\s@]{0,1000}@)"
 )
@@ -23,14 +24,14 @@ _VALUE = re.compile(rf"([?&;#](?:{_NAME})=)[^&;#\s\"'<>]+", re.IGNORECASE | re.V
 
 
 def redacted(text: str) -> str:
-    """A text with the secrets of its URLs hidden.
+    """Replace the secrets in URLs by `***`.
 
-    These are users and passwords, and the values of parameters that sign or let in: `token`,
-    `key`, `sig`, `X-Amz-Signature` and their like. All else stays as it is, so that what is public
-    can still be fetched.
+    Secrets are user names and passwords, and the values of parameters that grant access, such as
+    `token`, `key`, `sig` and `X-Amz-Signature`. The rest is unchanged, so that a public URL can
+    still be fetched.
 
     Args:
-        text: A URL, or a text with URLs in it.
+        text: A URL, or a text that contains URLs.
     """
     if "//" in text and "@" in text:
         text = _USER.sub(rf"\1{HIDDEN}@", text)

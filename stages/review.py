@@ -1,4 +1,4 @@
-"""Review: what people said of pairs, looked up; see `pipeline.review` for how they are asked."""
+"""Review: applies people's decisions on captions; `pipeline.review` collects them."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ __all__ = [
 VERDICTS = ("accept", "reject", "fix")
 
 SEAL = re.compile(rb'^\{"seal": "([0-9a-f]{64})"\}\n', re.MULTILINE)
-"""The line under the decisions that `capfilt review` wrote."""
+"""A line with the checksum of the decisions above it, written by `capfilt review`."""
 
 SCORES = ("itm", "itc", "clip", "second_clip")
-"""What the filter's columns are named by."""
+"""Prefixes of the filter's score columns."""
 
 
 class Decision(NamedTuple):
-    """What people said of a caption of an image.
+    """A person's decision on a caption of an image.
 
     Attributes:
         verdict: One of `VERDICTS`.
-        fixed: The caption in its place, of `fix` alone.
+        fixed: The new caption, for the verdict fix only.
     """
 
     verdict: str
@@ -52,32 +52,32 @@ class Decision(NamedTuple):
 
 
 Decisions = dict[tuple[str, str], Decision]
-"""Decisions by the uid of the image and the text of the caption, so that captions written anew
-keep the decisions on those that are still the same."""
+"""Decisions by uid of the image and text of the caption. If captions are generated again, those
+that did not change keep their decisions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewConfig(StageConfig):
-    """Where the decisions are.
+    """The file of decisions.
 
     Attributes:
-        file: jsonl that `capfilt review` writes, `uid`, `caption`, `verdict` and, of a caption
-            fixed, `fixed` a line; RUN/reviews.jsonl by default.
+        file: The jsonl file that `capfilt review` writes, RUN/reviews.jsonl by default. Each line
+            has `uid`, `caption`, `verdict`, and `fixed` for a fixed caption.
     """
 
     file: str
 
     def measurement(self) -> dict[str, Any]:
-        """What was decided, in the place of the name of the file."""
+        """Return a digest of the decisions, in place of the file name."""
         return {"decisions": hashlib.sha256(_read(self.file)).hexdigest()}
 
 
 class ReviewStage(Stage[ReviewConfig]):
     """Looks up the decisions on the captions of each row.
 
-    A caption that people rejected gives no pair, one that they fixed gives a pair of the fixed
-    text, one that they accepted stays as it is, as do all that nobody looked at. The filter's
-    verdict stands: a caption that it rejects gives no pair, whatever people said of it.
+    A rejected caption gives no pair, and a fixed one gives a pair with the new text. Accepted
+    captions, and those without a decision, stay unchanged. A caption that the filter rejects gives
+    no pair, whatever the decision is.
     """
 
     name = "review"
@@ -102,10 +102,10 @@ class ReviewStage(Stage[ReviewConfig]):
             pa.field("captions_left", pa.int32()),
         ]
     )
-    """The decisions on captions that the row has, and how many of its captions are not rejected;
-    null where nobody looked at any."""
+    """The decisions on the captions of the row, and how many of its captions are not rejected;
+    null without a decision."""
     reasons: ClassVar[Mapping[str, str]] = {
-        "rejected": "People rejected every caption of the image.",
+        "rejected": "Reviewers rejected every caption of the image.",
     }
 
     _decisions: dict[str, dict[str, Decision]] | None = None
@@ -117,28 +117,28 @@ class ReviewStage(Stage[ReviewConfig]):
             self._decisions.setdefault(uid, {})[caption] = decision
 
     def annotate(self, rows: pa.Table) -> pa.Table:
-        """Look up rows; see `Stage.annotate`."""
+        """Look up the decisions on rows; see `Stage.annotate`."""
         if self._decisions is None:
             self.load()
         assert self._decisions is not None
-        found: list[dict[str, Any]] = [{} for _ in range(rows.num_rows)]
+        annotations: list[dict[str, Any]] = [{} for _ in range(rows.num_rows)]
         for row, uid in enumerate(map(str, rows["uid"].to_pylist())):
             if (decisions := self._decisions.get(uid)) is None:
                 continue
             captions = _captions(rows, row)
-            if not (said := {text: decisions[text] for text in captions if text in decisions}):
+            if not (decided := {text: decisions[text] for text in captions if text in decisions}):
                 continue
-            rejected = {text for text, decision in said.items() if decision.verdict == "reject"}
-            found[row] = {
+            rejected = {text for text, decision in decided.items() if decision.verdict == "reject"}
+            annotations[row] = {
                 "reviews": [
-                    {"caption": text, **decision._asdict()} for text, decision in said.items()
+                    {"caption": text, **decision._asdict()} for text, decision in decided.items()
                 ],
                 "captions_left": sum(text not in rejected for text in captions),
             }
-        return pa.Table.from_pylist(found, schema=self.writes)
+        return pa.Table.from_pylist(annotations, schema=self.writes)
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
-        """Reject the rows all of whose captions people rejected."""
+        """Reject rows whose captions were all rejected."""
         left = annotations["captions_left"].combine_chunks()
         is_rejected: Any = pc.equal(left, pa.scalar(0, pa.int32())).fill_null(False)
         reasons: pa.StringArray = pc.if_else(
@@ -148,16 +148,16 @@ class ReviewStage(Stage[ReviewConfig]):
 
 
 def revised(rows: pa.Table) -> pa.Table:
-    """Rows with their captions as people left them.
+    """Apply the decisions to the captions of rows.
 
     Args:
-        rows: Columns of captions and scores as export takes them, and `reviews` where people were
-            asked; n rows.
+        rows: n rows with the caption and score columns of export, and `reviews` if there was a
+            review.
 
     Returns:
-        The n rows. A fixed caption stands where the one before it stood, so that it keeps its
-        source, and has no score, since the filter has not seen it; a rejected web caption is
-        null, another rejected one empty.
+        The n rows. A fixed caption replaces the old one in the same column, and its score is null,
+        since the filter has not seen it. A rejected web caption becomes null; a rejected caption of
+        a list becomes an empty string.
     """
     if "reviews" not in rows.column_names or rows["reviews"].null_count == rows.num_rows:
         return rows
@@ -172,13 +172,13 @@ def revised(rows: pa.Table) -> pa.Table:
             continue
         texts: list[Any] = rows[column].to_pylist()
         was_changed: dict[int, Any] = {}
-        for row, said in decisions.items():
+        for row, row_decisions in decisions.items():
             if column == web:
-                texts[row], was_changed[row] = _left(said, texts[row], None)
+                texts[row], was_changed[row] = _apply_decision(row_decisions, texts[row], None)
             elif texts[row]:
-                found = [_left(said, text, "") for text in texts[row]]
-                texts[row] = [text for text, _ in found]
-                was_changed[row] = [changed for _, changed in found]
+                results = [_apply_decision(row_decisions, text, "") for text in texts[row]]
+                texts[row] = [text for text, _ in results]
+                was_changed[row] = [changed for _, changed in results]
         rows = _replaced(rows, column, texts)
         for name in rows.column_names:
             if name in {f"{score}_{kind}" for score in SCORES}:
@@ -190,21 +190,22 @@ def revised(rows: pa.Table) -> pa.Table:
 
 
 def read_decisions(file: str) -> Decisions:
-    """The decisions of a file, none where there is no file; the last line on a caption counts.
+    """Read the decisions of a file; no file means no decisions.
 
-    Lines of other hands may stand below the seal, and files of other hands need none.
+    If a caption has several decisions, the last one counts. Lines added by other programs may
+    follow the line with the checksum, which may also be missing.
 
     Raises:
-        DamagedError: The lines above the seal are not those that were sealed.
-        InputError: A line is no decision; the message names the file and the line.
+        DamagedError: The lines above the checksum have changed; the message has the file.
+        InputError: A line is not a decision; the message has the file and the line.
     """
-    found: Decisions = {}
+    decisions: Decisions = {}
     content = _read(file)
     seal = SEAL.search(content)
     if seal is not None and _digest(content[: seal.start()]) != seal[1]:
         raise DamagedError(
-            f"review.file: {file}: damaged: the lines above the one with `seal` are not those that "
-            "were written. Copy the file back or, if you changed them by hand, remove that line"
+            f"review.file: {file}: damaged: the lines above the one with `seal` have changed. "
+            "Restore the file, or remove that line if you changed the file yourself"
         )
     for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip() or (seal is not None and line == seal[0].rstrip()):
@@ -213,22 +214,22 @@ def read_decisions(file: str) -> Decisions:
             entry = json.loads(line)
             uid, caption = str(entry["uid"]), str(entry["caption"])
             verdict, fixed = entry["verdict"], entry.get("fixed")
-            f"{uid}{caption}{fixed}".encode()  # half of a surrogate pair fits no table
+            f"{uid}{caption}{fixed}".encode()  # Arrow cannot store lone surrogates
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             verdict = fixed = None
         has_text = isinstance(fixed, str) and bool(fixed.strip())
         if str(verdict) not in VERDICTS or has_text != (verdict == "fix"):
             raise InputError(
-                f"review.file: {file}:{number}: no decision; a line has `uid`, `caption` and "
-                f"`verdict`, one of {', '.join(VERDICTS)}, and `fixed` where it is fix. Mend or "
-                "remove the line"
+                f"review.file: {file}:{number}: not a decision; a line must have `uid`, `caption`, "
+                f"`verdict` (one of {', '.join(VERDICTS)}), and `fixed` if the verdict is fix. "
+                "Correct or remove the line"
             )
-        found[uid, caption] = Decision(verdict, fixed)
-    return found
+        decisions[uid, caption] = Decision(verdict, fixed)
+    return decisions
 
 
 def sealed(lines: bytes) -> bytes:
-    """The lines of a file of decisions with one more, the SHA-256 of all of them."""
+    """Append a line with the SHA-256 of the lines of a file of decisions."""
     return lines + b'{"seal": "%s"}\n' % _digest(lines) if lines else lines
 
 
@@ -248,27 +249,32 @@ def _read(file: str) -> bytes:
 
 
 def _captions(rows: pa.Table, row: int) -> list[str]:
-    """All captions of a row that are not blank."""
-    found = [web_captions(rows)[row].as_py()]
+    """Return all captions of a row that are not blank."""
+    captions = [web_captions(rows)[row].as_py()]
     for column in ("further_captions", "synthetic"):
         if column in rows.column_names:
-            found += rows[column][row].as_py() or []
-    return [text for text in found if text and text.strip()]
+            captions += rows[column][row].as_py() or []
+    return [text for text in captions if text and text.strip()]
 
 
-def _left(
-    said: Mapping[str, Mapping[str, Any]], text: str | None, nothing: str | None
+def _apply_decision(
+    decisions: Mapping[str, Mapping[str, Any]], text: str | None, nothing: str | None
 ) -> tuple[str | None, bool]:
-    """What people left of a caption, and whether that is something else."""
-    if text is None or text not in said or said[text]["verdict"] == "accept":
+    """Return a caption after its decision, and whether it changed.
+
+    A rejected caption becomes `nothing`.
+    """
+    if text is None or text not in decisions or decisions[text]["verdict"] == "accept":
         return text, False
-    return said[text]["fixed"] if said[text]["verdict"] == "fix" else nothing, True
+    return decisions[text]["fixed"] if decisions[text]["verdict"] == "fix" else nothing, True
 
 
 def _blanked(score: Any, changed: Any) -> Any:
-    """A score, or the scores of a list, null for the captions that changed."""
+    """Return a score, or a list of scores, with None for the captions that changed."""
     if isinstance(score, list) and score:
-        return [None if gone else one for one, gone in zip(score, changed, strict=True)]
+        return [
+            None if is_changed else value for value, is_changed in zip(score, changed, strict=True)
+        ]
     return None if changed is True else score
 
 

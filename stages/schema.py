@@ -1,4 +1,4 @@
-"""The data contracts: the pool that download writes once, and the pairs that export writes."""
+"""The schemas of the pool, which download writes, and of the pairs, which export writes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,16 @@ _POOL: list[pa.Field[Any]] = [
 POOL = pa.schema(_POOL)
 """One row for each distinct (url, caption) of the input, failed downloads included.
 
-`source_uid` is the id that the source itself gives, as DataComp's uid; `url` is a name within the
-source where an image at hand has no URL; `caption` is as found; `repeats` counts the further input
-rows with the same uid; `status` is img2dataset's (success, failed_to_download, failed_to_resize);
-`error` is null on success and otherwise one of download's reasons; `image` is encoded bytes, free
-of EXIF, null on failure; `original_bytes` (their number) and `sha256` are of what was downloaded,
-before any resize.
+- `source_uid`: the source's own id, such as DataComp's uid.
+- `url`: the URL; for an image without one, its name within the source.
+- `caption`: the unchanged web caption.
+- `repeats`: number of further input rows with the same uid.
+- `status`: img2dataset's status: success, failed_to_download or failed_to_resize.
+- `error`: null on success, otherwise one of download's reasons.
+- `image`: the encoded image without EXIF; null on failure.
+- `width`, `height`: size of `image`, in pixels.
+- `original_width`, `original_height`, `original_bytes`, `sha256`: size and SHA-256 of the
+  downloaded file, before it was resized.
 """
 
 _IMAGE: pa.DataType = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -75,17 +79,17 @@ PAIRS = pa.schema(
         )
     },
 )
-"""One row an (image, text). `caption_source` is web, synthetic or human; `itm_score` is the
-filter's probability of a match, null where no filter ran. The metadata lets
+"""One row per (image, caption). `caption_source` is web, synthetic or human; `itm_score` is the
+filter's probability of a match, null if no filter ran. The metadata lets
 `datasets.load_dataset("parquet", ...)` decode the images."""
 
 
 def uid_of(url: str, caption: str | None) -> str:
-    """The identity of a sample: 128 bits of (url, web caption) as 32 hex characters."""
+    """Return the uid of a sample: a 128-bit hash of (url, web caption) as 32 hex characters."""
     text = f"{url}\0{'' if caption is None else caption}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def web_captions(rows: pa.Table) -> pa.ChunkedArray[Any]:
-    """The web captions of rows: `text`, normalised by clean, where it ran; else as found."""
+    """Return the web captions of rows: clean's normalised `text` if it ran, else `caption`."""
     return rows["text" if "text" in rows.column_names else "caption"]

@@ -1,4 +1,4 @@
-"""Select: a subset of the pool, balanced by noun phrase, best by a score, or drawn at random."""
+"""Select: chooses a subset of the pool by noun phrases, by a score, or at random."""
 
 from __future__ import annotations
 
@@ -30,44 +30,44 @@ WRITES: dict[str, pa.DataType] = {"noun_phrases": pa.list_(pa.string()), "score"
 SUMMARY: dict[str, pa.DataType] = {"selected": pa.bool_(), "selected_by": pa.string()}
 
 SCORED: dict[str, pa.DataType] = {"uid": pa.string(), "score": pa.float64()}
-"""What a share is chosen by."""
+"""The columns that `random` and `top_fraction` need."""
 
 CHUNK = 1 << 20
-"""Rows whose phrases `balance` holds as Python lists at once."""
+"""Number of rows whose phrases `balance` holds as Python lists at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig(StageConfig):
-    """How rows are chosen.
+    """How to choose rows.
 
     Attributes:
-        method: noun_phrases, from rare phrases to common ones as LLaVA did (arXiv:2304.08485,
-            appendix); balance, the same walk under a hard cap: no phrase stands in more than
-            `max_per_phrase` of the rows chosen; random, by a hash of seed and uid; top_fraction,
-            the rows of the highest `score`, as DataComp ranks by CLIP (arXiv:2304.14108).
-        captions: Whose phrases count: web, those that dedup took over from copies included,
-            synthetic, or both. A row is chosen as a whole, by the phrases of all these captions of
-            its, and a phrase counts once a row.
-        min_frequency: Phrases of fewer rows bring in nothing.
-        max_per_phrase: A phrase of more rows brings in a random choice of this many.
-        variant: Which rows a frequent phrase chooses from, where the paper can be read in several
-            ways; of noun_phrases. literal: from all that hold it. not_pooled: from those that no
-            rarer phrase has brought in. quota: as not_pooled, and those brought in count towards
-            `max_per_phrase`.
+        method: noun_phrases takes rows from rare phrases to common ones, as LLaVA did
+            (arXiv:2304.08485, appendix). balance does the same with a hard cap: no phrase occurs in
+            more than `max_per_phrase` of the chosen rows. random chooses by a hash of seed and uid.
+            top_fraction chooses the rows with the highest `score`, as DataComp does with CLIP
+            (arXiv:2304.14108).
+        captions: Captions whose phrases count: web (including those that dedup took over from
+            copies), synthetic, or both. A phrase counts once per row, and a row is chosen with all
+            its captions.
+        min_frequency: Minimum number of rows with a phrase; rarer phrases choose no rows.
+        max_per_phrase: A phrase with more rows than this chooses this many of them at random.
+        variant: For noun_phrases, the rows that a frequent phrase chooses from, since the paper is
+            ambiguous. literal: all rows with the phrase. not_pooled: those that no rarer phrase has
+            chosen. quota: as not_pooled, but rows already chosen count towards `max_per_phrase`.
         model: A spaCy pipeline, installed or in a folder.
-        phrase: How a phrase is written when it is counted: raw; lower; no_determiner (lower case,
-            without leading determiners); or lemma (no_determiner, each word in its dictionary
-            form). The paper does not say, and the number of distinct phrases, and with it the
-            size of the subset, depends on it more than on `variant`.
-        require_caption: Whether a row without a caption to take phrases from is rejected;
-            otherwise it stays.
-        score: The column that top_fraction ranks by: a number, or a list of numbers of which the
-            largest counts, of the pool or of an earlier stage, such as itm_web.
-        fraction: What random and top_fraction choose, from 0 to 1. random judges each row by
-            itself, so that the size is the fraction in expectation and a row's fate depends on no
-            other; top_fraction rounds to whole rows.
-        number: The same as a number of rows; one of the two.
-        seed: Of the random choices.
+        phrase: How phrases are normalised before counting: raw; lower; no_determiner (lower case,
+            without leading determiners); or lemma (no_determiner, with each word in its dictionary
+            form). The paper does not say. The number of distinct phrases, and so the size of the
+            subset, depends on it more than on `variant`.
+        require_caption: Whether a row without a caption is rejected by noun_phrases and balance;
+            otherwise it is kept.
+        score: Column that top_fraction ranks by, such as itm_web: a number, or a list of which the
+            largest number counts.
+        fraction: Share of rows that random and top_fraction choose, above 0 and at most 1. random
+            decides on each row independently, so the share is met on average only; top_fraction
+            rounds to whole rows.
+        number: Number of rows, in place of `fraction`.
+        seed: Seed of the random choices.
     """
 
     method: Literal["noun_phrases", "balance", "random", "top_fraction"] = threshold("noun_phrases")
@@ -90,8 +90,8 @@ class SelectConfig(StageConfig):
                 raise ValueError(f"select.{name} must be at least 1, got {value}")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise ValueError(
-                f"select.fraction must be above 0 and at most 1, got {self.fraction}; for a number "
-                "of rows there is select.number"
+                f"select.fraction must be above 0 and at most 1, got {self.fraction}; to give a "
+                "number of rows, set select.number"
             )
         is_share, is_ranked = self.method in BY_SHARE, self.method == "top_fraction"
         if (self.fraction is not None) + (self.number is not None) != is_share:
@@ -103,34 +103,38 @@ class SelectConfig(StageConfig):
             raise ValueError("select.score must name the column to rank by, such as itm_web")
         if self.score is not None and not is_ranked:
             raise ValueError(
-                f"select.score is what top_fraction ranks by; remove it or change select.method, "
-                f"which is {self.method}"
+                f"select.score is for the method top_fraction; remove it, or change "
+                f"select.method, which is {self.method}"
             )
         if not self.model:
             raise ValueError('select.model must name a spaCy pipeline, such as "en_core_web_sm"')
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The score, and the synthetic captions where they count."""
+        """The score column, and the synthetic captions if their phrases count."""
         synthetic = ("synthetic",) if self.method in BY_PHRASE and self.captions != "web" else ()
         return synthetic if self.score is None else (*synthetic, self.score)
 
     def check(self, columns: pa.Schema) -> None:
-        """Refuse a score that is unknown or no number, and synthetic captions yet to be written."""
+        """Check that the score is a numeric column, and that synthetic captions exist if needed."""
         numbers = [field.name for field in columns if _is_numeric(field.type)]
         if self.score is not None and self.score not in numbers:
-            what = "no number" if self.score in columns.names else "no column of an earlier stage"
+            what = (
+                "not numeric" if self.score in columns.names else "not a column of an earlier stage"
+            )
             raise ValueError(
-                f"select.score: {self.score!r} is {what}; known are {', '.join(numbers)}"
+                f"select.score: {self.score!r} is {what}; choose from {', '.join(numbers)}"
             )
         if "synthetic" in self.reads and "synthetic" not in columns.names:
-            raise ValueError(f"select.captions: {self.captions} needs caption before select")
+            raise ValueError(
+                f"select.captions: {self.captions} needs the stage caption before select"
+            )
 
     def measurement(self) -> dict[str, Any]:
-        """The fields that change the phrases or the score, and the revision of the pipeline.
+        """Return the fields that change the phrases or the score, and the pipeline's revision.
 
         Raises:
-            FileNotFoundError: The method takes phrases and there is no such pipeline.
+            FileNotFoundError: The method needs phrases and the spaCy pipeline is not installed.
         """
         if self.method in BY_PHRASE:
             fields = {name: getattr(self, name) for name in ("captions", "model", "phrase")}
@@ -139,12 +143,12 @@ class SelectConfig(StageConfig):
 
 
 class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
-    """A subset in which rare concepts keep all their rows and common ones are sampled.
+    """Chooses a subset in which rare concepts keep all their rows and common ones are sampled.
 
-    Phrases are taken from the least frequent up, equal frequencies in the order of their bytes.
-    Frequency is the number of live rows whose captions hold the phrase. Where `method` is
-    noun_phrases, a row that one phrase has brought in stays, so a frequent phrase may end with far
-    more rows than `max_per_phrase`; `balance` passes over each row one of whose phrases is full.
+    Phrases are visited from the least to the most frequent, equal frequencies in byte order. The
+    frequency of a phrase is the number of live rows with it. With noun_phrases, rows that any
+    phrase has chosen stay, so a frequent phrase may end up with far more rows than
+    `max_per_phrase`. `balance` skips rows with a phrase that has reached its maximum.
     """
 
     name: ClassVar[str] = "select"
@@ -155,23 +159,23 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
     writes: ClassVar[pa.Schema] = pa.schema(WRITES)
     summary: ClassVar[pa.Schema] = pa.schema(SUMMARY)
     reasons: ClassVar[Mapping[str, str]] = {
-        "no_caption": "There is no caption to choose by.",
-        "no_noun_phrase": "The captions hold no noun phrase.",
-        "no_score": "There is no score to rank by.",
-        "not_selected": "Nothing brought the row into the subset.",
+        "no_caption": "The row has no caption to take noun phrases from.",
+        "no_noun_phrase": "The captions have no noun phrase.",
+        "no_score": "The row has no score.",
+        "not_selected": "The row was not chosen for the subset.",
     }
 
     def load(self) -> None:
-        """Load the spaCy pipeline, where the method takes phrases."""
+        """Load the spaCy pipeline if the method needs phrases."""
         if self.config.method in BY_PHRASE:
             self.extract = NounPhrases(self.config.model, self.config.phrase)
 
     def annotate(self, rows: pa.Table) -> pa.Table:
-        """Parse the captions, or take over the score.
+        """Extract noun phrases, or copy the score.
 
         Returns:
-            noun_phrases, the distinct ones of each row in order, null without a caption; score,
-            null without one. The one that `method` does not need is null.
+            noun_phrases, the distinct ones of each row in order, null without a caption; and score.
+            The column that `method` does not need is null.
         """
         n = len(rows)
         phrases: Any = pa.array([None] * n, WRITES["noun_phrases"])
@@ -185,28 +189,30 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
     def _phrases(self, rows: pa.Table) -> list[list[str] | None]:
         texts: list[list[str]] = [[] for _ in range(len(rows))]
         if self.config.captions != "synthetic":
-            for some, text in zip(texts, web_captions(rows).to_pylist(), strict=True):
-                some += [] if text is None else [text]
+            for captions, text in zip(texts, web_captions(rows).to_pylist(), strict=True):
+                captions += [] if text is None else [text]
             if "further_captions" in rows.column_names:
-                for some, further in zip(texts, rows["further_captions"].to_pylist(), strict=True):
-                    some += further or ()
+                for captions, further in zip(
+                    texts, rows["further_captions"].to_pylist(), strict=True
+                ):
+                    captions += further or ()
         if self.config.captions != "web":
-            for some, written in zip(texts, rows["synthetic"].to_pylist(), strict=True):
-                some += [text for text in written or () if text is not None]
-        found = iter(self.extract([text for some in texts for text in some]))
-        lists = [[next(found) for _ in some] for some in texts]
-        return [list(dict.fromkeys(chain(*some))) if some else None for some in lists]
+            for captions, written in zip(texts, rows["synthetic"].to_pylist(), strict=True):
+                captions += [text for text in written or () if text is not None]
+        phrases = iter(self.extract([text for captions in texts for text in captions]))
+        lists = [[next(phrases) for _ in captions] for captions in texts]
+        return [list(dict.fromkeys(chain(*captions))) if captions else None for captions in lists]
 
     @property
     def in_parts(self) -> InParts | None:
-        """Phrases come apart where none asks which rows a rarer one has brought in."""
+        """`keys` for the variant literal, whose phrases are independent; `ranks` for shares."""
         if self.config.method in BY_SHARE:
             return "ranks"
         is_literal = self.config.method == "noun_phrases" and self.config.variant == "literal"
         return "keys" if is_literal else None
 
     def lines(self, rows: pa.Table) -> pa.Table:
-        """The row, the phrase and the hash of the uid of each mention; the key is the phrase's."""
+        """Return row, phrase and uid hash of each mention of a phrase; the key is the phrase."""
         row, encoded, _ = _encoded(rows["noun_phrases"].combine_chunks())
         code = np.asarray(encoded.indices)
         return pa.table(
@@ -219,7 +225,7 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         )
 
     def reduce(self, lines: pa.Table) -> pa.Table:
-        """The rows that each phrase brings in, and its frequency."""
+        """Return the rows that each phrase chooses, and the frequency of the phrase."""
         rows, first, row = np.unique(lines["row"], return_index=True, return_inverse=True)
         encoded: Any = lines["phrase"].combine_chunks().dictionary_encode()
         mentions = Mentions.of(row, np.asarray(encoded.indices), encoded.dictionary)
@@ -235,7 +241,7 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         )
 
     def ranks(self, rows: pa.Table) -> pa.Table:
-        """Every row by its lot; of top_fraction those that have a score, the highest first."""
+        """Rank all rows at random, or, for top_fraction, by score with the highest first."""
         uids = uid_hashes(rows["uid"].cast(pa.string()))
         lot = splitmix(uids ^ splitmix(self.config.seed))
         rank, is_in = np.zeros(len(lot)), np.ones(len(lot), bool)
@@ -247,21 +253,21 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         return pa.table({"row": np.flatnonzero(is_in), "rank": rank[is_in], "lot": lot[is_in]})
 
     def size(self, ranked: int) -> int:
-        """The fraction of those that have a score, or the number."""
+        """Return `number`, or the fraction of the rows with a score."""
         fraction, number = self.config.fraction, self.config.number
         if number is not None:
             return number
         assert fraction is not None
         return round(fraction * ranked) if self.config.method == "top_fraction" else ranked
 
-    def conclude(self, rows: pa.Table, found: pa.Table) -> pa.Table:
-        """The rarest of the phrases that bring each row in; of a share, the rows that it takes."""
+    def conclude(self, rows: pa.Table, results: pa.Table) -> pa.Table:
+        """Return the summary, with the rarest of the phrases that choose each row."""
         if self.config.method in BY_SHARE:
             selected = np.zeros(len(rows), bool)
-            selected[np.asarray(found["row"])] = True
-            nobody: Any = pa.nulls(len(rows), pa.string())
-            return self._summary(rows["uid"], selected, nobody)
-        ranked = found.sort_by([(name, "ascending") for name in ("row", "frequency", "phrase")])
+            selected[np.asarray(results["row"])] = True
+            nulls: Any = pa.nulls(len(rows), pa.string())
+            return self._summary(rows["uid"], selected, nulls)
+        ranked = results.sort_by([(name, "ascending") for name in ("row", "frequency", "phrase")])
         row, first = np.unique(ranked["row"], return_index=True)
         which = np.full(len(rows), -1)
         which[row] = first
@@ -276,8 +282,8 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         """Choose the subset.
 
         Returns:
-            uid; selected; selected_by, the rarest phrase that brought the row in, null for the
-            others and where the method knows no phrases.
+            uid; selected; and selected_by, the rarest phrase that chose the row, null for other
+            rows and for methods without phrases.
         """
         if self.config.method in BY_SHARE:
             scored = pa.schema(SCORED)
@@ -299,7 +305,7 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         return self._summary(uid, first >= 0, by)
 
     def _ranked(self, mentions: Mentions) -> Int64s:
-        """The phrases that may bring rows in, by code, the first to be taken first."""
+        """Return the codes of the phrases that may choose rows, in the order of the walk."""
         frequent = np.flatnonzero(mentions.frequency >= self.config.min_frequency)
         keys = pa.table(
             {
@@ -311,44 +317,44 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         return frequent[np.asarray(order).astype(np.int64)]
 
     def _walk(self, mentions: Mentions, uids: UInt64s) -> Int64s:
-        """LLaVA's walk over the phrases.
+        """Choose rows by LLaVA's walk over the phrases.
 
         Args:
-            mentions: Those of n rows.
-            uids: (n,) the hashes of their uids.
+            mentions: The mentions of phrases in n rows.
+            uids: (n,) hashes of the rows' uids.
 
         Returns:
-            (n,) the code of the phrase that brings each row in, -1 for the others.
+            (n,) code of the rarest phrase that chooses each row, -1 for rows not chosen.
         """
         size, variant = self.config.max_per_phrase, self.config.variant
         ranked = self._ranked(mentions)
         num_whole = int(np.searchsorted(mentions.frequency[ranked], size, "right"))
         row, rank = mentions.by_rank(ranked)
-        nobody = len(ranked)
-        first = np.full(len(uids), nobody, np.int32)
+        unchosen = len(ranked)
+        first = np.full(len(uids), unchosen, np.int32)
         is_whole = rank < num_whole
         np.minimum.at(first, row[is_whole], rank[is_whole])
         row, rank = row[~is_whole], rank[~is_whole]
         names = hashes(mentions.phrases.take(pa.array(ranked[num_whole:])))
-        lots = draw(self.config.seed, names[rank - num_whole], uids[row])
-        order = np.lexsort((lots, rank))
+        draws = draw(self.config.seed, names[rank - num_whole], uids[row])
+        order = np.lexsort((draws, rank))
         row, rank = row[order], rank[order]
         starts = np.flatnonzero(np.diff(rank, prepend=-1))
         if variant == "literal":
-            place = np.arange(len(rank)) - np.repeat(starts, np.diff(starts, append=len(rank)))
-            np.minimum.at(first, row[place < size], rank[place < size])
+            position = np.arange(len(rank)) - np.repeat(starts, np.diff(starts, append=len(rank)))
+            np.minimum.at(first, row[position < size], rank[position < size])
         else:
             for phrase, members in enumerate(np.split(row, starts)[1:], num_whole):
-                free = members[first[members] == nobody]
+                free = members[first[members] == unchosen]
                 pooled = len(members) - len(free) if variant == "quota" else 0
                 first[free[: max(size - pooled, 0)]] = phrase
         return np.append(ranked, -1)[first]
 
     def _balance(self, mentions: Mentions, uids: UInt64s) -> Int64s:
-        """The same walk, passing over rows of which a phrase is full; see `_walk`.
+        """Choose rows by the same walk, skipping rows with a full phrase; see `_walk`.
 
-        A row passed over once is never taken later, so each is looked at once, with its rarest
-        phrase.
+        A skipped row cannot be chosen later, since a full phrase stays full. So each row is visited
+        once, with its rarest phrase.
         """
         ranked = self._ranked(mentions)
         row, rank = mentions.by_rank(ranked)
@@ -356,8 +362,8 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         np.minimum.at(first, row, rank)
         rows = np.flatnonzero(first < len(ranked))
         names = hashes(mentions.phrases.take(pa.array(ranked)))
-        lots = draw(self.config.seed, names[first[rows]], uids[rows])
-        rows = rows[np.lexsort((lots, first[rows]))]
+        draws = draw(self.config.seed, names[first[rows]], uids[rows])
+        rows = rows[np.lexsort((draws, first[rows]))]
 
         may_fill = mentions.frequency[mentions.code] > self.config.max_per_phrase
         code = mentions.code[may_fill]
@@ -366,25 +372,27 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         room = [self.config.max_per_phrase] * len(mentions.phrases)
         by = np.full(len(uids), -1)
         for start in range(0, len(rows), CHUNK):
-            some = rows[start : start + CHUNK]
-            many = lengths[some]
-            stops = np.cumsum(many)
-            held = code[np.arange(many.sum()) + np.repeat(ends[some] - stops, many)].tolist()
+            chunk = rows[start : start + CHUNK]
+            num_phrases = lengths[chunk]
+            stops = np.cumsum(num_phrases)
+            chunk_phrases = code[
+                np.arange(num_phrases.sum()) + np.repeat(ends[chunk] - stops, num_phrases)
+            ].tolist()
             taken, low = [], 0
             for high in stops.tolist():
-                phrases = held[low:high]
+                phrases = chunk_phrases[low:high]
                 low = high
                 is_taken = all([room[phrase] for phrase in phrases])
                 taken.append(is_taken)
                 if is_taken:
                     for phrase in phrases:
                         room[phrase] -= 1
-            some = some[np.array(taken, bool)]
-            by[some] = ranked[first[some]]
+            chunk = chunk[np.array(taken, bool)]
+            by[chunk] = ranked[first[chunk]]
         return by
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
-        """Reject rows outside the subset."""
+        """Reject rows that are not in the subset."""
         is_kept = np.asarray(annotations["selected"].fill_null(pa.scalar(False)))
         reason = np.full(len(annotations), "not_selected", object)
         if self.config.method in BY_PHRASE:
@@ -401,13 +409,13 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
 
 @dataclass(frozen=True, kw_only=True)
 class Mentions:
-    """Which row holds which phrase.
+    """The m mentions of k distinct phrases in rows.
 
     Attributes:
-        row: (m,) the row of each mention, ascending.
-        code: (m,) its phrase, an index of `phrases`.
-        phrases: The k distinct ones.
-        frequency: (k,) the rows that hold each.
+        row: (m,) row of each mention, ascending.
+        code: (m,) phrase of each mention, an index of `phrases`.
+        phrases: The k distinct phrases.
+        frequency: (k,) number of rows with each phrase.
     """
 
     row: Int64s
@@ -417,7 +425,7 @@ class Mentions:
 
     @classmethod
     def joined(cls, parts: list[tuple[Int64s, Any, int]]) -> Mentions:
-        """Of the rows of several tables, each as `_encoded` gives it."""
+        """Concatenate the mentions of several tables, as returned by `_encoded`."""
         kind: Any = pa.dictionary(pa.int32(), pa.string())
         chunks: Any = pa.chunked_array([encoded for _, encoded, _ in parts], kind)
         chunks = chunks.unify_dictionaries()
@@ -430,20 +438,20 @@ class Mentions:
 
     @classmethod
     def of(cls, row: Int64s, code: npt.NDArray[np.int32], phrases: Any) -> Mentions:
-        """Of rows and phrases by code, as the attributes have them."""
+        """Make mentions from the attributes, and count the frequencies."""
         frequency = np.bincount(code, minlength=len(phrases))
         return cls(row=row, code=code, phrases=phrases, frequency=frequency)
 
     def by_rank(self, ranked: Int64s) -> tuple[Int64s, npt.NDArray[np.int32]]:
-        """The row and the rank of each mention of the phrases `ranked`."""
+        """Return the row of each mention of the phrases `ranked`, and the phrase's rank."""
         rank = np.full(len(self.phrases), -1, np.int32)
         rank[ranked] = np.arange(len(ranked))
-        found = rank[self.code]
-        return self.row[found >= 0], found[found >= 0]
+        ranks = rank[self.code]
+        return self.row[ranks >= 0], ranks[ranks >= 0]
 
 
 def _encoded(lists: Any) -> tuple[Int64s, Any, int]:
-    """The row and the phrase of each mention in a column of lists, and the number of rows."""
+    """Return row and phrase of each mention in a column of lists, and the number of rows."""
     rows = np.asarray(pc.list_parent_indices(lists)).astype(np.int64)
     return rows, pc.list_flatten(lists).dictionary_encode(), len(lists)
 
@@ -455,7 +463,7 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 
 def _scores(column: Any) -> Any:
-    """A number for each row, the largest of a list; null for null, NaN and the empty list."""
+    """Return a score per row, the largest of a list; null for null, NaN and the empty list."""
     rows, values = np.arange(len(column)), column
     if isinstance(column.type, pa.ListType):
         rows, values = np.asarray(pc.list_parent_indices(column)), pc.list_flatten(column)
@@ -465,18 +473,18 @@ def _scores(column: Any) -> Any:
 
 
 BINS: tuple[int, ...] = (*range(11), *(round(10 ** (n / 2)) for n in range(3, 20)))
-"""The least frequency of each bin of a coverage: 0 to 9 each by itself, then half decades."""
+"""Lower limits of the frequency bins: one bin for each of 0 to 9, then half decades."""
 
 
 def coverage(lists: pa.ChunkedArray[Any], selected: Bools) -> pa.Table:
-    """How often concepts are seen before and after a selection.
+    """Count phrases by frequency, before and after a selection.
 
     Args:
         lists: The noun phrases of n rows, null for none.
-        selected: (n,) which rows are chosen.
+        selected: (n,) whether each row is chosen.
 
     Returns:
-        As `histogram`.
+        The table of `histogram`.
     """
     mentions = Mentions.joined([_encoded(chunk) for chunk in lists.chunks])
     after = np.bincount(mentions.code[selected[mentions.row]], minlength=len(mentions.phrases))
@@ -484,16 +492,16 @@ def coverage(lists: pa.ChunkedArray[Any], selected: Bools) -> pa.Table:
 
 
 def histogram(before: Int64s, after: Int64s) -> pa.Table:
-    """How many phrases there are at each frequency, before and after a selection.
+    """Count phrases by frequency, before and after a selection.
 
     Args:
-        before: (k,) the rows that hold each phrase.
-        after: (k,) those of them that are chosen.
+        before: (k,) number of rows with each phrase.
+        after: (k,) number of chosen rows with each phrase.
 
     Returns:
-        from and to, the least and the greatest frequency of a bin (0 to 9 each by itself, then
-        half decades); before and after, the phrases in it. Bins up to the last that is not empty;
-        phrases that are lost stand at frequency 0 after.
+        A row per bin of frequencies (0 to 9 one each, then half decades), up to the last that is
+        not empty: from and to, its lowest and highest frequency; before and after, the number of
+        phrases in it. Phrases that are lost have frequency 0 after.
     """
     counts = [
         np.bincount(np.searchsorted(BINS, values, "right") - 1, minlength=len(BINS))
@@ -511,5 +519,5 @@ def histogram(before: Int64s, after: Int64s) -> pa.Table:
 
 
 def draw(seed: int, phrases: UInt64s, uids: UInt64s) -> UInt64s:
-    """A lot for each (seed, phrase, uid), uniform and independent of everything else."""
+    """Return a uniform random number for each (seed, phrase, uid)."""
     return splitmix(splitmix(phrases ^ splitmix(seed)) ^ uids)

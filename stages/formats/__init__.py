@@ -1,4 +1,4 @@
-"""Formats: curated pairs as the files that others read."""
+"""File formats of an export."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ __all__ = ["FORMATS", "SPLITS", "TRAIN", "VALIDATION", "Format", "Shard"]
 FORMATS: dict[str, type[Format]] = {
     format.name: format for format in (Parquet, WebDataset, Llava, Blip, ImageFolder, Urls)
 }
-"""By the word that names them in a manifest."""
+"""The formats by their names in a manifest."""

@@ -1,4 +1,4 @@
-"""What a format is: pairs in, named files out."""
+"""The interface of a format: a table of pairs in, files with names out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SPLITS = (TRAIN, VALIDATION)
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Which shard of an export.
+    """Identifies one shard of an export.
 
     Attributes:
         split: train or validation.
-        number: From 0 within its split.
-        is_human: Whether it is one of the human pairs, which have numbers of their own.
+        number: Number within its split, from 0.
+        is_human: Whether it holds human pairs, whose shards are numbered separately.
     """
 
     split: str
@@ -33,15 +33,15 @@ class Shard:
 
 @dataclass
 class Sample:
-    """An image with all its texts, in the order of the pairs.
+    """An image with all its captions, in the order of the pairs.
 
     Attributes:
-        uid: Of the sample.
-        image: Encoded.
+        uid: uid of the sample.
+        image: The encoded image.
         facts: width, height, url, source and sha256 of PAIRS.
-        captions: n >= 1 texts.
-        caption_sources: n of web, synthetic and human.
-        itm_scores: n, null where no filter ran.
+        captions: n >= 1 captions.
+        caption_sources: n times web, synthetic or human.
+        itm_scores: n scores, None without a filter.
     """
 
     uid: str
@@ -53,53 +53,53 @@ class Sample:
 
     @property
     def extension(self) -> str:
-        """The extension of a file with the image."""
+        """File extension for the image."""
         return extension_of(self.image)
 
     @property
     def file(self) -> str:
-        """The name of a file with the image."""
+        """File name for the image."""
         return f"{self.uid}.{self.extension}"
 
 
 def extension_of(image: bytes) -> str:
-    """The file extension of an image that `download` encoded: jpg, png or webp."""
+    """Return the file extension of an image that `download` encoded: jpg, png or webp."""
     if image.startswith(b"\x89PNG"):
         return "png"
     return "webp" if image[8:12] == b"WEBP" else "jpg"
 
 
 def samples(pairs: pa.Table) -> Iterator[Sample]:
-    """The images of a table of PAIRS in which the pairs of one image stand together."""
-    held: Sample | None = None
+    """Yield the images of a table of PAIRS, in which the pairs of one image are adjacent."""
+    sample: Sample | None = None
     for batch in pairs.to_batches(max_chunksize=256):
         for row in batch.to_pylist():
-            if held is None or row["uid"] != held.uid:
-                if held is not None:
-                    yield held
+            if sample is None or row["uid"] != sample.uid:
+                if sample is not None:
+                    yield sample
                 facts = {key: row[key] for key in ("width", "height", "url", "source", "sha256")}
-                held = Sample(row["uid"], row["image"]["bytes"], facts)
-            held.captions.append(row["caption"])
-            held.caption_sources.append(row["caption_source"])
-            held.itm_scores.append(row["itm_score"])
-    if held is not None:
-        yield held
+                sample = Sample(row["uid"], row["image"]["bytes"], facts)
+            sample.captions.append(row["caption"])
+            sample.caption_sources.append(row["caption_source"])
+            sample.itm_scores.append(row["itm_score"])
+    if sample is not None:
+        yield sample
 
 
 class Format(ABC):
-    """How the pairs of an export are laid out in files, a shard at a time.
+    """Lays out the pairs of an export in files, one shard at a time.
 
-    The files of a shard are a function of its pairs and of these settings.
+    The files of a shard depend on its pairs and these settings only.
 
     Args:
-        shard_size: The most images in a shard.
-        is_split: Whether there are splits to tell apart.
-        seed: Of what a format draws.
+        shard_size: Maximum images per shard.
+        is_split: Whether the export has a validation split.
+        seed: Seed of random choices.
 
     Attributes:
-        name: The word for it in a manifest.
+        name: Its name in a manifest.
         has_list: Whether each split has one JSON list over all its shards, SPLIT.json.
-        about: What lies where and how to load it, in Markdown.
+        about: Markdown for the data set card: the layout of the files, and how to load them.
     """
 
     name: ClassVar[str]
@@ -112,27 +112,27 @@ class Format(ABC):
         self.seed = seed
 
     def stem(self, shard: Shard) -> str:
-        """The name of a shard, without extension: 00042, train-00042, train-human-00000."""
+        """Return the name of a shard without extension: 00042, train-00042, train-human-00000."""
         parts = [shard.split] * self.is_split + ["human"] * shard.is_human
         return "-".join([*parts, f"{shard.number:05d}"])
 
     def data_files(self, split: str) -> str | None:
-        """The pattern of a split's files that `datasets` reads; None where it reads none."""
+        """Return the glob of a split's files for `datasets`; None if it cannot read them."""
         return None
 
     @abstractmethod
     def path(self, shard: Shard) -> str:
-        """Where a shard lies in the export: its one file, or the folder that holds all of it."""
+        """Return the path of a shard in the export: its file, or the folder of its files."""
 
     @abstractmethod
     def files(self, shard: Shard, pairs: pa.Table) -> Iterator[tuple[str, bytes]]:
-        """The paths and contents of a shard's files.
+        """Yield the paths and contents of a shard's files.
 
         Args:
-            shard: Which.
-            pairs: At least one row of PAIRS, those of one image together.
+            shard: The shard.
+            pairs: At least one row of PAIRS; the pairs of one image are adjacent.
         """
 
     def entries(self, shard: Shard, pairs: pa.Table) -> Iterator[dict[str, Any]]:
-        """What the list of its split says of a shard, where the format has lists."""
+        """Yield the entries of a shard in the list of its split, if the format has lists."""
         return iter(())

@@ -1,4 +1,4 @@
-"""Folders of image files with JSON beside them: LLaVA's, BLIP's and Hugging Face's."""
+"""Formats with image files and JSON: LLaVA's, BLIP's and Hugging Face's imagefolder."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ BRIEF = (
     "Write a terse but informative summary of the picture.",
     "Create a compact narrative representing the image presented.",
 )
-"""The instructions for brief image description of LLaVA (arXiv 2304.08485, appendix)."""
+"""LLaVA's instructions for a brief image description (arXiv 2304.08485, appendix)."""
 
 
 class Listed(Format):
-    """Images in folders, a folder a shard, and one JSON list a split."""
+    """One folder of images per shard, and one JSON list per split."""
 
     has_list = True
 
@@ -47,18 +47,18 @@ class Listed(Format):
 
 
 class Llava(Listed):
-    """What LLaVA's first stage trains on (arXiv 2304.08485, section 4.2).
+    """The training data of LLaVA's first stage (arXiv 2304.08485, section 4.2).
 
-    A conversation of one turn for each text: an instruction to describe the image briefly, drawn
-    from `BRIEF` by the seed and the id, and the text as the answer. LLaVA takes the tag of an image
-    for an image wherever it stands; in a text it becomes (image).
+    Each caption is a conversation of one turn: an instruction from `BRIEF`, chosen by the seed and
+    the id, and the caption as the answer. LLaVA treats `<image>` anywhere as an image, so it is
+    replaced by (image) in captions.
     """
 
     name = "llava"
     about = """\
-`train.json` (and `validation.json`) is a list of conversations of one turn, one a text: `id`,
+`train.json` (and `validation.json`) is a list with one conversation of one turn per caption: `id`,
 `image`, `conversations`. The human turn is one of LLaVA's instructions for a brief description. The
-id of the second text of an image ends in -1, of the third in -2.
+id of an image's second caption ends in -1, that of the third in -2.
 
 ```
 python llava/train/train_mem.py --data_path FOLDER/train.json --image_folder FOLDER/images ...
@@ -70,24 +70,24 @@ python llava/train/train_mem.py --data_path FOLDER/train.json --image_folder FOL
         for sample in samples(pairs):
             for index, caption in enumerate(sample.captions):
                 name = f"{sample.uid}-{index}" if index else sample.uid
-                ask = BRIEF[hash_of(f"{self.seed} {name}") % len(BRIEF)]
+                instruction = BRIEF[hash_of(f"{self.seed} {name}") % len(BRIEF)]
                 yield {
                     "id": name,
                     "image": f"{self.stem(shard)}/{sample.file}",
                     "conversations": [
-                        {"from": "human", "value": f"{IMAGE}\n{ask}"},
+                        {"from": "human", "value": f"{IMAGE}\n{instruction}"},
                         {"from": "gpt", "value": caption.replace(IMAGE, "(image)")},
                     ],
                 }
 
 
 class Blip(Listed):
-    """What BLIP's pre-training reads (arXiv 2201.12086): a list of {image, caption}, one a text."""
+    """The input of BLIP's pre-training (arXiv 2201.12086): a list of {image, caption}."""
 
     name = "blip"
     about = """\
-`train.json` (and `validation.json`) is a list of `{"image": PATH, "caption": TEXT}`, one a text.
-BLIP opens PATH as it stands there, so train from within the folder:
+`train.json` (and `validation.json`) is a list with `{"image": PATH, "caption": TEXT}` for each
+caption. BLIP opens PATH relative to the working directory, so train from within the folder:
 
 ```yaml
 train_file: ["train.json"]  # configs/pretrain.yaml
@@ -103,24 +103,24 @@ laion_path: ""
 
 
 class ImageFolder(Format):
-    """Hugging Face's imagefolder: images with a metadata.jsonl, a folder a shard.
+    """Hugging Face's imagefolder: one folder per shard, with images and a metadata.jsonl.
 
-    All values are there for every image: `datasets` refuses folders whose columns differ in type,
-    and takes a column that is null in one of them for another type.
+    Every image has a value in every column: `datasets` refuses folders whose columns differ in
+    type, and a column with only nulls counts as another type.
     """
 
     name = "imagefolder"
     about = """\
-Images with a `metadata.jsonl` beside them, in folders SPLIT/SHARD. `text` is the first text of an
-image, the web caption where it is kept; `captions` are all, `caption_sources` says of each whether
-it is web, synthetic or human.
+Images with a `metadata.jsonl` in folders SPLIT/SHARD. `text` is the first caption of an image (the
+web caption, if it was kept), `captions` are all of them, and `caption_sources` gives for each web,
+synthetic or human.
 
 ```python
 datasets.load_dataset("imagefolder", data_dir="FOLDER")
 ```
 
-The scripts of diffusers that fine-tune a text-to-image model take
-`--train_data_dir FOLDER --caption_column text`, or `captions` to draw one of several.
+For diffusers' text-to-image fine-tuning scripts, use
+`--train_data_dir FOLDER --caption_column text`, or `captions` to sample one of several.
 """
 
     def path(self, shard: Shard) -> str:

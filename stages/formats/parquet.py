@@ -1,4 +1,4 @@
-"""Parquet: the pairs with their images, and lists of URLs without."""
+"""Parquet formats: pairs with their images, and lists of URLs without images."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ _URLS: list[pa.Field[pa.DataType]] = [
     pa.field("source", pa.string()),
 ]
 URLS = pa.schema(_URLS)
-"""One row an image, its texts side by side."""
+"""One row per image, with its captions as lists."""
 
 
 class Parquet(Format):
-    """PAIRS as they are, which `datasets` decodes and `capfilt train` reads."""
+    """The table PAIRS, which `datasets` decodes and `capfilt train` reads."""
 
     name = "parquet"
     about = """\
-One row an (image, text); the texts of an image stand together, the web caption first.
+One row per (image, caption); the captions of an image are adjacent, the web caption first.
 
 ```python
-datasets.load_dataset("FOLDER")  # images come decoded
+datasets.load_dataset("FOLDER")  # decodes the images
 ```
 
 | column | meaning |
 | --- | --- |
-| uid | identity of the sample; texts of one image share it |
+| uid | id of the sample; the captions of one image share it |
 | image | encoded bytes, as Hugging Face's Image feature |
-| caption | the text |
-| caption_source | web (as found, normalised), synthetic (by the captioner) or human |
-| itm_score | the filter's probability that image and text match; null if not judged |
-| width, height | pixels of the stored image |
-| url, source | where the image came from; `***` in place of passwords and signatures |
-| sha256 | of the bytes as downloaded, before any resize |
+| caption | the caption |
+| caption_source | web (from the web page, normalised), synthetic (by the captioner) or human |
+| itm_score | the filter's probability that image and caption match; null if not judged |
+| width, height | size of the stored image, in pixels |
+| url, source | where the image came from; passwords and signatures are replaced by `***` |
+| sha256 | SHA-256 of the file as downloaded, before it was resized |
 """
 
     def path(self, shard: Shard) -> str:
@@ -64,24 +64,24 @@ datasets.load_dataset("FOLDER")  # images come decoded
 
 
 class Urls(Parquet):
-    """Where each image was found, what it was and what is said of it; never the image itself."""
+    """The URL, checksum, size and captions of each image, without the image itself."""
 
     name = "urls"
     about = """\
-One row an image, without the image: for redistribution where the images may not be.
+One row per image, without the image: for redistribution where the images must not be copied.
 
 | column | meaning |
 | --- | --- |
-| uid | identity of the sample |
-| url | where it was found, `***` for passwords and signatures; null if it never had one |
-| captions | all its texts, the web caption first |
-| caption_sources | web (as found, normalised), synthetic (by the captioner) or human |
-| itm_scores | the filter's probability that image and text match; null if not judged |
-| sha256 | of the bytes as downloaded: images that changed since can be told |
-| width, height | pixels of the image as it was stored for curation |
-| source | the list that named the image |
+| uid | id of the sample |
+| url | URL of the image, with passwords and signatures replaced by `***`; null if it has none |
+| captions | all captions of the image, the web caption first |
+| caption_sources | web (from the web page, normalised), synthetic (by the captioner) or human |
+| itm_scores | the filter's probability that image and caption match; null if not judged |
+| sha256 | SHA-256 of the file as downloaded, to detect images that have changed |
+| width, height | size of the image as stored for curation, in pixels |
+| source | the source that listed the image |
 
-The images come back with img2dataset, which leaves out those that are no longer what they were:
+img2dataset downloads the images again, and leaves out those that have changed:
 
 ```
 img2dataset --url_list FOLDER --input_format parquet --url_col url --output_folder images \\

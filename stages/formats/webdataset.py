@@ -1,4 +1,4 @@
-"""Tars of webdataset in the layout of img2dataset."""
+"""Webdataset tars in img2dataset's layout."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["WebDataset"]
 
 
 class WebDataset(Format):
-    """A tar a shard: KEY.jpg, KEY.txt and KEY.json of each image.
+    """One tar per shard, with KEY.jpg, KEY.txt and KEY.json for each image.
 
-    As img2dataset writes them: KEY is the name of the shard and the position in it, .txt holds a
-    caption, .json that caption and what else is known. Of an image with several texts .txt and
-    `caption` hold the first, the web caption where it is kept, and `captions` all.
+    As in img2dataset, KEY is the name of the shard and the position in it, .txt holds a caption,
+    and .json holds the caption and all other fields. If an image has several captions, .txt and
+    `caption` hold the first one (the web caption, if it was kept), and `captions` holds all.
     """
 
     name = "webdataset"
     about = """\
-Tars in the layout of img2dataset: `KEY.jpg` (or what else the image is encoded as), `KEY.txt` and
-`KEY.json` of each image. `.txt` and `caption` in `.json` hold its first text, the web caption
-where it is kept; `captions`, `caption_sources` and `itm_scores` in `.json` hold all, in one order.
+Tars in img2dataset's layout: `KEY.jpg` (or .png, .webp), `KEY.txt` and `KEY.json` for each image.
+`.txt` and `caption` in `.json` hold the first caption (the web caption, if it was kept);
+`captions`, `caption_sources` and `itm_scores` in `.json` hold all of them, in the same order.
 
 ```python
 tars = sorted(glob.glob("FOLDER/TARS"))
@@ -43,13 +43,13 @@ webdataset.WebDataset(tars, shardshuffle=100).decode("pil").to_tuple("jpg", "txt
         return f"{split}-*.tar" if self.is_split else "*.tar"
 
     def files(self, shard: Shard, pairs: pa.Table) -> Iterator[tuple[str, bytes]]:
-        """See `Format.files`; equal pairs give equal bytes: members have no time and no owner."""
+        """See `Format.files`; members have no time or owner, so equal pairs give equal bytes."""
         digits = len(str(self.shard_size - 1))
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for index, sample in enumerate(samples(pairs)):
                 key = f"{self.stem(shard)}{index:0{digits}d}"
-                told = {
+                metadata = {
                     "key": key,
                     "status": "success",
                     "error_message": None,
@@ -63,7 +63,7 @@ webdataset.WebDataset(tars, shardshuffle=100).decode("pil").to_tuple("jpg", "txt
                 for extension, content in (
                     (sample.extension, sample.image),
                     ("txt", sample.captions[0].encode()),
-                    ("json", json.dumps(told, ensure_ascii=False, indent=4).encode()),
+                    ("json", json.dumps(metadata, ensure_ascii=False, indent=4).encode()),
                 ):
                     member = tarfile.TarInfo(f"{key}.{extension}")
                     member.size = len(content)

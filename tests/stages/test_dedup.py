@@ -549,7 +549,7 @@ def test_what_evaluation_sets_hold_is_part_of_the_settings(tmp_path: Path) -> No
 def test_a_parquet_file_without_images_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "set.parquet")
     pq.write_table(pa.table({"picture": [PAINTINGS[0]]}), path)
-    with pytest.raises(ValueError, match=r"set\.parquet holds no images"):
+    with pytest.raises(ValueError, match=r"set\.parquet names no images"):
         DedupStage(DedupConfig(against=(path,))).summarize(iter([]))
 
 

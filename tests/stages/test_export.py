@@ -176,7 +176,7 @@ def test_human_files_of_one_name_that_name_the_same_image_are_refused(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.jpg").write_bytes(fakes.jpeg(1))
         paths.append(human_file(tmp_path / name, [{"image": "a.jpg", "caption": name}]))
-    with pytest.raises(ValueError, match=r"two/human\.jsonl:1: .*give one of them another name"):
+    with pytest.raises(ValueError, match=r"two/human\.jsonl:1: .*rename one of the two files"):
         list(ExportStage(ExportConfig(human=tuple(paths))).human_pairs())
 
 
@@ -186,7 +186,7 @@ def test_human_files_of_one_name_that_name_the_same_image_are_refused(tmp_path):
         ({"validation": 1.0}, "export.validation must be from 0 to below 1"),
         ({"validation": -0.1}, "export.validation must be from 0 to below 1"),
         ({"shard_size": 0}, "export.shard_size must be at least 1"),
-        ({"format": "urls", "documents": DocumentsConfig()}, "documents: null"),
+        ({"format": "urls", "documents": DocumentsConfig()}, "export.documents to null"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(fields, message):
@@ -228,7 +228,10 @@ def test_an_image_of_which_no_text_is_kept_does_not_count():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"caption": "no image"}, r"export\.human: .*human\.jsonl holds no images: no column"),
+        (
+            {"caption": "no image"},
+            r"export\.human: .*human\.jsonl names no images: it has no column",
+        ),
         ({"image": None, "caption": "x"}, r"human\.jsonl:1: names no `image`"),
         ({"image": "gone.jpg", "caption": "x"}, r"human\.jsonl:1: cannot read image .*gone\.jpg"),
     ],

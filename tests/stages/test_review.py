@@ -223,7 +223,7 @@ def test_no_changed_byte_of_sealed_decisions_is_taken(tmp_path):
         with pytest.raises(ValueError, match=r"review.file: .*r\.jsonl"):
             read_decisions(str(path))
     path.write_bytes(whole[whole.index(b"\n") + 1 :])
-    with pytest.raises(ValueError, match="if you changed them by hand, remove that line"):
+    with pytest.raises(ValueError, match="remove that line if you changed the file yourself"):
         read_decisions(str(path))
 
 

@@ -298,7 +298,10 @@ def test_only_what_the_method_measures_is_in_the_measurement() -> None:
         ({"method": "random", "number": 1, "fraction": 0.1}, "needs one of"),
         ({"number": 5}, "noun_phrases takes none of"),
         ({"method": "top_fraction", "number": 5}, r"select\.score must name the column"),
-        ({"method": "random", "number": 5, "score": "itm_web"}, r"select\.score is what top"),
+        (
+            {"method": "random", "number": 5, "score": "itm_web"},
+            r"select\.score is for the method top",
+        ),
         ({"model": ""}, r"select\.model must name a spaCy pipeline"),
     ],
 )

@@ -141,12 +141,12 @@ TOP = {"method": "top_fraction", "fraction": 0.3}
     [
         (
             {"select": {**TOP, "score": "itm_wep"}, "filter": {"model": "m"}},
-            "stages.select: select.score: 'itm_wep' is no column of an earlier stage; known are "
-            "repeats, width",
+            "stages.select: select.score: 'itm_wep' is not a column of an earlier stage; choose "
+            "from repeats, width",
         ),
-        ({"clean": {}, "select": {**TOP, "score": "itm_web"}}, "known are .*text_words"),
-        ({"clean": {}, "select": {**TOP, "score": "text"}}, "'text' is no number; known are"),
-        ({"select": {"captions": "both"}}, "captions: both needs caption before select"),
+        ({"clean": {}, "select": {**TOP, "score": "itm_web"}}, "choose from .*text_words"),
+        ({"clean": {}, "select": {**TOP, "score": "text"}}, "'text' is not numeric; choose from"),
+        ({"select": {"captions": "both"}}, "captions: both needs the stage caption before select"),
     ],
 )
 def test_a_column_that_settings_name_must_stand_before_them(tmp_path, stages, message):

@@ -59,7 +59,7 @@ def test_copies_name_each_other_and_which_one_stays(folder):
 def test_a_reason_comes_with_its_sentence_its_thresholds_and_the_other_rules(folder):
     (clean,) = (step for step in of(folder, "name.jpg").steps if step.name == "clean")
     assert clean.verdict == "rejected" and clean.reason == "filename"
-    assert clean.why == "The caption is the name of a file."
+    assert clean.why == "The caption is a file name."
     assert "too_few_words" in clean.also and clean.measures["text_words"] == 1
     gone = of(folder, "gone.jpg")
     assert gone.verdict == "download: http_404" and gone.image is None
@@ -106,7 +106,7 @@ def test_the_terminal_gets_it_all_and_a_pipe_gets_it_plain(folder, capsys):
     assert main(["show", str(folder), "copy.jpg"]) == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and not set(shown) & set("│┃")
-    assert "duplicate_image: Another row of the same image bytes is kept." in shown
+    assert "duplicate_image: Another row with the same file is kept." in shown
     assert any(line.split()[1:] == ["stays", "web/good.jpg"] for line in shown.splitlines())
     assert all(line == line.rstrip() for line in shown.splitlines())
     assert main(["show", str(folder), "good.jpg", "--json"]) == 0

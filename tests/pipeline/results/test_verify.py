@@ -498,7 +498,7 @@ def test_decisions_on_object_storage_are_checked():
     run.write(b"", "run.json")
     run.write(b"none\n", "reviews.jsonl")
     assert any(
-        "memory:///reviewed/reviews.jsonl:1: no decision" in fault
+        "memory:///reviewed/reviews.jsonl:1: not a decision" in fault
         for fault in map(str, verify(run))
     )
 

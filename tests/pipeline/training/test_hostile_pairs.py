@@ -76,5 +76,5 @@ DECISIONS = [
 def test_a_decision_that_is_none_names_its_line(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "reviews.jsonl"
     path.write_bytes(b'{"uid": "a", "caption": "b", "verdict": "accept"}\n' + line + b"\n")
-    with pytest.raises(ValueError, match=r"reviews\.jsonl:2: no decision"):
+    with pytest.raises(ValueError, match=r"reviews\.jsonl:2: not a decision"):
         read_decisions(str(path))
