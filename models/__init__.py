@@ -1,1 +1,1 @@
-"""Neural and linguistic tools; nothing of Arrow, Ray or stages."""
+"""Neural and linguistic models and tools, which do not depend on Ray or stages."""

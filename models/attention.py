@@ -1,4 +1,4 @@
-"""BLIP's towers out of stock modules, with the attention that a device does fastest."""
+"""BLIP's vision and text encoders from transformers' modules, with faster attention."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ __all__ = [
 ]
 
 Memory = list[tuple[Tensor, Tensor]]
-"""For each text layer that looks at images, the keys and values (n, heads, patches, d) of its
-cross-attention."""
+"""Keys and values (n, heads, patches, d) of the cross-attention of each text layer that has one."""
 
 _CACHED = 2**22
-"""Scores that a CPU's caches hold: attention in parts takes no more at once."""
+"""Number of attention scores computed at once on a CPU, so that they fit in its cache."""
 
 checkpoint = functools.partial(_checkpoint, use_reentrant=False)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(n, L, width) as (n, heads, L, d)."""
+    """Reshape (n, L, width) to (n, heads, L, d)."""
     return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
@@ -46,21 +45,21 @@ def attend(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention of each head by the fastest way the device has.
+    """Compute multi-head attention with the fastest method of the device.
 
     Args:
         query: (n, heads, L, d).
         key: (n, heads, M, d).
         value: (n, heads, M, d).
-        mask: Boolean, true where a key may be read; it broadcasts to (n, heads, L, M).
-        causal: Whether a query reads only keys up to its own place.
-        dropout: Share of the weights set to zero.
+        mask: bool, true where a key may be attended to; broadcasts to (n, heads, L, M).
+        causal: Whether a query attends only to keys up to its own position.
+        dropout: Dropout probability of the attention weights.
 
     Returns:
         (n, L, heads * d), in the dtype of `query`.
     """
-    # A CPU's fused kernel is several times slower than two products in half precision, and in
-    # its backward pass in any.
+    # On a CPU, two matrix products are several times faster than the fused kernel in half
+    # precision, and in the backward pass in any precision.
     in_parts = query.device.type == "cpu" and (
         torch.is_grad_enabled() or query.dtype != torch.float32
     )
@@ -73,12 +72,14 @@ def attend(
         length = query.shape[2]
         mask = torch.ones(length, length, dtype=torch.bool).tril()
     rows = len(query)
-    at_once = max(1, _CACHED // (query.shape[1] * query.shape[2] * key.shape[2]))
-    if torch.is_grad_enabled() or at_once >= rows or (mask is not None and mask.dim() > 2):
-        at_once = max(1, rows)
+    rows_at_once = max(1, _CACHED // (query.shape[1] * query.shape[2] * key.shape[2]))
+    if torch.is_grad_enabled() or rows_at_once >= rows or (mask is not None and mask.dim() > 2):
+        rows_at_once = max(1, rows)
     parts = [
         _weigh(q, k, v, mask, dropout)
-        for q, k, v in zip(*(torch.split(x, at_once) for x in (query, key, value)), strict=True)
+        for q, k, v in zip(
+            *(torch.split(x, rows_at_once) for x in (query, key, value)), strict=True
+        )
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -102,19 +103,20 @@ def encode_images(
     paths: Tensor | None = None,
     recompute: bool = False,
 ) -> Tensor:
-    """Encode images: what `BlipVisionModel` gives as last_hidden_state.
+    """Encode images; the result is the last_hidden_state of `BlipVisionModel`.
 
     Args:
         vision: A `BlipVisionModel`.
         pixels: (n, 3, S, S).
-        first_only: Leave out of the last layer all that [CLS] does not need.
-        kept: int64 (n, k): the patches that are seen, all of them by default.
-        paths: (n, layers, 2): what attention and MLP of each layer are multiplied by before they
-            are added, 1 by default.
-        recompute: Keep a layer's input alone and compute the layer again in the backward pass.
+        first_only: Compute only [CLS] in the last layer.
+        kept: int64 (n, k), the patches to encode; all of them by default.
+        paths: (n, layers, 2), factors on the outputs of attention and MLP of each layer before the
+            residual addition (stochastic depth); 1 by default.
+        recompute: Save memory: store only the input of each layer, and compute the layer again in
+            the backward pass.
 
     Returns:
-        (n, 1 + patches, width), [CLS] first and, with `first_only`, alone.
+        (n, 1 + patches, width), with [CLS] first; (n, 1, width) with `first_only`.
     """
     x = vision.embeddings(pixels)
     if kept is not None:
@@ -127,10 +129,10 @@ def encode_images(
         q, k, v = (split_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
         if first_only and layer is vision.encoder.layers[-1]:
             x, q = x[:, :1], q[:, :, :1]
-        x = x + along(i, 0, attention.projection(attend(q, k, v, dropout=dropout)))
-        return x + along(i, 1, layer.mlp(layer.layer_norm2(x)))
+        x = x + scale_path(i, 0, attention.projection(attend(q, k, v, dropout=dropout)))
+        return x + scale_path(i, 1, layer.mlp(layer.layer_norm2(x)))
 
-    def along(i: int, path: int, added: Tensor) -> Tensor:
+    def scale_path(i: int, path: int, added: Tensor) -> Tensor:
         return added if paths is None else added * paths[:, i, path, None, None].to(added.dtype)
 
     for i, layer in enumerate(vision.encoder.layers):
@@ -140,10 +142,10 @@ def encode_images(
 
 
 def first_fused(config: Any) -> int:
-    """The number of the first text layer that looks at images: 0 in BLIP.
+    """Return the index of the first text layer that attends to images: 0 in BLIP.
 
-    In ALBEF (arXiv 2107.07651) it is half of the layers. Those before it read the text alone, and
-    the contrastive reading of a text ends with them.
+    In ALBEF (arXiv 2107.07651) it is half the number of layers. The layers before it see only the
+    text, and the contrastive embedding of a text is their output.
 
     Args:
         config: A `BlipTextConfig`.
@@ -152,7 +154,7 @@ def first_fused(config: Any) -> int:
 
 
 def cross_attention_kv(text: Any, images: Tensor) -> Memory:
-    """The cross-attention keys and values of images, once for every text that looks at them."""
+    """Compute the cross-attention keys and values of images, to reuse them for several texts."""
     crosses = [
         layer.crossattention.self for layer in text.encoder.layer[first_fused(text.config) :]
     ]
@@ -175,21 +177,22 @@ def encode_texts(
     first_only: bool = False,
     recompute: bool = False,
 ) -> Tensor:
-    """Encode texts: what `BlipTextModel` gives as last_hidden_state.
+    """Encode texts; the result is the last_hidden_state of `BlipTextModel`.
 
-    The layers before `first_fused` have a cross-attention that gives nothing but its norm, which
-    stands in the place of the norm of their self-attention: stock transformers reads the same
-    beside an image. Without an image only these layers read, which stock transformers cannot.
+    In the layers before `first_fused`, cross-attention outputs zero, and only its layer norm is
+    applied; transformers computes the same if there is an image. Without an image, only these
+    layers are applied, which transformers does not support.
 
     Args:
         text: A `BlipTextModel`.
         tokens: int64 (n, L).
-        mask: bool (n, L), true at tokens and false at padding. A causal reader of texts padded on
-            the right needs none: no token sees the padding behind it.
-        memory: Of the images the texts look at; without it the reading is unimodal.
-        causal: Whether a token sees only those before it, as in the decoder.
-        first_only: Leave out of the last layer all that the first token does not need.
-        recompute: As in `see`.
+        mask: bool (n, L), true for tokens and false for padding. Not needed for a causal decoder
+            with padding on the right, where no token attends to padding.
+        memory: Keys and values of the images that the texts attend to; None encodes the texts
+            alone.
+        causal: Whether a token attends only to itself and earlier ones, as in the decoder.
+        first_only: Compute only the first token in the last layer.
+        recompute: As in `encode_images`.
 
     Returns:
         (n, L, width), or (n, 1, width) with `first_only`.
@@ -200,23 +203,23 @@ def encode_texts(
     layers = text.encoder.layer[: fused if fused and memory is None else None]
 
     def pass_through(i: int, layer: Any, x: Tensor) -> Tensor:
-        own = layer.attention.self
-        dropout = own.dropout.p if own.training else 0.0
-        heads = own.num_attention_heads
-        k, v = split_heads(own.key(x), heads), split_heads(own.value(x), heads)
+        attention = layer.attention.self
+        dropout = attention.dropout.p if attention.training else 0.0
+        heads = attention.num_attention_heads
+        k, v = split_heads(attention.key(x), heads), split_heads(attention.value(x), heads)
         if first_only and layer is layers[-1]:
             x = x[:, :1]
-        q = split_heads(own.query(x), heads)
-        own_context = attend(q, k, v, readable, causal=causal, dropout=dropout)
-        x = layer.attention.output(own_context, x)
+        q = split_heads(attention.query(x), heads)
+        context = attend(q, k, v, readable, causal=causal, dropout=dropout)
+        x = layer.attention.output(context, x)
         if i < fused:
             x = layer.crossattention.output.LayerNorm(x)
         elif memory is not None:
             cross = layer.crossattention
             q = split_heads(cross.self.query(x), heads)
             x = cross.output(attend(q, *memory[i - fused], dropout=dropout), x)
-        passed: Tensor = layer.feed_forward_chunk(x)
-        return passed
+        output: Tensor = layer.feed_forward_chunk(x)
+        return output
 
     for i, layer in enumerate(layers):
         x = checkpoint(pass_through, i, layer, x) if recompute else pass_through(i, layer, x)

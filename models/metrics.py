@@ -1,4 +1,4 @@
-"""What retrieval, captioning and matching are measured by, as the literature computes it."""
+"""Metrics of retrieval, captioning and matching."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Bools = npt.NDArray[np.bool_]
 MAX_ORDER = 4
 
 CIDER_SIGMA = 6.0
-"""The width, in words, of CIDEr-D's penalty on a difference in length."""
+"""Standard deviation, in words, of CIDEr-D's penalty on a difference in length."""
 
 
 def words_of(caption: str) -> list[str]:
-    """Lower-case words without punctuation; an apostrophe stays within its word."""
+    """Return the lower-case words of a caption without punctuation; apostrophes in words stay."""
     return re.findall(r"\w+(?:'\w+)*", caption.lower())
 
 
@@ -42,16 +42,16 @@ def _ngrams(words: Sequence[str], order: int) -> Ngrams:
 def bleu_counts(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> npt.NDArray[np.int64]:
-    """The counts of each image that BLEU@4 of a corpus is computed from, by `bleu_of`.
+    """Count the n-grams of each image; `bleu_of` computes BLEU@4 from their sum.
 
     Args:
-        candidates: One caption an image.
+        candidates: One caption per image.
         references: The true captions of each image.
 
     Returns:
-        (images, 10): the n-grams that match for n = 1 to 4, clipped to the most in one reference;
-        the n-grams of the candidate for n = 1 to 4; its words; the words of the reference that is
-        closest in length, the shorter one in a tie.
+        (images, 10): matching n-grams for n = 1 to 4, clipped to the maximum in one reference;
+        n-grams of the candidate for n = 1 to 4; words of the candidate; words of the reference
+        closest in length (the shorter one in a tie).
     """
     rows = []
     for candidate, truths in zip(candidates, references, strict=True):
@@ -59,25 +59,25 @@ def bleu_counts(
         split = [words_of(truth) for truth in truths]
         matched, proposed = [], []
         for order in range(1, MAX_ORDER + 1):
-            found = _ngrams(words, order)
-            most: Ngrams = Counter()
+            grams = _ngrams(words, order)
+            max_counts: Ngrams = Counter()
             for truth in split:
-                most |= _ngrams(truth, order)
-            matched.append(sum((found & most).values()))
-            proposed.append(sum(found.values()))
+                max_counts |= _ngrams(truth, order)
+            matched.append(sum((grams & max_counts).values()))
+            proposed.append(sum(grams.values()))
         closest = min((abs(len(t) - len(words)), len(t)) for t in split)[1]
         rows.append([*matched, *proposed, len(words), closest])
     return np.array(rows, np.int64)
 
 
 def bleu_of(counts: npt.NDArray[np.number]) -> float:
-    """BLEU@4 of a corpus (Papineni et al., 2002), without smoothing, 0 to 1.
+    """Compute BLEU@4 of a corpus (Papineni et al., 2002), without smoothing, from 0 to 1.
 
-    The geometric mean of the n-gram precisions of the whole corpus over n = 1 to 4, times the
+    This is the geometric mean of the n-gram precisions of the corpus for n = 1 to 4, times the
     brevity penalty.
 
     Args:
-        counts: The sum over the images of `bleu_counts`, (10,).
+        counts: The sum of `bleu_counts` over the images, (10,).
     """
     matched, proposed = counts[:MAX_ORDER], counts[MAX_ORDER : 2 * MAX_ORDER]
     length, reference_length = counts[-2:]
@@ -90,15 +90,16 @@ def bleu_of(counts: npt.NDArray[np.number]) -> float:
 def cider_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> npt.NDArray[np.float64]:
-    """CIDEr-D of each image (Vedantam et al., arXiv:1411.5726), as COCO's evaluation, 0 to 10.
+    """Compute CIDEr-D of each image (Vedantam et al., arXiv:1411.5726), from 0 to 10.
 
-    The mean over n = 1 to 4 and the references of the clipped tf-idf cosine, times a Gaussian
-    penalty on the difference in length, times 10. Document frequencies are those of the
-    references, an image a document. COCO's tables show 100 times the value. Words are not
-    stemmed. The tokenizer is `words_of`, not the PTB tokenizer of COCO's Java.
+    As in COCO's evaluation, this is the mean over n = 1 to 4 and the references of the clipped
+    tf-idf cosine, times a Gaussian penalty on the difference in length, times 10. Document
+    frequencies count the images whose references contain an n-gram. COCO's tables show 100 times
+    the value. Words are not stemmed, and the tokenizer is `words_of` instead of COCO's PTB
+    tokenizer.
 
     Args:
-        candidates: One caption an image.
+        candidates: One caption per image.
         references: The true captions of each image.
     """
     frequency: Counter[tuple[str, ...]] = Counter()
@@ -122,8 +123,8 @@ def cider_scores(
         total = 0.0
         for truth in truths:
             reference = words_of(truth)
-            # COCO's code takes the number of bigrams for the length; a difference of one text's
-            # words is the same, except for empty texts.
+            # COCO's code takes the number of bigrams as length; the difference is the same as for
+            # words, except for empty texts.
             penalty = math.exp(-((len(words) - len(reference)) ** 2) / (2 * CIDER_SIGMA**2))
             for order in range(1, MAX_ORDER + 1):
                 own, other = weigh(words, order), weigh(reference, order)
@@ -138,18 +139,18 @@ def cider_scores(
 def retrieval_hits(
     similarity: Floats, owners: Sequence[int], ks: Sequence[int] = (1, 5, 10)
 ) -> tuple[dict[int, Bools], dict[int, Bools]]:
-    """Which images find a text of theirs among the k best, and which texts their image.
+    """Find the images with one of their texts among the k best, and the texts with their image.
 
-    Their means are the recalls of text retrieval (TR@k) and of image retrieval (IR@k). A tie
-    counts against the truth.
+    The means are the recalls of text retrieval (TR@k) and image retrieval (IR@k). In a tie the true
+    match ranks last.
 
     Args:
         similarity: (images, texts).
-        owners: For each text the row of its image; every image has a text.
-        ks: Cut-offs.
+        owners: Row of the image of each text; every image has a text.
+        ks: Values of k.
 
     Returns:
-        For each k, (images,) and (texts,).
+        Two mappings from k, to bool (images,) and to bool (texts,).
     """
     own = np.asarray(owners)
     columns = np.arange(len(own))
@@ -166,13 +167,13 @@ def roc_auc(
     positive_weights: Floats | None = None,
     negative_weights: Floats | None = None,
 ) -> float:
-    """The chance that a positive scores above a negative, a tie counted half.
+    """Compute the probability that a positive scores above a negative; a tie counts half.
 
     Args:
-        positive: Scores of the true pairs.
-        negative: Scores of the others.
-        positive_weights: How often each counts, once by default.
-        negative_weights: The same.
+        positive: Scores of the matching pairs.
+        negative: Scores of the other pairs.
+        positive_weights: Weight of each positive, 1 by default.
+        negative_weights: Weight of each negative, 1 by default.
     """
     if positive_weights is None:
         positive_weights = np.ones(len(positive))
@@ -182,8 +183,8 @@ def roc_auc(
     mass = np.concatenate([[0.0], np.cumsum(negative_weights[order])])
     below = mass[np.searchsorted(negative[order], positive, side="left")]
     upto = mass[np.searchsorted(negative[order], positive, side="right")]
-    whole = 2 * mass[-1] * positive_weights.sum()
-    return float(((below + upto) * positive_weights).sum() / whole)
+    total = 2 * mass[-1] * positive_weights.sum()
+    return float(((below + upto) * positive_weights).sum() / total)
 
 
 def bootstrap(
@@ -193,15 +194,15 @@ def bootstrap(
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals over the choice of the test images (Efron, 1979).
+    """Compute 95 % percentile bootstrap intervals over the test images (Efron, 1979).
 
-    The images that are searched stay the same; what is drawn anew is which of them count.
+    Retrieval still searches all images; only the weights of the images change.
 
     Args:
-        statistic: The metrics where image i counts weights[i] times.
-        num_images: n.
-        seed: Of the draws.
-        resamples: How many.
+        statistic: Computes the metrics if image i counts weights[i] times.
+        num_images: Number of images.
+        seed: Seed of the resampling.
+        resamples: Number of resamples.
     """
     rng = np.random.default_rng(seed)
     drawn = []

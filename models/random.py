@@ -1,4 +1,4 @@
-"""The one seed function and the one hash: the same on every machine, in every process."""
+"""Seeds and hashes that are equal on every machine and in every process."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ UInt64s = npt.NDArray[np.uint64]
 
 
 def seed_of(*parts: object, bits: int = 63) -> int:
-    """A seed for what the parts name, such as `seed_of(seed, "order", epoch)`.
+    """Return a seed for one purpose, such as `seed_of(seed, "order", epoch)`.
 
     Args:
-        parts: A seed and what it is for; their texts are hashed in order.
-        bits: Bits of the result, at most 64; torch and numpy take 63.
+        parts: A seed and its purpose; their string values are hashed in order.
+        bits: Bits of the result, at most 64; torch and numpy accept 63.
     """
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> (64 - bits)
 
 
 def hash_of(text: str) -> int:
-    """64 bits of a text."""
+    """Return a 64-bit hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def hashes(texts: Iterable[object]) -> UInt64s:
-    """`hash_of` for each text, as an array."""
+    """Return `hash_of` of each text as an array."""
     digests = (hashlib.blake2b(str(text).encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 def uid_hashes(uids: pa.ChunkedArray[Any]) -> UInt64s:
-    """64 bits of each uid; a uid has 32 characters."""
-    found = [np.zeros(0, np.uint64)]
+    """Return a 64-bit hash of each uid; a uid has 32 characters."""
+    parts = [np.zeros(0, np.uint64)]
     for chunk in uids.cast(pa.binary()).cast(pa.binary(32)).chunks:
         buffer: Any = chunk.buffers()[1]
         words: UInt64s = np.frombuffer(buffer, "<u8").reshape(-1, 4)
         words = words[chunk.offset : chunk.offset + len(chunk)]
-        found.append(functools.reduce(lambda mixed, word: splitmix(mixed ^ word), words.T))
-    return np.concatenate(found)
+        parts.append(functools.reduce(lambda mixed, word: splitmix(mixed ^ word), words.T))
+    return np.concatenate(parts)
 
 
 def splitmix(values: int | UInt64s) -> UInt64s:
-    """Hash each number of 64 bits to another: the finaliser of splitmix64 (Steele et al., 2014).
+    """Hash 64-bit numbers with the finaliser of splitmix64 (Steele et al., 2014).
 
     Args:
-        values: uint64 of any shape; a Python int, such as a seed, becomes an array of one.
+        values: uint64 of any shape; a Python int, such as a seed, becomes an array of one element.
     """
     if isinstance(values, int):
         values = np.array([values % 2**64], np.uint64)

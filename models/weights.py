@@ -1,6 +1,6 @@
-"""A model by its name: which weights exactly, and where and how they are to be loaded.
+"""Resolves model names: the folder or revision of the weights, and the device and dtype to load.
 
-Nothing here imports torch unless it must look for a device, so that a driver stays light.
+torch is imported only to look for a device, so that drivers start fast.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-"""Of weights; auto is bfloat16 on devices that compute in it, and float32 elsewhere."""
+"""Data type of weights; auto is bfloat16 on devices that support it, and float32 elsewhere."""
 
 logger = logging.getLogger(__name__)
 
-# What decides a model's answers: weights, configs, vocabularies. Not its README.
+# Files that determine a model's output: weights, configs and vocabularies, but not its README.
 SUFFIXES = (".json", ".safetensors", ".txt")
 LOADED = (*SUFFIXES, ".jinja", ".model")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -46,17 +46,17 @@ REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def folder_of(model: str) -> str:
-    """Where a model can be loaded from here: a copy of a folder at a URL, any other name as it is.
+    """Return where to load a model from: a local copy for a URL, and the unchanged name otherwise.
 
-    A folder on storage of fsspec (`s3://...`) is copied once, to `capfilt/models` of the user's
-    cache (XDG_CACHE_HOME), and again when its listing tells another size, time or tag of a file.
+    A folder at an fsspec URL (`s3://...`) is copied to `capfilt/models` in the user's cache
+    (XDG_CACHE_HOME). It is copied again if the size, time or ETag of a file changes.
 
     Args:
-        model: A URL, a model folder, or the name of a model on the hub.
+        model: A URL, a model folder, or a model name on the hub.
 
     Raises:
-        FileNotFoundError: There is nothing at the URL.
-        ValueError: The storage lets nobody read, or a name there would lie outside of the folder.
+        FileNotFoundError: There is no folder at the URL.
+        ValueError: The storage cannot be read, or a file name leads out of the folder.
     """
     if "://" not in model:
         return model
@@ -67,13 +67,13 @@ def folder_of(model: str) -> str:
     if isinstance(fs, LocalFileSystem):
         return str(root)
     try:
-        there = fs.find(root, detail=True)
+        infos = fs.find(root, detail=True)
     except OSError:
         raise
-    except Exception as error:  # each storage has its own, as for credentials that are not there
+    except Exception as error:  # storages have their own types, such as for missing credentials
         raise ValueError(f"{model}: cannot be read: {error}") from error
     files = {}
-    for path, info in there.items():
+    for path, info in infos.items():
         name = PurePosixPath(path.removeprefix(root).lstrip("/"))
         if ".." in name.parts or name.is_absolute() or "\\" in str(name):
             raise ValueError(f"{model}: the name {str(name)!r} leads out of the folder")
@@ -94,7 +94,7 @@ def folder_of(model: str) -> str:
                 fs.get_file(path, str(partial / file))
             partial.rename(folder)
         except OSError:
-            if not folder.is_dir():  # another process may have been faster
+            if not folder.is_dir():  # another process may have copied it first
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -102,21 +102,20 @@ def folder_of(model: str) -> str:
 
 
 def revision_of(model: str, revision: str | None = None) -> str:
-    """Name the weights that loading a model would give, without loading it.
+    """Identify the weights of a model without loading it.
 
     Args:
-        model: A model folder, here or at a URL, or the name of a model on the hub.
-        revision: A branch, tag or commit of the hub; a folder has none.
+        model: A model folder, local or at a URL, or a model name on the hub.
+        revision: A branch, tag or commit on the hub; must be None for a folder.
 
     Returns:
         For a folder, the first 16 hex characters of the SHA-256 of its weights, configs and
-        vocabularies, whatever the folder is called. For a name, the 40 of a commit: `revision`
-        where it is one, else the commit that the local cache of the hub holds for it, else the
-        one that the hub itself names.
+        vocabularies; its name does not matter. For a hub name, the 40 characters of a commit:
+        `revision` if it is one, else the commit in the local hub cache, else the commit on the hub.
 
     Raises:
-        FileNotFoundError: There is neither such a folder nor a cached commit.
-        ValueError: The folder holds no weights, or a folder came with a revision.
+        FileNotFoundError: There is no such folder, and no commit is known for the name.
+        ValueError: The folder has no weights, or a revision is given for a folder.
     """
     folder = Path(folder_of(model)).expanduser()
     if folder.is_dir():
@@ -133,26 +132,26 @@ def revision_of(model: str, revision: str | None = None) -> str:
     if commit is None:
         raise FileNotFoundError(
             f"{model!r} is neither a folder nor in the local cache of the Hugging Face hub at "
-            f"revision {revision or 'main'!r}, and the hub cannot be asked; give a folder, or "
-            f"download it where the hub can be reached with `hf download {model}`, or set "
+            f"revision {revision or 'main'!r}, and the hub cannot be reached; give a folder, or "
+            f"download it with `hf download {model}` while the hub can be reached, or set "
             f"revision to the 40 characters of a commit"
         )
     return commit
 
 
 def check_files(model: str) -> None:
-    """Refuse a model folder whose weights or configs are cut short or are none; cheap.
+    """Check that the weights and configs of a model folder are not damaged; cheap.
 
-    A name of the hub is left to its client, which checks what it fetches.
+    Models on the hub are not checked here, since the hub's client checks its downloads.
 
     Raises:
-        DamagedError: It names the file.
+        DamagedError: A file is damaged; the message names it.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         folder = Path(folder_of(model)).expanduser()
-    except FileNotFoundError:  # `revision_of` says so
+    except FileNotFoundError:  # `revision_of` reports this
         return
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
@@ -163,24 +162,24 @@ def check_files(model: str) -> None:
                 json.loads(file.read_bytes())
         except (SafetensorError, ValueError) as error:
             raise DamagedError(
-                f"{file} is damaged ({error}); copy or save the model anew"
+                f"{file} is damaged ({error}); copy or save the model again"
             ) from None
 
 
 def pinned(model: str, revision: str | None = None) -> str | None:
-    """The revision to load so that the weights are those of `revision_of`; none for a folder.
+    """Return the commit to load, so that the weights are those of `revision_of`; None for a folder.
 
-    A branch of the hub may move between the two.
+    A branch name is not enough, since the branch may move between the two calls.
 
     Raises:
-        FileNotFoundError: As `revision_of`.
+        FileNotFoundError: See `revision_of`.
     """
     is_folder = "://" in model or Path(model).expanduser().is_dir()
     return revision if is_folder else revision_of(model, revision)
 
 
 def device_of(device: str) -> str:
-    """The device that a name means here: auto is cuda where there is one, else cpu."""
+    """Return the device for a name; auto is cuda if it is available, else cpu."""
     if device != "auto":
         return device
     import torch
@@ -189,10 +188,10 @@ def device_of(device: str) -> str:
 
 
 def dtype_of(dtype: Dtype, device: str) -> Literal["float32", "bfloat16", "float16"]:
-    """The dtype that a name means on a device.
+    """Return the dtype for a name on a device.
 
-    auto is bfloat16 on CUDA and on CPUs with instructions for products in it (AVX-512 BF16,
-    AMX), and float32 elsewhere.
+    auto is bfloat16 on CUDA and on CPUs with bfloat16 instructions (AVX-512 BF16, AMX), and
+    float32 elsewhere.
     """
     if dtype != "auto":
         return dtype
@@ -200,20 +199,20 @@ def dtype_of(dtype: Dtype, device: str) -> Literal["float32", "bfloat16", "float
 
     if device.startswith("cuda"):
         return "bfloat16"
-    can = [
+    has_instructions = [
         getattr(torch.cpu, name, lambda: False)()
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     ]
-    return "bfloat16" if device == "cpu" and any(can) else "float32"
+    return "bfloat16" if device == "cpu" and any(has_instructions) else "float32"
 
 
 class Placement(NamedTuple):
-    """Where and how a model is loaded.
+    """The device, dtype and threads of a loaded model.
 
     Attributes:
         device: cpu, cuda, cuda:1, ...
-        dtype: Of the weights.
-        threads: That decode images.
+        dtype: Data type of the weights.
+        threads: Number of threads that decode images.
     """
 
     device: str
@@ -222,13 +221,14 @@ class Placement(NamedTuple):
 
 
 def place(device: str, dtype: Dtype, threads: int | None) -> Placement:
-    """Settle where and how a model is loaded here.
+    """Choose device, dtype and threads to load a model with.
 
     Args:
         device: See `device_of`.
         dtype: See `dtype_of`.
-        threads: Threads that decode images and, on a CPU, that compute; set for the whole
-            process. Unset leaves torch's own number, and lets at most eight decode.
+        threads: Number of threads that decode images and, on a CPU, run the model; sets torch's
+            number of threads for the whole process. None keeps torch's number, and decodes with at
+            most eight threads.
     """
     import torch
 
@@ -246,16 +246,16 @@ def _revision_of_folder(folder: Path) -> str:
             f"{str(folder)!r} holds no .safetensors weights; save the model there with "
             f"save_pretrained"
         )
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
         stat = file.stat()
-        whole.update(f"{file.name}\0{_sha256(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return whole.hexdigest()[:16]
+        digest.update(f"{file.name}\0{_sha256(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=256)
 def _sha256(file: Path, size: int, modified_ns: int) -> str:
-    """The digest of a file, read again only when its size or time changes."""
+    """Return the digest of a file; cached until its size or time changes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -269,12 +269,12 @@ def _cached_commit(name: str, revision: str) -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def _hub_commit(name: str, revision: str) -> str | None:
-    """The commit that the hub has for a revision; None where it has none or cannot be asked."""
+    """Return the hub's commit for a revision; None if it has none or cannot be reached."""
     from huggingface_hub import HfApi
 
     try:
         commit: str | None = HfApi().model_info(name, revision=revision, timeout=10).sha
     except Exception as error:  # whatever HTTP library the hub's client uses
-        logger.info("the hub does not name a commit of %s at %s: %s", name, revision, error)
+        logger.info("no commit of %s at %s from the hub: %s", name, revision, error)
         return None
     return commit

@@ -1,1 +1,1 @@
-"""Images decoded, measured and compared."""
+"""Tools that decode, measure and compare images."""

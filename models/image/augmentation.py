@@ -1,4 +1,4 @@
-"""Random views of an image for training, as BLIP's released code takes them (arXiv 2201.12086)."""
+"""Random augmentation of images for training, as in BLIP's released code (arXiv 2201.12086)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["GREATEST", "Augment", "View"]
 Augment = Literal["paper", "crop", "none"]
 
 RANDOM_OPERATIONS = 2
-"""RandAugment's N."""
+"""RandAugment's N, the number of operations per image."""
 
 GREATEST = 10
-"""The end of RandAugment's scale of magnitudes."""
+"""The maximum of RandAugment's magnitude M."""
 
 GREY = (128, 128, 128)
 
@@ -33,8 +33,8 @@ def _shift(
     )
 
 
-# Each takes an image, a strength m from 0 to 1 and a sign s. No operation touches hue: captions
-# name colours.
+# Each operation takes an image, a strength m from 0 to 1 and a sign s. None changes hue, since
+# captions name colours.
 OPERATIONS: tuple[Callable[[Image.Image, float, int], Image.Image], ...] = (
     lambda image, m, s: image,
     lambda image, m, s: ImageOps.autocontrast(image),
@@ -48,22 +48,23 @@ OPERATIONS: tuple[Callable[[Image.Image, float, int], Image.Image], ...] = (
     lambda image, m, s: image.rotate(30 * m * s, Image.Resampling.BILINEAR, fillcolor=GREY),
 )
 """Identity, AutoContrast, Equalize, Brightness, Sharpness, ShearX, ShearY, TranslateX,
-TranslateY, Rotate, at the strengths of BLIP's and ALBEF's released code: 0.1 to 1.9 times as bright
-or sharp, which is 1 at BLIP's M = 5; a shear of at most 0.3; a translation of at most 10 pixels,
-whatever the size; a rotation of at most 30 degrees."""
+TranslateY, Rotate, with the strengths of BLIP's and ALBEF's released code: 0.1 to 1.9 times the
+brightness or sharpness, which is 1 at BLIP's M = 5; a shear of at most 0.3; a translation of at
+most 10 pixels at any image size; a rotation of at most 30 degrees."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """An image as one training step sees it.
+    """Turns an image into a random view for one training step.
 
     Attributes:
-        size: The side of the square, in pixels.
-        augment: `paper` is a random resized crop, a mirror half of the time and RandAugment (N = 2,
-            each with probability one half, no colour operations); `crop` is the crop alone, for
-            captions that tell left from right; `none` is the plain resize of evaluation.
-        crop_scale: The least share of the image's area that a crop keeps: 0.2 in pre-training and
-            0.5 in fine-tuning.
+        size: Side of the square view, in pixels.
+        augment: `paper` is a random resized crop, a horizontal flip with probability 0.5, and
+            RandAugment (N = 2, each with probability 0.5, no colour operations). `crop` is the crop
+            only, for captions that mention left and right. `none` is the plain resize used in
+            evaluation.
+        crop_scale: Minimum share of the image's area that a crop keeps: 0.2 in pre-training and 0.5
+            in fine-tuning.
         magnitude: RandAugment's M, from 0 to 10: 5 in BLIP, 7 in ALBEF.
     """
 
@@ -73,7 +74,7 @@ class View:
     magnitude: int = 5
 
     def __call__(self, image: Image.Image, rng: random.Random) -> npt.NDArray[np.uint8]:
-        """A view of an RGB image: uint8 (size, size, 3), a function of the image and `rng`."""
+        """Return a view of an RGB image, uint8 (size, size, 3); all randomness comes from `rng`."""
         square = (self.size, self.size)
         if self.augment == "none":
             return np.asarray(image.resize(square, Image.Resampling.BICUBIC))
@@ -89,7 +90,7 @@ class View:
         return np.asarray(view)
 
     def _box(self, image: Image.Image, rng: random.Random) -> tuple[float, float, float, float]:
-        """A random crop with a share of the area from `crop_scale` to 1 and a mild aspect."""
+        """Choose a random crop with `crop_scale` to 1 of the area and an aspect of 3/4 to 4/3."""
         for _ in range(10):
             area = image.width * image.height * rng.uniform(self.crop_scale, 1)
             aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))

@@ -1,8 +1,8 @@
-"""Image files cut down to what their pixels need.
+"""Strips image files to the parts that are needed to decode their pixels.
 
-What stands around the pixels is untrusted too, and decoders read it in Python: comments by the
-million, text that unpacks to gigabytes, tags that each name the whole file as their value. None of
-it reaches them. Headers are walked for a bounded number of steps, and passed over in C.
+Metadata is untrusted too, and decoders process it in Python: millions of comments, text that
+unpacks to gigabytes, tags whose values each span the whole file. It is removed here before a
+decoder sees it. Headers are parsed in a bounded number of steps.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from dataclasses import dataclass
 __all__ = ["Bare", "CostlyError", "bare", "orientation"]
 
 MOST_PARTS = 100_000
-"""Chunks, blocks or values of a header that are walked."""
+"""Maximum number of chunks, blocks or values of a header."""
 
 MOST_SEGMENTS = 2_000
-"""Segments before the first scan of a JPEG, each of up to 64 KiB: 320 fill 20 MB."""
+"""Maximum number of segments before the first scan of a JPEG; 320 segments of 64 KiB fill 20 MB."""
 
 MOST_FILL = 2**16
-"""Fill bytes before the first scan of a JPEG."""
+"""Maximum number of fill bytes before the first scan of a JPEG."""
 
 MOST_HEADER = 2**20
-"""Bytes before the codestream of a JPEG 2000, and of an RLE bitmap, which is decoded in Python."""
+"""Maximum bytes before the codestream of a JPEG 2000, and of an RLE bitmap, which Pillow decodes in
+Python."""
 
 XMP_BYTES = 2**16
-"""Of an XMP packet, where its orientation is looked for."""
+"""Bytes of an XMP packet that are searched for the orientation."""
 
 EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 XMP_TEXT = b"XML:com.adobe.xmp\0\0\0"
@@ -42,30 +43,30 @@ TIFF_SIZES = {
     **dict.fromkeys((4, 9, 11, 13), 4),
     **dict.fromkeys((5, 10, 12, 16, 17, 18), 8),
 }
-"""Bytes of a value by the type of its tag."""
+"""Size of a value in bytes, by the type of its tag."""
 
 TIFF_TAGS = {254, 255, 262, 266, 273, 284, 292, 293, 317, 320, 332, 338, 339, 347, 50674}
 TIFF_TAGS |= {*range(256, 260), *range(277, 280), *range(322, 326), *range(512, 522)}
 TIFF_TAGS |= {*range(529, 533)}
-"""Tags that say how pixels lie and what colours they are of."""
+"""Tags that describe the layout and the colours of pixels."""
 
 BITS, COMPRESSION, STRIPS, UPRIGHT, TILES = 258, 259, 273, 274, 324
 
 
 class CostlyError(ValueError):
-    """To read the file would cost far more than its pixels are worth."""
+    """Reading the file would cost far more than its pixels justify."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bare:
-    """An image file without what its pixels do not need.
+    """An image file without metadata.
 
     Attributes:
         data: The file.
-        orientation: As EXIF has it, from 1 to 8; none where the decoder is to be asked.
-        scan: Of a JPEG, where the first scan starts.
-        bits: Of a TIFF, the bits of its first sample.
-        passes: Of JPEGs within a file, how many scans there may be.
+        orientation: EXIF orientation, from 1 to 8; None if only the decoder can read it.
+        scan: Position of the first scan of a JPEG.
+        bits: Bits of the first sample of a TIFF.
+        passes: Maximum number of further scans of JPEGs inside a TIFF.
     """
 
     data: bytes
@@ -76,11 +77,11 @@ class Bare:
 
 
 def bare(data: bytes) -> Bare:
-    """Cut an image file down.
+    """Strip the metadata of an image file.
 
     Raises:
-        CostlyError: Its header has more parts than any image needs.
-        EOFError: It ends within its header.
+        CostlyError: The header has more parts than any image needs.
+        EOFError: The file ends within its header.
     """
     readers: tuple[tuple[bytes, Callable[[bytes], Bare]], ...] = (
         (b"\xff\xd8\xff", _jpeg),
@@ -104,19 +105,19 @@ def bare(data: bytes) -> Bare:
 
 
 def orientation(exif: bytes, xmp: bytes = b"") -> int:
-    """How a picture lies, from 1 to 8; 1 where neither EXIF nor XMP tells.
+    """Return the EXIF orientation of an image, from 1 to 8; 1 if it is not given.
 
     Args:
-        exif: A directory of tags as of a TIFF.
-        xmp: A packet of XMP, which counts where there is no such tag.
+        exif: EXIF data, a TIFF directory.
+        xmp: An XMP packet, which is used if EXIF has no orientation.
     """
     exif = exif.removeprefix(EXIF)
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     try:
         if order is not None:
-            (at,) = struct.unpack_from(f"{order}I", exif, 4)
-            (number,) = struct.unpack_from(f"{order}H", exif, at)
-            for entry in range(at + 2, at + 2 + 12 * number, 12):
+            (offset,) = struct.unpack_from(f"{order}I", exif, 4)
+            (num_tags,) = struct.unpack_from(f"{order}H", exif, offset)
+            for entry in range(offset + 2, offset + 2 + 12 * num_tags, 12):
                 tag, kind, _ = struct.unpack_from(f"{order}HHI", exif, entry)
                 if tag == UPRIGHT:
                     value = struct.unpack_from(
@@ -125,20 +126,20 @@ def orientation(exif: bytes, xmp: bytes = b"") -> int:
                     return int(value[0]) if 1 <= value[0] <= 8 else 1
     except struct.error:
         return 1
-    found = ORIENTATION.search(xmp[:XMP_BYTES])
-    return int(found[1]) if found else 1
+    match = ORIENTATION.search(xmp[:XMP_BYTES])
+    return int(match[1]) if match else 1
 
 
 def _jpeg(data: bytes) -> Bare:
-    """Without comments and application segments but those that tell the colours."""
+    """Strip a JPEG of comments and application segments, except those that define colours."""
     kept, exif, xmp = [data[:2]], b"", b""
-    position, fill, segments = 2, 0, 0
-    while marks := FILL.match(data, position):
-        fill += len(marks[0]) - 1
-        segments += 1
-        if fill > MOST_FILL or segments > MOST_SEGMENTS:
+    position, num_fill, num_segments = 2, 0, 0
+    while markers := FILL.match(data, position):
+        num_fill += len(markers[0]) - 1
+        num_segments += 1
+        if num_fill > MOST_FILL or num_segments > MOST_SEGMENTS:
             raise CostlyError("too much before the first scan")
-        start, marker = marks.end() - 1, data[marks.end()]
+        start, marker = markers.end() - 1, data[markers.end()]
         if marker == 0xDA:
             head = b"".join(kept)
             upright = orientation(exif, xmp)
@@ -158,7 +159,7 @@ def _jpeg(data: bytes) -> Bare:
 
 
 def _png(data: bytes) -> Bare:
-    """The critical chunks and the transparency; a chunk whose checksum is wrong is none."""
+    """Keep the critical chunks and the transparency of a PNG, unless its checksum is wrong."""
     kept, exif, xmp = [data[:8]], b"", b""
     position = 8
     for _ in range(MOST_PARTS):
@@ -186,7 +187,7 @@ def _png(data: bytes) -> Bare:
 
 
 def _gif(data: bytes) -> Bare:
-    """Without extensions but the last control before the first frame."""
+    """Strip a GIF of extensions, except the last graphic control before the first frame."""
     head = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     control, position = b"", head
     for _ in range(MOST_PARTS):
@@ -209,7 +210,7 @@ def _gif(data: bytes) -> Bare:
 
 
 def _tiff(data: bytes) -> Bare:
-    """With a directory of nothing but what tells the pixels, followed by no other."""
+    """Give a TIFF a single directory with only the tags that describe pixels."""
     order = "<" if data[:2] == b"II" else ">"
     is_big = 43 in data[2:4]
     offset, count, entry = ("Q", "Q", "HHQ8s") if is_big else ("I", "H", "HHI4s")
@@ -221,26 +222,26 @@ def _tiff(data: bytes) -> Bare:
     at += struct.calcsize(order + count)
     size = struct.calcsize(order + entry)
     kept: dict[int, bytes] = {}
-    named, upright, bits, compression, strips = 0, 1, None, 1, 1
-    for place in range(at, at + size * number, size):
-        tag, kind, many, value = struct.unpack_from(order + entry, data, place)
+    value_bytes, upright, bits, compression, strips = 0, 1, None, 1, 1
+    for position in range(at, at + size * number, size):
+        tag, kind, num_values, value = struct.unpack_from(order + entry, data, position)
         first = struct.unpack_from(order + {1: "B", 3: "H"}.get(kind, "I"), value)[0]
         if tag == UPRIGHT:
             upright = first if 1 <= first <= 8 else 1
         if tag not in TIFF_TAGS or tag in kept:
             continue
-        kept[tag] = data[place : place + size]
-        named += TIFF_SIZES.get(kind, 8) * many
-        is_inline = TIFF_SIZES.get(kind, 8) * many <= len(value)
+        kept[tag] = data[position : position + size]
+        value_bytes += TIFF_SIZES.get(kind, 8) * num_values
+        is_inline = TIFF_SIZES.get(kind, 8) * num_values <= len(value)
         if tag == BITS:
-            here = first if is_inline else struct.unpack_from(order + offset, value)[0]
-            bits = first if is_inline else struct.unpack_from(f"{order}H", data, here)[0]
+            bits_at = first if is_inline else struct.unpack_from(order + offset, value)[0]
+            bits = first if is_inline else struct.unpack_from(f"{order}H", data, bits_at)[0]
         elif tag == COMPRESSION:
             compression = first
         elif tag in (STRIPS, TILES):
-            strips = many
-    if named > len(data) or strips > MOST_PARTS:
-        raise CostlyError("tags of more than the file")
+            strips = num_values
+    if value_bytes > len(data) or strips > MOST_PARTS:
+        raise CostlyError("the values of tags are larger than the file")
     directory = struct.pack(order + count, len(kept)) + b"".join(kept[tag] for tag in sorted(kept))
     start = len(data) + len(data) % 2
     head = data[:pointer] + struct.pack(order + offset, start)
@@ -273,20 +274,20 @@ def _jpeg2000(data: bytes) -> Bare:
 
 
 def _avif(data: bytes) -> Bare:
-    """As it is, unless tags within it name more than the file."""
-    for number, found in enumerate(TIFF.finditer(data)):
+    """Return an AVIF unchanged, unless the values of its tags exceed the file."""
+    for number, match in enumerate(TIFF.finditer(data)):
         if number >= MOST_SEGMENTS:
             raise CostlyError("too many directories")
-        exif, order = memoryview(data)[found.start() :], "<" if found[0][:1] == b"I" else ">"
+        exif, order = memoryview(data)[match.start() :], "<" if match[0][:1] == b"I" else ">"
         try:
-            (at,) = struct.unpack_from(f"{order}I", exif, 4)
-            (many,) = struct.unpack_from(f"{order}H", exif, at)
-            named = 0
-            for place in range(at + 2, at + 2 + 12 * many, 12):
-                _, kind, values = struct.unpack_from(f"{order}HHI", exif, place)
-                named += TIFF_SIZES.get(kind, 8) * values
+            (offset,) = struct.unpack_from(f"{order}I", exif, 4)
+            (num_tags,) = struct.unpack_from(f"{order}H", exif, offset)
+            value_bytes = 0
+            for position in range(offset + 2, offset + 2 + 12 * num_tags, 12):
+                _, kind, values = struct.unpack_from(f"{order}HHI", exif, position)
+                value_bytes += TIFF_SIZES.get(kind, 8) * values
         except struct.error:
             continue
-        if named > len(data):
-            raise CostlyError("tags of more than the file")
+        if value_bytes > len(data):
+            raise CostlyError("the values of tags are larger than the file")
     return Bare(data=data)

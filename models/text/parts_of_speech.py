@@ -1,4 +1,4 @@
-"""Parts of speech, by spaCy."""
+"""Finds the parts of speech in captions with spaCy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 __all__ = ["PartsOfSpeech"]
 
-# Parts of speech need a tagger or a morphologizer and what they rest on, nothing else.
+# Only a tagger or a morphologizer and the layers below it are needed.
 UNUSED = (
     "parser",
     "senter",
@@ -20,19 +20,19 @@ UNUSED = (
 
 
 class PartsOfSpeech:
-    """The universal parts of speech (UPOS: NOUN, DET, ADP, ...) that occur in captions.
+    """Finds the universal parts of speech (UPOS: NOUN, DET, ADP, ...) that occur in captions.
 
     Args:
-        model: An installed spaCy pipeline, or a folder that holds one.
-        batch_size: Captions that go through the pipeline at once.
+        model: An installed spaCy pipeline, or a folder with one.
+        batch_size: Captions per batch.
 
     Raises:
-        OSError: There is no such pipeline.
-        ValueError: The pipeline tells no parts of speech.
+        OSError: The pipeline does not exist.
+        ValueError: The pipeline does not tag parts of speech.
     """
 
     max_characters = 1000
-    """Enough to hold each part that a caption has; what follows is not read."""
+    """Maximum characters read of a caption."""
 
     def __init__(self, model: str = "en_core_web_sm", batch_size: int = 256) -> None:
         import spacy
@@ -41,12 +41,12 @@ class PartsOfSpeech:
         self.batch_size = batch_size
         if not any(token.pos for token in self.nlp("the dog is on a table")):
             raise ValueError(
-                f"the spaCy pipeline {model!r} tells no parts of speech; take one with a tagger, "
-                "such as en_core_web_sm"
+                f"the spaCy pipeline {model!r} does not tag parts of speech; use one with a "
+                "tagger, such as en_core_web_sm"
             )
 
     def __call__(self, captions: Sequence[str]) -> Iterator[frozenset[str]]:
-        """The parts of speech of each caption, in order."""
+        """Yield the set of parts of speech of each caption."""
         texts = (caption[: self.max_characters] for caption in captions)
         for doc in self.nlp.pipe(texts, batch_size=self.batch_size):
             yield frozenset(token.pos_ for token in doc)

@@ -1,4 +1,4 @@
-"""Captions as BLIP reads them (arXiv:2201.12086): training, filter and evaluation alike."""
+"""BLIP's text preparation (arXiv:2201.12086), used in training, filter and evaluation."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import re
 __all__ = ["UNREAD", "pre_caption"]
 
 UNREAD = re.compile(r'[.!"()*#:;~\s]+')
-"""The marks that BLIP's released code takes away, and whitespace."""
+"""The characters that BLIP's released code removes, and whitespace."""
 
 
 def pre_caption(caption: str) -> str:
-    """A caption in lower case, BLIP's marks and runs of whitespace as single spaces.
+    """Prepare a caption for BLIP: lower case, with removed characters replaced by single spaces.
 
-    Preparing a prepared caption changes nothing. BLIP's training also cuts to 30 words. Nothing is
-    cut here: the reader's limit in tokens, which BLIP has besides, alone says how much is read.
+    Applying it twice changes nothing more. BLIP's training also cuts captions to 30 words; here
+    only the limit in tokens, which BLIP has too, cuts them.
 
     Returns:
-        The text; empty where the caption is nothing but such marks.
+        The text; empty if the caption has no other characters.
     """
     return UNREAD.sub(" ", caption.lower()).strip()

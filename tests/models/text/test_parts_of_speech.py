@@ -29,7 +29,7 @@ def test_the_parts_of_each_caption_come_in_order(tmp_path: Path) -> None:
 
 def test_a_pipeline_without_parts_of_speech_is_refused(tmp_path: Path) -> None:
     spacy.blank("en").to_disk(tmp_path)
-    with pytest.raises(ValueError, match="tells no parts of speech; take one with a tagger"):
+    with pytest.raises(ValueError, match="does not tag parts of speech; use one with a tagger"):
         PartsOfSpeech(str(tmp_path))
     with pytest.raises(OSError):
         PartsOfSpeech("nowhere_sm")
