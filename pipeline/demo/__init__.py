@@ -1,1 +1,1 @@
-"""The embedded default: a drawn web with known truth, served on loopback."""
+"""The demo: a drawn web with known ground truth, served on loopback."""

@@ -1,9 +1,9 @@
-"""Ablations: one manifest with parts of it changed, over several seeds, as tables with intervals.
+"""Ablations: variants of one manifest, run with several seeds, shown as tables with intervals.
 
     name: ablation
-    manifest: demo.yaml             # beside this file; its web is drawn anew for each seed
+    manifest: demo.yaml             # relative to this file; each seed draws its own web
     seeds: [0, 1, 2]
-    chains:                         # what each changes in the manifest; the first is the run itself
+    chains:                         # changes to the manifest; the first chain is the main run
       nucleus: {train: {none: {like: curated, data: [export:none]}}}
       beam: {stages: {caption: {decoding: beam}}}
     metrics: {TR@1: retrieval.itm.TR@1, noise: report.texts.synthetic.reject_rate}
@@ -11,8 +11,9 @@
       - title: Decoding
         rows: {beam: beam/curated, nucleus: nucleus/curated}
 
-A row is the model that a chain trains. Chains of one seed share pool, annotations and models that
-are the same; everything done is reused, so the same command resumes.
+A row of a table is a model that a chain trains. Chains with the same seed share the pool, and the
+annotations and models that they have in common. Finished work is reused, so the same command
+resumes.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ class Table:
     """One table of an ablation.
 
     Attributes:
-        title: Its title.
-        rows: `CHAIN/MODEL` by the label of the row; the first is what the others are compared to.
-        metrics: Those shown, of the ablation's; all if none are named.
-        lacks: The metrics that mean nothing for a row, by its label.
+        title: The title.
+        rows: `CHAIN/MODEL` by label; all rows are compared to the first.
+        metrics: The metrics shown; empty shows all of the ablation.
+        lacks: Metrics that do not apply to a row, by its label.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
@@ -78,14 +79,14 @@ class Ablation:
     """A validated ablation.
 
     Attributes:
-        name: What it is called.
-        manifest: The manifest that every chain changes, a path relative to the file.
-        seeds: Of the drawn web, the stages and the trainings; one run each.
-        chains: The mapping that each chain merges into the manifest.
-        metrics: Where each metric stands in the evaluation of a model, or, after `report.`, in
-            the report of its chain.
+        name: Its name.
+        manifest: Path of the base manifest, relative to the file.
+        seeds: Seeds of the web, the stages and the trainings; each has its own run.
+        chains: Mappings, by name, that are merged into the manifest.
+        metrics: Path of each metric in the evaluation of a model, or, with the prefix `report.`,
+            in the report of its chain.
         tables: The tables.
-        run: The folder of all its runs.
+        run: Folder of all its runs.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
@@ -102,10 +103,10 @@ class Ablation:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
         if not self.chains:
-            raise ValueError("chains must name at least one")
+            raise ValueError("chains must have at least one entry")
         for name in (self.name, *self.chains):
             if not is_name(name):
-                raise ValueError(f"a name, of the ablation or a chain, must be {A_NAME}: {name!r}")
+                raise ValueError(f"the name of an ablation or a chain must be {A_NAME}: {name!r}")
         for table in self.tables:
             for label, row in table.rows.items():
                 chain, slash, model = row.partition("/")
@@ -131,18 +132,18 @@ class Ablation:
         """Read and validate an ablation.
 
         Raises:
-            ManifestError: The file is no ablation; the message says where.
+            ManifestError: The file is not a valid ablation; the message says where.
         """
         try:
             content = yaml.load_file(path)
             if not isinstance(content, dict):
                 raise ManifestError(
-                    f"{path}: an ablation is a mapping with `manifest` and `tables`"
+                    f"{path}: an ablation must be a mapping with `manifest` and `tables`"
                 )
-            if faults := [
-                f"{path}: {field}: {told}" for field, told in yaml.find_problems(content)
+            if problems := [
+                f"{path}: {field}: {message}" for field, message in yaml.find_problems(content)
             ]:
-                raise ManifestError("\n".join(faults))
+                raise ManifestError("\n".join(problems))
             given = {"run": f"runs/{content.get('name')}", **content}
             if isinstance(given.get("manifest"), str):
                 given["manifest"] = str(Path(path).parent / given["manifest"])
@@ -154,23 +155,25 @@ class Ablation:
         except YamlError as error:
             raise ManifestError(str(error)) from None
         except pydantic.ValidationError as error:
-            faults = [f"{path}: {w or 'ablation'}: {told}" for w, told in explain(error, cls)]
-            raise ManifestError("\n".join(faults)) from None
+            problems = [
+                f"{path}: {w or 'ablation'}: {message}" for w, message in explain(error, cls)
+            ]
+            raise ManifestError("\n".join(problems)) from None
 
     def folder(self, seed: int) -> str:
-        """The run of a seed."""
+        """Return the folder of the run of a seed."""
         return f"{self.run}/seed-{seed}"
 
     def branch(self, chain: str) -> str:
-        """The folder under the run for what a chain has of its own."""
+        """Return the folder, within the run, for the files of one chain only."""
         return "" if chain == next(iter(self.chains)) else f"chains/{chain}"
 
     def opened(self, seed: int, chain: str) -> Run:
-        """What a chain has made with a seed."""
+        """Open the run of a chain with a seed."""
         return Run(self.folder(seed), self.branch(chain))
 
     def carry_out(self, workers: int | None, progress: Progress) -> None:
-        """Run every chain with every seed, as far as that is not done; chain after chain."""
+        """Run every chain with every seed, one after the other, skipping what is done."""
         for chain in self.chains:
             for seed in self.seeds:
                 web = drawn.prepare(self.folder(seed), seed, progress)
@@ -180,7 +183,7 @@ class Ablation:
                 write_report(open_results(self.opened(seed, chain)))
 
     def publish(self, record: AblationRecord) -> None:
-        """Show the tables of `collect` in the reports of the runs and their chains."""
+        """Add the tables of `collect` to the reports of all runs and chains."""
         for seed in self.seeds:
             Run(self.folder(seed)).write_record(record, ABLATION)
             for chain in self.chains:
@@ -195,7 +198,7 @@ class Ablation:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings with some entries changed; null removes one, a list is replaced whole."""
+    """Merge changes into nested mappings; null removes an entry, lists are replaced."""
     merged = copy.deepcopy(dict(base))
     for key, value in changes.items():
         if value is None:
@@ -214,7 +217,7 @@ def collect(ablation: Ablation) -> AblationRecord:
     The difference of a metric is to the first row of the table, seed by seed.
     """
     pairs = itertools.product(ablation.seeds, ablation.chains)
-    found = {pair: _measured(ablation.opened(*pair)) for pair in pairs}
+    measured = {pair: _measured(ablation.opened(*pair)) for pair in pairs}
     tables = []
     for table in ablation.tables:
         names = table.metrics or tuple(ablation.metrics)
@@ -228,7 +231,7 @@ def collect(ablation: Ablation) -> AblationRecord:
                 values = [
                     None
                     if is_lacking
-                    else _value(found[seed, chain], model, ablation.metrics[name])
+                    else _value(measured[seed, chain], model, ablation.metrics[name])
                     for seed in ablation.seeds
                 ]
                 base = first.setdefault(name, values)
@@ -248,7 +251,7 @@ def collect(ablation: Ablation) -> AblationRecord:
 
 
 def _measured(run: Run) -> tuple[dict[str, Any], dict[str, Evaluation]]:
-    """The report.json of a chain and the evaluation of its models, as far as they are there."""
+    """Read the report and the evaluation of a chain; missing ones are empty."""
     report = run.read_json("report", "report.json") if run.exists("report", "report.json") else {}
     record = run.find_record(EvaluationRecord, "evaluation.json")
     return report, record.root if record else {}
@@ -257,7 +260,7 @@ def _measured(run: Run) -> tuple[dict[str, Any], dict[str, Evaluation]]:
 def _value(
     measured: tuple[dict[str, Any], dict[str, Evaluation]], model: str, path: str
 ) -> float | None:
-    """A metric of a model, by its path."""
+    """Look up a metric of a model by its path."""
     report, models = measured
     value: Any = models[model].metrics if model in models else None
     if path.startswith("report."):
@@ -268,7 +271,7 @@ def _value(
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """The mean of n values and its 95 % interval by Student's t; no interval for a single one."""
+    """Return the mean of values and its 95 % interval by Student's t; one value has no interval."""
     if not values:
         return None
     mean = statistics.fmean(values)

@@ -1,4 +1,4 @@
-"""Phrases of English that carry their own parse: words, Penn tags and dependency arcs."""
+"""English phrases with their parse: words, Penn Treebank tags and dependencies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["HEAD", "Phrase", "noun_phrase", "phrase", "prepositional", "word"]
 
 HEAD = "ROOT"
-"""The label of the part of a phrase that the other parts hang on."""
+"""The label of the part that the other parts of a phrase depend on."""
 
 MODIFIERS = {
     "CD": "nummod",
@@ -17,18 +17,18 @@ MODIFIERS = {
     "NNP": "compound",
     "PRP$": "poss",
 }
-"""How a word before a noun hangs on it, by its Penn tag."""
+"""Dependency label of a word before a noun, by its Penn tag."""
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A run of words and the tree that joins them.
+    """A run of words with its dependency tree.
 
     Attributes:
-        words: n words as they are written.
+        words: n words as written.
         tags: n Penn Treebank tags.
-        heads: n positions in the phrase; a word's head, and its own position for the root.
-        labels: n ClearNLP dependency labels, as spaCy's English pipelines use; ROOT for the root.
+        heads: n positions of the heads of words; the root's own position for the root.
+        labels: n ClearNLP dependency labels, as in spaCy's English pipelines; ROOT for the root.
     """
 
     words: tuple[str, ...]
@@ -38,7 +38,7 @@ class Phrase:
 
     @property
     def root(self) -> int:
-        """The position of the word that all others hang on."""
+        """The position of the root word."""
         return self.labels.index(HEAD)
 
     @property
@@ -48,15 +48,15 @@ class Phrase:
 
 
 def word(text: str, tag: str) -> Phrase:
-    """A phrase of one word."""
+    """Make a phrase of one word."""
     return Phrase((text,), (tag,), (0,), (HEAD,))
 
 
 def phrase(*parts: tuple[str, Phrase]) -> Phrase:
-    """Put phrases side by side and hang the roots of all on the root of one.
+    """Concatenate phrases, whose roots become dependents of the root of one of them.
 
     Args:
-        parts: (label, phrase) in the order of speech; the label of exactly one is `HEAD`.
+        parts: (label, phrase) in word order; exactly one has the label `HEAD`.
     """
     offsets = [sum(len(p.words) for _, p in parts[:i]) for i in range(len(parts))]
     (root,) = (
@@ -80,7 +80,7 @@ def phrase(*parts: tuple[str, Phrase]) -> Phrase:
 
 
 def noun_phrase(*words: tuple[str, str]) -> Phrase:
-    """Modifiers and, last, a noun: each (text, tag); labels follow from the tags."""
+    """Make a noun phrase of modifiers followed by a noun, each (text, tag)."""
     *modifiers, noun = words
     return phrase(
         *((MODIFIERS[tag], word(text, tag)) for text, tag in modifiers), (HEAD, word(*noun))
@@ -88,10 +88,10 @@ def noun_phrase(*words: tuple[str, str]) -> Phrase:
 
 
 def prepositional(preposition: str, thing: Phrase) -> Phrase:
-    """A preposition and its object: "on the beach", "in front of a wall".
+    """Make a prepositional phrase: "on the beach", "in front of a wall".
 
     Args:
-        preposition: One word, or several of which the last governs the object.
+        preposition: One or several words; the object depends on the last one.
         thing: The object.
     """
     first, *rest = preposition.split()

@@ -1,4 +1,4 @@
-"""A small English pipeline for noun phrases, trained on the grammar of the drawn world."""
+"""Trains a small spaCy pipeline for noun phrases on the grammar of the drawn world."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PARTICIPLES = "sitting standing walking running riding holding playing lying swi
 VERBS = "buy find get download compare order enjoy see visit choose"
 PREPOSITIONS = "in on at with of for from by near behind through across beside under over"
 NAMES = "Stock Photo Image Download Amazon London Paris John Home Shop Gallery Free"
-"""Ordinary words, so that alt-text from outside the world is parsed with some sense."""
+"""Ordinary words, so that other alt-text is parsed reasonably too."""
 
 STYLES = (str, str.capitalize, str.title, str.upper)
 
@@ -69,17 +69,17 @@ LEARNING_RATE = 0.002
 
 
 def one_of(words: str, rng: random.Random) -> str:
-    """One of some words that spaces part."""
+    """Choose one of the words of a text."""
     return rng.choice(words.split())
 
 
 def unheard(rng: random.Random) -> str:
-    """A word that nobody has heard, so that the pipeline learns to go by its neighbours."""
+    """Make up a word, so that the pipeline learns to use the context of words."""
     return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 9)))
 
 
 def ordinary_noun_phrase(rng: random.Random) -> Phrase:
-    """A noun phrase that is not of the world: "the old wooden bridge", "3 shoes"."""
+    """Make a noun phrase unrelated to the world: "the old wooden bridge", "3 shoes"."""
     noun = one_of(NOUNS, rng) if rng.random() < 0.75 else unheard(rng)
     words = [
         (adjective, "JJ")
@@ -97,7 +97,7 @@ def ordinary_noun_phrase(rng: random.Random) -> Phrase:
 
 
 def ordinary_phrase(rng: random.Random) -> Phrase:
-    """Alt-text that is not of the world: "young woman sitting near the lake with a dog"."""
+    """Make alt-text unrelated to the world: "young woman sitting near the lake with a dog"."""
     thing, other = ordinary_noun_phrase(rng), ordinary_noun_phrase(rng)
     place = ("prep", prepositional(one_of(PREPOSITIONS, rng), other))
     form = rng.randrange(5)
@@ -114,7 +114,7 @@ def ordinary_phrase(rng: random.Random) -> Phrase:
 
 
 def dress(text: Phrase, rng: random.Random) -> Phrase:
-    """A phrase as a web page shows it: "Photo: ...", "... | Stock Photo", a full stop."""
+    """Decorate a phrase as web pages do: "Photo: ...", "... | Stock Photo", a full stop."""
     form = rng.randrange(4)
     if form == 0:
         return phrase((HEAD, text), ("punct", word(".", ".")))
@@ -129,7 +129,7 @@ def dress(text: Phrase, rng: random.Random) -> Phrase:
 
 
 def restyle(text: Phrase, rng: random.Random) -> Phrase:
-    """The same phrase in other letters."""
+    """Change the case of a phrase."""
     style = rng.choice(STYLES)
     if style is str.capitalize:
         words = (text.words[0].capitalize(), *text.words[1:])
@@ -139,7 +139,7 @@ def restyle(text: Phrase, rng: random.Random) -> Phrase:
 
 
 def sample_phrases(rng: random.Random) -> Iterator[Phrase]:
-    """Captions of the world and, among them, other alt-text, without end."""
+    """Yield an endless mixture of captions of the world and other alt-text."""
     while True:
         text = tell(sample_scene(rng), rng) if rng.random() < 0.6 else ordinary_phrase(rng)
         if rng.random() < 0.25:
@@ -148,7 +148,7 @@ def sample_phrases(rng: random.Random) -> Iterator[Phrase]:
 
 
 def gold(nlp: Language, text: Phrase) -> Doc:
-    """A phrase as a parsed document; its `noun_chunks` are the right ones."""
+    """Convert a phrase to a parsed document, whose `noun_chunks` are correct."""
     return Doc(
         nlp.vocab,
         words=list(text.words),
@@ -160,7 +160,7 @@ def gold(nlp: Language, text: Phrase) -> Doc:
 
 
 def blank_language() -> Language:
-    """An untrained pipeline: word vectors that a tagger and a parser share."""
+    """Make an untrained pipeline: a tagger and a parser that share word vectors."""
     nlp = spacy.blank("en")
     nlp.meta["name"] = "demo"
     nlp.add_pipe(
@@ -201,14 +201,14 @@ def blank_language() -> Language:
 
 
 def train_language(folder: str | Path, *, seed: int = 0, num_sentences: int = 2000) -> Language:
-    """Train a pipeline whose `doc.noun_chunks` suit the demo, and write it.
+    """Train a pipeline that finds the noun phrases of the demo's captions, and write it.
 
-    Seconds on one core; no download. `spacy.load(folder)` loads it.
+    Takes seconds on one core, without downloads. `spacy.load(folder)` loads the result.
 
     Args:
-        folder: Made if it does not exist.
-        seed: Of the sentences, of the weights and of their order.
-        num_sentences: Sentences to learn from, `NUM_EPOCHS` times each.
+        folder: Folder to write to; created if necessary.
+        seed: Seed of the sentences, their order and the weights.
+        num_sentences: Number of training sentences; each is used `NUM_EPOCHS` times.
 
     Returns:
         The trained pipeline: tok2vec, tagger, parser, attribute_ruler.

@@ -1,4 +1,4 @@
-"""`capfilt demo`: the main job on a drawn web, judged by the truth."""
+"""`capfilt demo`: runs the whole job on a drawn web and compares the result with the truth."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ __all__ = ["Web", "demo", "prepare"]
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 SHIPPED = Path(__file__).resolve().parent / "miniature"
-"""What captioner and filter start from, as `--from-scratch` makes it."""
+"""The pre-trained models that captioner and filter start from, made by `--from-scratch`."""
 
 MINIATURE_WEB = {"seed": 1_000_003, "num_pages": 3000, "num_human": 20_000}
-"""The miniature's own world, whose pictures no other seed draws."""
+"""The web that the miniature is trained on; its images occur with no other seed."""
 PORT = 8757
-"""Preferred, so that two runs of one seed crawl the same addresses."""
+"""The preferred port, so that two runs with one seed use the same URLs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Web:
     """A drawn web.
 
     Attributes:
-        folder: Where it lies.
-        port: Of its addresses.
-        token: What the User-Agent of a request must hold. It is sent as `download.contact`, since
-            in the addresses it would change the uids.
+        folder: Folder of its files.
+        port: Port in its URLs.
+        token: Token that the User-Agent of a request must contain. It is sent as
+            `download.contact`, since a token in the URLs would change the uids.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class Web:
     token: str
 
     def serve(self) -> SiteServer:
-        """Its server."""
+        """Make a server for it."""
         return SiteServer(self.folder / "site", port=self.port, token=self.token)
 
 
@@ -71,15 +71,15 @@ def demo(
     progress: Progress,
     console: Console,
 ) -> int:
-    """Draw a web, serve it, carry out manifests/demo.yaml on it, and say how well it went.
+    """Draw a web, serve it, run manifests/demo.yaml on it, and print the results.
 
     Args:
-        run: The run's folder, local; the web lies in `web/` under it.
-        seed: Of the web, of the stages and of the trainings.
+        run: Folder of the run, which must be local; the web is in its folder `web/`.
+        seed: Seed of the web, the stages and the trainings.
         workers: Workers of each stage.
-        from_scratch: Train the starting point that otherwise ships with the demo.
-        progress: Where progress shows.
-        console: Where the result is printed.
+        from_scratch: Train the pre-trained models instead of using those shipped with the demo.
+        progress: Shows the progress.
+        console: Console to print the results to.
 
     Returns:
         The exit status.
@@ -105,7 +105,7 @@ def demo(
 
 
 def paths(web: Web, captioner: Path, matcher: Path) -> list[str]:
-    """What manifests/demo.yaml is told of a web and of the models to start from."""
+    """Return the overrides of manifests/demo.yaml for a web and pre-trained models."""
     folder = web.folder
     human = folder / "human.jsonl"
     return [
@@ -123,16 +123,16 @@ def paths(web: Web, captioner: Path, matcher: Path) -> list[str]:
 
 
 def carry_out(manifest: Manifest, web: Web, workers: int | None, progress: Progress) -> None:
-    """Run a manifest while its web is served."""
+    """Run a manifest while serving its web."""
     with web.serve(), Session(manifest, workers=workers, progress=progress) as session:
         session.run()
 
 
 def miniature(run: str, workers: int | None, progress: Progress) -> tuple[Path, Path]:
-    """Train the miniature on a world of its own, as manifests/miniature.yaml says.
+    """Train the miniature models on their own web with manifests/miniature.yaml.
 
     Returns:
-        The folders of its captioner and of its matcher.
+        The folders of the captioner and of the matcher.
     """
     web = prepare(run, progress=progress, **MINIATURE_WEB)
     folder = web.folder
@@ -152,13 +152,13 @@ def miniature(run: str, workers: int | None, progress: Progress) -> tuple[Path, 
 def prepare(
     run: str, seed: int, progress: Progress, *, num_pages: int = 3000, num_human: int = 360
 ) -> Web:
-    """Draw the web of a run, in `web/` under it, and train its language, unless they are there.
+    """Draw the web of a run in its folder `web/`, and train its spaCy pipeline, unless they exist.
 
     Raises:
-        ValueError: The run is no local folder, or holds the web of another seed.
+        ValueError: The run is not a local folder, or has the web of another seed.
     """
     if "://" in run:
-        raise ValueError(f"{run}: the web is drawn on disk; give a folder as --run")
+        raise ValueError(f"{run}: the web must be on disk; give a local folder as --run")
     Run(run).check_folder()
     folder = Path(run) / "web"
     store = Run(str(folder))
@@ -166,7 +166,7 @@ def prepare(
         made = store.read_json("web.json")
         if made["seed"] != seed:
             raise ValueError(
-                f"{folder} holds the web of seed {made['seed']}; give another --run for seed {seed}"
+                f"{folder} has the web of seed {made['seed']}; give another --run for seed {seed}"
             )
         return Web(folder, made["port"], made["token"])
     port, token = _free_port(), f"demo-{secrets.token_hex(16)}"
@@ -198,7 +198,7 @@ def _free_port() -> int:
 
 
 def judge(results: Results, folder: Path) -> TruthRecord:
-    """Hold the verdicts and the export against the truth; also written to truth.json."""
+    """Compare the verdicts and the export with the truth, and write the result to truth.json."""
     run = results.run
     verdicts = run.at("verdicts.parquet")
     write_verdicts(results, verdicts)
@@ -206,7 +206,7 @@ def judge(results: Results, folder: Path) -> TruthRecord:
         run.read_table("curated", f"{shard}.parquet", columns=["uid", "caption", "caption_source"])
         for shard in run.shards("curated")
     ]
-    found = truth.judge(
+    judgement = truth.judge(
         pq.read_table(folder / "truth.parquet"),
         pq.read_table(verdicts),
         pa.concat_tables(exported),
@@ -218,7 +218,7 @@ def judge(results: Results, folder: Path) -> TruthRecord:
 
 
 def show(console: Console, results: Results, judged: TruthRecord) -> None:
-    """Print the funnel, the truth's word on it, and the retrained models side by side."""
+    """Print the funnel, the comparison with the truth, and the metrics of the trained models."""
     console.print(funnel_table(funnel(results)))
     table = Table(title="against the truth", title_justify="left")
     for name in ("stage", "precision", "recall", "rejected", "due", "lost"):
@@ -250,7 +250,7 @@ def show(console: Console, results: Results, judged: TruthRecord) -> None:
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """The metrics by dotted name, without intervals and words."""
+    """Return the numeric metrics by dotted name, without intervals."""
     values = flat({name: value for name, value in metrics.items() if name != "intervals"})
     return {name: value for name, value in values if not isinstance(value, str)}
 

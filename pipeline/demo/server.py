@@ -1,4 +1,4 @@
-"""The demo's web, served on loopback with the faults of a real one."""
+"""Serves the demo's web on loopback, with the faults of a real one."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ PAGE = b"<!doctype html><title>Just a moment</title><p>Enable cookies to continu
 
 
 class SiteServer:
-    """A folder on http://127.0.0.1, from entering the context to leaving it.
+    """A context manager that serves a folder on http://127.0.0.1.
 
-    The first part of a path says how the file under it is answered:
+    The first part of a path decides how the server responds:
 
-    - `403/`, `404/`, `500/`: with that status and no file;
-    - `html/`: with a page in place of the image;
-    - `noai/`: with the header `X-Robots-Tag: noai, noimageai`;
-    - `slow/`: one byte each `drip_seconds`;
-    - `hang/`: never, though the connection stands;
-    - `cut/`: half of it, then the connection is closed;
-    - any other: at once.
+    - `403/`, `404/`, `500/`: this status without a file;
+    - `html/`: a web page in place of the image;
+    - `noai/`: the file, with the header `X-Robots-Tag: noai, noimageai`;
+    - `slow/`: one byte every `drip_seconds`;
+    - `hang/`: no response, but the connection stays open;
+    - `cut/`: the first half of the file, then the connection is closed;
+    - any other: the file.
 
-    Nothing outside the folder is served, and nothing at all without the token. Leaving the context
-    closes every connection, also those that hang.
+    Files outside the folder are not served, nor is any file without the token. Leaving the context
+    closes every connection, including those that hang.
 
     Args:
-        site: The folder; files may come and go while it is served.
-        port: 0 takes a free one.
-        token: What the User-Agent of a request must hold; others are answered 403.
-        drip_seconds: The pause before each byte of a slow answer.
+        site: The folder; files may be added and removed while it is served.
+        port: Port to listen on; 0 chooses a free one.
+        token: Text that the User-Agent of a request must contain; otherwise the status is 403.
+        drip_seconds: Pause before each byte of a slow response.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class SiteServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The port that the server listens on."""
         return self._server.server_port
 
     @property
     def url(self) -> str:
-        """The address of the folder, without a slash at the end."""
+        """The URL of the folder, without a trailing slash."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> SiteServer:
@@ -152,14 +152,14 @@ class _Request(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def read(self, path: str) -> bytes | None:
-        """The file at a path of the site; null if there is none inside the site."""
+        """Read a file of the site; None if there is no such file in it."""
         if "\0" in path:
             return None
         try:
             file = (self.server.site / path).resolve()
             inside = file.is_relative_to(self.server.site) and file.is_file()
             return file.read_bytes() if inside else None
-        except OSError as error:  # a name that is too long, a file that just went
+        except OSError as error:  # such as a name that is too long, or a file just removed
             logger.debug("cannot read %r: %s", path, error)
             return None
 
@@ -172,7 +172,7 @@ class _Request(BaseHTTPRequestHandler):
         robots: str | None = None,
         send: Callable[[bytes], object] | None = None,
     ) -> None:
-        """Send a whole response, its body through `send` where it is faulty."""
+        """Send a response; `send` writes the body of a faulty one."""
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -192,7 +192,7 @@ class _Request(BaseHTTPRequestHandler):
             self.wfile.write(body[i : i + 1])
 
     def cut(self, body: bytes) -> None:
-        """Send the first half and hang up."""
+        """Send the first half and close the connection."""
         self.wfile.write(body[: len(body) // 2])
         self.close_connection = True
 

@@ -1,4 +1,4 @@
-"""Pixels: coloured shapes on a textured ground, with the faults of a photograph."""
+"""Draws coloured shapes on a textured ground, with the imperfections of a photograph."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ COLORS: dict[str, Color] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """One thing in a picture.
+    """One object in an image.
 
     Attributes:
         kind: A key of `SHAPES`.
         color: A key of `COLORS`.
-        x: Centre from the left, in widths of the picture.
-        y: Centre from the top, in heights of the picture.
-        radius: Of the circle that holds it, in widths of the picture.
-        angle: Clockwise turn in radians.
+        x: Centre from the left, as a share of the image's width.
+        y: Centre from the top, as a share of the image's height.
+        radius: Radius of the enclosing circle, as a share of the image's width.
+        angle: Clockwise rotation in radians.
         is_mirrored: Whether left and right are exchanged.
     """
 
@@ -51,14 +51,14 @@ class Shape:
 
 
 def polygon_star() -> list[Point]:
-    """Five points, the first upward, in the unit circle."""
+    """Return a five-pointed star in the unit circle, with one point upward."""
     turns = [math.pi * i / 5 for i in range(10)]
     radii = [1.0 if i % 2 == 0 else 0.45 for i in range(10)]
     return [(r * math.sin(t), -r * math.cos(t)) for r, t in zip(radii, turns, strict=True)]
 
 
 def polygon_heart() -> list[Point]:
-    """The classic sixteen sin cubed curve, in the unit circle."""
+    """Return a heart in the unit circle, the curve with 16 sin^3."""
     turns = [math.tau * i / 40 for i in range(40)]
     return [
         (
@@ -70,7 +70,7 @@ def polygon_heart() -> list[Point]:
 
 
 def polygon_circle(x: float = 0.0, y: float = 0.0, a: float = 1.0, b: float = 1.0) -> list[Point]:
-    """An ellipse with half axes a and b around (x, y)."""
+    """Return an ellipse with half axes a and b around (x, y)."""
     turns = [math.tau * i / 40 for i in range(40)]
     return [(x + a * math.cos(t), y + b * math.sin(t)) for t in turns]
 
@@ -91,17 +91,17 @@ DETAILS: dict[str, list[list[Point]]] = {
     "fish": [polygon_circle(x=-0.6, y=-0.12, a=0.13, b=0.13)],
     "kite": [[(-0.04, -1.0), (0.04, -1.0), (0.04, 1.0), (-0.04, 1.0)]],
 }
-"""What is drawn over a kind in the colour of its outline: a door, an eye, a spar."""
+"""Details drawn over a kind in the colour of its outline: a door, an eye, a spar."""
 
 
 def shade(color: Color, factor: float) -> Color:
-    """A colour made darker (factor below 1) or lighter."""
+    """Make a colour darker (factor below 1) or lighter."""
     red, green, blue = (min(255, max(0, round(c * factor))) for c in color)
     return red, green, blue
 
 
 def paint_meadow(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
-    """Pale green with blades of grass."""
+    """Paint pale green with blades of grass."""
     pen.rectangle((0, 0, CANVAS, CANVAS), (158, 200, 118))
     for _ in range(110):
         x, y = rng.uniform(0, CANVAS), rng.uniform(0, CANVAS)
@@ -110,7 +110,7 @@ def paint_meadow(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
 
 
 def paint_beach(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
-    """Sand with pebbles."""
+    """Paint sand with pebbles."""
     pen.rectangle((0, 0, CANVAS, CANVAS), (232, 210, 166))
     for _ in range(90):
         x, y, r = rng.uniform(0, CANVAS), rng.uniform(0, CANVAS), rng.uniform(1.5, 4)
@@ -118,7 +118,7 @@ def paint_beach(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
 
 
 def paint_sea(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
-    """Light blue with rows of waves."""
+    """Paint light blue with rows of waves."""
     pen.rectangle((0, 0, CANVAS, CANVAS), (132, 198, 226))
     length, phase = rng.uniform(40, 70), rng.uniform(0, math.tau)
     for row in range(9):
@@ -131,7 +131,7 @@ def paint_sea(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
 
 
 def paint_wall(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
-    """Grey bricks."""
+    """Paint grey bricks."""
     pen.rectangle((0, 0, CANVAS, CANVAS), (196, 194, 190))
     height, width = rng.uniform(28, 36), rng.uniform(58, 76)
     top, row = -rng.uniform(0, height), 0
@@ -145,7 +145,7 @@ def paint_wall(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
 
 
 def paint_night(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
-    """A dark sky, paler towards the horizon, with faint far lights."""
+    """Paint a dark sky, paler towards the horizon, with faint lights."""
     for band in range(16):
         color = shade((22, 24, 46), 0.8 + band * 0.045)
         pen.rectangle((0, band * 16, CANVAS, band * 16 + 16), color)
@@ -164,7 +164,7 @@ GROUNDS: dict[str, Callable[[ImageDraw.ImageDraw, random.Random], None]] = {
 
 
 def place(shape: Shape, outline: list[Point]) -> list[Point]:
-    """The unit outline of a shape in canvas pixels."""
+    """Transform the outline of a shape from the unit circle to canvas pixels."""
     cos, sin = math.cos(shape.angle), math.sin(shape.angle)
     flip = -1.0 if shape.is_mirrored else 1.0
     scale = shape.radius * CANVAS
@@ -178,16 +178,16 @@ def place(shape: Shape, outline: list[Point]) -> list[Point]:
 
 
 def paint(shapes: Sequence[Shape], ground: str, size: int, rng: random.Random) -> Image.Image:
-    """Draw shapes on a ground as a careless photographer would have caught them.
+    """Draw shapes on a ground, with the imperfections of a photograph.
 
-    Light falls unevenly, exposure and white balance vary, the focus and the sensor are not
-    perfect; every such fault is drawn from `rng`.
+    Lighting is uneven, exposure and white balance vary, and there are blur and sensor noise, all
+    chosen by `rng`.
 
     Args:
-        shapes: Drawn in order, later ones in front.
+        shapes: Shapes to draw in order, later ones in front.
         ground: A key of `GROUNDS`.
-        size: Side of the square picture in pixels.
-        rng: Source of every random choice.
+        size: Side of the square image, in pixels.
+        rng: Source of all randomness.
 
     Returns:
         An RGB image of size x size.
@@ -211,7 +211,7 @@ def paint(shapes: Sequence[Shape], ground: str, size: int, rng: random.Random) -
 
 
 def expose(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """Uneven light, a colour cast and sensor noise."""
+    """Add uneven light, a colour cast and sensor noise."""
     light = np.array([[rng.uniform(0.82, 1.14) for _ in range(4)] for _ in range(4)], np.float32)
     field = Image.fromarray(light).resize(picture.size, Image.Resampling.BICUBIC)
     cast = np.array([rng.uniform(0.95, 1.05) for _ in "rgb"], np.float32)

@@ -1,4 +1,4 @@
-"""A BERT WordPiece tokenizer over the words of the drawn world, as BLIP extends it."""
+"""Writes a BERT WordPiece tokenizer for the drawn world, extended as in BLIP."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def write_tokenizer(folder: str | Path) -> int:
-    """Write a tokenizer that `BertTokenizer.from_pretrained(folder)` loads with no hub.
+    """Write a tokenizer that `BertTokenizer.from_pretrained(folder)` loads without the hub.
 
-    The vocabulary is BERT's five special tokens at ids 0 to 4, every word the world can say, and
-    the printable ASCII characters alone and as continuations, so that any other ASCII text can be
-    spelt; other scripts become [UNK]. As in BLIP (arXiv 2201.12086, its released code), [DEC] is
-    the beginning of a caption to generate (`bos_token`) and [ENC] that of a caption to match (an
-    extra special token), and theirs are the last two ids.
+    The vocabulary has BERT's five special tokens with ids 0 to 4, every word that captions of the
+    world use, and the printable ASCII characters, alone and as continuations. Other ASCII text is
+    spelt by characters; other scripts become [UNK]. As in BLIP (arXiv 2201.12086, its released
+    code), [DEC] begins a caption to generate (`bos_token`), and [ENC] begins a caption to match (an
+    extra special token); they have the last two ids.
 
     Args:
-        folder: Made if it does not exist.
+        folder: Folder to write to; created if necessary.
 
     Returns:
         The number of tokens n; [DEC] is n - 2 and [ENC] is n - 1.

@@ -1,4 +1,4 @@
-"""How right a pipeline was about the demo's web, whose truth is known."""
+"""Compares the results of a pipeline on the demo's web with the known truth."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from stages.schema import uid_of
 __all__ = ["STAGES", "Judgement", "Score", "judge"]
 
 STAGES = ("download", "clean", "dedup", "filter")
-"""The stages that the truth knows, in the order in which they run."""
+"""The stages that are compared with the truth, in order."""
 
 KEEP, KEPT = "keep", "kept"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How right one stage was; a share of nothing is null.
+    """The accuracy of one stage; shares of nothing are None.
 
     Attributes:
         stage: One of `STAGES`.
-        precision: The share of its rejections that were right.
-        recall: The share of its due that is gone after it.
-        num_rejected: Web texts it rejected.
-        num_due: Web texts that it was the first that should reject.
-        num_lost: Web texts it rejected that should have been kept.
+        precision: Share of its rejections that are right.
+        recall: Share of the texts it should reject that are rejected by it or an earlier stage.
+        num_rejected: Web texts that it rejected.
+        num_due: Web texts that it should reject, as the first stage to do so.
+        num_lost: Web texts that it rejected although they should be kept.
     """
 
     stage: str
@@ -44,17 +44,17 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """How right a whole pipeline was; a share of nothing is null.
+    """The accuracy of a whole pipeline; shares of nothing are None.
 
     Attributes:
         stages: A score for each of `STAGES`.
-        raw_true: Of the web texts whose image can be had, the share that is true of it.
-        exported_true: Of the web texts exported, the share that is true of their image.
-        exported_recall: Of the photographs of which a web text should be kept, the share of which
-            a true one was exported.
-        synthetic_true: Of the synthetic texts exported, the share that is true of their image.
-        num_exported: Web texts exported.
-        num_synthetic: Synthetic texts exported.
+        raw_true: Share of true texts among the web texts whose image can be downloaded.
+        exported_true: Share of true texts among the exported web texts.
+        exported_recall: Share of photographs with an exported true web text, among the photographs
+            with a web text that should be kept.
+        synthetic_true: Share of true texts among the exported synthetic texts.
+        num_exported: Number of exported web texts.
+        num_synthetic: Number of exported synthetic texts.
     """
 
     stages: tuple[Score, ...]
@@ -99,30 +99,29 @@ class _Counts:
 
 
 def judge(truth: pa.Table, verdicts: pa.Table, exported: pa.Table) -> Judgement:
-    """Compare what became of the demo's web with the truth.
+    """Compare the verdicts and the export of the demo's web with the truth.
 
-    Everything is joined on uid; pairs that the truth does not know (human ones) are left out.
+    Tables are joined on uid; pairs without a truth (human ones) are ignored.
 
-    *Who rejected a text.* The stage of its verdict; but where a row came as far as filter and its
-    web text was not exported, filter rejected the text, whether or not the row was kept for a
-    synthetic one. A row that another stage rejected (select, caption) passed dedup and is no
-    business of filter.
+    Which stage rejected a text: the stage of the row's verdict. If a row reached the filter and its
+    web text was not exported, the filter rejected the text, even if the row was kept for a
+    synthetic one. Rows rejected by other stages (select, caption) passed dedup and do not count for
+    the filter.
 
-    *Download, clean, filter.* A rejection is right if the pair's `drop_at` is this stage, or an
-    earlier one that let it pass. Due are all pairs whose `drop_at` is this stage; those that an
-    earlier stage rejected count as gone.
+    Download, clean and filter: a rejection is right if the pair's `drop_at` is this stage or an
+    earlier one. The pairs with `drop_at` at this stage are due; those that an earlier stage
+    rejected count as found.
 
-    *Dedup.* Any copy of a photograph may be the one that survives, so copies are judged by
-    photograph: of the n pairs that came as far as dedup, n - 1 are due, and as many rejections are
-    right. Pairs of a photograph that is shown once (a text that many images share) are judged as
-    elsewhere. After dedup, the first survivor of a photograph is one to keep, and the others are
-    copies that dedup let pass.
+    Dedup: any copy of a photograph may survive, so copies are judged per photograph. Of n pairs
+    that reached dedup, n - 1 are due, and as many rejections are right. Pairs of a photograph that
+    occurs once (with a text shared by many images) are judged as for the other stages. After dedup,
+    the first survivor of a photograph should be kept, and the others are copies that dedup missed.
 
     Args:
-        truth: `pipeline.demo.web.TRUTH`.
-        verdicts: One row a sample of the pool, with uid and stage: the first stage that rejected
-            it, or "kept".
-        exported: One row a pair, with uid, caption and caption_source.
+        truth: A table of `pipeline.demo.web.TRUTH`.
+        verdicts: One row per sample of the pool, with uid and stage (the first stage that rejected
+            it, or "kept").
+        exported: One row per pair, with uid, caption and caption_source.
 
     Returns:
         A score for each stage, and the shares of true texts before and after.
@@ -138,12 +137,12 @@ def judge(truth: pa.Table, verdicts: pa.Table, exported: pa.Table) -> Judgement:
         for uid, caption, source in texts
         if source == "synthetic" and uid in rows and (scene := rows[uid].scene) is not None
     ]
-    had = [row for row in rows.values() if row.drop_at != "download"]
-    out = [row for uid, row in rows.items() if uid in web]
+    downloadable = [row for row in rows.values() if row.drop_at != "download"]
+    exported_rows = [row for uid, row in rows.items() if uid in web]
     due = {row.photo for row in rows.values() if row.drop_at == KEEP}
-    shown = Counter(row.photo for row in rows.values())
-    copies = [row for row in rows.values() if shown[row.photo] > 1]
-    singles = [row for row in rows.values() if shown[row.photo] == 1]
+    num_rows = Counter(row.photo for row in rows.values())
+    copies = [row for row in rows.values() if num_rows[row.photo] > 1]
+    singles = [row for row in rows.values() if num_rows[row.photo] == 1]
     judged = [row for row in (*_settle(copies), *singles) if row.end in (*STAGES, KEPT)]
     return Judgement(
         stages=(
@@ -152,17 +151,19 @@ def judge(truth: pa.Table, verdicts: pa.Table, exported: pa.Table) -> Judgement:
             (_count("dedup", singles) + _count_copies(copies)).score("dedup"),
             _count("filter", judged).score("filter"),
         ),
-        raw_true=_share(sum(row.matches for row in had), len(had)),
-        exported_true=_share(sum(row.matches for row in out), len(out)),
-        exported_recall=_share(len(due & {row.photo for row in out if row.matches}), len(due)),
+        raw_true=_share(sum(row.matches for row in downloadable), len(downloadable)),
+        exported_true=_share(sum(row.matches for row in exported_rows), len(exported_rows)),
+        exported_recall=_share(
+            len(due & {row.photo for row in exported_rows if row.matches}), len(due)
+        ),
         synthetic_true=_share(sum(synthetic), len(synthetic)),
-        num_exported=len(out),
+        num_exported=len(exported_rows),
         num_synthetic=len(synthetic),
     )
 
 
 def _join(truth: pa.Table, verdicts: pa.Table, web: set[str]) -> dict[str, _Row]:
-    """Each pair of the truth by uid, with the stage that rejected its text."""
+    """Return each pair of the truth by uid, with the stage that rejected its text."""
     ends: dict[str, str] = dict(_records(verdicts, "uid", "stage"))
     rows = {}
     for url, caption, *known in _records(
@@ -170,7 +171,7 @@ def _join(truth: pa.Table, verdicts: pa.Table, web: set[str]) -> dict[str, _Row]
     ):
         uid = uid_of(url, caption)
         if uid not in ends:
-            raise ValueError(f"verdicts: no pair {url}, {caption!r}; judge a run of pairs.parquet")
+            raise ValueError(f"verdicts: no pair {url}, {caption!r}; use a run of pairs.parquet")
         end = ends[uid]
         if end in ("filter", KEPT):
             end = KEPT if uid in web else "filter"
@@ -180,7 +181,7 @@ def _join(truth: pa.Table, verdicts: pa.Table, web: set[str]) -> dict[str, _Row]
 
 
 def _count(stage: str, rows: Sequence[_Row]) -> _Counts:
-    """The counts of a stage that judges each pair alone."""
+    """Count for a stage that judges each pair separately."""
     so_far = STAGES[: STAGES.index(stage) + 1]
     rejected = [row for row in rows if row.end == stage]
     due = [row for row in rows if row.drop_at == stage]
@@ -194,7 +195,7 @@ def _count(stage: str, rows: Sequence[_Row]) -> _Counts:
 
 
 def _count_copies(copies: Sequence[_Row]) -> _Counts:
-    """The counts of dedup over photographs that are shown several times."""
+    """Count for dedup, over photographs that occur several times."""
     arrived = Counter(row.photo for row in copies if row.end not in ("download", "clean"))
     dropped = Counter(row.photo for row in copies if row.end == "dedup")
     right = sum(min(dropped[photo], n - 1) for photo, n in arrived.items())
@@ -208,7 +209,7 @@ def _count_copies(copies: Sequence[_Row]) -> _Counts:
 
 
 def _settle(copies: Sequence[_Row]) -> list[_Row]:
-    """Copies as dedup left them: the first survivor of a photograph is the one to keep."""
+    """Set `drop_at` of the copies after dedup: the first survivor of a photograph is to be kept."""
     survivors: set[str] = set()
     settled = []
     for row in copies:
@@ -224,5 +225,5 @@ def _records(table: pa.Table, *names: str) -> Iterable[Any]:
     return zip(*(table[name].to_pylist() for name in names), strict=True)
 
 
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _share(part: int, total: int) -> float | None:
+    return part / total if total else None

@@ -1,4 +1,4 @@
-"""A small web with known truth: pages of drawn photographs, noisy alt-text, and every fault."""
+"""Draws a small web with known truth: photographs, noisy alt-text, and the faults of the web."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ FIELDS: list[pa.Field[Any]] = [
     pa.field("scene", pa.string()),
 ]
 TRUTH = pa.schema(FIELDS)
-"""What is behind each distinct pair, for judging only.
+"""The truth on each distinct pair, used for evaluation only.
 
-`kind` is a key of `KINDS`; `photo` is equal for all urls that show one photograph; `drop_at` is
-the first stage that should drop the pair (download, clean, dedup, filter) or "keep"; `matches`
-says whether an image comes and the caption is true of it; `scene` is what the image shows, as
-`Scene.to_json` writes it, null if it shows none.
+`kind` is a key of `KINDS`. `photo` is equal for all URLs that show one photograph. `drop_at` is the
+first stage that should reject the pair (download, clean, dedup, filter), or "keep". `matches` is
+whether the image can be downloaded and the caption is true. `scene` is the scene that the image
+shows, written by `Scene.to_json`, or null.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One way in which pages of a web are right or wrong.
+    """A kind of page, with or without a certain fault.
 
     Attributes:
-        share: Of all pages.
-        drop_at: The first stage that should drop such a page, or "keep".
+        share: Share of all pages.
+        drop_at: The first stage that should reject such a page, or "keep".
         text: A key of `TEXTS`.
         image: A key of `IMAGES`.
-        answer: The first part of the path, which tells the server how to answer.
-        num_least: At least so many pages, however small the web.
-        num_most: At most so many pages, however large the web.
+        answer: First part of the path, which selects the response of the server.
+        num_least: Minimum number of pages.
+        num_most: Maximum number of pages.
     """
 
     share: float
@@ -64,7 +64,7 @@ class Kind:
 
     @property
     def matches(self) -> bool:
-        """Whether an image comes and the caption is true of it."""
+        """Whether the image can be downloaded and the caption is true."""
         return (
             self.drop_at != "download"
             and self.text in ("true", "decorated")
@@ -96,10 +96,10 @@ KINDS: dict[str, Kind] = {
     "slow": Kind(share=0.001, drop_at="download", answer="slow", num_most=2),
     "hanging": Kind(share=0.001, drop_at="download", image="none", answer="hang", num_most=2),
 }
-"""All kinds but "match", a plain true caption of a new photograph, which takes what is left.
+"""All kinds except "match", a plain true caption of a new photograph, which is the remainder.
 
-About half of the pages match, and most of those that do not are fluent captions of other
-photographs, as BLIP (arXiv 2201.12086) supposes of the web.
+About half of the pages match. Most others have fluent captions of other photographs, which is what
+BLIP (arXiv 2201.12086) assumes of the web.
 """
 MATCH = Kind(share=0.0, drop_at="keep")
 
@@ -182,14 +182,14 @@ FOREIGN = (
 
 
 def decorate(caption: str, rng: random.Random) -> str:
-    """A caption in the dress of a web page."""
+    """Decorate a caption as web pages do."""
     styles: tuple[Callable[[str], str], ...] = (str, str.capitalize, str.title, str.upper)
     caption = rng.choices(styles, (4, 4, 2, 1))[0](caption)
     return rng.choice(DECORATIONS).format(c=caption)
 
 
 def caption_another(scene: Scene, others: Sequence[Scene], rng: random.Random) -> str:
-    """A fluent caption of another scene, false here: it names a thing that is not to be seen."""
+    """Return a fluent caption of another scene, which names an object that this scene lacks."""
     seen = {(group.kind, group.color) for group in scene.groups}
     while True:
         other = rng.choice(others)
@@ -199,13 +199,13 @@ def caption_another(scene: Scene, others: Sequence[Scene], rng: random.Random) -
 
 
 def spam(rng: random.Random) -> str:
-    """A fluent advertisement."""
+    """Return a fluent advertisement."""
     words = rng.choice(SPAM_ADJECTIVES), rng.choice(SPAM_NOUNS)
     return rng.choice(SPAM).format(*words, n=rng.randint(5, 95))
 
 
 def one_of(texts: Sequence[str], rng: random.Random) -> str:
-    """One of some texts, with a number where it asks for one."""
+    """Choose one of the texts, and fill in a random number."""
     return rng.choice(texts).format(n=rng.randint(1000, 9999))
 
 
@@ -223,44 +223,44 @@ TEXTS: dict[str, Callable[[Scene, Sequence[Scene], random.Random], str]] = {
 
 
 def jpeg(image: Image.Image, rng: random.Random) -> bytes:
-    """An image as a web page would compress it."""
+    """Encode an image as JPEG with a random quality."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=rng.randint(75, 95))
     return file.getvalue()
 
 
 def photograph(scene: Scene, rng: random.Random) -> bytes:
-    """A new photograph of a scene."""
+    """Draw a new photograph of a scene."""
     return jpeg(draw(scene, rng.randint(*SIDES), rng), rng)
 
 
 def resize(encoded: bytes, rng: random.Random) -> bytes:
-    """The same photograph in another size and quality."""
+    """Encode a photograph again in another size and quality."""
     image = Image.open(io.BytesIO(encoded))
     side = rng.choice([side for side in (80, 100, 120, 144) if abs(side - image.width) > 3])
     return jpeg(image.resize((side, side), Image.Resampling.LANCZOS), rng)
 
 
 def shrink(scene: Scene, rng: random.Random) -> bytes:
-    """A thumbnail, less than 64 pixels wide."""
+    """Draw a thumbnail, less than 64 pixels wide."""
     return jpeg(draw(scene, rng.randint(24, 60), rng), rng)
 
 
 def stretch(scene: Scene, rng: random.Random) -> bytes:
-    """A panorama, more than three times as wide as high."""
+    """Draw a panorama, more than three times as wide as high."""
     side = rng.randint(70, 90)
     wide = draw(scene, side, rng).resize((round(side * rng.uniform(3.2, 4.0)), side))
     return jpeg(wide, rng)
 
 
 def blank(rng: random.Random) -> bytes:
-    """One colour all over."""
+    """Draw an image of a single colour."""
     color = rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255)
     return jpeg(Image.new("RGB", (rng.randint(*SIDES), rng.randint(*SIDES)), color), rng)
 
 
 def truncate(encoded: bytes) -> bytes:
-    """The first two fifths of a file."""
+    """Return the first two fifths of a file."""
     return encoded[: len(encoded) * 2 // 5]
 
 
@@ -272,17 +272,17 @@ IMAGES: dict[str, Callable[[Scene, random.Random], bytes | None]] = {
     "truncated": lambda scene, rng: truncate(photograph(scene, rng)),
     "none": lambda scene, rng: None,
 }
-"""How the file of a page with its own photograph is made; null where no file is needed."""
+"""Functions that make the image file of a page with a new photograph; None for no file."""
 
 COPIES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "copy": lambda encoded, rng: encoded,
     "resized": resize,
 }
-"""How the file of a page with another page's photograph is made."""
+"""Functions that make the image file of a page with a copy of another page's photograph."""
 
 
 def count_kinds(num_pages: int) -> list[tuple[str, Kind, int]]:
-    """How many pages of each kind make up a web; the plain matches come first."""
+    """Return the number of pages of each kind; the plain matches come first."""
     counts = []
     for name, kind in KINDS.items():
         count = max(kind.num_least, round(kind.share * num_pages))
@@ -294,7 +294,7 @@ def count_kinds(num_pages: int) -> list[tuple[str, Kind, int]]:
 
 
 def sample_scenes(rng: random.Random) -> Iterator[Scene]:
-    """Scenes without end, no two alike."""
+    """Yield endless distinct scenes."""
     seen: set[Scene] = set()
     while True:
         scene = sample_scene(rng)
@@ -312,32 +312,32 @@ def build(
     num_human: int = 360,
     num_test: int = 250,
 ) -> None:
-    """Write a web, a human-annotated set and a held-out set; no two of their scenes are alike.
+    """Write a web, a human-annotated set and a held-out set, all with distinct scenes.
 
     The same arguments give the same bytes. Written to `folder`:
 
     - `site/`: the files to serve;
-    - `pairs.parquet`: url, caption; the noisy list in random order, a few rows twice;
-    - `human.jsonl`: image, caption; five lines an image, whose path is relative to `folder`;
-    - `test.jsonl`: image, captions; five an image;
-    - `truth.parquet`: `TRUTH`, one row for each distinct pair.
+    - `pairs.parquet`: url, caption; the noisy list in random order, with a few repeated rows;
+    - `human.jsonl`: image, caption; five lines per image, with paths relative to `folder`;
+    - `test.jsonl`: image, captions; five captions per image;
+    - `truth.parquet`: `TRUTH`, one row per distinct pair.
 
     Args:
-        folder: Made if it does not exist.
-        base_url: The address that the files of `site/` are served under, without a slash.
-        seed: Of every random choice.
-        num_pages: Distinct pairs of the list.
-        num_human: Images of the human-annotated set.
-        num_test: Images of the held-out set.
+        folder: Folder to write to; created if necessary.
+        base_url: URL that `site/` is served at, without a trailing slash.
+        seed: Seed of all random choices.
+        num_pages: Number of distinct pairs in the list.
+        num_human: Number of images in the human-annotated set.
+        num_test: Number of images in the held-out set.
 
     Raises:
-        ValueError: `num_pages` is too small to hold a page of each kind.
+        ValueError: `num_pages` is too small for a page of each kind.
     """
     folder = Path(folder)
     counts = count_kinds(num_pages)
     rng = random.Random(f"{seed} scenes")
     scenes = list(islice(sample_scenes(rng), num_pages + num_human + num_test))
-    rng.shuffle(scenes)  # the first sampled have more single groups, of which there are few
+    rng.shuffle(scenes)  # single groups are few, and more of them are sampled early
     web_scenes = scenes[:num_pages]
     human_scenes, test_scenes = scenes[num_pages:][:num_human], scenes[num_pages + num_human :]
     photos: list[tuple[int, bytes]] = []  # of the plain matches, to copy from
@@ -389,7 +389,7 @@ def build(
 def annotate(
     folder: Path, group: str, index: int, scene: Scene, seed: int
 ) -> tuple[str, list[str]]:
-    """Write a photograph; its path under the folder and what five people say of it."""
+    """Write a photograph; returns its path in the folder, and five captions."""
     rng = random.Random(f"{seed} {group} {index}")
     path = f"images/{group}/{index:05d}.jpg"
     write(folder / path, photograph(scene, rng))
@@ -397,11 +397,11 @@ def annotate(
 
 
 def encode_lines(records: Sequence[object]) -> bytes:
-    """JSON lines."""
+    """Encode records as JSON Lines."""
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file, and its folder first."""
+    """Write a file, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The drawn world: scenes, what they look like, and what people say of them."""
+"""The drawn world: its scenes, their images, and their captions."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ MAX_WORDS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One to three things of the same kind, colour and size."""
+    """One to three objects of the same kind, colour and size."""
 
     kind: str
     color: str
@@ -78,11 +78,12 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything that is true of a picture.
+    """The content of an image.
 
     Attributes:
-        groups: One or two; with two, they differ in kind or colour.
-        relation: How the first group stands to the second, "left" or "above"; null for one group.
+        groups: One or two groups; two differ in kind or colour.
+        relation: Position of the first group relative to the second, "left" or "above"; None for
+            one group.
         ground: A key of `shapes.GROUNDS`.
     """
 
@@ -91,19 +92,19 @@ class Scene:
     ground: str
 
     def to_json(self) -> str:
-        """The scene as text, for lists of truth."""
+        """Return the scene as JSON text."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Scene:
-        """The scene that `to_json` wrote."""
+        """Parse a scene written by `to_json`."""
         fields = json.loads(text)
         groups = tuple(Group(**group) for group in fields.pop("groups"))
         return cls(groups=groups, **fields)
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """Any scene of the world."""
+    """Choose a random scene."""
 
     def group(counts: tuple[int, ...]) -> Group:
         return Group(
@@ -123,12 +124,12 @@ def sample_scene(rng: random.Random) -> Scene:
 
 
 def draw(scene: Scene, size: int, rng: random.Random) -> Image.Image:
-    """A photograph of a scene: other `rng`, other arrangement, light and faults.
+    """Draw a photograph of a scene with random arrangement, light and imperfections.
 
     Args:
-        scene: What is to be seen.
-        size: Side in pixels; every attribute can be told from 64 upwards.
-        rng: Source of every random choice.
+        scene: The scene to draw.
+        size: Side in pixels; all attributes are recognisable from 64 pixels on.
+        rng: Source of all randomness.
 
     Returns:
         An RGB image of size x size.
@@ -149,7 +150,7 @@ def draw(scene: Scene, size: int, rng: random.Random) -> Image.Image:
 def arrange(
     group: Group, box: tuple[float, float, float, float], rng: random.Random
 ) -> list[shapes.Shape]:
-    """Put the things of a group into a box without overlap, slightly smaller if they must be."""
+    """Place the objects of a group in a box without overlap, shrinking them slightly if needed."""
     left, top, right, bottom = box
     radius = RADII[group.size] * rng.uniform(0.94, 1.06)
     centers: list[tuple[float, float]] = []
@@ -179,12 +180,12 @@ def arrange(
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
-    """A true caption as a person would write it, lower-case, of at most `MAX_WORDS` words."""
+    """Write a true caption, in lower case, with at most `MAX_WORDS` words."""
     return tell(scene, rng).text
 
 
 def tell(scene: Scene, rng: random.Random) -> Phrase:
-    """A true caption with its parse; it names the kind and colour of every group."""
+    """Write a true caption, with its parse, that names the kind and colour of every group."""
     while True:
         caption = tell_one(scene, rng) if scene.relation is None else tell_two(scene, rng)
         if len(caption.words) <= MAX_WORDS:
@@ -192,7 +193,7 @@ def tell(scene: Scene, rng: random.Random) -> Phrase:
 
 
 def name(group: Group, rng: random.Random, *, with_size: bool) -> Phrase:
-    """The noun phrase of a group: "a small red ball", "two orange fish"."""
+    """Return the noun phrase of a group: "a small red ball", "two orange fish"."""
     size = rng.choice(SIZE_WORDS[group.size])
     adjectives = [(size, "JJ")] if with_size else []
     adjectives.append((group.color, "JJ"))
@@ -205,13 +206,13 @@ def name(group: Group, rng: random.Random, *, with_size: bool) -> Phrase:
 
 
 def locate(ground: str, rng: random.Random) -> Phrase:
-    """Where a scene is: "on the beach"."""
+    """Return a phrase for the ground of a scene: "on the beach"."""
     preposition, words = rng.choice(PLACES[ground])
     return prepositional(preposition, noun_phrase(*words))
 
 
 def relate(relation: str, other: Phrase, rng: random.Random) -> tuple[str, Phrase]:
-    """How one thing stands to another, as (label, phrase): "to the left of a blue star"."""
+    """Return a relation as (label, phrase): "to the left of a blue star"."""
     words = rng.choice(RELATION_WORDS[relation])
     if words in ("left of", "right of"):
         side, of = words.split()
@@ -221,23 +222,23 @@ def relate(relation: str, other: Phrase, rng: random.Random) -> tuple[str, Phras
 
 
 def be(group: Group) -> Phrase:
-    """The verb that agrees with a group."""
+    """Return "is" or "are", to agree with a group."""
     return word("is", "VBZ") if group.count == 1 else word("are", "VBP")
 
 
 def there(group: Group) -> tuple[tuple[str, Phrase], tuple[str, Phrase]]:
-    """The parts of "there is" or "there are"."""
+    """Return the parts of "there is" or "there are"."""
     return ("expl", word("there", "EX")), (HEAD, be(group))
 
 
 def view_of(thing: Phrase, rng: random.Random) -> Phrase:
-    """A picture of something: "a photo of two red kites"."""
+    """Return a phrase for an image of something: "a photo of two red kites"."""
     view = noun_phrase(("a", "DT"), (rng.choice(VIEWS), "NN"))
     return phrase((HEAD, view), ("prep", prepositional("of", thing)))
 
 
 def tell_one(scene: Scene, rng: random.Random) -> Phrase:
-    """A caption of a scene of one group."""
+    """Write a caption of a scene with one group."""
     (group,) = scene.groups
     thing = name(group, rng, with_size=rng.random() < 0.8)
     place = ("prep", locate(scene.ground, rng))
@@ -257,7 +258,7 @@ def tell_one(scene: Scene, rng: random.Random) -> Phrase:
 
 
 def tell_two(scene: Scene, rng: random.Random) -> Phrase:
-    """A caption of a scene of two groups, from the side of either of them."""
+    """Write a caption of a scene with two groups, with either of them first."""
     assert scene.relation is not None
     first, second, relation = *scene.groups, scene.relation
     if rng.random() < 0.5:
@@ -285,7 +286,7 @@ def tell_two(scene: Scene, rng: random.Random) -> Phrase:
 
 
 def alternatives(words: Iterable[str]) -> str:
-    """A pattern of any of some words, the longest that fits."""
+    """Return a pattern that matches any of the words, longest first."""
     return "|".join(sorted(words, key=lambda w: (-len(w), w)))
 
 
@@ -309,22 +310,21 @@ PLACE = re.compile(rf"\b({alternatives(GROUNDS)})\b")
 
 
 def holds(caption: str, scene: Scene) -> bool:
-    """Whether a caption names at least one group of a scene, and says nothing false of it.
+    """Whether a caption names at least one group of a scene and says nothing false about it.
 
-    It understands what `describe` says, whatever stands around it. A word that is not of the
-    world claims nothing.
+    Phrases that `describe` may write are understood; all other words are ignored.
     """
     text = " ".join(caption.lower().split())
     named: list[int] = []
 
-    def find(said: re.Match[str]) -> str:
-        """Which name it is, 0 or 1, in place of a name; what it names goes to `named`."""
-        size = SIZES.get(said["size"])
+    def find(match: re.Match[str]) -> str:
+        """Replace a name by its number, 0 or 1, and append the named group to `named`."""
+        size = SIZES.get(match["size"])
         for i, group in enumerate(scene.groups):
             if (
                 i not in named
-                and (group.kind, group.count) == (KINDS[said["kind"]], COUNTS[said["count"]])
-                and said["color"] in (None, group.color)
+                and (group.kind, group.count) == (KINDS[match["kind"]], COUNTS[match["count"]])
+                and match["color"] in (None, group.color)
                 and size in (None, group.size)
             ):
                 named.append(i)
@@ -346,7 +346,7 @@ def holds(caption: str, scene: Scene) -> bool:
 
 
 def vocabulary() -> list[str]:
-    """Every word that `describe` can say, lower-case and sorted."""
+    """Return every word that `describe` may use, in lower case and sorted."""
     words = {*shapes.COLORS, *PLURALS, *PLURALS.values(), *COUNT_WORDS.values(), *VIEWS}
     words |= {"a", "an", "and", "are", "is", "it", "of", "seen", "shown", "the", "there", "with"}
     words |= {w for choices in SIZE_WORDS.values() for w in choices}

@@ -64,11 +64,11 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(capsys, place):
         (("train", "{m}"), "the manifest trains no such model"),
         (("status", "{d}/none"), "no run there"),
         (("verdicts", "{d}/none", "--out", "v.csv"), "no run there"),
-        (("demo", "--run", "memory://x"), "memory://x: the web is drawn on disk"),
-        (("demo", "--run", "memory://x", "--from-scratch"), "the web is drawn on disk"),
+        (("demo", "--run", "memory://x"), "memory://x: the web must be on disk"),
+        (("demo", "--run", "memory://x", "--from-scratch"), "the web must be on disk"),
         (
             ("ablate", f"{MANIFESTS}/ablation.yaml", "--run", "memory://x"),
-            "the web is drawn on disk",
+            "the web must be on disk",
         ),
         (("evaluate", "{d}/none", "--data", "{d}/none.jsonl"), "none"),
         *(

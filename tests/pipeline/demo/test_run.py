@@ -85,7 +85,7 @@ def test_the_truth_is_never_an_input(ended):
 
 def test_the_web_of_another_seed_is_refused(ended):
     run, _, _ = ended
-    with pytest.raises(ValueError, match="holds the web of seed 3"):
+    with pytest.raises(ValueError, match="has the web of seed 3"):
         demo_run.prepare(run.root, 4, Progress(Console(quiet=True), quiet=True))
 
 
