@@ -207,7 +207,7 @@ def ablation_tables(record: AblationRecord) -> Iterator[Table]:
 
 
 def agreement_table(found: dict[str, Any]) -> Table:
-    """The agreement of `pipeline.review.agreement.told` for the terminal."""
+    """The agreement of `pipeline.review.agreement.as_json` for the terminal."""
     measures = [
         f"{name} {found[key]:.3f}"
         for key, name in (("accuracy", "accuracy"), ("kappa", "Cohen's kappa"))

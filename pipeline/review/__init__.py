@@ -1,1 +1,1 @@
-"""Review by hand: pairs on a local page, decisions in a file, agreement with the filter."""
+"""Manual review: shows pairs on a local page, stores decisions, and measures agreement."""

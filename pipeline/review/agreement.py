@@ -1,4 +1,4 @@
-"""How far people and the filter agree on the pairs that people reviewed."""
+"""Measures the agreement of reviewers and the filter on reviewed pairs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Agreement", "agreement", "of_run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """The 2 x 2 table of the filter's verdicts and people's.
+    """The 2 x 2 table of the verdicts of the filter and of reviewers.
 
-    A caption that people fixed is one that they did not accept.
+    A fixed caption counts as rejected by the reviewer.
 
     Attributes:
         both_keep: Pairs that both keep.
         only_filter: Pairs that only the filter keeps.
-        only_people: Pairs that only people keep.
+        only_people: Pairs that only reviewers keep.
         neither: Pairs that both reject.
     """
 
@@ -35,20 +35,20 @@ class Agreement:
 
     @property
     def pairs(self) -> int:
-        """All of them."""
+        """Number of all pairs."""
         return self.both_keep + self.only_filter + self.only_people + self.neither
 
     @property
     def accuracy(self) -> float | None:
-        """The share that both judge alike; None of no pair."""
+        """Share of the pairs with equal verdicts; None without pairs."""
         return (self.both_keep + self.neither) / self.pairs if self.pairs else None
 
     @property
     def kappa(self) -> float | None:
         """Cohen's kappa (Educational and Psychological Measurement 20(1), 1960).
 
-        The share judged alike beyond chance. None where the filter, or people, gave a single
-        verdict: there is nothing beyond chance to be seen then.
+        This is the agreement beyond chance. It is None if the filter, or the reviewers, gave the
+        same verdict to all pairs, since kappa is undefined then.
         """
         filter_keeps = self.both_keep + self.only_filter
         people_keep = self.both_keep + self.only_people
@@ -62,7 +62,7 @@ class Agreement:
 
 
 def agreement(pairs: Iterable[Pair], decisions: Decisions) -> Agreement:
-    """Of those of some pairs that are decided."""
+    """Return the agreement over the pairs that have a decision."""
     counts = Counter(
         (pair.is_kept, decisions[pair.key].verdict == "accept")
         for pair in pairs
@@ -77,11 +77,12 @@ def agreement(pairs: Iterable[Pair], decisions: Decisions) -> Agreement:
 
 
 def of_run(results: Results) -> Mapping[str, Any] | None:
-    """What a report says of the review of a run; None where nobody reviewed it.
+    """Summarise the review of a run for the report; None without a review.
 
     Returns:
-        pairs and how many of them each of `VERDICTS`; outdated, the decisions on captions that
-        came to no verdict today; and with a filter, agreement: the table, accuracy and kappa.
+        pairs, the number of reviewed pairs; the number with each of `VERDICTS`; outdated, the
+        number of decisions on captions that no longer exist; and, with a filter, agreement: the
+        2 x 2 table, accuracy and kappa.
     """
     plan = results.plan
     config = plan.manifest.stages.get(ReviewStage.name)
@@ -89,23 +90,23 @@ def of_run(results: Results) -> Mapping[str, Any] | None:
         return None
     pairs = list(judged_pairs(results, set(decisions)))
     verdicts = Counter(decisions[pair.key].verdict for pair in pairs)
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "pairs": len(pairs),
         **{verdict: verdicts[verdict] for verdict in VERDICTS},
         "outdated": len(decisions) - len(pairs),
     }
     if FilterStage.name in plan.names:
-        found["agreement"] = told(agreement(pairs, decisions))
-    return found
+        summary["agreement"] = as_json(agreement(pairs, decisions))
+    return summary
 
 
-def told(found: Agreement) -> dict[str, Any]:
-    """Counts, accuracy and kappa, as JSON holds them."""
+def as_json(agreement: Agreement) -> dict[str, Any]:
+    """Return counts, accuracy and kappa as values for JSON."""
     return {
-        "both_keep": found.both_keep,
-        "only_filter": found.only_filter,
-        "only_people": found.only_people,
-        "neither": found.neither,
-        "accuracy": found.accuracy,
-        "kappa": found.kappa,
+        "both_keep": agreement.both_keep,
+        "only_filter": agreement.only_filter,
+        "only_people": agreement.only_people,
+        "neither": agreement.neither,
+        "accuracy": agreement.accuracy,
+        "kappa": agreement.kappa,
     }

@@ -1,4 +1,4 @@
-"""The file of decisions, written anew whole at every decision."""
+"""Stores decisions in a file, which is rewritten at every decision."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["Ledger"]
 
 
 class Ledger:
-    """The decisions of a file, each of which stands on disk once `decide` is back.
+    """The decisions of a file; a decision is on disk when `decide` returns.
 
-    The lines are sorted, so equal decisions are equal files, in whatever order they were taken.
+    The lines are sorted, so the file does not depend on the order of decisions.
 
     Args:
-        file: As `ReviewConfig.file`.
+        file: See `ReviewConfig.file`.
 
     Raises:
-        ValueError: The file holds something else.
+        ValueError: The file is not a file of decisions.
     """
 
     def __init__(self, file: str) -> None:
@@ -31,15 +31,15 @@ class Ledger:
 
     @property
     def decisions(self) -> Decisions:
-        """A copy of all of them."""
+        """A copy of all decisions."""
         with self._lock:
             return dict(self._decisions)
 
     def decide(self, key: tuple[str, str], decision: Decision | None) -> None:
-        """Set, or with None take back, the decision on a caption of an image.
+        """Set the decision on a caption of an image; None removes it.
 
         Raises:
-            OSError: It cannot be written; what stood before stands.
+            OSError: The file cannot be written, and is unchanged.
         """
         with self._lock:
             decisions = {k: v for k, v in self._decisions.items() if k != key}

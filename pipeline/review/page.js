@@ -20,7 +20,7 @@ function ofFilter(pair) {
   if (!pair.decision || pair.is_kept === null) return "";
   const score = pair.score === null ? "" : `, ITM ${pair.score.toFixed(2)}`;
   if (pair.is_kept) return `The filter keeps this pair${score}.`;
-  return `The filter rejects this pair${score}: it is not exported, whatever is said of it here.`;
+  return `The filter rejects this pair${score}: it is not exported, whatever you decide here.`;
 }
 
 function drawOne() {
@@ -109,7 +109,7 @@ function agreement(found) {
   if (!found) return;
   for (const name of ["both_keep", "only_filter", "only_people", "neither"]) show(name, found[name]);
   const share = found.accuracy === null ? "No pair is reviewed yet." : `Accuracy ${(100 * found.accuracy).toFixed(1)}%. `;
-  const kappa = found.kappa === null ? "Cohen's kappa needs pairs that were judged both ways by both." : `Cohen's kappa ${found.kappa.toFixed(2)}.`;
+  const kappa = found.kappa === null ? "Cohen's kappa is undefined until you and the filter have both kept and rejected pairs." : `Cohen's kappa ${found.kappa.toFixed(2)}.`;
   show("kappa", found.accuracy === null ? share : share + kappa);
 }
 
@@ -133,7 +133,7 @@ function decide(verdict, fixed) {
   const before = pairs[index].decision;
   const mine = verdict === null ? null : { verdict, fixed: fixed === undefined ? null : fixed };
   pairs[index].decision = mine;
-  show("status", `Pair ${index + 1} ${verdict === null ? "is open again" : SAID[verdict]}.`);
+  show("status", `Pair ${index + 1} ${verdict === null ? "has no decision now" : SAID[verdict]}.`);
   if (verdict !== null && index + 1 < pairs.length) go(index + 1);
   else go(index);
   if (verdict !== null && reviewed() === pairs.length) {
@@ -184,7 +184,7 @@ async function done() {
   const end = document.createElement("p");
   end.id = "finished";
   end.tabIndex = -1;
-  end.textContent = `${reviewed()} of ${pairs.length} pairs are reviewed and saved. Close this page; the terminal tells what comes next.`;
+  end.textContent = `${reviewed()} of ${pairs.length} pairs are reviewed and saved. Close this page; the terminal shows the next steps.`;
   document.querySelector("main").replaceChildren(end);
   $("actions").remove();
   document.querySelector(".tools").remove();

@@ -1,4 +1,4 @@
-"""The pairs of a run that people are shown: a seeded sample, or those nearest the threshold."""
+"""Chooses the pairs to review: a seeded sample, or the pairs nearest to the threshold."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["CHOICES", "Choice", "Pair", "draw", "judged_pairs"]
 
 Choice = Literal["kept", "rejected", "borderline", "any"]
 TEXTS = {"text": "web", "further_captions": "web", "synthetic": "synthetic"}
-"""The columns of captions, each with the source that export names; `caption`, as found, stands
-for `text` where clean did not run."""
+"""The caption columns, with their `caption_source` in an export; `caption` replaces `text` if clean
+did not run."""
 
 KEYS = {"text": "web", "further_captions": "further", "synthetic": "synthetic"}
-"""How the filter names them."""
+"""The names of the caption columns in the filter's columns."""
 
 BASES = {name: np.uint64(index << 32) for index, name in enumerate(TEXTS)}
 
@@ -39,14 +39,14 @@ class Pair:
     """An image with one of its captions.
 
     Attributes:
-        uid: The row.
-        shard: Where it lies.
-        row: Its place in the shard.
-        url: Where the image came from.
-        caption: The caption as the filter saw it.
+        uid: uid of the row.
+        shard: Shard of the row.
+        row: Position of the row in the shard.
+        url: URL of the image.
+        caption: The caption, as the filter reads it.
         source: web or synthetic.
-        score: The ITM probability, if a filter ran.
-        is_kept: Whether the filter keeps the caption; True where none ran.
+        score: ITM probability; None without a filter.
+        is_kept: Whether the filter keeps the caption; True without a filter.
     """
 
     uid: str
@@ -60,71 +60,71 @@ class Pair:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What a decision on it is filed under."""
+        """The key of a decision on the pair."""
         return self.uid, self.caption
 
 
 def draw(results: Results, choice: Choice, number: int) -> list[Pair]:
-    """Pairs to show; a larger sample holds every smaller one.
+    """Choose pairs to review; a larger sample contains every smaller one.
 
     Args:
         results: The results of the run.
-        choice: `kept` is what export would write if nobody had decided anything; `rejected` what
-            the filter rejects; `any` both; `borderline` both, the ITM scores nearest the threshold
-            first. All but the last by a hash of the seed and the uid.
-        number: How many, at most.
+        choice: `kept`: pairs that export would write without a review; `rejected`: pairs that the
+            filter rejects; `any`: both; `borderline`: both, with the ITM scores nearest to the
+            threshold first. All others are sampled by a hash of seed and uid.
+        number: Maximum number of pairs.
 
     Raises:
-        ValueError: There is no such pair, or no filter to ask of.
+        ValueError: There is no such pair, or the choice needs a filter and there is none.
     """
     run, config = results.run, results.plan.manifest.stages.get(FilterStage.name)
     if choice in ("rejected", "borderline") and not isinstance(config, FilterConfig):
         raise ValueError(f"--of {choice}: the manifest of {run.root} has no filter; use --of kept")
     if choice == "borderline" and isinstance(config, FilterConfig) and config.recipe != "blip":
         raise ValueError(
-            f"--of borderline: the filter of {run.root} goes by {config.recipe} and not by the "
-            "threshold of ITM; use --of any"
+            f"--of borderline: the filter of {run.root} uses the recipe {config.recipe}, which has "
+            "no ITM threshold; use --of any"
         )
-    found: Smallest[Pair] = Smallest(number)
+    smallest: Smallest[Pair] = Smallest(number)
     for shard in run.shards("pool"):
-        some = _Shard(results, shard)
+        pairs = _Shard(results, shard)
         masks = {
-            "kept": some.is_kept,
-            "rejected": ~some.is_kept,
-            "borderline": ~np.isnan(some.scores),
+            "kept": pairs.is_kept,
+            "rejected": ~pairs.is_kept,
+            "borderline": ~np.isnan(pairs.scores),
         }
-        chosen = np.flatnonzero(masks.get(choice, np.ones(len(some), bool)))
-        ranks = some.ranks[chosen]
+        chosen = np.flatnonzero(masks.get(choice, np.ones(len(pairs), bool)))
+        ranks = pairs.ranks[chosen]
         if choice == "borderline" and isinstance(config, FilterConfig):
-            distance = np.abs(some.scores[chosen].astype(np.float64) - config.min_itm)
+            distance = np.abs(pairs.scores[chosen].astype(np.float64) - config.min_itm)
             near = (distance * 2**31).astype(np.uint64) << np.uint64(32)
             ranks = near | ranks >> np.uint64(32)
-        found.offer(ranks, functools.partial(some.pair_of, chosen))
-    if not found.values:
-        what = "that came so far" if choice in ("any", "borderline") else choice
+        smallest.offer(ranks, functools.partial(pairs.pair_of, chosen))
+    if not smallest.values:
+        what = "that reached the filter" if choice in ("any", "borderline") else choice
         raise ValueError(
-            f"{run.root}: there is no pair {what} to look at; `capfilt status {run.root}` tells "
-            "how far the run is"
+            f"{run.root}: there is no pair {what} to review; `capfilt status {run.root}` shows the "
+            "progress of the run"
         )
-    return found.values
+    return smallest.values
 
 
 def judged_pairs(results: Results, keys: set[tuple[str, str]]) -> Iterator[Pair]:
-    """The pairs with some keys, a shard at a time; those that are no pair today are left out."""
+    """Yield the pairs with the given keys, one shard at a time; outdated keys are left out."""
     uids = pa.array(sorted({uid for uid, _ in keys}), pa.string())
     for shard in results.run.shards("pool") if keys else ():
-        some = _Shard(results, shard, uids)
-        pairs = (some.pair(index) for index in range(len(some)))
+        shard_pairs = _Shard(results, shard, uids)
+        pairs = (shard_pairs.pair(index) for index in range(len(shard_pairs)))
         yield from (pair for pair in pairs if pair.key in keys)
 
 
 class _Shard:
-    """The m pairs of a shard that came as far as the filter, or the end where none ran.
+    """The m pairs of a shard that reached the filter, or the end if there is no filter.
 
     Attributes:
-        scores: (m,) ITM probabilities, NaN without.
-        is_kept: (m,) whether the filter keeps them.
-        ranks: (m,) a hash of the seed, the uid and the place among the captions of the image.
+        scores: (m,) ITM probabilities, NaN without a score.
+        is_kept: (m,) whether the filter keeps each pair.
+        ranks: (m,) hash of the seed, the uid and the position among the captions of the image.
     """
 
     def __init__(self, results: Results, shard: str, uids: Any = None) -> None:
@@ -148,7 +148,7 @@ class _Shard:
             elif origin in before.tables:
                 columns[column] = before.tables[origin][column].filter(live)
         self._pool = pool.filter(live)
-        self._places = np.flatnonzero(reached)
+        self._positions = np.flatnonzero(reached)
         columns.setdefault("text", columns.pop("caption"))
         filtered = None if scores is None else _with_keeps(results, scores.filter(live))
         parts = [_Texts.of(name, columns[name], filtered) for name in TEXTS if name in columns]
@@ -171,16 +171,16 @@ class _Shard:
         return len(self._rows)
 
     def pair_of(self, chosen: npt.NDArray[np.int64], index: int) -> Pair:
-        """One of those that are chosen."""
+        """Return one of the chosen pairs."""
         return self.pair(int(chosen[index]))
 
     def pair(self, index: int) -> Pair:
-        """One of them."""
+        """Return one pair."""
         row, score = int(self._rows[index]), float(self.scores[index])
         return Pair(
             uid=str(self._pool["uid"][row].as_py()),
             shard=self._name,
-            row=int(self._places[row]),
+            row=int(self._positions[row]),
             url=str(self._pool["url"][row].as_py()),
             caption=str(self._texts[int(index)].as_py()),
             source=str(self._sources[index]),
@@ -191,15 +191,15 @@ class _Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class _Texts:
-    """The m texts of a column, those of lists one after the other.
+    """The m captions of a column; lists are flattened.
 
     Attributes:
-        name: The column.
-        rows: (m,) the row of each.
-        ordinals: (m,) its place among the texts of its row, told apart from those of other columns.
-        texts: (m,) null where there is none.
-        scores: (m,) ITM probabilities, NaN without.
-        is_kept: (m,) whether the filter keeps it.
+        name: Name of the column.
+        rows: (m,) row of each caption.
+        ordinals: (m,) position among the captions of the row, unique over all columns.
+        texts: (m,) captions, or null.
+        scores: (m,) ITM probabilities, NaN without a score.
+        is_kept: (m,) whether the filter keeps each caption.
     """
 
     name: str
@@ -211,7 +211,7 @@ class _Texts:
 
     @classmethod
     def of(cls, name: str, column: Any, filtered: pa.Table | None) -> _Texts:
-        """Of a column of n texts or lists, with what the filter wrote of the n rows."""
+        """Flatten a column of n captions or lists, given the filter's columns of the n rows."""
         column = column.combine_chunks()
         rows = np.arange(len(column))
         starts = rows
@@ -224,11 +224,11 @@ class _Texts:
         is_kept = np.ones(len(rows), bool)
         itm, keep = f"itm_{KEYS[name]}", f"keep_{KEYS[name]}"
         if filtered is not None and keep in filtered.column_names:
-            found: Any = filtered[itm].combine_chunks()
+            itm_scores: Any = filtered[itm].combine_chunks()
             kept: Any = filtered[keep].combine_chunks()
             if is_list:
-                found, kept = found.flatten(), kept.flatten()
-            scores = found.fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
+                itm_scores, kept = itm_scores.flatten(), kept.flatten()
+            scores = itm_scores.fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
             is_kept = _bools(kept)
         return cls(
             name=name,
@@ -240,9 +240,9 @@ class _Texts:
         )
 
 
-def _with_keeps(results: Results, scores: pa.Table) -> pa.Table:
-    """The scores of the filter and which texts it keeps."""
-    keeps = results.kept_texts(scores)
+def _with_keeps(plan: Plan, scores: pa.Table) -> pa.Table:
+    """Add to the filter's scores the columns of captions that it keeps."""
+    keeps = kept_texts(plan, scores)
     for name in keeps.column_names:
         scores = scores.append_column(name, keeps[name])
     return scores
@@ -251,21 +251,21 @@ def _with_keeps(results: Results, scores: pa.Table) -> pa.Table:
 def _distinct(
     rows: npt.NDArray[np.int64], texts: Any, is_kept: Mask
 ) -> tuple[npt.NDArray[np.int64], Mask]:
-    """Which of m texts are not blank, one of those that say the same of a row, and its verdict.
+    """Return the positions of the distinct non-blank captions of each row, and their verdicts.
 
-    A recipe of the filter may keep one text of many that are equal; then people judge that.
+    Some filter recipes keep only one of several equal captions; the caption then counts as kept.
     """
-    places = np.flatnonzero(_bools(pc.utf8_length(pc.utf8_trim_whitespace(texts))))
-    codes = texts.take(places).dictionary_encode().combine_chunks().indices.to_numpy()
-    keys = np.stack([rows[places], codes.astype(np.int64)])
+    positions = np.flatnonzero(_bools(pc.utf8_length(pc.utf8_trim_whitespace(texts))))
+    codes = texts.take(positions).dictionary_encode().combine_chunks().indices.to_numpy()
+    keys = np.stack([rows[positions], codes.astype(np.int64)])
     _, firsts, groups = np.unique(keys, axis=1, return_index=True, return_inverse=True)
     kept = np.zeros(len(firsts), bool)
-    np.logical_or.at(kept, groups.ravel(), is_kept[places])
-    return places[firsts], kept
+    np.logical_or.at(kept, groups.ravel(), is_kept[positions])
+    return positions[firsts], kept
 
 
 def _bools(values: Any) -> Mask:
-    """A column as bool, null and 0 as False."""
+    """Convert a column to bool; null and 0 become False."""
     zero = pa.scalar(0).cast(values.type)
     mask: Mask = values.fill_null(zero).to_numpy(zero_copy_only=False).astype(bool)
     return mask

@@ -1,13 +1,13 @@
-"""The page that pairs are reviewed on, served to this machine alone.
+"""Serves the review page to this machine only.
 
-    GET  /TOKEN/             the page; it asks for nothing but what follows
-    GET  /TOKEN/pairs        the sample with what is decided of it, and the agreement
-    GET  /TOKEN/images/N     the image of the Nth pair, encoded anew as JPEG
+    GET  /TOKEN/             the page, which requests only the following paths
+    GET  /TOKEN/pairs        the sample with its decisions, and the agreement with the filter
+    GET  /TOKEN/images/N     the image of the Nth pair, encoded as a new JPEG
     POST /TOKEN/decide       {"pair": N, "verdict": accept, reject, fix or null, "fixed": text}
-    POST /TOKEN/done         ends the server
+    POST /TOKEN/done         stops the server
 
-Whoever asks must know the token, and must name this server in Host and, to write, in Origin: a
-page of another site, its name rebound to 127.0.0.1 or not, can do neither.
+Every request needs the token, and this server as Host; a POST also needs it as Origin. So a page of
+another website cannot read or write, even if DNS rebinding maps its name to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from markupsafe import Markup
 from models.image.decode import ImageError, open_rgb
 from pipeline.results.tables import printable
 from pipeline.results.verdicts import Results
-from pipeline.review.agreement import agreement, told
+from pipeline.review.agreement import agreement, as_json
 from pipeline.review.ledger import Ledger
 from pipeline.review.sample import Pair
 from stages.filter import FilterStage
@@ -42,15 +42,15 @@ __all__ = ["ReviewServer"]
 
 FOLDER = Path(__file__).parent
 ADDRESS = "127.0.0.1"
-MOST_BODY = 1 << 16
-MOST_CAPTION = 2000
+MAX_BODY = 1 << 16
+MAX_CAPTION = 2000
 LARGEST = (1024, 1024)
 QUALITY = 90
-PATIENCE = 30.0
-"""Seconds that a connection may be silent."""
+TIMEOUT = 30.0
+"""Seconds after which an idle connection is closed."""
 
 OVERRIDES = re.compile("[\u202a-\u202e\u2066-\u2069]")
-"""What embeds, isolates or overrides the direction of a text."""
+"""Characters that embed, isolate or override the direction of text."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -62,7 +62,7 @@ HEADERS = {
 
 
 class RequestError(Exception):
-    """A request that is refused, with its status."""
+    """A refused request, with its HTTP status."""
 
     def __init__(self, status: HTTPStatus, why: str) -> None:
         super().__init__(why)
@@ -70,13 +70,13 @@ class RequestError(Exception):
 
 
 class ReviewServer(ThreadingHTTPServer):
-    """Shows a sample and files what is decided; `serve_forever` ends when people are done.
+    """Serves a sample of pairs and stores decisions; `serve_forever` ends after `/done`.
 
     Args:
-        results: The results of the run; images are read when they are asked for.
-        pairs: The sample, in the order in which it is shown.
-        ledger: Where decisions go.
-        port: 0 for any that is free.
+        results: The results of the run; images are read when they are requested.
+        pairs: The sample, in the order to show.
+        ledger: Stores the decisions.
+        port: Port to listen on; 0 chooses a free one.
 
     Raises:
         OSError: The port is taken.
@@ -105,16 +105,16 @@ class ReviewServer(ThreadingHTTPServer):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """What a browser of this machine may call this server."""
+        """The values of Host that are accepted."""
         return tuple(f"{name}:{self.server_port}" for name in (ADDRESS, "localhost"))
 
     @property
     def url(self) -> str:
-        """The address of the page."""
+        """The URL of the page."""
         return f"http://{self.hosts[0]}/{self.token}/"
 
     def page(self, nonce: str) -> str:
-        """The HTML, its style and script under a nonce."""
+        """Render the HTML page; style and script carry the nonce."""
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(FOLDER),
             autoescape=True,
@@ -128,7 +128,7 @@ class ReviewServer(ThreadingHTTPServer):
         )
 
     def sample(self) -> dict[str, Any]:
-        """The pairs with what is decided of each."""
+        """Return the pairs with their decisions, and the agreement."""
         decisions = self.ledger.decisions
         return {
             "pairs": [
@@ -140,7 +140,7 @@ class ReviewServer(ThreadingHTTPServer):
                     "uid": pair.uid,
                     "score": pair.score,
                     "is_kept": pair.is_kept if self._is_filtered else None,
-                    "decision": _plain(decisions.get(pair.key)),
+                    "decision": _decision_json(decisions.get(pair.key)),
                 }
                 for pair in self.pairs
             ],
@@ -148,19 +148,19 @@ class ReviewServer(ThreadingHTTPServer):
         }
 
     def state(self) -> dict[str, Any]:
-        """The agreement so far, None without a filter."""
+        """Return the agreement so far; None without a filter."""
         if not self._is_filtered:
             return {"agreement": None}
-        return {"agreement": told(agreement(self.pairs, self.ledger.decisions))}
+        return {"agreement": as_json(agreement(self.pairs, self.ledger.decisions))}
 
     def decide(self, request: Any) -> dict[str, Any]:
-        """File a decision.
+        """Store a decision.
 
         Raises:
-            RequestError: It is none.
+            RequestError: The request is not a decision.
         """
         if not isinstance(request, dict):
-            raise RequestError(HTTPStatus.BAD_REQUEST, "a decision is an object")
+            raise RequestError(HTTPStatus.BAD_REQUEST, "a decision must be an object")
         index, verdict, fixed = (request.get(key) for key in ("pair", "verdict", "fixed"))
         pair = self._pair(index)
         decision = None
@@ -173,10 +173,10 @@ class ReviewServer(ThreadingHTTPServer):
                 HTTPStatus.BAD_REQUEST, f"verdict must be null or one of {', '.join(VERDICTS)}"
             )
         self.ledger.decide(pair.key, decision)
-        return {"decision": _plain(decision), **self.state()}
+        return {"decision": _decision_json(decision), **self.state()}
 
     def image(self, index: int) -> bytes:
-        """The image of a pair as JPEG; the first of a shard reads those of all its pairs.
+        """Return the image of a pair as JPEG; all images of a shard are read at once.
 
         Raises:
             RequestError: There is no such pair, or its image cannot be decoded.
@@ -185,17 +185,17 @@ class ReviewServer(ThreadingHTTPServer):
         with self._reading:
             if index not in self._images:
                 column = self._run.read_table("pool", f"{pair.shard}.parquet", columns=["image"])
-                for place, other in enumerate(self.pairs):
+                for position, other in enumerate(self.pairs):
                     if other.shard == pair.shard:
-                        self._images[place] = column["image"][other.row].as_py()
-        found = self._images[index]
+                        self._images[position] = column["image"][other.row].as_py()
+        encoded = self._images[index]
         try:
-            picture = open_rgb(found or b"")
+            image = open_rgb(encoded or b"")
         except ImageError as error:
             raise RequestError(HTTPStatus.NOT_FOUND, str(error)) from None
-        picture.thumbnail(LARGEST)
+        image.thumbnail(LARGEST)
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=QUALITY)
+        image.save(buffer, "JPEG", quality=QUALITY)
         return buffer.getvalue()
 
     def _pair(self, index: Any) -> Pair:
@@ -208,69 +208,69 @@ class ReviewServer(ThreadingHTTPServer):
         return self.pairs[index]
 
     def end(self) -> None:
-        """End `serve_forever`, from any thread."""
+        """Stop `serve_forever`; may be called from any thread."""
         threading.Thread(target=self.shutdown, daemon=True).start()
 
 
 class _Request(BaseHTTPRequestHandler):
-    """One connection."""
+    """Handles one connection."""
 
     server: ReviewServer
     protocol_version = "HTTP/1.1"
     server_version = "capfilt"
     sys_version = ""
-    timeout = PATIENCE
+    timeout = TIMEOUT
 
     def do_GET(self) -> None:
         with self._answering():
-            place = self._place()
-            if place == "":
+            path = self._path_after_token()
+            if path == "":
                 self._page()
-            elif place == "pairs":
+            elif path == "pairs":
                 self._json(self.server.sample())
-            elif place.startswith("images/") and place[7:].isdecimal() and len(place) < 20:
-                self._send(self.server.image(int(place[7:])), "image/jpeg")
+            elif path.startswith("images/") and path[7:].isdecimal() and len(path) < 20:
+                self._send(self.server.image(int(path[7:])), "image/jpeg")
             else:
                 raise RequestError(HTTPStatus.NOT_FOUND, "no such page")
 
     def do_POST(self) -> None:
         with self._answering():
-            place = self._place()
+            path = self._path_after_token()
             origin = self.headers.get("Origin", "")
             if origin not in [f"http://{host}" for host in self.server.hosts]:
                 raise RequestError(HTTPStatus.FORBIDDEN, "not from this page")
             request = self._request()
-            if place == "decide":
+            if path == "decide":
                 self._json(self.server.decide(request))
-            elif place == "done":
+            elif path == "done":
                 self._json({})
                 self.server.end()
             else:
                 raise RequestError(HTTPStatus.NOT_FOUND, "no such page")
 
-    def _place(self) -> str:
-        """The path behind the token.
+    def _path_after_token(self) -> str:
+        """Check Host and token, and return the path after the token.
 
         Raises:
-            RequestError: The request names another host, or has no token.
+            RequestError: The request has another host, or not the token.
         """
         if self.headers.get_all("Host", []) not in [[host] for host in self.server.hosts]:
-            raise RequestError(HTTPStatus.FORBIDDEN, "this server has another name")
-        token, slash, place = self.path.removeprefix("/").partition("/")
+            raise RequestError(HTTPStatus.FORBIDDEN, "the Host header is not this server")
+        token, slash, path = self.path.removeprefix("/").partition("/")
         if not slash or not hmac.compare_digest(token.encode(), self.server.token.encode()):
             raise RequestError(
-                HTTPStatus.FORBIDDEN, "open the address that capfilt review printed, all of it"
+                HTTPStatus.FORBIDDEN, "open the complete address that capfilt review printed"
             )
-        return place
+        return path
 
     def _request(self) -> Any:
-        """The body of a POST, JSON of a small size."""
+        """Read the body of a POST, which must be JSON of limited size."""
         if self.headers.get_content_type() != "application/json":
             raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send application/json")
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or len(length) > 9:
             raise RequestError(HTTPStatus.LENGTH_REQUIRED, "send a Content-Length")
-        if int(length) > MOST_BODY:
+        if int(length) > MAX_BODY:
             raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too much for a decision")
         try:
             return json.loads(self.rfile.read(int(length)))
@@ -279,7 +279,7 @@ class _Request(BaseHTTPRequestHandler):
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
-        """What goes wrong becomes an answer that says so."""
+        """Turn errors into responses with the error message."""
         try:
             yield
         except RequestError as error:
@@ -328,32 +328,33 @@ class _Request(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the address holds the token."""
+        """Do not log, since the path contains the token."""
 
 
 def _fix(pair: Pair, fixed: Any) -> Decision:
-    """The decision to put another text in the place of a caption."""
+    """Return the decision to replace a caption by another text."""
     text = " ".join(fixed.split()) if isinstance(fixed, str) else ""
-    if not text or len(text) > MOST_CAPTION or _shown(text) != text or not _is_unicode(text):
+    if not text or len(text) > MAX_CAPTION or _shown(text) != text or not _is_unicode(text):
         raise RequestError(
             HTTPStatus.BAD_REQUEST,
-            f"a fixed caption is a text of 1 to {MOST_CAPTION} characters, none of them a control",
+            f"a fixed caption must be text of 1 to {MAX_CAPTION} characters without control "
+            "characters",
         )
     return Decision("accept") if text == pair.caption else Decision("fix", text)
 
 
 def _shown(text: str) -> str:
-    """A text with nothing in it that hides or turns around what it says."""
+    """Replace control characters and direction overrides in a text."""
     return OVERRIDES.sub("\ufffd", printable(text))
 
 
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # a lone surrogate
         return False
     return True
 
 
-def _plain(decision: Decision | None) -> dict[str, Any] | None:
+def _decision_json(decision: Decision | None) -> dict[str, Any] | None:
     return None if decision is None else decision._asdict()

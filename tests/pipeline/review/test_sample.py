@@ -79,5 +79,5 @@ def test_without_a_filter_only_kept_pairs_can_be_asked_for(tmp_path, choice):
 
 
 def test_a_run_without_pairs_says_so(tmp_path):
-    with pytest.raises(ValueError, match="no pair kept to look at"):
+    with pytest.raises(ValueError, match="no pair kept to review"):
         draw(Results(Run(str(tmp_path)), Plan(Manifest.parse(content(tmp_path)))), "kept", 10)
