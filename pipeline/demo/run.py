@@ -211,8 +211,8 @@ def judge(results: Results, folder: Path) -> TruthRecord:
         pq.read_table(verdicts),
         pa.concat_tables(exported),
     )
-    scores = [TruthScore(**dataclasses.asdict(score)) for score in found.stages]
-    record = TruthRecord(**{**dataclasses.asdict(found), "stages": scores})
+    scores = [TruthScore(**dataclasses.asdict(score)) for score in judgement.stages]
+    record = TruthRecord(**{**dataclasses.asdict(judgement), "stages": scores})
     run.write_record(record, "truth.json")
     return record
 

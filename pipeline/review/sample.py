@@ -240,9 +240,9 @@ class _Texts:
         )
 
 
-def _with_keeps(plan: Plan, scores: pa.Table) -> pa.Table:
+def _with_keeps(results: Results, scores: pa.Table) -> pa.Table:
     """Add to the filter's scores the columns of captions that it keeps."""
-    keeps = kept_texts(plan, scores)
+    keeps = results.kept_texts(scores)
     for name in keeps.column_names:
         scores = scores.append_column(name, keeps[name])
     return scores
