@@ -171,7 +171,7 @@ class CleanStage(Stage[CleanConfig]):
     """
 
     name: ClassVar[str] = "clean"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     config_type: ClassVar[type[StageConfig]] = CleanConfig
     reads: ClassVar[tuple[str, ...]] = (
         "caption",

@@ -291,7 +291,9 @@ def measure(text: str) -> TextMeasures:
     parts = [part for part in parts if part]
     words = len(parts)
     if not text.isascii():
-        words = sum(map(bool, map(WORD.search, script_words(folded))))
+        words = sum(
+            word.isalnum() or WORD.search(word) is not None for word in script_words(folded)
+        )
         parts = [pair for part in parts for pair in _pairs(part)]
     counts = Counter(parts)
     total = counts.total()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.text.captions import HINTS, SUFFIX, LanguageDetector, caption_key, measure, normalize
@@ -93,8 +93,13 @@ def test_a_caption_with_a_word_outside_markup_keeps_one(caption: str) -> None:
     assert normalize(f"{caption}> dogs").strip()
 
 
+def test_a_fraction_is_a_word() -> None:
+    assert measure("½ cup").words == 2
+
+
 @settings(max_examples=300)
 @given(CAPTIONS)
+@example("²")
 def test_any_text_can_be_measured(text: str) -> None:
     found = measure(text)
     assert found.characters == len(text)
