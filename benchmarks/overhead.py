@@ -81,7 +81,7 @@ def overhead(folder: Path, run: Path, names: tuple[str, ...]) -> None:
     made = Manifest.parse(content(folder, run, 1000, names))
     with Session(made, workers=1, progress=watch) as session:
         resources = session.runner.resources("download")
-        ray.get([one.ready.remote() for one in session.runner.crew.hold("download", resources, 1)])
+        ray.get([one.ready.remote() for one in session.runner.pool.hold("download", resources, 1)])
         session.run()
     print("| stage | shards | its own s | in the worker s | in all s | worker adds | runner adds |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")

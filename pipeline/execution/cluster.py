@@ -1,4 +1,4 @@
-"""Ray, here or on a cluster: started when first needed, and asked what it has room for."""
+"""Ray on this machine or on a cluster: started when it is needed, and asked for its resources."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from stages.base import Resources
 __all__ = ["ROOM_SECONDS", "Cluster"]
 
 ROOM_SECONDS = 1800.0
-"""After how long without room for any worker the driver gives up and says what it waits for."""
+"""Seconds without room for any worker after which a stage gives up."""
 
 
 class Cluster:
-    """Ray, started when first needed.
+    """A connection to Ray, made when it is first needed.
 
     Args:
-        address: A cluster's address; None starts one on this machine for this process.
-        workers: Workers of each stage; None is as many as the machine or cluster can hold.
-        stall_seconds: How long to wait for any shard under way to finish; None is for ever.
-        working_dir: A folder of code that the workers are to run in the place of what their node
-            has; None leaves them that.
+        address: A cluster's address; None starts Ray on this machine for this process.
+        workers: Workers of each stage; None for as many as the machine or cluster has room for.
+        stall_seconds: Seconds without a finished shard after which a stage gives up; None for no
+            limit.
+        working_dir: A folder of code to ship to the workers; None to run the code on their nodes.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Cluster:
         self._started = False
 
     def start(self) -> None:
-        """Connect, once; a Ray that this process already has is shared and left running."""
+        """Connect to Ray, once. A Ray that this process has started elsewhere is shared."""
         if self._started or ray.is_initialized():
             return
         logging.getLogger("ray").setLevel(logging.ERROR)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {}
-        if self.address == "local":  # its workers inherit the environment
+        if self.address == "local":  # the workers inherit the environment
             num_cpus = max(self.workers or 1, os.cpu_count() or 1)
             options = {"num_cpus": num_cpus, "include_dashboard": False}
         elif logs.is_json():
@@ -58,7 +58,7 @@ class Cluster:
         if self.working_dir is not None:
             shipped = {"working_dir": self.working_dir, "excludes": [".git", ".venv", "runs"]}
             options["runtime_env"] = options.get("runtime_env", {}) | shipped
-        with signals.kept():
+        with signals.sigterm_kept():
             ray.init(
                 address=self.address,
                 logging_level=logging.ERROR,
@@ -69,44 +69,44 @@ class Cluster:
         self._started = True
 
     def stop(self) -> None:
-        """Disconnect, if connected."""
+        """Disconnect from the Ray that `start` connected to."""
         if self._started:
             ray.shutdown()
             self._started = False
 
     @property
     def can_grow(self) -> bool:
-        """Whether nodes may join; the Ray of this machine alone stays as it is."""
+        """Whether nodes may join; they cannot join the Ray of a single machine."""
         return self.address != "local"
 
-    def stands(self) -> bool:
-        """Whether the Ray that this process is connected to still has this machine."""
+    def is_alive(self) -> bool:
+        """Whether this machine is still a node of the Ray that this process is connected to."""
         here = ray.get_runtime_context().get_node_id()
         return any(node["Alive"] and node["NodeID"] == here for node in _nodes())
 
     def lacks(self, resources: Resources) -> str | None:
-        """What no node has that a worker needs; None where one could hold a worker."""
-        wanted = {"CPU": float(resources.cpus), "GPU": resources.gpus}
-        wanted = {name: amount for name, amount in wanted.items() if amount}
+        """Say what a worker needs and no node has; None if some node has room for a worker."""
+        needed = {"CPU": float(resources.cpus), "GPU": resources.gpus}
+        needed = {name: amount for name, amount in needed.items() if amount}
         nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
-        if any(all(node.get(n, 0) >= amount for n, amount in wanted.items()) for node in nodes):
+        if any(all(node.get(n, 0) >= amount for n, amount in needed.items()) for node in nodes):
             return None
-        told = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
-        most = (f"{max(node.get(n, 0) for node in nodes):g} {n}" for n in wanted) if nodes else ()
-        return f"a worker takes {told}, and the largest node has {', '.join(most) or 'nothing'}"
+        amounts = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
+        most = (f"{max(node.get(n, 0) for node in nodes):g} {n}" for n in needed) if nodes else ()
+        return f"a worker takes {amounts}, and the largest node has {', '.join(most) or 'nothing'}"
 
     def slots(self, resources: Resources) -> int:
-        """How many workers with these resources to run at once."""
+        """How many workers with these resources to run at a time."""
         if self.workers is not None:
             return self.workers
-        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        slots = int(found.get("CPU", 1) // max(resources.cpus, 1))
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        slots = int(total.get("CPU", 1) // max(resources.cpus, 1))
         if resources.gpus:
-            slots = min(slots, int(found.get("GPU", 0) / resources.gpus))
+            slots = min(slots, int(total.get("GPU", 0) / resources.gpus))
         return max(slots, 1)
 
     def options(self, resources: Resources) -> dict[str, Any]:
-        """Ray's own words for them; retries stay with the driver, which knows who is to blame."""
+        """Ray's options for a worker. Ray does not retry: the driver does, shard by shard."""
         return {
             "num_cpus": resources.cpus,
             "num_gpus": resources.gpus,
@@ -116,5 +116,5 @@ class Cluster:
 
 
 def _nodes() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return found
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes

@@ -1,4 +1,4 @@
-"""Which rows of a shard end the process that measures them."""
+"""The search for the rows of a shard that end the process which measures them."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ __all__ = [
 ]
 
 ALONE = 1
-"""How often a shard whose worker died is tried once more as it is, before it is searched."""
+"""How often a shard whose worker died is tried again before its rows are searched."""
 
 MOST_CRASHES = 8
-"""Rows of one shard that may crash; with one more the stage is broken, not the rows."""
+"""Rows of a shard that may crash; if more do, the stage is broken and not the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerDeath:
-    """The end of a worker in the middle of a call.
+    """The death of a worker during a call.
 
     Attributes:
-        told: What is known of it.
-        is_memory: Whether it was ended because memory was short.
+        cause: What is known about the cause.
+        is_memory: Whether the worker was ended because memory was short.
     """
 
-    told: str
+    cause: str
     is_memory: bool = False
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a worker is asked: a method of `Worker`, and what it is given.
+    """A call of a method of `Worker`.
 
     Attributes:
         method: The method.
-        arguments: Its arguments; results of earlier calls may be among them.
-        is_kept: Whether the answer stays where it is, for a later call.
+        arguments: Its arguments; references to results of earlier calls may be among them.
+        is_kept: Whether the result stays in Ray's object store, for a later call.
     """
 
     method: str
@@ -53,54 +53,57 @@ class Call:
 def find_crashing_rows(
     name: str, shard: str, retry: tuple[str, ...], *, rows_can_fail: bool, memory: str
 ) -> Generator[Call, Any, dict[str, Any]]:
-    """Finish a shard whose worker has died: as it is, or without the rows that crash.
+    """Finish a shard whose worker has died, without the rows that crash if there are some.
 
-    Tried alone first, as the death may have been chance. Then by halves: what a half gives is
-    kept, and a half that ends its worker is halved again, down to a row that does so twice. For
-    c rows of n that crash, this takes at most 2 c (log2 n + 1) calls of `measure` beside c more.
+    The shard is first tried again, since the death may have been chance. Then it is split into
+    halves: the result of a half is kept, and a half that ends its worker is split again, down to
+    a single row that does so twice. For c crashing rows of n, this takes at most
+    2 c (log2 n + 1) calls of `measure`, and c more.
 
     Args:
         name: The stage, or export.
         shard: The shard.
-        retry: Errors of download whose rows are downloaded anew.
+        retry: Errors of download whose rows are downloaded again.
         rows_can_fail: Whether a row of this stage can have a reason.
-        memory: What to do where memory is short.
+        memory: What to do if memory is short, for messages.
 
     Yields:
-        What to ask of a worker; it is sent the answer, or the `Death` of that worker.
+        The next call for a worker. The generator is sent its result, or the `WorkerDeath` of the
+        worker.
 
     Returns:
-        What `Worker.work` gives.
+        The result of `Worker.work`.
 
     Raises:
-        ShardError: The worker dies over the shard, and not over some of its rows.
-        BrokenStageError: It dies over no row at all, or over more than `MOST_CRASHES`.
+        ShardError: The worker dies over the shard as a whole, and not over some of its rows.
+        BrokenStageError: It dies without any row, or over more than `MOST_CRASHES` rows.
     """
     for _ in range(ALONE):
-        found = yield Call("work", (name, shard, retry))
-        if not isinstance(found, WorkerDeath):
-            return dict(found)
-    if found.is_memory:
+        result = yield Call("work", (name, shard, retry))
+        if not isinstance(result, WorkerDeath):
+            return dict(result)
+    death = result
+    if death.is_memory:
         raise ShardError(f"its worker ran out of memory {1 + ALONE} times: {memory}")
     if not rows_can_fail:
-        raise ShardError(f"its worker died {1 + ALONE} times ({found.told})")
+        raise ShardError(f"its worker died {1 + ALONE} times ({death.cause})")
     if isinstance((yield Call("load", (name,))), WorkerDeath):
         raise BrokenStageError(
-            f"its worker dies as the stage is loaded, before any row ({found.told})"
+            f"its worker dies while the stage is loaded, before any row ({death.cause})"
         )
     due = yield Call("due", (name, shard, retry))
     if isinstance(due, WorkerDeath) or not due:
-        raise ShardError(f"its worker died before it was given a row ({found.told})")
+        raise ShardError(f"its worker died before it was given a row ({death.cause})")
     spans, parts, crashed = _halves(due), [], 0
     while spans:
         rows = spans.pop()
         call = Call("measure", (name, shard, retry, rows), is_kept=True)
-        found = yield call
-        if isinstance(found, WorkerDeath) and len(rows) == 1:
-            found = yield call  # a row is rejected for what it does, not for what befell it
-        if not isinstance(found, WorkerDeath):
-            parts.append((rows, found))
-        elif found.is_memory and len(rows) == 1:
+        result = yield call
+        if isinstance(result, WorkerDeath) and len(rows) == 1:
+            result = yield call  # the first death may have had another cause than the row
+        if not isinstance(result, WorkerDeath):
+            parts.append((rows, result))
+        elif result.is_memory and len(rows) == 1:
             raise ShardError(f"row {rows[0]} takes more memory than there is: {memory}")
         elif len(rows) > 1:
             spans += reversed(_halves(rows))
@@ -108,15 +111,15 @@ def find_crashing_rows(
             crashed += 1
             if crashed > MOST_CRASHES:
                 raise BrokenStageError(
-                    f"more than {MOST_CRASHES} of its rows end their worker ({found.told}): the "
+                    f"more than {MOST_CRASHES} of its rows end their worker ({result.cause}): the "
                     "model or a library is broken rather than the rows, and none is marked"
                 )
-    spans_found = [rows for rows, _ in parts]
-    arguments = (name, shard, retry, spans_found, *(part for _, part in parts))
-    found = yield Call("commit", arguments)
-    if isinstance(found, WorkerDeath):
-        raise ShardError(f"its worker died as it wrote what was found ({found.told})")
-    return dict(found)
+    measured = [rows for rows, _ in parts]
+    arguments = (name, shard, retry, measured, *(part for _, part in parts))
+    result = yield Call("commit", arguments)
+    if isinstance(result, WorkerDeath):
+        raise ShardError(f"its worker died while it wrote the result ({result.cause})")
+    return dict(result)
 
 
 def _halves(rows: list[int]) -> list[list[int]]:

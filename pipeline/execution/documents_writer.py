@@ -1,8 +1,8 @@
-"""The export of interleaved documents: sequences as JSON Lines, their images as Parquet.
+"""Writing interleaved documents: sequences as JSON Lines, their images as Parquet.
 
 documents/00000.jsonl            uid, url, text with <image> and <EOC>, images (uids), tokens
-documents/images-00000.parquet   uid, image, width, height of the images that shard names
-documents/verdicts.parquet       uid, url, images, live_images, reason of every line of the lists
+documents/images-00000.parquet   uid, image, width, height of the images that this shard names
+documents/verdicts.parquet       uid, url, images, live_images, reason for each line of the lists
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ VERDICTS = pa.schema(_VERDICTS)
 def write(results: Results, name: str, shards: Sequence[str]) -> DocumentsRecord:
     """Write the documents of an export.
 
-    Memory holds 24 bytes for each live image of the pool, and one shard of documents with its
-    images.
+    Memory holds 24 bytes for each live image of the pool, and one shard of documents with images.
 
     Args:
         results: The results of the run.
@@ -78,8 +77,8 @@ def write(results: Results, name: str, shards: Sequence[str]) -> DocumentsRecord
                 "tokens": excerpt.tokens,
             }
             lines.append(json.dumps(line, ensure_ascii=False))
-        wanted = dict.fromkeys(uid for _, excerpt in waiting for uid in excerpt.images)
-        run.write_table(images.table(list(wanted)), *folder, f"images-{number}.parquet")
+        uids = dict.fromkeys(uid for _, excerpt in waiting for uid in excerpt.images)
+        run.write_table(images.table(list(uids)), *folder, f"images-{number}.parquet")
         content = ("\n".join(lines) + "\n").encode()
         run.write(content, *folder, f"{number}.jsonl")
         files[f"{number}.jsonl"] = hashlib.sha256(content).hexdigest()
@@ -115,31 +114,31 @@ def write(results: Results, name: str, shards: Sequence[str]) -> DocumentsRecord
 
 
 class _Images:
-    """The images of the pool that no stage rejected, by the uid of their row."""
+    """The images of the pool that no stage rejected, found by the uid of their row."""
 
     def __init__(self, results: Results, name: str, shards: Sequence[str]) -> None:
         self.run = results.run
         self.shards = list(shards)
         uids: list[bytes] = []
-        places: list[tuple[int, int]] = []
+        positions: list[tuple[int, int]] = []
         for number, shard in enumerate(shards):
-            found = results.judge(shard, results.plan.judges(name))
-            for row in np.flatnonzero(found.live):
-                uids.append(bytes.fromhex(str(found.uids[int(row)])))
-                places.append((number, int(row)))
+            judgement = results.judge(shard, results.plan.judges(name))
+            for row in np.flatnonzero(judgement.live):
+                uids.append(bytes.fromhex(str(judgement.uids[int(row)])))
+                positions.append((number, int(row)))
         keys = np.array(uids, "S16") if uids else np.zeros(0, "S16")
         order = np.argsort(keys)
         self._keys = keys[order]
-        self._places = np.array(places, np.int32).reshape(-1, 2)[order]
+        self._positions = np.array(positions, np.int32).reshape(-1, 2)[order]
         self._shard = functools.lru_cache(maxsize=4)(self._read)
 
     def live(self, url: str) -> str | None:
-        """The uid of the live row of an image's URL."""
+        """The uid of the live row with the URL of an image; None if there is none."""
         uid = uid_of(url, None)
         return None if self._find(uid) is None else uid
 
     def table(self, uids: Sequence[str]) -> pa.Table:
-        """Rows of `IMAGES`."""
+        """Read images as rows of `IMAGES`."""
         return pa.Table.from_pylist(list(self._rows(uids)), IMAGES)
 
     def _rows(self, uids: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -147,18 +146,19 @@ class _Images:
             if (position := self._find(uid)) is None:
                 raise ConservationError(f"documents: no row of the pool has the uid {uid}")
             shard, row = position
-            found = self._shard(shard).slice(row, 1).to_pylist()[0]
-            image = {"bytes": found.pop("image"), "path": None}
-            yield {"uid": uid, "image": image, **found}
+            values = self._shard(shard).slice(row, 1).to_pylist()[0]
+            image = {"bytes": values.pop("image"), "path": None}
+            yield {"uid": uid, "image": image, **values}
 
     def _read(self, shard: int) -> pa.Table:
         columns = ["image", "width", "height"]
         return self.run.read_table("pool", f"{self.shards[shard]}.parquet", columns=columns)
 
     def _find(self, uid: str) -> tuple[int, int] | None:
+        """The number of the shard of a live row, and its index there; None if it is not live."""
         key = np.bytes_(bytes.fromhex(uid))
         at = int(np.searchsorted(self._keys, key))
         if at == len(self._keys) or self._keys[at] != key:
             return None
-        shard, row = self._places[at]
+        shard, row = self._positions[at]
         return int(shard), int(row)

@@ -1,10 +1,10 @@
-"""An export on its way to disk: which images make a shard, what is written, what is told of it.
+"""Writing an export: which images make a shard, its files, and the records on the way.
 
-    _layout.json       how many images of each split each shard of the pool gives
-    _parts/NAME.json   what manifest.json is to say of a shard, written when the shard is whole
-    _parts/NAME.jsonl  what the list of its split is to say of it, where the format has lists
+    _layout.json       how many images of each split each shard of the pool has (`LayoutRecord`)
+    _parts/NAME.json   a shard of the export that is whole (`PartRecord`)
+    _parts/NAME.jsonl  its entries for the list of its split, for formats with lists
 
-They stand in the folder of the export until its manifest.json does.
+They are in the folder of the export until its manifest.json is written.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ LAYOUT = "_layout.json"
 PARTS = "_parts"
 
 Slice = tuple[str, int, int]
-"""A shard of the pool, and which images of a split in it: from, to."""
+"""A shard of the pool, and a range of its images of a split: start and stop."""
 
 
 class Layout:
-    """Shards of equal size, cut from the images of a split in the order of the pool.
+    """The shards of an export, cut from the images of each split in the order of the pool.
 
-    A split of n images has ceil(n / size) shards that hold as many each, or one less.
+    A split of n images has ceil(n / size) shards, whose sizes differ by one at most.
 
     Args:
-        shards: Those of the pool, in order.
-        counts: The images of each split in each of them.
+        shards: The shards of the pool, in order.
+        counts: For each split the images in each shard of the pool.
         size: The most images in a shard of the export.
-        decision: The fingerprint of what decides what is exported.
+        decision: A digest of what decides what is exported.
     """
 
     def __init__(
@@ -65,22 +65,22 @@ class Layout:
 
     @classmethod
     def read(cls, run: Run, folder: Sequence[str], size: int) -> Layout:
-        """The layout of an export that has been counted."""
+        """Read the layout of an export whose images are counted."""
         record = run.read_record(LayoutRecord, *folder, LAYOUT)
         return cls(record.shards, record.images, size, record.decision)
 
     @property
     def all(self) -> Iterator[Shard]:
-        """The shards of the export, human pairs excepted."""
+        """The shards of the export, without those of human pairs."""
         for split, ends in self._ends.items():
             for number in range(-(-int(ends[-1]) // self.size)):
                 yield Shard(split=split, number=number)
 
     def parts(self, shard: str) -> Iterator[tuple[Shard, list[Slice]]]:
-        """The shards of the export that begin in a shard of the pool, and what they are cut from.
+        """Yield the shards of the export that begin in a shard of the pool, with their slices.
 
-        Over all shards of the pool, each is read to its end once for each split, and at most once
-        more for the shard that begins before it.
+        Over all calls, each shard of the pool is read once for each split, and at most once more
+        for a shard of the export that begins in an earlier one.
         """
         position = self.shards.index(shard)
         for split, ends in self._ends.items():
@@ -102,7 +102,7 @@ class Layout:
 
 
 def is_whole(run: Run, folder: Sequence[str], form: Format, shard: Shard, decision: str) -> bool:
-    """Whether a shard of an unfinished export stands, and not one of an earlier decision."""
+    """Whether a shard of an unfinished export is whole and belongs to a decision."""
     part = (*folder, PARTS, f"{form.stem(shard)}.json")
     record = run.find_record(PartRecord, *part)
     return record is not None and record.decision == decision
@@ -141,7 +141,7 @@ def write(
 def write_human(
     run: Run, folder: Sequence[str], export: ExportStage, decision: str
 ) -> Iterator[Shard]:
-    """Write the human pairs of an export, and give their shards."""
+    """Write the human pairs of an export, and yield their shards."""
     form = export.format
     for shard, pairs in export.human_pairs():
         if not is_whole(run, folder, form, shard, decision):
@@ -203,7 +203,7 @@ def finish(
 
 
 def _entries(run: Run, path: Sequence[str], digest: str | None) -> list[bytes]:
-    """The lines that the list of a split has of a shard."""
+    """The lines of a shard in the list of its split."""
     content = run.read(*path)
     if hashlib.sha256(content).hexdigest() != digest:
         raise run.damaged(CHANGED, *path)
@@ -211,7 +211,7 @@ def _entries(run: Run, path: Sequence[str], digest: str | None) -> list[bytes]:
 
 
 def tidy(run: Run, folder: Sequence[str]) -> None:
-    """Remove what a finished export, or one that was killed before, leaves on its way."""
+    """Remove the records and partial files that are left once an export is finished."""
     if run.is_local:
         for path in run.fs.find(run.at(*folder)):
             if path.endswith(".partial"):

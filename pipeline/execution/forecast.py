@@ -1,4 +1,4 @@
-"""What the stages of a manifest take for a long list, extrapolated from a run of a sample."""
+"""The forecast of `capfilt plan`: a run of a sample, extrapolated to a long list."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from models.errors import InputError
 from pipeline.execution.map_reduce import PART_ROWS
 from pipeline.manifest.plan import Plan
 from pipeline.manifest.validation import did_you_mean
@@ -29,7 +30,7 @@ from stages.download import DownloadStage
 __all__ = ["Step", "forecast", "forecast_table", "notes", "parse_rows", "parse_workers"]
 
 MAY_DIFFER = ("source", "limit", "shard_size", "seed")
-"""Settings in which a run of a sample may differ from the manifest."""
+"""Settings that may differ between the run of a sample and the manifest."""
 
 NOT_MEASURED = "the run has not measured it"
 
@@ -38,21 +39,21 @@ SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one stage takes.
+    """The forecast for one stage.
 
     Attributes:
-        name: The stage, or `STAGE summary` for its decision over the whole pool in one process.
-        missing: Why it is not known; all that follows is 0 then.
-        rows: Rows that reach it; of an export, images that it writes.
-        device: What the run measured it on: cpu, or the name of a GPU.
-        workers: Workers at once.
-        seconds: From its start to its end.
+        name: The stage, or `STAGE summary` for its summary in one process.
+        missing: Why there is no forecast; the other values are 0 then.
+        rows: Rows that reach the stage; for an export, images that it writes.
+        device: The device of the run: cpu, or the name of a GPU.
+        workers: Workers at a time.
+        seconds: Seconds from start to end.
         worker_seconds: Seconds of all workers together.
-        error: Two standard errors of `worker_seconds`, from how the shards of the run differ; null
-            for fewer than 3 shards.
-        received: Bytes that it downloads.
-        written: Bytes that it writes.
-        measured: Rows that the run measured it on.
+        error: Two standard errors of `worker_seconds`, from the differences between the shards of
+            the run; None for fewer than 3 shards.
+        received: Bytes downloaded.
+        written: Bytes written.
+        measured: Rows that the run measured the stage on.
     """
 
     name: str
@@ -72,14 +73,14 @@ def parse_rows(text: str) -> int:
     """Read a number of rows such as 14M, 5B or 2500.
 
     Raises:
-        ValueError: It is no such number.
+        InputError: It is no such number.
     """
     match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([KMBG]?)", text.strip().upper())
     rows = 0
     if match is not None and len(text) < 30:
         rows = round(float(match[1].replace(",", "").replace("_", "")) * SUFFIXES[match[2]])
     if rows < 1:
-        raise ValueError(f"--rows must be a number from 1, such as 14M or 200000, got {text!r}")
+        raise InputError(f"--rows must be a number from 1, such as 14M or 200000, got {text!r}")
     return rows
 
 
@@ -87,25 +88,25 @@ def parse_workers(given: Sequence[str], plan: Plan) -> dict[str, int]:
     """Read `STAGE=N`, or `N` for every stage; a later one wins.
 
     Raises:
-        ValueError: The manifest has no such stage, or N is not a whole number from 1.
+        InputError: The manifest has no such stage, or N is not a whole number from 1.
     """
     names = (*plan.names, *plan.exports)
     workers: dict[str, int] = {}
     for text in given:
         stage, _, number = text.rpartition("=")
         if stage and stage not in names:
-            raise ValueError(f"--workers {text}: no stage {stage!r}{did_you_mean(stage, names)}")
+            raise InputError(f"--workers {text}: no stage {stage!r}{did_you_mean(stage, names)}")
         if not re.fullmatch(r"0*[1-9][0-9]{0,8}", number):
-            raise ValueError(f"--workers {text}: write STAGE=N or N, N a whole number from 1")
+            raise InputError(f"--workers {text}: write STAGE=N or N, N a whole number from 1")
         workers |= dict.fromkeys([stage] if stage else names, int(number))
     return workers
 
 
 def forecast(plan: Plan, rows: int, sample: Results, workers: Mapping[str, int]) -> Iterator[Step]:
-    """Extrapolate what a run measured to a longer list, stage by stage.
+    """Extrapolate the measurements of a run to a longer list, stage by stage.
 
-    Time and bytes grow with the rows that reach a stage. Each stage keeps the share of rows that
-    it kept in the run; one that the run did not measure keeps all.
+    Time and bytes grow with the rows that reach a stage. Each stage keeps the share of rows that it
+    kept in the run; a stage that the run did not measure keeps all.
 
     Args:
         plan: The plan of the manifest.
@@ -155,7 +156,7 @@ def forecast(plan: Plan, rows: int, sample: Results, workers: Mapping[str, int])
 
 
 def _difference(plan: Plan, sample: Plan, name: str) -> str | None:
-    """Why the run of a sample has not measured the stage that a manifest has, if it has not."""
+    """Why a run of a sample does not measure a stage of the manifest; None if it does."""
     if name not in (*sample.names, *sample.exports):
         return "the run has no such stage"
     own, other = (
@@ -163,7 +164,7 @@ def _difference(plan: Plan, sample: Plan, name: str) -> str | None:
         for one in (plan, sample)
     )
     for field in dataclasses.fields(own):
-        wanted, given = (
+        expected, actual = (
             # A model that the manifest trains lies in the folder of its run.
             value.removeprefix(f"{one.manifest.models}/") if isinstance(value, str) else value
             for one, value in (
@@ -171,13 +172,20 @@ def _difference(plan: Plan, sample: Plan, name: str) -> str | None:
                 (sample, getattr(other, field.name)),
             )
         )
-        if wanted != given and field.name not in MAY_DIFFER:
-            return f"the run has {field.name} {given!r}, the manifest {wanted!r}"
+        if expected != actual and field.name not in MAY_DIFFER:
+            return f"the run has {field.name} {actual!r}, the manifest {expected!r}"
     return None
 
 
 def _summary(sample: Results, name: str, number: float, rows: int) -> Step:
-    """The decision of a global stage over the `number` rows that reach it, of `rows` listed."""
+    """The forecast for the summary of a global stage.
+
+    Args:
+        sample: The results of the run of a sample.
+        name: The stage.
+        number: Rows that reach the stage.
+        rows: Rows of the list.
+    """
     stage: Any = sample.plan.stage(name)
     path = (*sample.plan.summary_folder(name), "_summary.json")
     record = sample.run.find_record(SummaryRecord, *path, damaged_ok=True) or SummaryRecord()
@@ -199,7 +207,7 @@ def _summary(sample: Results, name: str, number: float, rows: int) -> Step:
 
 
 def notes(plan: Plan, steps: Sequence[Step]) -> Iterator[str]:
-    """What the numbers leave out and depend on, a line each."""
+    """Say what the forecast leaves out and depends on, a line each."""
     for step in steps:
         if step.missing is not None:
             yield f"not measured: {step.name}: {step.missing}"
@@ -212,7 +220,7 @@ def notes(plan: Plan, steps: Sequence[Step]) -> Iterator[str]:
 
 
 def forecast_table(steps: Sequence[Step]) -> Table:
-    """The measured steps for the terminal, with their sum."""
+    """The table of the measured steps, with their sum."""
     table = Table("stage", "on")
     for name in ("rows", "time", "worker-hours", "received", "written", "measured on"):
         table.add_column(name, justify="right")

@@ -1,4 +1,4 @@
-"""Logs as JSON, a line an event, each with the run, the stage and the shard it is about."""
+"""Logs as JSON: a line for each event, with the run, the stage and the shard it is about."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from stages.redaction import redacted
 __all__ = ["VARIABLE", "configure", "is_json", "log_context", "log_event"]
 
 VARIABLE = "CAPFILT_LOG"
-"""The environment variable that asks for JSON: on the driver, which hands it to the workers."""
+"""The environment variable that turns JSON on; the driver passes it on to the workers."""
 
 LAYERS = ("pipeline", "stages", "models")
 
-_subject: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("subject", default={})  # noqa: B039
+_context: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("context", default={})  # noqa: B039
 
 logger = logging.getLogger(__name__)
 
 
 def is_json() -> bool:
-    """Whether logs are to be JSON."""
+    """Whether logs are written as JSON."""
     return os.environ.get(VARIABLE) == "json"
 
 
 def configure() -> None:
-    """Send the logs of this process to stderr as JSON, where that is asked for."""
+    """Send the logs of this process to stderr as JSON, if that is turned on."""
     if not is_json():
         return
     handler = logging.StreamHandler(sys.stderr)
@@ -44,24 +44,24 @@ def configure() -> None:
 
 
 @contextlib.contextmanager
-def log_context(**subject: str) -> Iterator[None]:
-    """Say of every line that is logged in the block what it is about: run, stage, shard."""
-    token = _subject.set({**_subject.get(), **subject})
+def log_context(**context: str) -> Iterator[None]:
+    """Add run, stage or shard to every line that is logged in the block."""
+    token = _context.set({**_context.get(), **context})
     try:
         yield
     finally:
-        _subject.reset(token)
+        _context.reset(token)
 
 
 def log_event(event: str, **fields: Any) -> None:
-    """Log an event with what is to be known of it."""
+    """Log an event with some fields."""
     logger.info(event, extra={"fields": fields})
 
 
 class Formatter(logging.Formatter):
-    """A record as one line of JSON: time (UTC), level, message, subject, what `tell` was given.
+    """Writes a record as one line of JSON: time (UTC), level, message, context, fields.
 
-    URLs lose their secrets.
+    Secrets are removed from URLs.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -71,7 +71,7 @@ class Formatter(logging.Formatter):
             "time": time.isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
-            **_subject.get(),
+            **_context.get(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

@@ -1,26 +1,26 @@
-"""The summary of a global stage over a pool too large for one process: in parts, on disk.
+"""Map and reduce: the summary of a global stage over a pool that is too large for one process.
 
-Steps follow one another, each on all workers, each idempotent and with a file a task, so that a
-run that is killed goes on where it was. Rows are numbered through the pool; a *group* is some
-shards. `write` puts the rows of a table that go to one task of the next step into one row group, so
-that it reads those alone.
+The steps follow one another. Each step has tasks that run on all workers; a task is idempotent and
+commits one file, so that a killed run continues where it was. Rows are numbered through the pool; a
+*group* is a number of shards. The rows of a task's table that go to the same task of the next step
+are in one Parquet row group, so that the next task reads only these. What a step reads -> writes:
 
-    lines       group -> what `KeyedStage.lines` gives, by key
-    reduce      keys -> what `KeyedStage.reduce` gives, by group
+    lines       group -> the lines of `KeyedStage.lines`, by key
+    reduce      keys -> the result of `KeyedStage.reduce`, by group
     conclude    group -> the summary of its shards
 
-    sample      group -> some of what `RankedStage.ranks` gives
+    sample      group -> a sample of the result of `RankedStage.ranks`
     cuts        all samples -> where the order is cut into parts; one task
-    ranks       group -> what `RankedStage.ranks` gives, by part
-    take        part -> the rows of it that are taken, by group
+    ranks       group -> the result of `RankedStage.ranks`, by part
+    take        part -> its rows that are taken, by group
     conclude    group -> the summary of its shards
 
-    ties        group -> what `ClusteredStage.ties` gives, by key, and `points`
+    ties        group -> the results of `ClusteredStage.ties`, by key, and of `points`
     edges       keys -> the rows that they link
-    clusters    all edges -> the clusters, packed into bins of a part's size; one task
-    rows        group -> the rows of clusters, by bin
-    decide      bin -> what `GlobalStage.summarize` gives, by group
-    conclude    group -> the summary of its shards; rows in no cluster are summarised here
+    clusters    all edges -> the clusters, packed into bins of the size of a part; one task
+    rows        group -> its rows in clusters, by bin
+    decide      bin -> the result of `GlobalStage.summarize`, by group
+    conclude    group -> the summary of its shards, including rows in no cluster
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ import pyarrow.parquet as pq
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from models.errors import ContractError
 from models.random import splitmix
 from pipeline.results.verdicts import Mask, Results, crashed_rows
 from pipeline.storage.checksum import with_checksum_parquet
@@ -45,32 +46,32 @@ from pipeline.storage.records import BinsRecord, PartsRecord
 from stages.base import InParts, digest, in_order
 from stages.download import DownloadStage
 
-__all__ = ["PART_ROWS", "PartitionedSummary", "laid_out", "measured", "scatter"]
+__all__ = ["PART_ROWS", "PartitionedSummary", "commit_summary", "measured", "spread"]
 
 PART_ROWS = 2_000_000
-"""Rows that one process summarises; more are done in parts."""
+"""The most rows that one process summarises; more are summarised in parts."""
 
 GROUP_ROWS = 250_000
 """Rows of a group."""
 
 NEAR_PARTS = 64
-"""Tasks among which the search for near hashes is divided at most; each reads all hashes."""
+"""The most tasks that share the search for near hashes, since each of them reads all hashes."""
 
 GROUP_MOST = 2**24
-"""Rows of a row group of Parquet."""
+"""The most rows of a Parquet row group."""
 
 MARK = "_parts.json"
-"""In the folder of a summary, what its parts are of and where they lie: parts-DIGEST/ beside it."""
+"""The file with the `PartsRecord`, in the folder of the summary; parts are in parts-DIGEST/."""
 
 SAMPLE_ROWS = 1024
-"""Rows of a group whose places in an order say where it is cut."""
+"""Rows of a group that are sampled to decide where the order is cut into parts."""
 
 STEPS: dict[InParts, tuple[str, ...]] = {
     "keys": ("lines", "reduce", "conclude"),
     "ranks": ("sample", "cuts", "ranks", "take", "conclude"),
     "clusters": ("ties", "edges", "clusters", "rows", "decide", "conclude"),
 }
-"""By how a stage is summarised in parts."""
+"""The steps, by how a stage is summarised in parts."""
 
 Int64s = npt.NDArray[np.int64]
 
@@ -85,8 +86,8 @@ class PartitionedSummary:
         shards: The shards of the pool.
         part_rows: Rows of a part.
         group_rows: Rows of a group.
-        folder: Of the parts, named by what they depend on, so that none of other rows, which a
-            worker that outlives its driver may write late, is ever read.
+        folder: The folder of the parts. Its name is a digest of what they depend on, so that late
+            files of a worker that survived an earlier driver are never read.
     """
 
     results: Results
@@ -100,13 +101,13 @@ class PartitionedSummary:
     def begin(
         cls, results: Results, name: str, shards: Sequence[str], reached: str
     ) -> PartitionedSummary | None:
-        """Begin it, or go on with it; None where one process can do it, or must.
+        """Begin a summary, or continue it; None if one process can make it, or must.
 
         Args:
             results: The results of the run.
             name: The global stage.
             shards: The shards of the pool.
-            reached: What the live rows depend on; parts of other rows are removed.
+            reached: A digest of what the live rows depend on; parts for other rows are removed.
         """
         run, plan = results.run, results.plan
         stage: Any = plan.stage(name)
@@ -128,7 +129,7 @@ class PartitionedSummary:
 
     @classmethod
     def open(cls, results: Results, name: str) -> PartitionedSummary:
-        """The one that has begun."""
+        """Open the summary that has begun."""
         path = (*results.plan.summary_folder(name), MARK)
         return cls._of(results.run.read_record(PartsRecord, *path), results, name)
 
@@ -144,7 +145,7 @@ class PartitionedSummary:
         )
 
     def steps(self) -> Iterator[tuple[str, list[str]]]:
-        """Each step with the tasks that it has left; the tasks of one are known when it comes."""
+        """Yield each step with its tasks that are not done; later steps depend on earlier ones."""
         for step in STEPS[self.stage.in_parts]:
             there = set(self.results.run.names(*self._at()))
             number = self._tasks(step)
@@ -152,12 +153,12 @@ class PartitionedSummary:
             yield step, [name for name in names if f"{name.replace(':', '-')}.parquet" not in there]
 
     def rows(self) -> int:
-        """How many rows have a summary, once all steps are done."""
+        """Count the rows that have a summary, once all steps are done."""
         groups = range(len(self.groups))
         return sum(int(self._read("conclude", group)["rows"][0].as_py()) for group in groups)
 
     def remove(self) -> None:
-        """Remove the parts, and those of other rows."""
+        """Remove all parts, also those for other rows."""
         run, folder = self.results.run, self.results.plan.summary_folder(self.name)
         parts = [name for name in run.names(*folder) if name.startswith("parts-")]
         for name in (MARK, *parts):
@@ -180,7 +181,7 @@ class PartitionedSummary:
 
     @property
     def shard_rows(self) -> int:
-        """The most rows of a shard; the rows of shard i are numbered from i times that on."""
+        """The most rows of a shard; the rows of shard i are numbered from i times this number."""
         config: Any = self.results.plan.manifest.stages[DownloadStage.name]
         return int(config.shard_size)
 
@@ -192,7 +193,7 @@ class PartitionedSummary:
 
     @property
     def parts(self) -> int:
-        """Into how many parts keys and orders fall: more than the rows, as a row has many keys."""
+        """The number of parts of keys and orders: more than of rows, since a row has many keys."""
         return -(-4 * len(self.shards) * self.shard_rows // self.part_rows)
 
     @property
@@ -206,7 +207,7 @@ class PartitionedSummary:
             return self.results.run.read_record(BinsRecord, *self._at("bins.json")).bins
         return 1 if step in ("cuts", "clusters") else len(self.groups)
 
-    # What all ways share
+    # Shared by all kinds of summaries
 
     def _measured(self, group: int) -> _Group:
         first = group * self._group_shards
@@ -222,66 +223,66 @@ class PartitionedSummary:
         return numbers // (self._group_shards * self.shard_rows)
 
     def _by_key(self, step: str, group: int, lines: pa.Table, numbers: Int64s) -> None:
-        """Write lines for the task that has their key."""
+        """Write lines, grouped by the task that gets their key."""
         lines = _with_row(lines, numbers[np.asarray(lines["row"])])
-        # The upper bits choose, so that a task's keys are as good as random in the lower ones.
+        # The upper bits choose the task, so the lower bits of its keys are still evenly spread.
         part = (np.asarray(lines["key"]) >> np.uint64(32)) % np.uint64(self.parts)
         self._write(step, group, lines, part.astype(np.int64))
 
     def _summarized(self, group: int, masks: Mapping[str, Mask], summary: pa.Table) -> int:
-        """Write the summary of a group's rows, and last how many there are."""
-        rows = scatter(self.results, self.name, masks, summary)
+        """Commit the summary of a group, and last the number of its rows."""
+        rows = commit_summary(self.results, self.name, masks, summary)
         self._write("conclude", group, pa.table({"rows": [rows]}), np.zeros(1, np.int64))
         return rows
 
     # By keys
 
     def _lines(self, group: int) -> int:
-        found = self._measured(group)
-        self._by_key("lines", group, self.stage.lines(found.rows), found.numbers)
-        return found.rows.num_rows
+        live = self._measured(group)
+        self._by_key("lines", group, self.stage.lines(live.rows), live.numbers)
+        return live.rows.num_rows
 
     def _reduce(self, part: int) -> int:
-        found = self.stage.reduce(self._gather("lines", len(self.groups), part))
-        self._write("reduce", part, found, self._group_of(np.asarray(found["row"])))
-        return int(found.num_rows)
+        reduced = self.stage.reduce(self._gather("lines", len(self.groups), part))
+        self._write("reduce", part, reduced, self._group_of(np.asarray(reduced["row"])))
+        return int(reduced.num_rows)
 
     def _conclude(self, group: int) -> int:
         if self.stage.in_parts == "clusters":
             return self._conclude_clusters(group)
         live = self._measured(group)
         before = STEPS[self.stage.in_parts][-2]
-        found = self._gather(before, self.parts, group)
-        found = _with_row(found, np.searchsorted(live.numbers, np.asarray(found["row"])))
-        return self._summarized(group, live.masks, self.stage.conclude(live.rows, found))
+        reduced = self._gather(before, self.parts, group)
+        reduced = _with_row(reduced, np.searchsorted(live.numbers, np.asarray(reduced["row"])))
+        return self._summarized(group, live.masks, self.stage.conclude(live.rows, reduced))
 
     # By ranks
 
     def _sample(self, group: int) -> int:
         ranked = self.stage.ranks(self._measured(group).rows)
-        # Mixed anew, as the lots may be all of the order.
-        some = np.argsort(splitmix(~np.asarray(ranked["lot"])), kind="stable")[:SAMPLE_ROWS]
-        self._write("sample", group, ranked.take(some), np.zeros(len(some), np.int64))
-        return len(some)
+        # Hashed again, since the order may consist of the lots alone.
+        sample = np.argsort(splitmix(~np.asarray(ranked["lot"])), kind="stable")[:SAMPLE_ROWS]
+        self._write("sample", group, ranked.take(sample), np.zeros(len(sample), np.int64))
+        return len(sample)
 
     def _cuts(self, task: int) -> int:
-        some = self._gather("sample", len(self.groups), 0)
-        some = some.take(in_order(_with_row(some, np.arange(len(some)))))
-        places = np.arange(1, self.parts) * len(some) // self.parts
-        cuts = some.take(places) if len(some) else some
+        sample = self._gather("sample", len(self.groups), 0)
+        sample = sample.take(in_order(_with_row(sample, np.arange(len(sample)))))
+        positions = np.arange(1, self.parts) * len(sample) // self.parts
+        cuts = sample.take(positions) if len(sample) else sample
         self._write("cuts", task, cuts, np.zeros(len(cuts), np.int64))
         return len(cuts)
 
     def _ranks(self, group: int) -> int:
-        found = self._measured(group)
-        ranked = self.stage.ranks(found.rows)
+        live = self._measured(group)
+        ranked = self.stage.ranks(live.rows)
         cuts = self._gather("cuts", 1, 0)
         # A cut comes before the rows of its own rank and lot.
         both = pa.concat_tables([cuts, ranked])
-        places = in_order(_with_row(both, np.arange(len(both))))
+        order = in_order(_with_row(both, np.arange(len(both))))
         part = np.empty(len(both), np.int64)
-        part[places] = np.cumsum(places < len(cuts))
-        numbers = found.numbers[np.asarray(ranked["row"])]
+        part[order] = np.cumsum(order < len(cuts))
+        numbers = live.numbers[np.asarray(ranked["row"])]
         self._write("ranks", group, _with_row(ranked, numbers), part[len(cuts) :])
         return len(ranked)
 
@@ -298,12 +299,12 @@ class PartitionedSummary:
     # By clusters
 
     def _ties(self, group: int) -> int:
-        found = self._measured(group)
-        points = self.stage.points(found.rows)
-        points = _with_row(points, found.numbers[np.asarray(points["row"])])
+        live = self._measured(group)
+        points = self.stage.points(live.rows)
+        points = _with_row(points, live.numbers[np.asarray(points["row"])])
         self._write("points", group, points, np.zeros(len(points), np.int64))
-        self._by_key("ties", group, self.stage.ties(found.rows), found.numbers)
-        return found.rows.num_rows
+        self._by_key("ties", group, self.stage.ties(live.rows), live.numbers)
+        return live.rows.num_rows
 
     def _edges(self, part: int) -> int:
         ties = self._gather("ties", len(self.groups), part)
@@ -320,13 +321,13 @@ class PartitionedSummary:
         return edges.num_rows
 
     def _near(self, part: int, parts: int) -> tuple[Int64s, Int64s]:
-        """Pairs of rows whose hashes are near, those that one part of the search finds."""
+        """The pairs of rows with near hashes that one part of the search finds."""
         points = self._gather("points", len(self.groups), 0)
         hashes, first = np.unique(np.asarray(points["hash"]), return_index=True)
         row = np.asarray(points["row"])[first]
-        found = [np.zeros((2, 0), np.int64)]
-        found += [np.stack([row[i], row[j]]) for i, j in self.stage.near(hashes, part, parts)]
-        a, b = np.concatenate(found, axis=1)
+        pairs = [np.zeros((2, 0), np.int64)]
+        pairs += [np.stack([row[i], row[j]]) for i, j in self.stage.near(hashes, part, parts)]
+        a, b = np.concatenate(pairs, axis=1)
         return a, b
 
     def _clusters(self, task: int) -> int:
@@ -335,30 +336,30 @@ class PartitionedSummary:
             edges = self._gather("edges", [part], 0)
             forest.link(np.asarray(edges["row"]), np.asarray(edges["root"]))
         roots, cluster, size = np.unique(forest.root, return_inverse=True, return_counts=True)
-        # The largest first, so that a bin is hardly larger than a part unless one cluster is.
+        # The largest come first, so a bin is larger than a part only if one cluster is.
         order = np.argsort(-size, kind="stable")
         bins = np.empty(len(roots), np.int64)
         bins[order] = np.maximum(np.cumsum(size[order]) - 1, 0) // self.part_rows
-        found = np.unique(bins, return_inverse=True)[1][cluster]
-        table = pa.table({"row": forest.row, "bin": found})
-        bins_record = BinsRecord(bins=int(found.max(initial=-1)) + 1)
-        self.results.run.write_record(bins_record, *self._at("bins.json"))
+        row_bins = np.unique(bins, return_inverse=True)[1][cluster]
+        table = pa.table({"row": forest.row, "bin": row_bins})
+        record = BinsRecord(bins=int(row_bins.max(initial=-1)) + 1)
+        self.results.run.write_record(record, *self._at("bins.json"))
         self._write("clusters", task, table, self._group_of(forest.row))
-        return len(found)
+        return len(row_bins)
 
     def _bins(self, group: int, numbers: Int64s) -> Int64s:
-        """The bin of each row of a group, -1 for those in no cluster."""
-        found = self._gather("clusters", 1, group)
+        """The bin of each row of a group; -1 for rows in no cluster."""
+        clusters = self._gather("clusters", 1, group)
         bins = np.full(len(numbers), -1)
-        bins[np.searchsorted(numbers, np.asarray(found["row"]))] = np.asarray(found["bin"])
+        bins[np.searchsorted(numbers, np.asarray(clusters["row"]))] = np.asarray(clusters["bin"])
         return bins
 
     def _rows(self, group: int) -> int:
-        found = self._measured(group)
-        bins = self._bins(group, found.numbers)
+        live = self._measured(group)
+        bins = self._bins(group, live.numbers)
         has_bin = bins >= 0
-        rows = found.rows.filter(pa.array(has_bin))
-        rows = rows.append_column("row", pa.array(found.numbers[has_bin]))
+        rows = live.rows.filter(pa.array(has_bin))
+        rows = rows.append_column("row", pa.array(live.numbers[has_bin]))
         self._write("rows", group, rows, bins[has_bin])
         return int(has_bin.sum())
 
@@ -371,21 +372,21 @@ class PartitionedSummary:
                 numbers.append(np.asarray(table["row"]))
                 yield table.drop_columns("row")
 
-        found = self.stage.summarize(tables())
+        summary = self.stage.summarize(tables())
         row = np.concatenate(numbers)
-        found = found.append_column("row", pa.array(row))
-        self._write("decide", one, found, self._group_of(row))
-        return int(found.num_rows)
+        summary = summary.append_column("row", pa.array(row))
+        self._write("decide", one, summary, self._group_of(row))
+        return int(summary.num_rows)
 
     def _conclude_clusters(self, group: int) -> int:
-        found = self._measured(group)
-        bins = self._bins(group, found.numbers)
-        alone = self.stage.summarize(iter([found.rows.filter(pa.array(bins < 0))]))
-        alone = alone.append_column("row", pa.array(found.numbers[bins < 0]))
+        live = self._measured(group)
+        bins = self._bins(group, live.numbers)
+        alone = self.stage.summarize(iter([live.rows.filter(pa.array(bins < 0))]))
+        alone = alone.append_column("row", pa.array(live.numbers[bins < 0]))
         decided = (self._read("decide", one, group) for one in range(self._tasks("decide")))
         both = pa.concat_tables([alone, *decided])
         order: Any = np.argsort(np.asarray(both["row"]))
-        return self._summarized(group, found.masks, both.take(order).drop_columns("row"))
+        return self._summarized(group, live.masks, both.take(order).drop_columns("row"))
 
     # Files
 
@@ -393,7 +394,14 @@ class PartitionedSummary:
         return (*self.results.plan.summary_folder(self.name), self.folder, *parts)
 
     def _write(self, step: str, task: int, table: pa.Table, to: Int64s) -> None:
-        """Commit a table with row groups for each task of the next step that is sent rows."""
+        """Commit a table with a row group for each task of the next step.
+
+        Args:
+            step: The step.
+            task: The task.
+            table: n rows.
+            to: (n,) the task of the next step that gets each row.
+        """
         order: Any = np.argsort(to, kind="stable")
         table, to = table.take(order), to[order]
         is_first = np.diff(to, prepend=-1) != 0
@@ -410,12 +418,12 @@ class PartitionedSummary:
         )
 
     def _gather(self, step: str, tasks: int | Sequence[int], to: int) -> pa.Table:
-        """What the tasks of a step, all or some, have sent to one."""
+        """Read what some tasks of a step, or the first so many, sent to a task."""
         tasks = range(tasks) if isinstance(tasks, int) else tasks
         return pa.concat_tables(self._read(step, task, to) for task in tasks)
 
     def _sizes(self, step: str, task: int) -> Int64s:
-        """(parts,) how many rows a task of a step has sent to each task of the next."""
+        """Count the rows that a task sent to each task of the next step; (parts,)."""
         with self.results.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
             sent = _sent(parquet)
             numbers = [parquet.metadata.row_group(index).num_rows for index in range(len(sent))]
@@ -429,7 +437,13 @@ class PartitionedSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """The rows of a group that are summarised: which of each shard, measured, and numbered."""
+    """The rows of a group that are summarised.
+
+    Attributes:
+        masks: The rows of each shard.
+        rows: Their measurements.
+        numbers: Their numbers in the pool.
+    """
 
     masks: Mapping[str, Mask]
     rows: pa.Table
@@ -437,19 +451,24 @@ class _Group:
 
 
 class _Forest:
-    """Which rows are linked, directly or through others; memory in proportion to these."""
+    """Connected components of linked rows; memory grows with the number of linked rows.
+
+    Attributes:
+        row: (n,) the linked rows, ascending.
+        root: (n,) one row for each component.
+    """
 
     def __init__(self) -> None:
         self.row = np.zeros(0, np.int64)
         self.root = np.zeros(0, np.int64)
 
     def link(self, a: Int64s, b: Int64s) -> None:
-        """Link rows, pair by pair."""
+        """Link the rows of m pairs."""
         if not len(a):
             return
         ends = np.concatenate([self.row, a]), np.concatenate([self.root, b])
-        self.row, places = np.unique(np.concatenate(ends), return_inverse=True)
-        i, j = places.reshape(2, -1)
+        self.row, positions = np.unique(np.concatenate(ends), return_inverse=True)
+        i, j = positions.reshape(2, -1)
         number = len(self.row)
         graph = coo_matrix((np.ones(len(i), np.int8), (i, j)), shape=(number, number))
         _, label = connected_components(graph, directed=False)
@@ -457,9 +476,10 @@ class _Forest:
 
 
 def measured(results: Results, name: str, shard: str) -> tuple[Mask, pa.Table]:
-    """Which rows of a shard a global stage decides over, and what it measured of these.
+    """Read the rows of a shard that a global stage summarises: live rows that do not crash.
 
-    They are the live ones, without those that crash.
+    Returns:
+        The mask of these rows, and their uid and measurements.
     """
     judgement = results.judge(shard, results.plan.before(name))
     table = results.measured_table(name, shard, judgement.uids)
@@ -468,43 +488,54 @@ def measured(results: Results, name: str, shard: str) -> tuple[Mask, pa.Table]:
     return mask, table.select(columns).filter(pa.array(mask))
 
 
-def scatter(results: Results, name: str, masks: Mapping[str, Mask], summary: pa.Table) -> int:
-    """Commit the summary of some rows of each shard, in order; how many rows they are.
+def commit_summary(
+    results: Results, name: str, masks: Mapping[str, Mask], summary: pa.Table
+) -> int:
+    """Commit a summary, a file for each shard.
+
+    Args:
+        results: The results of the run.
+        name: The global stage.
+        masks: For each shard the rows that are summarised.
+        summary: Their rows in the order of the shards.
+
+    Returns:
+        The number of rows.
 
     Raises:
-        ValueError: It is not in the order of these rows.
+        ContractError: The summary is not in the order of these rows.
     """
     start = 0
     for shard, mask in masks.items():
         part = summary.slice(start, int(mask.sum()))
         start += part.num_rows
-        _scatter(results, name, shard, mask, part)
+        _commit_shard(results, name, shard, mask, part)
     return start
 
 
-def _scatter(results: Results, name: str, shard: str, live: Mask, summary: pa.Table) -> None:
-    """Commit the summary of the live rows of a shard, laid out over all its rows."""
+def _commit_shard(results: Results, name: str, shard: str, live: Mask, summary: pa.Table) -> None:
+    """Commit the summary of the live rows of a shard, with nulls for its other rows."""
     run = results.run
     uids = run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
     if not summary["uid"].equals(uids.filter(pa.array(live))):
-        raise ValueError(f"{name}: its summary is not in the order of the rows given")
-    laid = laid_out(live, summary.drop_columns("uid"))
-    columns = {column: laid[column] for column in laid.column_names}
+        raise ContractError(f"{name}: its summary is not in the order of the rows given")
+    whole = spread(live, summary.drop_columns("uid"))
+    columns = {column: whole[column] for column in whole.column_names}
     table = pa.table({"uid": uids, "summarized": pa.array(live), **columns})
     run.write_table(table, *results.plan.summary_folder(name), f"{shard}.parquet")
 
 
-def laid_out(mask: Mask, part: pa.Table) -> pa.Table:
-    """Rows laid out over the shard: those of `part` where mask is true, nulls elsewhere."""
+def spread(mask: Mask, part: pa.Table) -> pa.Table:
+    """Spread rows over a shard: rows of `part` where mask is true, nulls elsewhere."""
     positions: Any = pa.array(np.cumsum(mask) - 1, pa.int64(), mask=~mask)
-    laid: pa.Table = part.combine_chunks().take(positions)
-    return laid
+    whole: pa.Table = part.combine_chunks().take(positions)
+    return whole
 
 
 def _sent(parquet: pq.ParquetFile) -> list[int]:
-    """The task that each row group is sent to."""
-    found: list[int] = json.loads((parquet.schema_arrow.metadata or {})[b"to"])
-    return found
+    """The task of the next step that gets each row group."""
+    tasks: list[int] = json.loads((parquet.schema_arrow.metadata or {})[b"to"])
+    return tasks
 
 
 def _with_row(table: pa.Table, row: Int64s) -> pa.Table:

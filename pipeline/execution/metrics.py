@@ -1,6 +1,6 @@
-"""What workers have done, as Prometheus metrics of Ray's own exporter on every node.
+"""Prometheus metrics of the workers, through Ray's exporter on every node.
 
-ray_capfilt_rows_total{run, stage, worker}              rows done, not again in a summary
+ray_capfilt_rows_total{run, stage, worker}              rows done, counted once
 ray_capfilt_bytes_total{run, stage, worker}             bytes downloaded
 ray_capfilt_rejected_total{run, stage, worker, reason}  rows with a reason, errors included
 ray_capfilt_device_seconds_total{run, stage, worker}    seconds times CUDA devices held
@@ -22,7 +22,7 @@ SECONDS = [0.1, 1.0, 10.0, 60.0, 300.0, 1800.0]
 
 
 class Meter:
-    """The metrics of one worker; nothing is measured in a process that is none of Ray's.
+    """The metrics of one worker; outside of Ray nothing is counted.
 
     Args:
         run: The name of the run.
@@ -43,11 +43,11 @@ class Meter:
         self._shards = Histogram("capfilt_shard_seconds", "Seconds of a shard.", SECONDS, TAGS)
 
     def count(self, stage: str, result: Mapping[str, Any], gpus: float) -> None:
-        """Count a shard that is done.
+        """Count a finished shard.
 
         Args:
             stage: The stage, or export.
-            result: What the worker gives of it: rows, seconds, reasons, perhaps bytes.
+            result: The result of `Worker.work`: rows, seconds, reasons, perhaps bytes.
             gpus: CUDA devices that the worker holds.
         """
         if not self._is_on:

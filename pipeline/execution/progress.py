@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar with rate and time left, or a plain line now and then."""
+"""Progress on the terminal: a bar with rate and remaining time; elsewhere lines of text."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ __all__ = ["Progress"]
 logger = logging.getLogger(__name__)
 
 PLAIN_SECONDS = 10.0
-"""How often a plain line is written where the output is no terminal."""
+"""Seconds between two lines if the output is not a terminal."""
 
 
 class Progress:
-    """What is known of the stage under way: shards, rows, those kept, rate, reasons, time left.
+    """Shows the progress of a stage: shards, rows, rows kept, rate, reasons, remaining time.
 
     Args:
-        console: Where to write; a terminal gets bars, anything else plain lines.
+        console: Where to write: bars on a terminal, lines of text elsewhere.
         quiet: Write nothing.
     """
 
@@ -46,16 +46,16 @@ class Progress:
         self._bars: Bars | None = None
 
     def say(self, message: str) -> None:
-        """A line of its own."""
+        """Print a line of text."""
         logs.log_event(message)
         if not self.quiet:
             self.console.print(message, highlight=False, markup=False)
 
     def start(self, name: str, shards: int) -> None:
-        """A stage begins on this many shards."""
+        """Begin to show a stage on so many shards."""
         self.name, self.shards, self.done, self.rows, self.bytes = name, shards, 0, 0, 0
         self.reasons: Counter[str] = Counter()
-        self.began = self.told = time.monotonic()
+        self.began = self.last_line = time.monotonic()
         logs.log_event("stage begins", stage=name, shards=shards)
         if self.quiet or not self.console.is_terminal:
             return
@@ -64,15 +64,15 @@ class Progress:
             TextColumn("{task.description:<10}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("shards  {task.fields[told]}", markup=False),
+            TextColumn("shards  {task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
         )
-        self._bar = self._bars.add_task(name, total=shards, told="")
+        self._bar = self._bars.add_task(name, total=shards, rate="")
         self._bars.start()
 
     def advance(self, result: Mapping[str, Any]) -> None:
-        """A shard is done; `result` is what the worker returned."""
+        """Count a finished shard; `result` is what the worker returned."""
         self.done += 1
         logs.log_event(
             "shard done",
@@ -85,17 +85,17 @@ class Progress:
         self.bytes += int(result.get("bytes", 0))
         self.reasons.update(result["reasons"])
         if self._bars is not None:
-            self._bars.update(self._bar, completed=self.done, told=self._rate())
-        elif self.done < self.shards and time.monotonic() - self.told > PLAIN_SECONDS:
-            self.told = time.monotonic()
-            left = (self.told - self.began) / self.done * (self.shards - self.done)
+            self._bars.update(self._bar, completed=self.done, rate=self._rate())
+        elif self.done < self.shards and time.monotonic() - self.last_line > PLAIN_SECONDS:
+            self.last_line = time.monotonic()
+            left = (self.last_line - self.began) / self.done * (self.shards - self.done)
             self.say(
                 f"{self.name:<10} {self.done}/{self.shards} shards  {self._rate()}"
                 f"  {left:.0f} s left"
             )
 
     def finish(self) -> None:
-        """The stage's shards are done or given up."""
+        """End the display of the stage, finished or not."""
         logs.log_event(
             "stage ends",
             stage=self.name,
@@ -129,7 +129,7 @@ class Progress:
 
 
 def _percent(part: int, whole: int) -> str:
-    """A share that is neither nought nor all unless it is."""
+    """Write a share in per cent; 0% and 100% only if it is exactly that."""
     share = 100 * part / max(whole, 1)
     if 0 < share < 0.1:
         return "<0.1%"

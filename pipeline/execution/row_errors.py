@@ -1,4 +1,4 @@
-"""Which rows of a shard raise an error as they are measured."""
+"""The search for the rows of a shard that raise an error when they are measured."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ T = TypeVar("T")
 Rows = npt.NDArray[np.int64]
 
 
-# What the machine, the installation or the stage lacks is the fault of no row.
+# Errors of the machine, the installation or the stage are not the fault of a row.
 _NOT_OF_A_ROW = (OSError, MemoryError, ImportError, ContractError)
 
 MOST_FAILURES = 8
-"""Rows that may fail while most do; with one more the stage is broken, not the rows."""
+"""Rows that may fail if most rows fail; if more do, the stage is broken and not the rows."""
 
 
 def measure_by_row(
     rows: Rows, measure: Callable[[Rows], T], name_of: Callable[[int], str]
 ) -> list[tuple[Rows, T]]:
-    """Measure rows together, and where that raises an error, without those that raise it.
+    """Measure rows together, without those that raise an error.
 
-    They are found by halves: for f of n rows that fail, in at most 2 f (log2 n + 1) calls. Each
-    is logged with its error.
+    Rows that raise an error are found by halving: for f failing rows of n, in at most
+    2 f (log2 n + 1) calls. Each is logged with its error.
 
     Args:
-        rows: (n,) places of the rows.
-        measure: What is found of some of the rows.
-        name_of: What a row is called in the log.
+        rows: (n,) the indices of the rows.
+        measure: Measures some of the rows.
+        name_of: The name of a row in the log.
 
     Returns:
-        Runs of rows with what was found of them, in order; the rows of no run are those that fail.
+        Groups of rows with their measurements, in order; failing rows are in no group.
 
     Raises:
         Exception: The error of `measure`, if most rows raise one, if it comes from the machine
-            (OSError, MemoryError, also CUDA's, ImportError), or if the stage breaks its contract
-            (ContractError).
+            (OSError, ImportError, MemoryError or CUDA's out of memory), or if the stage breaks
+            its contract (ContractError).
     """
-    found: list[tuple[Rows, T]] = []
+    groups: list[tuple[Rows, T]] = []
     failed = good = 0
     spans = [rows]
     while spans:
         span = spans.pop()
         try:
-            found.append((span, measure(span)))
+            groups.append((span, measure(span)))
             good += len(span)
         except _NOT_OF_A_ROW:
             raise
@@ -68,4 +68,4 @@ def measure_by_row(
             if failed > MOST_FAILURES and failed > good:
                 raise
             logger.exception("%s cannot be measured and is rejected", name_of(int(span[0])))
-    return found
+    return groups

@@ -1,4 +1,4 @@
-"""The driver: one stage over all shards on Ray core, and a whole manifest in order."""
+"""The driver of one stage, or export, over all shards."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ logger = logging.getLogger(__name__)
 
 
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
-"""What Ray paints the head of a trace with."""
+"""Matches the ANSI colour codes in Ray's tracebacks."""
 
 
 class Runner:
-    """Carries out a manifest.
+    """Carries out the stages of a manifest.
 
     Args:
         manifest: The manifest.
-        cluster: Where; its lifetime is the caller's business.
-        progress: Told of each shard that finishes.
+        cluster: The Ray to run on; the caller stops it.
+        progress: Shows the progress of each stage.
     """
 
     def __init__(self, manifest: Manifest, cluster: Cluster, progress: Progress) -> None:
@@ -76,24 +76,24 @@ class Runner:
         self.plan = Plan(manifest)
         self.run = Run(manifest.run, manifest.branch)
         self.results = Results(self.run, self.plan)
-        self.crew = WorkerPool(manifest, cluster, progress.say)
+        self.pool = WorkerPool(manifest, cluster, progress.say)
         self._dropped: set[tuple[str, ...]] = set()
         self._list: ListRecord | None = None
 
     def record(self, names: Sequence[str] = (), first: str | None = None) -> None:
-        """Write down what runs: the resolved manifest, versions and the machine.
+        """Write run.json: the resolved manifest, versions and the machine.
 
         Args:
-            names: The stages that may measure; the models of no others are looked at.
-            first: The stage, or export, that is to be carried out first, if any.
+            names: The stages that may measure; only their models are looked up.
+            first: The stage, or export, that is carried out first, if any.
 
         Raises:
             IncompleteError: What it reads is not complete.
             InputError: The manifest has no such stage.
             PoolMismatchError: The run holds the pool of another list.
-            ValueError: The source is nowhere, and the pool is not finished.
+            ValueError: The source is not there, and the pool is not finished.
         """
-        if self.plan.names:  # a manifest may do nothing but train
+        if self.plan.names:  # a manifest may only train
             self._listed()
         if first not in (None, DownloadStage.name):
             self._require(str(first))
@@ -130,7 +130,7 @@ class Runner:
             self.run.write_record(record, "run.json")
 
     def stage(self, name: str) -> None:
-        """Carry out one stage, or export, over the whole pool.
+        """Do one stage, or export, over the whole pool.
 
         Raises:
             IncompleteError: An earlier stage has not measured all that it should.
@@ -153,7 +153,7 @@ class Runner:
         if not is_measured:
             missing = self._missing(name, shards)
             if name == DownloadStage.name and missing and self.run.names("annotations"):
-                retries.replacing(self.run, missing)
+                retries.record_replaced(self.run, missing)
             work = add_work(work, self._map(name, missing))
         if isinstance(self.plan.stage(name), GlobalStage):
             self._summarize(name, shards)
@@ -172,12 +172,12 @@ class Runner:
             self.run.write_record(record, *self.plan.folder(name), "_stage.json")
 
     def retry(self, reasons: Sequence[str]) -> None:
-        """Download the rows of a finished pool anew that failed for one of some reasons.
+        """Download rows of a finished pool again that failed for one of some reasons.
 
         Raises:
             IncompleteError: The pool is not finished.
+            InputError: Download has no such reason.
             StageError: Some shards failed.
-            ValueError: A reason is none of download's.
         """
         name = DownloadStage.name
         if not self.is_complete(name):
@@ -186,18 +186,18 @@ class Runner:
                 "`capfilt download MANIFEST` first"
             )
         self._plan_download()
-        due = retries.due(self.run, reasons)
-        rows = sum(due.values())
-        if not due:
+        failed = retries.failed_rows(self.run, reasons)
+        rows = sum(failed.values())
+        if not failed:
             self.progress.say(f"download   no row failed with {', '.join(reasons)}")
             return
-        retries.retrying(self.run, reasons, rows)
-        results = self._map(name, list(due), retry=tuple(reasons))
+        retries.record_retry(self.run, reasons, rows)
+        results = self._map(name, list(failed), retry=tuple(reasons))
         still = sum(sum(result["reasons"].values()) for result in results)
         self.progress.say(f"download   {rows:,} rows tried again, {rows - still:,} recovered")
 
     def _reached(self, name: str) -> str:
-        """What the rows that reach a stage depend on."""
+        """A digest of what decides which rows reach a stage."""
         before = self.plan.before(name)
         return retries.pool_state(self.run, self.plan.decision(before[-1])) if before else "list"
 
@@ -207,7 +207,7 @@ class Runner:
         return self.run.find_record(StageRecord, *path, damaged_ok=True) or StageRecord()
 
     def is_complete(self, name: str) -> bool:
-        """Whether a stage has measured every row that reaches it, and decided over all."""
+        """Whether a stage has measured every row that reaches it, and its summary is made."""
         try:
             is_global = isinstance(self.plan.stage(name), GlobalStage)
             return self._is_measured(name) and (not is_global or self._is_summarized(name))
@@ -215,21 +215,26 @@ class Runner:
             return False
 
     def _is_measured(self, name: str) -> bool:
-        """Whether a stage has a file for every shard, made for the rows that reach it now."""
+        """Whether a stage has a file for every shard, for the rows that reach it now."""
         record = self._record(name)
         if record.complete_for != self._reached(name):
             return False
         return set(record.shard_names) <= set(self.run.shards(*self.plan.folder(name)))
 
     def _require(self, name: str) -> None:
-        """Refuse what the manifest has not, or what reads something that is not complete."""
+        """Check that the manifest has a stage or export, and that earlier stages are complete.
+
+        Raises:
+            IncompleteError: An earlier stage is not complete.
+            InputError: The manifest has no such stage.
+        """
         if name not in self.manifest.stages and name not in self.plan.exports:
             raise InputError(
                 f"the manifest has no stage {name}; it has {', '.join(self.manifest.stages)}"
             )
         for earlier in self.plan.before(name):
             if earlier == ReviewStage.name and not self.is_complete(earlier):
-                self.stage(earlier)  # asks nobody and measures nothing, so it can be done here
+                self.stage(earlier)  # a look-up without any model, so it is done here
             if not self.is_complete(earlier):
                 raise IncompleteError(
                     f"{name}: {earlier} is not complete in {self.run.root}. Run "
@@ -264,7 +269,7 @@ class Runner:
         except (OSError, ValueError) as error:
             if not self._is_measured(DownloadStage.name):
                 raise
-            self.progress.say(f"{error}. Its pool is finished, and stands")
+            self.progress.say(f"{error}. Its pool is finished, and is used")
             is_same = True
         if not is_same:
             raise PoolMismatchError(
@@ -275,7 +280,7 @@ class Runner:
         return listed
 
     def _plan_download(self) -> list[str]:
-        """Cut the list into shards, once."""
+        """Cut the list into shards if that is not done, and return the shards."""
         config: Any = self.manifest.stages[DownloadStage.name]
         if listed := self._listed():
             return listed.shard_names
@@ -304,35 +309,40 @@ class Runner:
         return shards
 
     def _check_pool(self, shard: str, uids: Any) -> None:
-        """Refuse a pool that stands and is of another list than the one that has just been cut."""
+        """Refuse an existing shard of the pool that is not from the list that was just cut.
+
+        Raises:
+            PoolMismatchError: It is not.
+        """
         if self.run.exists("pool", f"{shard}.parquet"):
-            found = self.run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
-            if not found.equals(uids):
+            existing = self.run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
+            if not existing.equals(uids):
                 raise PoolMismatchError(
                     f"download: shard {shard} of the pool of {self.run.root} is made from another "
                     "list. Give another --run, or remove that folder"
                 )
 
     def _missing(self, name: str, shards: Sequence[str]) -> list[str]:
-        """The shards that a stage has something left to do on."""
+        """The shards on which a stage has rows left to measure."""
         there = set(self.run.shards(*self.plan.folder(name)))
         if name == DownloadStage.name:
             return [shard for shard in shards if shard not in there]
 
-        def has_more(shard: str) -> bool:
+        def has_rows_left(shard: str) -> bool:
             if shard not in there:
                 return True
             live = self.results.judge(shard, self.plan.judges(name)).live
             return bool((live & ~self.results.measured_rows(name, shard)).any())
 
-        more = self.run.each(has_more, shards)
-        return [shard for shard, one in zip(shards, more, strict=True) if one]
+        left = self.run.each(has_rows_left, shards)
+        return [shard for shard, has_rows in zip(shards, left, strict=True) if has_rows]
 
     def _summarize(self, name: str, shards: list[str]) -> None:
+        """Make the summary of a global stage, if it is not made for the rows that reach it now."""
         if self._is_summarized(name):
             return
         folder = self.plan.summary_folder(name)
-        self.run.remove(*folder, "_summary.json")  # the sign of a whole summary goes first
+        self.run.remove(*folder, "_summary.json")  # its record goes first, as it says it is whole
         reached, started = self._reached(name), time.perf_counter()
         parts = PartitionedSummary.begin(self.results, name, shards, reached)
         if parts:
@@ -343,13 +353,13 @@ class Runner:
         else:
             config = self.manifest.stages[name]
             memory = _less_memory(name, config)
-            duty = StageTask(name=name, resources=config.resources, memory=memory)
+            task = StageTask(name=name, resources=config.resources, memory=memory)
             try:
-                result = SummaryRecord(**self.crew.ask(duty, "summarize", name, shards))
+                result = SummaryRecord(**self.pool.ask(task, "summarize", name, shards))
             except WorkerPoolError as error:
                 raise StageError(str(error)) from None
             except RayError as error:
-                message, cause = self.told(f"{name}-summary", error), _cause(error)
+                message, cause = self.explain(f"{name}-summary", error), _cause(error)
                 raise StageError(f"{name}: its summary failed: {message}", cause) from cause
         record = result.model_copy(update={"reached": reached, "shards": len(shards)})
         self.run.write_record(record, *folder, "_summary.json")
@@ -364,7 +374,7 @@ class Runner:
         return set(self.run.shards("pool")) <= set(self.run.shards(*folder))
 
     def _export(self, name: str, shards: list[str], started: float) -> None:
-        """Write the shards of an export, then the manifest that says they are whole."""
+        """Write the shards of an export, then its manifest.json, which says that it is finished."""
         from pipeline.results import dataset_card
 
         stage, folder = self.plan.export(name), self.plan.folder(name)
@@ -372,8 +382,8 @@ class Runner:
         mark, whole = (*folder, "_export.json"), (*folder, "manifest.json")
         state = self.run.find_record(ExportStateRecord, *mark, damaged_ok=True)
         if state is None or state.decision != key:
-            for sign in ("manifest.json", "_export.json", export_writer.LAYOUT):  # they go first
-                self.run.remove(*folder, sign)
+            for file in ("manifest.json", "_export.json", export_writer.LAYOUT):
+                self.run.remove(*folder, file)  # before the files that they say are whole
             self.run.remove(*folder)
         elif self.run.find_record(ExportRecord, *whole):
             if self.run.exists(*folder, export_writer.LAYOUT):
@@ -403,22 +413,23 @@ class Runner:
         self.run.write_record(ExportStateRecord(decision=key, work=work, seconds=seconds), *mark)
 
     def drop(self, damage: DamagedError) -> bool:
-        """Remove a damaged file that `stage` then makes anew just as it was.
+        """Remove a damaged file that `stage` then makes again, just as it was.
 
-        False where none does, or where that has been tried: what is read stays damaged.
+        Returns:
+            Whether it was removed: not if no stage makes it, or if that has been tried before.
         """
         parts = damage.parts
         if not damage.is_derived or parts in self._dropped:
             return False
         self._dropped.add(parts)
-        # An export, and a summary in parts, is made anew as a whole.
+        # An export, or a summary in parts, is made again as a whole.
         wholes = {"annotations": 4, "curated": 1, "exports": 2}
         self.progress.say(f"{self.run.url(*parts)} is damaged; it is removed and made anew")
         self.run.remove(*parts[: wholes[parts[0]]])
         return True
 
     def resources(self, name: str) -> Resources:
-        """What one worker of a stage, or of an export, occupies."""
+        """The resources of one worker of a stage or an export."""
         return Resources() if name in self.plan.exports else self.manifest.stages[name].resources
 
     def _map(
@@ -428,13 +439,23 @@ class Runner:
         retry: tuple[str, ...] = (),
         title: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Do a stage on shards, in any order."""
+        """Do a stage on shards, in any order, and return the results of the workers.
+
+        Args:
+            name: The stage, or export.
+            shards: The shards.
+            retry: Errors of download whose rows are downloaded again.
+            title: What the progress is called; the name by default.
+
+        Raises:
+            StageError: Some shards failed.
+        """
         if not shards:
             return []
-        if name == ReviewStage.name:  # a look-up, over before a cluster would stand
+        if name == ReviewStage.name:  # a look-up, which is faster than starting a cluster
             worker = Worker(self.manifest, threads=None)
             return [worker.work(name, shard) for shard in shards]
-        duty = StageTask(
+        task = StageTask(
             name=name,
             resources=self.resources(name),
             retry=retry,
@@ -443,7 +464,7 @@ class Runner:
         )
         self.progress.start(title or name, len(shards))
         try:
-            results, failed = self.crew.carry_out(duty, shards, self.progress.advance)
+            results, failed = self.pool.carry_out(task, shards, self.progress.advance)
         except WorkerPoolError as error:
             raise StageError(str(error)) from None
         except RayError as error:
@@ -451,34 +472,34 @@ class Runner:
         finally:
             self.progress.finish()
         if failed:
-            told = {shard: self.told(f"{name}-{shard}", e) for shard, e in failed.items()}
+            messages = {s: self.explain(f"{name}-{s}", error) for s, error in failed.items()}
             damage = _damage(failed.values())
-            raise StageError(_failure(name, told, len(shards)), damage) from damage
+            raise StageError(_failure(name, messages, len(shards)), damage) from damage
         return results
 
-    def told(self, what: str, error: Exception, place: str = "") -> str:
-        """The error of a worker in a line, its trace kept in the run.
+    def explain(self, what: str, error: Exception, path: str = "") -> str:
+        """Describe the error of a worker in a line, and keep its traceback in the run.
 
         Args:
-            what: What failed, which names the trace.
-            error: What came of it.
-            place: What to name where a disk refuses and the error names no file.
+            what: What failed; the name of the file of the traceback.
+            error: The error.
+            path: The file to name if a disk refuses to be written to and the error names none.
         """
         if not isinstance(error, RayTaskError):
             return str(error)
         cause = _cause(error)
-        if refused := explain_disk_error(cause, place):
-            return refused
-        told, trace = f"{type(cause).__name__}: {cause}", ("failures", f"{what}.txt")
+        if explanation := explain_disk_error(cause, path):
+            return explanation
+        message, trace = f"{type(cause).__name__}: {cause}", ("failures", f"{what}.txt")
         try:
             self.run.write(COLOR.sub("", str(error)).encode(), *trace)
         except OSError:
-            return told
-        return f"{told} (the trace is {self.run.url(*trace)})"
+            return message
+        return f"{message} (the trace is {self.run.url(*trace)})"
 
 
 def _damage(errors: Iterable[Exception]) -> DamagedError | None:
-    """The damaged file behind the errors of shards, one that can be made anew if there is one."""
+    """The damaged file behind the errors of shards; preferably one that a run makes again."""
     causes = map(_cause, errors)
     damages = [cause for cause in causes if isinstance(cause, DamagedError)]
     return max(damages, key=lambda damage: damage.is_derived, default=None)
@@ -491,13 +512,20 @@ def _cause(error: Exception) -> Exception:
 
 
 def _less_memory(name: str, config: Any) -> str:
-    """What to do where a worker of a stage runs out of memory."""
+    """What to do if a worker of a stage runs out of memory."""
     fields = [f for f in ("batch_size", "threads", "shard_size") if hasattr(config, f)]
     lower = "".join(f", or lower {name}.{field}" for field in fields)
     return f"give fewer --workers{lower}"
 
 
 def _failure(name: str, failed: Mapping[str, str], number: int) -> str:
+    """The message for a stage of which some shards failed.
+
+    Args:
+        name: The stage.
+        failed: The message of each failed shard.
+        number: The number of all shards.
+    """
     shard, why = next(iter(sorted(failed.items())))
     return (
         f"{name}: {len(failed)} of {number} shards failed ({', '.join(sorted(failed)[:8])}"
@@ -513,5 +541,5 @@ def _is_current(name: str, record: RunRecord, settings: Mapping[str, Any]) -> bo
 
 
 def _plain(value: Any) -> Any:
-    """As it comes back from JSON."""
+    """Convert a value to what it is after being written to JSON and read back."""
     return json.loads(json.dumps(value, default=str))

@@ -1,4 +1,4 @@
-"""A manifest carried out from its list to its report: stages, trainings, evaluation in order."""
+"""A session on a run: stages, trainings, evaluation and report of a manifest, in order."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ import dataclasses
 import json
 import signal
 import threading
-import time
-from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
-
-import ray
-from ray.exceptions import RayError, RayTaskError
 
 from models.errors import DamagedError, InputError, StageError
 from models.weights import check_files
@@ -22,6 +17,7 @@ from pipeline.execution import logs
 from pipeline.execution.cluster import Cluster
 from pipeline.execution.progress import Progress
 from pipeline.execution.runner import Runner
+from pipeline.execution.training_jobs import TrainingJobs
 from pipeline.manifest.manifest import REVIEWS, Manifest
 from pipeline.manifest.train_config import start_of
 from pipeline.results.funnel import funnel
@@ -29,30 +25,23 @@ from pipeline.results.verdicts import Results
 from pipeline.storage.records import Evaluation, EvaluationRecord, TruthRecord
 from pipeline.storage.run import Run
 from pipeline.training.data import state_of
-from pipeline.training.job import TrainingJob
 from stages.base import ModelConfig, digest
 
 __all__ = ["Session", "write_report"]
 
 EVALUATION = "evaluation.json"
 
-RETRIES = 2
-"""How often a training whose worker died is taken up again."""
-
-PROGRESS_SECONDS = 15.0
-"""How often a training says how far it is."""
-
 
 class Session:
-    """One command's hold on a run: its lock, its Ray, its progress.
+    """What a command holds while it works on a run: its lock, Ray, the progress.
 
     Args:
-        manifest: What to carry out.
-        address: A Ray cluster's address; None starts Ray here when something is to be done.
-        workers: Workers of each stage; None fills the machine or cluster.
+        manifest: The manifest to carry out.
+        address: A Ray cluster's address; None starts Ray here once something is to be done.
+        workers: Workers of each stage; None for as many as there is room for.
         working_dir: Code to ship to the workers of a cluster; see `Cluster`.
-        stall_seconds: How long a shard under way may take; see `Cluster`.
-        progress: Where progress shows.
+        stall_seconds: Seconds without a finished shard before a stage gives up; see `Cluster`.
+        progress: Shows progress.
     """
 
     def __init__(
@@ -71,6 +60,7 @@ class Session:
         self.progress = progress
         self.cluster = Cluster(address, workers, stall_seconds, working_dir)
         self.runner = Runner(manifest, self.cluster, progress)
+        self.trainings = TrainingJobs(self.runner)
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -78,7 +68,7 @@ class Session:
         self._exits.enter_context(logs.log_context(run=self.runner.run.root))
         self._exits.enter_context(self.runner.run.lock())
         self._exits.callback(self.cluster.stop)
-        self._exits.callback(self.runner.crew.release)
+        self._exits.callback(self.runner.pool.release)
         return self
 
     def __exit__(
@@ -88,21 +78,21 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            self.progress.say("stopping; Ctrl-C once more leaves at once")
+            self.progress.say("stopping; Ctrl-C again stops at once")
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
         self._exits.__exit__(kind, error, trace)
 
     def _begin(self, names: Sequence[str], first: str | None = None) -> None:
-        """Write down what runs, once the models of some stages are found sound.
+        """Check the models of some stages, and write run.json.
 
         Args:
-            names: These stages.
+            names: The stages.
             first: See `Runner.record`.
 
         Raises:
-            FileNotFoundError: A stage names a model that is nowhere.
-            ValueError: A file of a model is damaged.
+            FileNotFoundError: A stage names a model that is not there.
+            DamagedError: A file of a model is damaged.
             IncompleteError: Nothing can be done on this run yet.
             PoolMismatchError: The run holds the pool of another list.
         """
@@ -118,39 +108,43 @@ class Session:
                     raise DamagedError(f"{name}.{role}: {error}") from None
                 except ValueError as error:
                     raise InputError(f"{name}.{role}: {error}") from None
-            config.measurement()  # asks for the revision of its model
+            config.measurement()  # looks up the revision of its model
         self.runner.record(names, first)
 
     def outline(self, until: str | None = None) -> list[str]:
-        """What `run` would do, in order, a line each."""
+        """List what `run` would do, in order, a line each."""
         lines = [f"{self.manifest.name} -> {self.manifest.run}"]
         trained: set[str] = set()
         for name in self._stages(until):
             for training in self._needed(name):
                 if training not in trained:
                     trained.add(training)
-                    lines.append(f"  train     {training}: {_told(self.manifest.train[training])}")
-            lines.append(f"  {name:<9} {_told(self.manifest.stages[name])}")
+                    lines.append(
+                        f"  train     {training}: {_settings(self.manifest.train[training])}"
+                    )
+            lines.append(f"  {name:<9} {_settings(self.manifest.stages[name])}")
         if until is None:
-            lines += [f"  {name}: {_told(c)}" for name, c in self.manifest.exports.items()]
+            lines += [f"  {name}: {_settings(c)}" for name, c in self.manifest.exports.items()]
             rest = [name for name in self.manifest.train if name not in trained]
-            lines += [f"  train     {name}: {_told(self.manifest.train[name])}" for name in rest]
+            lines += [
+                f"  train     {name}: {_settings(self.manifest.train[name])}" for name in rest
+            ]
             if self.manifest.evaluate is not None:
                 lines.append(f"  evaluate  {', '.join(self.manifest.evaluate.models)}")
             lines.append("  report")
         return lines
 
     def run(self, until: str | None = None) -> None:
-        """Everything that is not done yet, the report excepted.
+        """Do everything that is not done yet, except the report.
 
         Args:
             until: The stage to stop after.
 
         Raises:
             StageError: Something failed; the same call resumes.
-            DamagedError: A file is not as it was written, and cannot be made again just as it was.
-            FileNotFoundError: A stage names a model that is nowhere; said before anything starts.
-            ValueError: A file of a model is damaged; so too.
+            DamagedError: A file is damaged that the run cannot make again just as it was.
+            FileNotFoundError: A stage names a model that is not there; raised before anything
+                starts.
         """
         names = self._stages(until)
         self._begin(names)
@@ -164,17 +158,17 @@ class Session:
 
     def _carry_out(self, names: Sequence[str], until: str | None) -> None:
         for name in names:
-            self._train(self._needed(name))
+            self.trainings.carry_out(self._needed(name))
             self.runner.stage(name)
         if until is not None:
             return
         for name in self.runner.plan.exports:
             self.runner.stage(name)
-        self._train(tuple(self.manifest.train))
+        self.trainings.carry_out(tuple(self.manifest.train))
         self._evaluate()
 
     def report(self) -> str:
-        """Write the report of the run and give its path; what is found damaged is made anew."""
+        """Write the report of the run and return its path; damaged files are made again first."""
         while True:
             try:
                 return write_report(self.runner.results)
@@ -184,15 +178,15 @@ class Session:
             self.run()
 
     def stage(self, name: str) -> None:
-        """One stage of the manifest; what it reads must be complete."""
+        """Do one stage of the manifest; the stages before it must be complete."""
         self._begin([name], name)
         self.runner.stage(name)
 
     def export(self, name: str | None = None) -> None:
-        """The exports of the manifest, or one: `curated` or a name of `exports`.
+        """Write the exports of the manifest, or one: `curated` or a name of `exports`.
 
         Raises:
-            ValueError: The manifest has none such.
+            InputError: The manifest has no such export.
         """
         names = {self.runner.plan.folder(one)[-1]: one for one in self.runner.plan.exports}
         if not names or name not in (None, *names):
@@ -203,15 +197,15 @@ class Session:
             self.runner.stage(one)
 
     def retry(self, reasons: Sequence[str]) -> None:
-        """Download anew what failed for some reasons; see `Runner.retry`."""
+        """Download rows again that failed for some reasons; see `Runner.retry`."""
         self._begin(())
         self.runner.retry(reasons)
 
     def train(self, objective: str | None = None, name: str | None = None) -> None:
-        """The trainings of the manifest, or those of one objective or name.
+        """Carry out the trainings of the manifest, or those of one objective or name.
 
         Raises:
-            ValueError: The manifest has none such.
+            InputError: The manifest has no such training.
         """
         chosen = [
             key
@@ -225,7 +219,7 @@ class Session:
         self._begin(())
         plan = self.runner.plan
         needed = [n for key in chosen for n in (*plan.trainings(self.manifest.train[key]), key)]
-        self._train(tuple(dict.fromkeys(needed)))
+        self.trainings.carry_out(tuple(dict.fromkeys(needed)))
 
     def _stages(self, until: str | None) -> Sequence[str]:
         names = list(self.manifest.stages)
@@ -238,114 +232,53 @@ class Session:
         return names[: names.index(until) + 1]
 
     def _needed(self, name: str) -> tuple[str, ...]:
-        """The trainings to have done before a stage.
+        """The trainings that must be done before a stage.
 
-        The first stage that takes a trained model waits for those of all stages, so that
-        they are trained side by side.
+        The first stage that takes a trained model waits for the models of all stages, so that
+        they can be trained side by side.
         """
         plan, stages = self.runner.plan, self.manifest.stages
         if not plan.trainings(stages[name]):
             return ()
-        found = [training for stage in stages.values() for training in plan.trainings(stage)]
-        return tuple(dict.fromkeys(found))
-
-    def _train(self, names: tuple[str, ...]) -> None:
-        """Train what is not trained yet, those that need nothing of each other side by side."""
-        left = [name for name in names if not self._training(name).is_done]
-        while left:
-            needs = {n: set(self.runner.plan.trainings(self.manifest.train[n])) for n in left}
-            wave = [name for name in left if not needs[name] & set(left)]
-            if not wave:
-                raise InputError(f"trainings wait for each other: {', '.join(left)}")
-            self.runner.crew.release()
-            self.cluster.start()
-            started = time.monotonic()
-            self.progress.say(f"train      {', '.join(wave)}")
-            for name in wave:
-                self._training(name).sources()  # what is missing is said before anything starts
-            waiting = {self._start(name): name for name in wave}
-            deaths: Counter[str] = Counter()
-            while waiting:
-                done, _ = ray.wait(list(waiting), timeout=PROGRESS_SECONDS)
-                for reference in done:
-                    name = waiting.pop(reference)
-                    try:
-                        ray.get(reference)
-                    except RayError as error:
-                        deaths[name] += 1
-                        is_death = not isinstance(error, RayTaskError)
-                        if is_death and deaths[name] <= RETRIES and self.cluster.stands():
-                            self.progress.say(f"train      {name}: its worker died; it goes on")
-                            waiting[self._start(name)] = name
-                            continue
-                        out = self._training(name).out
-                        why = self.runner.told(f"train-{name}", error, "" if "://" in out else out)
-                        raise StageError(
-                            f"train.{name}: {why}\nMend the cause and give the same command "
-                            "again: it goes on from its checkpoint",
-                            getattr(error, "cause", None),
-                        ) from error
-                told = [self._training(name).progress() for name in waiting.values()]
-                if any(told):
-                    self.progress.say(f"train      {'; '.join(filter(None, told))}")
-            seconds = time.monotonic() - started
-            self.progress.say(f"train      {', '.join(wave)} done in {seconds:.1f} s")
-            left = [name for name in left if name not in wave]
-
-    def _start(self, name: str) -> Any:
-        """Have a training carried out on a worker; it goes on from its checkpoint."""
-        training = self._training(name)
-        resources = training.resources
-        options: dict[str, Any] = {
-            "num_cpus": resources.cpus,
-            "num_gpus": resources.gpus,
-            "max_retries": 0,
-        }
-        return ray.remote(**options)(_carry_out).remote(training)
-
-    def _training(self, name: str) -> TrainingJob:
-        return TrainingJob(self.manifest, name)
+        needed = [training for stage in stages.values() for training in plan.trainings(stage)]
+        return tuple(dict.fromkeys(needed))
 
     def _evaluate(self) -> None:
-        """Evaluate the models of the manifest that have not been, on its held-out images."""
+        """Evaluate the models of the manifest on its held-out images, if that is not done."""
         from pipeline.training.evaluate import evaluate
 
-        wanted = self.manifest.evaluate
-        if wanted is None:
+        config = self.manifest.evaluate
+        if config is None:
             return
         run = self.runner.run
         record = run.find_record(EvaluationRecord, EVALUATION, damaged_ok=True)
         models = record.root if record else {}
-        test = state_of(wanted.data)
+        test = state_of(config.data)
         for name, model in self.manifest.evaluated.items():
             identity = digest([self._weights(model), test])
             if name not in models or models[name].model != identity:
                 self.progress.say(f"evaluate   {name}")
-                metrics = json.loads(json.dumps(evaluate(model, wanted.data)))
+                metrics = json.loads(json.dumps(evaluate(model, config.data)))
                 models[name] = Evaluation(model=identity, metrics=metrics)
                 run.write_record(EvaluationRecord(models), EVALUATION)
 
     def _weights(self, model: str) -> str | list[str]:
-        """What changes with the weights of a model; of one of the hub, its name."""
+        """A value that changes with the weights of a model; for a model of the hub, its name."""
         for name in self.manifest.train:
-            training = self._training(name)
-            if f"{model}/".startswith(f"{training.out}/"):
-                return training.fingerprint
+            job = self.trainings.job(name)
+            if f"{model}/".startswith(f"{job.out}/"):
+                return job.fingerprint
         return start_of(model) or model
 
 
-def _told(config: Any) -> str:
-    """The model of a config, and the fields that are not as by default."""
+def _settings(config: Any) -> str:
+    """The model of a config, and its fields that differ from their defaults."""
     values = (
         (field.name, getattr(config, field.name), field.default)
         for field in dataclasses.fields(config)
     )
-    told = [f"{n}={value}" for n, value, default in values if value != default or n == "model"]
-    return ", ".join(told) or "as by default"
-
-
-def _carry_out(training: TrainingJob) -> None:
-    training.carry_out()
+    shown = [f"{n}={value}" for n, value, default in values if value != default or n == "model"]
+    return ", ".join(shown) or "defaults"
 
 
 def write_report(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""Signals that end a command as Ctrl-C does: SIGTERM of batch systems, SIGHUP of terminals."""
+"""Signals that end a command like Ctrl-C: SIGTERM from batch systems, SIGHUP from terminals."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-__all__ = ["ENDS", "Interrupt", "interruptible", "kept"]
+__all__ = ["SIGNALS", "Interrupt", "interruptible", "sigterm_kept"]
 
-ENDS = (signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
 class Interrupt:
-    """What `heeded` has heard.
+    """The signal that ended a block of `interruptible`.
 
     Attributes:
-        number: The signal that came, 0 for none.
+        number: Its number; 0 if none came.
     """
 
     number: int = 0
@@ -31,36 +31,37 @@ class Interrupt:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Raise KeyboardInterrupt in the block as one of `ENDS` comes; later ones change nothing.
+    """Raise KeyboardInterrupt in the block when one of `SIGNALS` comes; later ones do nothing.
 
-    A signal that is ignored, as SIGHUP is under nohup, stays so. Only the main thread hears any.
+    A signal that is ignored, such as SIGHUP under nohup, stays ignored. In threads other than the
+    main one this does nothing.
     """
-    heard = Interrupt()
+    interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
-        yield heard
+        yield interrupt
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        if heard.number:
+        if interrupt.number:
             return
-        heard.number = number
+        interrupt.number = number
         _leave_terminal()
         raise KeyboardInterrupt
 
-    former = {one: signal.getsignal(one) for one in ENDS}
+    former = {one: signal.getsignal(one) for one in SIGNALS}
     for one, handler in former.items():
         if handler is not signal.SIG_IGN:
             signal.signal(one, end)
     try:
-        yield heard
+        yield interrupt
     finally:
         for one, handler in former.items():
             signal.signal(one, handler)
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
-    """Keep what SIGTERM does in spite of the block: as it starts, Ray has it end the process."""
+def sigterm_kept() -> Iterator[None]:
+    """Restore the handler of SIGTERM after the block: Ray sets its own when it starts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -76,7 +77,7 @@ def kept() -> Iterator[None]:
 
 
 def _leave_terminal() -> None:
-    """Send nowhere what this process goes on to say to a terminal that is gone."""
+    """Redirect stdout and stderr to /dev/null if their terminal is gone."""
     for stream in (1, 2):
         try:
             termios.tcgetattr(stream)

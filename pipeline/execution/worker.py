@@ -1,4 +1,4 @@
-"""What runs on a worker: one shard in, one committed file out."""
+"""The worker: does a stage on one shard at a time, and commits one file for it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.errors import ConservationError, ContractError
+from models.errors import ConservationError, ContractError, IncompleteError
 from pipeline.execution import export_writer, logs
-from pipeline.execution.map_reduce import PartitionedSummary, laid_out, measured, scatter
+from pipeline.execution.map_reduce import PartitionedSummary, commit_summary, measured, spread
 from pipeline.execution.metrics import Meter
 from pipeline.execution.row_errors import measure_by_row
 from pipeline.manifest.manifest import Manifest
@@ -44,16 +44,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class _Due:
-    """What a stage has left to do on a shard of n rows.
+    """The rows of a shard that a stage has still to measure; n is the rows of the shard.
 
     Attributes:
         name: The stage.
         shard: The shard.
-        uids: Of its n rows.
-        todo: (n,) the rows due.
-        measured: (n,) those that are done already.
-        old: What stands of it, if anything does.
-        before: The verdicts of the stages before it, none before download.
+        uids: The uids of the n rows.
+        todo: (n,) rows to measure.
+        measured: (n,) rows that are measured already.
+        old: The committed file of the shard; None if there is none.
+        before: The verdicts of the stages before it; None for download.
     """
 
     name: str
@@ -66,24 +66,24 @@ class _Due:
 
     @property
     def rows(self) -> npt.NDArray[np.int64]:
-        """The rows due, by their places."""
+        """The indices of the rows to measure."""
         return np.flatnonzero(self.todo)
 
     @property
     def is_open(self) -> bool:
-        """Whether there is anything to commit."""
+        """Whether a file is to be committed."""
         return self.old is None or bool(self.todo.any())
 
 
 class Worker:
-    """Carries out the stages of a manifest on shards; the last stage's models stay loaded.
+    """Does the stages of a manifest on shards; the models of the last stage stay loaded.
 
-    Every method is idempotent: it commits one file under a name that its arguments decide, with
-    content that its inputs decide, so that a worker that outlives its driver does no harm.
+    Every method is idempotent: the name of the file that it commits follows from its arguments,
+    and the content from its inputs. So a worker that survives its driver does no harm.
 
     Args:
         manifest: The manifest of the run.
-        threads: Threads that numerical libraries may use; None leaves that to them.
+        threads: Threads that numerical libraries may use; None for their own default.
     """
 
     def __init__(self, manifest: Manifest, threads: int | None = 1) -> None:
@@ -99,20 +99,21 @@ class Worker:
         logs.configure()
 
     def ready(self) -> int:
-        """The id of the process, once it answers."""
+        """Return the process id, once the worker has started."""
         return os.getpid()
 
     def work(self, name: str, shard: str, retry: Sequence[str] = ()) -> dict[str, Any]:
-        """Do what a stage, or export, has left to do on a shard.
+        """Do what a stage, or an export, has left to do on a shard.
 
         Args:
             name: The stage.
-            shard: The shard, or a task of the stage's `Summary`.
-            retry: Errors of download whose rows are downloaded anew.
+            shard: The shard, or a task of a `PartitionedSummary`.
+            retry: Errors of download whose rows are downloaded again.
 
         Returns:
-            rows (newly done), seconds, cpu_seconds, device, the seconds of them that the stage
-            itself took, and what else the driver counts.
+            shard, rows (newly done), reasons, seconds, cpu_seconds, device; for a stage also
+            stage_seconds, which the stage itself took; for download bytes; for the counting of an
+            export images.
         """
         started, began = time.perf_counter(), time.process_time()
         with logs.log_context(run=self.run.root, stage=name, shard=shard):
@@ -126,45 +127,53 @@ class Worker:
                 parts = self._measure(due) if due.is_open else None
                 seconds = time.perf_counter() - measuring
                 done = {**self._commit_parts(due, parts), "stage_seconds": seconds}
-            return self._told(name, shard, done, started, began)
+            return self._report(name, shard, done, started, began)
 
     def load(self, name: str) -> None:
-        """Load a stage, and no row."""
+        """Load a stage, without any row."""
         self._stage(name)
 
     def due(self, name: str, shard: str, retry: Sequence[str] = ()) -> list[int]:
-        """Which rows of a shard a stage has left to do."""
+        """The indices of the rows of a shard that a stage has still to measure."""
         rows: list[int] = self._due(name, shard, retry).rows.tolist()
         return rows
 
     def measure(self, name: str, shard: str, retry: Sequence[str], rows: list[int]) -> pa.Table:
-        """What a stage finds of some of the rows that are due; nothing is committed."""
+        """Measure some of the rows of `due`, without committing anything."""
         due = self._due(name, shard, retry)
         return self._annotate(name, self._given(due, np.array(rows, np.int64)))
 
     def commit(
         self, name: str, shard: str, retry: Sequence[str], spans: list[list[int]], *parts: pa.Table
     ) -> dict[str, Any]:
-        """Commit what `measure` found of a shard; the rows of no span are those that crash.
+        """Commit the results of `measure` for a shard; due rows that are in no part crash.
 
         Args:
             name: The stage.
             shard: The shard.
             retry: As for `work`.
             spans: The rows of each part.
-            parts: What `measure` gave for them.
+            parts: The results of `measure` for them.
         """
         started, began = time.perf_counter(), time.process_time()
         with logs.log_context(run=self.run.root, stage=name, shard=shard):
             due = self._due(name, shard, retry)
             rows = [np.array(span, np.int64) for span in spans]
             done = self._commit_parts(due, list(zip(rows, parts, strict=True)))
-            return self._told(name, shard, done, started, began)
+            return self._report(name, shard, done, started, began)
 
-    def _told(
+    def _report(
         self, name: str, shard: str, done: dict[str, Any], started: float, began: float
     ) -> dict[str, Any]:
-        """What was done of a shard, with what it took, once the log and the metrics have it."""
+        """Log and count a finished shard, and return its result with the time it took.
+
+        Args:
+            name: The stage.
+            shard: The shard.
+            done: What was done.
+            started: The start by `time.perf_counter`.
+            began: The start by `time.process_time`.
+        """
         result = {
             **done,
             "shard": shard,
@@ -172,16 +181,16 @@ class Worker:
             "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - began,
         }
-        told = {key: result[key] for key in ("rows", "bytes", "reasons") if key in result}
-        logs.log_event("shard done", seconds=round(result["seconds"], 3), **told)
+        logged = {key: result[key] for key in ("rows", "bytes", "reasons") if key in result}
+        logs.log_event("shard done", seconds=round(result["seconds"], 3), **logged)
         config = self.plan.manifest.stages.get(name)
         gpus = 0.0 if config is None else config.resources.gpus
-        # The rows of a summary were counted as they were measured.
+        # The rows of a summary were counted when they were measured.
         self._meter.count(name, result | {"rows": 0} if ":" in shard else result, gpus)
         return result
 
     def summarize(self, name: str, shards: list[str]) -> dict[str, Any]:
-        """Decide over the whole pool and scatter the summary of a global stage, a file a shard."""
+        """Summarise the whole pool for a global stage, and commit a file for each shard."""
         started, began = time.perf_counter(), time.process_time()
         stage: Any = self.plan.stage(name)
         masks: dict[str, Mask] = {}
@@ -197,7 +206,7 @@ class Worker:
             raise ConservationError(
                 f"{name}: summarize gave {summary.num_rows} rows for {expected}"
             )
-        scatter(self.results, name, masks, summary)
+        commit_summary(self.results, name, masks, summary)
         return {
             "rows": expected,
             "seconds": time.perf_counter() - started,
@@ -205,7 +214,7 @@ class Worker:
         }
 
     def _device(self, name: str) -> str:
-        """The kind of GPU that a stage has here, or `cpu`."""
+        """The name of the GPU that a stage runs on here, or `cpu`."""
         if name in self.plan.exports or not self.plan.stage(name).config.resources.gpus:
             return "cpu"
         import torch
@@ -213,7 +222,7 @@ class Worker:
         return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
 
     def _stage(self, name: str) -> Stage[Any]:
-        """The stage, loaded; the one before it makes room."""
+        """The stage, loaded; an earlier stage is dropped first, to free its memory."""
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None
             stage = self.plan.stage(name)
@@ -230,7 +239,7 @@ class Worker:
             todo = np.ones(len(uids), bool)
             old = self.run.read_table(*folder, file) if is_there else None
             if old is None:
-                retries.forget_retries(self.run, shard)
+                retries.forget_shard(self.run, shard)
             else:
                 self.results.check_alignment(uids, old["uid"], "list", file)
                 todo = np.asarray(pc.is_in(old["error"], pa.array(retry, pa.string())))
@@ -254,89 +263,91 @@ class Worker:
         )
 
     def _measure(self, due: _Due) -> list[tuple[npt.NDArray[np.int64], pa.Table]]:
-        """What a stage finds of the rows that are due, by runs of rows; those that fail lack."""
-        self._stage(due.name)  # what cannot be loaded is the fault of no row
+        """Measure the rows that are due, in groups; rows that raise an error are in no group."""
+        self._stage(due.name)  # an error of loading is not the fault of a row
         given = self._given(due, due.rows)
 
-        def measure(places: npt.NDArray[np.int64]) -> pa.Table:
-            whole = len(places) == given.num_rows
-            return self._annotate(due.name, given if whole else given.take(places))
+        def measure(rows: npt.NDArray[np.int64]) -> pa.Table:
+            is_whole = len(rows) == given.num_rows
+            return self._annotate(due.name, given if is_whole else given.take(rows))
 
         parts = measure_by_row(
             np.arange(len(due.rows)),
             measure,
-            lambda place: f"{due.name}: uid {given['uid'][place]} of shard {due.shard}",
+            lambda row: f"{due.name}: uid {given['uid'][row]} of shard {due.shard}",
         )
-        return [(due.rows[places], part) for places, part in parts]
+        return [(due.rows[rows], part) for rows, part in parts]
 
     def _commit_parts(
         self, due: _Due, parts: list[tuple[npt.NDArray[np.int64], pa.Table]] | None
     ) -> dict[str, Any]:
-        """Commit what was found of some rows; due rows of no part get the reason `crashed`."""
+        """Commit the measurements of some rows; due rows in no part get the reason `crashed`."""
         if parts is None:
             return self._commit(due, None)
         rows = np.concatenate([np.zeros(0, np.int64), *(span for span, _ in parts)])
-        place = {row: index for index, row in enumerate(rows.tolist())}
-        index = np.array([place.get(row, -1) for row in due.rows.tolist()], np.int64)
+        positions = {row: index for index, row in enumerate(rows.tolist())}
+        index = np.array([positions.get(row, -1) for row in due.rows.tolist()], np.int64)
         crashed = index < 0
         empty = self.plan.stage(due.name).writes.empty_table()
-        found = pa.concat_tables([empty, *(part for _, part in parts)])
+        table = pa.concat_tables([empty, *(part for _, part in parts)])
         if crashed.any() or len(parts) > 1:
             chosen: Any = pa.array(index, mask=crashed)
-            found = found.combine_chunks().take(chosen)
-        return self._commit(due, found, crashed)
+            table = table.combine_chunks().take(chosen)
+        return self._commit(due, table, crashed)
 
     def _given(self, due: _Due, rows: npt.NDArray[np.int64]) -> pa.Table:
-        """What a stage takes of some rows of a shard."""
+        """Read the columns that a stage takes, for some rows of a shard."""
         if due.before is None:
             return self.run.read_table("list", f"{due.shard}.parquet").take(rows)
-        wanted = np.zeros(len(due.todo), bool)
-        wanted[rows] = True
-        return self._gather(due.name, due.shard, due.before, wanted)
+        mask = np.zeros(len(due.todo), bool)
+        mask[rows] = True
+        return self._gather(due.name, due.shard, due.before, mask)
 
     def _annotate(self, name: str, given: pa.Table) -> pa.Table:
-        """What a stage finds of some rows."""
+        """Measure some rows."""
         stage = self._stage(name)
         if not given.num_rows:
             return stage.writes.empty_table()
         return _checked(stage, given, stage.annotate(given))
 
     def _commit(
-        self, due: _Due, found: pa.Table | None, crashed: Mask | None = None
+        self, due: _Due, measured: pa.Table | None, crashed: Mask | None = None
     ) -> dict[str, Any]:
-        """Write a shard with what was found of the rows that were due.
+        """Write the file of a shard with the measurements of the rows that were due.
 
         Args:
-            due: What was due.
-            found: A row for each row due, nulls where it crashed; None where nothing was.
+            due: The rows that were due.
+            measured: A row for each of them, nulls where it crashed; None if none was due.
             crashed: Which of them crash; None for none.
         """
-        if found is None:
+        if measured is None:
             return {"rows": 0, "reasons": {}}
-        crashed = np.zeros(found.num_rows, bool) if crashed is None else crashed
-        write = self._write_pool if due.name == DownloadStage.name else self._write_measured
-        done = write(due, found, crashed)
+        crashed = np.zeros(measured.num_rows, bool) if crashed is None else crashed
+        write = self._write_pool if due.name == DownloadStage.name else self._write_annotations
+        done = write(due, measured, crashed)
         if number := int(crashed.sum()):
             done["reasons"][CRASHED] = number
-        return {"rows": found.num_rows, **done}
+        return {"rows": measured.num_rows, **done}
 
-    def _write_pool(self, due: _Due, found: pa.Table, crashed: Mask) -> dict[str, Any]:
+    def _write_pool(self, due: _Due, measured: pa.Table, crashed: Mask) -> dict[str, Any]:
+        """Write the shard of the pool; arguments as of `_commit`."""
         file = f"{due.shard}.parquet"
         rows = self.run.read_table("list", file).filter(pa.array(due.todo))
-        columns = {name: found[name] for name in found.column_names}
+        columns = {name: measured[name] for name in measured.column_names}
         if crashed.any():
             columns |= {name: rows[name] for name in columns if name in rows.column_names}
             for name, value in (("status", "failed_to_resize"), ("error", CRASHED)):
                 columns[name] = pc.if_else(pa.array(crashed), value, columns[name])
         new = pa.table({"uid": rows["uid"], **columns}).select(POOL.names).cast(POOL)
-        whole = new if due.old is None else retries.recovered(due.old, due.rows, new)
+        whole = new if due.old is None else retries.replace_rows(due.old, due.rows, new)
         self.run.write_table(whole, "pool", file)
-        reasons = _tally(self.plan.stage(due.name).judge(found.filter(pa.array(~crashed))))
-        return {"bytes": pc.sum(found["original_bytes"]).as_py() or 0, "reasons": reasons}
+        reasons = _tally(self.plan.stage(due.name).judge(measured.filter(pa.array(~crashed))))
+        return {"bytes": pc.sum(measured["original_bytes"]).as_py() or 0, "reasons": reasons}
 
-    def _write_measured(self, due: _Due, found: pa.Table, crashed: Mask) -> dict[str, Any]:
+    def _write_annotations(self, due: _Due, measured: pa.Table, crashed: Mask) -> dict[str, Any]:
+        """Write the shard of a stage's annotations; arguments as of `_commit`."""
         stage, todo = self.plan.stage(due.name), due.todo
-        table = laid_out(todo, found)
+        table = spread(todo, measured)
         all_crashed = np.zeros(len(todo), bool)
         all_crashed[due.rows] = crashed
         if due.old is not None:
@@ -362,29 +373,37 @@ class Worker:
         self.run.write_table(committed, *self.plan.folder(due.name), f"{due.shard}.parquet")
         if isinstance(stage, GlobalStage):
             return {"reasons": {}}
-        judged = found.add_column(0, "uid", due.uids.filter(pa.array(todo)))
+        judged = measured.add_column(0, "uid", due.uids.filter(pa.array(todo)))
         return {"reasons": _tally(stage.judge(judged.filter(pa.array(~crashed))))}
 
     def _judged(self, name: str, shard: str) -> Judgement:
-        """The verdicts before a stage, which must all be there.
+        """The verdicts of the stages before a stage, all of which must have measured their rows.
 
         Raises:
-            ValueError: An earlier stage has not measured a row that reached it.
+            IncompleteError: An earlier stage has not measured a row that reached it.
         """
-        found = self.results.judge(shard, self.plan.judges(name))
-        if not found.is_complete:
-            raise ValueError(
+        judgement = self.results.judge(shard, self.plan.judges(name))
+        if not judgement.is_complete:
+            raise IncompleteError(
                 f"{name}: shard {shard} has rows that an earlier stage has not measured; run "
-                "`capfilt run MANIFEST`, which measures what is missing"
+                "`capfilt run MANIFEST`, which measures them"
             )
-        return found
+        return judgement
 
     def _gather(
-        self, name: str, shard: str, before: Judgement, wanted: Mask, without: Sequence[str] = ()
+        self, name: str, shard: str, before: Judgement, rows: Mask, without: Sequence[str] = ()
     ) -> pa.Table:
-        """The columns that a stage takes, of the rows wanted, whichever file they lie in."""
+        """Read the columns that a stage takes for some rows, from the files of earlier stages.
+
+        Args:
+            name: The stage.
+            shard: The shard.
+            before: The verdicts of the stages before it.
+            rows: (n,) the rows to read.
+            without: Columns to leave out.
+        """
         origins = self.plan.inputs(name)
-        mask = pa.array(wanted)
+        mask = pa.array(rows)
         columns: dict[str, Any] = {}
         for origin in dict.fromkeys(origins.values()):
             names = [c for c, o in origins.items() if o == origin and c not in ("uid", *without)]
@@ -393,12 +412,12 @@ class Worker:
             if origin == DownloadStage.name:
                 table = self.run.read_table("pool", f"{shard}.parquet", columns=names)
             else:
-                found = before.tables.get(origin)
-                if found is None:  # the filter's, whose scores an export takes that is not filtered
-                    found = self.results.annotated(origin, shard)
-                if found is None:
-                    raise ValueError(f"{name}: shard {shard} of {origin} is not measured yet")
-                table = found.select(names)
+                annotations = before.tables.get(origin)
+                if annotations is None:  # an unfiltered export takes scores of the filter
+                    annotations = self.results.annotated(origin, shard)
+                if annotations is None:
+                    raise IncompleteError(f"{name}: shard {shard} of {origin} is not measured yet")
+                table = annotations.select(names)
             table = table.filter(mask)
             columns.update({column: table[column] for column in names})
         return pa.table({"uid": before.uids.filter(mask), **columns})
@@ -432,31 +451,35 @@ class Worker:
     def _kept(
         self, name: str, shard: str, without: Sequence[str] = ()
     ) -> tuple[pa.Table, pa.Table | None]:
-        """What an export takes of the rows that no stage rejected, and which texts are kept."""
-        found = self._judged(name, shard)
-        rows = revised(self._gather(name, shard, found, found.live, without))
-        scores = found.tables.get(FilterStage.name)
+        """Read what an export takes of the rows that no stage rejected, and the texts it keeps."""
+        judgement = self._judged(name, shard)
+        rows = revised(self._gather(name, shard, judgement, judgement.live, without))
+        scores = judgement.tables.get(FilterStage.name)
         if scores is None:
             return rows, None
-        return rows, self.results.kept_texts(scores.filter(pa.array(found.live)))
+        return rows, self.results.kept_texts(scores.filter(pa.array(judgement.live)))
 
 
-def _checked(stage: Stage[Any], rows: pa.Table, found: pa.Table) -> pa.Table:
-    """What `annotate` gave, or an error if it broke the contract of a stage."""
-    if found.num_rows != rows.num_rows:
+def _checked(stage: Stage[Any], rows: pa.Table, annotations: pa.Table) -> pa.Table:
+    """Check the result of `annotate`, and return it.
+
+    Raises:
+        ContractError: It has other rows or columns than the stage promises.
+    """
+    if annotations.num_rows != rows.num_rows:
         raise ContractError(
-            f"{stage.name}: annotate gave {found.num_rows} rows for {rows.num_rows}; a stage "
+            f"{stage.name}: annotate gave {annotations.num_rows} rows for {rows.num_rows}; a stage "
             "measures every row it is given"
         )
-    if not found.schema.equals(stage.writes):
+    if not annotations.schema.equals(stage.writes):
         raise ContractError(
-            f"{stage.name}: annotate gave the columns {found.schema}, not {stage.writes}"
+            f"{stage.name}: annotate gave the columns {annotations.schema}, not {stage.writes}"
         )
-    return found
+    return annotations
 
 
 def _choose(mask: Any, first: Any, second: Any) -> Any:
-    """Values of `first` where mask is true, of `second` elsewhere; any type."""
+    """Take values of `first` where mask is true, and of `second` elsewhere; any type."""
     both = pa.chunked_array([*first.chunks, *second.chunks], type=first.type)
     here = np.arange(len(mask))
     index: Any = np.where(mask.to_numpy(zero_copy_only=False), here, here + len(mask))
@@ -464,7 +487,7 @@ def _choose(mask: Any, first: Any, second: Any) -> Any:
 
 
 def _tally(values: Any) -> dict[str, int]:
-    """How often each value that is not null occurs."""
+    """Count how often each value occurs, nulls left out."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     return {e["values"]: e["counts"] for e in values.drop_null().value_counts().to_pylist()}

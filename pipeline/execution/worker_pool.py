@@ -1,4 +1,4 @@
-"""The workers of a stage: each on one shard at a time, and replaced when it dies."""
+"""The workers of a stage: each does one shard at a time, and is replaced when it dies."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from stages.base import Resources
 __all__ = ["StageTask", "WorkerPool"]
 
 GROWTH_SECONDS = 5.0
-"""How often a stage looks whether the cluster has room for more workers than it had."""
+"""Seconds between two checks whether the cluster has room for more workers."""
 
 MOST_SUSPECTS = 8
-"""Shards whose worker has died at a time; with more, shards that have not begun wait for them."""
+"""Shards under suspicion of crashing their worker; at this number no further shard is begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageTask:
-    """What a crew is to do on shards.
+    """A stage to do on shards.
 
     Attributes:
         name: The stage, or export.
         resources: What a worker occupies.
-        retry: Errors of download whose rows are downloaded anew.
-        rows_can_fail: Whether a row may have a reason, so that one that crashes can.
-        memory: What to do where memory is short.
+        retry: Errors of download whose rows are downloaded again.
+        rows_can_fail: Whether a row can have a reason, so that a row that crashes can be rejected.
+        memory: What to do if memory is short, for messages.
     """
 
     name: str
@@ -49,7 +49,7 @@ class StageTask:
 
 @dataclass
 class _Job:
-    """A shard, and what is asked of a worker next; a search where its worker has died."""
+    """A shard with its next call, and a search for crashing rows once its worker has died."""
 
     shard: str
     call: Call
@@ -58,26 +58,26 @@ class _Job:
 
 @dataclass
 class _Progress:
-    """What is left, under way and done of a duty."""
+    """What is waiting, in flight, done and failed of a task."""
 
     waiting: deque[_Job]
     suspects: deque[_Job] = field(default_factory=deque)
-    flight: dict[Any, tuple[int, _Job]] = field(default_factory=dict)
+    in_flight: dict[Any, tuple[int, _Job]] = field(default_factory=dict)
     results: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, Exception] = field(default_factory=dict)
 
     @property
     def searches(self) -> int:
-        """Searches under way."""
-        return sum(job.search is not None for _, job in self.flight.values())
+        """The number of searches in flight."""
+        return sum(job.search is not None for _, job in self.in_flight.values())
 
     def next(self, workers: int) -> _Job | None:
-        """What an idle worker does: one serves the suspects while the others go on."""
-        is_held = len(self.suspects) + self.searches >= MOST_SUSPECTS
-        goes_on = bool(self.waiting) and not is_held
-        if self.suspects and (not goes_on or (workers > 1 and not self.searches)):
+        """The next job for an idle worker: one worker searches suspects while the others go on."""
+        is_paused = len(self.suspects) + self.searches >= MOST_SUSPECTS
+        can_begin = bool(self.waiting) and not is_paused
+        if self.suspects and (not can_begin or (workers > 1 and not self.searches)):
             return self.suspects.popleft()
-        return self.waiting.popleft() if goes_on else None
+        return self.waiting.popleft() if can_begin else None
 
 
 class WorkerPool:
@@ -85,8 +85,8 @@ class WorkerPool:
 
     Args:
         manifest: The manifest that they carry out.
-        cluster: Where.
-        say: Told what must not wait for the end of a stage.
+        cluster: The Ray that they run on.
+        say: Prints messages during a stage.
     """
 
     def __init__(
@@ -96,35 +96,41 @@ class WorkerPool:
         self.cluster = cluster
         self.say = say
         self._workers: list[Any] = []
-        self._held: Resources | None = None
+        self._resources: Resources | None = None
 
     def release(self) -> None:
-        """End the workers, so that what they hold is free for others."""
+        """End the workers, and free their resources."""
         for worker in self._workers:
             ray.kill(worker)
-        self._workers, self._held = [], None
+        self._workers, self._resources = [], None
 
     def hold(self, name: str, resources: Resources, number: int) -> list[Any]:
-        """At least `number` workers with these resources; those of other stages serve on.
+        """Start workers until there are at least `number`, and return all.
+
+        Workers of an earlier stage are kept if they have the same resources.
 
         Raises:
-            WorkerPoolError: No node has room for one, and none will come.
+            WorkerPoolError: No node has room for a worker, and no node can join.
         """
         self.cluster.start()
         if (lack := self.cluster.lacks(resources)) is not None:
-            told = f"{name}: {lack}"
             if not self.cluster.can_grow:
-                raise WorkerPoolError(told)
-            self.say(f"{told}; waiting for one")
-        if self._held != resources:
+                raise WorkerPoolError(f"{name}: {lack}")
+            self.say(f"{name}: {lack}; waiting for one")
+        if self._resources != resources:
             self.release()
-        self._held = resources
+        self._resources = resources
         while len(self._workers) < number:
             self._workers.append(self._worker(resources))
         return self._workers
 
-    def ask(self, duty: StageTask, method: str, *arguments: Any) -> Any:
-        """What one worker gives; if it dies of it, one more is asked.
+    def ask(self, task: StageTask, method: str, *arguments: Any) -> Any:
+        """Call a method of one worker; if the worker dies, call it once more on another.
+
+        Args:
+            task: The stage.
+            method: The method of `Worker`.
+            arguments: Its arguments.
 
         Raises:
             WorkerPoolError: No node has room for a worker, none has begun for too long, more
@@ -132,117 +138,121 @@ class WorkerPool:
                 has died.
             RayError: What the method raised.
         """
-        workers = self.hold(duty.name, duty.resources, 1)
-        borne = {"ready": len(workers), method: 1}
+        workers = self.hold(task.name, task.resources, 1)
+        deaths_left = {"ready": len(workers), method: 1}
         while True:
-            # All, and anew, as some may have died with their node, and a new one wait for room.
+            # All are asked again: some may have died with their node, or wait for room.
             called = {worker.ready.remote(): index for index, worker in enumerate(workers)}
             patience = self.cluster.room_seconds
-            found, _ = ray.wait(list(called), num_returns=1, timeout=patience)
-            if not found:
-                told = f"no worker has begun for {patience:.0f} s"
-                raise WorkerPoolError(self._stalled(duty, told, "room for one"))
-            index, asked = called[found[0]], "ready"
-            outcome = self._outcome(duty, found[0])
+            ready, _ = ray.wait(list(called), num_returns=1, timeout=patience)
+            if not ready:
+                what = f"no worker has begun for {patience:.0f} s"
+                raise WorkerPoolError(self._stalled(task, what, "room for one"))
+            index, step = called[ready[0]], "ready"
+            outcome = self._outcome(task, ready[0])
             if not isinstance(outcome, WorkerDeath):
-                asked = method
-                outcome = self._outcome(duty, getattr(workers[index], method).remote(*arguments))
+                step = method
+                outcome = self._outcome(task, getattr(workers[index], method).remote(*arguments))
             if isinstance(outcome, Exception):
                 raise outcome
             if not isinstance(outcome, WorkerDeath):
                 return outcome
-            if not borne[asked]:
-                remedy = f": {duty.memory}" if outcome.is_memory else ""
+            if not deaths_left[step]:
+                remedy = f": {task.memory}" if outcome.is_memory else ""
                 raise WorkerPoolError(
-                    f"{duty.name}: workers die in {asked} ({outcome.told}){remedy}"
+                    f"{task.name}: workers die in {step} ({outcome.cause}){remedy}"
                 )
-            borne[asked] -= 1
-            workers[index] = self._replace(workers[index], duty.name, duty.resources)
+            deaths_left[step] -= 1
+            workers[index] = self._replace(workers[index], task.name, task.resources)
 
     def carry_out(
-        self, duty: StageTask, shards: Sequence[str], told: Callable[[dict[str, Any]], None]
+        self, task: StageTask, shards: Sequence[str], advance: Callable[[dict[str, Any]], None]
     ) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
-        """Do a stage on shards, one in flight a worker, in any order.
+        """Do a stage on shards, in any order.
 
-        Workers are added as nodes join. One shard in flight for each worker keeps the blame for a
-        worker's death exact. A shard whose worker died is a suspect: one worker finds out about
-        them (`blame`), one after the other, while the others go on.
+        Each worker has one shard in flight, so that its death is due to that shard. Workers are
+        added when nodes join. A shard whose worker died is a suspect: one worker searches the
+        suspects for crashing rows (`find_crashing_rows`), one after the other, while the other
+        workers go on.
 
         Args:
-            duty: What to do.
-            shards: On what.
-            told: Given the result of each shard as it is done.
+            task: The stage.
+            shards: The shards.
+            advance: Called with the result of each shard once it is done.
 
         Returns:
-            What the workers gave, and why each shard that failed did.
+            The results of the shards that are done, and the error of each shard that failed.
 
         Raises:
-            WorkerPoolError: The stage can do no shard at all, or none has finished for too long,
-                because there is no room for a worker or because of `Cluster.stall_seconds`.
+            WorkerPoolError: The stage can do no shard at all; or no shard has finished for longer
+                than `Cluster.stall_seconds`, or than `Cluster.room_seconds` without any worker.
         """
-        work = (_Job(s, Call("work", (duty.name, s, duty.retry))) for s in shards)
-        round_ = _Progress(deque(work))
+        work = (_Job(s, Call("work", (task.name, s, task.retry))) for s in shards)
+        progress = _Progress(deque(work))
         idle: deque[int] = deque()
         called: dict[Any, int] = {}
         self.cluster.start()
-        number = min(self.cluster.slots(duty.resources), len(shards))
-        workers = self.hold(duty.name, duty.resources, number)
+        number = min(self.cluster.slots(task.resources), len(shards))
+        workers = self.hold(task.name, task.resources, number)
         last = looked = reminded = time.monotonic()
         known = 0
         while True:
-            if round_.waiting and time.monotonic() - looked > GROWTH_SECONDS:
+            if progress.waiting and time.monotonic() - looked > GROWTH_SECONDS:
                 looked = time.monotonic()
-                number = min(self.cluster.slots(duty.resources), len(shards))
+                number = min(self.cluster.slots(task.resources), len(shards))
                 while len(workers) < number:
-                    workers.append(self._worker(duty.resources))
-            # A worker that no node has room for yet takes no shard.
+                    workers.append(self._worker(task.resources))
+            # A worker gets no shard before a node has room for it.
             called |= {workers[i].ready.remote(): i for i in range(known, len(workers))}
             known = len(workers)
-            while idle and (job := round_.next(known)) is not None:
+            while idle and (job := progress.next(known)) is not None:
                 index = idle.popleft()
-                asked = getattr(workers[index], job.call.method)
-                round_.flight[asked.remote(*job.call.arguments)] = (index, job)
-            if not (round_.flight or round_.waiting or round_.suspects):
-                return round_.results, round_.failed
-            done, _ = ray.wait([*round_.flight, *called], num_returns=1, timeout=1.0)
+                method = getattr(workers[index], job.call.method)
+                progress.in_flight[method.remote(*job.call.arguments)] = (index, job)
+            if not (progress.in_flight or progress.waiting or progress.suspects):
+                return progress.results, progress.failed
+            done, _ = ray.wait([*progress.in_flight, *called], num_returns=1, timeout=1.0)
             now = time.monotonic()
-            patience = self.cluster.stall_seconds if round_.flight else self.cluster.room_seconds
+            patience = (
+                self.cluster.stall_seconds if progress.in_flight else self.cluster.room_seconds
+            )
             idling = f"no shard has finished for {now - last:.0f} s"
             if not done and patience is not None and now - last > patience:
-                raise WorkerPoolError(self._stalled(duty, idling, _awaited(round_)))
+                raise WorkerPoolError(self._stalled(task, idling, _awaited(progress)))
             if not done and now - max(last, reminded) > self.cluster.room_seconds:
                 reminded = now
-                self.say(f"{duty.name}: {idling}; under way: {_awaited(round_)}")
+                self.say(f"{task.name}: {idling}; in flight: {_awaited(progress)}")
             for reference in done:
                 last = time.monotonic()
-                if reference in called:  # one that could not start says why on its first shard
+                if reference in called:
+                    # A worker that could not start fails on its first shard, with the reason.
                     idle.append(called.pop(reference))
                     continue
-                index, job = round_.flight.pop(reference)
-                outcome = self._outcome(duty, reference)
+                index, job = progress.in_flight.pop(reference)
+                outcome = self._outcome(task, reference)
                 if isinstance(outcome, WorkerDeath):
-                    workers[index] = self._replace(workers[index], duty.name, duty.resources)
+                    workers[index] = self._replace(workers[index], task.name, task.resources)
                     called[workers[index].ready.remote()] = index
                 else:
                     idle.append(index)
-                self._take(duty, round_, job, outcome, reference, told)
+                self._take(task, progress, job, outcome, reference, advance)
 
-    def _outcome(self, duty: StageTask, reference: Any) -> Any:
-        """What a worker gave: an answer, its death, or the error of its shard.
+    def _outcome(self, task: StageTask, reference: Any) -> Any:
+        """The outcome of a call: its result, the death of the worker, or the error of the shard.
 
         Raises:
-            WorkerPoolError: The error is none of this shard, but of the place it is written to.
+            WorkerPoolError: The disk refuses to be written to, which all shards would meet.
         """
         try:
             return ray.get(reference)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if _is_memory(cause):
-                return WorkerDeath(told=_line(cause), is_memory=True)
-            if told := explain_disk_error(cause):
+                return WorkerDeath(cause=_line(cause), is_memory=True)
+            if explanation := explain_disk_error(cause):
                 raise WorkerPoolError(
-                    f"{duty.name}: {told}, and give the same command again: every shard that is "
-                    "committed stands"
+                    f"{task.name}: {explanation}, and give the same command again: every shard "
+                    "that is committed is kept"
                 ) from None
             return error
         except RayError as error:
@@ -250,54 +260,63 @@ class WorkerPool:
 
     def _take(
         self,
-        duty: StageTask,
-        round_: _Progress,
+        task: StageTask,
+        progress: _Progress,
         job: _Job,
         outcome: Any,
         reference: Any,
-        told: Callable[[dict[str, Any]], None],
+        advance: Callable[[dict[str, Any]], None],
     ) -> None:
-        """Go on with a shard after what became of a call."""
+        """Continue a shard after the outcome of a call.
+
+        Args:
+            task: The stage.
+            progress: The progress of the stage.
+            job: The shard.
+            outcome: See `_outcome`.
+            reference: Ray's reference to the result of the call.
+            advance: See `carry_out`.
+        """
         if isinstance(outcome, Exception):
-            round_.failed[job.shard] = outcome
+            progress.failed[job.shard] = outcome
             return
         try:
             if job.search is None and isinstance(outcome, WorkerDeath):
                 job.search = find_crashing_rows(
-                    duty.name,
+                    task.name,
                     job.shard,
-                    duty.retry,
-                    rows_can_fail=duty.rows_can_fail,
-                    memory=duty.memory,
+                    task.retry,
+                    rows_can_fail=task.rows_can_fail,
+                    memory=task.memory,
                 )
                 job.call = next(job.search)
-                round_.suspects.append(job)
+                progress.suspects.append(job)
                 return
             if job.search is not None:
                 is_kept = job.call.is_kept and not isinstance(outcome, WorkerDeath)
                 job.call = job.search.send(reference if is_kept else outcome)
-                round_.suspects.appendleft(job)
+                progress.suspects.appendleft(job)
                 return
         except StopIteration as end:
             outcome = end.value
         except ShardError as error:
-            round_.failed[job.shard] = error
+            progress.failed[job.shard] = error
             return
         except BrokenStageError as error:
-            raise WorkerPoolError(f"{duty.name}: shard {job.shard}: {error}") from None
-        round_.results.append(outcome)
-        told(outcome)
+            raise WorkerPoolError(f"{task.name}: shard {job.shard}: {error}") from None
+        progress.results.append(outcome)
+        advance(outcome)
 
     def _replace(self, worker: Any, name: str, resources: Resources) -> Any:
-        """A worker in the place of one that died.
+        """Start a worker in place of one that died.
 
         Raises:
-            WorkerPoolError: Ray has died with it.
+            WorkerPoolError: Ray itself has died.
         """
-        if not self.cluster.stands():
+        if not self.cluster.is_alive():
             raise WorkerPoolError(
                 f"{name}: Ray on this machine has died, and its workers with it. Every shard that "
-                "is committed stands; the same command goes on"
+                "is committed is kept; the same command resumes"
             )
         ray.kill(worker)
         return self._worker(resources)
@@ -306,29 +325,29 @@ class WorkerPool:
         options = self.cluster.options(resources)
         return ray.remote(**options)(Worker).remote(self.manifest, resources.cpus)
 
-    def _stalled(self, duty: StageTask, told: str, awaited: str) -> str:
-        lack = self.cluster.lacks(duty.resources)
+    def _stalled(self, task: StageTask, what: str, awaited: str) -> str:
+        lack = self.cluster.lacks(task.resources)
         why = f": {lack}." if lack else ". Is a node gone, or is that too short a time?"
-        return f"{duty.name}: {told}; waiting for {awaited}{why} The same command resumes"
+        return f"{task.name}: {what}; waiting for {awaited}{why} The same command resumes"
 
 
-def _awaited(round_: _Progress) -> str:
-    """What a round waits for."""
-    if names := sorted(job.shard for _, job in round_.flight.values()):
+def _awaited(progress: _Progress) -> str:
+    """The shards that a stage waits for, for a message."""
+    if names := sorted(job.shard for _, job in progress.in_flight.values()):
         return ", ".join(names)
-    left = [job.shard for job in (*round_.suspects, *round_.waiting)]
+    left = [job.shard for job in (*progress.suspects, *progress.waiting)]
     return f"room for a worker, to do {', '.join(left[:8])}{', ...' * (len(left) > 8)}"
 
 
 def _death(error: RayError) -> WorkerDeath:
     text = str(error)
     if isinstance(error, OutOfMemoryError) or "running low on memory" in text:
-        return WorkerDeath(told="Ray ended it, as the node ran low on memory", is_memory=True)
+        return WorkerDeath(cause="Ray ended it because the node ran low on memory", is_memory=True)
     if getattr(error, "actor_init_failed", False):
-        return WorkerDeath(told=f"it could not start: {text.strip().splitlines()[-1]}")
+        return WorkerDeath(cause=f"it could not start: {text.strip().splitlines()[-1]}")
     if "node" in text and "died" in text and "worker process has died" not in text:
-        return WorkerDeath(told="its node is gone")
-    return WorkerDeath(told="its process ended without an exception: it crashed, or was killed")
+        return WorkerDeath(cause="its node is gone")
+    return WorkerDeath(cause="its process ended without an exception: it crashed, or was killed")
 
 
 def _is_memory(cause: Exception) -> bool:

@@ -26,7 +26,7 @@ from pipeline.report.survey import (
     Texts,
     survey,
 )
-from pipeline.results.sampling import Place, Smallest
+from pipeline.results.sampling import RowLocation, Smallest
 from pipeline.results.verdicts import Results
 from pipeline.review import agreement
 from pipeline.storage.checksum import with_checksum_page
@@ -315,7 +315,7 @@ def _gallery(results: Results, names: Sequence[str], found: Survey) -> Gallery:
     there = locate(results.run, (uid for uid in firsts if uid is not None))
     seen |= examples(results, names, (place for place in there.values() if place not in seen))
 
-    def take(sample: Sequence[Place]) -> list[Example]:
+    def take(sample: Sequence[RowLocation]) -> list[Example]:
         return [seen[place] for place in sample]
 
     return Gallery(
@@ -334,9 +334,9 @@ def _gallery(results: Results, names: Sequence[str], found: Survey) -> Gallery:
 
 
 def _rows(
-    sample: Smallest[Place],
+    sample: Smallest[RowLocation],
     line: Borderline | None,
-    take: Callable[[Sequence[Place]], list[Example]],
+    take: Callable[[Sequence[RowLocation]], list[Example]],
 ) -> Rows:
     """The rows of a reason: those nearest its threshold, and others drawn at random."""
     if line is None or not line.rejected.values:

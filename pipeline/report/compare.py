@@ -24,7 +24,7 @@ from pipeline.report.layout import environment, policy
 from pipeline.report.plots import curves
 from pipeline.report.survey import CELLS, survey
 from pipeline.results.funnel import funnel
-from pipeline.results.sampling import Place, ranks_of
+from pipeline.results.sampling import RowLocation, ranks_of
 from pipeline.results.tables import flat
 from pipeline.results.verdicts import Judgement, Mask, Results
 from pipeline.storage.checksum import with_checksum_json, with_checksum_page
@@ -273,7 +273,7 @@ def _shown(
     names = side.results.run.shards("pool")
     shards, rows = (joined[f"{name}{suffix}"].to_numpy() for name in ("shard", "row"))
     places = {
-        index: Place(names[shards[index]], int(rows[index]))
+        index: RowLocation(names[shards[index]], int(rows[index]))
         for sample in samples
         for index in sample.tolist()
     }

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from models.image.decode import ImageError, open_rgb
 from pipeline.manifest.manifest import STAGES
-from pipeline.results.sampling import Place
+from pipeline.results.sampling import RowLocation
 from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 from stages.base import GlobalStage
@@ -84,13 +84,13 @@ class Example:
     cluster: str | None = None
 
 
-def locate(run: Run, uids: Iterable[str]) -> dict[str, Place]:
+def locate(run: Run, uids: Iterable[str]) -> dict[str, RowLocation]:
     """Where the rows with these uids lie."""
     wanted = set(uids)
     if not wanted:
         return {}
     return {
-        uid: Place(shard, row)
+        uid: RowLocation(shard, row)
         for shard in run.shards("pool")
         for row, uid in enumerate(
             run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"].to_pylist()
@@ -100,8 +100,8 @@ def locate(run: Run, uids: Iterable[str]) -> dict[str, Place]:
 
 
 def examples(
-    results: Results, names: Sequence[str], places: Iterable[Place]
-) -> dict[Place, Example]:
+    results: Results, names: Sequence[str], places: Iterable[RowLocation]
+) -> dict[RowLocation, Example]:
     """Read rows, a shard at a time.
 
     Args:
@@ -130,7 +130,7 @@ def examples(
         for number, row in enumerate(rows):
             known = {name: values[number] for name, values in notes.items()}
             known = {name: values for name, values in known.items() if values["measured"]}
-            found[Place(shard, row)] = _example(pool[number], known, keeps[number])
+            found[RowLocation(shard, row)] = _example(pool[number], known, keeps[number])
     return found
 
 

@@ -16,7 +16,7 @@ from models.random import splitmix
 from pipeline.report.charts import Histogram
 from pipeline.report.frequent import Frequent
 from pipeline.report.thresholds import thresholds
-from pipeline.results.sampling import Place, Ranks, Smallest, ranks_of
+from pipeline.results.sampling import Ranks, RowLocation, Smallest, ranks_of
 from pipeline.results.verdicts import Judgement, Mask, Results
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
@@ -97,7 +97,7 @@ class Cluster:
     """Near-duplicate images: how many they are, and where some that are not the first lie."""
 
     size: int = 1
-    members: Smallest[Place] = field(default_factory=lambda: Smallest(CLUSTER_MEMBERS))
+    members: Smallest[RowLocation] = field(default_factory=lambda: Smallest(CLUSTER_MEMBERS))
 
 
 @dataclass
@@ -113,8 +113,8 @@ class Borderline:
 
     name: str
     limit: float | None
-    rejected: Smallest[Place] = field(default_factory=lambda: Smallest(NEAREST))
-    kept: Smallest[Place] = field(default_factory=lambda: Smallest(NEAREST))
+    rejected: Smallest[RowLocation] = field(default_factory=lambda: Smallest(NEAREST))
+    kept: Smallest[RowLocation] = field(default_factory=lambda: Smallest(NEAREST))
 
 
 @dataclass
@@ -157,11 +157,11 @@ class Survey:
     shared: dict[str, tuple[int, str]] = field(default_factory=dict)
     clusters: dict[str, Cluster] = field(default_factory=lambda: defaultdict(Cluster))
     cells: Counter[str] = field(default_factory=Counter)
-    reasons: dict[tuple[str, str], Smallest[Place]] = field(
+    reasons: dict[tuple[str, str], Smallest[RowLocation]] = field(
         default_factory=lambda: defaultdict(lambda: Smallest(GALLERY))
     )
     thresholds: dict[tuple[str, str], Borderline] = field(default_factory=dict)
-    shown: dict[str, Smallest[Place]] = field(
+    shown: dict[str, Smallest[RowLocation]] = field(
         default_factory=lambda: defaultdict(lambda: Smallest(PAIRS_SHOWN))
     )
 
@@ -234,11 +234,13 @@ class _Shard:
 
     def _offer(
         self,
-        sample: Smallest[Place],
+        sample: Smallest[RowLocation],
         rows: npt.NDArray[np.intp],
         nearness: npt.NDArray[np.float64] | None = None,
     ) -> None:
-        sample.offer(self.ranks[rows], lambda index: Place(self.name, int(rows[index])), nearness)
+        sample.offer(
+            self.ranks[rows], lambda index: RowLocation(self.name, int(rows[index])), nearness
+        )
 
     def _reasons(self, found: Survey) -> None:
         for name, reasons in self.verdicts.reasons.items():
@@ -408,7 +410,7 @@ class _Shard:
         for index, (uid, cluster) in enumerate(zip(uids, clusters, strict=True)):
             if cluster is None or cluster == uid:
                 continue
-            place = Place(self.name, int(rows[index]))
+            place = RowLocation(self.name, int(rows[index]))
             found.clusters[cluster].size += 1
             found.clusters[cluster].members.put(int(self.ranks[place.row]), place)
         captions = self.pool["caption"].filter(pa.array(mask)).to_pylist()

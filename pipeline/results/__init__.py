@@ -1,1 +1,1 @@
-"""What a run has found: verdicts, funnel, one sample, verification. Writes no stage."""
+"""The results of a run: verdicts, funnel, one sample, verification. Writes no annotations."""

@@ -1,16 +1,16 @@
-"""What a run comes to, as tables for the terminal."""
+"""Tables for the terminal: the funnel, one sample, an ablation, the agreement of a review."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.results.sample import SampleHistory, StageVerdict
+from pipeline.results.sample import Caption, SampleHistory, StageVerdict
 from pipeline.storage.records import AblationRecord, Estimate
 
 __all__ = [
@@ -42,31 +42,31 @@ INTERNAL = ("hash", "_cluster", "_key", "_duplicate", "_colours", "_minhash")
 """Endings of columns that only say which rows belong together."""
 
 CAPTIONS = ("text", "caption_text", "synthetic", "further_captions")
-"""Columns that the table of captions shows, beside those of ITM and ITC."""
+"""Columns that the table of captions shows, besides the scores."""
 
 
 def put(console: Console, table: Table) -> None:
-    """Print a table: with its lines on a terminal, else as bare columns that tools can cut."""
+    """Print a table: with lines on a terminal, elsewhere as plain columns for other tools."""
     if console.is_terminal:
         console.print(table)
         return
     table.box = None
     table.pad_edge = False
-    with console.capture() as found:
+    with console.capture() as output:
         console.print(table)
-    for line in found.get().splitlines():
+    for line in output.get().splitlines():
         console.print(Text(line.rstrip()), highlight=False, soft_wrap=True)
 
 
-def funnel_table(found: dict[str, Any]) -> Table:
-    """The funnel as a table for the terminal."""
-    table = Table(title=cell(f"{found['name']}  {found['run']}"), title_justify="left")
+def funnel_table(counts: dict[str, Any]) -> Table:
+    """The table of `pipeline.results.funnel.funnel`."""
+    table = Table(title=cell(f"{counts['name']}  {counts['run']}"), title_justify="left")
     table.add_column("stage")
     table.add_column("state")
     for name in ("rows", "kept", "to do", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("rejected", overflow="fold")
-    for stage in found["stages"]:
+    for stage in counts["stages"]:
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in stage["reasons"].items())
         if "pairs" in stage:
             reasons = "pairs: " + ", ".join(f"{k} {n:,}" for k, n in stage["pairs"].items())
@@ -82,25 +82,44 @@ def funnel_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def notice_lines(found: dict[str, Any]) -> Iterator[Text]:
-    """What the readers of the list told, a line each."""
-    for notice in found.get("notices", []):
+def notice_lines(counts: dict[str, Any]) -> Iterator[Text]:
+    """The notices of `pipeline.results.funnel.funnel`, a line each."""
+    for notice in counts.get("notices", []):
         yield Text("note  ", "yellow").append_text(cell(notice))
 
 
-def sample_tables(found: SampleHistory) -> Iterator[Table]:
-    """The evidence of a sample: what it is, what each stage says of it, its texts, its copies."""
+def sample_tables(history: SampleHistory) -> Iterator[Table]:
+    """The tables of one sample: its row, the verdict of each stage, its texts, its copies."""
+    yield _row_table(history)
+    table = Table("stage", "verdict")
+    table.add_column("reason and measures", overflow="fold")
+    for step in history.steps:
+        table.add_row(step.name, _styled(step.verdict), _measures(step))
+    yield table
+    if history.captions:
+        yield _caption_table(history.captions)
+    if history.copies:
+        table = Table("same image", "verdict")
+        table.add_column("url", overflow="fold")
+        for copy in history.copies:
+            table.add_row(copy["uid"][:12], cell(copy["reason"] or "stays"), cell(copy["url"]))
+        yield table
+
+
+def _row_table(history: SampleHistory) -> Table:
+    """The row of a sample in the pool, and its verdict."""
     table = Table(show_header=False)
     table.add_column("", style="bold")
     table.add_column("", overflow="fold")
-    pool = found.pool
-    size = f"{len(found.image):,} bytes" if found.image else "none"
+    pool = history.pool
+    size = f"{len(history.image):,} bytes" if history.image else "none"
     if pool["width"]:
         size = f"{pool['width']} x {pool['height']}, {size}"
     if pool["original_width"]:
         size += f"; as found {pool['original_width']} x {pool['original_height']}"
-    told = {
-        "verdict": Text(found.verdict, STYLES["kept" if found.verdict == "kept" else "rejected"]),
+    style = STYLES["kept" if history.verdict == "kept" else "rejected"]
+    fields = {
+        "verdict": Text(history.verdict, style),
         "uid": pool["uid"],
         "url": pool["url"],
         "source": pool["source"],
@@ -109,59 +128,51 @@ def sample_tables(found: SampleHistory) -> Iterator[Table]:
         "repeats": pool["repeats"] or None,
         "image": size,
         "sha256": pool["sha256"],
-        "image of": found.representative if found.representative != pool["uid"] else None,
+        "image of": history.representative if history.representative != pool["uid"] else None,
     }
-    for name, value in told.items():
+    for name, value in fields.items():
         if value is not None or name == "caption":
             table.add_row(name, value if isinstance(value, Text) else cell(value))
-    yield table
-    table = Table("stage", "verdict")
-    table.add_column("evidence", overflow="fold")
-    for step in found.steps:
-        table.add_row(step.name, _styled(step.verdict), _evidence(step))
-    yield table
-    if found.captions:
-        table = Table("caption", "verdict")
-        scores = {
-            name: [getattr(caption, name) for caption in found.captions]
-            for name in ("itm", "itc", "clip")
-        }
-        scores = {name: some for name, some in scores.items() if any(s is not None for s in some)}
-        for name in scores:
-            table.add_column(name.upper(), justify="right")
-        table.add_column("text", overflow="fold")
-        for number, caption in enumerate(found.captions):
-            verdict = {True: "kept", False: "dropped", None: "-"}[caption.is_kept]
-            some = [scores[name][number] for name in scores]
-            table.add_row(
-                caption.source,
-                _styled(verdict),
-                *("-" if score is None else f"{score:.3f}" for score in some),
-                cell(caption.text),
-            )
-        yield table
-    if found.copies:
-        table = Table("same image", "verdict")
-        table.add_column("url", overflow="fold")
-        for copy in found.copies:
-            table.add_row(copy["uid"][:12], cell(copy["reason"] or "stays"), cell(copy["url"]))
-        yield table
+    return table
 
 
-def _evidence(step: StageVerdict) -> Text:
-    """The reason, then what was measured."""
+def _caption_table(captions: Sequence[Caption]) -> Table:
+    """The texts of a sample with the scores that at least one of them has."""
+    table = Table("caption", "verdict")
+    names = [
+        name
+        for name in ("itm", "itc", "clip")
+        if any(getattr(caption, name) is not None for caption in captions)
+    ]
+    for name in names:
+        table.add_column(name.upper(), justify="right")
+    table.add_column("text", overflow="fold")
+    for caption in captions:
+        verdict = {True: "kept", False: "dropped", None: "-"}[caption.is_kept]
+        scores = [getattr(caption, name) for name in names]
+        table.add_row(
+            caption.source,
+            _styled(verdict),
+            *("-" if score is None else f"{score:.3f}" for score in scores),
+            cell(caption.text),
+        )
+    return table
+
+
+def _measures(step: StageVerdict) -> Text:
+    """The reason of a stage, then what it measured."""
     text = Text()
     if step.reason is not None:
         text.append_text(cell(f"{step.reason}: {step.why}"))
     if step.also:
         text.append("\n" * bool(text) + f"also: {', '.join(step.also)}")
     shown = [
-        f"{name}={told}"
+        f"{name}={short}"
         for name, value in step.measures.items()
         if not name.endswith(INTERNAL)
         and not name.startswith(("itm_", "itc_", "clip_"))
         and name not in CAPTIONS
-        and (told := _short(value)) is not None
+        and (short := _short(value)) is not None
     ]
     if shown:
         text.append("\n" * bool(text))
@@ -170,7 +181,7 @@ def _evidence(step: StageVerdict) -> Text:
 
 
 def _short(value: Any) -> str | None:
-    """A measure in few characters, or None where there is nothing to tell."""
+    """Write a measure in a few characters; None if it says nothing."""
     if isinstance(value, bool):
         return "yes" if value else None
     if isinstance(value, int):
@@ -206,19 +217,19 @@ def ablation_tables(record: AblationRecord) -> Iterator[Table]:
         yield table
 
 
-def agreement_table(found: dict[str, Any]) -> Table:
-    """The agreement of `pipeline.review.agreement.as_json` for the terminal."""
+def agreement_table(agreement: dict[str, Any]) -> Table:
+    """The table of how far people and the filter agree; see `pipeline.review.agreement`."""
     measures = [
-        f"{name} {found[key]:.3f}"
+        f"{name} {agreement[key]:.3f}"
         for key, name in (("accuracy", "accuracy"), ("kappa", "Cohen's kappa"))
-        if found[key] is not None
+        if agreement[key] is not None
     ]
     table = Table(title=", ".join(["agreement", *measures]), title_justify="left")
     table.add_column("pairs")
     for name in ("people accept", "people reject or fix"):
         table.add_column(name, justify="right")
-    table.add_row("filter keeps", f"{found['both_keep']:,}", f"{found['only_filter']:,}")
-    table.add_row("filter rejects", f"{found['only_people']:,}", f"{found['neither']:,}")
+    table.add_row("filter keeps", f"{agreement['both_keep']:,}", f"{agreement['only_filter']:,}")
+    table.add_row("filter rejects", f"{agreement['only_people']:,}", f"{agreement['neither']:,}")
     return table
 
 
@@ -237,19 +248,19 @@ def interval(estimate: Estimate | None, sign: str = "") -> str:
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as dotted names and values."""
+    """Flatten nested mappings to dotted names and values."""
     if not isinstance(value, dict):
         return [(name, value)]
     return [pair for key, part in value.items() for pair in flat(part, f"{name}.{key}".lstrip("."))]
 
 
 def printable(text: str) -> str:
-    """The text without control characters, line breaks and tabs excepted."""
+    """Replace the control characters of a text, except line breaks and tabs."""
     return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def cell(value: Any) -> Text:
-    """A value as plain text: what the web wrote can neither style nor steer the terminal."""
+    """Make a cell of plain text, so that text from the web cannot control the terminal."""
     if isinstance(value, bytes):
         return Text(f"{len(value):,} bytes")
     shown = "-" if value is None else str(value)

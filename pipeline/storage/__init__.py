@@ -1,1 +1,1 @@
-"""A run on disk or in object storage: files are written whole or not at all."""
+"""A run on disk or object storage: files that are written whole or not at all, and its lock."""

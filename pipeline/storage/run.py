@@ -245,7 +245,7 @@ class Run:
             return bytes(self.fs.cat_file(path, **options))
 
     def open(self, *parts: str) -> Any:
-        """Open a file for random access: a small one whole, a large one as it is read."""
+        """Open a file for random access; small files are fetched whole, large ones piecewise."""
         path = self.at(*parts)
         if self.is_local:
             self.admit(path)

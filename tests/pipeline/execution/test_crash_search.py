@@ -11,7 +11,7 @@ from models.errors import BrokenStageError, ShardError
 from pipeline.execution.crash_search import MOST_CRASHES, WorkerDeath, find_crashing_rows
 from pipeline.execution.worker_pool import MOST_SUSPECTS, _Job, _Progress
 
-DEAD = WorkerDeath(told="it crashed")
+DEAD = WorkerDeath(cause="it crashed")
 
 
 def carry_out(search, answer):
@@ -109,7 +109,7 @@ def test_what_is_not_a_rows_fault_is_told_apart(dead, fields, error, match):
 
 
 def test_a_shard_that_is_too_large_for_the_memory_says_what_to_lower():
-    short = WorkerDeath(told="the node ran low", is_memory=True)
+    short = WorkerDeath(cause="the node ran low", is_memory=True)
     with pytest.raises(ShardError, match=r"out of memory 2 times: lower clean\.batch_size"):
         carry_out(search(), lambda call: short)
 

@@ -501,7 +501,7 @@ def test_what_fails_a_training_is_told_in_a_line_and_its_trace_kept(tmp_path, ca
     assert main(["train", str(path), "--quiet"]) == 1
     first, *rest = capsys.readouterr().err.splitlines()
     assert "train.captioner: ValueError: train.batch_size makes batches of 64, more" in first
-    assert "it goes on from its checkpoint" in "".join(rest) and len(rest) == 1
+    assert "it resumes from its checkpoint" in "".join(rest) and len(rest) == 1
     trace = tmp_path / "r" / "failures" / "train-captioner.txt"
     assert str(trace) in first
     assert "train.py" in trace.read_text() and "\x1b" not in trace.read_text()
@@ -602,7 +602,7 @@ def test_ctrl_c_and_a_batch_system_end_a_run_that_goes_on(photos, tmp_path, end,
     os.killpg(process.pid, end)  # as a terminal and Slurm do: to all of its processes
     out, error = process.communicate(timeout=60)
     assert process.returncode == status and error == "stopped; the same command resumes\n"
-    assert "Ctrl-C once more leaves at once" in out
+    assert "Ctrl-C again stops at once" in out
     assert not (folder / "run.lock").exists() and not is_alive(raylet)
 
 
