@@ -96,9 +96,9 @@ def test_a_stage_that_crashes_on_everything_is_broken_and_marks_no_row():
 @pytest.mark.parametrize(
     ("dead", "fields", "error", "match"),
     [
-        ("load", {}, BrokenStageError, "as the stage is loaded, before any row"),
+        ("load", {}, BrokenStageError, "while the stage is loaded, before any row"),
         ("due", {}, ShardError, "before it was given a row"),
-        ("commit", {}, ShardError, "as it wrote what was found"),
+        ("commit", {}, ShardError, "while it wrote the result"),
         ("", {"rows_can_fail": False}, ShardError, "its worker died 2 times"),
     ],
 )
@@ -120,7 +120,7 @@ def test_suspects_have_a_worker_of_their_own_and_hold_up_no_other():
         job.search = iter(())
     left = _Progress(ordinary, suspects)
     first = left.next(4)
-    left.flight[1] = (0, first)
+    left.in_flight[1] = (0, first)
     assert first.shard == "s0"
     assert [left.next(4).shard for _ in range(3)] == ["o0", "o1", "o2"]
     assert left.next(4).shard == "s1"  # all have begun, so that the others may help

@@ -457,7 +457,7 @@ def test_a_shard_that_takes_long_is_told_and_given_up_only_where_that_is_asked_f
     with Session(made, workers=2, progress=Progress(console)) as session:
         session.cluster.room_seconds = 2.0
         session.run()
-    assert "clean: no shard has finished for 2 s; under way: 00002" in console.export_text()
+    assert "clean: no shard has finished for 2 s; in flight: 00002" in console.export_text()
     assert digests(Run(made.run)) == digests(done[0])
 
 
