@@ -37,7 +37,7 @@ STAGE_HELP = {
 }
 
 PLAIN_WIDTH = 10_000
-"""Of what is no terminal, so that nothing is folded."""
+"""Width used when stdout is not a terminal, so that lines are not wrapped."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_plain = not sys.stdout.isatty()
     width = PLAIN_WIDTH if is_plain else None
     console = Console(emoji=False, markup=False, soft_wrap=is_plain, width=width)
-    with interruptible() as heard:
+    with interruptible() as interrupt:
         status = _guarded(command, options, console)
-    return 128 + heard.number if heard.number else status
+    return 128 + interrupt.number if interrupt.number else status
 
 
 def _guarded(
@@ -405,12 +405,13 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
-    from models.weights import folder_of, revision_of
+    from models.weights import check_files, folder_of, revision_of
     from pipeline.results.tables import flat, put
     from pipeline.training.evaluate import TEMPLATES, evaluate
 
     if not os.path.isdir(folder_of(options.model)):
         revision_of(options.model)  # says what is missing at once, where loading would try again
+    check_files(options.model)
     found = evaluate(options.model, options.data, templates=options.template or TEMPLATES)
     if options.json:
         console.print_json(json.dumps(found))

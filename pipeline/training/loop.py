@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.errors import DamagedError
 from models.objectives.batch import Batch
 from models.objectives.blip import MED
 from models.objectives.clip import Contrastive
@@ -439,9 +440,9 @@ class _Training:
             raise self.damaged(error) from error
         return state
 
-    def damaged(self, why: object) -> ValueError:
-        """What to raise of a checkpoint that is not as it was written."""
-        return ValueError(
+    def damaged(self, why: object) -> DamagedError:
+        """Make the error for a checkpoint that is not as it was written."""
+        return DamagedError(
             f"{self.checkpoint}: damaged: {why}. Remove it, and the training starts over"
         )
 

@@ -96,6 +96,15 @@ def test_wrong_input_is_status_2_and_says_what_to_mend(capsys, place, arguments,
     assert message in err and "Traceback" not in err and "pa55" not in err
 
 
+def test_a_damaged_model_is_status_3(capsys, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"cut off")
+    (tmp_path / "test.jsonl").write_text("")
+    arguments = ("evaluate", tmp_path / "model", "--data", tmp_path / "test.jsonl")
+    status, _, err = call(capsys, *arguments)
+    assert status == 3 and "model.safetensors is damaged" in err
+
+
 def test_a_stage_that_waits_for_another_is_status_1(capsys, place):
     status, _, err = call(capsys, "clean", place / "m.yaml", "--run", place / "fresh")
     assert status == 1 and "clean: download is not complete" in err
