@@ -1,4 +1,6 @@
+import ast
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +63,23 @@ def test_a_damaged_file_keeps_what_is_known_of_it_when_a_worker_sends_it():
     error = errors.DamagedError("a/b: damaged", ("a", "b"), True)
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.parts, copy.is_derived) == ("a/b: damaged", ("a", "b"), True)
+
+
+OF_ROWS = {"CostlyError", "FetchError", "ImageError", "SchemeError", "_StoppedError"}
+"""Errors that become the reason of a row."""
+
+OF_REQUESTS = {"RequestError"}
+"""Errors that become the answer to a request of a browser."""
+
+
+def test_errors_that_end_a_command_are_defined_in_one_module():
+    root = Path(errors.__file__).parents[1]
+    defined = {
+        node.name
+        for package in ("models", "stages", "pipeline")
+        for path in (root / package).rglob("*.py")
+        if path != Path(errors.__file__)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+    }
+    assert defined == OF_ROWS | OF_REQUESTS
