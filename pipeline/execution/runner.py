@@ -217,7 +217,7 @@ class Runner:
     def _is_measured(self, name: str) -> bool:
         """Whether a stage has a file for every shard, for the rows that reach it now."""
         record = self._record(name)
-        if record.complete_for != self._reached(name):
+        if record.shards is None or record.complete_for != self._reached(name):
             return False
         return set(record.shard_names) <= set(self.run.shards(*self.plan.folder(name)))
 
