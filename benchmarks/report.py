@@ -23,13 +23,14 @@ import pyarrow as pa
 from helpers.pages import CHROMIUM, PageBrowser
 from PIL import Image
 
-from pipeline.manifest.manifest import STAGES, Manifest
+from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.report import build, compare
 from pipeline.results.funnel import funnel
 from pipeline.results.verdicts import DIGEST, Results
 from pipeline.storage.run import Run
 from stages.base import GlobalStage
+from stages.registry import STAGES
 from stages.schema import POOL, uid_of
 
 SHARD = 5_000

@@ -3,6 +3,7 @@
     CapfiltError             1  something failed; the same command resumes
       InputError             2  a manifest, list, option or run is wrong; the message says the fix
         ManifestError
+        PluginError
         YamlError
         PoolMismatchError
       DamagedError           3  a file is not as it was written
@@ -33,6 +34,7 @@ __all__ = [
     "IncompleteError",
     "InputError",
     "ManifestError",
+    "PluginError",
     "PoolMismatchError",
     "RunBusyError",
     "ShardError",
@@ -62,6 +64,10 @@ class InputError(CapfiltError, ValueError):
 
 class ManifestError(InputError):
     """The manifest is wrong; the message has a line for each mistake: file, field and fix."""
+
+
+class PluginError(InputError):
+    """An entry point cannot be used; the message names it, its distribution and the fix."""
 
 
 class YamlError(InputError):

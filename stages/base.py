@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from models.weights import Dtype, device_of, pinned, revision_of
 __all__ = [
     "CRASHED",
     "ClusteredStage",
+    "Cutoff",
+    "Floats",
     "GlobalStage",
     "InParts",
     "KeyedStage",
@@ -29,11 +31,14 @@ __all__ = [
     "Stage",
     "StageConfig",
     "digest",
+    "floats",
     "in_order",
+    "is_numeric",
     "threshold",
 ]
 
 
+Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 InParts = Literal["clusters", "keys", "ranks"]
@@ -194,6 +199,23 @@ class ModelConfig(StageConfig):
         }
 
 
+class Cutoff(NamedTuple):
+    """A threshold, and the number of each row that it is compared with.
+
+    Attributes:
+        reason: The reason to reject that it decides.
+        name: The field of the config.
+        limit: The value of the field; None where the whole pool decides it, as for the score of
+            a top fraction.
+        values: (n,) the number of each row, NaN where there is none.
+    """
+
+    reason: str
+    name: str
+    limit: float | None
+    values: Floats
+
+
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 
 
@@ -212,6 +234,15 @@ class Stage(ABC, Generic[ConfigT]):
         spares: Columns of `reads` that are not needed if all of the given other columns exist.
         writes: The columns it adds, with one value for each measured row.
         reasons: Every reason that `judge` may return, with a sentence that explains it.
+        help: What it does, for the list of commands. A string on one line of the source, because
+            the list is made without importing the stage.
+        examples: Commands that the help of its command shows.
+        paper: The papers and programs whose method it is.
+        loader: What loads the model that its config names.
+        presets: Configs with a name, for the page of fields.
+        thresholds: For each reason that one threshold decides, the field of the config and the
+            column it is compared with. The report shows the rows nearest to it.
+        histograms: Columns of numbers that the report draws; None for all.
     """
 
     name: ClassVar[str]
@@ -222,6 +253,13 @@ class Stage(ABC, Generic[ConfigT]):
     spares: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     writes: ClassVar[pa.Schema]
     reasons: ClassVar[Mapping[str, str]]
+    help: ClassVar[str] = ""
+    examples: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[str] = ""
+    loader: ClassVar[str] = ""
+    presets: ClassVar[Mapping[str, StageConfig]] = {}
+    thresholds: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    histograms: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -269,6 +307,22 @@ class Stage(ABC, Generic[ConfigT]):
         Returns:
             n nullable strings, each a key of `reasons`.
         """
+
+    def cutoffs(self, annotations: pa.Table) -> Iterator[Cutoff]:
+        """The thresholds that are set, each with the numbers it is compared with.
+
+        Args:
+            annotations: As for `judge`.
+        """
+        for reason, (name, column) in self.thresholds.items():
+            if (limit := self.limit(name)) is not None:
+                yield Cutoff(reason, name, limit, floats(annotations[column]))
+
+    def limit(self, name: str) -> float | None:
+        """The value of a threshold of the config; None where it is not set to a number."""
+        value = getattr(self.config, name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if is_number else None
 
 
 class GlobalStage(Stage[ConfigT]):
@@ -424,3 +478,16 @@ def in_order(ranked: pa.Table) -> Int64s:
     row, lot, rank = (np.asarray(ranked[name]) for name in ("row", "lot", "rank"))
     ordered: Int64s = row[np.lexsort((row, lot, rank))]
     return ordered
+
+
+def floats(values: Any) -> Floats:
+    """A column of numbers or booleans as float64, null as NaN; (n,)."""
+    found: Floats = np.array(
+        values.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    )
+    return found
+
+
+def is_numeric(kind: pa.DataType) -> bool:
+    """Whether a type is a whole or a floating-point number."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

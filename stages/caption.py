@@ -170,6 +170,11 @@ class CaptionStage(Stage[CaptionConfig]):
     reasons: ClassVar[Mapping[str, str]] = {
         "undecodable": "The image cannot be decoded, so it has no captions.",
     }
+    help = "write synthetic captions with BLIP"
+    examples = ("capfilt caption manifest.yaml --set caption.num_captions=2",)
+    paper = "BLIP (arXiv:2201.12086), BLIP-2 (arXiv:2301.12597), MiniGPT-4 (arXiv:2304.10592)"
+    loader = "BlipForConditionalGeneration, or any AutoModelForImageTextToText"
+    histograms = ()
 
     _captioner: Captioner | GenericCaptioner | None = None
     _detector: LanguageDetector | None = None

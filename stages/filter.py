@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from models.text.pre_caption import pre_caption
 from models.weights import folder_of, pinned, revision_of
-from stages.base import ModelConfig, Stage, threshold
+from stages.base import Cutoff, Floats, ModelConfig, Stage, floats, threshold
 from stages.schema import web_captions
 
 if TYPE_CHECKING:
@@ -161,6 +161,13 @@ class FilterStage(Stage[FilterConfig]):
         "unmatched": "The filter finds that no text of the image describes it.",
         "dissimilar": "CLIP finds no text of the image, of those that match, similar enough.",
     }
+    help = "score web and synthetic captions with BLIP's ITM head"
+    examples = ("capfilt filter manifest.yaml --set filter.min_itm=0.4",)
+    paper = (
+        "BLIP (arXiv:2201.12086), BLIP-2 (arXiv:2301.12597), LAION (arXiv:2111.02114), LAION-COCO"
+    )
+    loader = "BlipForImageTextRetrieval; CLIPModel"
+    histograms = ()
 
     _matcher: Matcher | None = None
     _clip: Clip | None = None
@@ -242,6 +249,17 @@ class FilterStage(Stage[FilterConfig]):
         reasons[~annotations["itm_decoded"].to_numpy()] = "undecodable"
         reasons[texts.rows[self._keeps(texts)]] = None
         return pa.array(reasons, pa.string())
+
+    def cutoffs(self, annotations: pa.Table) -> Iterator[Cutoff]:
+        """See `Stage.cutoffs`; the number of a row is the highest score of its texts."""
+        for reason, name, score in (
+            ("unmatched", "min_itm", "itm"),
+            ("dissimilar", "min_clip", "clip"),
+        ):
+            if (limit := self.limit(name)) is not None:
+                columns = [annotations[f"{score}_{kind}"] for kind in KINDS]
+                best = np.fmax.reduce([_highest(column) for column in columns])
+                yield Cutoff(reason, name, limit, best)
 
     def keep_texts(self, annotations: pa.Table) -> pa.Table:
         """Which texts of each row are kept.
@@ -342,6 +360,16 @@ def _best(
 def _changes(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Whether each value is unlike the one before it; the first is."""
     return np.concatenate([np.ones(1, bool), values[1:] != values[:-1]])[: len(values)]
+
+
+def _highest(scores: Any) -> Floats:
+    """The highest score of each row of a column of scores or of lists of them; NaN without one."""
+    if not pa.types.is_list(scores.type):
+        return floats(scores)
+    lists = scores.combine_chunks()
+    highest = np.full(len(lists), np.nan)
+    np.fmax.at(highest, np.asarray(pc.list_parent_indices(lists)), floats(lists.flatten()))
+    return highest
 
 
 def _texts(rows: pa.Table) -> list[dict[str, list[str | None]]]:

@@ -107,6 +107,9 @@ class ReviewStage(Stage[ReviewConfig]):
     reasons: ClassVar[Mapping[str, str]] = {
         "rejected": "Reviewers rejected every caption of the image.",
     }
+    help = "accept, reject or fix pairs by hand, on a local page"
+    paper = "MiniGPT-4 (arXiv:2304.10592)"
+    histograms = ()
 
     _decisions: dict[str, dict[str, Decision]] | None = None
 

@@ -14,7 +14,16 @@ import pyarrow.compute as pc
 
 from models.random import hashes, splitmix, uid_hashes
 from models.text.noun_phrases import NounPhrases, PhraseForm, revision
-from stages.base import InParts, KeyedStage, RankedStage, StageConfig, in_order, threshold
+from stages.base import (
+    Cutoff,
+    InParts,
+    KeyedStage,
+    RankedStage,
+    StageConfig,
+    floats,
+    in_order,
+    threshold,
+)
 from stages.schema import web_captions
 
 __all__ = ["SelectConfig", "SelectStage", "coverage", "histogram"]
@@ -164,6 +173,13 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         "no_score": "The row has no score.",
         "not_selected": "The row was not chosen for the subset.",
     }
+    help: ClassVar[str] = "choose a subset: balanced by noun phrase, by a score, or at random"
+    examples: ClassVar[tuple[str, ...]] = (
+        "capfilt select manifest.yaml --set select.max_per_phrase=50",
+    )
+    paper: ClassVar[str] = "LLaVA (arXiv:2304.08485); DataComp (arXiv:2304.14108) for top_fraction"
+    loader: ClassVar[str] = "a spaCy pipeline"
+    histograms: ClassVar[tuple[str, ...]] = ()
 
     def load(self) -> None:
         """Load the spaCy pipeline if the method needs phrases."""
@@ -405,6 +421,11 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
             reason[np.asarray(annotations["score"].is_null())] = "no_score"
         verdicts: pa.StringArray = pa.array(reason, pa.string(), mask=is_kept)
         return verdicts
+
+    def cutoffs(self, annotations: pa.Table) -> Iterator[Cutoff]:
+        """See `Stage.cutoffs`; the pool decides where a top fraction ends."""
+        if self.config.method == "top_fraction":
+            yield Cutoff("not_selected", "score", None, floats(annotations["score"]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from stages.registry import STAGES
+
 __all__ = ["SHELLS", "autocomplete", "script"]
 
 SHELLS = ("bash", "zsh", "fish")
@@ -60,9 +62,7 @@ def _runs(prefix: str, **_: Any) -> list[str]:
 
 
 def _stages(**_: Any) -> list[str]:
-    from pipeline.manifest.reference import kinds
-
-    return [name for name in kinds() if name != "train"]
+    return [*STAGES, "export"]
 
 
 def _settings(prefix: str, **_: Any) -> dict[str, str]:

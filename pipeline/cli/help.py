@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NoReturn
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
+from pipeline.manifest.fields import describe
 from pipeline.manifest.validation import did_you_mean
+from stages.registry import STAGES
 
-__all__ = ["EXAMPLES", "WAY", "Help", "Parser", "examples", "way"]
+__all__ = [
+    "EXAMPLES",
+    "WAY",
+    "Help",
+    "Parser",
+    "examples",
+    "stage_details",
+    "stage_line",
+    "way",
+]
 
 EXAMPLES: Mapping[str, Sequence[str]] = {
     "demo": ("capfilt demo", "capfilt demo --seed 1 --run runs/demo1"),
@@ -27,15 +41,6 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "capfilt run manifest.yaml",
         "capfilt run manifest.yaml --set download.limit=1000 --run runs/try --until clean",
     ),
-    "download": (
-        "capfilt download manifest.yaml",
-        "capfilt download manifest.yaml --retry timeout,http_5xx",
-    ),
-    "clean": ("capfilt clean manifest.yaml --set clean.preset=cc12m",),
-    "dedup": ("capfilt dedup manifest.yaml --set dedup.max_hamming=4",),
-    "select": ("capfilt select manifest.yaml --set select.max_per_phrase=50",),
-    "caption": ("capfilt caption manifest.yaml --set caption.num_captions=2",),
-    "filter": ("capfilt filter manifest.yaml --set filter.min_itm=0.4",),
     "export": ("capfilt export manifest.yaml",),
     "train": ("capfilt train manifest.yaml", "capfilt train manifest.yaml --objective filter"),
     "evaluate": ("capfilt evaluate runs/demo/models/curated --data test.jsonl --json",),
@@ -67,6 +72,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "capfilt completion fish > ~/.config/fish/completions/capfilt.fish",
     ),
 }
+"""Examples of the commands that are no stages; a stage has its own."""
 
 WAY = """\
 the way:
@@ -83,10 +89,55 @@ exit status: 0 done; 1 something failed, the same command resumes; 2 the input i
   129 SIGHUP"""
 
 
-def examples(command: str) -> str | None:
-    """The examples of a command for the end of its help."""
-    found = EXAMPLES.get(command)
-    return None if found is None else "\n  ".join(("examples:", *found))
+def examples(commands: Sequence[str]) -> str:
+    """The examples at the end of the help of a command."""
+    return "\n  ".join(("examples:", *commands))
+
+
+def stage_line(name: str) -> str:
+    """What a stage does, one line for the list of commands; its module is not imported."""
+    line = STAGES.read(name, "help")
+    if not isinstance(line, str) or not line.strip():
+        line = f"a stage of {' '.join(STAGES.distribution(name) or ('capfilt',))}"
+    return " ".join(line.split())
+
+
+def stage_details(name: str) -> str:
+    """The fields, reasons and examples of a stage for the end of the help of its command.
+
+    Raises:
+        PluginError: The stage is another package's and cannot be used.
+    """
+    stage = STAGES[name]
+    config = stage.config_type
+    title = f"fields of stages.{name} in a manifest, or --set {name}.FIELD=VALUE; a changed "
+    title += "threshold measures nothing anew:"
+    parts = [[_wrapped(title, 0), *_fields(config)]] if dataclasses.fields(config) else []
+    reasons = (f"  {reason}: {text}" for reason, text in stage.every_reason().items())
+    parts.append(["reasons to reject a row:", *(_wrapped(line, 6) for line in reasons)])
+    package = " ".join(STAGES.distribution(name) or ())
+    facts = {"method": stage.paper, "model": stage.loader, "package": package}
+    parts.append([_wrapped(f"{what}: {text}", 2) for what, text in facts.items() if text])
+    parts.append([examples(stage.examples or (f"capfilt {name} manifest.yaml",))])
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _fields(config: type[Any], prefix: str = "") -> Iterator[str]:
+    """The fields of a config, two lines each, and those of the mappings among them."""
+    for field in describe(config):
+        default = "needed" if field.default is None else f"default {field.default}"
+        kind = field.type.replace("`", "") + "; threshold" * field.is_threshold
+        yield _wrapped(f"  {prefix}{field.name} ({kind}; {default})", 6)
+        if field.text:
+            yield _wrapped(f"      {field.text}", 6)
+        if field.config is not None:
+            yield from _fields(field.config, f"{prefix}{field.name}.")
+
+
+def _wrapped(line: str, indent: int) -> str:
+    """A line at the width of the terminal, further lines indented."""
+    width = shutil.get_terminal_size().columns - 2
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def way(folder: str = ".") -> Iterator[str]:
@@ -113,7 +164,19 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line with what was meant."""
+    """A parser whose mistakes are one line with what was meant.
+
+    Attributes:
+        details: Makes the end of the help when the help is asked for; None leaves it as it is.
+    """
+
+    details: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        """The help, with `details` at its end."""
+        if self.details is not None:
+            self.epilog = self.details()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and how it is mended, and end with status 2."""

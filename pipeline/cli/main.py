@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -13,28 +14,33 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from models.errors import IncompleteError, InputError, PoolMismatchError, exit_status_of
+from models.errors import (
+    IncompleteError,
+    InputError,
+    PluginError,
+    PoolMismatchError,
+    exit_status_of,
+)
 from pipeline.cli.completion import SHELLS, autocomplete
-from pipeline.cli.help import WAY, Help, Parser, examples, way
+from pipeline.cli.help import (
+    EXAMPLES,
+    WAY,
+    Help,
+    Parser,
+    examples,
+    stage_details,
+    stage_line,
+    way,
+)
 from pipeline.execution.signals import interruptible
+from stages.registry import STAGES
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pipeline.storage.run import Run
 
 __all__ = ["main"]
-
-STAGE_HELP = {
-    "download": "fetch the list's images into the pool",
-    "clean": "measure captions and images, judge them by rules",
-    "dedup": "find copies, near copies and boilerplate captions",
-    "select": "choose a subset: balanced by noun phrase, by a score, or at random",
-    "caption": "write synthetic captions with BLIP",
-    "filter": "score web and synthetic captions with BLIP's ITM head",
-    "export": "write the curated pairs and the further exports",
-}
 
 PLAIN_WIDTH = 10_000
 """Width used when stdout is not a terminal, so that lines are not wrapped."""
@@ -48,14 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    parser = _parser()
-    autocomplete(parser)
-    options = parser.parse_args(arguments)
+    try:
+        parser = _parser()
+        autocomplete(parser)
+        options = parser.parse_args(arguments)
+    except PluginError as error:
+        print(f"capfilt: {error}", file=sys.stderr)
+        return error.exit_status
     if options.command is None:
         parser.print_help()
         print("".join(f"\n{line}" for line in way()))
         return 0
     command: Callable[[argparse.Namespace, Console], int] = options.call
+    from rich.console import Console  # which `--help` does without
+
     is_plain = not sys.stdout.isatty()
     width = PLAIN_WIDTH if is_plain else None
     console = Console(emoji=False, markup=False, soft_wrap=is_plain, width=width)
@@ -70,6 +82,8 @@ def _guarded(
     console: Console,
 ) -> int:
     """Run a command; print an error as one message, and return the exit status."""
+    from rich.console import Console
+
     from stages.redaction import redacted
 
     stderr = Console(stderr=True, soft_wrap=True, emoji=False)
@@ -120,12 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
-    def add(name: str, call: Any, text: str) -> argparse.ArgumentParser:
-        command: argparse.ArgumentParser = commands.add_parser(
+    def add(name: str, call: Any, text: str) -> Parser:
+        command: Parser = commands.add_parser(
             name,
-            help=text,
+            help=text.replace("%", "%%"),  # argparse formats it
             description=text[0].upper() + text[1:] + ".",
-            epilog=examples(name),
+            epilog=examples(EXAMPLES[name]) if name in EXAMPLES else None,
             formatter_class=Help,
         )
         command.set_defaults(call=call)
@@ -189,8 +203,11 @@ def _parser() -> argparse.ArgumentParser:
     on_manifest(run)
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
     run.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
-    for name, text in STAGE_HELP.items():
-        stage = add(name, _stage, text)
+    for name in STAGES:
+        if name == "review":  # a command of its own, on a run
+            continue
+        stage = add(name, _stage, stage_line(name))
+        stage.details = functools.partial(stage_details, name)
         on_manifest(stage)
         if name == "download":
             stage.add_argument(
@@ -199,8 +216,9 @@ def _parser() -> argparse.ArgumentParser:
                 help="download anew the rows of a finished pool that failed so, as in "
                 "timeout,http_5xx",
             )
-        if name == "export":
-            stage.add_argument("--name", help="only this one: curated, or a name of `exports`")
+    export = add("export", _export, "write the curated pairs and the further exports")
+    on_manifest(export)
+    export.add_argument("--name", help="only this one: curated, or a name of `exports`")
     train = add("train", _train, "train the models of a manifest on its data")
     on_manifest(train)
     objectives = ("pretrain", "captioner", "filter", "joint", "clip")
@@ -389,12 +407,16 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 def _stage(options: argparse.Namespace, console: Console) -> int:
     retry = getattr(options, "retry", None)
     with _session(options, console) as session:
-        if options.command == "export":
-            session.export(options.name)
-        elif retry is None:
+        if retry is None:
             session.stage(options.command)
         else:
             session.retry([reason.strip() for reason in retry.split(",")])
+    return 0
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    with _session(options, console) as session:
+        session.export(options.name)
     return 0
 
 
@@ -405,6 +427,8 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from rich.table import Table
+
     from models.weights import check_files, folder_of, revision_of
     from pipeline.results.tables import flat, put
     from pipeline.training.evaluate import TEMPLATES, evaluate

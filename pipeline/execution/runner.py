@@ -49,6 +49,7 @@ from stages import sources
 from stages.base import GlobalStage, Resources
 from stages.download import DownloadStage
 from stages.formats import SPLITS
+from stages.registry import STAGES
 from stages.review import ReviewStage
 
 __all__ = ["Runner"]
@@ -109,6 +110,7 @@ class Runner:
                 "capfilt": metadata.version("capfilt"),
                 "python": platform.python_version(),
                 **{name: metadata.version(name) for name in packages},
+                **dict(filter(None, map(STAGES.distribution, self.plan.names))),
             },
             machine={"cpus": os.cpu_count(), "system": platform.platform()},
             measurement={

@@ -7,9 +7,20 @@ import inspect
 import re
 import types
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-__all__ = ["Field", "as_yaml", "attributes", "describe", "values_of", "wanted"]
+__all__ = [
+    "Field",
+    "as_yaml",
+    "attributes",
+    "config_in",
+    "describe",
+    "summary",
+    "values_of",
+    "wanted",
+]
+
+Config = type[Any]
 
 ARTICLE = ("text", "whole", "number", "list", "mapping")
 """First words of types that take an article."""
@@ -24,8 +35,9 @@ class Field:
         type: What it holds, in words.
         values: What it may be, where these can be listed.
         default: Its default as YAML has it; None where it is needed.
-        text: What it means.
+        text: What it means; empty where the docstring does not say.
         is_threshold: Whether a changed value costs no measuring.
+        config: The dataclass of its own fields, where it may be a mapping.
     """
 
     name: str
@@ -34,35 +46,52 @@ class Field:
     default: str | None
     text: str
     is_threshold: bool
+    config: Config | None = None
 
 
 def describe(kind: type) -> list[Field]:
-    """The fields of a config with what its docstring, or that of a base, says of them.
+    """The fields of a config with what its docstring, or that of a base class, says of them.
 
-    For the docs and for completion: Python strips docstrings where it optimises (`-OO`).
-
-    Raises:
-        ValueError: A field has no line in a docstring.
+    For the docs, help and completion. Python strips docstrings with `-OO`; the texts are empty
+    then.
     """
-    told = {
+    texts = {
         name: text for base in reversed(kind.__mro__) for name, text in attributes(base).items()
     }
     hints = get_type_hints(kind, include_extras=True)
-    found = []
-    for field in dataclasses.fields(kind):
-        if field.name not in told:
-            raise ValueError(f"{kind.__name__}.{field.name}: no docstring tells what it is")
-        found.append(
-            Field(
-                name=field.name,
-                type=_type(hints[field.name]),
-                values=values_of(hints[field.name]),
-                default=None if field.default is dataclasses.MISSING else as_yaml(field.default),
-                text=told[field.name],
-                is_threshold=bool(field.metadata.get("threshold")),
-            )
+    return [
+        Field(
+            name=field.name,
+            type=_type(hints[field.name]),
+            values=values_of(hints[field.name]),
+            default=_default(field),
+            text=texts.get(field.name, ""),
+            is_threshold=bool(field.metadata.get("threshold")),
+            config=config_in(hints[field.name]),
         )
-    return found
+        for field in dataclasses.fields(kind)
+    ]
+
+
+def _default(field: dataclasses.Field[Any]) -> str | None:
+    if field.default is not dataclasses.MISSING:
+        return as_yaml(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return as_yaml(field.default_factory())
+    return None
+
+
+def summary(kind: type) -> str:
+    """The first paragraph of a class's own docstring, on one line; empty without one."""
+    text = inspect.cleandoc(kind.__dict__.get("__doc__") or "").split("\n\n", 1)[0]
+    return " ".join(text.split())
+
+
+def config_in(hint: Any) -> type[Any] | None:
+    """The dataclass that a type holds, if any."""
+    if dataclasses.is_dataclass(hint):
+        return cast(type[Any], hint)
+    return next((found for one in get_args(hint) if (found := config_in(one))), None)
 
 
 def attributes(kind: type) -> dict[str, str]:

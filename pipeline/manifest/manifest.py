@@ -32,36 +32,18 @@ from typing import Any, ClassVar, TypeGuard
 import pyarrow as pa
 import pydantic
 
-from models.errors import ManifestError, YamlError
+from models.errors import ManifestError, PluginError, YamlError
 from pipeline.manifest import yaml
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.manifest.validation import closest, did_you_mean, explain, switched
-from stages.base import Stage, StageConfig
-from stages.caption import CaptionStage
-from stages.clean import CleanStage
-from stages.dedup import DedupStage
+from stages.base import StageConfig
 from stages.download import DownloadStage
 from stages.export import ExportConfig, ExportStage
-from stages.filter import FilterStage
+from stages.registry import STAGES
 from stages.review import ReviewConfig, ReviewStage
 from stages.schema import POOL
-from stages.select import SelectStage
 
-__all__ = ["A_NAME", "STAGES", "TRAINED", "EvaluateConfig", "Manifest", "is_name"]
-
-STAGES: dict[str, type[Stage[Any]]] = {
-    stage.name: stage
-    for stage in (
-        DownloadStage,
-        CleanStage,
-        DedupStage,
-        SelectStage,
-        CaptionStage,
-        FilterStage,
-        ReviewStage,
-    )
-}
-"""The stages that annotate, by name; export, the last, is apart."""
+__all__ = ["A_NAME", "TRAINED", "EvaluateConfig", "Manifest", "is_name"]
 
 REVIEWS = "reviews.jsonl"
 """Where `capfilt review` writes what people decided, under the run."""
@@ -224,11 +206,9 @@ class Manifest:
         trained = {str(key): f"{_models(run, branch)}/{key}" for key in sections["train"]}
         stages: dict[str, StageConfig] = {}
         for key, fields in sections["stages"].items():
-            if key not in STAGES and key != ExportStage.name:
-                names = (*STAGES, ExportStage.name)
-                mistakes.add(f"stages.{key}", f"unknown stage{did_you_mean(str(key), names)}")
+            kind = mistakes.config_type(f"stages.{key}", key)
+            if kind is None:
                 continue
-            kind = ExportConfig if key == ExportStage.name else STAGES[key].config_type
             config = mistakes.validate(f"stages.{key}", kind, fields, seed, trained)
             if config is not None:
                 stages[key] = config
@@ -380,6 +360,23 @@ class _Mistakes:
                 self.add(f"{where}.{field}".rstrip("."), message)
             return None
 
+    def config_type(self, where: str, name: Any) -> type[StageConfig] | None:
+        """The class of a stage's config, or None after saying why there is none."""
+        if name == ExportStage.name:
+            return ExportConfig
+        try:
+            return STAGES[name].config_type
+        except KeyError:
+            names = (*STAGES, ExportStage.name)
+            self.add(
+                where,
+                f"unknown stage{did_you_mean(str(name), names)}. If it is of another package, "
+                "install that package here",
+            )
+        except PluginError as error:
+            self.add(where, str(error))
+        return None
+
     def inherit(self, where: str, fields: Any, others: Mapping[str, Any]) -> Any:
         """The fields with those of the entry that `like` names before them."""
         if not isinstance(fields, dict) or "like" not in fields:
@@ -476,23 +473,28 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
     if ReviewStage.name in judging and judging[-1] != ReviewStage.name:
         mistakes.add("stages", "review must be the last stage before export")
     columns = {field.name: field for field in POOL}
-    writers = {column: name for name in STAGES for column in STAGES[name].writes.names}
     for name in names:
         if name not in STAGES or name == DownloadStage.name:
             continue
         for column in STAGES[name].reads:
             if column not in columns:
-                mistakes.add(
-                    f"stages.{name}", f"reads {column!r}: put {writers[column]} before {name}"
-                )
+                mistakes.add(f"stages.{name}", f"reads {column!r}, which {_hint(column, name)}")
         for column in STAGES[name].uses:
-            late = writers.get(column)
-            if column not in columns and late in names and late != name:
-                mistakes.add(
-                    f"stages.{name}", f"takes {column!r} of {late}: put {late} before {name}"
-                )
+            for late in () if column in columns else names[names.index(name) + 1 :]:
+                if late in STAGES and column in STAGES[late].columns().names:
+                    mistakes.add(
+                        f"stages.{name}", f"takes {column!r} of {late}: put {late} before {name}"
+                    )
         try:
             stages[name].check(pa.schema(list(columns.values())))
         except ValueError as error:
             mistakes.add(f"stages.{name}", str(error))
         columns.update({field.name: field for field in STAGES[name].columns()})
+
+
+def _hint(column: str, name: str) -> str:
+    """Which stage writes a column that a stage reads and no stage before it writes."""
+    writers = [one for one, stage in STAGES.usable() if column in stage.columns().names]
+    if not writers:
+        return "no stage writes"
+    return f"{' or '.join(writers)} writes: put that before {name}"

@@ -7,12 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.manifest.manifest import STAGES, Manifest
+from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.train_config import TrainConfig
 from stages.base import ModelConfig, Stage, StageConfig, digest
 from stages.download import DownloadStage
 from stages.export import ExportStage
 from stages.filter import FilterStage
+from stages.registry import STAGES
 from stages.review import ReviewStage
 from stages.schema import POOL
 

@@ -1,43 +1,48 @@
-"""The reference: every field of a manifest and every reason, out of the code that has them.
+"""The reference: every field of a manifest and every reason, made from the code.
 
     python -m pipeline.manifest.reference docs
 
-writes manifest.md and reasons.md into a folder.
+writes manifest.md and reasons.md of the stages of this repository into a folder.
+
+    python -m pipeline.manifest.reference docs ink
+
+writes ink.md, the fields and reasons of one stage, also of another package.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.manifest.fields import as_yaml, attributes, describe
-from pipeline.manifest.manifest import REVIEWS, STAGES, EvaluateConfig, Manifest
+from pipeline.manifest.fields import as_yaml, attributes, describe, summary
+from pipeline.manifest.manifest import REVIEWS, EvaluateConfig, Manifest
 from pipeline.manifest.train_config import PAPER, TrainConfig
-from stages.clean_presets import PRESETS
-from stages.documents import Documents, DocumentsConfig
+from stages.base import Stage, StageConfig
+from stages.documents import Documents
 from stages.export import ExportConfig, ExportStage
+from stages.registry import STAGES
 from stages.review import ReviewConfig
-from stages.sources import Source
 
-__all__ = ["kinds", "manifest", "reasons", "write"]
+__all__ = ["kinds", "manifest", "reasons", "stage", "write"]
 
 NOTICE = "<!-- Made by `make docs` out of the code's own docstrings. -->"
 
 
 def kinds() -> dict[str, type]:
-    """The config of each section of a manifest, by its key."""
-    stages = {name: stage.config_type for name, stage in STAGES.items()}
+    """The config of each section of a manifest, by its key; other packages' stages included."""
+    stages = {name: stage.config_type for name, stage in STAGES.usable()}
     return {**stages, ExportStage.name: ExportConfig, "train": TrainConfig}
 
 
-def write(folder: Path) -> None:
-    """Write the pages into a folder."""
-    (folder / "manifest.md").write_text(manifest(), encoding="utf-8")
-    (folder / "reasons.md").write_text(reasons(), encoding="utf-8")
+def write(folder: Path, *names: str) -> None:
+    """Write the pages of this repository's stages into a folder, or a page of each stage named."""
+    pages = {name: stage(STAGES[name]) for name in names}
+    pages = pages or {"manifest": manifest(), "reasons": reasons()}
+    for name, text in pages.items():
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 def manifest() -> str:
@@ -78,8 +83,8 @@ def reasons() -> str:
         "list. Words with an underscore are fields: [manifest.md](manifest.md).",
         "",
     ]
-    for name, stage in STAGES.items():
-        lines += [f"## {name}", "", *_reasons(stage.every_reason()), ""]
+    for name in STAGES.ours:
+        lines += [f"## {name}", "", *_reasons(STAGES[name].every_reason()), ""]
     lines += [
         "## export, of interleaved documents",
         "",
@@ -91,6 +96,23 @@ def reasons() -> str:
     return "\n".join(lines)
 
 
+def stage(kind: type[Stage[Any]]) -> str:
+    """The page of one stage: what it does, its fields and its reasons, as Markdown."""
+    return "\n".join(
+        [
+            f"# {kind.name}",
+            "",
+            _cell(summary(kind) or kind.help),
+            "",
+            *_stage(kind),
+            "## Reasons",
+            "",
+            *_reasons(kind.every_reason()),
+            "",
+        ]
+    )
+
+
 def _reasons(found: Mapping[str, str]) -> Iterator[str]:
     yield "| reason | meaning |"
     yield "| --- | --- |"
@@ -98,27 +120,36 @@ def _reasons(found: Mapping[str, str]) -> Iterator[str]:
 
 
 def _sections() -> Iterator[str]:
-    for name, stage in STAGES.items():
-        yield from _section(f"stages.{name}", stage.config_type)
-        if name == "download":
-            yield from _section("stages.download.source, as a mapping", Source)
-        if name == "clean":
-            yield from _presets()
+    for name in STAGES.ours:
+        yield from _stage(STAGES[name])
     yield from _section("stages.export", ExportConfig)
-    yield from _section("stages.export.documents", DocumentsConfig)
     yield from _section("train.NAME", TrainConfig)
     yield from _papers()
     yield from _section("evaluate", EvaluateConfig)
 
 
-def _section(title: str, kind: type) -> Iterator[str]:
-    yield f"## {title}"
+def _stage(kind: type[Stage[Any]]) -> Iterator[str]:
+    more = {"Method": kind.paper, "Model": kind.loader}
+    yield from _section(
+        f"stages.{kind.name}",
+        kind.config_type,
+        *(f"{name}: {_cell(text)}." for name, text in more.items() if text),
+    )
+    if kind.presets:
+        yield from _presets(kind.name, kind.presets)
+
+
+def _section(title: str, kind: type, *more: str, level: int = 2) -> Iterator[str]:
+    """The fields of a config, and of the mappings among them; `more` are further paragraphs."""
+    fields = describe(kind)
+    yield f"{'#' * level} {title}"
     yield ""
-    yield _cell(inspect.cleandoc(kind.__doc__ or "").split("\n\n", 1)[0])
-    yield ""
+    for paragraph in (_cell(summary(kind)), *more):
+        yield paragraph
+        yield ""
     yield "| field | type | default | meaning |"
     yield "| --- | --- | --- | --- |"
-    for field in describe(kind):
+    for field in fields:
         default = "needed" if field.default is None else f"`{field.default}`"
         if kind is TrainConfig and field.name in PAPER["pretrain"]:
             default = "by objective"
@@ -127,25 +158,26 @@ def _section(title: str, kind: type) -> Iterator[str]:
         mark = "**threshold** " if field.is_threshold else ""
         yield f"| `{field.name}` | {_cell(field.type)} | {default} | {mark}{_cell(field.text)} |"
     yield ""
+    for field in fields:
+        if field.config is not None:
+            yield from _section(
+                f"{title}.{field.name}, as a mapping", field.config, level=level + 1
+            )
 
 
-def _presets() -> Iterator[str]:
-    """The thresholds of each preset of clean."""
-    names = [field.name for field in dataclasses.fields(PRESETS["flamingo"])]
-    used = [name for name in names if any(_preset(p, name) is not None for p in PRESETS)]
-    yield "### Presets of clean"
+def _presets(stage: str, presets: Mapping[str, StageConfig]) -> Iterator[str]:
+    """The fields that each preset of a stage sets."""
+    fields = dataclasses.fields(next(iter(presets.values())))
+    yield f"### Presets of {stage}"
     yield ""
-    yield f"| field | {' | '.join(PRESETS)} |"
-    yield f"| --- {'| --- ' * len(PRESETS)}|"
-    for name in used:
-        cells = (_preset(preset, name) for preset in PRESETS)
-        shown = ("" if value is None else f"`{as_yaml(value)}`" for value in cells)
-        yield f"| `{name}` | {' | '.join(shown)} |"
+    yield f"| field | {' | '.join(presets)} |"
+    yield f"| --- {'| --- ' * len(presets)}|"
+    for name in (field.name for field in fields):
+        values = [getattr(preset, name) for preset in presets.values()]
+        if any(value is not None for value in values):
+            cells = ("" if value is None else f"`{as_yaml(value)}`" for value in values)
+            yield f"| `{name}` | {' | '.join(cells)} |"
     yield ""
-
-
-def _preset(preset: str, name: str) -> Any:
-    return getattr(PRESETS[preset], name)
 
 
 def _papers() -> Iterator[str]:
@@ -167,4 +199,4 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), *sys.argv[2:])

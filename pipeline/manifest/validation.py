@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.manifest.fields import values_of, wanted
+from pipeline.manifest.fields import config_in, values_of, wanted
 
 if TYPE_CHECKING:
     import pydantic
@@ -75,7 +75,7 @@ def switched(kind: type[Any], fields: Mapping[str, Any], where: str) -> Iterator
         value = fields.get(name)
         if isinstance(value, bool) and "true" not in values_of(hints[name]):
             yield f"{where}.{name}", _wrong(hints[name], value)
-        inner = _inside(hints[name])
+        inner = config_in(hints[name])
         for one in value if isinstance(value, list) else [value]:
             if inner is not None and isinstance(one, dict):
                 yield from switched(inner, one, f"{where}.{name}")
@@ -103,7 +103,7 @@ def _locate(
         if isinstance(part, int):
             continue
         holder = inside
-        found = _inside(typing.get_type_hints(holder).get(part))
+        found = config_in(typing.get_type_hints(holder).get(part))
         if found is None:
             break
         inside = found
@@ -112,10 +112,3 @@ def _locate(
 
 def _names(kind: type[Any]) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
-
-
-def _inside(hint: Any) -> type[Any] | None:
-    """The dataclass that a type holds, if any."""
-    if dataclasses.is_dataclass(hint):
-        return typing.cast(type[Any], hint)
-    return next((found for one in typing.get_args(hint) if (found := _inside(one))), None)

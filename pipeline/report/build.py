@@ -145,6 +145,7 @@ def facts_of(
             "log2_shorter_side": _histogram(found.sides),
             "log2_aspect": _histogram(found.aspects),
         },
+        "numbers": _stage_numbers(found),
         "hosts": _hosts(found),
         "languages": _languages(found),
         "rules": _rules(found),
@@ -203,6 +204,16 @@ def _texts(texts: Texts) -> dict[str, Any]:
 
 def _histogram(histogram: Histogram) -> dict[str, Any]:
     return {"edges": list(histogram.edges), "series": dict(histogram.series)}
+
+
+def _stage_numbers(found: Survey) -> dict[str, dict[str, Any]]:
+    """The histogram of each column of numbers that a stage has the report draw, by the stage."""
+    numbers: dict[str, dict[str, Any]] = {}
+    for (stage, column), counts in found.numbers.items():
+        if (whole := counts.histogram()) is not None:
+            entry = {**_histogram(whole), "is_whole": counts.is_whole}
+            numbers.setdefault(stage, {})[column] = entry
+    return numbers
 
 
 def _hosts(found: Survey) -> list[dict[str, Any]]:

@@ -12,17 +12,16 @@ from typing import Any
 import pyarrow as pa
 
 from models.image.decode import ImageError, open_rgb
-from pipeline.manifest.manifest import STAGES
 from pipeline.results.sampling import RowLocation
 from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
-from stages.base import GlobalStage
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
 from stages.download import DownloadStage
 from stages.filter import FilterStage
 from stages.redaction import redacted
+from stages.registry import STAGES
 
 __all__ = ["Example", "Text", "Thumbnail", "examples", "locate"]
 
@@ -206,12 +205,8 @@ def thumbnail(image: bytes | None) -> Thumbnail | None:
 
 def _measures(name: str, values: dict[str, Any]) -> dict[str, str]:
     """The numbers and short words of a stage, those that say where a row lies left out."""
-    stage = STAGES[name]
-    fields = list(stage.writes)
-    if issubclass(stage, GlobalStage):
-        fields += list(stage.summary)
     found = {}
-    for column in fields:
+    for column in STAGES[name].columns():
         value = values[column.name]
         if value is None or column.name == "text" or column.name.endswith(INTERNAL):
             continue

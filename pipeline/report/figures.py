@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.manifest.plan import Plan
 from pipeline.report.charts import Histogram
 from pipeline.report.plots import Plot, curves, histogram
+from stages.base import Stage
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -18,12 +20,15 @@ __all__ = [
     "images",
     "lengths",
     "losses",
+    "numbers",
     "phrases",
     "points",
     "scores",
 ]
 
 SOURCES = ("web", "synthetic")
+
+MOST_TICKS = 6
 
 LOSSES = {
     "loss": "ink",
@@ -72,6 +77,10 @@ class Distribution:
 
 def _range(form: str, scale: Callable[[float], float] = float) -> Callable[[float, float], str]:
     return lambda low, high: f"{scale(low):{form}} to {scale(high):{form}}"
+
+
+def _whole_bin(low: float, high: float) -> str:
+    return f"{low:,.0f}" if high == low + 1 else f"{low:,.0f} to {high - 1:,.0f}"
 
 
 def _words_bin(low: float, high: float) -> str:
@@ -177,6 +186,47 @@ def _scores(facts: Mapping[str, Any], source: str, kind: str) -> Figure | None:
         whole = Histogram(edges=whole.edges, series={"over": over, "below": below})
         legend = ((source, "kept"), ("reject", f"under {threshold:g}"))
     return distribution(f"{source}_{kind}", whole, legend, remark, thresholds=lines)
+
+
+def numbers(facts: Mapping[str, Any], plan: Plan) -> dict[str, list[Figure]]:
+    """The numbers that stages measured, all and those of rows kept, by the stage."""
+    return {
+        stage: [_numbers(name, entry, plan.stage(stage)) for name, entry in columns.items()]
+        for stage, columns in facts["numbers"].items()
+    }
+
+
+def _numbers(column: str, entry: Mapping[str, Any], stage: Stage[Any]) -> Figure:
+    """A column of numbers, with the thresholds that it is compared with."""
+    edges, is_whole = entry["edges"], entry["is_whole"]
+    fields = (field for field, compared in stage.thresholds.values() if compared == column)
+    limits = (stage.limit(field) for field in fields)
+    step = max(1, len(edges) // MOST_TICKS)
+    total, kept = (sum(counts) for counts in entry["series"].values())
+    title, remark = column.replace("_", " "), f"{total:,} measured, {kept:,} of rows kept"
+    legend = (("kept faint", "measured"), ("kept", "kept"))
+    return Figure(
+        title=title,
+        plot=histogram(
+            Histogram(edges=edges, series=entry["series"]),
+            [class_ for class_, _ in legend],
+            bins=[
+                _whole_bin(low, high) if is_whole else f"{low:.6g} to {high:.6g}"
+                for low, high in itertools.pairwise(edges)
+            ],
+            ticks={
+                edge + 0.5 * (is_whole and edges[1] - edges[0] == 1): f"{edge:.6g}"
+                for edge in edges[:-1:step]
+            },
+            x_label=title,
+            label=f"Histogram: {title}, {remark}",
+            thresholds=[
+                limit for limit in limits if limit is not None and edges[0] <= limit <= edges[-1]
+            ],
+        ),
+        legend=legend,
+        remark=remark,
+    )
 
 
 def lengths(facts: Mapping[str, Any]) -> list[Figure]:

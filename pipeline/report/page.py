@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.manifest.manifest import STAGES
 from pipeline.manifest.plan import Plan
 from pipeline.report import figures
 from pipeline.report.ablation import tables
@@ -16,6 +15,7 @@ from pipeline.report.health import PAPER
 from pipeline.report.layout import environment, metric, policy
 from pipeline.report.survey import CELLS
 from pipeline.storage.records import AblationRecord, RunRecord, content_of
+from stages.registry import STAGES
 
 __all__ = ["Gallery", "Rows", "render"]
 
@@ -116,6 +116,7 @@ def render(
             cells=CELLS,
             paper=PAPER,
             scores=figures.scores(facts),
+            numbers=figures.numbers(facts, plan),
             lengths=figures.lengths(facts),
             images=figures.images(facts),
             phrases=figures.phrases(facts),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,16 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.random import splitmix
-from pipeline.report.charts import Histogram
+from pipeline.report.charts import GrowingHistogram, Histogram
 from pipeline.report.frequent import Frequent
-from pipeline.report.thresholds import thresholds
 from pipeline.results.sampling import Ranks, RowLocation, Smallest, ranks_of
+from pipeline.results.tables import INTERNAL
 from pipeline.results.verdicts import Judgement, Mask, Results
+from stages.base import Cutoff, Floats, Stage, floats, is_numeric
 from stages.caption import CaptionStage
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
 from stages.download import DownloadStage
 from stages.filter import FilterStage
+from stages.registry import STAGES
 from stages.review import ReviewStage
 from stages.schema import web_captions
 from stages.select import SelectStage
@@ -139,6 +141,8 @@ class Survey:
         reasons: Sampled rows for each (stage, reason).
         thresholds: The rows nearest the threshold of each (stage, reason) that has one.
         shown: Sampled rows for each of `CELLS`.
+        numbers: Each (stage, column) of numbers that the stage has the report draw: those that it
+            measured, and those of rows that it keeps.
     """
 
     rows: int = 0
@@ -164,6 +168,7 @@ class Survey:
     shown: dict[str, Smallest[RowLocation]] = field(
         default_factory=lambda: defaultdict(lambda: Smallest(PAIRS_SHOWN))
     )
+    numbers: dict[tuple[str, str], GrowingHistogram] = field(default_factory=dict)
 
 
 def survey(results: Results, names: Sequence[str]) -> Survey:
@@ -224,6 +229,7 @@ class _Shard:
         self._languages(found)
         self._clusters(found)
         self._phrases(found)
+        self._numbers(found)
 
     def _measured(self, name: str) -> tuple[pa.Table, Mask] | None:
         """A stage's annotations of the rows that it measured, and which rows these are."""
@@ -236,10 +242,10 @@ class _Shard:
         self,
         sample: Smallest[RowLocation],
         rows: npt.NDArray[np.intp],
-        nearness: npt.NDArray[np.float64] | None = None,
+        distance: Floats | None = None,
     ) -> None:
         sample.offer(
-            self.ranks[rows], lambda index: RowLocation(self.name, int(rows[index])), nearness
+            self.ranks[rows], lambda index: RowLocation(self.name, int(rows[index])), distance
         )
 
     def _reasons(self, found: Survey) -> None:
@@ -256,18 +262,18 @@ class _Shard:
             rows = np.flatnonzero(mask)
             reasons = self.verdicts.reasons[name].filter(pa.array(mask))
             kept = _bools(reasons.is_null())
-            for border in thresholds(self.plan.stage(name), table):
-                key = name, border.reason
-                line = found.thresholds.setdefault(key, Borderline(border.name, border.limit))
-                there = ~np.isnan(border.values)
-                rejected = _bools(pc.equal(reasons, pa.scalar(border.reason)))
+            for cutoff in self.plan.stage(name).cutoffs(table):
+                key = name, cutoff.reason
+                line = found.thresholds.setdefault(key, Borderline(cutoff.name, cutoff.limit))
+                there = ~np.isnan(cutoff.values)
+                rejected = _bools(pc.equal(reasons, pa.scalar(cutoff.reason)))
                 for sample, fate in ((line.rejected, rejected), (line.kept, kept)):
-                    nearness = border.nearness(fate is rejected)
-                    self._offer(sample, rows[fate & there], nearness[fate & there])
+                    distance = _distance(cutoff, fate is rejected)
+                    self._offer(sample, rows[fate & there], distance[fate & there])
 
     def _sizes(self, found: Survey) -> None:
-        width = _floats(self.pool["original_width"])
-        height = _floats(self.pool["original_height"])
+        width = floats(self.pool["original_width"])
+        height = floats(self.pool["original_height"])
         there = (width > 0) & (height > 0)
         sides = np.log2(np.minimum(width, height), where=there, out=np.zeros(len(width)))
         ratio = np.divide(width, height, where=there, out=np.ones(len(width)))
@@ -431,6 +437,44 @@ class _Shard:
             for entry in phrases.value_counts().to_pylist():
                 counter[entry["values"]] += entry["counts"]
 
+    def _numbers(self, found: Survey) -> None:
+        for name in self.tables:
+            measured = self._measured(name)
+            assert measured is not None
+            table, mask = measured
+            kept = _bools(self.verdicts.reasons[name].is_null())[mask]
+            for column in _drawn(STAGES[name]):
+                values, rows = table[column.name], np.arange(table.num_rows)
+                is_list = pa.types.is_list(column.type)
+                if is_list:
+                    values, rows = _flat(values)
+                is_whole = pa.types.is_integer(column.type.value_type if is_list else column.type)
+                counts = found.numbers.setdefault(
+                    (name, column.name), GrowingHistogram("measured", "kept", is_whole=is_whole)
+                )
+                numbers = floats(values)
+                counts.add("measured", numbers)
+                counts.add("kept", numbers[kept[rows]])
+
+
+def _drawn(stage: type[Stage[Any]]) -> Iterator[pa.Field[Any]]:
+    """The columns of numbers, or of lists of numbers, that the report draws of a stage."""
+    for column in stage.columns():
+        kind = column.type.value_type if pa.types.is_list(column.type) else column.type
+        if stage.histograms is None:
+            is_drawn = not column.name.endswith(INTERNAL)
+        else:
+            is_drawn = column.name in stage.histograms
+        if is_drawn and is_numeric(kind):
+            yield column
+
+
+def _distance(cutoff: Cutoff, is_rejected: bool) -> Floats:
+    """How far each row of a fate is from the threshold; the least is the nearest; (n,)."""
+    if cutoff.limit is not None:
+        return np.abs(cutoff.values - cutoff.limit)
+    return -cutoff.values if is_rejected else cutoff.values
+
 
 def _flat(lists: Any) -> tuple[Any, npt.NDArray[np.int64]]:
     """The values of a column of lists in order, and the row of each."""
@@ -438,12 +482,12 @@ def _flat(lists: Any) -> tuple[Any, npt.NDArray[np.int64]]:
     return whole.flatten(), pc.list_parent_indices(whole).to_numpy().astype(np.int64)
 
 
-def _scores(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
+def _scores(table: pa.Table, name: str) -> Floats:
     """A score of each text, NaN where it has none; nothing where the filter does not write it."""
     if name not in table.column_names:
         return np.zeros(0)
     column = table[name]
-    return _floats(_flat(column)[0] if pa.types.is_list(column.type) else column)
+    return floats(_flat(column)[0] if pa.types.is_list(column.type) else column)
 
 
 def _is_scored(table: pa.Table, kind: str) -> Mask:
@@ -453,7 +497,7 @@ def _is_scored(table: pa.Table, kind: str) -> Mask:
     return marks
 
 
-def _there(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _there(values: Floats) -> Floats:
     return values[~np.isnan(values)]
 
 
@@ -461,10 +505,10 @@ def _nothing() -> tuple[Any, npt.NDArray[np.int64]]:
     return pa.array([], pa.string()), np.zeros(0, np.int64)
 
 
-def _num_words(texts: Any) -> npt.NDArray[np.float64]:
+def _num_words(texts: Any) -> Floats:
     trimmed = pc.utf8_trim_whitespace(texts)
     number = pc.list_value_length(pc.utf8_split_whitespace(trimmed))
-    return _floats(pc.if_else(pc.equal(trimmed, pa.scalar("")), 0, number))
+    return floats(pc.if_else(pc.equal(trimmed, pa.scalar("")), 0, number))
 
 
 def _hosts(urls: Any) -> list[str]:
@@ -472,14 +516,6 @@ def _hosts(urls: Any) -> list[str]:
     pattern = r"^(?i:https?)://(?:[^/?#@]*@)?(?P<host>[^/?#]+)"
     found: Any = pc.struct_field(pc.extract_regex(urls, pattern), "host")
     return [LOCAL if host is None else host.lower() for host in found.to_pylist()]
-
-
-def _floats(values: Any) -> npt.NDArray[np.float64]:
-    """A column as float64, null as NaN."""
-    found: npt.NDArray[np.float64] = (
-        values.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
-    )
-    return found
 
 
 def _bools(values: Any) -> Mask:

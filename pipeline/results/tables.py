@@ -14,6 +14,7 @@ from pipeline.results.sample import Caption, SampleHistory, StageVerdict
 from pipeline.storage.records import AblationRecord, Estimate
 
 __all__ = [
+    "INTERNAL",
     "ablation_tables",
     "agreement_table",
     "cell",

@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.errors import ConservationError
-from pipeline.manifest.manifest import STAGES
 from pipeline.manifest.plan import Plan
 from pipeline.storage.run import Run
 from stages.base import CRASHED, GlobalStage
 from stages.download import DownloadStage
 from stages.filter import FilterStage
+from stages.registry import STAGES
 
 __all__ = ["DIGEST", "KEPT", "Judgement", "Mask", "Results", "crashed_rows"]
 

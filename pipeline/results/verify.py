@@ -21,7 +21,7 @@ from models.errors import (
     ManifestError,
     UnreadableError,
 )
-from pipeline.manifest.manifest import REVIEWS, STAGES
+from pipeline.manifest.manifest import REVIEWS
 from pipeline.results import retries
 from pipeline.results.funnel import funnel
 from pipeline.results.open_run import open_results
@@ -37,6 +37,7 @@ from pipeline.storage.records import (
 )
 from pipeline.storage.run import ABLATION, OWN, Run
 from stages.base import GlobalStage
+from stages.registry import STAGES
 from stages.review import read_decisions
 from stages.schema import POOL
 

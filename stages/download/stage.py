@@ -263,6 +263,13 @@ class DownloadStage(Stage[DownloadConfig]):
         "outside_source": "The file is outside the folder or file of its source.",
         **RESIZE_REASONS,
     }
+    help: ClassVar[str] = "fetch the list's images into the pool"
+    examples: ClassVar[tuple[str, ...]] = (
+        "capfilt download manifest.yaml",
+        "capfilt download manifest.yaml --retry timeout,http_5xx",
+    )
+    paper: ClassVar[str] = "img2dataset; LAION (arXiv:2111.02114)"
+    histograms: ClassVar[tuple[str, ...]] = ()
 
     def load(self) -> None:
         """Create the reader, resizer and fetcher that a worker keeps for all its shards."""

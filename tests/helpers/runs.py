@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from helpers.fakes import jpeg
-from pipeline.manifest.manifest import STAGES, Manifest
+from pipeline.manifest.manifest import Manifest
 from pipeline.results.retries import pool_state
 from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
+from stages.registry import STAGES
 from stages.schema import PAIRS, POOL, uid_of
 
 COMMIT = "0" * 40

@@ -10,6 +10,7 @@ STATUSES = {
     "CapfiltError": 1,
     "InputError": 2,
     "ManifestError": 2,
+    "PluginError": 2,
     "YamlError": 2,
     "PoolMismatchError": 2,
     "DamagedError": 3,

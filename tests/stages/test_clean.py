@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import spacy
 import yaml
+from helpers.runs import with_nulls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 from pydantic import TypeAdapter, ValidationError
 
-from stages.clean import CleanConfig, CleanStage, single_colour
+from stages.clean import CUTOFFS, CleanConfig, CleanStage, single_colour
 from stages.clean_presets import PRESETS
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
@@ -532,3 +533,34 @@ def test_a_real_pipeline_tells_the_parts_of_real_captions() -> None:
     assert np.mean(stage.fired(stage.annotate(pool(*captions))) == 0) > 0.97
     texts = pool("Running and jumping quickly", "A", "x" * 2_000_000)
     assert stage.annotate(texts)["text_determiner"].to_pylist()[:2] == [False, True]
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 900)), min_size=1, max_size=30))
+def test_a_cutoff_lies_between_what_its_rule_rejects_and_what_it_keeps(
+    measures: list[tuple[int, int]],
+) -> None:
+    stage = CleanStage(CleanConfig(preset="flamingo", languages=()))
+    words, sides = zip(*measures, strict=True)
+    table = with_nulls(
+        stage.writes,
+        len(words),
+        text=["a text"] * len(words),
+        text_words=list(words),
+        image_width=list(sides),
+        image_height=[1000] * len(words),
+        image_aspect=[1.0] * len(words),
+    )
+    bits = stage.fired(table)
+    cutoffs = list(stage.cutoffs(table))
+    assert {cutoff.reason for cutoff in cutoffs} <= set(stage.reasons)
+    for cutoff in cutoffs:
+        values = cutoff.values[bits >> list(stage.reasons).index(cutoff.reason) & 1 == 1]
+        is_least = cutoff.name.startswith("min")
+        assert ((values < cutoff.limit) if is_least else (values > cutoff.limit)).all()
+
+
+def test_every_cutoff_names_a_reason_a_threshold_and_columns() -> None:
+    for reason, (name, *columns) in CUTOFFS.items():
+        assert reason in CleanStage.reasons and name in CleanConfig().limits
+        for column in columns:
+            assert column.format(counts="text") in CleanStage.writes.names

@@ -8,11 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.fakes import painting
 from helpers.graphics import FAMILIES, drawn, encoded, resized
+from helpers.runs import with_nulls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -681,3 +683,14 @@ def test_clean_and_dedup_see_the_same_image() -> None:
     assert [cleaned[name].to_pylist() for name in PRINTS] == [
         alone[name].to_pylist() for name in PRINTS
     ]
+
+
+def test_a_distance_counts_of_copies_alone() -> None:
+    stage = DedupStage(DedupConfig())
+    columns = {"image_distance": [0, 3], "image_duplicate": [None, "near_duplicate_image"]}
+    schema = pa.schema([*stage.writes, *stage.summary])
+    cutoffs = {one.reason: one for one in stage.cutoffs(with_nulls(schema, 2, **columns))}
+    near = cutoffs["near_duplicate_image"]
+    assert near.limit == 6
+    np.testing.assert_array_equal(near.values, [np.nan, 3])
+    np.testing.assert_array_equal(cutoffs["in_evaluation_set"].values, [np.nan, np.nan])

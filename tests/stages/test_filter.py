@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.blips import WORDS, drawn, save, save_clip, tokenizer_of
+from helpers.runs import with_nulls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -416,3 +417,19 @@ def test_the_modules_do_not_import_torch_before_a_model_is_loaded() -> None:
     program = "import sys, stages.caption, stages.filter; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
+
+
+def test_a_threshold_is_compared_with_the_highest_score_of_a_row() -> None:
+    scores = {
+        "itm_web": [0.25, None, None],
+        "itm_synthetic": [[0.75, None], [], None],
+        "itm_further": [[0.5], [0.125, 0.25], []],
+        "clip_web": [None, 0.5, None],
+    }
+    table = with_nulls(FilterStage.writes, 3, itm_decoded=[True] * 3, **scores)
+    (itm,) = FilterStage(FilterConfig(min_itm=0.3)).cutoffs(table)
+    assert (itm.reason, itm.name, itm.limit) == ("unmatched", "min_itm", 0.3)
+    np.testing.assert_array_equal(itm.values, [0.75, 0.25, np.nan])
+    _, clip = FilterStage(FilterConfig(min_clip=0.2, clip="x")).cutoffs(table)
+    assert (clip.reason, clip.limit) == ("dissimilar", 0.2)
+    np.testing.assert_array_equal(clip.values, [np.nan, 0.5, np.nan])

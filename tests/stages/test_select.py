@@ -381,3 +381,12 @@ def test_captions_taken_over_from_copies_fill_a_cap() -> None:
     assert sum(summary["selected"].to_pylist()) == 4  # the first row, and three with boats alone
     alone = stage.annotate(rows.append_column("synthetic", pa.array([["a cat"]] * 12)))
     assert alone.equals(found)
+
+
+def test_the_pool_decides_where_a_top_fraction_ends() -> None:
+    table = pa.table({"score": pa.array([0.5, None])})
+    top = SelectStage(SelectConfig(method="top_fraction", score="itm_web", number=1))
+    (cutoff,) = top.cutoffs(table)
+    assert (cutoff.reason, cutoff.name, cutoff.limit) == ("not_selected", "score", None)
+    np.testing.assert_array_equal(cutoff.values, [0.5, np.nan])
+    assert not list(SelectStage(SelectConfig()).cutoffs(table))

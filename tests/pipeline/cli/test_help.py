@@ -14,9 +14,10 @@ from helpers import fakes
 from pipeline.cli.help import EXAMPLES, WAY
 from pipeline.cli.main import _parser, main
 from pipeline.manifest.fields import describe
-from pipeline.manifest.manifest import STAGES
+from pipeline.manifest.manifest import KEYS
 from pipeline.manifest.reference import kinds
 from pipeline.storage.run import Run
+from stages.registry import RESERVED, STAGES
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,9 +27,15 @@ def commands():
     return action.choices
 
 
+def examples():
+    """The examples of each command."""
+    return {**{name: STAGES[name].examples for name in STAGES.ours}, **EXAMPLES}
+
+
 def test_every_command_has_examples_that_it_understands():
-    assert set(EXAMPLES) == set(commands()) >= set(STAGES)
-    shown = [example for some in EXAMPLES.values() for example in some]
+    assert set(examples()) == set(commands()) >= set(STAGES)
+    assert all(examples().values())
+    shown = [example for some in examples().values() for example in some]
     shown += re.findall(r"^  (capfilt \S.*?)(?:  .*)?$", WAY, re.M)
     for example in shown:
         line = re.sub(r'^eval "\$\((.*)\)".*$', r"\1", example).split(" > ")[0]
@@ -43,7 +50,88 @@ def test_the_help_of_a_command_ends_with_its_examples(capsys):
         with pytest.raises(SystemExit) as ended:
             main([name, "--help"])
         assert ended.value.code == 0
-        assert capsys.readouterr().out.endswith("\n  ".join(["examples:", *EXAMPLES[name]]) + "\n")
+        shown = "\n  ".join(["examples:", *examples()[name]])
+        assert capsys.readouterr().out.endswith(f"{shown}\n")
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES.ours if name != "review"])
+def test_the_help_of_a_stage_tells_its_fields_and_reasons(capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    for field in describe(STAGES[name].config_type):
+        assert re.search(
+            rf"^  {field.name} \(.*\)\n      {re.escape(field.text[:60])}", shown, re.M
+        )
+    for reason, text in STAGES[name].every_reason().items():
+        assert f"\n  {reason}: {text[:60]}" in shown
+
+
+def test_the_list_of_commands_is_made_without_a_library_that_takes_long():
+    code = (
+        "import sys; from pipeline.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: "
+    )
+    code += "print(*sorted(sys.modules))"
+    command = [sys.executable, "-OO", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *shown, modules = done.stdout.splitlines()
+    assert not {"numpy", "pyarrow", "pydantic", "ray", "rich", "torch"} & set(modules.split())
+    listed = dict(re.findall(r"^    (\w+) +(\w.*)$", "\n".join(shown), re.M))
+    for name in STAGES.ours:
+        assert name == "review" or STAGES[name].help.startswith(listed[name])
+
+
+def test_the_help_of_a_stage_needs_no_docstrings():
+    command = [sys.executable, "-OO", "-m", "pipeline.cli", "select", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "\n  min_frequency (whole number; threshold; default 3)\n  max_per_phrase" in done.stdout
+    assert "\n  no_noun_phrase: The captions hold no noun phrase." in done.stdout
+
+
+def with_entry_point(folder, line, *arguments):
+    """Run the command line beside an installed distribution with one entry point."""
+    info = folder / "inks-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: inks\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text(f"[capfilt.stages]\n{line}\n")
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environ)
+
+
+def test_a_stage_that_cannot_be_imported_stops_only_what_needs_it(tmp_path):
+    (tmp_path / "m.yaml").write_text("{name: m, stages: {download: {source: x}, ink: {}}}")
+    command = ("run", str(tmp_path / "m.yaml"), "--dry-run")
+    done = with_entry_point(tmp_path, "ink = no_such:Ink", *command)
+    assert done.returncode == 2
+    assert "m.yaml: stages.ink: entry point ink = no_such:Ink in capfilt.stages of" in done.stderr
+    assert "inks 2.0: cannot be imported: ModuleNotFoundError: " in done.stderr
+    assert "Mend or uninstall the distribution" in done.stderr
+    again = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    for given, status in (("--help", 0), ("ink --help", 2)):
+        command = [sys.executable, "-m", "pipeline.cli", *given.split()]
+        done = subprocess.run(command, capture_output=True, text=True, env=again)
+        assert done.returncode == status, done.stderr
+    assert done.stderr.startswith("capfilt: entry point ink = no_such:Ink")
+
+
+def test_a_stage_with_a_name_of_ours_stops_every_command(tmp_path):
+    done = with_entry_point(tmp_path, "clean = inks:Ink", "--help")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "capfilt: entry point clean = inks:Ink in capfilt.stages of inks 2.0: capfilt has a stage "
+        "'clean'. Rename it, or uninstall the distribution\n"
+    )
+
+
+def test_a_stage_without_a_line_of_help_is_listed_by_its_package(tmp_path):
+    done = with_entry_point(tmp_path, "ink = no_such:Ink", "--help")
+    assert re.search(r"^    ink +a stage of inks 2\.0$", done.stdout, re.M)
+
+
+def test_no_stage_of_another_package_can_be_called_as_a_command_or_a_key():
+    assert set(commands()) | set(KEYS) <= {*STAGES.ours, *RESERVED}
 
 
 def test_without_arguments_it_points_at_what_lies_there(capsys, tmp_path, monkeypatch):

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from models.errors import ContractError
 from pipeline.execution.row_errors import MOST_FAILURES, measure_by_row
 from pipeline.execution.worker import Worker
-from pipeline.manifest.manifest import STAGES, Manifest
+from pipeline.manifest.manifest import Manifest
 from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 from stages.base import CRASHED
 from stages.clean import CleanStage
+from stages.registry import STAGES
 from stages.schema import POOL
 
 
@@ -104,7 +105,7 @@ def test_a_row_that_raises_is_rejected_and_the_shard_goes_on(tmp_path, monkeypat
             }
         )
     )
-    monkeypatch.setitem(STAGES, "clean", Fussy)
+    monkeypatch.setitem(STAGES._classes, "clean", Fussy)
     done = worker.work("clean", "00000")
     assert done["rows"] == 40
     assert done["reasons"][CRASHED] == 2

@@ -18,10 +18,11 @@ from models.errors import ManifestError
 from pipeline.cli.main import main
 from pipeline.demo.ablation import Ablation
 from pipeline.manifest.fields import describe
-from pipeline.manifest.manifest import KEYS, STAGES, EvaluateConfig, Manifest
+from pipeline.manifest.manifest import KEYS, EvaluateConfig, Manifest
 from pipeline.manifest.train_config import TrainConfig
 from stages.documents import DocumentsConfig
 from stages.export import ExportConfig
+from stages.registry import STAGES
 from stages.sources import Source
 
 BASE: dict[str, Any] = {
@@ -29,7 +30,7 @@ BASE: dict[str, Any] = {
     "seed": 0,
     "rounds": 1,
     "stages": {
-        **{name: {} for name in STAGES},
+        **{name: {} for name in STAGES.ours},
         "download": {"source": "x.csv"},
         "caption": {"model": "m/x"},
         "filter": {"model": "m/y"},
@@ -77,8 +78,8 @@ Place = tuple[str, ...]
 
 def configs() -> Iterator[tuple[Place, type[Any]]]:
     """Where the config of each kind stands."""
-    for name, stage in STAGES.items():
-        yield ("stages", name), stage.config_type
+    for name in STAGES.ours:
+        yield ("stages", name), STAGES[name].config_type
     yield ("stages", "export"), ExportConfig
     yield ("exports", "more"), ExportConfig
     yield ("stages", "export", "documents"), DocumentsConfig

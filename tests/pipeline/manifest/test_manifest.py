@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from models.errors import ManifestError
-from pipeline.manifest.manifest import STAGES, Manifest
+from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
+from stages.registry import STAGES
 
 MINIMAL = {
     "name": "birds",
@@ -190,7 +191,8 @@ def test_a_threshold_changes_the_decision_and_not_the_fingerprint(tmp_path):
 
 def test_each_stage_is_one_word_everywhere():
     root = Path(__file__).parents[3]
-    for name, stage in STAGES.items():
+    for name in STAGES.ours:
+        stage = STAGES[name]
         assert stage.__module__ in (f"stages.{name}", f"stages.{name}.stage")
         assert stage.__name__ == f"{name.title()}Stage"
         assert stage.config_type.__name__ == f"{name.title()}Config"
