@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 from helpers import fakes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,10 +144,19 @@ def test_the_list_meets_the_reasons_that_the_page_shows(read):
     assert "duplicate_image" in copy and re.search(r"^\w{12} +stays +http.*/3\.jpg$", copy, re.M)
 
 
+def test_the_stage_of_the_page_is_the_package_that_is_tested():
+    ((_, _, code),) = blocks("stage.md", "python")
+    ((_, _, entry),) = blocks("stage.md", "toml")
+    package = ROOT / "tests" / "plugin"
+    assert textwrap.dedent(code) == (package / "capfilt_ink.py").read_text()
+    assert textwrap.dedent(entry) in (package / "pyproject.toml").read_text()
+    ((_, _, manifest),) = blocks("stage.md", "yaml")
+    assert list(yaml.safe_load(manifest)["stages"]) == ["download", "ink", "export"]
+
+
 def test_the_stage_of_the_page_is_a_stage():
     scope = {}
-    code = [textwrap.dedent(content) for _, _, content in blocks("stage.md", "python")]
-    exec("\n".join(code), scope)
+    exec((ROOT / "tests" / "plugin" / "capfilt_ink.py").read_text(), scope)
     stage = scope["InkStage"](scope["InkConfig"]())
     rows = pa.table({"uid": ["a", "b"], "image": [fakes.jpeg(1), b"no image"]})
     found = stage.annotate(rows)
