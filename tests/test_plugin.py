@@ -33,6 +33,7 @@ def ink_files(folder):
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory):
     """An environment that has the package."""
+    pytest.importorskip("setuptools", reason="--no-build-isolation needs it")
     return PluginEnvironment(tmp_path_factory.mktemp("plugin"))
 
 

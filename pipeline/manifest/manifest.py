@@ -368,9 +368,12 @@ class _Mistakes:
             return STAGES[name].config_type
         except KeyError:
             names = (*STAGES, ExportStage.name)
+            hint = did_you_mean(str(name), names, else_list=False)
             self.add(
                 where,
-                f"unknown stage{did_you_mean(str(name), names)}. If it is of another package, "
+                f"unknown stage{hint}"
+                if hint
+                else f"unknown stage; known are {', '.join(names)}. If it is of another package, "
                 "install that package here",
             )
         except PluginError as error:
