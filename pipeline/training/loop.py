@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from models.errors import DamagedError
 from models.objectives.batch import Batch
 from models.objectives.blip import MED
 from models.objectives.clip import Contrastive
@@ -29,11 +24,17 @@ from models.objectives.queue import check_queue
 from models.random import seed_of
 from models.weights import folder_of
 from pipeline.manifest.train_config import LARGE, PAPER, Source, TrainConfig, as_sources, start_of
-from pipeline.storage.checksum import CHANGED
 from pipeline.storage.staging import StagingDir
 from pipeline.training import model_card
+from pipeline.training.checkpoint import Checkpoint, cut_log, flush
 from pipeline.training.data import Pairs, Position, fingerprints_of
 from pipeline.training.loader import Loaded, ahead, make_batches
+from pipeline.training.optim import (
+    average_gradients,
+    learning_rate,
+    make_optimizer,
+    use_bf16,
+)
 from stages.base import digest
 
 __all__ = ["TrainResult", "train"]
@@ -123,7 +124,6 @@ class _Training:
         self.out, self.partial = scratch.folder, scratch.partial
         self.log = self.partial / "metrics.jsonl"
         self.samples = self.partial / "samples.jsonl"
-        self.checkpoint = self.partial / "checkpoint.safetensors"
         if config.threads:
             torch.set_num_threads(config.threads)
         if config.workers != num_ranks():
@@ -164,6 +164,7 @@ class _Training:
         settings |= {"model": config.model if not self.start else None}
         content = [(entry["weight"], entry["sha256"]) for entry in self.data]
         self.identity = digest([settings, self.start, content])
+        self.checkpoint = Checkpoint(self.partial / "checkpoint.safetensors", self.identity)
         self.step = 0
         self.positions = [Position()] * share
         self.unreadable = 0
@@ -175,10 +176,11 @@ class _Training:
         if self.is_finished():
             self.step = self.steps
             return self.result({}, 0, began, self.steps)
-        self.scratch.fetch(self.checkpoint.name, self.log.name, self.samples.name)
+        self.scratch.fetch(self.checkpoint.path.name, self.log.name, self.samples.name)
         resumed_from = self.resume()
         self.partial.mkdir(parents=True, exist_ok=True)
-        self.keep_log(resumed_from)
+        for path in (self.log, self.samples) if rank() == 0 else ():
+            cut_log(path, resumed_from)
         recent: list[dict[str, float]] = []
         batches = make_batches(
             config, self.streams, self.model, self.positions, self.prompt_length()
@@ -346,7 +348,7 @@ class _Training:
         shutil.rmtree(self.out, ignore_errors=True)
         self.partial.rename(self.out)
         # Up to here a call that is killed goes on from the checkpoint, and writes the model again.
-        (self.out / self.checkpoint.name).unlink(missing_ok=True)
+        (self.out / self.checkpoint.path.name).unlink(missing_ok=True)
         self.scratch.publish()
 
     def prompt_length(self) -> int:
@@ -355,69 +357,31 @@ class _Training:
             return 0
         return len(self.model.tokenizer(self.config.prompt)["input_ids"]) - 1
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All that a step changes, by name; shared weights once."""
-        named = dict(self.model.named_parameters())
-        state: dict[str, Tensor] = {f"model.{name}": p for name, p in named.items()}
-        momentum = getattr(self.model, "momentum", None)
-        if momentum is not None:
-            buffers = momentum.named_buffers()
-            state |= {f"queue.{k}": v for k, v in buffers if "." not in k}
-        for name, parameter in named.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"optimizer.{key}.{name}"] = value
-        return state
-
     def save_checkpoint(self) -> None:
-        """Write everything a later call needs into one file, or leave the old one."""
+        """Write a checkpoint on rank 0, with where the streams of all ranks stand."""
         # The rank's count stands with its first stream.
         counts = [self.unreadable] + [0] * len(self.positions[1:])
         at = [(p.epoch, p.block, p.offset, n) for p, n in zip(self.positions, counts, strict=True)]
         streams = gather(torch.tensor(at, device=self.device)).tolist()
         if rank():
             return
-        tensors = {
-            name: value.detach().cpu().contiguous() for name, value in self.tensors().items()
-        }
-        state: dict[str, Any] = {
-            "identity": self.identity,
-            "step": self.step,
-            "streams": streams,
-        }
-        state["sha256"] = _sha256(state, sorted(tensors.items()))
-        partial = self.checkpoint.with_name(self.checkpoint.name + ".partial")
-        save_file(tensors, partial, metadata={"state": json.dumps(state)})
-        flush(partial)
-        partial.replace(self.checkpoint)
+        self.checkpoint.save(self.model, self.optimizer, step=self.step, streams=streams)
         # The logs first: rows behind a checkpoint are cut, rows before it would be missing.
-        self.scratch.keep(self.log.name, self.samples.name, self.checkpoint.name)
+        self.scratch.keep(self.log.name, self.samples.name, self.checkpoint.path.name)
 
     def resume(self) -> int:
-        """Take up this training's checkpoint; the step it is of, 0 for none.
+        """Load this training's checkpoint and return its step, 0 where there is none.
 
         Raises:
-            ValueError: Not every rank sees it.
+            ValueError: Not every rank sees it, or it is damaged.
         """
-        state = self.checkpoint_state()
+        state = self.checkpoint.read()
         found = torch.tensor([state.get("step", 0)], device=self.device)
         if len(set(gather(found).tolist())) > 1:
             raise ValueError(f"train: {self.scratch.out} must be on storage that all workers share")
         if not state:
             return 0
-        named = dict(self.model.named_parameters())
-        with safe_open(self.checkpoint, "pt") as file, torch.no_grad():
-            saved = ((key, file.get_tensor(key)) for key in sorted(file.keys()))
-            if state.pop("sha256", None) != _sha256(state, saved):
-                raise self.damaged(CHANGED)
-            for key in file.keys():  # noqa: SIM118
-                kind, _, name = key.partition(".")
-                if kind == "optimizer":
-                    slot, _, name = name.partition(".")
-                    value = file.get_tensor(key).to(self.device)
-                    self.optimizer.state[named[name]][slot] = value
-            for key, tensor in self.tensors().items():
-                if not key.startswith("optimizer."):
-                    tensor.copy_(file.get_tensor(key))
+        self.checkpoint.restore(self.model, self.optimizer, state)
         self.step = state["step"]
         share = len(self.positions)
         own = state["streams"][rank() * share : (rank() + 1) * share]
@@ -425,53 +389,6 @@ class _Training:
         self.unreadable = sum(entry[3] for entry in own)
         logger.info("%s goes on from step %d", self.out.name, self.step)
         return self.step
-
-    def checkpoint_state(self) -> dict[str, Any]:
-        """What the checkpoint says of itself; empty where there is none of this training."""
-        if not self.checkpoint.exists():
-            return {}
-        try:
-            with safe_open(self.checkpoint, "pt") as file:
-                state: dict[str, Any] = json.loads(file.metadata()["state"])
-            if state["identity"] != self.identity:
-                logger.warning("%s is of another training and is ignored", self.checkpoint)
-                return {}
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise self.damaged(error) from error
-        return state
-
-    def damaged(self, why: object) -> DamagedError:
-        """Make the error for a checkpoint that is not as it was written."""
-        return DamagedError(
-            f"{self.checkpoint}: damaged: {why}. Remove it, and the training starts over"
-        )
-
-    def keep_log(self, step: int) -> None:
-        """Cut the logs behind the step that this call goes on from."""
-        for log in (self.log, self.samples):
-            if rank() or not log.exists():
-                continue
-            rows = log.read_text(encoding="utf-8").split("\n")
-            # A row that a killed call left unfinished is behind the checkpoint.
-            kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
-            partial = log.with_name(log.name + ".partial")
-            partial.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
-            partial.replace(log)
-
-
-def flush(path: Path) -> None:
-    """Bring a file to the disk, so that the name it is given next outlives a loss of power."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sha256(state: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """The digest of a checkpoint: its state, and the names, types, shapes and values of tensors."""
-    found = hashlib.sha256(json.dumps(state).encode())
-    for name, tensor in tensors:
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def together(fingerprints: Sequence[str]) -> str:
@@ -520,51 +437,3 @@ def make_model(config: TrainConfig, tokenizer: str | None) -> MED | Contrastive:
         decay = config.momentum ** (1 / config.accumulate)
         med.start_momentum(queue_size=config.queue_size, decay=decay)
     return med
-
-
-def use_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether to autocast: as told, or where the device multiplies bf16 faster than fp32."""
-    if config.precision != "auto":
-        return config.precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(0.9, config.beta2), eps=config.eps, fused=True
-    )
-
-
-def learning_rate(config: TrainConfig, step: int, steps: int, steps_an_epoch: int) -> float:
-    """The learning rate of a step, counted from 0."""
-    if step < config.warmup_steps:
-        rise = config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps
-        return min(config.lr, rise)
-    if config.schedule == "exponential":
-        return max(config.min_lr, config.lr * config.decay_rate ** (step // steps_an_epoch))
-    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
-
-
-def average_gradients(model: torch.nn.Module) -> None:
-    """Replace each gradient by its mean over the ranks."""
-    if num_ranks() == 1:
-        return
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
-    torch.distributed.all_reduce(flat)
-    flat /= num_ranks()
-    parts = torch.split(flat, [p.numel() for p in trained])
-    for parameter, part in zip(trained, parts, strict=True):
-        parameter.grad = part.view_as(parameter)

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from models.objectives.blip import MED
 from models.objectives.sizes import BLIP_SIZES
 from pipeline.manifest.train_config import TrainConfig
-from pipeline.training.loop import learning_rate, make_model, make_optimizer, train
+from pipeline.training.loop import make_model, train
+from pipeline.training.optim import learning_rate, make_optimizer
 
 
 @pytest.mark.parametrize(
