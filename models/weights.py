@@ -28,6 +28,7 @@ __all__ = [
     "device_of",
     "dtype_of",
     "folder_of",
+    "parts_of",
     "pinned",
     "place",
     "revision_of",
@@ -99,6 +100,20 @@ def folder_of(model: str) -> str:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return str(folder)
+
+
+def parts_of(model: str) -> list[str]:
+    """The folders of a model that hold weights: the model folder itself, or else those in it.
+
+    Args:
+        model: A model folder, here or at a URL; a name on the hub has none.
+    """
+    top = Path(folder_of(model)).expanduser()
+    if not top.is_dir():
+        return []
+    if any(top.glob("*.safetensors")):
+        return [str(top)]
+    return [str(folder) for folder in sorted(top.iterdir()) if any(folder.glob("*.safetensors"))]
 
 
 def revision_of(model: str, revision: str | None = None) -> str:

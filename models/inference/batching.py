@@ -122,6 +122,23 @@ class BatchRunner:
                     done += size
         return results
 
+    def map_all(
+        self,
+        images: Sequence[bytes],
+        compute: Callable[[list[int], Any], list[ResultT]],
+        batch_size: int | None = None,
+    ) -> list[ResultT]:
+        """What `compute` gives for each image; see `map`.
+
+        Raises:
+            ImageError: An image cannot be opened.
+        """
+        results = self.map(images, compute, batch_size)
+        for image, result in zip(images, results, strict=True):
+            if result is None:
+                self.open_image(image)  # raises what is wrong with it
+        return [result for result in results if result is not None]
+
     def _opened(self, images: Sequence[bytes], batch_size: int) -> Iterator[tuple[list[int], Any]]:
         """Batches of (positions, batch), one ahead; images that do not open are left out."""
         pin = self.device.type == "cuda"

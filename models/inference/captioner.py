@@ -34,6 +34,9 @@ __all__ = ["Captioner"]
 
 logger = logging.getLogger(__name__)
 
+PROMPT = "a picture of "
+"""BLIP's prompt, for a model that does not say what it was trained with."""
+
 
 class Captioner(Blip):
     """Writes captions of images with a BlipForConditionalGeneration."""
@@ -97,6 +100,22 @@ class Captioner(Blip):
             return [[self._caption(row) for row in rows] for rows in ids.tolist()]
 
         return [captions or [] for captions in self.batches.map(images, write, batch_size)]
+
+    def write_captions(
+        self, images: Sequence[bytes], settings: Settings, batch_size: int | None = None
+    ) -> list[str]:
+        """The best caption of each image; see `Writes`.
+
+        Raises:
+            ImageError: An image cannot be decoded.
+        """
+        prompt = getattr(self.model.config, "caption_prompt", PROMPT)
+        seeds = [0] * len(images)
+        written = self.caption(images, seeds, settings, prompt=prompt, batch_size=batch_size)
+        for image, captions in zip(images, written, strict=True):
+            if not captions:
+                self.preprocess.square(image)  # raises what is wrong with it
+        return [captions[0].text for captions in written]
 
     def _write(
         self, squares: Tensor, seeds: Sequence[int], settings: Settings, begun: Tensor

@@ -102,6 +102,23 @@ class Clip:
 
         return [found or [] for found in self.batches.map(images, compare, batch_size)]
 
+    def embed_images(self, images: Sequence[bytes], batch_size: int | None = None) -> Tensor:
+        """Unit embeddings (n, d) of images; see `Ranks`.
+
+        Raises:
+            ImageError: An image cannot be decoded.
+        """
+
+        def embed(positions: list[int], pixels: Tensor) -> list[Tensor]:
+            return list(self._see(pixels.to(self.device, non_blocking=True)))
+
+        return torch.stack(self.batches.map_all(images, embed, batch_size))
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings (m, d) of texts; see `Ranks`."""
+        return self._read(list(texts))
+
     def _pixels(self, image: bytes) -> npt.NDArray[np.float32]:
         pixels: npt.NDArray[np.float32] = self.processor(open_rgb(image))["pixel_values"][0]
         return pixels

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BlipForImageTextRetrieval
 
-from models.attention import attend, first_fused, split_heads
+from models.attention import attend, encode_texts, first_fused, split_heads
 from models.image.decode import Preprocess
 from models.inference.batching import check_one_each
 from models.inference.blip import Blip, ImageMemory
@@ -86,10 +86,11 @@ class Matcher(Blip):
         def judge(positions: list[int], squares: Tensor) -> list[list[Match]]:
             features = self.see(squares)
             known = ImageMemory(self.model.text_encoder, features)
-            looks = functional.normalize(self.model.vision_proj(features[:, 0]).float(), dim=-1)
+            looks = self._embed(features)
             found = [[Match(0, 0)] * len(texts[position]) for position in positions]
             for grid in self._grids([texts[position] for position in positions]):
-                matched, cosines = self._match(known, looks, grid)
+                logits, cosines = self._match(known, looks, grid)
+                matched = logits.softmax(-1)[:, 1]
                 for row, slot, itm, itc in zip(
                     grid.rows, grid.slots, matched.tolist(), cosines.tolist(), strict=True
                 ):
@@ -97,6 +98,59 @@ class Matcher(Blip):
             return found
 
         return [found or [] for found in self.batches.map(images, judge, batch_size)]
+
+    def match(
+        self,
+        images: Sequence[bytes],
+        texts: Sequence[Sequence[str]],
+        batch_size: int | None = None,
+    ) -> list[Tensor]:
+        """For each image, the ITM logits (k, 2) of its k texts; see `score` and `Matches`.
+
+        Raises:
+            ImageError: An image cannot be decoded.
+        """
+        check_one_each(images, texts, "list of texts")
+
+        def judge(positions: list[int], squares: Tensor) -> list[Tensor]:
+            features = self.see(squares)
+            known, looks = ImageMemory(self.model.text_encoder, features), self._embed(features)
+            found = [torch.zeros(len(texts[position]), 2) for position in positions]
+            for grid in self._grids([texts[position] for position in positions]):
+                logits, _ = self._match(known, looks, grid)
+                for row, slot, pair in zip(grid.rows, grid.slots, logits.cpu(), strict=True):
+                    found[row][slot] = pair
+            return found
+
+        return self.batches.map_all(images, judge, batch_size)
+
+    def embed_images(self, images: Sequence[bytes], batch_size: int | None = None) -> Tensor:
+        """Unit embeddings (n, d) of images, as ITC compares them; see `Ranks`.
+
+        Raises:
+            ImageError: An image cannot be decoded.
+        """
+
+        def embed(positions: list[int], squares: Tensor) -> list[Tensor]:
+            return list(self._embed(self.see(squares)))
+
+        return torch.stack(self.batches.map_all(images, embed, batch_size))
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings (m, d) of texts, as ITC compares them; see `Ranks`."""
+        width = self.model.config.image_text_hidden_size
+        embedded = torch.empty(len(texts), width, device=self.device)
+        for grid in self._grids([texts]):
+            mask = torch.arange(grid.ids.shape[1], device=self.device) < grid.lengths[:, None]
+            read = encode_texts(self.model.text_encoder, grid.ids, mask, first_only=True)
+            words = self.model.text_proj(read[:, 0]).float()
+            embedded[grid.slots] = functional.normalize(words, dim=-1)
+        return embedded
+
+    def _embed(self, features: Tensor) -> Tensor:
+        """Unit embeddings (n, d) of the features (n, P, D) of images."""
+        return functional.normalize(self.model.vision_proj(features[:, 0]).float(), dim=-1)
 
     def _grids(self, texts: list[Sequence[str]]) -> Iterator[_Grid]:
         """The texts of a batch of images, those of about one length together."""
@@ -125,7 +179,7 @@ class Matcher(Blip):
                 )
 
     def _match(self, images: ImageMemory, looks: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:
-        """ITM probabilities and ITC cosines, each (texts,), of one pass over both readings."""
+        """ITM logits (texts, 2) and ITC cosines (texts,) of one pass over both readings."""
         encoder = self.model.text_encoder
         fused = first_fused(encoder.config)
         alone, count = grid.ids, len(grid.ids)
@@ -159,8 +213,8 @@ class Matcher(Blip):
             x = layer.feed_forward_chunk(torch.cat([x[:-count], seen]))
         words = (words if fused else x)[:count, 0]
         words = functional.normalize(self.model.text_proj(words).float(), dim=-1)
-        matched = self.model.itm_head(x[-count:, 0]).float().softmax(-1)[:, 1]
-        return matched, (looks[rows] * words).sum(-1)
+        logits: Tensor = self.model.itm_head(x[-count:, 0]).float()
+        return logits, (looks[rows] * words).sum(-1)
 
 
 class _Grid(NamedTuple):

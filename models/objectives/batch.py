@@ -1,10 +1,10 @@
-"""Image-text pairs as a training reads them."""
+"""Images and their texts as a training reads them."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,41 +18,49 @@ __all__ = ["Batch", "tokenize"]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """n pairs of one step.
+    """n images of a step, each with a text.
 
     Attributes:
         pixels: float32 (n, 3, S, S), normalised.
-        tokens: int64 (n, L): [CLS] text [SEP], padded on the right.
+        tokens: int64 (n, L): [CLS] text [SEP], padded on the right; None for images without texts.
         image_ids: int64 (n,): equal where the image is the same.
-        prompt: How many leading tokens, [CLS] included, the decoder is given and not asked for.
     """
 
     pixels: Tensor
-    tokens: Tensor
+    tokens: Tensor | None = None
     image_ids: Tensor
-    prompt: int = 0
+
+    @property
+    def texts(self) -> Tensor:
+        """The tokens.
+
+        Raises:
+            ValueError: The batch has images alone.
+        """
+        if self.tokens is None:
+            raise ValueError("the objective reads texts, and the batch has images alone")
+        return self.tokens
 
     def to(self, device: torch.device) -> Batch:
-        """The same pairs on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("pixels", "tokens", "image_ids")}
-        return dataclasses.replace(self, **moved)
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device))
 
     def split(self, number: int, streams: int = 1) -> list[Batch]:
         """The same pairs as so many batches of n / number.
 
         Where the pairs are those of several streams in turn, each has its share of every batch.
         """
-        rows = torch.arange(len(self.tokens), device=self.tokens.device)
+        rows = torch.arange(len(self.pixels), device=self.pixels.device)
         parts = rows.view(streams, number, -1).transpose(0, 1).flatten(1)
-        names = ("pixels", "tokens", "image_ids")
-        return [
-            dataclasses.replace(self, **{name: getattr(self, name)[part] for name in names})
-            for part in parts
-        ]
+        return [self._map(partial(_rows, part)) for part in parts]
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tokens = None if self.tokens is None else change(self.tokens)
+        return Batch(pixels=change(self.pixels), tokens=tokens, image_ids=change(self.image_ids))
 
     def chances(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        """Numbers in [0, 1), (n, *shape): for a pair the same whichever rank it is dealt to."""
-        n, device = len(self.tokens), self.tokens.device
+        """Numbers in [0, 1), (n, *shape): for a pair the same whichever rank has it."""
+        n, device = len(self.pixels), self.pixels.device
         drawn = torch.rand(n * num_ranks(), *shape, generator=generator, device=device)
         return drawn[rank() * n : (rank() + 1) * n]
 
@@ -78,12 +86,16 @@ class Batch:
 
         Args:
             layers: Of the image encoder.
-            dropped: The chance of the last layer to be left out, below 1.
+            dropped: The chance that the last layer is skipped, below 1.
             generator: Draws them.
         """
         if not dropped:
             return None
         return kept_paths(self.chances((layers, 2), generator), dropped)
+
+
+def _rows(part: Tensor, tensor: Tensor) -> Tensor:
+    return tensor[part]
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Tensor:

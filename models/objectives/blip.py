@@ -1,11 +1,11 @@
-"""BLIP's multimodal mixture of encoder-decoder (Li et al., arXiv 2201.12086), out of stock BLIP.
+"""BLIP's multimodal mixture of encoder-decoder (Li et al., arXiv 2201.12086) and its losses.
 
-One image encoder and one set of text weights read in three ways: the unimodal text encoder
+One image encoder and one set of text weights read a text in three ways: the unimodal text encoder
 ([CLS]; contrast, ITC), the image-grounded text encoder ([ENC]; matching, ITM) and the
-image-grounded text decoder ([DEC]; language modelling, LM). The text encoder and the decoder are
-those of `BlipForImageTextRetrieval` and `BlipForConditionalGeneration` of transformers, and share
-everything but self-attention (Table 3), so that what is trained here is saved as two plain
-folders that stock transformers loads.
+image-grounded text decoder ([DEC]; language modelling, LM). Text encoder and decoder are those of
+`BlipForImageTextRetrieval` and `BlipForConditionalGeneration` of transformers, and share
+everything but self-attention (Table 3). So the trained model is saved as two folders that stock
+transformers loads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,10 @@ from transformers import (
 
 from models.attention import Memory, cross_attention_kv, encode_images, encode_texts, first_fused
 from models.image.decode import Preprocess
-from models.objectives.batch import Batch, tokenize
+from models.objectives import blip_card
+from models.objectives.base import Objective, Step
+from models.objectives.batch import Batch
+from models.objectives.blip_config import Part
 from models.objectives.distributed import (
     balance,
     gather,
@@ -39,12 +42,14 @@ from models.objectives.distributed import (
     rank,
 )
 from models.objectives.itc import Momentum, contrast_loss, contrast_targets, hard_negatives
-from models.objectives.masking import IGNORED, MaskedHead, distilled, mask_tokens
+from models.objectives.masking import IGNORED
 from models.objectives.sizes import BLIP_SIZES, blip_config
+from models.text.pre_caption import pre_caption
 
-__all__ = ["IGNORED", "MED", "Part", "lm_labels", "lm_loss"]
+__all__ = ["IGNORED", "MED", "lm_labels", "lm_loss"]
 
-Part = Literal["captioner", "matcher"]
+SAMPLE_TOKENS = 30
+"""Longest caption of a sample for the log."""
 
 
 def lm_labels(tokens: Tensor, pad: int, prompt: int = 0) -> Tensor:
@@ -73,13 +78,12 @@ def lm_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
     )
 
 
-class MED(nn.Module):
+class MED(Objective):
     """The mixture, or the one part of it that an objective trains.
 
-    With both parts its loss is BLIP's pre-training (ITC + ITM + LM, 1:1:1); with the captioner
-    alone it is captioner fine-tuning (LM); with the matcher alone filter fine-tuning (ITC + ITM);
-    with a matcher, `start_fusion` and `start_masking` it is ALBEF's (ITC + ITM + MLM, arXiv
-    2107.07651), whose head is of pre-training only and is not saved.
+    With both parts the losses are those of BLIP's pre-training (ITC + ITM + LM, 1:1:1), with the
+    captioner alone those of captioner fine-tuning (LM), with the matcher alone those of filter
+    fine-tuning (ITC + ITM).
 
     Under `torch.distributed` a batch is a rank's share of one batch: contrast has the candidates
     of all ranks, and the mean of the ranks' gradients is that of one rank with all pairs.
@@ -87,30 +91,34 @@ class MED(nn.Module):
     Example:
         >>> med = MED.from_pretrained("tiny", tokenizer="tokenizer/")
         >>> med.start_momentum(queue_size=512)
-        >>> losses = med(batch, alpha=0.4)
+        >>> losses = med(batch, Step())
         >>> sum(losses.values()).backward()
         >>> med.save("models/blip")
 
     Attributes:
-        captioner: `BlipForConditionalGeneration`, or null.
-        matcher: `BlipForImageTextRetrieval`, or null.
+        captioner: `BlipForConditionalGeneration`, or None.
+        matcher: `BlipForImageTextRetrieval`, or None.
         tokenizer: BERT's, with [DEC] and [ENC].
         temperature: Of the contrastive loss, trained; saved as `itc_temperature` in config.json.
-        prompt: What captions begin with; saved as `caption_prompt` in config.json where not null.
+        prompt: What captions begin with; saved as `caption_prompt` in config.json unless None.
         mask_patches: The share of an image's patches that is hidden in training (FLIP, arXiv
             2212.00794); whole images are seen in evaluation.
-        drop_path: The chance that the last layer of the image encoder is left out for an image in
-            training, falling evenly to 0 at the first (stochastic depth, arXiv 1603.09382); that of
-            BLIP's code: 0.1 for a ViT-L and 0 for others.
-        local_streams: Where not 0, the rank's pairs are those of so many streams in turn, and the
-            wrong partners of matching are of the own stream; else they are of all ranks.
+        drop_path: The chance that the last layer of the image encoder is skipped for an image in
+            training, falling evenly to 0 at the first (stochastic depth, arXiv 1603.09382). BLIP's
+            code has 0.1 for a ViT-L and 0 for others.
+        alpha: Weight of the momentum encoders' answers in the targets of contrast.
+        alpha_epochs: Epochs in which it rises from 0.
+        negatives_are_local: Whether the wrong partners of matching are of the same stream of the
+            data; they are of all ranks otherwise.
         floor: Added to the chance of each wrong partner of matching: 1e-4 in BLIP's pre-training,
             nothing in its fine-tuning and in ALBEF.
-        recompute: Whether layers are computed again in the backward pass, to keep less.
-        mlm: The head of masked language modelling, or null.
+        recompute: Whether layers are computed again in the backward pass, to save memory.
     """
 
     temperature: nn.Parameter
+
+    slow_sees_patches: ClassVar[bool] = False
+    """Whether the momentum image encoder must give the patches, too, and not [CLS] alone."""
 
     def __init__(
         self,
@@ -130,11 +138,13 @@ class MED(nn.Module):
         self.label_smoothing = label_smoothing
         self.prompt: str | None = None
         self.mask_patches = 0.0
+        self.prompt_tokens = 0
         self.drop_path = 0.1 if self.is_large else 0.0
-        self.local_streams = 0
+        self.alpha = 0.4
+        self.alpha_epochs = 0.0
+        self.negatives_are_local = False
         self.floor = 0.0
         self.recompute = False
-        self.mlm: MaskedHead | None = None
         self.momentum: Momentum | None = None
         config = self.config.text_config
         self.pad: int = config.pad_token_id
@@ -185,11 +195,11 @@ class MED(nn.Module):
         image_size: int | None = None,
         revision: str | None = None,
         label_smoothing: float = 0.1,
-    ) -> MED:
+    ) -> Self:
         """Build from a size, a folder of `save`, or one plain BLIP captioner or matcher.
 
-        A part that `model` lacks starts from what it shares with the one that is there, and its
-        self-attention from that part's; its heads start at random.
+        A part that `model` lacks starts with the weights of the part that is there, its
+        self-attention included; its heads start at random.
 
         Args:
             model: A name in `BLIP_SIZES` (random weights from torch's generator), a folder, or a
@@ -261,38 +271,16 @@ class MED(nn.Module):
         """Copy the contrastive encoders as momentum encoders and empty the queue."""
         if self.matcher is None:
             raise ValueError("only a MED with a matcher has a contrastive loss")
-        self.momentum = Momentum(self.matcher, queue_size, decay, self.mlm)
+        self.momentum = Momentum(self.matcher, queue_size, decay)
 
-    def start_fusion(self) -> None:
-        """Let the lower half of the text layers read the text alone, as in ALBEF.
-
-        Nothing changes where they do already. `start_momentum` comes after.
-
-        Raises:
-            ValueError: There is a captioner, no matcher, or a single text layer.
-        """
-        if self.matcher is None or self.captioner is not None:
-            raise ValueError("the layers of ALBEF are those of a matcher alone")
-        if self.first_fused:
-            return
-        layers: Any = self.matcher.text_encoder.encoder.layer
-        if len(layers) < 2:
-            raise ValueError("train.albef: a text layer alone cannot be halved: use a larger model")
-        self.config.text_config.fusion_layer = len(layers) // 2
-        with torch.no_grad():
-            for layer in layers[: self.first_fused]:
-                # Stock transformers adds cross-attention in every layer and norms the sum: it adds
-                # nothing here, and its norm is that of the self-attention, which then has none.
-                own, cross = layer.attention.output.LayerNorm, layer.crossattention.output
-                cross.LayerNorm.load_state_dict(own.state_dict())
-                own.weight.fill_(1.0)
-                own.bias.zero_()
-                cross.dense.weight.zero_()
-                cross.dense.bias.zero_()
-        self._freeze_unfused()
+    def start_prompt(self, prompt: str) -> None:
+        """Put a prompt before every caption, and leave it out of the loss of the captioner."""
+        self.prompt = prompt
+        # [CLS] is before the prompt, and [SEP] is not part of it.
+        self.prompt_tokens = len(self.tokenizer(prompt)["input_ids"]) - 1 if prompt.strip() else 0
 
     def _freeze_unfused(self) -> None:
-        """Train nothing of what `start_fusion` has put out of use."""
+        """Train nothing that the text layers without a look at images do not use."""
         assert self.matcher is not None
         self.enc = self.tokenizer.cls_token_id
         layers: Any = self.matcher.text_encoder.encoder.layer
@@ -301,19 +289,41 @@ class MED(nn.Module):
             layer.crossattention.self.requires_grad_(False)
             layer.crossattention.output.dense.requires_grad_(False)
 
-    def start_masking(self) -> None:
-        """Put a head of masked language modelling on the matcher; `start_momentum` comes after."""
-        if self.matcher is None or self.captioner is not None:
-            raise ValueError("masked language modelling takes the place of the captioner")
-        text = self.config.text_config
-        self.mlm = MaskedHead(text.hidden_size, text.vocab_size, text.initializer_range)
+    def prepare(self, caption: str) -> str:
+        """The prompt and the caption, prepared as in BLIP's code."""
+        return (self.prompt or "") + pre_caption(caption)
 
-    def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
-        """int64 (n, L): [CLS] text [SEP], cut to `max_tokens`, padded to the longest."""
-        return tokenize(self.tokenizer, texts, max_tokens)
+    def memory(self) -> dict[str, Tensor]:
+        """The momentum encoders and their queue."""
+        return {} if self.momentum is None else dict(self.momentum.state_dict())
+
+    def logged(self) -> dict[str, float]:
+        """The temperature of contrast."""
+        return {} if self.matcher is None else {"temperature": self.temperature.item()}
+
+    def sample(self, pixels: Tensor) -> list[str]:
+        """Captions of normalised images by greedy decoding; none without a captioner."""
+        captioner: Any = self.captioner
+        if captioner is None:
+            return []
+        prompt = self.tokenize([(self.prompt or "").strip()] * len(pixels), 64).to(pixels.device)
+        longest = min(SAMPLE_TOKENS, captioner.config.text_config.max_position_embeddings)
+        written = captioner.generate(pixels, prompt, max_length=longest, do_sample=False)
+        texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return texts
+
+    def usage(self, max_text_tokens: int) -> str:
+        """Markdown for the model card: how each part must be given a text."""
+        return blip_card.usage(
+            has_captioner=self.captioner is not None,
+            has_matcher=self.matcher is not None,
+            prompt=self.prompt or "",
+            max_text_tokens=max_text_tokens,
+            is_fused=bool(self.first_fused),
+        )
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Unit contrastive embeddings (n, d) of what `see` gives."""
+        """Unit contrastive embeddings (n, d) of images as `encode_images` gives them."""
         assert self.matcher is not None
         return F.normalize(self.matcher.vision_proj(images[:, 0]).float(), dim=-1)
 
@@ -346,50 +356,20 @@ class MED(nn.Module):
         logits: Tensor = self.matcher.itm_head(hidden[:, 0])
         return logits.float()
 
-    def forward(
-        self, batch: Batch, *, alpha: float = 0.4, generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        """The losses to sum: a matcher's `itc` and `itm`, its head's `mlm`, a captioner's `lm`.
+    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """The losses: `itc` and `itm` of a matcher, `lm` of a captioner.
 
         In training mode this also moves the momentum encoders and the queue.
 
         Args:
             batch: n pairs on the device of the model.
-            alpha: Weight of the momentum model in the targets of ITC.
-            generator: Draws negatives, masked tokens, patches and layers; in the same state on each
-                rank.
+            step: Where the training is.
         """
-        patch, masked = self.config.vision_config.patch_size, self.mask_patches
-        kept = batch.kept_patches(patch, masked if self.training else 0.0, generator)
-        layers = self.config.vision_config.num_hidden_layers
-        paths, slow_paths = (
-            batch.kept_paths(layers, self.drop_path if self.training else 0.0, generator)
-            for _ in range(2)
-        )
-        images = encode_images(
-            self.vision, batch.pixels, kept=kept, paths=paths, recompute=self._recomputes
-        )
+        images, slow = self._encode(batch, step)
         losses: dict[str, Tensor] = {}
         memory: Memory | None = None
-        if self.matcher is not None:
-            assert self.momentum is not None, "start_momentum comes first"
-            with torch.no_grad():
-                self.temperature.clamp_(0.001, 0.5)
-                if self.training:
-                    self.momentum.update(self.matcher, self.mlm)
-                slow = encode_images(
-                    self.momentum.vision_model,
-                    batch.pixels,
-                    first_only=self.mlm is None,
-                    kept=kept,
-                    paths=slow_paths,
-                )
-            ids = gather(batch.image_ids)
-            losses["itc"], similarity = self._itc(batch, ids, images, slow, alpha)
-            memory = cross_attention_kv(self.matcher.text_encoder, images)
-            losses["itm"] = self._itm(batch, ids, images, memory, similarity, generator)
-            if self.mlm is not None:
-                losses["mlm"] = self._mlm(batch, memory, slow, alpha, generator)
+        if slow is not None:
+            losses, memory = self._contrast_and_match(batch, images, slow, step)
         if self.captioner is not None:
             decoder = self.captioner.text_decoder
             if memory is None:
@@ -397,23 +377,72 @@ class MED(nn.Module):
             losses["lm"] = self._lm(batch, memory)
         return losses
 
+    def _encode(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor | None]:
+        """The images by the image encoder and, with a matcher, by its momentum copy.
+
+        In training mode the momentum encoders are moved before.
+        """
+        patch, masked = self.config.vision_config.patch_size, self.mask_patches
+        kept = batch.kept_patches(patch, masked if self.training else 0.0, step.generator)
+        layers = self.config.vision_config.num_hidden_layers
+        paths, slow_paths = (
+            batch.kept_paths(layers, self.drop_path if self.training else 0.0, step.generator)
+            for _ in range(2)
+        )
+        images = encode_images(
+            self.vision, batch.pixels, kept=kept, paths=paths, recompute=self._recomputes
+        )
+        if self.matcher is None:
+            return images, None
+        assert self.momentum is not None, "start_momentum comes first"
+        with torch.no_grad():
+            self.temperature.clamp_(0.001, 0.5)
+            if self.training:
+                self.momentum.update(self._followed(), step.parts)
+            slow = encode_images(
+                self.momentum.vision_model,
+                batch.pixels,
+                first_only=not self.slow_sees_patches,
+                kept=kept,
+                paths=slow_paths,
+            )
+        return images, slow
+
+    def _followed(self) -> dict[str, nn.Parameter]:
+        """The trained weights that the momentum encoders follow, by their names there."""
+        assert self.matcher is not None
+        return dict(self.matcher.named_parameters())
+
+    def _contrast_and_match(
+        self, batch: Batch, images: Tensor, slow: Tensor, step: Step
+    ) -> tuple[dict[str, Tensor], Memory]:
+        """The losses `itc` and `itm`, and the images as the text layers look at them."""
+        assert self.matcher is not None
+        losses: dict[str, Tensor] = {}
+        ids = gather(batch.image_ids)
+        losses["itc"], similarity = self._itc(batch, ids, images, slow, step)
+        memory = cross_attention_kv(self.matcher.text_encoder, images)
+        losses["itm"] = self._itm(batch, ids, images, memory, similarity, step)
+        return losses, memory
+
     def _itc(
-        self, batch: Batch, ids: Tensor, images: Tensor, slow: Tensor, alpha: float
+        self, batch: Batch, ids: Tensor, images: Tensor, slow: Tensor, step: Step
     ) -> tuple[Tensor, Tensor]:
         """The contrastive loss, and (2, n, m) similarities: image to text, text to image.
 
         The m candidates are those of the batch, of all ranks, in the order of `ids`.
         """
         assert self.momentum is not None
+        alpha = self.alpha * step.ramp(self.alpha_epochs)
         with torch.no_grad():
-            slow_images, slow_texts = self.momentum.embed(slow, batch.tokens, self.pad)
+            slow_images, slow_texts = self.momentum.embed(slow, batch.texts, self.pad)
             fresh_images, fresh_texts = gather(slow_images), gather(slow_texts)
             queued_images, queued_texts, queued_ids = self.momentum.candidates()
             all_images = torch.cat([fresh_images, queued_images])
             all_texts = torch.cat([fresh_texts, queued_texts])
             all_ids = torch.cat([ids, queued_ids])
         image_features = self.embed_images(images)
-        text_features = self.embed_texts(batch.tokens)
+        text_features = self.embed_texts(batch.texts)
         with torch.autocast(images.device.type, enabled=False):  # cosines need their precision
             with torch.no_grad():
                 image_targets, text_targets = (
@@ -436,24 +465,26 @@ class MED(nn.Module):
         images: Tensor,
         memory: Memory,
         similarity: Tensor,
-        generator: torch.Generator | None,
+        step: Step,
     ) -> Tensor:
         """One positive, one wrong image and one wrong text for each pair, so labels 1:2."""
         assert self.matcher is not None
-        texts, is_local = batch.tokens, bool(self.local_streams) or num_ranks() == 1
+        texts, is_local = batch.texts, self.negatives_are_local or num_ranks() == 1
         if is_local:
             first = rank() * len(texts)
             similarity = similarity[:, :, first : first + len(texts)]
             ids = batch.image_ids
         else:
             texts = gather_texts(texts, self.pad)
-        chances = batch.chances((2,), generator)
+        chances = batch.chances((2,), step.generator)
+        streams = step.streams if self.negatives_are_local else 0
         negative_texts, negative_images = (
-            self._negatives(similarity[i], batch.image_ids, ids, chances[:, i]) for i in (0, 1)
+            self._negatives(similarity[i], batch.image_ids, ids, chances[:, i], streams)
+            for i in (0, 1)
         )
-        rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
+        rows = torch.arange(len(batch.texts), device=batch.texts.device)
         has_image, has_text = rows[negative_images >= 0], rows[negative_texts >= 0]
-        own = F.pad(batch.tokens, (0, texts.shape[1] - batch.tokens.shape[1]), value=self.pad)
+        own = F.pad(batch.texts, (0, texts.shape[1] - batch.texts.shape[1]), value=self.pad)
         asked = torch.cat([own, own[has_image], texts[negative_texts[has_text]]])
         wrong = negative_images[has_image]
         if is_local:
@@ -471,12 +502,12 @@ class MED(nn.Module):
         return F.cross_entropy(logits, labels) * balance(len(labels), rows.device)
 
     def _negatives(
-        self, similarity: Tensor, ids: Tensor, all_ids: Tensor, chances: Tensor
+        self, similarity: Tensor, ids: Tensor, all_ids: Tensor, chances: Tensor, streams: int
     ) -> Tensor:
-        """One wrong partner for each row, of its own stream where negatives are local."""
-        if not self.local_streams:
+        """One wrong partner for each row, of its own stream where `streams` is not 0."""
+        if not streams:
             return hard_negatives(similarity, ids, all_ids, chances, self.floor)
-        drawn, each = [], len(ids) // self.local_streams
+        drawn, each = [], len(ids) // streams
         for first in range(0, len(ids), each):
             own = slice(first, first + each)
             found = hard_negatives(
@@ -485,46 +516,12 @@ class MED(nn.Module):
             drawn.append(torch.where(found < 0, found, found + first))
         return torch.cat(drawn)
 
-    def _mlm(
-        self,
-        batch: Batch,
-        memory: Memory,
-        slow: Tensor,
-        alpha: float,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Masked language modelling beside the image, distilled from the momentum model."""
-        assert self.matcher is not None and self.mlm is not None and self.momentum is not None
-        tokenizer, longest = self.tokenizer, self.config.text_config.max_position_embeddings
-        chances = batch.chances((longest, 3), generator)[:, : batch.tokens.shape[1]]
-        tokens, labels = mask_tokens(
-            batch.tokens,
-            chances,
-            special=(self.pad, tokenizer.cls_token_id),
-            mask=tokenizer.mask_token_id,
-            vocabulary=self.dec,
-        )
-        tokens[:, 0] = self.enc
-        asked, mask = labels != IGNORED, batch.tokens != self.pad
-
-        def guess(encoder: Any, head: Any, memory: Memory) -> Tensor:
-            hidden = encode_texts(encoder, tokens, mask, memory, recompute=self._recomputes)
-            logits: Tensor = head(hidden[asked], encoder.embeddings.word_embeddings.weight)
-            return logits
-
-        with torch.no_grad():
-            encoder = self.momentum.text_encoder
-            believed = guess(encoder, self.momentum.mlm, cross_attention_kv(encoder, slow))
-        logits = guess(self.matcher.text_encoder, self.mlm, memory)
-        loss = distilled(logits, labels[asked], believed, alpha)
-        return loss * balance(len(logits), tokens.device)
-
     def _lm(self, batch: Batch, memory: Memory) -> Tensor:
         assert self.captioner is not None
         decoder = self.captioner.text_decoder
-        tokens = batch.tokens.clone()
+        tokens = batch.texts.clone()
         tokens[:, 0] = self.dec
-        labels = lm_labels(tokens, self.pad, batch.prompt)
+        labels = lm_labels(tokens, self.pad, self.prompt_tokens)
         hidden = encode_texts(
             decoder.bert, tokens[:, :-1], None, memory, causal=True, recompute=self._recomputes
         )

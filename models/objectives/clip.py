@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from models.image.decode import CLIP_MEAN, CLIP_STD
+from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch, tokenize
 from models.objectives.distributed import gather_with_gradient, rank
 from models.objectives.masking import pick_patches
@@ -43,8 +44,8 @@ def info_nce(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     return (by_image + by_text) / 2
 
 
-class Contrastive(nn.Module):
-    """A `CLIPModel` with its loss, trained and saved as `models.objectives.blip.MED` is.
+class Contrastive(Objective):
+    """A `CLIPModel` with its loss.
 
     The logarithm of the scale is trained from ln(1 / 0.07) and kept at or below ln 100.
 
@@ -138,21 +139,22 @@ class Contrastive(nn.Module):
         read = self.model.get_text_features(input_ids=tokens).pooler_output
         return F.normalize(read.float(), dim=-1)
 
-    def forward(
-        self, batch: Batch, *, alpha: float = 0.0, generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
+    def logged(self) -> dict[str, float]:
+        """The temperature of contrast."""
+        return {"temperature": self.temperature.item()}
+
+    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         """The loss, `clip`.
 
         Args:
             batch: n pairs on the device of the model.
-            alpha: Of momentum models, which CLIP has none of.
-            generator: Draws the patches; in the same state on each rank.
+            step: Where the training is.
         """
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=MAX_SCALE)
         patch, masked = self.model.config.vision_config.patch_size, self.mask_patches
-        kept = batch.kept_patches(patch, masked if self.training else 0.0, generator)
-        images, texts = self.embed_images(batch.pixels, kept), self.embed_texts(batch.tokens)
+        kept = batch.kept_patches(patch, masked if self.training else 0.0, step.generator)
+        images, texts = self.embed_images(batch.pixels, kept), self.embed_texts(batch.texts)
         with torch.autocast(images.device.type, enabled=False):
             return {"clip": info_nce(images, texts, self.model.logit_scale.exp())}
 

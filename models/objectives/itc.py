@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -78,12 +79,17 @@ def hard_negatives(
 
 
 class Momentum(nn.Module):
-    """A slow copy of the contrastive encoders and the last embeddings it made (MoCo's queue).
+    """A slow copy of the contrastive encoders, and the last embeddings it made (MoCo's queue).
 
-    With a head of masked language modelling it is ALBEF's: it reads texts beside images, too.
+    Places of the queue that hold no pair yet are left out. BLIP fills them with random vectors;
+    after the first `size` pairs there is no difference.
 
-    Candidates that were never written are left out, where BLIP starts from random vectors: the
-    same after the first `size` pairs.
+    Args:
+        matcher: The model that it follows.
+        size: Pairs in the queue.
+        decay: How much of a weight a step keeps.
+        mlm: A head of masked language modelling that it follows, too. Its text encoder then looks
+            at images.
     """
 
     images: Tensor
@@ -118,18 +124,21 @@ class Momentum(nn.Module):
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, matcher: BlipForImageTextRetrieval, mlm: nn.Module | None = None) -> None:
-        """Move each weight towards the trained one: decay * own + (1 - decay) * trained."""
-        trained = dict(matcher.named_parameters())
-        if mlm is not None:
-            trained |= {f"mlm.{name}": weight for name, weight in mlm.named_parameters()}
+    def update(self, trained: Mapping[str, Tensor], parts: int = 1) -> None:
+        """Move each weight towards the trained one: decay * own + (1 - decay) * trained.
+
+        Args:
+            trained: The trained weights by the names that they have here.
+            parts: Updates in a step, which together move as far as one would.
+        """
+        decay = self.decay ** (1 / parts)
         own = dict(self.named_parameters())
         torch._foreach_lerp_(
-            list(own.values()), [trained[name].detach() for name in own], 1 - self.decay
+            list(own.values()), [trained[name].detach() for name in own], 1 - decay
         )
 
     def embed(self, images: Tensor, tokens: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-        """Unit embeddings (n, d) of images that `see` has encoded, and of texts."""
+        """Unit embeddings (n, d) of images as `encode_images` gives them, and of texts."""
         read = encode_texts(self.text_encoder, tokens, tokens != pad, first_only=True)
         return (
             F.normalize(self.vision_proj(images[:, 0]).float(), dim=-1),

@@ -21,6 +21,7 @@ from models.errors import (
     PoolMismatchError,
     exit_status_of,
 )
+from models.objectives.registry import OBJECTIVES
 from pipeline.cli.completion import SHELLS, autocomplete
 from pipeline.cli.help import (
     EXAMPLES,
@@ -221,8 +222,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--name", help="only this one: curated, or a name of `exports`")
     train = add("train", _train, "train the models of a manifest on its data")
     on_manifest(train)
-    objectives = ("pretrain", "captioner", "filter", "joint", "clip")
-    train.add_argument("--objective", choices=objectives)
+    train.add_argument(
+        "--objective",
+        metavar="OBJECTIVE",
+        choices=OBJECTIVES,
+        help="only the models of this objective",
+    )
     train.add_argument("--name", help="only the model of this name")
     evaluate = add("evaluate", _evaluate, "measure a model on held-out images")
     evaluate.add_argument("model", metavar="MODEL_DIR")

@@ -7,11 +7,12 @@ import dataclasses
 import json
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 from models.errors import DamagedError, InputError, StageError
+from models.objectives.config import ObjectiveConfig
 from models.weights import check_files
 from pipeline.execution import logs
 from pipeline.execution.cluster import Cluster
@@ -210,7 +211,7 @@ class Session:
         chosen = [
             key
             for key, config in self.manifest.train.items()
-            if objective in (None, config.objective) and name in (None, key)
+            if objective in (None, config.objective.name) and name in (None, key)
         ]
         if not chosen:
             raise InputError(
@@ -273,12 +274,17 @@ class Session:
 
 def _settings(config: Any) -> str:
     """The model of a config, and its fields that differ from their defaults."""
-    values = (
-        (field.name, getattr(config, field.name), field.default)
-        for field in dataclasses.fields(config)
-    )
-    shown = [f"{n}={value}" for n, value, default in values if value != default or n == "model"]
-    return ", ".join(shown) or "defaults"
+    return ", ".join(_changed(config)) or "defaults"
+
+
+def _changed(config: Any) -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, ObjectiveConfig):
+            yield f"objective={value.name}"
+            yield from _changed(value)
+        elif value != field.default or field.name == "model":
+            yield f"{field.name}={value}"
 
 
 def write_report(results: Results) -> str:

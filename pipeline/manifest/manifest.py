@@ -33,6 +33,7 @@ import pyarrow as pa
 import pydantic
 
 from models.errors import ManifestError, PluginError, YamlError
+from models.objectives.registry import DEFAULT, OBJECTIVES
 from pipeline.manifest import yaml
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.manifest.validation import closest, did_you_mean, explain, switched
@@ -223,7 +224,7 @@ class Manifest:
         train: dict[str, TrainConfig] = {}
         for key, fields in sections["train"].items():
             fields = mistakes.inherit(f"train.{key}", fields, sections["train"])
-            config = mistakes.validate(f"train.{key}", TrainConfig, fields, seed, trained)
+            config = mistakes.training(f"train.{key}", fields, seed, trained)
             if config is not None:
                 train[str(key)] = config
         _check_trainings(mistakes, train, _models(run, branch))
@@ -380,6 +381,52 @@ class _Mistakes:
             self.add(where, str(error))
         return None
 
+    def training(
+        self, where: str, fields: Any, seed: int, trained: Mapping[str, str]
+    ) -> TrainConfig | None:
+        """The training of an entry of `train`, or None after saying what is wrong.
+
+        An entry holds the fields of `TrainConfig` and those of its objective side by side.
+        """
+        fields = {} if fields is None else fields
+        if not isinstance(fields, dict):
+            self.add(where, f"a mapping of fields, got {fields!r}")
+            return None
+        if "albef" in fields:
+            self.add(f"{where}.albef", "no such field: write `objective: albef` for ALBEF")
+            return None
+        name = fields.get("objective", DEFAULT)
+        try:
+            kind = OBJECTIVES[name]
+        except (KeyError, TypeError):
+            self.add(
+                f"{where}.objective",
+                f"no objective {name!r}{did_you_mean(str(name), OBJECTIVES)}. If it is of another "
+                "package, install that package here",
+            )
+            return None
+        except PluginError as error:
+            self.add(f"{where}.objective", str(error))
+            return None
+        own, rest = TrainConfig.split({k: v for k, v in fields.items() if k != "objective"})
+        known = [field.name for field in dataclasses.fields(kind)]
+        unknown = [str(field) for field in rest if field not in known]
+        known += [field.name for field in dataclasses.fields(TrainConfig)]
+        for field in unknown:
+            self.add(
+                f"{where}.{field}",
+                f"unknown field of objective {name}{did_you_mean(field, known)}",
+            )
+        objective = None
+        if not unknown:
+            objective = self.validate(where, kind, kind.with_defaults(rest), seed, trained)
+        if objective is None:
+            return None
+        config: TrainConfig | None = self.validate(
+            where, TrainConfig, {**own, "objective": objective}, seed, trained
+        )
+        return config
+
     def inherit(self, where: str, fields: Any, others: Mapping[str, Any]) -> Any:
         """The fields with those of the entry that `like` names before them."""
         if not isinstance(fields, dict) or "like" not in fields:
@@ -398,6 +445,8 @@ class _Mistakes:
     def _trained(self, where: str, key: str, value: Any, trained: Mapping[str, str]) -> Any:
         if isinstance(value, list):
             return [self._trained(where, key, entry, trained) for entry in value]
+        if isinstance(value, dict):
+            return {k: self._trained(where, f"{key}.{k}", v, trained) for k, v in value.items()}
         if not isinstance(value, str) or not value.startswith(TRAINED):
             return value
         name, slash, part = value.removeprefix(TRAINED).partition("/")
@@ -450,17 +499,22 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 def _check_trainings(mistakes: _Mistakes, train: Mapping[str, TrainConfig], models: str) -> None:
     """Refuse trainings that start from each other's model; `models` is the folder of them."""
+
+    def follow(chain: tuple[str, ...]) -> None:
+        for field, model in train[chain[-1]].objective.models().items():
+            needed = f"{model}/".removeprefix(f"{models}/").split("/")[0]
+            if not f"{model}/".startswith(f"{models}/") or needed not in train:
+                continue
+            if needed == chain[0]:
+                circle = " -> ".join((*chain, needed))
+                mistakes.add(
+                    f"train.{chain[0]}.{field}", f"trainings start from each other: {circle}"
+                )
+            elif needed not in chain:
+                follow((*chain, needed))
+
     for name in train:
-        chain = [name]
-        while (model := f"{train[chain[-1]].model}/").startswith(f"{models}/"):
-            needed = model.removeprefix(f"{models}/").split("/")[0]
-            is_circle = needed in chain
-            chain.append(needed)
-            if is_circle:
-                told = f"trainings start from each other: {' -> '.join(chain)}"
-                mistakes.add(f"train.{name}.model", told)
-            if is_circle or needed not in train:
-                break
+        follow((name,))
 
 
 def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None:

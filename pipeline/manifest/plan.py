@@ -187,7 +187,8 @@ class Plan:
         if isinstance(config, ModelConfig):
             models = [name for name, _ in config.models().values()]
         else:
-            models = [config.model] if isinstance(config, TrainConfig) else []
+            is_training = isinstance(config, TrainConfig)
+            models = [*config.objective.models().values()] if is_training else []
         root = f"{self.manifest.models}/"
         found: list[str] = []
         for model in models:

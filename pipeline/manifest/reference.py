@@ -2,7 +2,7 @@
 
     python -m pipeline.manifest.reference docs
 
-writes manifest.md and reasons.md of the stages of this repository into a folder.
+writes manifest.md, reasons.md and objectives.md of what this repository ships into a folder.
 
     python -m pipeline.manifest.reference docs ink
 
@@ -12,21 +12,24 @@ writes ink.md, the fields and reasons of one stage, also of another package.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.manifest.fields import as_yaml, attributes, describe, summary
+from models.objectives.config import ObjectiveConfig
+from models.objectives.registry import DEFAULT, OBJECTIVES
+from pipeline.manifest.fields import Field, as_yaml, attributes, describe, summary
 from pipeline.manifest.manifest import REVIEWS, EvaluateConfig, Manifest
-from pipeline.manifest.train_config import PAPER, TrainConfig
+from pipeline.manifest.train_config import TrainConfig
 from stages.base import Stage, StageConfig
 from stages.documents import Documents
 from stages.export import ExportConfig, ExportStage
 from stages.registry import STAGES
 from stages.review import ReviewConfig
 
-__all__ = ["kinds", "manifest", "reasons", "stage", "write"]
+__all__ = ["kinds", "manifest", "objectives", "reasons", "stage", "write"]
 
 NOTICE = "<!-- Made by `make docs` out of the code's own docstrings. -->"
 
@@ -38,9 +41,10 @@ def kinds() -> dict[str, type]:
 
 
 def write(folder: Path, *names: str) -> None:
-    """Write the pages of this repository's stages into a folder, or a page of each stage named."""
+    """Write the pages of what this repository ships, or a page of each named stage."""
     pages = {name: stage(STAGES[name]) for name in names}
-    pages = pages or {"manifest": manifest(), "reasons": reasons()}
+    shipped = {"manifest": manifest, "reasons": reasons, "objectives": objectives}
+    pages = pages or {name: page() for name, page in shipped.items()}
     for name, text in pages.items():
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
@@ -124,7 +128,10 @@ def _sections() -> Iterator[str]:
         yield from _stage(STAGES[name])
     yield from _section("stages.export", ExportConfig)
     yield from _section("train.NAME", TrainConfig)
-    yield from _papers()
+    yield (
+        "[objectives.md](objectives.md) has the fields of the objectives, which stand beside these."
+    )
+    yield ""
     yield from _section("evaluate", EvaluateConfig)
 
 
@@ -151,8 +158,9 @@ def _section(title: str, kind: type, *more: str, level: int = 2) -> Iterator[str
     yield "| --- | --- | --- | --- |"
     for field in fields:
         default = "needed" if field.default is None else f"`{field.default}`"
-        if kind is TrainConfig and field.name in PAPER["pretrain"]:
-            default = "by objective"
+        if kind is TrainConfig and field.name == "objective":
+            yield _objective_row(field)
+            continue
         if kind is ReviewConfig:
             default = f"`RUN/{REVIEWS}`"
         mark = "**threshold** " if field.is_threshold else ""
@@ -180,16 +188,81 @@ def _presets(stage: str, presets: Mapping[str, StageConfig]) -> Iterator[str]:
     yield ""
 
 
-def _papers() -> Iterator[str]:
-    """The defaults of a training that its objective decides."""
-    yield "### Defaults by objective"
-    yield ""
-    yield f"| field | {' | '.join(PAPER)} |"
-    yield f"| --- {'| --- ' * len(PAPER)}|"
-    for name in PAPER["pretrain"]:
-        values = (f"`{as_yaml(defaults[name])}`" for defaults in PAPER.values())
-        yield f"| `{name}` | {' | '.join(values)} |"
-    yield ""
+def _objective_row(field: Field) -> str:
+    names = ", ".join(f"`{name}`" for name in OBJECTIVES.ours)
+    return f"| `objective` | {names} | `{DEFAULT}` | {_cell(field.text)} |"
+
+
+def _objective_fields(names: Sequence[str]) -> Iterator[str]:
+    """Some fields of objectives, with the default of each objective that has them."""
+    kinds = [OBJECTIVES[name] for name in OBJECTIVES.ours]
+    fields = {field.name: field for kind in reversed(kinds) for field in describe(kind)}
+    yield f"| field | type | meaning | {' | '.join(OBJECTIVES.ours)} |"
+    yield f"| --- | --- | --- {'| --- ' * len(kinds)}|"
+    for name in names:
+        defaults = " | ".join(_default(kind, name) for kind in kinds)
+        field = fields[name]
+        yield f"| `{name}` | {_cell(field.type)} | {_cell(field.text)} | {defaults} |"
+
+
+def _default(kind: type[ObjectiveConfig], name: str) -> str:
+    """The default of a field, and those of sizes with another; empty without such a field."""
+    if name not in (field.name for field in dataclasses.fields(kind)):
+        return ""
+    sizes = (
+        f"; `{as_yaml(defaults[name])}` for `{size}`"
+        for size, defaults in kind.by_size.items()
+        if name in defaults
+    )
+    return f"`{as_yaml(getattr(kind, name))}`{''.join(sizes)}"
+
+
+def objectives() -> str:
+    """The page of the objectives: what each is, its paper, its result and its fields."""
+    kinds = {name: OBJECTIVES[name] for name in OBJECTIVES.ours}
+    shared = [field.name for field in dataclasses.fields(ObjectiveConfig)]
+    every = {field.name: None for kind in kinds.values() for field in dataclasses.fields(kind)}
+    lines = [
+        NOTICE,
+        "",
+        "# Every objective",
+        "",
+        "What a training learns: `train: {NAME: {objective: filter, ...}}`. "
+        "[objective.md](objective.md) says how to add one.",
+        "",
+        "| objective | what it trains | paper | loads as |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, kind in kinds.items():
+        saved = (
+            f"`{one.architecture}`" + ("" if folder == "." else f" (`{folder}/`)")
+            for folder, one in kind.saves.items()
+        )
+        lines.append(f"| `{name}` | {_cell(_text(kind))} | {kind.paper} | {', '.join(saved)} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "## Fields of every objective",
+            "",
+            "They stand beside the fields of [every training](manifest.md#trainname). The defaults "
+            "are those of the paper or of its released code.",
+            "",
+            *_objective_fields(shared),
+            "",
+            "## Fields of some objectives",
+            "",
+            "An objective without a default here does not have the field.",
+            "",
+            *_objective_fields([name for name in every if name not in shared]),
+            "",
+        ]
+    )
+
+
+def _text(kind: type) -> str:
+    """A class's docstring without the descriptions of its attributes."""
+    return inspect.cleandoc(kind.__doc__ or "").partition("Attributes:")[0]
 
 
 def _cell(text: str) -> str:

@@ -12,6 +12,7 @@ import copy
 from typing import Any
 
 from models.errors import ManifestError
+from models.objectives.registry import OBJECTIVES
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.train_config import CURATED, as_sources
 
@@ -21,11 +22,11 @@ __all__ = ["branch", "fresh", "rounds"]
 def rounds(manifest: Manifest, path: str = "manifest") -> list[Manifest]:
     """The manifest of each round, that of the first as given.
 
-    In later rounds the trainings of captioners and filters start from the model that the round
-    before trained on `curated` with the objective pretrain.
+    In later rounds the trainings whose objective is `tuned` start from the model that the round
+    before trained on `curated` with a `base` objective.
 
     Raises:
-        ManifestError: There are later rounds, but no such model or more than one, or nothing
+        ManifestError: There are later rounds, but no such model or more than one, or no training
             that could start from it.
     """
     found = [manifest]
@@ -33,9 +34,7 @@ def rounds(manifest: Manifest, path: str = "manifest") -> list[Manifest]:
         return found
     new = fresh(manifest)
     tuned = [
-        name
-        for name, config in manifest.train.items()
-        if config.objective in ("captioner", "filter", "joint")
+        name for name, config in manifest.train.items() if config.objective.round_role == "tuned"
     ]
     if len(new) != 1:
         raise ManifestError(
@@ -44,9 +43,9 @@ def rounds(manifest: Manifest, path: str = "manifest") -> list[Manifest]:
         )
     if not tuned:
         raise ManifestError(
-            f"{path}: rounds: no training has the objective captioner, filter or joint, so a new "
-            "model would change nothing in the next round; add one and name it in caption.model "
-            "or filter.model as train:NAME"
+            f"{path}: rounds: no training has one of the objectives {', '.join(_tuned())}, so a "
+            "new model would change nothing in the next round; add one and name it in "
+            "caption.model or filter.model as train:NAME"
         )
     for number in range(2, manifest.rounds + 1):
         content: dict[str, Any] = copy.deepcopy(dict(manifest.source))
@@ -61,9 +60,14 @@ def fresh(manifest: Manifest) -> list[str]:
     return [
         name
         for name, config in manifest.train.items()
-        if config.objective == "pretrain"
+        if config.objective.round_role == "base"
         and CURATED in {source.path for source in as_sources(config.data)}
     ]
+
+
+def _tuned() -> list[str]:
+    """The objectives that start from the model of the round before."""
+    return [name for name, kind in OBJECTIVES.usable() if kind.round_role == "tuned"]
 
 
 def branch(number: int) -> str:

@@ -96,9 +96,11 @@ def _locate(
     """The dataclass that a fault is in, `kind` or one in it, and the path to the field."""
     holder, path, inside = kind, [], kind
     for number, part in enumerate(loc, 1):
+        if part == inside.__name__ and number < len(loc):
+            continue  # a member of a union
         is_field = part in _names(inside) or (is_unknown and number == len(loc))
         if not is_field and not isinstance(part, int):
-            break  # what follows names a key or a member of a union
+            break  # what follows names a key
         path.append(str(part))
         if isinstance(part, int):
             continue

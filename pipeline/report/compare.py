@@ -301,7 +301,7 @@ def _settings(side: Side) -> dict[str, Any]:
             fields = dataclasses.asdict(config)
         found.update(flat(fields, name))
     for name, training in manifest.train.items():
-        found.update(flat(dataclasses.asdict(training), f"train.{name}"))
+        found.update(flat(training.settings(), f"train.{name}"))
     for row in side.facts["models"]:
         found[f"{row['stage']}.revision of {row['model']}"] = row["revision"]
     record = side.results.run.find_record(RunRecord, "run.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 
+from pipeline.manifest.former import upgraded
 from pipeline.manifest.manifest import REVIEWS, Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.manifest.validation import did_you_mean
@@ -36,7 +37,7 @@ def open_plan(run: Run) -> Plan:
             + (_other_runs(run) or f"; `capfilt run MANIFEST --run {run.root}` makes one")
         )
     record = run.read_record(RunRecord, "run.json")
-    content = {**record.manifest, "run": run.root}
+    content = {**upgraded(record.manifest), "run": run.root}
     recorded = {"settings": record.settings, "measurement": record.measurement}
     path, has_reviews = run.url("run.json"), run.exists(REVIEWS)
     return Plan(Manifest.parse(content, path, run.branch, has_reviews=has_reviews), recorded)

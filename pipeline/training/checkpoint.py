@@ -16,40 +16,45 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.errors import DamagedError
+from models.objectives.base import Objective
 from pipeline.storage.checksum import CHANGED
 
 __all__ = ["Checkpoint", "cut_log", "flush"]
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 2
+"""Raised when checkpoints hold other tensors or states than before."""
+
 
 class Checkpoint:
     """The checkpoint of one training.
 
-    It holds the model's parameters, the tensors of its momentum encoders' queue and the state of
-    the optimiser. A weight that two parts of the model share is written once.
+    It holds the trained parameters, what the objective calls its memory, and the state of the
+    optimiser. Frozen parameters are not in it. A weight that two parts of the model share is
+    written once.
 
     Args:
         path: The file.
-        identity: The digest of what the training depends on. A checkpoint of another identity is
-            ignored.
+        identity: The digest of what the training depends on. A checkpoint of another identity or
+            of another version's format is ignored.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
         self.identity = identity
 
-    def save(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **state: Any) -> None:
+    def save(self, objective: Objective, optimizer: torch.optim.Optimizer, **state: Any) -> None:
         """Write a checkpoint; the one before stays until the new one is whole.
 
         Args:
-            model: The model.
+            objective: The model.
             optimizer: Its optimiser.
             state: JSON-able values that `read` returns.
         """
-        named = _tensors(model, optimizer)
+        named = _tensors(objective, optimizer)
         tensors = {name: value.detach().cpu().contiguous() for name, value in named.items()}
-        whole: dict[str, Any] = {"identity": self.identity, **state}
+        whole: dict[str, Any] = {"identity": self.identity, "format": FORMAT, **state}
         whole["sha256"] = _sha256(whole, sorted(tensors.items()))
         partial = self.path.with_name(self.path.name + ".partial")
         save_file(tensors, partial, metadata={"state": json.dumps(whole)})
@@ -67,32 +72,30 @@ class Checkpoint:
         try:
             with safe_open(self.path, "pt") as file:
                 state: dict[str, Any] = json.loads(file.metadata()["state"])
-            if state["identity"] != self.identity:
-                logger.warning("%s is of another training and is ignored", self.path)
-                return {}
+            is_own = (state["identity"], state.get("format")) == (self.identity, FORMAT)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(error) from error
+        if not is_own:
+            logger.warning("%s is of another training or version and is ignored", self.path)
+            return {}
         return state
 
     @torch.no_grad()
     def restore(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        state: Mapping[str, Any],
+        self, objective: Objective, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     ) -> None:
-        """Put the tensors of the checkpoint into a model and its optimiser.
+        """Copy the tensors of the checkpoint into a model and its optimiser.
 
         Args:
-            model: The model, built as it was for the training.
+            objective: The model, built as it was for the training.
             optimizer: A new optimiser.
             state: What `read` returned.
 
         Raises:
-            DamagedError: The file is damaged.
+            DamagedError: The file is damaged, or holds other tensors than the model has.
         """
         whole = dict(state)
-        named = dict(model.named_parameters())
+        trained = objective.trained()
         with safe_open(self.path, "pt") as file:
             keys = sorted(file.keys())
             saved = ((key, file.get_tensor(key)) for key in keys)
@@ -102,9 +105,13 @@ class Checkpoint:
                 kind, _, name = key.partition(".")
                 if kind == "optimizer":
                     slot, _, name = name.partition(".")
-                    value = file.get_tensor(key).to(named[name].device)
-                    optimizer.state[named[name]][slot] = value
-            for key, tensor in _tensors(model, optimizer).items():
+                    if name in trained:
+                        value = file.get_tensor(key).to(trained[name].device)
+                        optimizer.state[trained[name]][slot] = value
+            tensors = _tensors(objective, optimizer)
+            if other := tensors.keys() ^ set(keys):
+                raise self._damaged(f"it and the model differ in {min(other)}")
+            for key, tensor in tensors.items():
                 if not key.startswith("optimizer."):
                     tensor.copy_(file.get_tensor(key))
 
@@ -129,15 +136,12 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All tensors that a step changes, by name."""
-    named = dict(model.named_parameters())
-    tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in named.items()}
-    momentum = getattr(model, "momentum", None)
-    if momentum is not None:
-        buffers = momentum.named_buffers()
-        tensors |= {f"queue.{name}": value for name, value in buffers if "." not in name}
-    for name, parameter in named.items():
+    trained = objective.trained()
+    tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in trained.items()}
+    tensors |= {f"memory.{name}": value for name, value in objective.memory().items()}
+    for name, parameter in trained.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
     return tensors

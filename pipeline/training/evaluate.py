@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import random
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import PretrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
-from models.attention import cross_attention_kv, encode_images
-from models.image.decode import ImageError, Preprocess, open_rgb
-from models.inference.captioner import Captioner
+from models.image.decode import ImageError, open_rgb
 from models.inference.decoding import Settings
+from models.inference.protocols import Matches, Ranks, Writes
 from models.metrics import (
     bleu_counts,
     bleu_of,
@@ -28,18 +26,14 @@ from models.metrics import (
     retrieval_hits,
     roc_auc,
 )
-from models.objectives.blip import MED
-from models.objectives.clip import Contrastive
+from models.objectives.registry import reader_of
 from models.random import seed_of
-from models.text.pre_caption import pre_caption
-from models.weights import folder_of
+from models.weights import Dtype, folder_of, parts_of
 from pipeline.training.data import is_folder, read_folder, read_json
 
 __all__ = ["TEMPLATES", "evaluate"]
 
 logger = logging.getLogger(__name__)
-
-Part = Literal["captioner", "matcher", "clip"]
 
 Weights = npt.NDArray[np.float64]
 """How often each image counts, (images,)."""
@@ -49,19 +43,11 @@ Statistic = Callable[[Weights], dict[str, float]]
 TEMPLATES = ("a photo of a {}.",)
 """What CLIP's authors say of a label where they say one thing (arXiv 2103.00020)."""
 
-PROMPT = "a picture of "
-"""BLIP's, where a captioner does not say what it was trained with."""
-
 NOT_RANKED = -100.0
 """BLIP's score of a pair that contrast did not put among the first k."""
 
-CLIP_TOKENS = 77
-
-KINDS: dict[str, Part] = {
-    "BlipForConditionalGeneration": "captioner",
-    "BlipForImageTextRetrieval": "matcher",
-    "CLIPModel": "clip",
-}
+TEXTS_AT_ONCE = 512
+"""About how many texts are matched in a batch of images."""
 
 
 def evaluate(
@@ -70,29 +56,33 @@ def evaluate(
     *,
     top_k: int | None = None,
     templates: Sequence[str] = TEMPLATES,
-    max_text_tokens: int = 35,
     batch_size: int = 64,
+    dtype: Dtype = "float32",
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, Any]:
     """Measure a model on held-out images with true captions, labels or both.
 
+    The model is run by the classes that the stages run it with, and measured by what these can do
+    (`models.inference.protocols`).
+
     Args:
-        model: A folder of `pipeline.training.loop`, or one plain BLIP captioner or matcher or
-            CLIP, local or on the hub.
+        model: A folder that a training wrote, or a released model of an architecture that an
+            objective names, local or on the hub.
         test: JSON lines {"image": path relative to the file, "captions": [text, ...]}, with
             "label" beside or in their place; a JSON list of them; COCO's JSON; or a folder of
             images in folders that are named as their label.
         top_k: Candidates that matching ranks again. By default an eighth of the images, from 16 to
             BLIP's 128 for the thousand of Flickr30K.
         templates: What is said of a label, `{}` in its place; embeddings of several are averaged.
-        max_text_tokens: Longer captions are cut, for BLIP.
         batch_size: Images at a time.
+        dtype: Of the weights. float32 gives the same numbers on every machine; the scores of
+            bfloat16 are so coarse that many tie.
         seed: Of the wrong partners and of the intervals.
         resamples: Of the bootstrap; 0 gives no intervals.
 
     Returns:
-        JSON-able: `images` and `captions`, and what the model has the parts for: `retrieval`, with
+        JSON-able: `images` and `captions`, and what the model can do: `retrieval`, with
         TR@k and IR@k by contrast (`itc`) and re-ranked by matching (`itm`), and the scores that
         ranked; `matching`, the ROC-AUC and the accuracy at one half of ITM on true captions
         against captions of other images; `captioning`, BLEU@4 and CIDEr of beam search (arXiv
@@ -102,7 +92,7 @@ def evaluate(
 
     Raises:
         ValueError: There are fewer than two images, one cannot be opened, a template has no place
-            for the label, or the model is none of these.
+            for the label, or no class here runs the model.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]
     if without := [template for template in templates if "{}" not in template]:
@@ -110,32 +100,40 @@ def evaluate(
     samples = read_folder(test) if is_folder(test) else read_json(test)
     if len(samples) < 2:
         raise ValueError(f"{test} holds {len(samples)} images with captions; two are the least")
-    folders = parts_of(model)
-    told = [sample for sample in samples if sample.captions]
+    readers = readers_of(model)
+    captioned = [sample for sample in samples if sample.captions]
     labelled = [sample for sample in samples if sample.label is not None]
-    captions = [list(sample.captions) for sample in told]
+    captions = [list(sample.captions) for sample in captioned]
     result: dict[str, Any] = {"images": len(samples), "captions": sum(map(len, captions))}
     found: dict[tuple[str, ...], tuple[Statistic, int]] = {}
-    reader: _Matcher | _Clip | None = None
-    if "matcher" in folders:
-        reader = _Matcher(folders["matcher"], max_text_tokens, batch_size)
-    elif "clip" in folders:
-        reader = _Clip(folders["clip"], batch_size)
-    if reader is not None and len(told) > 1:
-        scorer = _Scorer(reader, [sample.read() for sample in told], captions, top_k)
+
+    def load(ability: type[Any]) -> Any:
+        """The first part of the model with an ability, loaded; None where no part has it."""
+        for folder, reader in readers.items():
+            if issubclass(reader, ability):
+                return reader.from_pretrained(folder, dtype=dtype)
+        return None
+
+    ranker: Ranks | None = load(Ranks)
+    if ranker is not None and len(captioned) > 1:
+        images = [sample.read() for sample in captioned]
+        with _naming(images):
+            scorer = _Scorer(ranker, images, captions, top_k, batch_size, seed)
         result["retrieval"] = {"scores": scorer.scores}
         for name, statistic in scorer.retrieval().items():
-            found["retrieval", name] = statistic, len(told)
-        if isinstance(reader, _Matcher):
-            found["matching",] = scorer.matching(seed), len(told)
-    if "captioner" in folders and told:
-        images = [sample.read() for sample in told]
-        statistic = captioning(folders["captioner"], images, captions, batch_size)
-        found["captioning",] = statistic, len(told)
-    if reader is not None and labelled:
+            found["retrieval", name] = statistic, len(captioned)
+        if scorer.logits:
+            found["matching",] = scorer.matching(), len(captioned)
+    if captioned and (writer := load(Writes)) is not None:
+        images = [sample.read() for sample in captioned]
+        with _naming(images):
+            statistic = captioning(writer, images, captions, batch_size)
+        found["captioning",] = statistic, len(captioned)
+    if ranker is not None and labelled:
         images = [sample.read() for sample in labelled]
         labels = [str(sample.label) for sample in labelled]
-        statistic = classification(reader, images, labels, templates)
+        with _naming(images):
+            statistic = classification(ranker, images, labels, templates, batch_size)
         found["classification",] = statistic, len(labelled)
     intervals: dict[str, Any] = {}
     for path, (statistic, number) in found.items():
@@ -150,33 +148,28 @@ def evaluate(
     return result
 
 
-def parts_of(model: str) -> dict[Part, str]:
-    """The folder or hub name of each part a model has."""
+def readers_of(model: str) -> dict[str, type[Any]]:
+    """The class that runs each part of a model, by the part's folder or hub name.
+
+    Raises:
+        ValueError: No class here runs one of them.
+    """
     model = folder_of(model)
-    pair: dict[Part, str] = {
-        "captioner": os.path.join(model, "captioner"),
-        "matcher": os.path.join(model, "matcher"),
-    }
-    found = {part: path for part, path in pair.items() if os.path.isdir(path)}
-    if found:
-        return found
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    architecture = (config.architectures or ("",))[0]
-    if architecture not in KINDS:
-        raise ValueError(f"{model} is neither a BLIP captioner nor a BLIP matcher nor a CLIP")
-    return {KINDS[architecture]: model}
+    found = {}
+    for folder in parts_of(model) or [model]:
+        config, _ = PretrainedConfig.get_config_dict(folder)
+        try:
+            found[folder] = reader_of((config.get("architectures") or [""])[0])
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+    return found
 
 
 def captioning(
-    folder: str, images: list[bytes], references: list[list[str]], batch_size: int
+    writer: Writes, images: list[bytes], references: list[list[str]], batch_size: int
 ) -> Statistic:
     """BLEU@4 and CIDEr of a captioner's beam search."""
-    captioner = Captioner.from_pretrained(folder)
-    prompt = getattr(captioner.model.config, "caption_prompt", PROMPT)
-    written = captioner.caption(
-        images, [0] * len(images), Settings(decoding="beam"), prompt=prompt, batch_size=batch_size
-    )
-    candidates = [captions[0].text if captions else "" for captions in written]
+    candidates = writer.write_captions(images, Settings(decoding="beam"), batch_size)
     counts = bleu_counts(candidates, references)
     scores = cider_scores(candidates, references)
 
@@ -190,13 +183,18 @@ def captioning(
 
 
 def classification(
-    reader: _Matcher | _Clip, images: list[bytes], labels: list[str], templates: Sequence[str]
+    ranker: Ranks,
+    images: list[bytes],
+    labels: list[str],
+    templates: Sequence[str],
+    batch_size: int,
 ) -> Statistic:
     """Top-1 and top-5 accuracy of images against the mean embedding of each label's prompts."""
     classes = sorted(set(labels))
     prompts = [template.replace("{}", name) for name in classes for template in templates]
-    embedded = reader.embed_texts(prompts).view(len(classes), len(templates), -1).mean(1)
-    cosine = (reader.embed_images(images) @ F.normalize(embedded, dim=-1).T).cpu().numpy()
+    embedded = ranker.embed_texts(prompts).view(len(classes), len(templates), -1).mean(1)
+    embedded = F.normalize(embedded, dim=-1)
+    cosine = similarity(ranker.embed_images(images, batch_size), embedded)
     own = np.array([classes.index(label) for label in labels])
     rank = (cosine >= cosine[np.arange(len(own)), own][:, None]).sum(1) - 1
 
@@ -206,124 +204,85 @@ def classification(
     return statistic
 
 
-class _Clip:
-    """A CLIP reads images and texts."""
+def similarity(images: Tensor, texts: Tensor) -> npt.NDArray[np.float32]:
+    """The cosines (n, m) of unit embeddings: images (n, d) and texts (m, d).
 
-    scores: dict[str, str]
-
-    def __init__(self, model: str, batch_size: int) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.clip = Contrastive.from_pretrained(model).to(self.device).eval()
-        load: Any = AutoImageProcessor.from_pretrained
-        self.processor = load(model)
-        self.batch_size = batch_size
-
-    @torch.inference_mode()
-    def embed_images(self, images: list[bytes]) -> Tensor:
-        """Unit embeddings (n, d)."""
-        found = []
-        for start in range(0, len(images), self.batch_size):
-            opened = [_opened(images, i) for i in _next(images, start, self.batch_size)]
-            pixels = self.processor(images=opened, return_tensors="pt")["pixel_values"]
-            found.append(self.clip.embed_images(pixels.to(self.device)))
-        return torch.cat(found)
-
-    @torch.inference_mode()
-    def embed_texts(self, texts: list[str]) -> Tensor:
-        """Unit embeddings (n, d)."""
-        tokens = self.clip.tokenize(texts, CLIP_TOKENS).to(self.device)
-        return torch.cat([self.clip.embed_texts(t) for t in torch.split(tokens, self.batch_size)])
-
-
-class _Matcher:
-    """A BLIP matcher reads images and texts, and keeps what its ITM needs of the images."""
-
-    def __init__(self, folder: str, max_text_tokens: int, batch_size: int) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.med = MED.from_pretrained(folder, parts=("matcher",)).to(self.device).eval()
-        self.preprocess = Preprocess.from_pretrained(folder)
-        self.max_text_tokens = max_text_tokens
-        self.batch_size = batch_size
-        self.features = torch.empty(0)
-
-    @torch.inference_mode()
-    def embed_images(self, images: list[bytes]) -> Tensor:
-        """Unit embeddings (n, d); `features` are then of these images."""
-        features = []
-        for start in range(0, len(images), self.batch_size):
-            try:
-                pixels = self.preprocess(images[start : start + self.batch_size])
-            except ImageError:
-                for i in _next(images, start, self.batch_size):
-                    _opened(images, i)
-                raise
-            features.append(encode_images(self.med.vision, pixels.to(self.device)))
-        self.features = torch.cat(features)
-        return self.med.embed_images(self.features)
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """int64 (n, L) of texts as BLIP prepares them."""
-        prepared = [pre_caption(text) for text in texts]
-        return self.med.tokenize(prepared, self.max_text_tokens).to(self.device)
-
-    @torch.inference_mode()
-    def embed_texts(self, texts: list[str]) -> Tensor:
-        """Unit embeddings (n, d)."""
-        tokens = self.tokenize(texts)
-        return torch.cat([self.med.embed_texts(t) for t in torch.split(tokens, self.batch_size)])
-
-    @torch.inference_mode()
-    def match(self, image: int, texts: Tensor) -> npt.NDArray[np.float32]:
-        """ITM logits (n, 2) of image number `image` and n tokenized texts."""
-        assert self.med.matcher is not None
-        memory = cross_attention_kv(self.med.matcher.text_encoder, self.features[image : image + 1])
-        logits = []
-        for tokens in torch.split(texts, 512):
-            shared = [
-                (key.expand(len(tokens), -1, -1, -1), value.expand(len(tokens), -1, -1, -1))
-                for key, value in memory
-            ]
-            longest = int((tokens != self.med.pad).sum(dim=1).max())
-            logits.append(self.med.match(tokens[:, :longest], shared))
-        whole: npt.NDArray[np.float32] = torch.cat(logits).cpu().numpy()
-        return whole
+    Of images (n, q, d) the one of q that is most like a text counts.
+    """
+    cosine = images @ texts.T
+    if cosine.ndim == 3:
+        cosine = cosine.amax(1)
+    whole: npt.NDArray[np.float32] = cosine.float().cpu().numpy()
+    return whole
 
 
 class _Scorer:
-    """The images and captions of a test, read once."""
+    """The scores of the images and captions of a test.
+
+    Attributes:
+        cosine: float32 (images, texts).
+        owners: The image of each text.
+        partners: For each image another one, whose captions are wrong for it.
+        scores: What each ranking is by, in words.
+        chosen: For each image the texts that it was matched with; empty if the model does not
+            match.
+        logits: For each image float32 (texts, 2) of these; column 1 says that they match.
+    """
 
     def __init__(
         self,
-        reader: _Matcher | _Clip,
+        ranker: Ranks,
         images: list[bytes],
         captions: list[list[str]],
         top_k: int | None,
+        batch_size: int,
+        seed: int,
     ) -> None:
-        self.reader = reader
-        self.owners = [i for i, texts in enumerate(captions) for _ in texts]
-        texts = [text for texts in captions for text in texts]
-        cosine = reader.embed_images(images) @ reader.embed_texts(texts).T
-        self.cosine: npt.NDArray[np.float32] = cosine.cpu().numpy()
+        texts = [text for own in captions for text in own]
+        self.owners = np.array([i for i, own in enumerate(captions) for _ in own])
+        self.cosine = similarity(ranker.embed_images(images, batch_size), ranker.embed_texts(texts))
         self.k = top_k if top_k is not None else min(128, max(16, len(images) // 8))
         self.scores = {"itc": "cosine"}
-        if isinstance(reader, _Matcher):
-            self.tokens = reader.tokenize(texts)
+        order = list(range(len(images)))
+        random.Random(seed_of(seed, "partners")).shuffle(order)
+        self.partners = dict(zip(order, order[1:] + order[:1], strict=True))
+        self.chosen: list[npt.NDArray[np.intp]] = []
+        self.logits: list[npt.NDArray[np.float32]] = []
+        if isinstance(ranker, Matches):
             best = f"of the {self.k} best by itc"
             # The released code adds the cosine, the paper ranks by the matching score alone.
             self.scores["itm"] = f"ITM's logit of a match plus cosine, {best}"
+            is_candidate = np.logical_or(*self.candidates())
+            for i in range(len(images)):
+                is_wanted = is_candidate[i] | np.isin(self.owners, (i, self.partners[i]))
+                self.chosen.append(np.flatnonzero(is_wanted))
+            at_once = max(1, TEXTS_AT_ONCE // max(map(len, self.chosen)))
+            asked = [[texts[text] for text in chosen] for chosen in self.chosen]
+            matched = ranker.match(images, asked, min(at_once, batch_size))
+            self.logits = [logits.cpu().numpy() for logits in matched]
+
+    def candidates(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which pairs are of the k best texts of an image, and of the k best images of a text."""
+        num_images, num_texts = self.cosine.shape
+        texts = np.argsort(-self.cosine, axis=1, kind="stable")[:, : min(self.k, num_texts)]
+        images = np.argsort(-self.cosine, axis=0, kind="stable")[: min(self.k, num_images)]
+        by_image, by_text = (np.zeros_like(self.cosine, dtype=bool) for _ in range(2))
+        np.put_along_axis(by_image, texts, True, axis=1)
+        np.put_along_axis(by_text, images, True, axis=0)
+        return by_image, by_text
 
     def retrieval(self) -> dict[str, Statistic]:
         """Recalls by contrast alone and, of a matcher, with the best ranked again by matching."""
         found = {"itc": self.recalls(self.cosine, self.cosine)}
-        if isinstance(self.reader, _Matcher):
-            found["itm"] = self.recalls(*self.ranked_again(self.reader))
+        if self.logits:
+            found["itm"] = self.recalls(*self.ranked_again())
         return found
 
     def recalls(self, by_image: npt.NDArray[Any], by_text: npt.NDArray[Any]) -> Statistic:
         """TR of one matrix of scores (images, texts), IR of another."""
-        own = np.asarray(self.owners)
-        text_hits = retrieval_hits(by_image, self.owners)[0]
-        image_hits = retrieval_hits(by_text, self.owners)[1]
+        own, owners = self.owners, self.owners.tolist()
+        text_hits = retrieval_hits(by_image, owners)[0]
+        image_hits = retrieval_hits(by_text, owners)[1]
 
         def statistic(weights: Weights) -> dict[str, float]:
             each = weights[own]
@@ -334,37 +293,20 @@ class _Scorer:
 
         return statistic
 
-    def ranked_again(self, reader: _Matcher) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def ranked_again(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Scores (images, texts) of each image's best k texts and of each text's best k images."""
-        num_images, num_texts = self.cosine.shape
-        wanted = np.zeros_like(self.cosine, dtype=bool)
-        texts = np.argsort(-self.cosine, axis=1, kind="stable")[:, : min(self.k, num_texts)]
-        images = np.argsort(-self.cosine, axis=0, kind="stable")[: min(self.k, num_images)]
-        np.put_along_axis(wanted, texts, True, axis=1)
-        np.put_along_axis(wanted, images, True, axis=0)
         ranked = np.full_like(self.cosine, NOT_RANKED)
-        for image in range(num_images):
-            chosen = np.flatnonzero(wanted[image])
-            logits = reader.match(image, self.tokens[torch.from_numpy(chosen)])
+        for image, (chosen, logits) in enumerate(zip(self.chosen, self.logits, strict=True)):
             ranked[image, chosen] = logits[:, 1] + self.cosine[image, chosen]
+        by_image, by_text = self.candidates()
         # A text of the image's best k need not have the image among its own best k.
-        by_text = np.full_like(ranked, NOT_RANKED)
-        np.put_along_axis(by_text, images, np.take_along_axis(ranked, images, axis=0), axis=0)
-        by_image = np.full_like(ranked, NOT_RANKED)
-        np.put_along_axis(by_image, texts, np.take_along_axis(ranked, texts, axis=1), axis=1)
-        return by_image, by_text
+        return np.where(by_image, ranked, NOT_RANKED), np.where(by_text, ranked, NOT_RANKED)
 
-    def matching(self, seed: int) -> Statistic:
+    def matching(self) -> Statistic:
         """ITM on every caption with its image, and with the image of another."""
         num_images = len(self.cosine)
-        others = list(range(num_images))
-        random.Random(seed_of(seed, "partners")).shuffle(others)
-        following = dict(zip(others, others[1:] + others[:1], strict=True))
-        owners = np.asarray(self.owners)
-        true = [self.probability(i, np.flatnonzero(owners == i)) for i in range(num_images)]
-        false = [
-            self.probability(i, np.flatnonzero(owners == following[i])) for i in range(num_images)
-        ]
+        true = [self.probability(i, i) for i in range(num_images)]
+        false = [self.probability(i, self.partners[i]) for i in range(num_images)]
         positive, negative = np.concatenate(true), np.concatenate(false)
         of_true, of_false = (
             np.repeat(np.arange(num_images), [len(scores) for scores in parts])
@@ -387,27 +329,30 @@ class _Scorer:
 
         return statistic
 
-    def probability(self, image: int, texts: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
-        """The probability that an image and each of some texts match."""
-        assert isinstance(self.reader, _Matcher)
-        logits = self.reader.match(image, self.tokens[torch.from_numpy(texts)]).astype(np.float64)
-        return 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+    def probability(self, image: int, owner: int) -> npt.NDArray[np.float64]:
+        """The probabilities that an image and each caption of an image match."""
+        is_asked = self.owners[self.chosen[image]] == owner
+        logits = self.logits[image][is_asked].astype(np.float64)
+        probability: npt.NDArray[np.float64] = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+        return probability
 
 
-def _next(images: Sequence[bytes], start: int, number: int) -> range:
-    return range(start, min(start + number, len(images)))
-
-
-def _opened(images: Sequence[bytes], number: int) -> Any:
-    """An image opened.
+@contextlib.contextmanager
+def _naming(images: Sequence[bytes]) -> Iterator[None]:
+    """Name the image that cannot be decoded by its number.
 
     Raises:
-        ValueError: It cannot be; the message has its number.
+        ValueError: In place of an ImageError.
     """
     try:
-        return open_rgb(images[number])
-    except ImageError as error:
-        raise ValueError(f"image {number + 1} of the test cannot be opened: {error}") from None
+        yield
+    except ImageError:
+        for number, image in enumerate(images, 1):
+            try:
+                open_rgb(image)
+            except ImageError as error:
+                raise ValueError(f"image {number} of the test cannot be opened: {error}") from None
+        raise
 
 
 def _put(nested: dict[str, Any], path: tuple[str, ...], value: dict[str, Any]) -> None:

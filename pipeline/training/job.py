@@ -13,7 +13,7 @@ from typing import Any
 from models.errors import DamagedError
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
-from pipeline.manifest.train_config import CURATED, POOL, Source, as_sources, start_of
+from pipeline.manifest.train_config import CURATED, POOL, Source, as_sources
 from pipeline.results import retries
 from pipeline.storage.checksum import CHANGED
 from pipeline.storage.records import ExportRecord, ListRecord, ModelRecord, content_of
@@ -123,7 +123,7 @@ class TrainingJob:
                 data[source.path] = [content_of(file) for file in export.files]
             else:
                 data[source.path] = fingerprints_of(files_of(source))
-        start = start_of(self.config.model)
+        start = self.config.start()
         before = [TrainingJob(self.manifest, n).fingerprint for n in self._needs()]
         settings = self.config.measurement()
         return digest({"settings": settings, "data": data, "start": start, "before": before})

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from models.image.augmentation import View
-from models.image.decode import ImageError, Preprocess, open_rgb
+from models.image.decode import ImageError, open_rgb
+from models.objectives.base import Objective
 from models.objectives.batch import Batch
 from models.random import seed_of
-from models.text.pre_caption import pre_caption
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.data import Example, Pairs, Position
 
@@ -63,11 +63,12 @@ class Decoder:
     """Examples to views, with the decoded images of the first GiB kept in memory."""
 
     def __init__(self, config: TrainConfig) -> None:
+        objective = config.objective
         self.view = View(
-            size=config.image_size,
-            augment=config.augment,
-            crop_scale=config.crop_scale,
-            magnitude=config.magnitude,
+            size=objective.image_size,
+            augment=objective.augment,
+            crop_scale=objective.crop_scale,
+            magnitude=objective.magnitude,
         )
         self.seed = config.seed
         self.room = CACHE_BYTES
@@ -93,25 +94,22 @@ class Decoder:
 def make_batches(
     config: TrainConfig,
     streams: Sequence[Pairs],
-    model: Any,
+    objective: Objective,
     positions: Sequence[Position],
-    prompt: int,
 ) -> Iterator[Loaded]:
     """Full batches without end, an equal share of each from every stream.
 
     Args:
         config: The training.
         streams: Those of this rank.
-        model: Its `tokenize` reads the texts.
+        objective: Prepares and tokenizes the texts, and normalises the images.
         positions: Where each stream goes on.
-        prompt: Tokens of the prompt.
 
     Raises:
         ValueError: An epoch of a stream holds too few readable images for a share.
     """
     decode = Decoder(config)
-    normalize = Preprocess(size=config.image_size).normalize
-    number = config.batch_size // config.streams
+    number = config.objective.batch_size // config.streams
     with ThreadPoolExecutor(max(1, config.loaders)) as pool:
         each = pool.map if config.loaders else map
         shares = [
@@ -122,24 +120,18 @@ def make_batches(
             dealt = [next(share) for share in shares]
             examples = [example for share in dealt for example in share.examples]
             views = [view for share in dealt for view in share.views]
-            captions = tuple(_caption(config, example.caption) for example in examples)
+            captions = tuple(objective.prepare(example.caption) for example in examples)
             ids = [seed_of(example.image_id) for example in examples]
             yield Loaded(
                 batch=Batch(
-                    pixels=normalize(torch.from_numpy(np.stack(views))),
-                    tokens=model.tokenize(captions, config.max_text_tokens),
+                    pixels=objective.normalize(torch.from_numpy(np.stack(views))),
+                    tokens=objective.tokenize(captions, config.objective.max_text_tokens),
                     image_ids=torch.tensor(ids),
-                    prompt=prompt,
                 ),
                 captions=captions,
                 positions=tuple(share.position for share in dealt),
                 unreadable=sum(share.unreadable for share in dealt),
             )
-
-
-def _caption(config: TrainConfig, caption: str) -> str:
-    """A caption as the objective reads it; CLIP's tokenizer does all that CLIP does to a text."""
-    return caption if config.objective == "clip" else config.prompt + pre_caption(caption)
 
 
 def _shares(pairs: Pairs, position: Position, number: int, decode: Any) -> Iterator[Share]:

@@ -1,4 +1,4 @@
-"""Training on pairs: BLIP's pre-training, and the fine-tuning of a captioner and of a filter."""
+"""Training on pairs: an objective, its data, and steps that go on after a stop."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
-from models.objectives.blip import MED
-from models.objectives.clip import Contrastive
 from models.objectives.distributed import gather, num_ranks, rank
-from models.objectives.queue import check_queue
 from models.random import seed_of
-from models.weights import folder_of
-from pipeline.manifest.train_config import LARGE, PAPER, Source, TrainConfig, as_sources, start_of
+from pipeline.manifest.train_config import Source, TrainConfig, as_sources, start_of
 from pipeline.storage.staging import StagingDir
 from pipeline.training import model_card
 from pipeline.training.checkpoint import Checkpoint, cut_log, flush
@@ -47,7 +44,6 @@ KEEP_SECONDS = 15.0
 """How often the log of a training goes to object storage, where others look how far it is."""
 
 SAMPLES = 4
-SAMPLE_TOKENS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +74,6 @@ def train(
     data: Sequence[str | Source],
     out: str | os.PathLike[str],
     *,
-    tokenizer: str | None = None,
     stop_at: int | None = None,
 ) -> TrainResult:
     """Train a model and save it as folders that stock transformers loads.
@@ -95,7 +90,6 @@ def train(
         out: The model folder, or its URL. It appears, or is replaced, when the training is
             finished: the model; README.md, its card; `metrics.jsonl` with losses, lr and images a
             second of each step; and `samples.jsonl` with captions written on the way.
-        tokenizer: In place of the config's.
         stop_at: Leave after this step with a checkpoint.
 
     Raises:
@@ -104,7 +98,7 @@ def train(
     """
     scratch = StagingDir(os.fspath(out))
     try:
-        return _Training(config, data, scratch, tokenizer or config.tokenizer).run(stop_at)
+        return _Training(config, data, scratch).run(stop_at)
     finally:
         scratch.close()
 
@@ -117,9 +111,9 @@ class _Training:
         config: TrainConfig,
         data: Sequence[str | Source],
         scratch: StagingDir,
-        tokenizer: str | None,
     ) -> None:
         self.config = config
+        self.batch_size = config.objective.batch_size
         self.scratch = scratch
         self.out, self.partial = scratch.folder, scratch.partial
         self.log = self.partial / "metrics.jsonl"
@@ -129,7 +123,7 @@ class _Training:
         if config.workers != num_ranks():
             raise ValueError(f"train.workers is {config.workers}, and {num_ranks()} train together")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.autocast = use_bf16(config, self.device)
+        self.autocast = use_bf16(config.precision, self.device)
 
         share = config.streams // config.workers
         whole = Pairs(
@@ -139,13 +133,13 @@ class _Training:
             shuffle_buffer=config.shuffle_buffer,
         )
         self.streams = [whole.of_stream(rank() * share + i) for i in range(share)]
-        self.steps_an_epoch = whole.images_an_epoch // config.batch_size
+        self.steps_an_epoch = whole.images_an_epoch // self.batch_size
         if not self.steps_an_epoch:
             raise ValueError(
-                f"train.batch_size makes batches of {config.batch_size}, more than the "
+                f"train.batch_size makes batches of {self.batch_size}, more than the "
                 f"{whole.images_an_epoch} images there are: use a smaller one"
             )
-        self.steps = config.steps or config.epochs * self.steps_an_epoch
+        self.steps = config.steps or config.objective.epochs * self.steps_an_epoch
         self.data = [
             {
                 "path": source.path,
@@ -157,11 +151,13 @@ class _Training:
         ]
 
         torch.manual_seed(seed_of(config.seed, "weights"))
-        self.start = start_of(config.model)
-        self.model = make_model(config, tokenizer).to(self.device).train()
-        self.optimizer = make_optimizer(self.model, config)
+        self.start = config.start()
+        self.model: Objective = config.objective.build().to(self.device).train()
+        self.optimizer = make_optimizer(self.model, config.objective)
         settings = config.measurement() | {"tokenizer": None, "data": ()}
-        settings |= {"model": config.model if not self.start else None}
+        for field, model in config.objective.models().items():
+            if start_of(model):
+                settings[field] = None  # the revisions say more than where the folder lies
         content = [(entry["weight"], entry["sha256"]) for entry in self.data]
         self.identity = digest([settings, self.start, content])
         self.checkpoint = Checkpoint(self.partial / "checkpoint.safetensors", self.identity)
@@ -182,9 +178,7 @@ class _Training:
         for path in (self.log, self.samples) if rank() == 0 else ():
             cut_log(path, resumed_from)
         recent: list[dict[str, float]] = []
-        batches = make_batches(
-            config, self.streams, self.model, self.positions, self.prompt_length()
-        )
+        batches = make_batches(config, self.streams, self.model, self.positions)
         if config.loaders:
             batches = ahead(batches)
         with contextlib.ExitStack() as opened:
@@ -197,7 +191,7 @@ class _Training:
                 loaded = next(batches)
                 self.positions = list(loaded.positions)
                 self.unreadable += loaded.unreadable
-                lr = learning_rate(config, self.step, self.steps, self.steps_an_epoch)
+                lr = learning_rate(config.objective, self.step, self.steps, self.steps_an_epoch)
                 losses = self.update(loaded.batch, lr)
                 self.step += 1
                 recent = [*recent[1 - RECENT_STEPS :], losses]
@@ -228,7 +222,7 @@ class _Training:
         return TrainResult(
             folder=self.scratch.out,
             steps=self.step,
-            images=self.step * self.config.batch_size,
+            images=self.step * self.batch_size,
             unreadable=unreadable,
             losses=losses,
             seconds=time.monotonic() - began,
@@ -237,10 +231,8 @@ class _Training:
 
     def card(self) -> str:
         """The card of the model that this training makes."""
-        is_fused = bool(getattr(self.model, "first_fused", 0))
-        return model_card.text(
-            self.config, self.data, self.start, self.steps, self.identity, is_fused
-        )
+        usage = self.model.usage(self.config.objective.max_text_tokens)
+        return model_card.text(self.config, self.data, self.start, self.steps, self.identity, usage)
 
     def is_finished(self) -> bool:
         """Whether the folder holds what this training makes: its card came with all the rest."""
@@ -249,17 +241,21 @@ class _Training:
     def update(self, batch: Batch, lr: float) -> dict[str, float]:
         """One step of the optimiser; the losses, of all ranks."""
         config = self.config
-        ramp = max(1.0, config.alpha_epochs * self.steps_an_epoch)
-        alpha = config.alpha * min(1.0, self.step / ramp)
         parts = batch.to(self.device).split(config.accumulate, len(self.streams))
         values: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
             # Every step draws from its own seed, so that a resumed step draws what it would have.
             seed = seed_of(config.seed, "step", self.step, number)
             torch.manual_seed(seed_of(seed, "dropout", rank()))
-            generator = torch.Generator(self.device).manual_seed(seed)
+            step = Step(
+                number=self.step,
+                steps_an_epoch=self.steps_an_epoch,
+                parts=len(parts),
+                streams=len(self.streams),
+                generator=torch.Generator(self.device).manual_seed(seed),
+            )
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                losses = self.model(part, alpha=alpha, generator=generator)
+                losses = self.model(part, step)
             torch.autograd.backward(torch.stack(list(losses.values())).sum() / len(parts))
             for name, loss in losses.items():
                 values[name] = values.get(name, 0) + loss.detach() / len(parts)
@@ -274,7 +270,7 @@ class _Training:
         if not math.isfinite(found["loss"]):
             raise FloatingPointError(
                 f"train: the loss is {found} at step {self.step}; lower lr "
-                f"({config.lr}) or use precision fp32"
+                f"({config.objective.lr}) or use precision fp32"
             )
         return found
 
@@ -283,10 +279,8 @@ class _Training:
         row: dict[str, Any] = {"step": self.step, "epoch": self.positions[0].epoch}
         row |= {name: round(value, 6) for name, value in losses.items()}
         row["lr"] = lr
-        temperature = getattr(self.model, "temperature", None)
-        if temperature is not None:
-            row["temperature"] = round(temperature.item(), 6)
-        row["images_per_second"] = round(self.config.batch_size / seconds, 1)
+        row |= {name: round(value, 6) for name, value in self.model.logged().items()}
+        row["images_per_second"] = round(self.batch_size / seconds, 1)
         return row
 
     def open_logs(self, opened: contextlib.ExitStack) -> list[Callable[[dict[str, Any]], None]]:
@@ -319,18 +313,14 @@ class _Training:
 
     @torch.no_grad()
     def sample(self, loaded: Loaded) -> None:
-        """Write what the captioner says of the first images of a batch, greedily."""
-        captioner: Any = getattr(self.model, "captioner", None)
-        if captioner is None or rank():
+        """Log what the model writes about the first images of a batch, if it writes captions."""
+        if rank():
             return
         self.model.eval()
-        number = min(SAMPLES, len(loaded.captions))
-        prompt = self.model.tokenize([self.config.prompt.strip()] * number, 64).to(self.device)
-        pixels = loaded.batch.pixels[:number].to(self.device)
-        longest = min(SAMPLE_TOKENS, captioner.config.text_config.max_position_embeddings)
-        written = captioner.generate(pixels, prompt, max_length=longest, do_sample=False)
+        texts = self.model.sample(loaded.batch.pixels[:SAMPLES].to(self.device))
         self.model.train()
-        texts = self.model.tokenizer.batch_decode(written, skip_special_tokens=True)
+        if not texts:
+            return
         with open(self.samples, "a", encoding="utf-8") as file:
             for caption, text in zip(loaded.captions, texts, strict=False):
                 row = {"step": self.step, "caption": caption, "written": text}
@@ -351,12 +341,6 @@ class _Training:
         (self.out / self.checkpoint.path.name).unlink(missing_ok=True)
         self.scratch.publish()
 
-    def prompt_length(self) -> int:
-        """Tokens of the prompt, [CLS] included and [SEP] not; 0 without one."""
-        if not self.config.prompt.strip():
-            return 0
-        return len(self.model.tokenizer(self.config.prompt)["input_ids"]) - 1
-
     def save_checkpoint(self) -> None:
         """Write a checkpoint on rank 0, with where the streams of all ranks stand."""
         # The rank's count stands with its first stream.
@@ -373,7 +357,8 @@ class _Training:
         """Load this training's checkpoint and return its step, 0 where there is none.
 
         Raises:
-            ValueError: Not every rank sees it, or it is damaged.
+            ValueError: Not every rank sees it.
+            DamagedError: It is damaged.
         """
         state = self.checkpoint.read()
         found = torch.tensor([state.get("step", 0)], device=self.device)
@@ -394,46 +379,3 @@ class _Training:
 def together(fingerprints: Sequence[str]) -> str:
     """One fingerprint for several files: that of the only one, or the digest of all."""
     return fingerprints[0] if len(fingerprints) == 1 else digest(list(fingerprints))
-
-
-def make_model(config: TrainConfig, tokenizer: str | None) -> MED | Contrastive:
-    """The model that a training starts from, with the momentum encoders of its objective."""
-    model, tokenizer = folder_of(config.model), tokenizer and folder_of(tokenizer)
-    if config.objective == "clip":
-        contrastive = Contrastive.from_pretrained(
-            model, tokenizer=tokenizer, image_size=config.image_size
-        )
-        contrastive.mask_patches = config.mask_patches
-        contrastive.recompute = config.gradient_checkpointing
-        return contrastive
-    med = MED.from_pretrained(
-        model,
-        parts=config.parts,
-        tokenizer=tokenizer,
-        image_size=config.image_size,
-        label_smoothing=config.label_smoothing,
-    )
-    med.prompt = config.prompt
-    med.mask_patches = config.mask_patches
-    if config.drop_path is not None:
-        med.drop_path = config.drop_path
-    if med.is_large and config.model != "large" and config.lr == PAPER[config.objective]["lr"]:
-        logger.warning(
-            "train: %s has a ViT-L, and lr %g is BLIP's for a ViT-B; for a ViT-L it has %g",
-            config.model,
-            config.lr,
-            LARGE[config.objective]["lr"],
-        )
-    med.floor = config.floor
-    if config.negatives == "local":
-        med.local_streams = config.streams // config.workers
-    med.recompute = config.gradient_checkpointing
-    if config.albef:
-        med.start_fusion()
-        med.start_masking()
-    if "matcher" in config.parts:
-        check_queue(config.queue_size, config.batch_size)
-        # The parts of a batch each move the momentum encoders: together as far as one whole would.
-        decay = config.momentum ** (1 / config.accumulate)
-        med.start_momentum(queue_size=config.queue_size, decay=decay)
-    return med

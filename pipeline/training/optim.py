@@ -6,15 +6,16 @@ import math
 
 import torch
 
+from models.objectives.base import Objective
+from models.objectives.config import ObjectiveConfig
 from models.objectives.distributed import num_ranks
-from pipeline.manifest.train_config import TrainConfig
 
 __all__ = ["average_gradients", "learning_rate", "make_optimizer", "use_bf16"]
 
 
-def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(objective: Objective, config: ObjectiveConfig) -> torch.optim.AdamW:
     """AdamW on the parameters that are trained, with weight decay on matrices only."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = list(objective.trained().values())
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -24,7 +25,7 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.A
     )
 
 
-def learning_rate(config: TrainConfig, step: int, steps: int, steps_an_epoch: int) -> float:
+def learning_rate(config: ObjectiveConfig, step: int, steps: int, steps_an_epoch: int) -> float:
     """The learning rate of a step, counted from 0."""
     if step < config.warmup_steps:
         rise = config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps
@@ -35,11 +36,11 @@ def learning_rate(config: TrainConfig, step: int, steps: int, steps_an_epoch: in
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
 
 
-def average_gradients(model: torch.nn.Module) -> None:
+def average_gradients(objective: Objective) -> None:
     """Replace the gradient of each trained parameter by its mean over the ranks."""
     if num_ranks() == 1:
         return
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = list(objective.trained().values())
     for parameter in trained:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -51,13 +52,13 @@ def average_gradients(model: torch.nn.Module) -> None:
         parameter.grad = part.view_as(parameter)
 
 
-def use_bf16(config: TrainConfig, device: torch.device) -> bool:
+def use_bf16(precision: str, device: torch.device) -> bool:
     """Whether to run under bf16 autocast.
 
     The precision `auto` does where the device has instructions for bf16.
     """
-    if config.precision != "auto":
-        return config.precision == "bf16"
+    if precision != "auto":
+        return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported())

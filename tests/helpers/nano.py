@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
 from models.objectives.blip import MED
-from models.objectives.clip import Contrastive
 from models.objectives.sizes import BLIP_SIZES, CLIP_SIZES, Size
 
 NANO = Size(
@@ -33,11 +33,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, size: Size = NANO) -> None:
         monkeypatch.setitem(sizes, "nano", size)
 
 
-def make(tokenizer: str, *parts: str, seed: int = 0, **settings: Any) -> MED:
+def make(tokenizer: str, *parts: str, seed: int = 0, kind: type[MED] = MED, **settings: Any) -> Any:
     """A nano MED whose weights are large enough to matter."""
     torch.manual_seed(seed)
     parts = parts or ("captioner", "matcher")
-    med = MED.from_pretrained("nano", parts=parts, tokenizer=tokenizer, **settings)
+    med = kind.from_pretrained("nano", parts=parts, tokenizer=tokenizer, **settings)
     with torch.no_grad():
         for parameter in med.parameters():
             if parameter.dim() > 1:
@@ -46,7 +46,7 @@ def make(tokenizer: str, *parts: str, seed: int = 0, **settings: Any) -> MED:
 
 
 def batch_of(
-    model: MED | Contrastive, captions: list[str] = CAPTIONS, seed: int = 0, side: int = 32
+    model: Objective, captions: list[str] = CAPTIONS, seed: int = 0, side: int = 32
 ) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     return Batch(
@@ -54,6 +54,12 @@ def batch_of(
         tokens=model.tokenize(captions, 24),
         image_ids=torch.arange(len(captions)),
     )
+
+
+def step_of(seed: int | None = None) -> Step:
+    """A step with draws of its own, at which alpha has risen."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return Step(number=1, generator=generator)
 
 
 def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:

@@ -9,11 +9,19 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import nano
+from models.objectives.registry import DEFAULT, OBJECTIVES
 from pipeline.manifest.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 60, 230), "grey": (128,) * 3}
 NANO = dataclasses.replace(nano.NANO, vision_layers=1, text_width=32, dropout=0.1)
+
+
+def fitting(fields: dict[str, Any], objective: str = DEFAULT) -> dict[str, Any]:
+    """Those of some fields that a training of an objective has."""
+    kinds = (TrainConfig, OBJECTIVES[objective])
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    return {name: value for name, value in fields.items() if name in names}
 
 
 def config_of(tokenizer: str | None, **settings: Any) -> TrainConfig:
@@ -32,7 +40,8 @@ def config_of(tokenizer: str | None, **settings: Any) -> TrainConfig:
         "checkpoint_every": 0,
         "sample_every": 0,
     }
-    return TrainConfig(**{**plain, **settings})
+    plain = fitting(plain, settings.get("objective", DEFAULT))
+    return TrainConfig.of(**{**plain, **settings})
 
 
 def metrics(out: Path) -> list[dict[str, float]]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.blips import WORDS, tokenizer_of
-from helpers.nano import batch_of, differing, make
+from helpers.contract import check_contract, small
+from helpers.nano import batch_of, differing, make, step_of
 from safetensors.torch import load_file
 from transformers import (
     AutoProcessor,
@@ -18,14 +19,32 @@ from transformers import (
 
 from models.attention import cross_attention_kv, encode_images
 from models.objectives.blip import IGNORED, MED
+from models.objectives.blip_config import (
+    BlipConfig,
+    CaptionerConfig,
+    FilterConfig,
+    JointConfig,
+    MatcherConfig,
+    PretrainConfig,
+)
 
 
 def step(med: MED) -> None:
     med.start_momentum(queue_size=8)
     optimizer = torch.optim.SGD(med.parameters(), lr=0.1)
-    sum(med.train()(batch_of(med)).values()).backward()
+    sum(med.train()(batch_of(med), step_of()).values()).backward()
     optimizer.step()
     med.eval()
+
+
+@pytest.mark.parametrize(
+    "kind", [PretrainConfig, CaptionerConfig, FilterConfig, JointConfig], ids=lambda k: k.name
+)
+def test_the_contract_of_an_objective_is_kept(
+    tokenizer: str, tmp_path: Path, kind: type[BlipConfig]
+) -> None:
+    fields = {"queue_size": 16} if issubclass(kind, MatcherConfig) else {}
+    check_contract(small(kind, tokenizer, **fields), tmp_path)
 
 
 def test_encoder_and_decoder_share_all_but_self_attention(tokenizer: str) -> None:
@@ -64,10 +83,7 @@ def test_loading_gives_the_losses_that_were_saved(tokenizer: str, tmp_path: Path
     loaded = MED.from_pretrained(tmp_path / "med").eval()
     med.start_momentum(queue_size=0)
     loaded.start_momentum(queue_size=0)
-    before, after = (
-        model(batch_of(model), generator=torch.Generator().manual_seed(0))
-        for model in (med, loaded)
-    )
+    before, after = (model(batch_of(model), step_of(0)) for model in (med, loaded))
     # The temperature is written with six decimals.
     assert {k: v.item() for k, v in after.items()} == pytest.approx(
         {k: v.item() for k, v in before.items()}, rel=1e-3
@@ -100,7 +116,7 @@ def test_stock_transformers_loads_both_folders_and_gives_the_same_logits(
     stock = captioner(batch.pixels, tokens, attention_mask=mask, labels=labels)
     # Stock takes its label smoothing from the config, where `save` has put BLIP's.
     alone = MED(captioner=captioner, tokenizer=med.tokenizer)
-    torch.testing.assert_close(alone(batch)["lm"], stock.loss, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone(batch, step_of())["lm"], stock.loss, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["captioner", "matcher"])

@@ -1,16 +1,12 @@
 """The losses that a MED is trained by."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from helpers.blips import drawn
-from helpers.nano import CAPTIONS, batch_of, differing, make
-from transformers import BlipForImageTextRetrieval
+from helpers.nano import CAPTIONS, batch_of, differing, make, step_of
 
 from models.attention import cross_attention_kv, encode_images, encode_texts
-from models.inference.matcher import Matcher
 from models.objectives.batch import Batch
 from models.objectives.blip import IGNORED, MED, lm_labels, lm_loss
 
@@ -41,12 +37,12 @@ def test_the_contrastive_loss_of_a_step_is_the_formula_over_batch_and_queue(
             med.embed_images(encode_images(med.vision, first.pixels)),
             med.embed_texts(first.tokens),
         ]
-        med(first)
+        med(first, step_of())
         now = [
             med.embed_images(encode_images(med.vision, second.pixels)),
             med.embed_texts(second.tokens),
         ]
-        loss = med(second, alpha=0.4)["itc"]
+        loss = med(second, step_of())["itc"]
         # The model was not changed, so its momentum copy is the model itself.
         ids = torch.tensor([0, 7, 8, 9, 0, 1, 2, 3])
         parts = []
@@ -67,7 +63,7 @@ def test_momentum_encoders_follow_slowly_and_are_not_trained(tokenizer: str) -> 
     with torch.no_grad():
         for parameter in med.matcher.parameters():
             parameter += 1.0
-    med(batch_of(med))
+    med(batch_of(med), step_of())
     for name, parameter in med.momentum.named_parameters():
         torch.testing.assert_close(parameter, before[name] + 0.1)
         assert not parameter.requires_grad
@@ -80,7 +76,7 @@ def test_the_temperature_is_clamped(tokenizer: str) -> None:
     for wild, tame in ((-1.0, 0.001), (9.0, 0.5)):
         with torch.no_grad():
             med.temperature.fill_(wild)
-        med(batch_of(med))
+        med(batch_of(med), step_of())
         assert med.temperature.item() == pytest.approx(tame)
 
 
@@ -91,7 +87,7 @@ def test_evaluation_moves_neither_momentum_nor_queue(tokenizer: str) -> None:
     with torch.no_grad():
         for parameter in med.matcher.parameters():
             parameter += 1.0
-    med(batch_of(med))
+    med(batch_of(med), step_of())
     assert not differing(before, med.momentum.state_dict())
 
 
@@ -104,7 +100,7 @@ def test_matching_asks_for_one_right_and_two_wrong_partners_of_each_pair(
     monkeypatch.setattr(
         med, "match", lambda tokens, memory: asked.append(tokens) or torch.zeros(len(tokens), 2)
     )
-    loss = med(batch_of(med))["itm"]
+    loss = med(batch_of(med), step_of())["itm"]
     assert len(asked[0]) == 3 * len(CAPTIONS)
     assert loss.item() == pytest.approx(math.log(2))
 
@@ -116,7 +112,7 @@ def test_a_batch_of_one_image_has_no_wrong_partners(tokenizer: str) -> None:
     batch = Batch(pixels=batch.pixels, tokens=batch.tokens, image_ids=torch.zeros(4).long())
     memory = cross_attention_kv(med.matcher.text_encoder, encode_images(med.vision, batch.pixels))
     right = med.match(batch.tokens, memory).log_softmax(1)[:, 1]
-    assert med(batch)["itm"].item() == pytest.approx(-right.mean().item(), rel=1e-5)
+    assert med(batch, step_of())["itm"].item() == pytest.approx(-right.mean().item(), rel=1e-5)
 
 
 def test_matching_reads_with_enc_and_generation_with_dec(tokenizer: str) -> None:
@@ -128,7 +124,7 @@ def test_matching_reads_with_enc_and_generation_with_dec(tokenizer: str) -> None
     embeddings.register_forward_pre_hook(
         lambda _, args, kwargs: seen.update(kwargs["input_ids"][:, 0].tolist()), with_kwargs=True
     )
-    med(batch)
+    med(batch, step_of())
     assert seen == {med.tokenizer.cls_token_id, med.enc, med.dec}
     assert batch.tokens[:, 0].eq(med.tokenizer.cls_token_id).all()
 
@@ -154,8 +150,9 @@ def test_the_smoothed_loss_of_a_token_worked_by_hand() -> None:
 def test_the_prompt_carries_no_loss(tokenizer: str) -> None:
     med = make(tokenizer, "captioner").eval()
     one = batch_of(med, ["a picture of a dog"])
-    # Another token before the last of the prompt changes what is read, not what is asked for.
-    with_prompt = Batch(pixels=one.pixels, tokens=one.tokens, image_ids=one.image_ids, prompt=4)
+    med.start_prompt("a picture of ")
+    assert (med.prompt, med.prompt_tokens) == ("a picture of ", 4)
+    # The tokens of the prompt are read, and not asked for.
     hidden = encode_texts(
         med.captioner.text_decoder.bert,
         torch.cat([torch.tensor([[med.dec]]), one.tokens[:, 1:-1]], 1),
@@ -166,7 +163,7 @@ def test_the_prompt_carries_no_loss(tokenizer: str) -> None:
     )
     logits = med.captioner.text_decoder.cls(hidden)
     expected = lm_loss(logits[:, 3:], one.tokens[:, 4:], 0.1)
-    assert med(with_prompt)["lm"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert med(one, step_of())["lm"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_gradient_of_the_smoothed_loss_is_probability_less_target() -> None:
@@ -182,7 +179,7 @@ def test_a_shared_weight_has_the_gradients_of_encoder_and_decoder(tokenizer: str
     word = med.matcher.text_encoder.embeddings.word_embeddings.weight
     gradients = {}
     for name in ("itc", "itm", "lm", "all"):
-        losses = med(batch_of(med), generator=torch.Generator().manual_seed(0))
+        losses = med(batch_of(med), step_of(0))
         med.zero_grad()
         (sum(losses.values()) if name == "all" else losses[name]).backward()
         gradients[name] = word.grad.clone()
@@ -193,161 +190,11 @@ def test_a_shared_weight_has_the_gradients_of_encoder_and_decoder(tokenizer: str
 
 def test_local_negatives_are_of_the_own_stream(tokenizer: str) -> None:
     med = make(tokenizer, "matcher")
-    med.local_streams = 2
     ids, chances = torch.arange(8), torch.rand(8, generator=torch.Generator().manual_seed(0))
-    drawn = med._negatives(torch.zeros(8, 8), ids, ids, chances)
+    drawn = med._negatives(torch.zeros(8, 8), ids, ids, chances, 2)
     assert all(row // 4 == column // 4 and row != column for row, column in enumerate(drawn))
     same = torch.tensor([5] * 4 + [0, 1, 2, 3])
-    assert med._negatives(torch.zeros(8, 8), same, same, chances)[:4].tolist() == [-1] * 4
-
-
-def albef(tokenizer: str) -> MED:
-    med = make(tokenizer, "matcher").eval()
-    with torch.no_grad():
-        for name, parameter in med.matcher.named_parameters():
-            if "LayerNorm" in name:  # as after a training, so that no norm is like another
-                parameter += torch.randn(parameter.shape, generator=torch.Generator()) * 0.2
-    med.start_fusion()
-    med.start_masking()
-    return med
-
-
-def test_albef_guesses_masked_tokens_and_saves_one_matcher(tokenizer: str, tmp_path: Path) -> None:
-    med = albef(tokenizer).train()
-    med.start_momentum(queue_size=0)
-    captions = [" ".join(["red dog bird"] * 7)] * 4
-    losses = med(batch_of(med, captions), generator=torch.Generator().manual_seed(0))
-    assert losses.keys() == {"itc", "itm", "mlm"}
-    losses["mlm"].backward()
-    cross = med.matcher.text_encoder.encoder.layer[1].crossattention.self.query.weight
-    assert cross.grad.abs().sum() > 0 and med.mlm.dense.weight.grad.abs().sum() > 0
-    assert not any(p.requires_grad for p in med.momentum.parameters())
-    med.save(tmp_path / "albef")
-    BlipForImageTextRetrieval.from_pretrained(tmp_path / "albef")
-
-
-def test_the_lower_half_of_albef_is_a_text_encoder_and_the_upper_half_looks(
-    tokenizer: str, tmp_path: Path
-) -> None:
-    med = albef(tokenizer)
-    assert med.first_fused == 1 and med.enc == med.tokenizer.cls_token_id
-    batch = batch_of(med)
-    mask = batch.tokens != med.pad
-    images = encode_images(med.vision, batch.pixels)
-    # Alone it reads as a BERT of its lower layers: norms are where they always were.
-    text = make(tokenizer, "matcher").eval().matcher.text_encoder
-    text.load_state_dict(unfolded(med))
-    del text.encoder.layer[1:]
-    stock = text(batch.tokens, attention_mask=mask.long()).last_hidden_state
-    text_encoder = med.matcher.text_encoder
-    torch.testing.assert_close(
-        encode_texts(text_encoder, batch.tokens, mask)[mask], stock[mask], rtol=1e-4, atol=1e-5
-    )
-    cosines = med.embed_images(images) @ med.embed_texts(batch.tokens).T
-    # Beside an image the upper layers go on from there.
-    text = make(tokenizer, "matcher").eval().matcher.text_encoder
-    text.load_state_dict(unfolded(med))
-    upper = text.encoder.layer[1]
-    wide = mask[:, None, None, :].float().log()
-    stock = upper(stock, attention_mask=wide, encoder_hidden_states=images)
-    stock = stock[0] if isinstance(stock, tuple) else stock
-    found = encode_texts(text_encoder, batch.tokens, mask, cross_attention_kv(text_encoder, images))
-    torch.testing.assert_close(found[mask], stock[mask], rtol=1e-4, atol=1e-5)
-    # Stock transformers matches as it does, and so does the filter.
-    med.save(tmp_path / "albef")
-    logits = med.match(batch.tokens, cross_attention_kv(text_encoder, images))
-    model = BlipForImageTextRetrieval.from_pretrained(tmp_path / "albef").eval()
-    stock = model(batch.tokens, batch.pixels, attention_mask=mask.long()).itm_score
-    torch.testing.assert_close(logits, stock, rtol=1e-4, atol=1e-5)
-    matcher = Matcher.from_pretrained(str(tmp_path / "albef"), dtype="float32")
-    pictures = [drawn(seed) for seed in range(4)]
-    images = encode_images(med.vision, matcher.preprocess(pictures))
-    logits = med.match(batch.tokens, cross_attention_kv(text_encoder, images)).softmax(1)[:, 1]
-    cosines = (med.embed_images(images) * med.embed_texts(batch.tokens)).sum(1)
-    for i, [match] in enumerate(matcher.score(pictures, [[caption] for caption in CAPTIONS])):
-        assert match.itm == pytest.approx(logits[i].item(), abs=1e-5)
-        assert match.itc == pytest.approx(cosines[i].item(), abs=1e-5)
-
-
-def unfolded(med: MED) -> dict[str, torch.Tensor]:
-    """The text encoder with the norm of the lower layers where BERT has it."""
-    state = dict(med.matcher.text_encoder.state_dict())
-    for name in ("weight", "bias"):
-        layer = "encoder.layer.0"
-        state[f"{layer}.attention.output.LayerNorm.{name}"] = state[
-            f"{layer}.crossattention.output.LayerNorm.{name}"
-        ]
-    return state
-
-
-def test_an_image_does_not_reach_the_lower_half_of_albef_in_training(
-    tokenizer: str, tmp_path: Path
-) -> None:
-    med = albef(tokenizer).train()
-    med.start_momentum(queue_size=8)
-    frozen = {name: p.clone() for name, p in med.matcher.named_parameters() if not p.requires_grad}
-    assert any("crossattention" in name for name in frozen)
-    optimizer = torch.optim.SGD([p for p in med.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(2):
-        sum(med(batch_of(med)).values()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    own = dict(med.matcher.named_parameters())
-    assert not differing(frozen, own)
-    # What is saved goes on as it was, as a filter too.
-    med.save(tmp_path / "albef")
-    again = MED.from_pretrained(tmp_path / "albef", parts=("matcher",)).train()
-    assert again.first_fused == 1 and not differing(own, dict(again.matcher.named_parameters()))
-    assert {n for n, p in again.matcher.named_parameters() if not p.requires_grad} == set(frozen)
-    again.start_fusion()
-    assert not differing(own, dict(again.matcher.named_parameters()))
-    again.start_momentum(queue_size=0)
-    assert again(batch_of(again)).keys() == {"itc", "itm"}
-
-
-def test_albef_starts_no_captioner_and_needs_two_text_layers(
-    tokenizer: str, tmp_path: Path
-) -> None:
-    albef(tokenizer).save(tmp_path / "albef")
-    for parts in (("captioner",), ("captioner", "matcher")):
-        with pytest.raises(ValueError, match="is ALBEF's, whose first text layers look at no"):
-            MED.from_pretrained(tmp_path / "albef", parts=parts)
-        with pytest.raises(ValueError, match="of a matcher alone"):
-            make(tokenizer, *parts).start_fusion()
-    single = make(tokenizer, "matcher")
-    del single.matcher.text_encoder.encoder.layer[1:]
-    with pytest.raises(ValueError, match="cannot be halved"):
-        single.start_fusion()
-
-
-def test_the_masked_loss_is_worked_out_over_what_both_models_guess(tokenizer: str) -> None:
-    med = make(tokenizer, "matcher").eval()
-    med.start_masking()
-    med.start_momentum(queue_size=0)
-    batch = batch_of(med, ["a red dog on the house"] * 4)
-    found = [
-        med(batch, alpha=alpha, generator=torch.Generator().manual_seed(1))["mlm"].item()
-        for alpha in (0.0, 1.0, 0.4)
-    ]
-    # The momentum model is the model itself: its belief is the entropy of the guess.
-    assert found[2] == pytest.approx(0.6 * found[0] + 0.4 * found[1], rel=1e-4)
-    assert found[1] <= math.log(len(med.tokenizer)) + 1e-3
-
-
-def test_masking_a_captioner_is_refused(tokenizer: str) -> None:
-    for parts in (("captioner",), ("captioner", "matcher")):
-        with pytest.raises(ValueError, match="takes the place of the captioner"):
-            make(tokenizer, *parts).start_masking()
-
-
-def test_momentum_follows_the_masked_head_too(tokenizer: str) -> None:
-    med = make(tokenizer, "matcher").train()
-    med.start_masking()
-    med.start_momentum(queue_size=0, decay=0.9)
-    with torch.no_grad():
-        med.mlm.bias += 1.0
-    med(batch_of(med))
-    torch.testing.assert_close(med.momentum.mlm.bias, torch.full_like(med.mlm.bias, 0.1))
+    assert med._negatives(torch.zeros(8, 8), same, same, chances, 2)[:4].tolist() == [-1] * 4
 
 
 @pytest.mark.parametrize("parts", [("captioner",), ("captioner", "matcher")])
@@ -357,23 +204,20 @@ def test_hidden_patches_are_not_seen_in_training_and_all_are_in_evaluation(
     med = make(tokenizer, *parts)
     if "matcher" in parts:
         med.start_momentum(queue_size=0)
-    whole = med.eval()(batch_of(med), generator=torch.Generator().manual_seed(0))
+    whole = med.eval()(batch_of(med), step_of(0))
     med.mask_patches = 0.5
-    again = med(batch_of(med), generator=torch.Generator().manual_seed(0))
+    again = med(batch_of(med), step_of(0))
     assert {k: v.item() for k, v in whole.items()} == {k: v.item() for k, v in again.items()}
     med.train()
+    med.alpha = 0.0
     name = "lm" if parts == ("captioner",) else "itc"
-    draws = [
-        med(batch_of(med), generator=torch.Generator().manual_seed(seed), alpha=0.0)[name].item()
-        for seed in (0, 1)
-    ]
+    draws = [med(batch_of(med), step_of(seed))[name].item() for seed in (0, 1)]
     assert len({whole[name].item(), *draws}) == 3
 
 
 def test_layers_are_left_out_in_training_alone(tokenizer: str) -> None:
     def loss(med: MED, seed: int) -> float:
-        generator = torch.Generator().manual_seed(seed)
-        return float(med(batch_of(med), generator=generator)["lm"].item())
+        return float(med(batch_of(med), step_of(seed))["lm"].item())
 
     med = make(tokenizer, "captioner").eval()
     whole = loss(med, 0)
@@ -390,7 +234,7 @@ def test_layers_computed_again_give_the_same_gradients(tokenizer: str) -> None:
         med.start_momentum(queue_size=8)
         med.recompute = recompute
         med.drop_path = 0.5
-        losses = med(batch_of(med), generator=torch.Generator().manual_seed(0))
+        losses = med(batch_of(med), step_of(0))
         sum(losses.values()).backward()
         gradients.append({n: p.grad for n, p in med.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -407,4 +251,4 @@ def test_the_parts_decide_the_losses(tokenizer: str) -> None:
         med = make(tokenizer, *parts)
         if "matcher" in parts:
             med.start_momentum(queue_size=0)
-        assert med(batch_of(med)).keys() == losses
+        assert med(batch_of(med), step_of()).keys() == losses

@@ -4,11 +4,17 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.blips import WORDS, tokenizer_of
-from helpers.nano import CAPTIONS, NANO, batch_of
+from helpers.contract import check_contract, small
+from helpers.nano import CAPTIONS, NANO, batch_of, step_of
 from transformers import AutoTokenizer, CLIPModel
 
 from models.objectives.clip import Contrastive, info_nce
+from models.objectives.clip_config import ClipConfig
 from models.objectives.sizes import clip_config
+
+
+def test_the_contract_of_an_objective_is_kept(tokenizer: str, tmp_path: Path) -> None:
+    check_contract(small(ClipConfig, tokenizer), tmp_path)
 
 
 def make(tokenizer: str) -> Contrastive:
@@ -34,7 +40,7 @@ def test_the_loss_is_that_of_the_stock_model(tokenizer: str) -> None:
     model = make(tokenizer)
     batch = batch_of(model)
     stock = model.model(batch.tokens, batch.pixels, return_loss=True).loss
-    torch.testing.assert_close(model(batch)["clip"], stock)
+    torch.testing.assert_close(model(batch, step_of())["clip"], stock)
 
 
 def test_stock_clip_loads_what_is_written(tokenizer: str, tmp_path: Path) -> None:
@@ -55,21 +61,18 @@ def test_the_scale_is_kept_at_a_hundred(tokenizer: str) -> None:
     model = make(tokenizer)
     with torch.no_grad():
         model.model.logit_scale.fill_(9.0)
-    model(batch_of(model))
+    model(batch_of(model), step_of())
     assert model.model.logit_scale.item() == pytest.approx(math.log(100))
     assert model.temperature.item() == pytest.approx(0.01)
 
 
 def test_hidden_patches_change_the_loss_in_training_alone(tokenizer: str) -> None:
     model = make(tokenizer).eval()
-    whole = model(batch_of(model))["clip"].item()
+    whole = model(batch_of(model), step_of())["clip"].item()
     model.mask_patches = 0.5
-    assert model(batch_of(model))["clip"].item() == whole
+    assert model(batch_of(model), step_of())["clip"].item() == whole
     model.train()
-    draws = [
-        model(batch_of(model), generator=torch.Generator().manual_seed(seed))["clip"].item()
-        for seed in (0, 0, 1)
-    ]
+    draws = [model(batch_of(model), step_of(seed))["clip"].item() for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     everything = torch.arange(4).expand(4, -1)
     pixels = batch_of(model).pixels
@@ -82,7 +85,7 @@ def test_layers_computed_again_give_the_same_gradients(tokenizer: str) -> None:
         model = make(tokenizer).train()
         model.recompute = recompute
         assert model.recompute == recompute
-        model(batch_of(model))["clip"].backward()
+        model(batch_of(model), step_of())["clip"].backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)

@@ -243,7 +243,7 @@ def test_aliases_that_stay_small_are_read(tmp_path: Path) -> None:
         "train:\n  f: &f {objective: filter, model: x, data: [d]}\n  g: {<<: *f, seed: 1}\n"
     )
     manifest = Manifest.load(str(path))
-    assert manifest.train["g"].seed == 1 and manifest.train["g"].model == "x"
+    assert manifest.train["g"].seed == 1 and manifest.train["g"].objective.model == "x"
 
 
 def test_an_override_is_read_as_strictly(

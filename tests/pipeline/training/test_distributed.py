@@ -11,9 +11,10 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from helpers.trainings import NANO, ROOT, config_of, metrics
+from helpers.trainings import NANO, ROOT, config_of, fitting, metrics
 from safetensors.torch import load_file
 
+from models.objectives.registry import DEFAULT
 from models.objectives.sizes import BLIP_SIZES, CLIP_SIZES
 from pipeline.manifest.train_config import Source, TrainConfig
 from pipeline.training.distributed import notes, train_together
@@ -30,7 +31,7 @@ runs, nano, pairs, meeting, rank = json.loads(sys.argv[1])
 BLIP_SIZES["nano"] = CLIP_SIZES["nano"] = Size(**nano)
 torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
 for settings, out in runs:
-    config = TrainConfig(**settings)
+    config = TrainConfig.of(**settings)
     train(config, [pairs], out, stop_at=2)
     result = train(config, [pairs], out)
     print(json.dumps([result.steps, result.images, result.resumed_from]))
@@ -39,8 +40,8 @@ torch.distributed.destroy_process_group()
 TOGETHER: dict[str, dict[str, Any]] = {
     "pretrain": {"negatives": "global"},
     "filter": {"objective": "filter", "mask_patches": 0.5, "drop_path": 0.5},
-    "albef": {"albef": True, "negatives": "global"},
-    "clip": {"objective": "clip", "queue_size": 0},
+    "albef": {"objective": "albef", "negatives": "global"},
+    "clip": {"objective": "clip"},
     "local": {"negatives": "local"},
     "parts": {"objective": "joint", "accumulate": 2},
 }
@@ -57,6 +58,7 @@ def config_together(tokenizer: str, name: str) -> TrainConfig:
     # A warm-up from next to nothing would hide a difference, and AdamW with a small eps makes a
     # whole step of a gradient that is nothing but rounding.
     plain |= {"warmup_steps": 0, "lr": 1e-3, "eps": 1e-4}
+    plain = fitting(plain, TOGETHER[name].get("objective", DEFAULT))
     return config_of(tokenizer, **{**plain, **TOGETHER[name]})
 
 
@@ -66,7 +68,7 @@ def two(tokenizer: str, pairs: str, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("two")
     nano = dataclasses.asdict(dataclasses.replace(NANO, dropout=0.0))
     runs = [
-        [{**dataclasses.asdict(config_together(tokenizer, name)), "workers": 2}, f"{folder}/{name}"]
+        [{**config_together(tokenizer, name).settings(), "workers": 2}, f"{folder}/{name}"]
         for name in TOGETHER
     ]
     command = [sys.executable, "-c", RANK]
@@ -131,7 +133,8 @@ def test_ray_starts_the_workers(tokenizer: str, pairs: str, tmp_path: Path, ray_
     assert [row["lm"] for row in two] == pytest.approx([row["lm"] for row in one], rel=1e-4)
     # The error of a worker is that of the training, and no other worker waits for it.
     with pytest.raises(ValueError, match="batches of 64, more than the 20 images"):
-        large = dataclasses.replace(together, batch_size=64)
+        objective = dataclasses.replace(together.objective, batch_size=64)
+        large = dataclasses.replace(together, objective=objective)
         train_together(large, sources, str(tmp_path / "three/model"), Resources(cpus=1))
     with pytest.raises(ValueError, match=r"train\.workers 2 take 200 CPU"):
         train_together(together, sources, str(tmp_path / "four/model"), Resources(cpus=100))

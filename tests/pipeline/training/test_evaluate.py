@@ -275,7 +275,7 @@ def test_a_set_of_one_image_is_refused(models: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_blip_is_refused(test_set: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "blip", "architectures": ["Other"]}')
-    with pytest.raises(ValueError, match="neither a BLIP captioner nor a BLIP matcher nor a CLIP"):
+    with pytest.raises(ValueError, match="Other cannot be measured; known are BlipFor"):
         evaluate(str(tmp_path), test_set)
 
 

@@ -13,7 +13,7 @@ from models.inference.matcher import Matcher
 from pipeline.manifest.train_config import as_sources
 from pipeline.training.data import Pairs, Position
 from pipeline.training.loader import make_batches
-from pipeline.training.loop import make_model, train
+from pipeline.training.loop import train
 
 
 def test_a_training_does_not_depend_on_where_its_files_lie(
@@ -85,19 +85,19 @@ def test_a_filter_reads_the_tokens_that_its_training_read(
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     config = config_of(tokenizer, objective="filter", batch_size=5, queue_size=5)
-    med = make_model(config, tokenizer)
+    med = config.objective.build()
     stream = Pairs(as_sources([str(tmp_path / "pairs.parquet")]))
-    loaded = next(make_batches(config, [stream], med, [Position()], 0))
+    loaded = next(make_batches(config, [stream], med, [Position()]))
     med.write(tmp_path / "filter")
     matcher = Matcher.from_pretrained(str(tmp_path / "filter"))
-    assert config.max_text_tokens == matcher.max_text
+    assert config.objective.max_text_tokens == matcher.max_text
     read = {}
     for grid in matcher._grids([said]):
         for slot, ids, length in zip(grid.slots, grid.ids, grid.lengths, strict=True):
             read[slot] = ids[:length].tolist()
     trained = [[i for i in ids.tolist() if i != med.pad] for ids in loaded.batch.tokens]
     assert sorted(trained) == sorted(read.values())
-    assert max(map(len, trained)) == config.max_text_tokens
+    assert max(map(len, trained)) == config.objective.max_text_tokens
 
 
 def test_globs_are_read(tokenizer: str, pairs: str, tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ import torch
 from helpers.trainings import NANO, ROOT, assert_same, config_of, metrics, weights
 from safetensors.torch import load_file
 
+from models.objectives.albef_config import AlbefConfig
 from models.objectives.blip import MED
+from models.objectives.blip_config import FilterConfig, PretrainConfig
 from models.objectives.sizes import BLIP_SIZES
-from pipeline.manifest.train_config import TrainConfig
-from pipeline.training.loop import make_model, train
+from pipeline.training.loop import train
 from pipeline.training.optim import learning_rate, make_optimizer
 
 
@@ -31,7 +32,7 @@ from pipeline.training.optim import learning_rate, make_optimizer
         {"objective": "pretrain"},
         {"objective": "captioner", "sample_every": 1},
         {"objective": "filter", "mask_patches": 0.5, "drop_path": 0.5},
-        {"albef": True},
+        {"objective": "albef"},
         {"objective": "clip"},
         {"accumulate": 2, "streams": 2, "gradient_checkpointing": True},
     ],
@@ -68,7 +69,7 @@ from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.loop import train
 settings, nano, pairs, out = json.loads(sys.argv[1])
 BLIP_SIZES["nano"] = Size(**nano)
-train(TrainConfig(**settings), [pairs], out)
+train(TrainConfig.of(**settings), [pairs], out)
 """
 
 
@@ -77,7 +78,7 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
 ) -> None:
     config = config_of(tokenizer, steps=80, checkpoint_every=3, loaders=1)
     out = tmp_path / "killed"
-    told = [dataclasses.asdict(config), dataclasses.asdict(NANO), pairs, str(out)]
+    told = [config.settings(), dataclasses.asdict(NANO), pairs, str(out)]
     process = subprocess.Popen(
         [sys.executable, "-c", ALONE, json.dumps(told)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -180,19 +181,19 @@ def test_training_learns_to_name_colours(tokenizer: str, pairs: str, tmp_path: P
 def test_what_the_objective_and_the_image_encoder_decide_is_set_on_the_model(
     tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    for settings, floor in (({}, 1e-4), ({"objective": "filter"}, 0.0), ({"albef": True}, 0.0)):
-        model = make_model(config_of(tokenizer, **settings), tokenizer)
+    for objective, floor in (("pretrain", 1e-4), ("filter", 0.0), ("albef", 0.0)):
+        model = config_of(tokenizer, objective=objective).objective.build()
         assert isinstance(model, MED) and (model.floor, model.drop_path) == (floor, 0.0)
     wide = dataclasses.replace(NANO, vision_width=1024, vision_heads=16)
     monkeypatch.setitem(BLIP_SIZES, "nano", wide)
-    large = make_model(config_of(tokenizer), tokenizer)
+    large = config_of(tokenizer).objective.build()
     assert isinstance(large, MED) and large.drop_path == 0.1 and not caplog.text
     large.save(tmp_path / "large")
     settings = {"objective": "captioner", "model": str(tmp_path / "large/captioner"), "lr": 1e-5}
-    again = make_model(config_of(None, **settings), None)
+    again = config_of(None, **settings).objective.build()
     assert isinstance(again, MED) and again.drop_path == 0.1
     assert "for a ViT-L it has 2e-06" in caplog.text
-    plain = make_model(config_of(None, **settings, drop_path=0.0), None)
+    plain = config_of(None, **settings, drop_path=0.0).objective.build()
     assert isinstance(plain, MED) and plain.drop_path == 0.0
 
 
@@ -232,7 +233,7 @@ def test_a_size_needs_a_tokenizer(pairs: str, tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
-    config = TrainConfig(objective="filter", lr=1.0, min_lr=0.2, warmup_steps=10)
+    config = FilterConfig(lr=1.0, min_lr=0.2, warmup_steps=10)
     rates = [learning_rate(config, step, 110, 10) for step in range(111)]
     assert rates[0] == pytest.approx(1e-6)
     assert rates[5] == pytest.approx(0.5, abs=1e-5)
@@ -242,15 +243,15 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
 
 
 def test_the_rise_of_albef_is_as_released_and_never_passes_the_rate() -> None:
-    config = TrainConfig(albef=True)
+    config = AlbefConfig()
     rates = [learning_rate(config, step, 30_000, 1000) for step in (0, 1000, 2000, 30_000)]
     assert rates == pytest.approx([1e-5, 5.5e-5, 1e-4, 1e-5])
-    low = TrainConfig(albef=True, lr=1e-6, min_lr=0.0)
+    low = AlbefConfig(lr=1e-6, min_lr=0.0)
     assert learning_rate(low, 0, 30_000, 1000) == 1e-6
 
 
 def test_the_learning_rate_of_pretraining_falls_by_the_epoch() -> None:
-    config = TrainConfig(lr=1.0, min_lr=0.5, warmup_steps=0, decay_rate=0.9)
+    config = PretrainConfig(lr=1.0, min_lr=0.5, warmup_steps=0, decay_rate=0.9)
     rates = [learning_rate(config, step, 0, 10) for step in (0, 9, 10, 20, 1000)]
     assert rates == pytest.approx([1.0, 1.0, 0.9, 0.81, 0.5])
 
@@ -258,7 +259,7 @@ def test_the_learning_rate_of_pretraining_falls_by_the_epoch() -> None:
 def test_weight_decay_is_on_matrices_only(tokenizer: str) -> None:
     model = MED.from_pretrained("nano", tokenizer=tokenizer)
     model.start_momentum(queue_size=0)
-    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.05, eps=1e-6))
+    optimizer = make_optimizer(model, PretrainConfig(weight_decay=0.05, eps=1e-6))
     assert optimizer.defaults["eps"] == 1e-6
     decayed, free = (group["params"] for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]

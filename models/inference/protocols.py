@@ -1,0 +1,61 @@
+"""What a loaded model can do, whatever its class: `capfilt evaluate` measures by this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.inference.decoding import Settings
+
+__all__ = ["Matches", "Ranks", "Writes"]
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """A model that embeds images and texts in one space: retrieval and classification."""
+
+    def embed_images(self, images: Sequence[bytes], batch_size: int | None = None) -> Tensor:
+        """Unit embeddings of encoded images, (n, d).
+
+        (n, q, d) where an image has several; the one most like a text counts.
+
+        Raises:
+            ImageError: An image cannot be decoded.
+        """
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings of texts, (m, d)."""
+
+
+@runtime_checkable
+class Matches(Protocol):
+    """A model that judges an image and a text together: re-ranking and matching."""
+
+    def match(
+        self,
+        images: Sequence[bytes],
+        texts: Sequence[Sequence[str]],
+        batch_size: int | None = None,
+    ) -> list[Tensor]:
+        """For each encoded image, logits (k, 2) of its k texts; column 1 says that they match.
+
+        Raises:
+            ImageError: An image cannot be decoded.
+        """
+
+
+@runtime_checkable
+class Writes(Protocol):
+    """A model that writes captions: BLEU and CIDEr."""
+
+    def write_captions(
+        self, images: Sequence[bytes], settings: Settings, batch_size: int | None = None
+    ) -> list[str]:
+        """The best caption of each encoded image, with the prompt that the model was trained with.
+
+        Raises:
+            ImageError: An image cannot be decoded.
+        """

@@ -1,0 +1,253 @@
+"""The settings of BLIP's objectives (Li et al., arXiv 2201.12086).
+
+The defaults are those of BLIP's released configs and of Table 14, for a ViT-B and, with
+`model: large`, for a ViT-L.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from models.objectives.config import ObjectiveConfig, Saved, check_between, check_least
+from models.objectives.queue import check_queue
+from models.weights import folder_of
+
+if TYPE_CHECKING:
+    from models.objectives.blip import MED
+
+__all__ = [
+    "CAPTIONER",
+    "MATCHER",
+    "BlipConfig",
+    "CaptionerConfig",
+    "FilterConfig",
+    "JointConfig",
+    "MatcherConfig",
+    "Part",
+    "PretrainConfig",
+]
+
+logger = logging.getLogger(__name__)
+
+Part = Literal["captioner", "matcher"]
+
+CAPTIONER = Saved("BlipForConditionalGeneration", "models.inference.captioner:Captioner")
+MATCHER = Saved("BlipForImageTextRetrieval", "models.inference.matcher:Matcher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlipConfig(ObjectiveConfig):
+    """Settings of every BLIP objective; the defaults are those of fine-tuning.
+
+    Attributes:
+        prompt: Put before every caption. The language modelling loss leaves it out.
+        mask_patches: The share of an image's patches that is hidden from the image encoder in
+            training (FLIP, arXiv 2212.00794: 0.5), below 1.
+        drop_path: The chance that the last layer of the image encoder is skipped for an image,
+            falling evenly to 0 at the first layer (stochastic depth, arXiv 1603.09382). Unset is
+            that of BLIP's code: 0.1 for a ViT-L and 0 for others.
+        gradient_checkpointing: Compute the layers again in the backward pass, to save memory.
+    """
+
+    paper = "BLIP (arXiv 2201.12086)"
+
+    parts: ClassVar[tuple[Part, ...]]
+    """The models that are trained."""
+
+    floor: ClassVar[float] = 0.0
+    """Added to the chance of each wrong partner of matching."""
+
+    image_size: int = 384
+    epochs: int = 6
+    lr: float = 1e-5
+    prompt: str = ""
+    mask_patches: float = 0.0
+    drop_path: float | None = None
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.mask_patches < 1:
+            raise ValueError(
+                f"train.mask_patches must be from 0 to below 1, got {self.mask_patches}"
+            )
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise ValueError(f"train.drop_path must be from 0 to below 1, got {self.drop_path}")
+
+    def build(self) -> MED:
+        """Make the captioner, the matcher or both."""
+        from models.objectives.blip import MED
+
+        return self._set_up(MED)
+
+    def _set_up(self, kind: type[MED]) -> MED:
+        """Load or make the model as a class of it, and give it the settings."""
+        med = kind.from_pretrained(
+            folder_of(self.model),
+            parts=self.parts,
+            tokenizer=self.tokenizer and folder_of(self.tokenizer),
+            image_size=self.image_size,
+            label_smoothing=getattr(self, "label_smoothing", 0.1),
+        )
+        large = self.by_size.get("large", {}).get("lr")
+        if med.is_large and large and self.model != "large" and self.lr == type(self).lr:
+            logger.warning(
+                "train: %s has a ViT-L, and lr %g is BLIP's for a ViT-B; for a ViT-L it has %g",
+                self.model,
+                self.lr,
+                large,
+            )
+        med.start_prompt(self.prompt)
+        med.mask_patches = self.mask_patches
+        if self.drop_path is not None:
+            med.drop_path = self.drop_path
+        med.floor = self.floor
+        med.recompute = self.gradient_checkpointing
+        return med
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatcherConfig(BlipConfig):
+    """Settings of the objectives that train a matcher, by contrast (ITC) and matching (ITM).
+
+    Attributes:
+        queue_size: Pairs in the queue of contrast; a multiple of `batch_size`.
+        momentum: How much of the momentum encoders each step keeps.
+        alpha: Weight of the momentum encoders' answers in the targets of contrast.
+        alpha_epochs: Epochs in which `alpha` rises from 0.
+        negatives: Where the wrong partners of matching come from: all pairs of the batch
+            (`global`) or those of the same stream (`local`). They are drawn by similarity; BLIP's
+            pre-training adds 1e-4 to each chance, its fine-tuning and ALBEF nothing.
+    """
+
+    queue_size: int = 57600
+    momentum: float = 0.995
+    alpha: float = 0.4
+    alpha_epochs: float = 1
+    negatives: Literal["global", "local"] = "global"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 0, "queue_size", "alpha_epochs")
+        check_between(self, 0, 1, "momentum", "alpha")
+        check_queue(self.queue_size, self.batch_size)
+
+    def _set_up(self, kind: type[MED]) -> MED:
+        med = super()._set_up(kind)
+        med.alpha, med.alpha_epochs = self.alpha, self.alpha_epochs
+        med.negatives_are_local = self.negatives == "local"
+        med.start_momentum(queue_size=self.queue_size, decay=self.momentum)
+        return med
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(MatcherConfig):
+    """BLIP's pre-training: contrast, matching and language modelling (ITC + ITM + LM).
+
+    Captioner and matcher share the image encoder and all text weights but self-attention.
+
+    Attributes:
+        label_smoothing: Of the language modelling loss.
+    """
+
+    name = "pretrain"
+    parts = ("captioner", "matcher")
+    floor = 1e-4
+    saves: ClassVar[Mapping[str, Saved]] = {"captioner": CAPTIONER, "matcher": MATCHER}
+    round_role = "base"
+    by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {"large": {"batch_size": 2400, "lr": 2e-4}}
+    former: ClassVar[Mapping[str, Any]] = {"albef": False}
+
+    image_size: int = 224
+    batch_size: int = 2880
+    epochs: int = 20
+    lr: float = 3e-4
+    min_lr: float = 1e-6
+    warmup_steps: int = 3000
+    schedule: Literal["cosine", "exponential"] = "exponential"
+    max_text_tokens: int = 30
+    crop_scale: float = 0.2
+    alpha_epochs: float = 2
+    negatives: Literal["global", "local"] = "local"
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_between(self, 0, 1, "label_smoothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerConfig(BlipConfig):
+    """Fine-tuning of a captioner: language modelling (LM) of the captions behind the prompt.
+
+    Attributes:
+        label_smoothing: Of the language modelling loss.
+    """
+
+    name = "captioner"
+    parts = ("captioner",)
+    saves: ClassVar[Mapping[str, Saved]] = {".": CAPTIONER}
+    task = "image-to-text"
+    round_role = "tuned"
+    by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {"large": {"lr": 2e-6}}
+    former: ClassVar[Mapping[str, Any]] = {
+        "albef": False,
+        "queue_size": 57600,
+        "momentum": 0.995,
+        "alpha": 0.4,
+        "alpha_epochs": 1,
+        "negatives": "global",
+    }
+
+    epochs: int = 5
+    max_text_tokens: int = 40
+    prompt: str = "a picture of "
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_between(self, 0, 1, "label_smoothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig(MatcherConfig):
+    """Fine-tuning of a filter: contrast and matching (ITC + ITM).
+
+    In contrast, all texts of an image are its right partners, with equal weights.
+    """
+
+    name = "filter"
+    parts = ("matcher",)
+    saves: ClassVar[Mapping[str, Saved]] = {".": MATCHER}
+    round_role = "tuned"
+    by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {"large": {"lr": 5e-6}}
+    former: ClassVar[Mapping[str, Any]] = {"albef": False, "label_smoothing": 0.1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointConfig(MatcherConfig):
+    """Fine-tuning of captioner and filter as one model (ITC + ITM + LM; Table 4).
+
+    They share what pre-training shares.
+
+    Attributes:
+        label_smoothing: Of the language modelling loss.
+    """
+
+    name = "joint"
+    parts = ("captioner", "matcher")
+    saves: ClassVar[Mapping[str, Saved]] = {"captioner": CAPTIONER, "matcher": MATCHER}
+    round_role = "tuned"
+    by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {"large": {"lr": 2e-6}}
+    former: ClassVar[Mapping[str, Any]] = {"albef": False}
+
+    epochs: int = 5
+    max_text_tokens: int = 40
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_between(self, 0, 1, "label_smoothing")

@@ -1,0 +1,179 @@
+"""The settings of an objective, and what its class says about it.
+
+A manifest is validated with these classes, so this module and the modules of their subclasses
+import no torch; `build` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+
+from models.image.augmentation import GREATEST, Augment
+
+if TYPE_CHECKING:
+    from models.objectives.base import Objective
+
+__all__ = ["ObjectiveConfig", "Saved", "check_between", "check_least", "check_positive"]
+
+
+class Saved(NamedTuple):
+    """What loads a folder that a training writes.
+
+    Attributes:
+        architecture: The class that config.json names, such as `CLIPModel`.
+        reader: `module:Class` of the class that runs it here, which has `from_pretrained` and
+            some of the methods in `models.inference.protocols`; empty where there is none.
+    """
+
+    architecture: str
+    reader: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(ABC):
+    """What is trained, and how.
+
+    A subclass is one objective. It sets the class attributes below, gives the fields the values
+    of its paper as defaults, and adds the fields that it alone has. `capfilt train` builds the
+    model with `build`.
+
+    Attributes:
+        model: What the training starts from: a size (tiny, base, large; random weights), a model
+            that `train` has made, or a released model of the objective's architecture, local or
+            on the hub.
+        tokenizer: A tokenizer's folder or name on the hub, needed where `model` is a size: BERT's
+            for BLIP and ALBEF, CLIP's or BERT's for CLIP.
+        image_size: Side of the square images, in pixels.
+        batch_size: Pairs in a step, those of all workers together.
+        epochs: Passes over the images. `steps` decides instead where it is not 0.
+        lr: The highest learning rate.
+        min_lr: The learning rate at the end (cosine), or its lower bound (exponential).
+        warmup_steps: Steps in which the learning rate rises evenly from `warmup_lr` to `lr`.
+        warmup_lr: The learning rate of the first of these steps.
+        schedule: What follows the warm-up. `cosine` falls with every step, where BLIP's code and
+            ALBEF's fall once an epoch; `exponential` is multiplied by `decay_rate` every epoch.
+        decay_rate: The factor of the exponential schedule; 0.9 in BLIP's config, 0.85 in its paper.
+        weight_decay: AdamW's weight decay, on matrices only; biases, norms and temperature have
+            none.
+        beta2: AdamW's second decay rate.
+        eps: AdamW's epsilon, added to the root of the second moment.
+        max_text_tokens: Longer texts are cut to so many tokens.
+        augment: How images are varied: `paper` is a random crop, a mirror image and RandAugment,
+            as in BLIP's code; `crop` is the random crop alone; `none` is the whole image.
+        crop_scale: The least share of an image's area that a random crop keeps.
+        magnitude: RandAugment's strength, from 0 to 10.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": False}
+
+    name: ClassVar[str]
+    """The word in a manifest."""
+
+    version: ClassVar[int] = 1
+    """Raised when the same settings give another model: trainings are then done again."""
+
+    paper: ClassVar[str]
+    """The paper, for the documentation: `BLIP (arXiv 2201.12086)`."""
+
+    saves: ClassVar[Mapping[str, Saved]]
+    """The folders that a training writes, `.` for the model folder itself."""
+
+    task: ClassVar[str | None] = None
+    """The `pipeline_tag` of the model card, one of Hugging Face's task names."""
+
+    round_role: ClassVar[Literal["base", "tuned"] | None] = None
+    """Its part in bootstrap rounds.
+
+    In every round after the first, the trainings that are `tuned` start from the model that the
+    `base` objective trained on the export of the round before.
+    """
+
+    by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Defaults that differ for a size of `model`: `{"large": {"lr": 2e-4}}`."""
+
+    former: ClassVar[Mapping[str, Any]] = {}
+    """Settings without effect on this objective that fingerprints contain.
+
+    There was one set of fields for all objectives once. With their values of then, models that
+    were trained then are still recognised.
+    """
+
+    model: str = "base"
+    tokenizer: str | None = None
+    image_size: int = 224
+    batch_size: int = 256
+    epochs: int = 10
+    lr: float = 1e-4
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+    warmup_lr: float = 1e-6
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    decay_rate: float = 0.9
+    weight_decay: float = 0.05
+    beta2: float = 0.999
+    eps: float = 1e-8
+    max_text_tokens: int = 35
+    augment: Augment = "paper"
+    crop_scale: float = 0.5
+    magnitude: int = 5
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "image_size", "batch_size", "epochs", "max_text_tokens")
+        check_least(self, 0, "min_lr", "warmup_steps", "warmup_lr", "weight_decay")
+        check_between(self, 0, 1, "crop_scale", "decay_rate", "beta2")
+        check_between(self, 0, GREATEST, "magnitude")
+        check_positive(self, "lr", "eps")
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """Build from some fields; the others have their defaults for the size."""
+        return cls(**cls.with_defaults(fields))
+
+    @classmethod
+    def with_defaults(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Some fields, with the defaults of `by_size` for those that are not among them."""
+        size = fields.get("model", cls.model)
+        own = cls.by_size.get(size, {}) if isinstance(size, str) else {}
+        return {**own, **fields}
+
+    def models(self) -> dict[str, str]:
+        """The models that the training starts from, by the field that names them."""
+        return {"model": self.model}
+
+    def measurement(self) -> dict[str, Any]:
+        """The settings that change the trained model, as plain values, for fingerprints."""
+        version = {"version": self.version} if self.version > 1 else {}
+        return {**self.former, "objective": self.name, **version, **dataclasses.asdict(self)}
+
+    @abstractmethod
+    def build(self) -> Objective:
+        """Make the model that is trained, with weights from `model` or torch's generator.
+
+        Raises:
+            ValueError: The settings do not fit the model; the message names the field.
+        """
+
+
+def check_least(config: Any, least: float, *fields: str) -> None:
+    """Refuse, with a ValueError, fields whose value is below `least`."""
+    for field in fields:
+        if (value := getattr(config, field)) < least:
+            raise ValueError(f"train.{field} must be at least {least}, got {value}")
+
+
+def check_between(config: Any, low: float, high: float, *fields: str) -> None:
+    """Refuse, with a ValueError, fields whose value is not from `low` to `high`."""
+    for field in fields:
+        if not low <= (value := getattr(config, field)) <= high:
+            raise ValueError(f"train.{field} must be from {low} to {high}, got {value}")
+
+
+def check_positive(config: Any, *fields: str) -> None:
+    """Refuse, with a ValueError, fields whose value is not above 0."""
+    for field in fields:
+        if (value := getattr(config, field)) <= 0:
+            raise ValueError(f"train.{field} must be positive, got {value}")

@@ -1,0 +1,86 @@
+"""The objectives by name, in the order of the documentation.
+
+An objective of this repository is a line here. One of another package is a line in its own
+pyproject.toml, in the entry point group `capfilt.objectives` (docs/objective.md).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from models.plugins import Registry
+
+if TYPE_CHECKING:
+    from models.objectives.config import ObjectiveConfig
+
+__all__ = ["DEFAULT", "OBJECTIVES", "reader_of"]
+
+DEFAULT = "pretrain"
+"""The objective of a training that names none."""
+
+
+def _find_fault(name: str, loaded: Any) -> str | None:
+    """What makes an object unusable as the objective of a name; None for nothing."""
+    from models.objectives.config import ObjectiveConfig
+
+    if not isinstance(loaded, type) or not issubclass(loaded, ObjectiveConfig):
+        return "it is not a subclass of models.objectives.config.ObjectiveConfig"
+    if "__dataclass_fields__" not in vars(loaded):
+        return f"{loaded.__name__} lacks @dataclass(frozen=True, kw_only=True)"
+    if inspect.isabstract(loaded):
+        return f"it lacks the methods {', '.join(sorted(loaded.__abstractmethods__))}"
+    if missing := [one for one in ("name", "paper", "saves") if not hasattr(loaded, one)]:
+        return f"it lacks the class attributes {', '.join(missing)}"
+    if loaded.name != name:
+        return f"its `name` is {loaded.name!r}; it must be {name!r}, as the entry point is called"
+    try:
+        typing.get_type_hints(loaded)
+    except Exception as error:
+        return f"the types of {loaded.__name__} cannot be read: {type(error).__name__}: {error}"
+    return None
+
+
+OBJECTIVES: Registry[ObjectiveConfig] = Registry(
+    "objective",
+    "capfilt.objectives",
+    {
+        "pretrain": "models.objectives.blip_config:PretrainConfig",
+        "captioner": "models.objectives.blip_config:CaptionerConfig",
+        "filter": "models.objectives.blip_config:FilterConfig",
+        "joint": "models.objectives.blip_config:JointConfig",
+        "albef": "models.objectives.albef_config:AlbefConfig",
+        "clip": "models.objectives.clip_config:ClipConfig",
+    },
+    _find_fault,
+)
+
+
+def reader_of(architecture: str) -> Any:
+    """The class that runs a model of an architecture here.
+
+    Raises:
+        ValueError: No objective makes such a model, or none that can be run here.
+    """
+    known = []
+    for saved in _saved():
+        if saved.reader and saved.architecture == architecture:
+            module, _, name = saved.reader.partition(":")
+            return getattr(importlib.import_module(module), name)
+        known += [saved.architecture] if saved.reader else []
+    raise ValueError(
+        f"{architecture or 'a model without a named architecture'} cannot be measured; known are "
+        f"{', '.join(dict.fromkeys(known))}"
+    )
+
+
+def _saved() -> Iterator[Any]:
+    """What trainings write: ours first, and other packages' only if they are asked for."""
+    for name in OBJECTIVES.ours:
+        yield from OBJECTIVES[name].saves.values()
+    for name, config in OBJECTIVES.usable():
+        if name not in OBJECTIVES.ours:
+            yield from config.saves.values()
