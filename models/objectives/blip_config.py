@@ -160,6 +160,7 @@ class PretrainConfig(MatcherConfig):
     round_role = "base"
     by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {"large": {"batch_size": 2400, "lr": 2e-4}}
     former: ClassVar[Mapping[str, Any]] = {"albef": False}
+    moved: ClassVar[Mapping[str, str]] = {"albef": "albef"}
 
     image_size: int = 224
     batch_size: int = 2880

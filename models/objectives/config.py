@@ -96,11 +96,13 @@ class ObjectiveConfig(ABC):
     """Defaults that differ for a size of `model`: `{"large": {"lr": 2e-4}}`."""
 
     former: ClassVar[Mapping[str, Any]] = {}
-    """Settings without effect on this objective that fingerprints contain.
+    """Settings without effect on this objective that fingerprints contain, with their defaults.
 
-    There was one set of fields for all objectives once. With their values of then, models that
-    were trained then are still recognised.
+    Earlier versions had one set of fields for all objectives. Their models are still recognised.
     """
+
+    moved: ClassVar[Mapping[str, str]] = {}
+    """Switches that this objective had once, with the objectives that have taken their place."""
 
     model: str = "base"
     tokenizer: str | None = None

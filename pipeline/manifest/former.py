@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,20 +10,12 @@ from models.objectives.registry import DEFAULT, OBJECTIVES
 
 __all__ = ["upgraded"]
 
-SHARED = frozenset(
-    {
-        *("alpha", "alpha_epochs", "drop_path", "gradient_checkpointing", "label_smoothing"),
-        *("mask_patches", "momentum", "negatives", "prompt", "queue_size"),
-    }
-)
-"""Fields that every training had once and only some objectives have now."""
-
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest that a run recorded, so that it can be read whichever version wrote it.
 
-    `albef: true` becomes `objective: albef`, and fields without effect on the objective are left
-    out. Entries of `train` that are `like` another are written out.
+    A switch that has become an objective is written as that, and fields without effect on the
+    objective are left out. Entries of `train` that are `like` another are written out.
     """
     train = content.get("train")
     if not isinstance(train, dict):
@@ -39,11 +30,11 @@ def _entry(fields: Any, others: Mapping[str, Any]) -> Any:
     whole = {**like, **fields} if isinstance(like, dict) else dict(fields)
     if isinstance(like, dict):
         del whole["like"]
-    if whole.pop("albef", False) is True:
-        whole["objective"] = "albef"
     try:
         kind = OBJECTIVES[whole.get("objective", DEFAULT)]
     except (KeyError, TypeError, PluginError):  # validation says so
         return whole
-    without = SHARED - {field.name for field in dataclasses.fields(kind)}
-    return {name: value for name, value in whole.items() if name not in without}
+    for field, objective in kind.moved.items():
+        if whole.pop(field, False) is True:
+            whole["objective"], kind = objective, OBJECTIVES[objective]
+    return {name: value for name, value in whole.items() if name not in kind.former}

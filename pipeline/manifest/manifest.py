@@ -392,9 +392,6 @@ class _Mistakes:
         if not isinstance(fields, dict):
             self.add(where, f"a mapping of fields, got {fields!r}")
             return None
-        if "albef" in fields:
-            self.add(f"{where}.albef", "no such field: write `objective: albef` for ALBEF")
-            return None
         name = fields.get("objective", DEFAULT)
         try:
             kind = OBJECTIVES[name]
@@ -413,17 +410,17 @@ class _Mistakes:
         unknown = [str(field) for field in rest if field not in known]
         known += [field.name for field in dataclasses.fields(TrainConfig)]
         for field in unknown:
-            self.add(
-                f"{where}.{field}",
-                f"unknown field of objective {name}{did_you_mean(field, known)}",
-            )
-        objective = None
-        if not unknown:
-            objective = self.validate(where, kind, kind.with_defaults(rest), seed, trained)
-        if objective is None:
+            hint = did_you_mean(field, known)
+            if (objective := kind.moved.get(field)) is not None:
+                hint = f"; write `objective: {objective}` and leave it out"
+            self.add(f"{where}.{field}", f"unknown field of objective {name}{hint}")
+        if unknown:
+            return None
+        settings = self.validate(where, kind, kind.with_defaults(rest), seed, trained)
+        if settings is None:
             return None
         config: TrainConfig | None = self.validate(
-            where, TrainConfig, {**own, "objective": objective}, seed, trained
+            where, TrainConfig, {**own, "objective": settings}, seed, trained
         )
         return config
 

@@ -16,7 +16,7 @@ def test_a_recorded_training_is_read_in_the_fields_that_its_objective_has():
         "again": {"like": "clip", "seed": 1},
         "captioner": {"like": "albef", "objective": "captioner", "albef": False},
     }
-    with pytest.raises(ManifestError, match="write `objective: albef`"):
+    with pytest.raises(ManifestError, match="write `objective: albef` and leave it out"):
         Manifest.parse({"name": "m", "train": train})
     with pytest.raises(ManifestError, match="queue_size: unknown field of objective clip"):
         Manifest.parse({"name": "m", "train": {"clip": CLIP}})
