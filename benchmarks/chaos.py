@@ -144,7 +144,6 @@ class World:
                 "steps": STEPS,
                 "checkpoint_every": 1,
                 "max_text_tokens": 12,
-                "queue_size": 8,
                 "warmup_steps": 0,
                 "augment": "none",
                 "threads": 1,
@@ -152,7 +151,7 @@ class World:
             human = [str(self.folder / "human" / "human.jsonl")]
             content["train"] = {
                 "captioner": {**training, "objective": "captioner", "data": human, "prompt": ""},
-                "new": {**training, "data": ["curated"]},
+                "new": {**training, "queue_size": 8, "data": ["curated"]},
             }
         path = run.with_suffix(".yaml")
         path.write_text(yaml.safe_dump(content, sort_keys=False))

@@ -406,11 +406,11 @@ class _Mistakes:
             self.add(f"{where}.objective", str(error))
             return None
         own, rest = TrainConfig.split({k: v for k, v in fields.items() if k != "objective"})
-        known = [field.name for field in dataclasses.fields(kind)]
-        unknown = [str(field) for field in rest if field not in known]
-        known += [field.name for field in dataclasses.fields(TrainConfig)]
+        unknown = [str(field) for field in rest if field not in _fields(kind)]
+        known = (*_fields(kind), *_fields(TrainConfig))
         for field in unknown:
-            hint = did_you_mean(field, known)
+            owners = [n for n in OBJECTIVES.ours if field in _fields(OBJECTIVES[n])]
+            hint = f"; {', '.join(owners)} have it" if owners else did_you_mean(field, known)
             if (objective := kind.moved.get(field)) is not None:
                 hint = f"; write `objective: {objective}` and leave it out"
             self.add(f"{where}.{field}", f"unknown field of objective {name}{hint}")
@@ -454,6 +454,10 @@ class _Mistakes:
             )
             return value
         return trained[name] + slash + part
+
+
+def _fields(kind: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 @functools.cache

@@ -30,15 +30,8 @@ SOURCES = ("web", "synthetic")
 
 MOST_TICKS = 6
 
-LOSSES = {
-    "loss": "ink",
-    "itc": "web",
-    "itm": "synthetic",
-    "mlm": "reject",
-    "lm": "human",
-    "clip": "kept",
-}
-"""The losses that training logs, and their colours."""
+LOSS_COLOURS = ("web", "synthetic", "human", "reject", "kept")
+"""The colours of the parts of a loss; the sum has the colour of text. Further parts are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,13 +277,14 @@ def losses(training: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Figure
     """The losses of each model over its steps."""
     found = []
     for model, lines in training.items():
-        series = {name: points(lines, name) for name in LOSSES}
+        series = {name: points(lines, name) for name in _loss_names(lines)}
         series = {name: line for name, line in series.items() if len(line) > 1}
         if len(series) == 2:  # the only part is the loss
             series.pop("loss", None)
         if not series:
             continue
-        colours = [LOSSES[name] for name in series]
+        parts = iter(LOSS_COLOURS)
+        colours = ["ink" if name == "loss" else next(parts) for name in series]
         last = {name: line[-1][1] for name, line in series.items()}
         ends = ", ".join(f"{name} {value:.3g}" for name, value in last.items())
         speeds = [value for _, value in points(lines, "images_per_second")]
@@ -306,6 +300,14 @@ def losses(training: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Figure
             )
         )
     return found
+
+
+def _loss_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The losses of a log, their sum first: what stands before the learning rate in a line."""
+    names = list(lines[-1]) if lines else []
+    before = names[: names.index("lr")] if "lr" in names else names
+    parts = [name for name in before if name not in ("step", "epoch", "loss")]
+    return ["loss", *parts[: len(LOSS_COLOURS)]]
 
 
 def points(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:

@@ -171,7 +171,7 @@ def test_an_entry_like_another_takes_over_its_fields():
         },
     }
     made = Manifest.parse(content)
-    assert (made.train["two"].lr, made.train["two"].data) == (0.5, ("b",))
+    assert (made.train["two"].objective.lr, made.train["two"].data) == (0.5, ("b",))
     assert made.exports["bare"].human == ("h.jsonl",)
     content["train"]["two"]["like"] = "oen"
     with pytest.raises(ManifestError, match="did you mean 'one'"):

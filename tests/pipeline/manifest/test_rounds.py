@@ -25,7 +25,6 @@ TINY = {
     "batch_size": 4,
     "steps": 2,
     "max_text_tokens": 12,
-    "queue_size": 8,
     "warmup_steps": 0,
     "augment": "none",
     "threads": 1,
@@ -42,6 +41,7 @@ def content(tmp_path):
     human = tmp_path / "human" / "human.jsonl"
     human.write_text("\n".join(lines) + "\n")
     write_tokenizer(tmp_path / "tokenizer")
+    queue = {"queue_size": 8}
     base = {"model": "tiny", "tokenizer": str(tmp_path / "tokenizer"), **TINY}
     return {
         "name": "rounds",
@@ -59,9 +59,9 @@ def content(tmp_path):
         },
         "train": {
             "captioner": {**base, "objective": "captioner", "data": [str(human)], "prompt": ""},
-            "filter": {**base, "objective": "filter", "data": [str(human)]},
-            "new": {**base, "data": ["curated"]},
-            "raw": {**base, "data": ["export:found"]},
+            "filter": {**base, **queue, "objective": "filter", "data": [str(human)]},
+            "new": {**base, **queue, "data": ["curated"]},
+            "raw": {**base, **queue, "data": ["export:found"]},
         },
     }
 
@@ -84,8 +84,8 @@ def test_a_second_round_starts_from_the_new_model_and_shares_what_is_the_same(tm
     first, second = (Run.find(f"{made.run}{end}") for end in ("", "/rounds/2"))
     assert (second.root, second.branch) == (made.run, "rounds/2")
     one, two = open_plan(first), open_plan(second)
-    assert two.manifest.train["filter"].model == f"{made.run}/models/new"
-    assert two.manifest.train["new"].model == "tiny"
+    assert two.manifest.train["filter"].objective.model == f"{made.run}/models/new"
+    assert two.manifest.train["new"].objective.model == "tiny"
     assert two.manifest.stages["filter"].model == f"{made.run}/rounds/2/models/filter"
     assert one.folder("clean") == two.folder("clean")
     assert one.folder("caption") != two.folder("caption")

@@ -17,13 +17,16 @@ def whole(tmp_path_factory):
     plan = Plan(manifest(root))
     run = make_run(root, plan)
     lines = [
-        {"step": step, "loss": 9 / step, "itc": 4 / step, "itm": 0.7, "lm": 3.0 / step, "lr": 1e-4}
-        | {"mlm": 2.0 / step, "images_per_second": 250.0}
+        {"step": step, "epoch": 0, "itc": 4 / step, "itm": 0.7, "mlm": 2.0 / step, "lm": 3.0 / step}
+        | {"loss": 9 / step, "lr": 1e-4, "temperature": 0.07, "images_per_second": 250.0}
         for step in range(1, 400)
     ]
     content = "\n".join(['{"step": 0, "loss": NaN}', *map(json.dumps, lines), '{"step": 4'])
     run.write(content.encode(), "models", "filter", "metrics.jsonl")
-    lines = [{"step": step, "clip": 5 / step, "loss": 5 / step} for step in range(1, 9)]
+    lines = [
+        {"step": step, "epoch": 0, "sigmoid": 5 / step, "loss": 5 / step, "lr": 1e-4, "bias": -10.0}
+        for step in range(1, 9)
+    ]
     run.write("\n".join(map(json.dumps, lines)).encode(), "models", "clip", "metrics.jsonl")
     samples = [
         {"step": step, "caption": SCRIPT, "written": f"a boat {BREAKOUT} {step}"}

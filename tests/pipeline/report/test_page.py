@@ -312,7 +312,8 @@ def test_bins_of_a_distribution_have_names_of_their_own(whole):
 
 def test_the_losses_of_every_objective_are_drawn(whole):
     plots = plots_of(whole[0].read("report", "index.html").decode())
-    assert "mlm" in plots["filter"][0]
+    assert "mlm" in plots["filter"][0] and "temperature" not in plots["filter"][0]
+    assert "sigmoid" in plots["clip"][0]
     for model, number in (("filter", 5), ("clip", 1)):  # the only part is the loss
         data = plots[model][1]["data"]
         assert len(data) == number
