@@ -31,7 +31,7 @@ SOURCES = ("web", "synthetic")
 MOST_TICKS = 6
 
 LOSS_COLOURS = ("web", "synthetic", "human", "reject", "kept")
-"""The colours of the parts of a loss; the sum has the colour of text. Further parts are left out."""
+"""The colours of the parts of a loss; the sum has the colour of text. More parts are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def test_an_entry_holds_the_fields_of_the_training_and_of_its_objective() -> Non
         ({"objective": ["x"]}, r"train\.a\.objective: no objective \['x'\]; known are pretrain, "),
         (
             {"objective": "clip", "queue_size": 8},
-            r"train\.a\.queue_size: unknown field of objective clip; pretrain, filter, joint, albef",
+            r"train\.a\.queue_size: unknown field of objective clip; pretrain, filter, joint",
         ),
         (
             {"objective": "captioner", "promt": ""},
