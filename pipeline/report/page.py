@@ -112,6 +112,8 @@ def render(
             gallery=gallery,
             relevant=_relevant,
             sentences={name: STAGES[name].every_reason() for name in plan.names},
+            finds_copies=_writers(plan, "image_cluster"),
+            scores_texts=_writers(plan, "itm_web", "clip_web"),
             cell_titles=CELL_TITLES,
             cells=CELLS,
             paper=PAPER,
@@ -135,6 +137,11 @@ def render(
         )
     )
     return page.strip() + "\n"
+
+
+def _writers(plan: Plan, *columns: str) -> set[str]:
+    """The stages that write any of some columns."""
+    return {name for name in plan.names if set(columns) & set(plan.columns(name).names)}
 
 
 def _headlines(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
