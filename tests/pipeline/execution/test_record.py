@@ -123,7 +123,7 @@ def test_a_finished_pool_stands_without_its_source(root, run):
     run.remove("curated")
     with hidden(root / "photos"):
         told = carry_out(made)
-        assert told.count("no such list or images") == told.count("is finished, and stands") == 1
+        assert told.count("no such list or images") == told.count("is finished, and is used") == 1
         assert run.read_json("curated", "manifest.json")["files"]
         run.remove("pool", "00001.parquet")
         with pytest.raises(ValueError, match="no such list or images"):
