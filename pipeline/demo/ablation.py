@@ -212,9 +212,9 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def collect(ablation: Ablation) -> AblationRecord:
-    """Collect what an ablation has measured so far.
+    """Collect the measurements of an ablation so far.
 
-    The difference of a metric is to the first row of the table, seed by seed.
+    The difference of a metric is to the first row of the table with the same seed.
     """
     pairs = itertools.product(ablation.seeds, ablation.chains)
     measured = {pair: _measured(ablation.opened(*pair)) for pair in pairs}
@@ -251,7 +251,7 @@ def collect(ablation: Ablation) -> AblationRecord:
 
 
 def _measured(run: Run) -> tuple[dict[str, Any], dict[str, Evaluation]]:
-    """Read the report and the evaluation of a chain; missing ones are empty."""
+    """Read the report.json and the evaluation of a chain; missing ones are empty."""
     report = run.read_json("report", "report.json") if run.exists("report", "report.json") else {}
     record = run.find_record(EvaluationRecord, "evaluation.json")
     return report, record.root if record else {}

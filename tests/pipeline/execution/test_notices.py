@@ -40,10 +40,11 @@ def test_status_and_the_report_repeat_what_the_readers_told(tmp_path, ray_here, 
     progress = Progress(Console(quiet=True), quiet=True)
     with Session(made, workers=1, progress=progress) as session:
         session.stage("download")
-    run, plan = Run(made.run), Plan(made)
-    found = funnel(Results(run, plan))
+    run = Run(made.run)
+    results = Results(run, Plan(made))
+    found = funnel(results)
     assert found["notices"] == run.read_json("list", "_list.json")["notices"] == LINES
-    write(run, plan, found)
+    write(results, found)
     page = (tmp_path / "run/report/index.html").read_text()
     notes = [note["text"] for note in run.read_json("report", "report.json")["notes"]]
     for line in LINES:
