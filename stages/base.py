@@ -203,11 +203,10 @@ class Cutoff(NamedTuple):
     """A threshold, and the number of each row that it is compared with.
 
     Attributes:
-        reason: The reason to reject that it decides.
+        reason: The reason that it decides.
         name: The field of the config.
-        limit: The value of the field; None where the whole pool decides it, as for the score of
-            a top fraction.
-        values: (n,) the number of each row, NaN where there is none.
+        limit: The value of the field; None if it depends on the whole pool, as for a top fraction.
+        values: (n,) the number of each row, NaN without one.
     """
 
     reason: str
@@ -234,15 +233,15 @@ class Stage(ABC, Generic[ConfigT]):
         spares: Columns of `reads` that are not needed if all of the given other columns exist.
         writes: The columns it adds, with one value for each measured row.
         reasons: Every reason that `judge` may return, with a sentence that explains it.
-        help: What it does, for the list of commands. A string on one line of the source, because
-            the list is made without importing the stage.
-        examples: Commands that the help of its command shows.
-        paper: The papers and programs whose method it is.
-        loader: What loads the model that its config names.
-        presets: Configs with a name, for the page of fields.
+        help: A short description for the list of commands. It must be a string on one line of the
+            source, since the list is made without importing the stage.
+        examples: Commands shown in the help of its command.
+        paper: The papers and programs that its method comes from.
+        loader: The class or library that loads the model of its config.
+        presets: Named configs, for the page of fields.
         thresholds: For each reason that one threshold decides, the field of the config and the
-            column it is compared with. The report shows the rows nearest to it.
-        histograms: Columns of numbers that the report draws; None for all.
+            column that it is compared with. The report shows the rows nearest to the threshold.
+        histograms: Numeric columns that the report plots; None for all.
     """
 
     name: ClassVar[str]
@@ -309,17 +308,17 @@ class Stage(ABC, Generic[ConfigT]):
         """
 
     def cutoffs(self, annotations: pa.Table) -> Iterator[Cutoff]:
-        """The thresholds that are set, each with the numbers it is compared with.
+        """Yield the thresholds that are set, each with the numbers it is compared with.
 
         Args:
-            annotations: As for `judge`.
+            annotations: See `judge`.
         """
         for reason, (name, column) in self.thresholds.items():
             if (limit := self.limit(name)) is not None:
                 yield Cutoff(reason, name, limit, floats(annotations[column]))
 
     def limit(self, name: str) -> float | None:
-        """The value of a threshold of the config; None where it is not set to a number."""
+        """Return the value of a threshold of the config; None if it is not a number."""
         value = getattr(self.config, name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return float(value) if is_number else None
@@ -481,13 +480,13 @@ def in_order(ranked: pa.Table) -> Int64s:
 
 
 def floats(values: Any) -> Floats:
-    """A column of numbers or booleans as float64, null as NaN; (n,)."""
-    found: Floats = np.array(
+    """Convert a column of numbers or booleans to float64, (n,), with NaN for null."""
+    array: Floats = np.array(
         values.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False)
     )
-    return found
+    return array
 
 
 def is_numeric(kind: pa.DataType) -> bool:
-    """Whether a type is a whole or a floating-point number."""
+    """Whether a type is an integer or floating-point type."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

@@ -58,7 +58,7 @@ CUTOFFS: Mapping[str, tuple[str, ...]] = {
     "too_many_capitals": ("max_capitals", "text_capitals"),
     "not_english": ("min_language_score", "language_score"),
 }
-"""The field behind a reason, and the columns that it is compared with; the smallest counts."""
+"""The threshold of each reason, and the columns it is compared with; the smallest value counts."""
 
 Values = npt.NDArray[np.bool_]
 Column: TypeAlias = "pa.ChunkedArray[Any]"

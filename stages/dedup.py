@@ -537,7 +537,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
         return result
 
     def cutoffs(self, annotations: pa.Table) -> Iterator[Cutoff]:
-        """See `Stage.cutoffs`; a row that is its image's first has no distance to another."""
+        """See `Stage.cutoffs`; the representative of an image has no distance to another row."""
         for cutoff in super().cutoffs(annotations):
             if cutoff.reason == "near_duplicate_image":
                 cutoff.values[_numpy(annotations["image_duplicate"].is_null())] = np.nan
