@@ -1,10 +1,12 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= 3
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export NO_ALBUMENTATIONS_UPDATE = 1
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/'
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -18,7 +20,10 @@ demo: install  ## the main job on a drawn web: download to retrained models, in 
 	$(BIN)/capfilt demo --run runs/demo
 
 test: install  ## the whole test suite
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
+
+test-fast: install  ## the tests that start no Ray, no browser and no other process
+	$(PYTEST) -m 'not slow'
 
 check: install  ## ruff, mypy, layers, versions that go together
 	$(BIN)/ruff check .
@@ -37,4 +42,4 @@ lock: install  ## write down the versions that are here, which the tests have pa
 docs: install  ## make the pages of fields and reasons anew
 	$(BIN)/python -m pipeline.manifest.reference docs
 
-.PHONY: help install demo test check fix lock docs
+.PHONY: help install demo test test-fast check fix lock docs

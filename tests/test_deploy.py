@@ -84,6 +84,7 @@ def test_the_cluster_of_ray_up_passes_rays_own_schema():
     assert types[config["head_node_type"]]["resources"] == {"CPU": 0}
 
 
+@pytest.mark.slow
 def test_the_slurm_script_starts_a_ray_and_carries_out_the_manifest(tmp_path):
     script = DEPLOY / "slurm.sh"
     subprocess.run(["bash", "-n", str(script)], check=True)

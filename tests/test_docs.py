@@ -107,6 +107,7 @@ def test_every_page_with_commands_is_read():
     assert with_commands == set(PAGES)
 
 
+@pytest.mark.slow
 def test_every_command_succeeds_and_no_library_writes_on_the_terminal(read):
     _, told = read
     assert sum(map(len, told.values())) >= 20
@@ -115,6 +116,7 @@ def test_every_command_succeeds_and_no_library_writes_on_the_terminal(read):
             assert not NOISE.sub("", errors).strip(), f"{page}: {command}\n{errors}"
 
 
+@pytest.mark.slow
 def test_the_folder_has_its_captions(read):
     folder, told = read
     outputs = {command: out for command, out, _ in told["folder.md"]}
@@ -127,6 +129,7 @@ def test_the_folder_has_its_captions(read):
     assert "num_rows" in told["folder.md"][-1][1]
 
 
+@pytest.mark.slow
 def test_the_list_meets_the_reasons_that_the_page_shows(read):
     _, told = read
     outputs = {command: out for command, out, _ in told["list.md"]}

@@ -413,6 +413,7 @@ def test_impossible_settings_are_refused(wrong: dict[str, Any], message: str) ->
         TypeAdapter(FilterConfig).validate_python(wrong)
 
 
+@pytest.mark.slow
 def test_the_modules_do_not_import_torch_before_a_model_is_loaded() -> None:
     program = "import sys, stages.caption, stages.filter; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[2]

@@ -127,6 +127,7 @@ assert stage._captioner.batches.most <= 32
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_a_shard_is_finished_where_the_first_batch_does_not_fit(tmp_path: Path) -> None:
     """In a process that is allowed 250 MiB more than it has; 64 images need twice that."""

@@ -246,6 +246,7 @@ def completed(line, shell="bash"):
     return done.stdout.split("\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -262,6 +263,7 @@ def test_tab_completes(line, expected):
     assert completed(line) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_gets_its_script(capsys, shell):
     assert main(["completion", shell]) == 0

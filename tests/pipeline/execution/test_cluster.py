@@ -9,11 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 from helpers import fakes
 
 from pipeline.results.verify import verify
 from pipeline.storage.run import Run
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 SHARDS = 12

@@ -41,6 +41,8 @@ from pipeline.results.verify import verify
 from pipeline.storage.lock import is_alive
 from pipeline.storage.run import Run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -462,11 +464,13 @@ def test_a_shard_that_takes_long_is_told_and_given_up_only_where_that_is_asked_f
 
 
 def busy(title):
-    """The processes of Ray that are at some work."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if path.read_bytes().startswith(title.encode()):
-                yield int(path.parent.name)
+    """The workers of this process's own Ray that are at some work."""
+    raylet = children(os.getpid())["raylet"]
+    for path in Path(f"/proc/{raylet}/task").glob("*/children"):
+        for pid in path.read_text().split():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title.encode()):
+                    yield int(pid)
 
 
 def training(folder, run, **fields):

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from helpers import fakes, web
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

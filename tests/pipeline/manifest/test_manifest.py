@@ -273,6 +273,7 @@ def test_to_parse_touches_neither_disk_nor_network(path):
     assert "review" in found.stages
 
 
+@pytest.mark.slow
 def test_a_manifest_is_read_and_its_mistakes_are_told_without_docstrings():
     root = Path(__file__).parents[3]
 

@@ -66,6 +66,7 @@ def holder(tmp_path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_live_process_is_told_of_at_once_and_left_alone(tmp_path, links, holder):
     path = tmp_path / "run.lock"
     with (
@@ -87,6 +88,7 @@ def test_a_process_holds_once(tmp_path, links):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
 def test_only_a_dead_process_is_followed(tmp_path, holder, end):
     holder.send_signal(end)
@@ -99,6 +101,7 @@ def test_only_a_dead_process_is_followed(tmp_path, holder, end):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_a_dead_process_that_nobody_waits_for_is_followed(tmp_path, holder):
     holder.kill()
     os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
@@ -106,6 +109,7 @@ def test_a_dead_process_that_nobody_waits_for_is_followed(tmp_path, holder):
         pass
 
 
+@pytest.mark.slow
 def test_a_process_that_has_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path, holder):
     path = tmp_path / "run.lock"
     holder.kill()
@@ -116,6 +120,7 @@ def test_a_process_that_has_the_number_of_a_dead_one_is_not_taken_for_it(tmp_pat
         pass
 
 
+@pytest.mark.slow
 def test_a_holder_elsewhere_is_alive_while_its_file_changes(tmp_path, monkeypatch, holder):
     path = tmp_path / "run.lock"
     monkeypatch.setattr(lock, "_machine", lambda: "another")
@@ -124,6 +129,7 @@ def test_a_holder_elsewhere_is_alive_while_its_file_changes(tmp_path, monkeypatc
         pass
 
 
+@pytest.mark.slow
 def test_a_holder_elsewhere_whose_file_stands_still_is_followed(tmp_path, monkeypatch, holder):
     path = tmp_path / "run.lock"
     holder.send_signal(signal.SIGSTOP)
@@ -181,6 +187,7 @@ def test_a_file_that_says_nothing_is_followed_after_a_lease(tmp_path, content):
         pass
 
 
+@pytest.mark.slow
 def test_of_several_that_follow_a_dead_one_one_holds(tmp_path, links, holder):
     path = str(tmp_path / "run.lock")
     holder.kill()
@@ -206,6 +213,7 @@ def test_of_several_that_follow_a_dead_one_one_holds(tmp_path, links, holder):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_is_still_being_written_is_of_a_live_holder(tmp_path, linkless, holder):
     path = tmp_path / "run.lock"
     content = path.read_bytes()

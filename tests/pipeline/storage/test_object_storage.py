@@ -30,6 +30,8 @@ from pipeline.storage.lock import lock_remote
 from pipeline.storage.run import Run
 from pipeline.training.job import TrainingJob
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 RUN = "s3://bucket/runs/one"
 

@@ -250,6 +250,7 @@ def test_a_damage_says_what_to_do_and_travels_between_processes(tmp_path):
         assert damage.parts == parts and damage.is_derived is is_derived
 
 
+@pytest.mark.slow
 def test_what_a_dead_process_left_half_written_is_removed_and_what_a_live_one_writes_is_not(
     tmp_path,
 ):

@@ -87,6 +87,7 @@ def two(tokenizer: str, pairs: str, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOGETHER)
 def test_two_workers_train_as_one_with_twice_the_batch_would(
     tokenizer: str,
@@ -113,6 +114,7 @@ def test_two_workers_train_as_one_with_twice_the_batch_would(
             )
 
 
+@pytest.mark.slow
 def test_ray_starts_the_workers(tokenizer: str, pairs: str, tmp_path: Path, ray_here: Any) -> None:
     config = config_of(
         tokenizer,

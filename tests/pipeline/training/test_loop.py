@@ -70,6 +70,7 @@ train(TrainConfig.of(**settings), [pairs], out)
 """
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     tokenizer: str, pairs: str, tmp_path: Path
 ) -> None:

@@ -279,6 +279,7 @@ print(json.dumps({"errors": found, "kilobytes": after - before}))
 """
 
 
+@pytest.mark.slow
 def test_a_bomb_takes_no_more_memory_than_its_pixels(tmp_path: Path) -> None:
     told = {}
     for number, (name, content, error) in enumerate(bombs()):

@@ -16,6 +16,8 @@ from helpers.web import certificate, free_port
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 
+pytestmark = pytest.mark.slow
+
 
 class Site:
     """An application of ASGI that answers /N with what is told from N, late for some."""

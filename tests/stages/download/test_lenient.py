@@ -77,6 +77,7 @@ def test_it_has_the_same_reasons_as_any_answer(server: Server) -> None:
         assert one.fetch(server.url("/gzip")).content == BODY
 
 
+@pytest.mark.slow
 def test_it_works_over_tls(tls_server: Server) -> None:
     tls_server.answers["/"] = odd(ok(BODY))
     with contextlib.closing(fetcher()) as one:

@@ -94,6 +94,7 @@ def test_a_proxy_of_the_manifest_makes_the_connections(server: Server, proxy: Pr
     assert len(proxy.asked) == 1
 
 
+@pytest.mark.slow
 def test_https_goes_through_it_in_a_tunnel(tls_server: Server) -> None:
     tls_server.answers["/a"] = ok(b"a")
     proxy = Proxy(tls_server)

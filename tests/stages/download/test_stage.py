@@ -157,6 +157,7 @@ def test_every_outcome_is_explained() -> None:
         assert sentence.endswith(".")
 
 
+@pytest.mark.slow
 def test_construction_imports_no_img2dataset() -> None:
     program = (
         "import sys; from stages.download import *;"

@@ -162,6 +162,7 @@ def test_https_with_a_trusted_certificate_arrives(
         assert one.fetch(safe_server.url("/", "safe.test")).content == b"image"
 
 
+@pytest.mark.slow
 def test_a_certificate_that_is_untrusted_or_of_another_name_has_its_reason(
     safe_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,6 +348,7 @@ print(sum(table.num_rows for table in sources.shards(config)), peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_small_list_of_wide_texts_takes_little_memory(tmp_path: Path, name: str) -> None:

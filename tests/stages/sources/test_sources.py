@@ -543,6 +543,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_no_list_is_read_whole(tmp_path: Path) -> None:
     number, caption = 20_000, "word " * 1000
