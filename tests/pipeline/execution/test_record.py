@@ -39,7 +39,7 @@ def manifest(root, run, source="photos"):
 
 
 def opened(made, console=None):
-    return Session(made, workers=2, progress=Progress(console or Console(quiet=True)))
+    return Session(made, workers=1, progress=Progress(console or Console(quiet=True)))
 
 
 def carry_out(made):

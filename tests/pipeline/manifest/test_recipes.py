@@ -32,7 +32,7 @@ def place(tmp_path_factory):
 
 def carry_out(name, place, *overrides, run=None):
     manifest = Manifest.load(str(MANIFESTS / name), overrides, str(place / (run or name)))
-    with Session(manifest, workers=2, progress=Progress(Console(quiet=True), quiet=True)) as opened:
+    with Session(manifest, workers=1, progress=Progress(Console(quiet=True), quiet=True)) as opened:
         opened.run()
     run = Run(manifest.run)
     found = funnel(Results(run, Plan(manifest)))

@@ -15,8 +15,6 @@ from PIL import Image
 
 from stages.download.resize import RESIZE_REASONS, Resize
 
-resizer = pytest.importorskip("img2dataset.resizer")
-
 PHOTOS = [
     SHARED / "data" / folder
     for folder in ("coco/images", "datajuicer_images", "imagededup_fixtures/base_images")
@@ -45,7 +43,9 @@ def pixels(encoded: bytes | None) -> npt.NDArray[np.int16]:
 
 
 def theirs(content: bytes, size: int, mode: str, **options: Any) -> npt.NDArray[np.int16]:
-    encoded, *_ = resizer.Resizer(size, mode, **options)(io.BytesIO(content))
+    from img2dataset.resizer import Resizer  # importing takes seconds, in every process that tests
+
+    encoded, *_ = Resizer(size, mode, **options)(io.BytesIO(content))
     return pixels(encoded)
 
 
@@ -81,7 +81,9 @@ def test_sizes_are_those_of_img2dataset(
 ) -> None:
     content = encode(Image.new("RGB", (width, height), "red"))
     resized = Resize(size=size, mode=mode, only_if_bigger=only_if_bigger)(content)
-    one = resizer.Resizer(size, mode, only_if_bigger)
+    from img2dataset.resizer import Resizer
+
+    one = Resizer(size, mode, only_if_bigger)
     encoded, their_width, their_height, *_ = one(io.BytesIO(content))
     if encoded is None:  # enlarged to a side too long for JPEG
         assert resized.error == "not_resized"
