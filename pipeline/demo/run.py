@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import secrets
 import socket
 import time
@@ -177,6 +178,7 @@ def prepare(
         seed=seed,
         num_pages=num_pages,
         num_human=num_human,
+        processes=min(os.cpu_count() or 1, num_pages // 1000),
     )
     train_language(folder / "language", seed=seed)
     write_tokenizer(folder / "tokenizer")

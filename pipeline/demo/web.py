@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import json
+import multiprocessing
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +25,8 @@ __all__ = ["KINDS", "TRUTH", "Kind", "build"]
 
 CAPTIONS_A_PHOTO = 5
 SIDES = (96, 160)
+CHUNK = 100
+"""Images that a process draws at a time."""
 FIELDS: list[pa.Field[Any]] = [
     pa.field("url", pa.string(), nullable=False),
     pa.field("caption", pa.string(), nullable=False),
@@ -311,6 +317,7 @@ def build(
     num_pages: int = 3000,
     num_human: int = 360,
     num_test: int = 250,
+    processes: int = 1,
 ) -> None:
     """Write a web, a human-annotated set and a held-out set, all with distinct scenes.
 
@@ -329,47 +336,30 @@ def build(
         num_pages: Number of distinct pairs in the list.
         num_human: Number of images in the human-annotated set.
         num_test: Number of images in the held-out set.
+        processes: Number of processes that draw; the bytes do not depend on it.
 
     Raises:
         ValueError: `num_pages` is too small for a page of each kind.
     """
     folder = Path(folder)
-    counts = count_kinds(num_pages)
+    pages = [(name, kind) for name, kind, count in count_kinds(num_pages) for _ in range(count)]
     rng = random.Random(f"{seed} scenes")
     scenes = list(islice(sample_scenes(rng), num_pages + num_human + num_test))
     rng.shuffle(scenes)  # single groups are few, and more of them are sampled early
     web_scenes = scenes[:num_pages]
     human_scenes, test_scenes = scenes[num_pages:][:num_human], scenes[num_pages + num_human :]
-    photos: list[tuple[int, bytes]] = []  # of the plain matches, to copy from
-    rows: list[dict[str, object]] = []
-    for kind_name, kind, count in counts:
-        for _ in range(count):
-            page = len(rows)
-            rng = random.Random(f"{seed} page {page}")
-            photo, scene = page, web_scenes[page]
-            if kind.image in COPIES:
-                photo, original = rng.choice(photos)
-                scene = web_scenes[photo]
-                file: bytes | None = COPIES[kind.image](original, rng)
-            else:
-                file = IMAGES[kind.image](scene, rng)
-            path = f"{kind.answer}/{rng.getrandbits(48):012x}.jpg"
-            if file is not None:
-                write(folder / "site" / path, file)
-                if kind_name == "match":
-                    photos.append((photo, file))
-            has_scene = kind.image not in ("none", "flat")
-            rows.append(
-                {
-                    "url": f"{base_url}/{path}",
-                    "caption": TEXTS[kind.text](scene, web_scenes, rng),
-                    "kind": kind_name,
-                    "photo": f"p{photo:05d}",
-                    "drop_at": kind.drop_at,
-                    "matches": kind.matches,
-                    "scene": scene.to_json() if has_scene else None,
-                }
-            )
+    site = Site(folder / "site", base_url, seed, web_scenes, pages)
+    originals = [page for page, (_, kind) in enumerate(pages) if kind.image not in COPIES]
+    copies = [page for page, (_, kind) in enumerate(pages) if kind.image in COPIES]
+    with mapped(processes) as each:
+        found = dict(zip(originals, each(site.draw, originals), strict=True))
+        draw_set = functools.partial(annotate, folder, seed)
+        human = list(each(draw_set, [("human", *one) for one in enumerate(human_scenes)]))
+        test = list(each(draw_set, [("test", *one) for one in enumerate(test_scenes)]))
+    photos = [page for page in originals if pages[page][0] == "match"]
+    for page in copies:
+        found[page] = site.copy(page, photos, found)
+    rows = [found[page] for page in range(num_pages)]
     rng = random.Random(f"{seed} order")
     rng.shuffle(rows)
     table = pa.Table.from_pylist(rows, schema=TRUTH)
@@ -378,22 +368,98 @@ def build(
     pairs = table.select(["url", "caption"])
     pq.write_table(pa.concat_tables([pairs, pairs.take(repeated)]), folder / "pairs.parquet")
 
-    human = [annotate(folder, "human", i, scene, seed) for i, scene in enumerate(human_scenes)]
     lines = [{"image": image, "caption": c} for image, captions in human for c in captions]
     write(folder / "human.jsonl", encode_lines(lines))
-    test = [annotate(folder, "test", i, scene, seed) for i, scene in enumerate(test_scenes)]
     lines_test = [{"image": image, "captions": captions} for image, captions in test]
     write(folder / "test.jsonl", encode_lines(lines_test))
 
 
-def annotate(
-    folder: Path, group: str, index: int, scene: Scene, seed: int
-) -> tuple[str, list[str]]:
-    """Write a photograph; returns its path in the folder, and five captions."""
+@dataclass(frozen=True)
+class Site:
+    """The pages of a web.
+
+    Attributes:
+        folder: Folder of the files to serve.
+        base_url: URL of the folder, without a trailing slash.
+        seed: Seed of all random choices; each page draws from it and its number alone.
+        scenes: The scene of each page; a copy shows that of its original.
+        pages: Name and kind of each page.
+    """
+
+    folder: Path
+    base_url: str
+    seed: int
+    scenes: Sequence[Scene]
+    pages: Sequence[tuple[str, Kind]]
+
+    def draw(self, page: int) -> dict[str, object]:
+        """Write the image file of a page with a new photograph; returns its row of the truth."""
+        rng = self._rng(page)
+        file = IMAGES[self.pages[page][1].image](self.scenes[page], rng)
+        return self._row(page, page, file, rng)
+
+    def copy(
+        self, page: int, photos: Sequence[int], rows: Mapping[int, Mapping[str, object]]
+    ) -> dict[str, object]:
+        """Write the image file of a page with a copy of one of `photos`; returns its row.
+
+        Args:
+            page: The page.
+            photos: Pages to copy from.
+            rows: Their rows.
+        """
+        rng = self._rng(page)
+        photo = rng.choice(photos)
+        path = str(rows[photo]["url"]).removeprefix(f"{self.base_url}/")
+        file = COPIES[self.pages[page][1].image]((self.folder / path).read_bytes(), rng)
+        return self._row(page, photo, file, rng)
+
+    def _rng(self, page: int) -> random.Random:
+        return random.Random(f"{self.seed} page {page}")
+
+    def _row(
+        self, page: int, photo: int, file: bytes | None, rng: random.Random
+    ) -> dict[str, object]:
+        name, kind = self.pages[page]
+        scene = self.scenes[photo]
+        path = f"{kind.answer}/{rng.getrandbits(48):012x}.jpg"
+        if file is not None:
+            write(self.folder / path, file)
+        return {
+            "url": f"{self.base_url}/{path}",
+            "caption": TEXTS[kind.text](scene, self.scenes, rng),
+            "kind": name,
+            "photo": f"p{photo:05d}",
+            "drop_at": kind.drop_at,
+            "matches": kind.matches,
+            "scene": scene.to_json() if kind.image not in ("none", "flat") else None,
+        }
+
+
+@contextlib.contextmanager
+def mapped(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield a `map` over several processes, or the built-in one if there is one process."""
+    if processes < 2:
+        yield map
+        return
+    # Forking a process that has threads, such as one that uses Ray, can leave locks held for ever.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield functools.partial(pool.map, chunksize=CHUNK)
+
+
+def annotate(folder: Path, seed: int, scene: tuple[str, int, Scene]) -> tuple[str, list[str]]:
+    """Write a photograph of a scene; returns its path in the folder, and five captions.
+
+    Args:
+        folder: Folder of the web.
+        seed: Seed of all random choices.
+        scene: The group (human or test), the number in the group, and the scene.
+    """
+    group, index, shown = scene
     rng = random.Random(f"{seed} {group} {index}")
     path = f"images/{group}/{index:05d}.jpg"
-    write(folder / path, photograph(scene, rng))
-    return path, [describe(scene, rng) for _ in range(CAPTIONS_A_PHOTO)]
+    write(folder / path, photograph(shown, rng))
+    return path, [describe(shown, rng) for _ in range(CAPTIONS_A_PHOTO)]
 
 
 def encode_lines(records: Sequence[object]) -> bytes:

@@ -54,6 +54,21 @@ def test_the_same_seed_gives_the_same_bytes_and_another_different_ones(tmp_path:
     assert not set(webs[0].values()) & set(webs[2].values())
 
 
+@pytest.mark.slow
+def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    for name, processes in (("one", 1), ("two", 2)):
+        build(
+            tmp_path / name,
+            base_url=BASE,
+            seed=7,
+            num_pages=220,
+            num_human=3,
+            num_test=3,
+            processes=processes,
+        )
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")
+
+
 def test_the_list_holds_each_true_pair_and_repeats_some(
     web: Path, truth: list[dict[str, Any]]
 ) -> None:
