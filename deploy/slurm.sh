@@ -20,7 +20,7 @@ RAY_AUTH_TOKEN=$(openssl rand -hex 32)
 export RAY_AUTH_TOKEN
 export RAY_USAGE_STATS_ENABLED=0 NO_ALBUMENTATIONS_UPDATE=1 CAPFILT_LOG=json
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # reads all, so that no pipe breaks
 port=$((20000 + SLURM_JOB_ID % 20000))
 export RAY_ADDRESS="$head:$port"
 

@@ -106,7 +106,7 @@ def test_the_slurm_script_starts_a_ray_and_carries_out_the_manifest(tmp_path):
         "SLURM_GPUS_PER_NODE": "8",
     }
     command = ["bash", str(script), "s3://b/m.yaml", "--until", "clean"]
-    subprocess.run(command, env=environment, check=True, timeout=60)
+    subprocess.run(command, env=environment, check=True, timeout=600)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 3 and all(line.startswith("token 64 ") for line in calls)
     (head,) = (line for line in calls if "ray start --head" in line)

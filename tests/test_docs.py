@@ -78,7 +78,7 @@ class Reader:
                 assert self.behind[-1].poll() is None
                 time.sleep(0.05)
             return "", ""
-        done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=240, **how)
+        done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=900, **how)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout, done.stderr
 

@@ -31,7 +31,7 @@ def test_the_wheel_holds_every_file_and_is_built_without_a_warning(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout
     assert "warning" not in done.stdout.lower(), done.stdout

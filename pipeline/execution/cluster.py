@@ -16,6 +16,9 @@ __all__ = ["ROOM_SECONDS", "Cluster"]
 ROOM_SECONDS = 1800.0
 """Seconds without room for any worker after which a stage gives up."""
 
+START_TRIES = 3
+"""How often Ray is started: it gives itself 30 s, which a busy machine can exceed."""
+
 
 class Cluster:
     """A connection to Ray, made when it is first needed.
@@ -59,13 +62,19 @@ class Cluster:
             shipped = {"working_dir": self.working_dir, "excludes": [".git", ".venv", "runs"]}
             options["runtime_env"] = options.get("runtime_env", {}) | shipped
         with signals.sigterm_kept():
-            ray.init(
-                address=self.address,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                configure_logging=False,
-                **options,
-            )
+            for tries_left in reversed(range(START_TRIES)):
+                try:
+                    ray.init(
+                        address=self.address,
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                        configure_logging=False,
+                        **options,
+                    )
+                    break
+                except Exception as error:  # Ray has no class for it
+                    if not tries_left or "timed out during startup" not in str(error):
+                        raise
         self._started = True
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 BUCKET = "bucket"
@@ -49,6 +49,7 @@ class Storage:
         faults: May be changed at any time.
         requests: Method, path and query of each request, faulty ones included.
         failed: How many faults were made of each kind.
+        on_request: Called with the method and the path of each request before it is carried out.
     """
 
     url: str
@@ -56,6 +57,7 @@ class Storage:
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     failed: dict[str, int] = field(default_factory=dict)
     born: dict[str, float] = field(default_factory=dict)
+    on_request: Callable[[str, str], None] = lambda method, path: None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -104,6 +106,7 @@ def storage(faults: Faults | None = None) -> Iterator[Storage]:
                 if draw.random() < found.faults.rate:
                     kind = draw.choice(("slow", "error", "break", "half", "swallow"))
                     found.failed[kind] = found.failed.get(kind, 0) + 1
+            found.on_request(self.command, place.path)
             if kind in ("slow", "error"):
                 text, code = (SLOW_DOWN, 503) if kind == "slow" else (INTERNAL, 500)
                 self.answer(code, {"Content-Type": "application/xml"}, text)

@@ -56,7 +56,7 @@ def build(out: Path, base: str) -> None:
         command += ["--captions", str(data / name / "captions.tsv")]
     command += ["--alttext", str(data / "alttext" / "laion_10k.parquet")]
     command += ["--out", str(out), "--base", base]
-    subprocess.run(command, check=True, capture_output=True, timeout=180)
+    subprocess.run(command, check=True, capture_output=True, timeout=900)
 
 
 @contextlib.contextmanager

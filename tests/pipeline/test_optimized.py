@@ -30,7 +30,7 @@ def test_rows_are_conserved_and_faults_are_found_without_asserts(tests):
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
     assert "failed" not in done.stdout

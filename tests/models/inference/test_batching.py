@@ -51,7 +51,7 @@ def test_the_next_batch_opens_while_one_computes() -> None:
         return number(image)
 
     def compute(positions: list[int], batch: torch.Tensor) -> list[int]:
-        assert opened.wait(timeout=30)
+        assert opened.wait(timeout=600)
         return doubled(positions, batch)
 
     assert BatchRunner(watched, CPU, threads=1).map([b"0", b"1"], compute, 1) == [0, 2]

@@ -35,15 +35,15 @@ def ended(tmp_path_factory, ray_here):
     )
     demo_run.carry_out(manifest, web, 2, progress)
     run, plan = Run(manifest.run), Plan(manifest)
-    return run, plan, demo_run.judge(run, plan, web.folder)
+    return run, plan, demo_run.judge(Results(run, plan), web.folder)
 
 
 def test_the_rules_are_right_about_the_drawn_web(ended):
     _, _, judged = ended
-    scores = {score["stage"]: score for score in judged["stages"]}
+    scores = {score.stage: score for score in judged.stages}
     for name in ("download", "clean", "dedup"):
-        assert scores[name]["precision"] >= 0.95 and scores[name]["recall"] >= 0.95
-    assert judged["raw_true"] < 0.6
+        assert scores[name].precision >= 0.95 and scores[name].recall >= 0.95
+    assert judged.raw_true < 0.6
 
 
 def test_every_row_and_file_is_accounted_for(ended):
@@ -68,7 +68,7 @@ def test_both_new_models_are_evaluated_and_the_result_is_shown(ended, capsys):
     found = run.read_json("evaluation.json")
     assert list(found) == ["raw", "filter", "captioner", "curated"]
     write_report(Results(run, plan))
-    demo_run.show(Console(width=120), run, plan, judged)
+    demo_run.show(Console(width=120), Results(run, plan), judged)
     out = capsys.readouterr().out
     for word in ("download", "not_english", "precision", "raw", "curated", "synthetic"):
         assert word in out

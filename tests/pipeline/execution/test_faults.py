@@ -29,6 +29,7 @@ from rich.console import Console
 from models.errors import StageError
 from pipeline.cli.main import main
 from pipeline.execution import worker_pool
+from pipeline.execution.cluster import ROOM_SECONDS
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session
 from pipeline.execution.worker import Worker
@@ -310,7 +311,7 @@ def test_a_folder_that_may_not_be_written_to_is_an_error_and_not_a_wait():
     queue = context.Queue()
     process = context.Process(target=as_nobody, args=("/proc/1/nowhere", queue))
     process.start()
-    assert {queue.get(timeout=20), queue.get(timeout=20)} <= {"EACCES", "ENOENT", "EPERM"}
+    assert {queue.get(timeout=600), queue.get(timeout=600)} <= {"EACCES", "ENOENT", "EPERM"}
     process.join()
 
 
@@ -337,7 +338,7 @@ def test_a_clock_that_jumps_decides_nothing(done, photos, tmp_path, monkeypatch)
     monkeypatch.setattr(time, "time", lambda: real() + chance.uniform(-1e8, 1e8))
     run, plan = carry_out(manifest(photos, tmp_path / "r"))
     assert digests(run) == digests(done[0])
-    assert all(0 < stage["seconds"] < 100 for stage in funnel(Results(run, plan))["stages"])
+    assert all(0 < stage["seconds"] < 1e6 for stage in funnel(Results(run, plan))["stages"])
 
 
 def _measured(worker, due):
@@ -428,7 +429,7 @@ def test_a_place_that_never_comes_free_is_told_after_the_stall(done, photos, tmp
     holders = [Holder.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
     ray.get([holder.hold.remote() for holder in holders])
     try:
-        told = "no shard has finished for 2 s; waiting for room for a worker, to do 00000"
+        told = r"no shard has finished for \d+ s; waiting for room for a worker, to do 00000"
         with pytest.raises(StageError, match=told):
             carry_out(manifest(photos, tmp_path / "r"), room_seconds=2.0)
         made = unsummarized(done, photos, tmp_path / "s")
@@ -443,24 +444,46 @@ def test_a_place_that_never_comes_free_is_told_after_the_stall(done, photos, tmp
 def test_a_shard_that_takes_long_is_told_and_given_up_only_where_that_is_asked_for(
     done, photos, tmp_path, monkeypatch, ray_here
 ):
+    whole, plan = done
+    begun, release = tmp_path / "begun", tmp_path / "release"
+
     class Slow(Worker):
         def work(self, name, shard, retry=()):
-            if (name, shard) == ("clean", "00002"):
-                time.sleep(5)
+            begun.touch()
+            while name == "clean" and not release.exists():
+                time.sleep(0.05)
             return super().work(name, shard, retry)
+
+    class Log(io.StringIO):
+        def write(self, text):
+            if "in flight: 00002" in text:
+                session.cluster.room_seconds = ROOM_SECONDS
+                release.touch()
+            return super().write(text)
+
+    def hurry():  # once the worker has begun: until then it waits for room
+        while not begun.exists():
+            time.sleep(0.05)
+        session.cluster.room_seconds = 2.0
 
     monkeypatch.setattr(worker_pool, "Worker", Slow)
     made = manifest(photos, tmp_path / "r")
+    shutil.copytree(whole.path, made.run)
+    run = Run(made.run)
+    run.remove(*plan.folder("clean"), "00002.parquet")
+    run.remove("curated")
     with pytest.raises(
-        StageError, match=r"clean: no shard has finished for [23] s; waiting for 00002\..* resumes"
+        StageError, match=r"clean: no shard has finished for \d+ s; waiting for 00002\..* resumes"
     ):
         carry_out(made, stall_seconds=2.0)
-    console = Console(record=True, file=io.StringIO())
+    begun.unlink()
+    console = Console(file=Log(), width=200)
     with Session(made, workers=2, progress=Progress(console)) as session:
-        session.cluster.room_seconds = 2.0
+        threading.Thread(target=hurry, daemon=True).start()
         session.run()
-    assert "clean: no shard has finished for 2 s; in flight: 00002" in console.export_text()
-    assert digests(Run(made.run)) == digests(done[0])
+    told = r"clean: no shard has finished for \d+ s; in flight: 00002"
+    assert re.search(told, console.file.getvalue())
+    assert digests(run) == digests(whole)
 
 
 def busy(title):
@@ -508,7 +531,7 @@ def test_what_fails_a_training_is_told_in_a_line_and_its_trace_kept(tmp_path, ca
     assert "it resumes from its checkpoint" in "".join(rest) and len(rest) == 1
     trace = tmp_path / "r" / "failures" / "train-captioner.txt"
     assert str(trace) in first
-    assert "train.py" in trace.read_text() and "\x1b" not in trace.read_text()
+    assert "loop.py" in trace.read_text() and "\x1b" not in trace.read_text()
 
     made["train"]["captioner"]["batch_size"] = 4
     path.write_text(yaml.safe_dump({**made, "run": str(disk / "r")}, sort_keys=False))
@@ -589,7 +612,7 @@ def start(path, **fields):
 
 
 def wait_for(process, folder, wanted):
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 600
     while not list(folder.glob(wanted)) and process.poll() is None:
         assert time.monotonic() < deadline, f"{wanted} never came"
         time.sleep(0.01)
@@ -604,7 +627,7 @@ def test_ctrl_c_and_a_batch_system_end_a_run_that_goes_on(photos, tmp_path, end,
     wait_for(process, folder, "pool/0*.parquet")
     raylet = children(process.pid)["raylet"]
     os.killpg(process.pid, end)  # as a terminal and Slurm do: to all of its processes
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=600)
     assert process.returncode == status and error == "stopped; the same command resumes\n"
     assert "Ctrl-C again stops at once" in out
     assert not (folder / "run.lock").exists() and not is_alive(raylet)
@@ -624,7 +647,7 @@ def test_a_terminal_that_closes_ends_a_run_that_goes_on(photos, tmp_path):
     wait_for(process, folder, "pool/0*.parquet")
     raylet = children(process.pid)["raylet"]
     os.close(terminal)
-    assert process.wait(60) == 129
+    assert process.wait(600) == 129
     assert not (folder / "run.lock").exists() and not is_alive(raylet)
 
 
@@ -636,7 +659,7 @@ def test_the_death_of_ray_leaves_a_run_that_goes_on(done, photos, tmp_path):
     process = start(path, env={**os.environ, **quick}, stdout=subprocess.DEVNULL)
     wait_for(process, folder, "annotations/*/0*.parquet")
     os.kill(children(process.pid)["raylet"], signal.SIGKILL)
-    _, error = process.communicate(timeout=90)
+    _, error = process.communicate(timeout=600)
     if process.returncode:  # workers go on for seconds, and may have done all that was left
         assert process.returncode == 1 and "Ray " in error and "same command" in error
     carry_out(manifest(photos, folder))

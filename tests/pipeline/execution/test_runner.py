@@ -326,7 +326,7 @@ def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, 
     committed = {}
     for wanted in moments:
         process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 600
         while not list((tmp_path / "r").glob(wanted)) and process.poll() is None:
             assert time.monotonic() < deadline, f"{wanted} never came"
             time.sleep(0.01)
@@ -338,7 +338,7 @@ def test_killing_the_run_at_any_moment_changes_nothing_in_the_end(done, photos, 
             *(tmp_path / "r").glob("annotations/*/0*.parquet"),
         ]
         committed |= {path: path.stat().st_mtime_ns for path in shards if path not in committed}
-    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
     assert finished.returncode == 0, finished.stderr
     assert digests(Run(made.run)) == digests(run)
     assert {path: path.stat().st_mtime_ns for path in committed} == committed  # none was redone

@@ -25,7 +25,7 @@ def test_a_killed_review_goes_on_where_it_was(run):
     assert said == ["accept", "reject", "accept", *[None] * 9]
     assert again.token != server.token
     assert request(again, "POST", f"/{again.token}/done", {})[0] == 200
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     assert "3 pairs: 2 accept, 1 reject, 0 fix" in out and "filter keeps" in out
     assert "capfilt export MANIFEST" in out
@@ -40,7 +40,7 @@ def test_one_review_at_a_time(run, capsys):
         assert "is in use by process" in capsys.readouterr().err
     finally:
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and "nothing is decided" in out
 
 

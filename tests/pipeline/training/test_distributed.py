@@ -82,7 +82,7 @@ def two(tokenizer: str, pairs: str, tmp_path_factory: pytest.TempPathFactory) ->
         for rank in range(2)
     ]
     for rank in ranks:
-        results = [json.loads(line) for line in rank.communicate(timeout=120)[0].splitlines()]
+        results = [json.loads(line) for line in rank.communicate(timeout=900)[0].splitlines()]
         assert results == [[4, 32, 2]] * len(TOGETHER)
     return folder
 
