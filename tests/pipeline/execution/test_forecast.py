@@ -197,4 +197,4 @@ def test_work_adds_up_over_calls():
     once = add_work(None, [*results, last])
     assert once == add_work(add_work(None, results), [last])
     assert once.rows == 6 and once.shards == 2 and once.device == "X"
-    assert once["squares"] == pytest.approx(2.0**2 / 4 + 3.0**2 / 2)
+    assert once.squares == pytest.approx(2.0**2 / 4 + 3.0**2 / 2)
