@@ -200,18 +200,16 @@ def blank_language() -> Language:
     return nlp
 
 
-def train_language(folder: str | Path, *, seed: int = 0, num_sentences: int = 2000) -> Language:
+def train_language(folder: str | Path, *, seed: int = 0, num_sentences: int = 2000) -> None:
     """Train a pipeline that finds the noun phrases of the demo's captions, and write it.
 
-    Takes seconds on one core, without downloads. `spacy.load(folder)` loads the result.
+    Takes seconds on one core, without downloads. `spacy.load(folder)` loads the result, with
+    tok2vec, tagger, parser and attribute_ruler.
 
     Args:
         folder: Folder to write to; created if necessary.
         seed: Seed of the sentences, their order and the weights.
         num_sentences: Number of training sentences; each is used `NUM_EPOCHS` times.
-
-    Returns:
-        The trained pipeline: tok2vec, tagger, parser, attribute_ruler.
     """
     fix_random_seed(seed)
     rng = random.Random(f"{seed} language")
@@ -230,4 +228,3 @@ def train_language(folder: str | Path, *, seed: int = 0, num_sentences: int = 20
     assert isinstance(ruler, AttributeRuler)
     ruler.load_from_tag_map({tag: {"POS": pos} for tag, pos in POS.items()})
     nlp.to_disk(folder)
-    return nlp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import secrets
 import socket
@@ -19,7 +20,7 @@ from pipeline.demo import truth
 from pipeline.demo.language import train_language
 from pipeline.demo.server import SiteServer
 from pipeline.demo.tokenizer import write_tokenizer
-from pipeline.demo.web import build
+from pipeline.demo.web import build, mapped
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session, write_report
 from pipeline.manifest.manifest import Manifest
@@ -172,15 +173,18 @@ def prepare(
         return Web(folder, made["port"], made["token"])
     port, token = _free_port(), f"demo-{secrets.token_hex(16)}"
     started = time.monotonic()
-    build(
-        folder,
-        base_url=f"http://127.0.0.1:{port}",
-        seed=seed,
-        num_pages=num_pages,
-        num_human=num_human,
-        processes=min(os.cpu_count() or 1, num_pages // 1000),
-    )
-    train_language(folder / "language", seed=seed)
+    processes = min(os.cpu_count() or 1, num_pages // 1000)
+    with mapped(processes) as each:
+        languages = each(functools.partial(train_language, seed=seed), [folder / "language"])
+        build(
+            folder,
+            base_url=f"http://127.0.0.1:{port}",
+            seed=seed,
+            num_pages=num_pages,
+            num_human=num_human,
+            each=each,
+        )
+        list(languages)  # waits for it; with one process, `map` trains it here
     write_tokenizer(folder / "tokenizer")
     store.write_json({"seed": seed, "port": port, "token": token}, "web.json")
     progress.say(f"web        drawn in {time.monotonic() - started:.1f} s at {folder}")

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.demo.world import Scene, describe, draw, sample_scene
 
-__all__ = ["KINDS", "TRUTH", "Kind", "build"]
+__all__ = ["KINDS", "TRUTH", "Kind", "build", "mapped"]
 
 CAPTIONS_A_PHOTO = 5
 SIDES = (96, 160)
@@ -317,7 +317,7 @@ def build(
     num_pages: int = 3000,
     num_human: int = 360,
     num_test: int = 250,
-    processes: int = 1,
+    each: Callable[..., Iterable[Any]] = map,
 ) -> None:
     """Write a web, a human-annotated set and a held-out set, all with distinct scenes.
 
@@ -336,7 +336,7 @@ def build(
         num_pages: Number of distinct pairs in the list.
         num_human: Number of images in the human-annotated set.
         num_test: Number of images in the held-out set.
-        processes: Number of processes that draw; the bytes do not depend on it.
+        each: `map`, or one of `mapped` to draw in several processes; the bytes are the same.
 
     Raises:
         ValueError: `num_pages` is too small for a page of each kind.
@@ -351,11 +351,10 @@ def build(
     site = Site(folder / "site", base_url, seed, web_scenes, pages)
     originals = [page for page, (_, kind) in enumerate(pages) if kind.image not in COPIES]
     copies = [page for page, (_, kind) in enumerate(pages) if kind.image in COPIES]
-    with mapped(processes) as each:
-        found = dict(zip(originals, each(site.draw, originals), strict=True))
-        draw_set = functools.partial(annotate, folder, seed)
-        human = list(each(draw_set, [("human", *one) for one in enumerate(human_scenes)]))
-        test = list(each(draw_set, [("test", *one) for one in enumerate(test_scenes)]))
+    found = dict(zip(originals, each(site.draw, originals), strict=True))
+    draw_set = functools.partial(annotate, folder, seed)
+    human = list(each(draw_set, [("human", *one) for one in enumerate(human_scenes)]))
+    test = list(each(draw_set, [("test", *one) for one in enumerate(test_scenes)]))
     photos = [page for page in originals if pages[page][0] == "match"]
     for page in copies:
         found[page] = site.copy(page, photos, found)

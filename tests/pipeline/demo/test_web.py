@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.demo.server import SiteServer
-from pipeline.demo.web import KINDS, TRUTH, build
+from pipeline.demo.web import KINDS, TRUTH, build, mapped
 from pipeline.demo.world import Scene, holds
 
 BASE = "http://127.0.0.1:9"
@@ -57,15 +57,16 @@ def test_the_same_seed_gives_the_same_bytes_and_another_different_ones(tmp_path:
 @pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     for name, processes in (("one", 1), ("two", 2)):
-        build(
-            tmp_path / name,
-            base_url=BASE,
-            seed=7,
-            num_pages=220,
-            num_human=3,
-            num_test=3,
-            processes=processes,
-        )
+        with mapped(processes) as each:
+            build(
+                tmp_path / name,
+                base_url=BASE,
+                seed=7,
+                num_pages=220,
+                num_human=3,
+                num_test=3,
+                each=each,
+            )
     assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")
 
 
