@@ -20,15 +20,8 @@ from models.attention import attend, split_heads
 from models.image.decode import Preprocess
 from models.inference.batching import check_one_each, is_out_of_memory
 from models.inference.blip import Blip, ImageMemory
-from models.inference.decoding import (
-    Caption,
-    Rules,
-    Settings,
-    beam_search,
-    draw,
-    from_nucleus,
-    uniforms,
-)
+from models.inference.decoding import Caption, Settings
+from models.inference.generation import Rules, beam_search, draw, from_nucleus, uniforms
 
 __all__ = ["Captioner"]
 
@@ -135,7 +128,9 @@ class Captioner(Blip):
         drawn = iter(chances.to(self.device).unbind(2))
 
         def choose(logits: Tensor) -> Tensor:
-            return from_nucleus(logits, next(drawn), settings.top_p, settings.top_k)
+            return from_nucleus(
+                logits, next(drawn), settings.top_p, settings.top_k, settings.temperature
+            )
 
         return draw(reader, rules, begun, num_captions, max_length, self.pad, choose)[:size]
 

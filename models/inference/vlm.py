@@ -3,14 +3,17 @@
     captioner = GenericCaptioner.from_pretrained("Salesforce/blip2-opt-2.7b")
     [[caption]] = captioner.caption([jpeg], seeds=[0], prompt="a photo of")
 
-The loop is transformers' own `generate`; only the choice of a sampled token is ours, so that a
+The loop is `generate` of transformers. Only the choice of a sampled token is ours, so that a
 caption depends on its seed alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
 from PIL import Image
@@ -22,13 +25,21 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
 )
+from transformers.utils.hub import cached_file
 
 from models.image.decode import open_rgb
 from models.inference.batching import BatchRunner, check_one_each
-from models.inference.decoding import Caption, Settings, from_nucleus, uniforms
+from models.inference.decoding import Caption, Settings
+from models.inference.generation import from_nucleus, uniforms
 from models.weights import Dtype, place
 
-__all__ = ["GenericCaptioner", "architecture_of"]
+__all__ = ["GenericCaptioner", "architecture_of", "has_chat_template"]
+
+CHAT_FILES = ("chat_template.jinja", "chat_template.json")
+"""Files of a model that hold nothing but a chat template."""
+
+CONFIG_FILES = ("processor_config.json", "tokenizer_config.json")
+"""Files of a model that may hold one under `chat_template`."""
 
 
 def architecture_of(model: str, revision: str | None = None) -> str:
@@ -39,8 +50,40 @@ def architecture_of(model: str, revision: str | None = None) -> str:
     return kind
 
 
+def has_chat_template(model: str, revision: str | None = None) -> bool:
+    """Whether a folder or a model of the hub is a chat model, by its files.
+
+    A file that is not on this machine counts as missing where the hub cannot be reached.
+    """
+
+    def path(name: str) -> str | None:
+        found: str | None = cached_file(
+            model,
+            name,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return found
+
+    if any(path(name) is not None for name in CHAT_FILES):
+        return True
+    configs = (path(name) for name in CONFIG_FILES)
+    return any(
+        "chat_template" in json.loads(Path(config).read_text(encoding="utf-8"))
+        for config in configs
+        if config is not None
+    )
+
+
 class GenericCaptioner:
-    """Writes captions of images with an AutoModelForImageTextToText."""
+    """Writes captions of images with an AutoModelForImageTextToText.
+
+    Attributes:
+        is_chat: Whether the model has a chat template. Such a model is asked by it and answers;
+            any other goes on from the prompt.
+    """
 
     def __init__(self, model: Any, processor: Any, threads: int = 4) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -49,6 +92,7 @@ class GenericCaptioner:
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.is_chat = getattr(processor, "chat_template", None) is not None
         self.device: torch.device = model.device
         self.batches = BatchRunner(open_rgb, self.device, threads, _listed)
 
@@ -81,22 +125,22 @@ class GenericCaptioner:
         seeds: Sequence[int],
         settings: Settings | None = None,
         *,
-        prompt: str | None = None,
+        prompt: str | Sequence[str] | None = None,
         continue_from: int = 0,
         batch_size: int | None = None,
     ) -> list[list[Caption]]:
         """Write captions of each image.
 
         Args:
-            images: Encoded images.
-            seeds: Of each image; 64 bits count.
-            settings: How captions are decoded; both lengths count the prompt's own tokens, not
-                those that stand for the image nor a chat template's.
-            prompt: What is asked of a model with a chat template, and what captions go on from
-                otherwise; left out of the result.
+            images: n encoded images.
+            seeds: n seeds, of which 64 bits count.
+            settings: How captions are decoded. A chat model writes at most `max_tokens`; for any
+                other both lengths count the prompt, but not the tokens that stand for the image.
+            prompt: What a chat model is asked, one for all images or one for each. Any other model
+                takes one, goes on from it, and it is left out of the captions.
             continue_from: Captions of at most so many tokens are continued once, as MiniGPT-4's
                 are up to 80 (arXiv:2304.10592); 0 continues none.
-            batch_size: Images at a time; see `Batches.map`.
+            batch_size: Images at a time; see `BatchRunner.map`.
 
         Returns:
             For each image its captions, best first for beam; an empty list for an image that
@@ -107,48 +151,60 @@ class GenericCaptioner:
         """
         settings = settings or Settings()
         check_one_each(images, seeds, "seed")
-        asked = self.tokenizer(prompt or "", add_special_tokens=False)["input_ids"]
-        if len(asked) >= settings.max_length:
-            raise ValueError(
-                f"max_length counts the {len(asked)} tokens of the prompt and must be above, got "
-                f"{settings.max_length}"
-            )
+        prompts = [prompt or ""] * len(images) if isinstance(prompt, str | None) else list(prompt)
+        check_one_each(images, prompts, "prompt")
+        num_asked = 0 if self.is_chat else self._num_asked(prompts, settings)
 
         def write(positions: list[int], opened: list[Image.Image]) -> list[list[Caption]]:
             some = [seeds[position] for position in positions]
-            texts = [self._asked(prompt or "")] * len(opened)
-            found = self._generate(opened, texts, some, settings, len(asked))
+            asked = [_Asked(prompts[p], image) for p, image in zip(positions, opened, strict=True)]
+            found = self._generate(asked, some, settings, num_asked)
             if continue_from:
-                self._continue(opened, some, found, settings, prompt or "", continue_from)
+                self._continue(asked, some, found, settings, continue_from)
             return found
 
         return [captions or [] for captions in self.batches.map(images, write, batch_size)]
 
-    def _asked(self, prompt: str, said: str | None = None) -> str:
-        """The text that a model reads, up to where it goes on."""
-        if getattr(self.processor, "chat_template", None) is None:
-            return prompt if said is None else f"{prompt} {said}".strip()
-        turns: list[dict[str, Any]] = [_turn("user", {"type": "image"}, _text(prompt))]
-        if said is not None:
-            turns += [_turn("assistant", _text(said)), _turn("user", _text("Continue"))]
-        asked: str = self.processor.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=False
-        )
-        return asked
+    def _num_asked(self, prompts: Sequence[str], settings: Settings) -> int:
+        """Tokens of the one prompt of a model without a chat template."""
+        if len(set(prompts)) > 1:
+            raise ValueError("a model without a chat template takes one prompt for all images")
+        prompt = prompts[0] if prompts else ""
+        number = len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        if number >= settings.max_length:
+            raise ValueError(
+                f"max_length counts the {number} tokens of the prompt and must be above, got "
+                f"{settings.max_length}"
+            )
+        return number
+
+    def _inputs(self, asked: Sequence[_Asked]) -> Any:
+        """What the model reads, up to where it goes on."""
+        if self.is_chat:
+            return self.processor.apply_chat_template(
+                [one.turns() for one in asked],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={"padding": True},
+            )
+        texts = [one.text() for one in asked]
+        # Without a prompt a model begins by itself; most processors take no empty text.
+        given = {"text": texts} if any(texts) else {}
+        images = [one.image for one in asked]
+        return self.processor(images=images, **given, return_tensors="pt", padding=True)
 
     def _generate(
         self,
-        images: list[Image.Image],
-        texts: list[str],
+        asked: Sequence[_Asked],
         seeds: Sequence[int],
         settings: Settings,
         num_asked: int,
     ) -> list[list[Caption]]:
-        # Without a prompt a model begins by itself; most processors take no empty text.
-        given = {"text": texts} if any(texts) else {}
-        inputs = self.processor(images=images, **given, return_tensors="pt", padding=True)
-        inputs = inputs.to(self.device, self.model.dtype)
-        most = settings.max_length - num_asked
+        inputs = self._inputs(asked).to(self.device, self.model.dtype)
+        most = settings.max_tokens if self.is_chat else settings.max_length - num_asked
+        least = 0 if self.is_chat else max(0, settings.min_length - num_asked)
         options: dict[str, Any] = {"do_sample": False}
         if settings.decoding == "nucleus":
             chances = uniforms(seeds, settings.num_captions, most)
@@ -163,7 +219,7 @@ class GenericCaptioner:
             num_return_sequences=settings.num_captions,
             repetition_penalty=settings.repetition_penalty,
             max_new_tokens=most,
-            min_new_tokens=max(0, settings.min_length - num_asked),
+            min_new_tokens=least,
         )
         captions = [self._caption(row) for row in self._new(inputs, ids).tolist()]
         return [
@@ -173,23 +229,14 @@ class GenericCaptioner:
 
     def _continue(
         self,
-        images: list[Image.Image],
+        asked: Sequence[_Asked],
         seeds: Sequence[int],
         captions: list[list[Caption]],
         settings: Settings,
-        prompt: str,
         longest: int,
     ) -> None:
         """Continue short captions once, in their place."""
-        once = Settings(
-            decoding=settings.decoding,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            repetition_penalty=settings.repetition_penalty,
-            num_beams=settings.num_beams,
-            max_length=settings.max_length,
-            min_length=0,
-        )
+        once = dataclasses.replace(settings, num_captions=1, min_length=0)
         short = [
             (image, k)
             for image, some in enumerate(captions)
@@ -199,8 +246,7 @@ class GenericCaptioner:
         if not short:
             return
         more = self._generate(
-            [images[image] for image, _ in short],
-            [self._asked(prompt, captions[image][k].text) for image, k in short],
+            [asked[image]._replace(answer=captions[image][k].text) for image, k in short],
             # Seeds of their own, so that a continuation does not draw its caption's numbers.
             [(seeds[image] + (k + 1) * 0x9E3779B97F4A7C15) % 2**64 for image, k in short],
             once,
@@ -230,11 +276,31 @@ class GenericCaptioner:
         return Caption(" ".join(text.split()), not ends.intersection(ids))
 
 
+class _Asked(NamedTuple):
+    """An image, what is asked of it, and an answer that is to be continued."""
+
+    prompt: str
+    image: Image.Image
+    answer: str | None = None
+
+    def text(self) -> str:
+        """What a model without a chat template goes on from."""
+        return self.prompt if self.answer is None else f"{self.prompt} {self.answer}".strip()
+
+    def turns(self) -> list[dict[str, Any]]:
+        """The conversation with a chat model so far."""
+        question = [_text(self.prompt)] if self.prompt else []
+        turns = [_turn("user", {"type": "image", "image": self.image}, *question)]
+        if self.answer is not None:
+            turns += [_turn("assistant", _text(self.answer)), _turn("user", _text("Continue"))]
+        return turns
+
+
 class _Chosen(LogitsProcessor):
     """Leaves `generate` the one token that a caption's own numbers choose.
 
     Args:
-        chances: Of each caption and step, (rows, t, 2).
+        chances: (rows, t, 2), the random numbers of each caption and step.
         settings: The nucleus.
     """
 
@@ -245,7 +311,13 @@ class _Chosen(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (rows, V) that are finite for the chosen token alone."""
         settings = self.settings
-        tokens = from_nucleus(scores.float(), next(self.steps), settings.top_p, settings.top_k)
+        tokens = from_nucleus(
+            scores.float(),
+            next(self.steps),
+            settings.top_p,
+            settings.top_k,
+            settings.temperature,
+        )
         only = torch.full_like(scores, -torch.inf)
         return only.scatter_(1, tokens[:, None], 0.0)
 
@@ -254,9 +326,9 @@ def _listed(images: list[Any], pin: bool) -> list[Any]:
     return images
 
 
-def _text(text: str) -> dict[str, str]:
+def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def _turn(role: str, *content: dict[str, str]) -> dict[str, Any]:
+def _turn(role: str, *content: dict[str, Any]) -> dict[str, Any]:
     return {"role": role, "content": list(content)}

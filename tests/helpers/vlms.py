@@ -1,0 +1,105 @@
+"""A tiny chat model that sees, with random weights, and `transformers serve` around it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from helpers.blips import WORDS, random_model
+from helpers.web import free_port
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }} : {% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text }} {% endfor %}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+)
+SPECIAL = ["<pad>", "</s>", "<unk>", "<image>"]
+
+
+def save_llava(folder: Path, seed: int = 0) -> str:
+    """A tiny LLaVA of random weights with a chat template, as `save_pretrained` leaves it."""
+    words = [*SPECIAL, "user", "assistant", ":", *WORDS.split(), "Describe", "this", "image"]
+    words = list(dict.fromkeys(words))
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlavaConfig(
+        vision_config={
+            "model_type": "clip_vision_model",
+            **small,
+            "intermediate_size": 64,
+            "image_size": 32,
+            "patch_size": 16,
+            "projection_dim": 16,
+        },
+        text_config={
+            "model_type": "llama",
+            **small,
+            "num_key_value_heads": 2,
+            "intermediate_size": 64,
+            "vocab_size": len(words),
+            "max_position_embeddings": 512,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+        },
+        image_token_index=3,
+    )
+    model = random_model(LlavaForConditionalGeneration, config, spread=2.0, seed=seed)
+    model.generation_config.eos_token_id = 1
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(folder)
+    LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@contextlib.contextmanager
+def transformers_serve(model: str) -> Iterator[str]:
+    """Serve a model by `transformers serve` on loopback; gives the URL under which it answers."""
+    port = free_port()
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as server:
+        try:
+            base = f"http://127.0.0.1:{port}/v1"
+            while True:
+                with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                    urllib.request.urlopen(f"{base}/models", timeout=60).close()
+                    break
+                if server.poll() is not None:
+                    raise RuntimeError(server.stderr.read().decode()[-2000:])
+            yield base
+        finally:
+            server.terminate()
