@@ -13,6 +13,7 @@
       RunBusyError           1  another process works on the run
       StageError             1  a stage or a training failed; or the status of its cause
       WorkerPoolError        1  workers cannot go on
+      StageUnavailableError  1  the model or the server of a stage is missing or has changed
       ShardError             1
       BrokenStageError       1
       ContractError          1  a stage breaks its interface
@@ -39,6 +40,7 @@ __all__ = [
     "RunBusyError",
     "ShardError",
     "StageError",
+    "StageUnavailableError",
     "UnreadableError",
     "WorkerPoolError",
     "YamlError",
@@ -129,6 +131,10 @@ class StageError(CapfiltError, RuntimeError):
 
 class WorkerPoolError(CapfiltError, RuntimeError):
     """The workers of a stage cannot do any further shard."""
+
+
+class StageUnavailableError(CapfiltError, RuntimeError):
+    """A stage can measure no row now; the message says why and what to do."""
 
 
 class ShardError(CapfiltError, RuntimeError):

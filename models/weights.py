@@ -28,6 +28,7 @@ __all__ = [
     "device_of",
     "dtype_of",
     "folder_of",
+    "has_chat_template",
     "parts_of",
     "pinned",
     "place",
@@ -39,9 +40,12 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 logger = logging.getLogger(__name__)
 
-# Files that determine a model's output: weights, configs and vocabularies, but not its README.
-SUFFIXES = (".json", ".safetensors", ".txt")
-LOADED = (*SUFFIXES, ".jinja", ".model")
+# Files that determine a model's output: weights, configs, vocabularies and chat templates, but not
+# its README.
+SUFFIXES = (".jinja", ".json", ".safetensors", ".txt")
+LOADED = (*SUFFIXES, ".model")
+CHAT_FILES = ("chat_template.jinja", "chat_template.json")
+CHAT_CONFIGS = ("processor_config.json", "tokenizer_config.json")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -191,6 +195,37 @@ def pinned(model: str, revision: str | None = None) -> str | None:
     """
     is_folder = "://" in model or Path(model).expanduser().is_dir()
     return revision if is_folder else revision_of(model, revision)
+
+
+def has_chat_template(model: str, revision: str | None = None) -> bool:
+    """Return whether a folder or a model on the hub has a chat template, by its files.
+
+    A file that is not on this machine counts as missing where the hub cannot be reached.
+
+    Raises:
+        OSError: There is no such folder or model.
+    """
+    from transformers.utils.hub import cached_file
+
+    def path(name: str) -> str | None:
+        found: str | None = cached_file(
+            model,
+            name,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return found
+
+    if any(path(name) is not None for name in CHAT_FILES):
+        return True
+    configs = (path(name) for name in CHAT_CONFIGS)
+    return any(
+        "chat_template" in json.loads(Path(config).read_text(encoding="utf-8"))
+        for config in configs
+        if config is not None
+    )
 
 
 def device_of(device: str) -> str:

@@ -94,6 +94,11 @@ class StageConfig:
         return Resources()
 
     @property
+    def is_remote(self) -> bool:
+        """Whether `measurement` asks a server."""
+        return False
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Columns that these settings need, in addition to the stage's own `reads`."""
         return ()
@@ -123,6 +128,10 @@ class StageConfig:
     def settings(self) -> dict[str, Any]:
         """Return every field, including thresholds, as plain values."""
         return dataclasses.asdict(self)
+
+    def explain(self) -> list[str]:
+        """Return what `--dry-run` says of the stage besides its settings, a line each."""
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,173 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.errors import StageUnavailableError
 from models.random import seed_of
-from stages.base import ModelConfig, Stage
+from models.text.captions import INVISIBLE
+from models.text.repetition import repeats_at_end
+from models.weights import folder_of
+from stages.base import Stage
+from stages.caption_config import ALT_TEXT, CaptionConfig, Prompt
+from stages.schema import web_captions
 
 if TYPE_CHECKING:
-    from models.inference.captioner import Captioner
-    from models.inference.decoding import Settings
-    from models.inference.vlm import GenericCaptioner
+    from models.inference.decoding import Caption, ChatCaptioner
     from models.text.captions import LanguageDetector
 
 __all__ = ["CaptionConfig", "CaptionStage"]
 
 WRITES: dict[str, pa.DataType] = {
     "synthetic": pa.list_(pa.string()),
+    "synthetic_names": pa.list_(pa.string()),
+    "synthetic_fused": pa.list_(pa.bool_()),
     "synthetic_words": pa.list_(pa.int32()),
     "synthetic_repeated": pa.list_(pa.float32()),
     "synthetic_truncated": pa.list_(pa.bool_()),
+    "caption_failures": pa.list_(
+        pa.struct([("name", pa.string()), ("error", pa.string()), ("message", pa.string())])
+    ),
 }
-"""The captions, none at all where the image cannot be decoded; the number of their words, 0 for an
-empty one; the share of their words that were said before, 0.67 for "dai dai dai"; and whether they
-were cut at `max_length` before the captioner ended them."""
+"""The captions, in the order of the prompts. For each: the name of its prompt, null without
+`prompts`; whether its prompt held the web caption; the number of its words, 0 for an empty one; the
+share of its words that were said before, 0.67 for "dai dai dai"; and whether it was cut at the
+greatest length before the captioner ended it. `caption_failures` has an entry for each caption that
+was asked for and not obtained: the name of its prompt, one of the stage's reasons, and details."""
 
-NUCLEI: dict[str, tuple[int, float]] = {"paper": (0, 1.0), "repository": (50, 1.1)}
-"""top_k and repetition penalty: of BLIP's paper, and of its released code."""
+MAX_ALT_TEXT = 1000
+"""Characters of a web caption that a prompt takes."""
 
+MAX_MESSAGE = 300
+"""Characters kept of a text that repeats itself."""
 
-@dataclass(frozen=True, kw_only=True)
-class CaptionConfig(ModelConfig):
-    """How captions are written (CapFilt, arXiv:2201.12086, section 3.3 and 4.4).
-
-    The paper draws one caption an image by nucleus sampling with p = 0.9; the lengths are those
-    of its released demo, as the paper gives none for CapFilt.
-
-    Attributes:
-        model: The captioner: a folder of `save_pretrained` or a name on the hub; by default the
-            released one, fine-tuned on COCO.
-        captioner: blip has a loop of its own and is the fastest; generic runs any
-            AutoModelForImageTextToText (BLIP-2, LLaVA, ...); auto goes by the model's config.
-        decoding: nucleus, beam or greedy.
-        num_captions: Captions an image; one for greedy, up to `num_beams` for beam.
-        nucleus: Whose sampling: paper is p alone (top_k 0, no repetition penalty); repository is
-            the released code's, which adds transformers' default top_k 50 and a repetition
-            penalty of 1.1.
-        top_p: The mass of the nucleus.
-        top_k: The tokens that may be in the nucleus, 0 for all; unset is as `nucleus` says.
-        repetition_penalty: 1 is none; unset is as `nucleus` says, and none without sampling.
-        num_beams: Of beam search.
-        prompt: What every caption goes on from, left out of it; what is asked of a model with a
-            chat template.
-        max_length: In tokens, the prompt counted, and BLIP's [DEC].
-        min_length: In tokens, the prompt counted, and BLIP's [DEC].
-        continue_up_to: A generic captioner's captions of at most so many tokens are continued
-            once: 80 in MiniGPT-4 (arXiv:2304.10592); 0 continues none.
-        clean_up: Whether captions pass the rules after MiniGPT-4's second stage: repeated,
-            unfinished and non-English sentences dropped.
-        seed: Of the sampling.
-    """
-
-    stage = "caption"
-
-    model: str = "Salesforce/blip-image-captioning-base"
-    captioner: Literal["auto", "blip", "generic"] = "auto"
-    decoding: Literal["nucleus", "beam", "greedy"] = "nucleus"
-    num_captions: int = 1
-    nucleus: Literal["paper", "repository"] = "paper"
-    top_p: float = 0.9
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-    num_beams: int = 3
-    prompt: str | None = "a picture of "
-    max_length: int = 20
-    min_length: int = 5
-    continue_up_to: int = 0
-    clean_up: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_captions", "num_beams", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"caption.{name} must be at least 1, got {getattr(self, name)}")
-        most = {"greedy": 1, "beam": self.num_beams}.get(self.decoding, self.num_captions)
-        if self.num_captions > most:
-            raise ValueError(
-                f"caption.num_captions must be at most {most} with {self.decoding} decoding, got "
-                f"{self.num_captions}; use decoding: nucleus"
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"caption.top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.top_k is not None and self.top_k < 0:
-            raise ValueError(f"caption.top_k must be at least 0 (all tokens), got {self.top_k}")
-        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
-            raise ValueError(
-                f"caption.repetition_penalty must be above 0 (1 is none), got "
-                f"{self.repetition_penalty}"
-            )
-        if not 0 <= self.min_length <= self.max_length:
-            raise ValueError(
-                f"caption.min_length must be from 0 to max_length ({self.max_length}), got "
-                f"{self.min_length}"
-            )
-        if self.continue_up_to < 0:
-            raise ValueError(
-                f"caption.continue_up_to must be at least 0 (none is continued), got "
-                f"{self.continue_up_to}"
-            )
-        if self.continue_up_to and self.captioner == "blip":
-            raise ValueError(
-                "caption.continue_up_to needs a generic captioner, BLIP writes one sentence; "
-                "leave it unset"
-            )
-
-    def sampling(self) -> tuple[int, float]:
-        """top_k and repetition penalty, in the place of those unset what `nucleus` says."""
-        named = NUCLEI[self.nucleus] if self.decoding == "nucleus" else NUCLEI["paper"]
-        given = self.top_k, self.repetition_penalty
-        return (
-            named[0] if given[0] is None else given[0],
-            named[1] if given[1] is None else given[1],
-        )
-
-    def measurement(self) -> dict[str, Any]:
-        """See `ModelConfig.measurement`; the numbers of the sampling, not their name."""
-        fields = super().measurement()
-        del fields["nucleus"]
-        top_k, repetition_penalty = self.sampling()
-        return {**fields, "top_k": top_k, "repetition_penalty": repetition_penalty}
-
-    def settings_of_decoding(self) -> Settings:
-        """What the captioner is told of decoding."""
-        from models.inference.decoding import Settings
-
-        top_k, repetition_penalty = self.sampling()
-        return Settings(
-            decoding=self.decoding,
-            num_captions=self.num_captions,
-            top_p=self.top_p,
-            top_k=top_k,
-            repetition_penalty=repetition_penalty,
-            num_beams=self.num_beams,
-            max_length=self.max_length,
-            min_length=self.min_length,
-        )
+BRACKETS = str.maketrans("<>[]", "()()")
 
 
 class CaptionStage(Stage[CaptionConfig]):
-    """Writes `num_captions` synthetic captions of each image.
+    """Writes `num_captions` synthetic captions of each image for each prompt.
 
     The random numbers of a caption are hash(seed, uid, which caption, which token), whatever the
-    batch, shard or worker. No caption is judged here: an image whose captions are poor may have
-    a good web caption, and the filter judges each text by itself.
+    batch, shard or worker; a server is given hash(seed, uid, which caption) as its seed. No caption
+    is judged here but one that says the same over and over: an image whose captions are poor may
+    have a good web caption, and the filter judges each text by itself.
     """
 
     name = "caption"
-    version = 2
+    version = 3
     config_type = CaptionConfig
     reads = ("image",)
     writes = pa.schema(WRITES)
     reasons: ClassVar[Mapping[str, str]] = {
         "undecodable": "The image cannot be decoded, so it has no captions.",
+        "no_alt_text": "Every prompt holds {alt_text}, and the row has no web caption.",
+        "refused": "The server refuses the request, as too large or by its content filter.",
+        "timeout": "The server does not answer within `timeout` seconds, however often it is asked "
+        "(`tries`).",
+        "server_error": "The server fails on this request and on no other: a status from 500, or a "
+        "broken connection.",
+        "bad_answer": "The server answers something else than a caption.",
+        "repetitive": "The captioner says the same words over and over.",
     }
     help = "write synthetic captions with BLIP"
     examples = ("capfilt caption manifest.yaml --set caption.num_captions=2",)
@@ -176,67 +82,170 @@ class CaptionStage(Stage[CaptionConfig]):
     loader = "BlipForConditionalGeneration, or any AutoModelForImageTextToText"
     histograms = ()
 
-    _captioner: Captioner | GenericCaptioner | None = None
+    _captioner: Any = None
+    _is_chat = False
     _detector: LanguageDetector | None = None
 
     def load(self) -> None:
-        """Load the captioner.
+        """Load the captioner, or see that the servers give captions.
 
         Raises:
-            ValueError: A BLIP is to continue captions.
+            ValueError: The settings do not fit the model.
+            StageUnavailableError: A server gives no caption, or vLLM is not installed.
         """
-        from models.text.captions import LanguageDetector
-        from models.weights import folder_of
+        config = self.config
+        if config.clean_up:
+            from models.text.captions import LanguageDetector
+
+            self._detector = LanguageDetector(("en",))
+        if config.server is not None:
+            self._captioner, self._is_chat = self._served(), True
+        elif config.engine == "vllm":
+            self._captioner, self._is_chat = self._in_vllm(), True
+        else:
+            self._captioner, self._is_chat = self._loaded()
+
+    def _served(self) -> ChatCaptioner:
+        from models.inference.server import ServedCaptioner
 
         config = self.config
-        kind, model = config.captioner, folder_of(config.model)
-        if kind == "auto":
+        try:
+            revision = config.served()
+        except FileNotFoundError as error:
+            raise StageUnavailableError(str(error)) from None
+        captioner = ServedCaptioner(
+            config.servers,
+            config.model,
+            revision=revision,
+            key_env=config.api_key_env,
+            concurrency=config.concurrency,
+            timeout=config.timeout,
+            tries=config.tries,
+            image_size=config.image_size,
+            threads=config.cpus,
+        )
+        prompt = config.asked(is_chat=True)[0].text.replace(ALT_TEXT, "")
+        captioner.check(config.settings_of_decoding(), prompt)
+        return captioner
+
+    def _in_vllm(self) -> ChatCaptioner:
+        config = self.config
+        try:
+            from models.inference.vllm import VllmCaptioner
+        except ImportError as error:
+            raise StageUnavailableError(
+                f"caption.engine: vllm cannot be imported where the worker runs ({error}). Install "
+                'it there with `pip install "capfilt[vllm]"`, or serve the model anywhere and set '
+                "caption.server"
+            ) from None
+        placement = config.placement()
+        return VllmCaptioner.from_pretrained(
+            folder_of(config.model),
+            revision=placement["revision"],
+            dtype=config.dtype,
+            image_size=config.image_size,
+            threads=config.cpus,
+        )
+
+    def _loaded(self) -> tuple[Any, bool]:
+        """A captioner of transformers or our own, and whether it is a chat model."""
+        config = self.config
+        model, engine = folder_of(config.model), config.engine
+        if engine == "auto":
             from models.inference.vlm import architecture_of
 
             is_blip = architecture_of(model, config.placement()["revision"]) == "blip"
-            kind = "blip" if is_blip else "generic"
-        if config.clean_up:
-            self._detector = LanguageDetector(("en",))
-        if kind == "generic":
+            engine = "blip" if is_blip else "transformers"
+        if engine == "transformers":
             from models.inference.vlm import GenericCaptioner
 
-            self._captioner = GenericCaptioner.from_pretrained(model, **config.placement())
-            return
+            captioner = GenericCaptioner.from_pretrained(model, **config.placement())
+            if not captioner.is_chat:
+                self._refuse_chat_fields("has no chat template")
+            return captioner, captioner.is_chat
+        self._refuse_chat_fields("is a BLIP")
         if config.continue_up_to:
             raise ValueError(
-                f"caption.continue_up_to needs a generic captioner, {config.model!r} is a BLIP; "
+                f"caption.continue_up_to needs engine: transformers, {config.model!r} is a BLIP; "
                 f"leave it unset"
             )
         from models.inference.captioner import Captioner
 
-        self._captioner = Captioner.from_pretrained(model, **config.placement())
+        return Captioner.from_pretrained(model, **config.placement()), False
+
+    def _refuse_chat_fields(self, what: str) -> None:
+        """Refuse what only a chat model can do."""
+        config = self.config
+        if config.max_tokens is not None:
+            raise ValueError(
+                f"caption.max_tokens is for chat models, and {config.model!r} {what}; set "
+                "max_length"
+            )
+        if any(prompt.is_fused for prompt in config.asked(is_chat=False)):
+            raise ValueError(
+                f"caption.prompt: {ALT_TEXT} is for chat models, and {config.model!r} {what}"
+            )
 
     def annotate(self, rows: pa.Table) -> pa.Table:
         """Caption rows; see `Stage.annotate`."""
         if self._captioner is None:
             self.load()
-        assert self._captioner is not None
+        written: list[_Written] = [_Written() for _ in range(rows.num_rows)]
+        for questions in self._questions(rows):
+            captions = self._write(questions)
+            for question, some in zip(questions, captions, strict=True):
+                self._take(written[question.row], question.prompt, some)
+        columns = [one.columns() for one in written]
+        return pa.Table.from_pylist(columns, schema=self.writes)
+
+    def _questions(self, rows: pa.Table) -> list[list[_Question]]:
+        """What is asked of rows: all at once of a chat model, a prompt at a time of any other."""
+        prompts = self.config.asked(self._is_chat)
+        images = [image or b"" for image in rows["image"].to_pylist()]
+        uids = [str(uid) for uid in rows["uid"].to_pylist()]
+        is_fused = any(prompt.is_fused for prompt in prompts)
+        alt_texts = web_captions(rows).to_pylist() if is_fused else [None] * len(images)
+        found: list[list[_Question]] = [[] for _ in prompts]
+        for row, (image, uid, alt_text) in enumerate(zip(images, uids, alt_texts, strict=True)):
+            for number, prompt in enumerate(prompts):
+                name = () if prompt.name is None else (prompt.name,)
+                text = _filled(prompt, alt_text)
+                seed = seed_of(self.config.seed, uid, *name, bits=64)
+                found[number].append(_Question(row, prompt, text, image, seed))
+        if not self._is_chat:
+            return found
+        return [[question for some in zip(*found, strict=True) for question in some]]
+
+    def _write(self, questions: Sequence[_Question]) -> list[list[Caption] | None]:
+        """The captions of each question; None where nothing can be asked."""
         config = self.config
+        asked = [question for question in questions if question.text is not None]
+        images, seeds = [one.image for one in asked], [one.seed for one in asked]
+        settings, size = config.settings_of_decoding(), config.batch_size
         more = {"continue_from": config.continue_up_to} if config.continue_up_to else {}
-        captions = self._captioner.caption(
-            [image or b"" for image in rows["image"].to_pylist()],
-            [seed_of(config.seed, str(uid), bits=64) for uid in rows["uid"].to_pylist()],
-            config.settings_of_decoding(),
-            prompt=config.prompt,
-            batch_size=config.batch_size,
-            **more,
+        prompts = [one.text for one in asked]
+        prompt: Any = prompts if self._is_chat else (prompts[0] if prompts else "")
+        captions = iter(
+            self._captioner.caption(
+                images, seeds, settings, prompt=prompt, batch_size=size, **more
+            )
         )
-        texts = [[self._cleaned(caption.text) for caption in some] for some in captions]
-        words = [[text.split() for text in some] for some in texts]
-        return pa.table(
-            {
-                "synthetic": texts,
-                "synthetic_words": [[len(said) for said in some] for some in words],
-                "synthetic_repeated": [[_repeated(said) for said in some] for some in words],
-                "synthetic_truncated": [[c.truncated for c in some] for some in captions],
-            },
-            schema=self.writes,
-        )
+        return [None if one.text is None else next(captions) for one in questions]
+
+    def _take(self, row: _Written, prompt: Prompt, captions: list[Caption] | None) -> None:
+        """Add what came of a question to its row."""
+        if captions is None:
+            row.fail(prompt, "no_alt_text")
+            return
+        if not captions and not any(f["error"] == "undecodable" for f in row.failures):
+            row.fail(Prompt(None, ""), "undecodable")
+        for caption in captions:
+            if caption.error is not None:
+                row.fail(prompt, caption.error, caption.message)
+            elif self._is_chat and repeats_at_end(caption.text):
+                row.fail(prompt, "repetitive", caption.text[:MAX_MESSAGE])
+            else:
+                row.add(prompt, self._cleaned(caption.text), caption.truncated)
 
     def _cleaned(self, text: str) -> str:
         detector = self._detector
@@ -247,11 +256,66 @@ class CaptionStage(Stage[CaptionConfig]):
         return clean_paragraph(text, lambda sentence: detector(sentence)[1] >= 0.5)
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
-        """Reject the images that could not be decoded, and nothing else."""
+        """Reject the images without any caption, by what kept them from one."""
         count = pc.list_value_length(annotations["synthetic"]).fill_null(0).to_numpy()
         reasons = np.full(len(annotations), None, object)
-        reasons[count == 0] = "undecodable"
+        for row in np.flatnonzero(count == 0):
+            failures = annotations["caption_failures"][int(row)].as_py() or []
+            errors = [failure["error"] for failure in failures]
+            reasons[row] = next(
+                (e for e in errors if e != "no_alt_text"), (*errors, "undecodable")[0]
+            )
         return pa.array(reasons, pa.string())
+
+
+class _Question(NamedTuple):
+    """A prompt that is put to a row; `text` is None where the row lacks what the prompt holds."""
+
+    row: int
+    prompt: Prompt
+    text: str | None
+    image: bytes
+    seed: int
+
+
+@dataclass
+class _Written:
+    """What has been written of a row."""
+
+    captions: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, prompt: Prompt, text: str, truncated: bool) -> None:
+        words = text.split()
+        self.captions.append(
+            {
+                "synthetic": text,
+                "synthetic_names": prompt.name,
+                "synthetic_fused": prompt.is_fused,
+                "synthetic_words": len(words),
+                "synthetic_repeated": _repeated(words),
+                "synthetic_truncated": truncated,
+            }
+        )
+
+    def fail(self, prompt: Prompt, error: str, message: str = "") -> None:
+        self.failures.append({"name": prompt.name, "error": error, "message": message})
+
+    def columns(self) -> dict[str, Any]:
+        names = [name for name in WRITES if name != "caption_failures"]
+        found: dict[str, Any] = {name: [one[name] for one in self.captions] for name in names}
+        return {**found, "caption_failures": self.failures}
+
+
+def _filled(prompt: Prompt, alt_text: str | None) -> str | None:
+    """A prompt with the web caption in its place; None where there is no web caption.
+
+    Brackets of a web caption become round ones: chat templates use the others.
+    """
+    if not prompt.is_fused:
+        return prompt.text
+    told = " ".join(INVISIBLE.sub("", alt_text or "").translate(BRACKETS).split())
+    return prompt.text.replace(ALT_TEXT, told[:MAX_ALT_TEXT]) if told else None
 
 
 def _repeated(words: list[str]) -> float:

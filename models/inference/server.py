@@ -30,13 +30,14 @@ import aiohttp
 import certifi
 from PIL import Image
 
+from models.errors import StageUnavailableError
 from models.image.data_url import data_url
 from models.image.decode import ImageError
 from models.inference.decoding import Caption, CaptionError, Settings
 from models.random import seed_of
 from models.text.captions import INVISIBLE
 
-__all__ = ["ServedCaptioner", "ServerError", "served_revision"]
+__all__ = ["ServedCaptioner", "served_revision"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,22 +57,10 @@ MAX_MESSAGE = 300
 MAX_REST = 300.0
 """Seconds that a Retry-After may ask for."""
 
-REVISION = (
-    "root",
-    "parent",
-    "revision",
-    "sha",
-    "digest",
-    "version",
-    "owned_by",
-    "max_model_len",
-    "meta",
-)
-"""Fields of a model in /models that stay as they are while the model does."""
-
-
-class ServerError(ConnectionError):
-    """No caption can be had from a server; the message says why and what to do."""
+REVISION = ("root", "parent", "revision", "sha", "digest", "version")
+META = ("n_params", "n_vocab", "n_embd", "size")
+"""Fields of a model in /models, and in llama.cpp's `meta` there, that tell one model from another
+and stay as they are while the model does."""
 
 
 class _Failed(Exception):
@@ -172,7 +161,7 @@ class ServedCaptioner:
         A server that refuses seeds is asked without them from now on.
 
         Raises:
-            ServerError: A server cannot be reached, lacks the model, or refuses such requests.
+            StageUnavailableError: A server cannot be reached, lacks the model, or refuses such requests.
         """
         asyncio.run(self._check(settings, prompt))
 
@@ -191,7 +180,7 @@ class ServedCaptioner:
         request.
 
         Raises:
-            ServerError: No server answers, or the model of one has changed.
+            StageUnavailableError: No server answers, or the model of one has changed.
         """
         return asyncio.run(self._caption(images, seeds, settings, prompt))
 
@@ -202,7 +191,7 @@ class ServedCaptioner:
                 try:
                     await self._probe(session, server, settings, prompt)
                 except (_Failed, _Unavailable) as error:
-                    raise ServerError(f"{server.url} gives no caption: {error}") from None
+                    raise StageUnavailableError(f"{server.url} gives no caption: {error}") from None
 
     async def _check_revision(self, session: aiohttp.ClientSession) -> None:
         """Refuse a server whose model is not the one of `revision`."""
@@ -211,7 +200,7 @@ class ServedCaptioner:
         for server in self._servers:
             found = await self._http.revision(session, server.url, self.model)
             if found != self.revision:
-                raise ServerError(
+                raise StageUnavailableError(
                     f"the model of {server.url} has changed: it was {self.revision}, now it is "
                     f"{found}. Serve the former again, or give the same command again to caption "
                     "all images with the new one"
@@ -281,7 +270,7 @@ class ServedCaptioner:
         """A caption, or the error of a request that fails while others do not.
 
         Raises:
-            ServerError: No server takes requests, or all fail.
+            StageUnavailableError: No server takes requests, or all fail.
         """
         failures, waiting_since, last = 0, time.monotonic(), None
         while True:
@@ -292,7 +281,7 @@ class ServedCaptioner:
                 self._rest(server, error)
                 waited = time.monotonic() - waiting_since
                 if waited > self.patience:
-                    raise ServerError(
+                    raise StageUnavailableError(
                         f"{server.url} has taken no request for {waited:.0f} s: {error}. Start it "
                         "or lower caption.concurrency, and give the same command again"
                     ) from None
@@ -339,7 +328,7 @@ class ServedCaptioner:
         """See that a server answers a plain request, so that a failure is one request's own.
 
         Raises:
-            ServerError: It does not.
+            StageUnavailableError: It does not.
         """
         async with self._alive:
             waiting_since = time.monotonic()
@@ -350,10 +339,10 @@ class ServedCaptioner:
                 except _Unavailable as busy:
                     self._rest(server, busy)
                     if time.monotonic() - waiting_since > self.patience:
-                        raise ServerError(f"{server.url} takes no requests: {busy}") from None
+                        raise StageUnavailableError(f"{server.url} takes no requests: {busy}") from None
                     await asyncio.sleep(max(0.0, server.resting_until - time.monotonic()))
                 except _Failed as failure:
-                    raise ServerError(
+                    raise StageUnavailableError(
                         f"{server.url} fails on every request: {error}; and on a plain one: "
                         f"{failure}. Mend it and give the same command again"
                     ) from None
@@ -386,7 +375,7 @@ class ServedCaptioner:
         name = answer.get("model")
         if isinstance(name, str):
             if server.answers_as not in (None, name):
-                raise ServerError(
+                raise StageUnavailableError(
                     f"the model of {server.url} has changed: it answered as "
                     f"{self._http.clean(str(server.answers_as))} and now as "
                     f"{self._http.clean(name)}. Give the same command again once it stays"
@@ -417,13 +406,13 @@ class _Http:
         """What a server says of its model.
 
         Raises:
-            ServerError: It cannot be reached, does not say, or has no such model.
+            StageUnavailableError: It cannot be reached, does not say, or has no such model.
         """
         try:
             async with asyncio.timeout(LIST_SECONDS):
                 answer = await self.ask(session, f"{server}/models")
         except (_Failed, _Unavailable, TimeoutError) as error:
-            raise ServerError(
+            raise StageUnavailableError(
                 f"{server}/models gives no list of models: {str(error) or 'no answer in time'}. "
                 "Start the server or mend its URL, which ends in /v1 for most servers"
             ) from None
@@ -431,11 +420,9 @@ class _Http:
         entries = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
         for entry in entries:
             if entry.get("id") == model:
-                known = {name: entry[name] for name in REVISION if entry.get(name) is not None}
-                said = json.dumps(known, sort_keys=True) if known else ""
-                return self.clean(f"{model} {said}".strip(), 4 * MAX_MESSAGE)
+                return self.clean(f"{model} {_revision(entry)}".strip(), 4 * MAX_MESSAGE)
         names = ", ".join(str(entry.get("id")) for entry in entries) or "none"
-        raise ServerError(f"{server} has no model {model!r}; it has {self.clean(names)}")
+        raise StageUnavailableError(f"{server} has no model {model!r}; it has {self.clean(names)}")
 
     async def ask(
         self, session: aiohttp.ClientSession, url: str, body: bytes | None = None
@@ -472,13 +459,13 @@ class _Http:
         if status >= 500:
             return _Failed("server_error", message)
         if status in (401, 402, 403):
-            return ServerError(
+            return StageUnavailableError(
                 f"{url} lets nobody in with the key of ${self.key_env} ({message}). Set that "
                 "variable where the workers run, or name another by caption.api_key_env"
             )
         if status in (404, 405) or status < 400:
             where = headers.get("Location")
-            return ServerError(
+            return StageUnavailableError(
                 f"{url}: {message}{f', see {self.clean(where)}' if where else ''}. Give the URL "
                 "under which /models and /chat/completions answer; it ends in /v1 for most servers"
             )
@@ -538,7 +525,7 @@ def served_revision(servers: tuple[str, ...], model: str, key_env: str) -> str:
         key_env: The environment variable with the API key, if it is set.
 
     Raises:
-        ServerError: A server cannot be reached, has no such model, or another than the first.
+        StageUnavailableError: A server cannot be reached, has no such model, or another than the first.
     """
     http = _Http(key_env)
 
@@ -549,11 +536,20 @@ def served_revision(servers: tuple[str, ...], model: str, key_env: str) -> str:
     found = asyncio.run(ask())
     for server, revision in zip(servers, found, strict=True):
         if revision != found[0]:
-            raise ServerError(
+            raise StageUnavailableError(
                 f"{servers[0]} has {found[0]}, but {server} has {revision}; serve the same model "
                 "on all servers of a stage"
             )
     return found[0]
+
+
+def _revision(entry: Mapping[str, Any]) -> str:
+    """What /models says of a model beside its name, as JSON; empty where it says nothing."""
+    known = {name: entry[name] for name in REVISION if entry.get(name) is not None}
+    meta = entry.get("meta")
+    if isinstance(meta, dict):
+        known |= {name: meta[name] for name in META if meta.get(name) is not None}
+    return json.dumps(known, sort_keys=True) if known else ""
 
 
 def _caption_of(answer: Mapping[str, Any]) -> Caption:

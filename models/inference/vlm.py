@@ -10,9 +10,7 @@ caption depends on its seed alone.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -25,7 +23,6 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
 )
-from transformers.utils.hub import cached_file
 
 from models.image.decode import open_rgb
 from models.inference.batching import BatchRunner, check_one_each
@@ -33,13 +30,7 @@ from models.inference.decoding import Caption, Settings
 from models.inference.generation import from_nucleus, uniforms
 from models.weights import Dtype, place
 
-__all__ = ["GenericCaptioner", "architecture_of", "has_chat_template"]
-
-CHAT_FILES = ("chat_template.jinja", "chat_template.json")
-"""Files of a model that hold nothing but a chat template."""
-
-CONFIG_FILES = ("processor_config.json", "tokenizer_config.json")
-"""Files of a model that may hold one under `chat_template`."""
+__all__ = ["GenericCaptioner", "architecture_of"]
 
 
 def architecture_of(model: str, revision: str | None = None) -> str:
@@ -48,33 +39,6 @@ def architecture_of(model: str, revision: str | None = None) -> str:
         model, revision=revision, trust_remote_code=False
     ).model_type
     return kind
-
-
-def has_chat_template(model: str, revision: str | None = None) -> bool:
-    """Whether a folder or a model of the hub is a chat model, by its files.
-
-    A file that is not on this machine counts as missing where the hub cannot be reached.
-    """
-
-    def path(name: str) -> str | None:
-        found: str | None = cached_file(
-            model,
-            name,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        return found
-
-    if any(path(name) is not None for name in CHAT_FILES):
-        return True
-    configs = (path(name) for name in CONFIG_FILES)
-    return any(
-        "chat_template" in json.loads(Path(config).read_text(encoding="utf-8"))
-        for config in configs
-        if config is not None
-    )
 
 
 class GenericCaptioner:

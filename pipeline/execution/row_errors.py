@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import ContractError
+from models.errors import ContractError, StageUnavailableError
 
 __all__ = ["measure_by_row"]
 
@@ -20,7 +20,7 @@ Rows = npt.NDArray[np.int64]
 
 
 # Errors of the machine, the installation or the stage are not the fault of a row.
-_NOT_OF_A_ROW = (OSError, MemoryError, ImportError, ContractError)
+_NOT_OF_A_ROW = (OSError, MemoryError, ImportError, ContractError, StageUnavailableError)
 
 MOST_FAILURES = 8
 """Rows that may fail if most rows fail; if more do, the stage is broken and not the rows."""
@@ -44,8 +44,8 @@ def measure_by_row(
 
     Raises:
         Exception: The error of `measure`, if most rows raise one, if it comes from the machine
-            (OSError, ImportError, MemoryError or CUDA's out of memory), or if the stage breaks
-            its contract (ContractError).
+            (OSError, ImportError, MemoryError or CUDA's out of memory), if the stage breaks its
+            contract (ContractError), or if its model is unavailable (StageUnavailableError).
     """
     groups: list[tuple[Rows, T]] = []
     failed = good = 0

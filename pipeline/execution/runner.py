@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -29,8 +28,9 @@ from pipeline.execution.progress import Progress
 from pipeline.execution.worker import Worker
 from pipeline.execution.worker_pool import StageTask, WorkerPool
 from pipeline.manifest.manifest import Manifest
-from pipeline.manifest.plan import Plan, revisions
+from pipeline.manifest.plan import revisions
 from pipeline.results import retries
+from pipeline.results.open_run import as_json, plan_for
 from pipeline.results.verdicts import Results
 from pipeline.storage.disk_errors import explain_disk_error
 from pipeline.storage.records import (
@@ -74,8 +74,8 @@ class Runner:
         self.manifest = manifest
         self.cluster = cluster
         self.progress = progress
-        self.plan = Plan(manifest)
         self.run = Run(manifest.run, manifest.branch)
+        self.plan = plan_for(self.run, manifest)
         self.results = Results(self.run, self.plan)
         self.pool = WorkerPool(manifest, cluster, progress.say)
         self._dropped: set[tuple[str, ...]] = set()
@@ -101,9 +101,9 @@ class Runner:
         before = self.run.find_record(RunRecord, "run.json", damaged_ok=True)
         old = before.measurement if before else {}
         packages = ("ray", "torch", "transformers", "pyarrow", "img2dataset", "datasketch", "spacy")
-        settings = {name: _plain(c.settings()) for name, c in self.manifest.stages.items()}
+        settings = {name: as_json(c.settings()) for name, c in self.manifest.stages.items()}
         record = RunRecord(
-            manifest=_plain(dict(self.manifest.source)),
+            manifest=as_json(dict(self.manifest.source)),
             branch=self.manifest.branch,
             settings=settings,
             versions={
@@ -114,7 +114,7 @@ class Runner:
             },
             machine={"cpus": os.cpu_count(), "system": platform.platform()},
             measurement={
-                name: _plain(self.manifest.stages[name].measurement())
+                name: as_json(self.plan.measurement(name))
                 if name in names
                 else old[name]
                 for name in self.plan.names
@@ -164,8 +164,8 @@ class Runner:
             record = StageRecord(
                 stage=name,
                 fingerprint=self.plan.fingerprint(name),
-                settings=_plain(config.settings()),
-                measurement=_plain(config.measurement()),
+                settings=as_json(config.settings()),
+                measurement=as_json(self.plan.measurement(name)),
                 complete_for=self._reached(name),
                 shards=len(shards),
                 work=work,
@@ -254,7 +254,7 @@ class Runner:
         config: Any = self.manifest.stages[DownloadStage.name]
         listed = self.run.find_record(ListRecord, "list", "_list.json")
         if listed and listed.fingerprint != self.plan.fingerprint(DownloadStage.name):
-            old, new = listed.measurement, _plain(config.measurement())
+            old, new = listed.measurement, as_json(config.measurement())
             changed = [key for key in new if old.get(key) != new[key]] or ["version"]
             raise PoolMismatchError(
                 f"download: {self.run.root} holds a pool made with other settings ("
@@ -262,7 +262,7 @@ class Runner:
                 + "). Give another --run, or remove that folder"
             )
         try:
-            identity = _plain(sources.identity(config))
+            identity = as_json(sources.identity(config))
             is_same = (
                 listed is None
                 or listed.identity == identity
@@ -299,8 +299,8 @@ class Runner:
             self._check_pool(shards[-1], table["uid"])
         record = ListRecord(
             fingerprint=self.plan.fingerprint(DownloadStage.name),
-            measurement=_plain(config.measurement()),
-            identity=_plain(identity),
+            measurement=as_json(config.measurement()),
+            identity=as_json(identity),
             content=sources.content_digest(config),
             rows=rows,
             repeats=repeats,
@@ -540,8 +540,3 @@ def _failure(name: str, failed: Mapping[str, str], number: int) -> str:
 def _is_current(name: str, record: RunRecord, settings: Mapping[str, Any]) -> bool:
     """Whether the recorded measurement of a stage was taken with the settings it has now."""
     return name in record.measurement and record.settings.get(name) == settings.get(name)
-
-
-def _plain(value: Any) -> Any:
-    """Convert a value to what it is after being written to JSON and read back."""
-    return json.loads(json.dumps(value, default=str))

@@ -101,14 +101,16 @@ class Session:
             config = self.manifest.stages.get(name)
             if config is None or self._needed(name):
                 continue
-            models = config.models() if isinstance(config, ModelConfig) else {}
-            for role, (model, _) in models.items():
-                try:
-                    check_files(model)
-                except DamagedError as error:
-                    raise DamagedError(f"{name}.{role}: {error}") from None
-                except ValueError as error:
-                    raise InputError(f"{name}.{role}: {error}") from None
+            if isinstance(config, ModelConfig):
+                if self.runner.is_complete(name):
+                    continue  # its model is needed no more
+                for role, (model, _) in config.models().items():
+                    try:
+                        check_files(model)
+                    except DamagedError as error:
+                        raise DamagedError(f"{name}.{role}: {error}") from None
+                    except ValueError as error:
+                        raise InputError(f"{name}.{role}: {error}") from None
             config.measurement()  # looks up the revision of its model
         self.runner.record(names, first)
 
@@ -124,6 +126,7 @@ class Session:
                         f"  train     {training}: {_settings(self.manifest.train[training])}"
                     )
             lines.append(f"  {name:<9} {_settings(self.manifest.stages[name])}")
+            lines += [f"  {'':<9} {line}" for line in self.manifest.stages[name].explain()]
         if until is None:
             lines += [f"  {name}: {_settings(c)}" for name, c in self.manifest.exports.items()]
             rest = [name for name in self.manifest.train if name not in trained]

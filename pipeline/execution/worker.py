@@ -15,14 +15,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.errors import ConservationError, ContractError, IncompleteError
+from models.errors import (
+    ConservationError,
+    ContractError,
+    IncompleteError,
+    StageUnavailableError,
+)
 from pipeline.execution import export_writer, logs
 from pipeline.execution.map_reduce import PartitionedSummary, commit_summary, measured, spread
 from pipeline.execution.metrics import Meter
 from pipeline.execution.row_errors import measure_by_row
 from pipeline.manifest.manifest import Manifest
-from pipeline.manifest.plan import Plan
 from pipeline.results import retries
+from pipeline.results.open_run import as_json, plan_for
 from pipeline.results.verdicts import (
     DIGEST,
     Judgement,
@@ -31,7 +36,7 @@ from pipeline.results.verdicts import (
     crashed_rows,
 )
 from pipeline.storage.run import Run
-from stages.base import CRASHED, GlobalStage, Stage
+from stages.base import CRASHED, GlobalStage, ModelConfig, Stage
 from stages.download import DownloadStage
 from stages.filter import FilterStage
 from stages.review import revised
@@ -91,8 +96,8 @@ class Worker:
             if threads is not None:
                 os.environ[variable] = str(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self.plan = Plan(manifest)
         self.run = Run(manifest.run, manifest.branch)
+        self.plan = plan_for(self.run, manifest)
         self.results = Results(self.run, self.plan)
         self._loaded: tuple[str, Stage[Any]] | None = None
         self._meter = Meter(manifest.name)
@@ -226,9 +231,31 @@ class Worker:
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None
             stage = self.plan.stage(name)
+            self._check_model(stage)
             stage.load()
             self._loaded = (name, stage)
         return self._loaded[1]
+
+    def _check_model(self, stage: Stage[Any]) -> None:
+        """Check that the model is the one that the run was planned with.
+
+        Raises:
+            StageUnavailableError: It is another, or it cannot be reached.
+        """
+        recorded = self.plan.recorded.get("measurement", {}).get(stage.name)
+        if recorded is None or not isinstance(stage.config, ModelConfig):
+            return
+        try:
+            measurement = as_json(stage.config.measurement())
+        except FileNotFoundError as error:
+            raise StageUnavailableError(str(error)) from None
+        if measurement != recorded:
+            keys = sorted(key for key in recorded if measurement.get(key) != recorded[key])
+            changes = ", ".join(f"{k}: {recorded[k]}, now {measurement.get(k)}" for k in keys)
+            raise StageUnavailableError(
+                f"the model has changed since the command began ({changes}). Give the same "
+                "command again to measure all rows with the new one"
+            )
 
     def _due(self, name: str, shard: str, retry: Sequence[str] = ()) -> _Due:
         file, folder = f"{shard}.parquet", self.plan.folder(name)

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from models.errors import BrokenStageError, ShardError, WorkerPoolError
+from models.errors import BrokenStageError, ShardError, StageUnavailableError, WorkerPoolError
 from pipeline.execution.cluster import Cluster
 from pipeline.execution.crash_search import Call, WorkerDeath, find_crashing_rows
 from pipeline.execution.worker import Worker
@@ -241,12 +241,17 @@ class WorkerPool:
         """The outcome of a call: its result, the death of the worker, or the error of the shard.
 
         Raises:
-            WorkerPoolError: The disk refuses to be written to, which all shards would meet.
+            WorkerPoolError: All shards would meet the same: the model of the stage is unavailable,
+                or the disk refuses to be written to.
         """
         try:
             return ray.get(reference)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, StageUnavailableError):
+                raise WorkerPoolError(
+                    f"{task.name}: {cause}. Every shard that is committed is kept"
+                ) from None
             if _is_memory(cause):
                 return WorkerDeath(cause=_line(cause), is_memory=True)
             if explanation := explain_disk_error(cause):

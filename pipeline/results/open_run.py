@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
+from typing import Any
 
 from pipeline.manifest.former import upgraded
 from pipeline.manifest.manifest import REVIEWS, Manifest
@@ -13,7 +15,7 @@ from pipeline.results.verdicts import Results
 from pipeline.storage.records import RunRecord
 from pipeline.storage.run import Run
 
-__all__ = ["open_plan", "open_results"]
+__all__ = ["as_json", "open_plan", "open_results", "plan_for"]
 
 
 def open_results(run: Run) -> Results:
@@ -40,7 +42,32 @@ def open_plan(run: Run) -> Plan:
     content = {**upgraded(record.manifest), "run": run.root}
     recorded = {"settings": record.settings, "measurement": record.measurement}
     path, has_reviews = run.url("run.json"), run.exists(REVIEWS)
-    return Plan(Manifest.parse(content, path, run.branch, has_reviews=has_reviews), recorded)
+    manifest = Manifest.parse(content, path, run.branch, has_reviews=has_reviews)
+    return Plan(manifest, recorded, asks_servers=False)
+
+
+def plan_for(run: Run, manifest: Manifest) -> Plan:
+    """Make the plan of a manifest that is carried out on a run.
+
+    If a model cannot be reached, for example on a server that is switched off, the measurement that
+    the run has recorded is used, provided that the settings of the stage are the same. So a
+    finished stage needs its model no more.
+    """
+    record = run.find_record(RunRecord, "run.json", damaged_ok=True)
+    if record is None:
+        return Plan(manifest)
+    same = [
+        name
+        for name, config in manifest.stages.items()
+        if name in record.measurement and record.settings.get(name) == as_json(config.settings())
+    ]
+    recorded = {"measurement": record.measurement, "settings": record.settings}
+    return Plan(manifest, {key: {n: of[n] for n in same} for key, of in recorded.items()})
+
+
+def as_json(value: Any) -> Any:
+    """Convert a value to what it is after being written to JSON and read back."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _other_runs(run: Run) -> str:

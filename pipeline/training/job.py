@@ -12,9 +12,9 @@ from typing import Any
 
 from models.errors import DamagedError
 from pipeline.manifest.manifest import Manifest
-from pipeline.manifest.plan import Plan
 from pipeline.manifest.train_config import CURATED, POOL, Source, as_sources
 from pipeline.results import retries
+from pipeline.results.open_run import plan_for
 from pipeline.storage.checksum import CHANGED
 from pipeline.storage.records import ExportRecord, ListRecord, ModelRecord, content_of
 from pipeline.storage.run import Run
@@ -69,7 +69,10 @@ class TrainingJob:
 
     def _check_format(self, entry: str) -> None:
         """Refuse an export that training cannot read."""
-        plan, name = Plan(self.manifest), ExportStage.name if entry == CURATED else entry
+        plan, name = (
+            plan_for(self.run, self.manifest),
+            ExportStage.name if entry == CURATED else entry,
+        )
         if name in plan.exports and (form := plan.export(name).config.format) != "parquet":
             raise ValueError(
                 f"train.{self.name}.data: {entry} is written as {form}, and training reads "
@@ -82,7 +85,7 @@ class TrainingJob:
             return (POOL,)
         if entry == CURATED:
             return (CURATED,)
-        if entry in (plan := Plan(self.manifest)).exports:
+        if entry in (plan := plan_for(self.run, self.manifest)).exports:
             return plan.folder(entry)
         if entry.startswith("export:"):
             raise ValueError(
@@ -129,7 +132,7 @@ class TrainingJob:
         return digest({"settings": settings, "data": data, "start": start, "before": before})
 
     def _needs(self) -> tuple[str, ...]:
-        return Plan(self.manifest).trainings(self.config)
+        return plan_for(self.run, self.manifest).trainings(self.config)
 
     @property
     def is_done(self) -> bool:

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from models.errors import StageUnavailableError
 from models.inference.decoding import Caption, Settings
-from models.inference.server import ServedCaptioner, ServerError, served_revision
+from models.inference.server import ServedCaptioner, served_revision
 
 IMAGES = [fakes.jpeg(seed) for seed in range(8)]
 KEY = "sk-very-secret-0123456789"
@@ -258,13 +259,13 @@ def test_being_busy_does_not_count_as_a_try(server: ChatServer) -> None:
 
 def test_a_server_that_stays_busy_ends_the_stage(server: ChatServer) -> None:
     server.answer = lambda request: Fault(429, b'{"error": {"message": "quota is used up"}}')
-    with pytest.raises(ServerError, match=r"no request for .*quota is used up.*concurrency"):
+    with pytest.raises(StageUnavailableError, match=r"no request for .*quota is used up.*concurrency"):
         captions(captioner(server, patience=0.1))
 
 
 def test_a_server_that_fails_on_every_request_ends_the_stage(server: ChatServer) -> None:
     server.answer = lambda request: Fault(500, b'{"error": {"message": "CUDA error"}}')
-    with pytest.raises(ServerError, match=r"fails on every request.*CUDA error"):
+    with pytest.raises(StageUnavailableError, match=r"fails on every request.*CUDA error"):
         captions(captioner(server))
 
 
@@ -272,7 +273,7 @@ def test_a_server_that_is_gone_ends_the_stage() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(ServerError, match="no connection"):
+    with pytest.raises(StageUnavailableError, match="no connection"):
         captions(captioner(url, patience=0.05))
 
 
@@ -289,7 +290,7 @@ def test_a_server_that_lets_nobody_in_ends_the_stage(
     server: ChatServer, fault: Fault, message: str
 ) -> None:
     server.answer = only(lambda request: fault)
-    with pytest.raises(ServerError, match=message):
+    with pytest.raises(StageUnavailableError, match=message):
         captions(captioner(server))
 
 
@@ -306,11 +307,11 @@ def test_the_key_is_sent_and_shown_nowhere(
     assert set(server.authorizations) == {f"Bearer {KEY}"}
     for status in (401, 404, 500):
         server.answer = lambda request, status=status: Fault(status, echo)
-        with pytest.raises(ServerError) as error:
+        with pytest.raises(StageUnavailableError) as error:
             captions(one)
         assert KEY not in str(error.value) and "***" in str(error.value)
     server.models = [{"id": KEY}]
-    with pytest.raises(ServerError) as error:
+    with pytest.raises(StageUnavailableError) as error:
         served_revision((server.url,), "m", "MY_KEY")
     assert KEY not in str(error.value)
     assert KEY not in caplog.text
@@ -352,7 +353,7 @@ def test_a_check_tells_what_is_wrong_at_once(
     server: ChatServer, fault: Fault, message: str
 ) -> None:
     server.answer = lambda request: fault
-    with pytest.raises(ServerError, match=message):
+    with pytest.raises(StageUnavailableError, match=message):
         captioner(server).check(Settings(), "Describe")
 
 
@@ -372,27 +373,30 @@ def test_a_server_without_seeds_is_asked_without(
 def test_the_revision_is_what_a_server_says_of_the_model() -> None:
     with ChatServer("m", root="/models/qwen", max_model_len=4096, created=1) as server:
         found = served_revision((server.url,), "m", "NONE")
-        assert found == 'm {"max_model_len": 4096, "root": "/models/qwen"}'
-        server.models[0]["created"] = 2
+        assert found == 'm {"root": "/models/qwen"}'
+        server.models[0].update(created=2, max_model_len=8192)  # the server has started again
         served_revision.cache_clear()
         assert served_revision((server.url,), "m", "NONE") == found
         server.models[0]["root"] = "/models/other"
-        assert served_revision((server.url,), "m", "NONE") == found  # once in a process
+        assert served_revision((server.url,), "m", "NONE") == found  # asked once in a process
         served_revision.cache_clear()
         assert served_revision((server.url,), "m", "NONE") != found
+        server.models = [{"id": "m", "meta": {"n_params": 7, "n_ctx": 512}}]
+        served_revision.cache_clear()
+        assert served_revision((server.url,), "m", "NONE") == 'm {"n_params": 7}'
 
 
 def test_servers_of_different_models_are_refused() -> None:
     with (
         ChatServer("m", root="a") as first,
         ChatServer("m", root="b") as second,
-        pytest.raises(ServerError, match=r'"root": "a".*"root": "b".*same model'),
+        pytest.raises(StageUnavailableError, match=r'"root": "a".*"root": "b".*same model'),
     ):
         served_revision((first.url, second.url), "m", "NONE")
 
 
 def test_a_model_that_a_server_lacks_is_named(server: ChatServer) -> None:
-    with pytest.raises(ServerError, match="has no model 'other'; it has m"):
+    with pytest.raises(StageUnavailableError, match="has no model 'other'; it has m"):
         served_revision((server.url,), "other", "NONE")
 
 
@@ -402,7 +406,7 @@ def test_a_model_that_a_server_lacks_is_named(server: ChatServer) -> None:
 )
 def test_a_server_that_lists_no_models_is_refused(server: ChatServer, fault: Fault) -> None:
     server.lists = lambda: fault
-    with pytest.raises(ServerError, match=server.url):
+    with pytest.raises(StageUnavailableError, match=server.url):
         served_revision((server.url,), "m", "NONE")
 
 
@@ -416,17 +420,17 @@ def test_a_model_that_changes_while_captions_are_written_is_noticed() -> None:
             return caption_of(request)
 
         server.answer = answer
-        with pytest.raises(ServerError, match=r'changed: it was m \{"root": "a"\}, now it is.*"b"'):
+        with pytest.raises(StageUnavailableError, match=r'changed: it was m \{"root": "a"\}, now it is.*"b"'):
             captions(one)
         server.requests.clear()
-        with pytest.raises(ServerError, match="changed"):
+        with pytest.raises(StageUnavailableError, match="changed"):
             captions(one)
         assert not server.requests  # noticed before anything is asked
 
 
 def test_a_model_that_answers_by_another_name_is_noticed(server: ChatServer) -> None:
     server.answer = only(lambda request: completion("a dog", "n"))
-    with pytest.raises(ServerError, match="answered as m and now as n"):
+    with pytest.raises(StageUnavailableError, match="answered as m and now as n"):
         captions(captioner(server, concurrency=1))
 
 
@@ -464,7 +468,7 @@ def test_no_answer_raises_anything_but_what_is_foreseen(server: ChatServer, answ
     server.answer = lambda request: "ok" if request.is_probe else Fault(content=body)
     try:
         [[found]] = captions(captioner(server, tries=1), IMAGES[:1])
-    except ServerError as error:
+    except StageUnavailableError as error:
         assert "changed" in str(error)  # an answer by another model
     else:
         assert found.error in (None, "bad_answer", "refused")

@@ -13,7 +13,8 @@ from PIL import Image
 from scipy import stats
 
 from models.inference.decoding import Caption, Settings
-from models.inference.vlm import GenericCaptioner, architecture_of, has_chat_template
+from models.inference.vlm import GenericCaptioner, architecture_of
+from models.weights import has_chat_template
 
 IMAGES = [drawn(seed) for seed in range(12)]
 PROMPT = "a picture of"
