@@ -41,7 +41,7 @@ class ExportConfig(StageConfig):
             such as JSON Lines of `image` (a path relative to the file) and `caption` or
             `captions`. Images without a caption are left out.
         web: Whether to export web captions.
-        synthetic: Whether to export synthetic captions.
+        synthetic: Whether to export synthetic captions, including fused ones.
         filtered: Whether to export only captions that the filter keeps. Otherwise all captions of
             the rows that reached the filter are exported, as in the rows without F of the paper's
             table 1.
@@ -98,6 +98,8 @@ class ExportStage:
         "text",
         "further_captions",
         "synthetic",
+        "synthetic_names",
+        "synthetic_fused",
         "itm_web",
         "itm_further",
         "itm_synthetic",
@@ -135,14 +137,14 @@ class ExportStage:
         order: Any = np.argsort(index, kind="stable")
         taken = rows.take(pa.array(index[order]))
         images: Any = _column(taken, "image")
-        sources = [pa.array([part.source] * len(part.rows), pa.string()) for part in parts]
         columns: dict[str, Any] = {
             "uid": taken["uid"],
             "image": pa.StructArray.from_arrays(
                 [images, pa.nulls(len(images), pa.string())], names=["bytes", "path"]
             ),
             "caption": pa.concat_arrays([part.captions for part in parts]).take(order),
-            "caption_source": pa.concat_arrays(sources).take(order),
+            "caption_source": pa.concat_arrays([part.sources for part in parts]).take(order),
+            "caption_name": pa.concat_arrays([part.names for part in parts]).take(order),
             "itm_score": pa.concat_arrays([part.scores for part in parts]).take(order),
             "url": pa.array(
                 [url and redacted(url) for url in taken["url"].to_pylist()], pa.string()
@@ -234,7 +236,8 @@ class ExportStage:
             if keeps is not None:
                 keep = pc.and_(keep, _column(keeps, "keep_web").fill_null(False))
             scores = _column(rows, "itm_web") if "itm_web" in rows.column_names else None
-            parts.append(_Texts.choose("web", np.arange(len(rows)), captions, scores, keep))
+            web = pa.array(["web"] * len(rows), pa.string())
+            parts.append(_Texts.choose(np.arange(len(rows)), captions, web, scores, keep))
             parts += _lists("web", "further_captions", rows, "itm_further", keeps, "keep_further")
         if self.config.synthetic:
             parts += _lists(
@@ -245,20 +248,33 @@ class ExportStage:
 
 @dataclass(frozen=True)
 class _Texts:
-    """The exported captions of one source, with the rows that they belong to."""
+    """The m exported captions of a column.
 
-    source: str
+    Attributes:
+        rows: (m,) the rows that they belong to.
+        captions: The captions.
+        sources: The source of each.
+        names: The name of each, null if it has none.
+        scores: The ITM score of each, null if it has none.
+    """
+
     rows: npt.NDArray[np.int64]
     captions: Any
+    sources: Any
+    names: Any
     scores: Any
 
     @classmethod
-    def choose(cls, source: str, rows: Any, captions: Any, scores: Any, keep: Any) -> _Texts:
-        """Select the captions, out of m, for which `keep` (m booleans) is true."""
-        captions = captions.filter(keep)
-        scores = pa.nulls(len(captions), pa.float32()) if scores is None else scores.filter(keep)
+    def choose(
+        cls, rows: Any, captions: Any, sources: Any, scores: Any, keep: Any, names: Any = None
+    ) -> _Texts:
+        """Select the captions for which `keep` is true; `scores` and `names` may be None."""
+        number = len(captions)
+        scores = pa.nulls(number, pa.float32()) if scores is None else scores
+        names = pa.nulls(number, pa.string()) if names is None else names
         chosen = np.asarray(rows, np.int64)[keep.to_numpy(zero_copy_only=False)]
-        return cls(source, chosen, captions, scores)
+        columns = (column.filter(keep) for column in (captions, sources, names, scores))
+        return cls(chosen, *columns)
 
 
 def _lists(
@@ -272,10 +288,14 @@ def _lists(
     kept: Any = pc.greater(pc.utf8_length(texts), pa.scalar(0, pa.int32()))
     if keeps is not None:
         kept = pc.and_(kept, _column(keeps, keep).flatten())
+    sources: Any = pa.array([source] * len(texts), pa.string())
+    names = None
+    if column == "synthetic" and "synthetic_fused" in rows.column_names:
+        sources = pc.if_else(_column(rows, "synthetic_fused").flatten(), "fused", sources)
+        names = _column(rows, "synthetic_names").flatten()
     text_scores = _column(rows, scores).flatten() if scores in rows.column_names else None
-    return [
-        _Texts.choose(source, np.asarray(pc.list_parent_indices(lists)), texts, text_scores, kept)
-    ]
+    parents = np.asarray(pc.list_parent_indices(lists))
+    return [_Texts.choose(parents, texts, sources, text_scores, kept, names)]
 
 
 def _column(table: pa.Table, name: str) -> Any:
@@ -304,6 +324,7 @@ def _human_rows(path: str, source: str, sample: Sample) -> list[dict[str, Any]]:
             "url": None,
             "source": source,
             "sha256": hashlib.sha256(content).hexdigest(),
+            "caption_name": None,
         }
         for caption in sample.captions
     ]

@@ -55,6 +55,7 @@ _PAIRS: list[pa.Field[Any]] = [
     pa.field("url", pa.string()),
     pa.field("source", pa.string()),
     pa.field("sha256", pa.string()),
+    pa.field("caption_name", pa.string()),
 ]
 PAIRS = pa.schema(
     _PAIRS,
@@ -73,15 +74,17 @@ PAIRS = pa.schema(
                         "url": {"dtype": "string", "_type": "Value"},
                         "source": {"dtype": "string", "_type": "Value"},
                         "sha256": {"dtype": "string", "_type": "Value"},
+                        "caption_name": {"dtype": "string", "_type": "Value"},
                     }
                 }
             }
         )
     },
 )
-"""One row per (image, caption). `caption_source` is web, synthetic or human; `itm_score` is the
-filter's probability of a match, null if no filter ran. The metadata lets
-`datasets.load_dataset("parquet", ...)` decode the images."""
+"""One row per (image, caption). `caption_source` is web, synthetic, fused (synthetic, by a prompt
+with the web caption in it) or human; `itm_score` is the filter's probability of a match, null if no
+filter ran; `caption_name` is the name of a synthetic caption's prompt, null if it has none. The
+metadata lets `datasets.load_dataset("parquet", ...)` decode the images."""
 
 
 def uid_of(url: str, caption: str | None) -> str:

@@ -125,13 +125,21 @@ def facts_of(
             "images": exported.images if exported else None,
             "pairs": {
                 source: exported.pairs[source]
-                for source in ("web", "synthetic", "human")
+                for source in ("web", "synthetic", "fused", "human")
                 if source in exported.pairs
             }
             if exported
             else None,
         },
         "texts": {"web": _texts(found.web), "synthetic": _texts(found.synthetic)},
+        "prompts": {
+            name: {
+                **dataclasses.asdict(count),
+                "reject_rate": count.rejected / count.judged if count.judged else None,
+            }
+            for name, count in found.prompts.items()
+        },
+        "caption_failures": dict(found.failures.most_common()),
         "thresholds": thresholds,
         "paper": [dataclasses.asdict(band) for band in health.PAPER],
         "cells": {cell: found.cells[cell] for cell in CELLS} if found.cells else {},

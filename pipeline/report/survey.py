@@ -95,6 +95,21 @@ class Texts:
 
 
 @dataclass
+class PromptTexts:
+    """The synthetic captions of one prompt.
+
+    Attributes:
+        written: All of them.
+        judged: Those that the filter scored.
+        rejected: Those that the filter rejects.
+    """
+
+    written: int = 0
+    judged: int = 0
+    rejected: int = 0
+
+
+@dataclass
 class Cluster:
     """Near-duplicate images: how many they are, and where some that are not the first lie."""
 
@@ -129,6 +144,8 @@ class Survey:
         kept: Rows that no stage rejected.
         web: The web captions.
         synthetic: The synthetic captions.
+        prompts: Those of each prompt that has a name, by its name.
+        failures: How many captions were asked for and not obtained, by the reason.
         sides: Shorter sides of the images as found, log2 of pixels, all and kept.
         aspects: log2 of width / height, all and kept.
         hosts: How often each (host, download's reason or None) occurs.
@@ -150,6 +167,8 @@ class Survey:
     kept: int = 0
     web: Texts = field(default_factory=Texts)
     synthetic: Texts = field(default_factory=Texts)
+    prompts: dict[str, PromptTexts] = field(default_factory=lambda: defaultdict(PromptTexts))
+    failures: Counter[str] = field(default_factory=Counter)
     sides: Histogram = field(default_factory=lambda: Histogram.empty(SIDES, "found", "kept"))
     aspects: Histogram = field(default_factory=lambda: Histogram.empty(ASPECTS, "found", "kept"))
     hosts: Counter[tuple[str, str | None]] = field(default_factory=Counter)
@@ -301,6 +320,7 @@ class _Shard:
         found.web.words.add("found", _num_words(self.pool["caption"].drop_null()))
         found.synthetic.found += len(texts)
         found.synthetic.words.add("found", _num_words(texts))
+        self._prompts(found, fate)
         ordinals: Ranks = np.arange(len(parents), dtype=np.uint64)
         for source, values, ranks, reached, passed, alive in (
             (
@@ -345,6 +365,22 @@ class _Shard:
         elif written is not None:
             captioned = live & self.verdicts.measured[CaptionStage.name]
             self._offer(found.shown["both"], np.flatnonzero(captioned))
+
+    def _prompts(self, found: Survey, fate: _Fate) -> None:
+        """Count the synthetic captions of each prompt, and those that could not be had."""
+        if (written := self.tables.get(CaptionStage.name)) is None:
+            return
+        failures: Any = written["caption_failures"].combine_chunks()
+        found.failures.update(failures.flatten().field("error").to_pylist())
+        names, _ = _flat(written["synthetic_names"])
+        is_judged = FilterStage.name in self.tables
+        values = np.array(names.to_pylist(), object)
+        for name in names.drop_null().unique().to_pylist():
+            mask, count = values == name, found.prompts[name]
+            count.written += int(mask.sum())
+            if is_judged:
+                count.judged += int((mask & fate.synthetic).sum())
+                count.rejected += int((mask & fate.synthetic & ~fate.synthetic_kept).sum())
 
     def _fate(self, web: Mask, synthetic: Mask, parents: npt.NDArray[np.int64]) -> _Fate:
         """What the filter says of texts; without it, all texts of live rows are kept.

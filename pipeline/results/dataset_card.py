@@ -118,7 +118,7 @@ def _rights(plan: Plan, export: ExportStage, pairs: dict[str, int]) -> list[str]
         for name in (CaptionStage.name, FilterStage.name)
         if name in plan.manifest.stages
     }
-    if pairs.get("synthetic") and CaptionStage.name in models:
+    if (pairs.get("synthetic") or pairs.get("fused")) and CaptionStage.name in models:
         lines.append(f"- Synthetic captions are by {models[CaptionStage.name]}, under its terms.")
     if export.config.filtered and FilterStage.name in models:
         lines.append(f"- Texts were judged by {models[FilterStage.name]}.")

@@ -33,7 +33,9 @@ class Caption:
     """A text of the sample.
 
     Attributes:
-        source: web, further (the caption of a copy of the image) or synthetic.
+        source: web, further (the caption of a copy of the image), synthetic, or fused (synthetic,
+            by a prompt with the web caption in it).
+        name: The name of a synthetic caption's prompt; None if it has none.
         text: The text, as the filter saw it.
         itm: The probability that it matches the image; None if the filter did not score it.
         itc: The cosine of image and text.
@@ -43,6 +45,7 @@ class Caption:
 
     source: str
     text: str
+    name: str | None = None
     itm: float | None = None
     itc: float | None = None
     clip: float | None = None
@@ -228,8 +231,11 @@ def _captions(
     }
     for source, captions in texts.items():
         for number, text in enumerate(captions):
+            synthetic = columns if source == "synthetic" else {}
+            is_fused = bool(_nth(synthetic.get("synthetic_fused"), number))
             yield Caption(
-                source=source,
+                source="fused" if is_fused else source,
+                name=_nth(synthetic.get("synthetic_names"), number),
                 text=text,
                 itm=_nth(columns.get(f"itm_{source}"), number),
                 itc=_nth(columns.get(f"itc_{source}"), number),

@@ -152,7 +152,7 @@ def _caption_table(captions: Sequence[Caption]) -> Table:
         verdict = {True: "kept", False: "dropped", None: "-"}[caption.is_kept]
         scores = [getattr(caption, name) for name in names]
         table.add_row(
-            caption.source,
+            caption.source if caption.name is None else f"{caption.source} {caption.name}",
             _styled(verdict),
             *("-" if score is None else f"{score:.3f}" for score in scores),
             cell(caption.text),

@@ -40,7 +40,8 @@ class Sample:
         image: The encoded image.
         facts: width, height, url, source and sha256 of PAIRS.
         captions: n >= 1 captions.
-        caption_sources: n times web, synthetic or human.
+        caption_sources: n times web, synthetic, fused or human.
+        caption_names: n names of prompts, None where there is none.
         itm_scores: n scores, None without a filter.
     """
 
@@ -49,6 +50,7 @@ class Sample:
     facts: dict[str, Any]
     captions: list[str] = field(default_factory=list)
     caption_sources: list[str] = field(default_factory=list)
+    caption_names: list[str | None] = field(default_factory=list)
     itm_scores: list[float | None] = field(default_factory=list)
 
     @property
@@ -81,6 +83,7 @@ def samples(pairs: pa.Table) -> Iterator[Sample]:
                 sample = Sample(row["uid"], row["image"]["bytes"], facts)
             sample.captions.append(row["caption"])
             sample.caption_sources.append(row["caption_source"])
+            sample.caption_names.append(row["caption_name"])
             sample.itm_scores.append(row["itm_score"])
     if sample is not None:
         yield sample

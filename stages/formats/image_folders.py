@@ -112,8 +112,8 @@ class ImageFolder(Format):
     name = "imagefolder"
     about = """\
 Images with a `metadata.jsonl` in folders SPLIT/SHARD. `text` is the first caption of an image (the
-web caption, if it was kept), `captions` are all of them, and `caption_sources` gives for each web,
-synthetic or human.
+web caption, if it was kept), `captions` are all of them, `caption_sources` gives for each web,
+synthetic, fused or human, and `caption_names` the name of its prompt, empty if it has none.
 
 ```python
 datasets.load_dataset("imagefolder", data_dir="FOLDER")
@@ -140,6 +140,7 @@ For diffusers' text-to-image fine-tuning scripts, use
                 "text": sample.captions[0],
                 "captions": sample.captions,
                 "caption_sources": sample.caption_sources,
+                "caption_names": [name or "" for name in sample.caption_names],
                 "uid": sample.uid,
                 "width": sample.facts["width"],
                 "height": sample.facts["height"],

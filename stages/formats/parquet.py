@@ -22,6 +22,7 @@ _URLS: list[pa.Field[pa.DataType]] = [
     pa.field("width", pa.int32()),
     pa.field("height", pa.int32()),
     pa.field("source", pa.string()),
+    pa.field("caption_names", pa.list_(pa.string()), nullable=False),
 ]
 URLS = pa.schema(_URLS)
 """One row per image, with its captions as lists."""
@@ -43,7 +44,8 @@ datasets.load_dataset("FOLDER")  # decodes the images
 | uid | id of the sample; the captions of one image share it |
 | image | encoded bytes, as Hugging Face's Image feature |
 | caption | the caption |
-| caption_source | web (from the web page, normalised), synthetic (by the captioner) or human |
+| caption_source | web (from the web page), synthetic, fused (made of the web caption) or human |
+| caption_name | the name of a synthetic caption's prompt; null if it has none |
 | itm_score | the filter's probability that image and caption match; null if not judged |
 | width, height | size of the stored image, in pixels |
 | url, source | where the image came from; passwords and signatures are replaced by `***` |
@@ -75,7 +77,8 @@ One row per image, without the image: for redistribution where the images must n
 | uid | id of the sample |
 | url | URL of the image, with passwords and signatures replaced by `***`; null if it has none |
 | captions | all captions of the image, the web caption first |
-| caption_sources | web (from the web page, normalised), synthetic (by the captioner) or human |
+| caption_sources | web (from the web page), synthetic, fused (made of the web caption) or human |
+| caption_names | the names of the prompts of synthetic captions; null without one |
 | itm_scores | the filter's probability that image and caption match; null if not judged |
 | sha256 | SHA-256 of the file as downloaded, to detect images that have changed |
 | width, height | size of the image as stored for curation, in pixels |
@@ -97,6 +100,7 @@ img2dataset --url_list FOLDER --input_format parquet --url_col url --output_fold
                 "uid": sample.uid,
                 "captions": sample.captions,
                 "caption_sources": sample.caption_sources,
+                "caption_names": sample.caption_names,
                 "itm_scores": sample.itm_scores,
                 **sample.facts,
             }

@@ -26,7 +26,8 @@ class WebDataset(Format):
     about = """\
 Tars in img2dataset's layout: `KEY.jpg` (or .png, .webp), `KEY.txt` and `KEY.json` for each image.
 `.txt` and `caption` in `.json` hold the first caption (the web caption, if it was kept);
-`captions`, `caption_sources` and `itm_scores` in `.json` hold all of them, in the same order.
+`captions`, `caption_sources`, `caption_names` (of their prompts) and `itm_scores` in `.json` hold
+all of them, in the same order.
 
 ```python
 tars = sorted(glob.glob("FOLDER/TARS"))
@@ -58,6 +59,7 @@ webdataset.WebDataset(tars, shardshuffle=100).decode("pil").to_tuple("jpg", "txt
                     "uid": sample.uid,
                     "captions": sample.captions,
                     "caption_sources": sample.caption_sources,
+                    "caption_names": sample.caption_names,
                     "itm_scores": sample.itm_scores,
                 }
                 for extension, content in (

@@ -40,6 +40,7 @@ def pairs_of(texts, first=0, scores=()):
             "url": f"http://example.org/{first + index}",
             "source": "list",
             "sha256": f"{first + index:064x}",
+            "caption_name": "short" if number else None,
         }
         for index, captions in enumerate(texts)
         for number, text in enumerate(captions)

@@ -117,7 +117,18 @@ def annotated(plan, name, pool, mask, index):
             ]
             for row in range(rows.num_rows)
         ]
-        return with_nulls(stage.writes, rows.num_rows, synthetic=texts)
+        number = rows.num_rows
+        return with_nulls(
+            stage.writes,
+            number,
+            synthetic=texts,
+            synthetic_names=[["short"]] * number,
+            synthetic_fused=[[row % 5 == 0] for row in range(number)],
+            caption_failures=[
+                [{"name": "long", "error": "timeout", "message": ""}] * (row == index == 1)
+                for row in range(number)
+            ],
+        )
     web = [
         None if caption is None else (row * 37 % 100) / 100
         for row, caption in enumerate(rows["caption"].to_pylist())
@@ -218,7 +229,14 @@ def export(run, plan, pools):
         for name in plan.names:
             if name in ("clean", "caption", "filter"):
                 table = run.read_table(*plan.folder(name), f"{shard}.parquet")
-                for column in ("text", "synthetic", "itm_web", "itm_synthetic"):
+                for column in (
+                    "text",
+                    "synthetic",
+                    "synthetic_names",
+                    "synthetic_fused",
+                    "itm_web",
+                    "itm_synthetic",
+                ):
                     if column in table.column_names:
                         rows = rows.append_column(column, table[column])
         keeps = None

@@ -85,6 +85,24 @@ def test_the_captions_of_copies_are_web_captions_of_what_is_kept():
     assert unjudged["caption"].to_pylist() == ["w0", "f0", "g0", "w1"]
 
 
+def test_a_synthetic_caption_carries_the_name_of_its_prompt_and_whether_it_is_fused():
+    rows = rows_of(["w0", None], [["s0", "f0"], ["s1", "f1"]])
+    names = pa.array([["short", "alt"], [None, "alt"]], pa.list_(pa.string()))
+    fused = pa.array([[False, True], [False, True]], pa.list_(pa.bool_()))
+    rows = rows.append_column("synthetic_names", names).append_column("synthetic_fused", fused)
+    keeps = keeps_of([True, False], [[True, True], [True, False]])
+    pairs = ExportStage(ExportConfig()).pairs(rows, keeps)
+    assert pairs.schema.equals(PAIRS, check_metadata=True)
+    found = [(p["caption"], p["caption_source"], p["caption_name"]) for p in pairs.to_pylist()]
+    assert found == [
+        ("w0", "web", None),
+        ("s0", "synthetic", "short"),
+        ("f0", "fused", "alt"),
+        ("s1", "synthetic", None),
+    ]
+    assert ExportStage(ExportConfig(synthetic=False)).pairs(rows, keeps).num_rows == 1
+
+
 def test_without_a_filter_every_text_is_kept():
     pairs = ExportStage(ExportConfig()).pairs(rows_of(["w0", None], [["s0"], ["s1"]]), None)
     assert pairs["caption"].to_pylist() == ["w0", "s0", "s1"]

@@ -154,6 +154,8 @@ def test_datasets_reads_the_imagefolder_with_its_splits(tmp_path):
     by_uid = {row["uid"]: row for rows in read.values() for row in rows}
     assert by_uid[f"{2:032x}"]["captions"] == TEXTS[2]
     assert by_uid[f"{2:032x}"]["text"] == TEXTS[2][0]
+    names = ["", *["short"] * (len(TEXTS[2]) - 1)]
+    assert by_uid[f"{2:032x}"]["caption_names"] == names
     assert by_uid[f"{30:032x}"]["image"].size == (120, 90)
     assert "label" not in read["train"].column_names
 
@@ -168,5 +170,6 @@ def test_urls_hold_no_byte_of_an_image():
     rows = read.to_pylist()
     assert [row["captions"] for row in rows] == TEXTS
     assert rows[0]["caption_sources"] == ["web", "synthetic"]
+    assert rows[0]["caption_names"] == [None, "short"]
     assert rows[0]["itm_scores"] == [pytest.approx(0.9), None]
     assert (rows[0]["sha256"], rows[0]["width"], rows[0]["height"]) == (f"{0:064x}", 120, 90)

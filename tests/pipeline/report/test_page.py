@@ -45,15 +45,30 @@ def test_every_row_is_conserved_in_every_stage(whole):
 
 def test_the_texts_counted_are_the_pairs_exported(whole):
     facts = facts_of(whole[0])
-    assert facts["output"]["pairs"] == {
-        source: facts["texts"][source]["kept"] for source in ("web", "synthetic")
-    }
+    pairs = facts["output"]["pairs"]
+    assert list(pairs) == ["web", "synthetic", "fused"] and min(pairs.values()) > 0
+    assert pairs["web"] == facts["texts"]["web"]["kept"]
+    assert pairs["synthetic"] + pairs["fused"] == facts["texts"]["synthetic"]["kept"]
     cells = facts["cells"]
     assert cells["both"] + cells["web"] == facts["texts"]["web"]["kept"]
     assert (
         cells["none"]
         == next(s for s in facts["stages"] if s["name"] == "filter")["reasons"]["unmatched"]
     )
+
+
+def test_the_captions_of_each_prompt_are_counted(whole):
+    run, facts = whole[0], facts_of(whole[0])
+    synthetic = facts["texts"]["synthetic"]
+    assert facts["prompts"] == {
+        "short": {
+            "written": synthetic["found"],
+            **{key: synthetic[key] for key in ("judged", "rejected", "reject_rate")},
+        }
+    }
+    assert facts["caption_failures"] == {"timeout": 1}
+    page = page_of(run)
+    assert "By prompt" in page.text and "Captions that could not be had" in page.text
 
 
 def test_histograms_hold_every_text_and_image(whole):
