@@ -226,9 +226,7 @@ class CaptionStage(Stage[CaptionConfig]):
         prompts = [one.text for one in asked]
         prompt: Any = prompts if self._is_chat else (prompts[0] if prompts else "")
         captions = iter(
-            self._captioner.caption(
-                images, seeds, settings, prompt=prompt, batch_size=size, **more
-            )
+            self._captioner.caption(images, seeds, settings, prompt=prompt, batch_size=size, **more)
         )
         return [None if one.text is None else next(captions) for one in questions]
 

@@ -339,7 +339,9 @@ class ServedCaptioner:
                 except _Unavailable as busy:
                     self._rest(server, busy)
                     if time.monotonic() - waiting_since > self.patience:
-                        raise StageUnavailableError(f"{server.url} takes no requests: {busy}") from None
+                        raise StageUnavailableError(
+                            f"{server.url} takes no requests: {busy}"
+                        ) from None
                     await asyncio.sleep(max(0.0, server.resting_until - time.monotonic()))
                 except _Failed as failure:
                     raise StageUnavailableError(

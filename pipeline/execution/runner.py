@@ -114,9 +114,7 @@ class Runner:
             },
             machine={"cpus": os.cpu_count(), "system": platform.platform()},
             measurement={
-                name: as_json(self.plan.measurement(name))
-                if name in names
-                else old[name]
+                name: as_json(self.plan.measurement(name)) if name in names else old[name]
                 for name in self.plan.names
                 if name != ReviewStage.name
                 and not self.plan.trainings(self.manifest.stages[name])

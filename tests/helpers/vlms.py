@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ def save_llava(folder: Path, seed: int = 0) -> str:
     model = random_model(LlavaForConditionalGeneration, config, spread=2.0, seed=seed)
     model.generation_config.eos_token_id = 1
     model.generation_config.pad_token_id = 0
+    model.generation_config.do_sample = True  # or `transformers serve` never samples
     model.save_pretrained(folder)
     LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
@@ -85,21 +87,30 @@ def save_llava(folder: Path, seed: int = 0) -> str:
 
 
 @contextlib.contextmanager
-def transformers_serve(model: str) -> Iterator[str]:
-    """Serve a model by `transformers serve` on loopback; gives the URL under which it answers."""
+def transformers_serve(model: str, log: Path) -> Iterator[str]:
+    """Serve a model by `transformers serve` on loopback; gives the URL of its API."""
     port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
     command += ["--port", str(port), "--host", "127.0.0.1", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as server:
+    url = f"http://127.0.0.1:{port}/v1"
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, env=environment, stdout=out, stderr=out) as server,
+    ):
         try:
-            base = f"http://127.0.0.1:{port}/v1"
-            while True:
-                with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                    urllib.request.urlopen(f"{base}/models", timeout=60).close()
-                    break
+            while not _answers(f"{url}/models"):
                 if server.poll() is not None:
-                    raise RuntimeError(server.stderr.read().decode()[-2000:])
-            yield base
+                    raise RuntimeError(f"transformers serve: {log.read_text()[-2000:]}")
+                time.sleep(0.2)
+            yield url
         finally:
             server.terminate()
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=60).close()
+    except (urllib.error.URLError, ConnectionError):
+        return False
+    return True

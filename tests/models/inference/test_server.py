@@ -259,7 +259,9 @@ def test_being_busy_does_not_count_as_a_try(server: ChatServer) -> None:
 
 def test_a_server_that_stays_busy_ends_the_stage(server: ChatServer) -> None:
     server.answer = lambda request: Fault(429, b'{"error": {"message": "quota is used up"}}')
-    with pytest.raises(StageUnavailableError, match=r"no request for .*quota is used up.*concurrency"):
+    with pytest.raises(
+        StageUnavailableError, match=r"no request for .*quota is used up.*concurrency"
+    ):
         captions(captioner(server, patience=0.1))
 
 
@@ -420,7 +422,9 @@ def test_a_model_that_changes_while_captions_are_written_is_noticed() -> None:
             return caption_of(request)
 
         server.answer = answer
-        with pytest.raises(StageUnavailableError, match=r'changed: it was m \{"root": "a"\}, now it is.*"b"'):
+        with pytest.raises(
+            StageUnavailableError, match=r'changed: it was m \{"root": "a"\}, now it is.*"b"'
+        ):
             captions(one)
         server.requests.clear()
         with pytest.raises(StageUnavailableError, match="changed"):

@@ -6,6 +6,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 from helpers import blips, fakes
+from helpers.chat_server import ChatServer
 from rich.console import Console
 
 from pipeline.demo.language import train_language
@@ -14,6 +15,7 @@ from pipeline.execution.session import Session
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
+from pipeline.results.open_run import plan_for
 from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 
@@ -35,7 +37,7 @@ def carry_out(name, place, *overrides, run=None):
     with Session(manifest, workers=1, progress=Progress(Console(quiet=True), quiet=True)) as opened:
         opened.run()
     run = Run(manifest.run)
-    found = funnel(Results(run, Plan(manifest)))
+    found = funnel(Results(run, plan_for(run, manifest)))
     assert all(stage["state"] == "done" for stage in found["stages"])
     return run, {stage["name"]: stage for stage in found["stages"]}
 
@@ -161,3 +163,39 @@ def test_laion_coco_keeps_one_synthetic_caption_of_an_image(place, ray_here):
     )
     assert stages["filter"]["kept"] == 5
     assert list(by_image(run).values()) == [["synthetic"]] * 5
+
+
+def test_dense_judges_the_captions_of_every_prompt(place, ray_here):
+    with ChatServer("Qwen/Qwen3-VL-4B-Instruct") as server:
+        run, stages = carry_out(
+            "dense.yaml",
+            place,
+            f"download.source={place / 'photos'}",
+            f"caption.server={server.url}",
+            f"filter.model={place / 'models' / 'matcher'}",
+            "filter.min_itm=0",
+        )
+        assert len(server.requests) == 3 * 14
+    assert stages["export"]["pairs"] == {"web": 14, "synthetic": 42}
+    named = collections.Counter(row["caption_name"] for row in exported(run))
+    assert named == {None: 14, "short": 14, "dense": 14, "text": 14}
+
+
+def test_recap_puts_a_caption_made_of_the_web_caption_beside_a_new_one(place, ray_here):
+    with ChatServer("llava-hf/llama3-llava-next-8b-hf") as server:
+        run, stages = carry_out(
+            "recap.yaml",
+            place,
+            f"download.source={place / 'photos'}",
+            "clean={}",
+            f"caption.server={server.url}",
+            f"filter.clip={blips.save_clip(place / 'clip')}",
+            "filter.min_clip=-1",
+        )
+        fused = [request for request in server.requests if "web page" in request.prompt]
+        assert len(fused) == 14 and all("old" in request.prompt for request in fused)
+        assert {request.body["temperature"] for request in server.requests} == {0}
+    assert stages["export"]["pairs"] == {"web": 14, "synthetic": 14, "fused": 14}
+    for row in exported(run):
+        names = {"web": None, "synthetic": "recap", "fused": "alt"}
+        assert row["caption_name"] == names[row["caption_source"]]
