@@ -76,10 +76,13 @@ class CaptionStage(Stage[CaptionConfig]):
         "bad_answer": "The server answers something else than a caption.",
         "repetitive": "The captioner says the same words over and over.",
     }
-    help = "write synthetic captions with BLIP"
-    examples = ("capfilt caption manifest.yaml --set caption.num_captions=2",)
+    help = "write synthetic captions with BLIP or a vision-language model"
+    examples = (
+        "capfilt caption manifest.yaml --set caption.num_captions=2",
+        "capfilt caption manifest.yaml --set caption.server=http://127.0.0.1:8000/v1",
+    )
     paper = "BLIP (arXiv:2201.12086), BLIP-2 (arXiv:2301.12597), MiniGPT-4 (arXiv:2304.10592)"
-    loader = "BlipForConditionalGeneration, or any AutoModelForImageTextToText"
+    loader = "BlipForConditionalGeneration, any AutoModelForImageTextToText, vLLM, or a server"
     histograms = ()
 
     _captioner: Any = None

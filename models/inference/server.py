@@ -161,7 +161,8 @@ class ServedCaptioner:
         A server that refuses seeds is asked without them from now on.
 
         Raises:
-            StageUnavailableError: A server cannot be reached, lacks the model, or refuses such requests.
+            StageUnavailableError: A server cannot be reached, lacks the model, or refuses such
+                requests.
         """
         asyncio.run(self._check(settings, prompt))
 
@@ -527,7 +528,8 @@ def served_revision(servers: tuple[str, ...], model: str, key_env: str) -> str:
         key_env: The environment variable with the API key, if it is set.
 
     Raises:
-        StageUnavailableError: A server cannot be reached, has no such model, or another than the first.
+        StageUnavailableError: A server cannot be reached, has no such model, or has another than
+            the first.
     """
     http = _Http(key_env)
 

@@ -10,17 +10,16 @@ from helpers.chat_server import ChatServer, Fault, caption_of
 from helpers.vlms import save_llava, transformers_serve
 from rich.console import Console
 
+from models.errors import StageError, StageUnavailableError
 from models.inference.server import served_revision
 from pipeline.cli.main import main
 from pipeline.execution.progress import Progress
-from pipeline.execution.runner import StageError
 from pipeline.execution.session import Session
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
-from pipeline.results.funnel import open_plan, plan_for
+from pipeline.results.open_run import open_plan, open_results, plan_for
 from pipeline.results.sample import sample_history
 from pipeline.storage.run import Run
-from stages.base import StageUnavailableError
 
 KEY = "sk-never-shown-0123456789"
 
@@ -166,11 +165,11 @@ def test_a_row_that_no_server_can_caption_is_a_row_with_a_reason(
     stage = json.loads(_status(run, capsys))["stages"][1]
     assert (stage["rows"], stage["kept"]) == (12, 9)
     assert stage["reasons"] == {"refused": 1, "server_error": 1, "repetitive": 1}
-    plan = open_plan(run)
+    results = open_results(run)
     reasons = {
         found.verdict: found.steps[1].measures["caption_failures"]
         for name in (f"{index:04d}.jpg" for index in range(12))
-        if (found := sample_history(run, plan, name)).verdict != "kept"
+        if (found := sample_history(results, name)).verdict != "kept"
     }
     assert reasons["caption: refused"][0]["message"] == "status 400: too small"
 
@@ -210,16 +209,15 @@ def test_a_model_that_changes_in_the_middle_ends_the_run_and_nothing_of_it_is_wr
 
     server.answer = answer
     made = manifest(photos, tmp_path / "run", server.url, concurrency=1)
-    with pytest.raises(StageError, match=r'caption\.server: the model .*"one".*now it is.*"two"'):
+    with pytest.raises(StageError, match=r'caption: the model of .*"one".*now it is.*"two"'):
         carry_out(made)
     run = Run(made.run)
-    first = captions(run)
+    first, folder = captions(run), open_plan(run).folder("caption")
     assert len(first) <= 2
     server.answer = caption_of
-    carry_out(made)  # with the new model all rows are captioned anew
-    assert len(captions(run)) == 4 and open_plan(run).folder("caption") != ()
-    folders = {path.name for path in (tmp_path / "run" / "annotations").iterdir()}
-    assert len(folders) == 2 if first else 1
+    carry_out(made)
+    assert len(captions(run)) == 4 and open_plan(run).folder("caption") != folder
+    assert run.shards(*folder) == list(first)  # the new model has captioned all rows elsewhere
 
 
 def test_a_worker_that_starts_after_the_change_writes_nothing(photos, tmp_path, server, ray_here):
