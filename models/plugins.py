@@ -8,10 +8,13 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypeVar
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from models.errors import PluginError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 __all__ = ["Registry"]
 
@@ -113,10 +116,9 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         Raises:
             PluginError: A name of another package is invalid, reserved or taken.
         """
-        from importlib import metadata  # it takes longer to import than the rest of `--help`
-
         found = {name: _Entry(target) for name, target in self.ours.items()}
-        for point in sorted(metadata.entry_points(group=self.group), key=lambda one: one.name):
+        points = _entry_points(tuple(sys.path)).select(group=self.group)
+        for point in sorted(points, key=lambda one: one.name):
             package = (point.dist.name, point.dist.version) if point.dist else None
             entry = _Entry(point.value, package)
             wrong = None
@@ -158,6 +160,14 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     def _described(self, name: str, entry: _Entry) -> str:
         where = f"entry point {name} = {entry.target} in {self.group}"
         return where if entry.distribution is None else f"{where} of {_title(entry)}"
+
+
+@cache
+def _entry_points(path: tuple[str, ...]) -> EntryPoints:
+    """Return every entry point of the packages on `sys.path`; reading them takes 15 ms."""
+    from importlib import metadata  # imported late, since it takes 25 ms
+
+    return metadata.entry_points()
 
 
 def _title(entry: _Entry) -> str:

@@ -86,7 +86,7 @@ def test_the_help_of_a_stage_needs_no_docstrings():
     command = [sys.executable, "-OO", "-m", "pipeline.cli", "select", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "\n  min_frequency (whole number; threshold; default 3)\n  max_per_phrase" in done.stdout
-    assert "\n  no_noun_phrase: The captions hold no noun phrase." in done.stdout
+    assert "\n  no_noun_phrase: " in done.stdout
 
 
 def with_entry_point(folder, line, *arguments):
