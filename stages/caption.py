@@ -36,17 +36,17 @@ WRITES: dict[str, pa.DataType] = {
         pa.struct([("name", pa.string()), ("error", pa.string()), ("message", pa.string())])
     ),
 }
-"""The captions, in the order of the prompts. For each: the name of its prompt, null without
-`prompts`; whether its prompt held the web caption; the number of its words, 0 for an empty one; the
-share of its words that were said before, 0.67 for "dai dai dai"; and whether it was cut at the
-greatest length before the captioner ended it. `caption_failures` has an entry for each caption that
-was asked for and not obtained: the name of its prompt, one of the stage's reasons, and details."""
+"""The captions, in the order of the prompts. For each of them: the name of its prompt, null if it
+has none; whether its prompt has the web caption in it; the number of its words, 0 if it is empty;
+the share of its words that occurred before, 0.67 for "dai dai dai"; and whether it was cut off at
+the maximum length. `caption_failures` lists the captions that could not be had: the name of the
+prompt, one of the stage's reasons, and details."""
 
 MAX_ALT_TEXT = 1000
-"""Characters of a web caption that a prompt takes."""
+"""Maximum characters of a web caption in a prompt."""
 
 MAX_MESSAGE = 300
-"""Characters kept of a text that repeats itself."""
+"""Characters that are kept of a caption that repeats itself."""
 
 BRACKETS = str.maketrans("<>[]", "()()")
 
@@ -54,10 +54,10 @@ BRACKETS = str.maketrans("<>[]", "()()")
 class CaptionStage(Stage[CaptionConfig]):
     """Writes `num_captions` synthetic captions of each image for each prompt.
 
-    The random numbers of a caption are hash(seed, uid, which caption, which token), whatever the
-    batch, shard or worker; a server is given hash(seed, uid, which caption) as its seed. No caption
-    is judged here but one that says the same over and over: an image whose captions are poor may
-    have a good web caption, and the filter judges each text by itself.
+    The random numbers of a caption are hash(seed, uid, number of the caption, number of the token),
+    independent of batch, shard and worker. A server gets hash(seed, uid, number of the caption) as
+    its seed. Captions are not judged here, except those that repeat themselves without end: an
+    image with poor captions may have a good web caption, and the filter judges each text by itself.
     """
 
     name = "caption"
@@ -67,14 +67,13 @@ class CaptionStage(Stage[CaptionConfig]):
     writes = pa.schema(WRITES)
     reasons: ClassVar[Mapping[str, str]] = {
         "undecodable": "The image cannot be decoded, so it has no captions.",
-        "no_alt_text": "Every prompt holds {alt_text}, and the row has no web caption.",
-        "refused": "The server refuses the request, as too large or by its content filter.",
-        "timeout": "The server does not answer within `timeout` seconds, however often it is asked "
-        "(`tries`).",
-        "server_error": "The server fails on this request and on no other: a status from 500, or a "
-        "broken connection.",
-        "bad_answer": "The server answers something else than a caption.",
-        "repetitive": "The captioner says the same words over and over.",
+        "no_alt_text": "Every prompt has {alt_text} in it, and the row has no web caption.",
+        "refused": "The server refuses the request, because of its size or content.",
+        "timeout": "The server did not answer within `timeout` seconds, in `tries` tries.",
+        "server_error": "The server fails on this request only: status 500 or above, or a broken "
+        "connection, in `tries` tries.",
+        "bad_answer": "The answer of the server is not a caption, in `tries` tries.",
+        "repetitive": "Every caption repeats the same words without end.",
     }
     help = "write synthetic captions with BLIP or a vision-language model"
     examples = (
@@ -90,11 +89,11 @@ class CaptionStage(Stage[CaptionConfig]):
     _detector: LanguageDetector | None = None
 
     def load(self) -> None:
-        """Load the captioner, or see that the servers give captions.
+        """Load the captioner, or check that the servers answer.
 
         Raises:
             ValueError: The settings do not fit the model.
-            StageUnavailableError: A server gives no caption, or vLLM is not installed.
+            StageUnavailableError: A server does not answer, or vLLM is not installed.
         """
         config = self.config
         if config.clean_up:
@@ -151,7 +150,7 @@ class CaptionStage(Stage[CaptionConfig]):
         )
 
     def _loaded(self) -> tuple[Any, bool]:
-        """A captioner of transformers or our own, and whether it is a chat model."""
+        """Load a captioner by transformers or our own loop; tell whether it is a chat model."""
         config = self.config
         model, engine = folder_of(config.model), config.engine
         if engine == "auto":
@@ -177,7 +176,7 @@ class CaptionStage(Stage[CaptionConfig]):
         return Captioner.from_pretrained(model, **config.placement()), False
 
     def _refuse_chat_fields(self, what: str) -> None:
-        """Refuse what only a chat model can do."""
+        """Refuse settings that only chat models have."""
         config = self.config
         if config.max_tokens is not None:
             raise ValueError(
@@ -190,7 +189,7 @@ class CaptionStage(Stage[CaptionConfig]):
             )
 
     def annotate(self, rows: pa.Table) -> pa.Table:
-        """Caption rows; see `Stage.annotate`."""
+        """Write captions of rows; see `Stage.annotate`."""
         if self._captioner is None:
             self.load()
         written: list[_Written] = [_Written() for _ in range(rows.num_rows)]
@@ -202,7 +201,7 @@ class CaptionStage(Stage[CaptionConfig]):
         return pa.Table.from_pylist(columns, schema=self.writes)
 
     def _questions(self, rows: pa.Table) -> list[list[_Question]]:
-        """What is asked of rows: all at once of a chat model, a prompt at a time of any other."""
+        """Put the prompts to rows: in one group for a chat model, else in one group per prompt."""
         prompts = self.config.asked(self._is_chat)
         images = [image or b"" for image in rows["image"].to_pylist()]
         uids = [str(uid) for uid in rows["uid"].to_pylist()]
@@ -220,7 +219,7 @@ class CaptionStage(Stage[CaptionConfig]):
         return [[question for some in zip(*found, strict=True) for question in some]]
 
     def _write(self, questions: Sequence[_Question]) -> list[list[Caption] | None]:
-        """The captions of each question; None where nothing can be asked."""
+        """Write the captions of each question; None if the row lacks the web caption."""
         config = self.config
         asked = [question for question in questions if question.text is not None]
         images, seeds = [one.image for one in asked], [one.seed for one in asked]
@@ -234,7 +233,7 @@ class CaptionStage(Stage[CaptionConfig]):
         return [None if one.text is None else next(captions) for one in questions]
 
     def _take(self, row: _Written, prompt: Prompt, captions: list[Caption] | None) -> None:
-        """Add what came of a question to its row."""
+        """Add the captions of a question, or its failures, to the row."""
         if captions is None:
             row.fail(prompt, "no_alt_text")
             return
@@ -257,7 +256,7 @@ class CaptionStage(Stage[CaptionConfig]):
         return clean_paragraph(text, lambda sentence: detector(sentence)[1] >= 0.5)
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
-        """Reject the images without any caption, by what kept them from one."""
+        """Reject rows without any caption, for the reason of their first failure."""
         count = pc.list_value_length(annotations["synthetic"]).fill_null(0).to_numpy()
         reasons = np.full(len(annotations), None, object)
         for row in np.flatnonzero(count == 0):
@@ -270,7 +269,7 @@ class CaptionStage(Stage[CaptionConfig]):
 
 
 class _Question(NamedTuple):
-    """A prompt that is put to a row; `text` is None where the row lacks what the prompt holds."""
+    """A prompt put to a row; `text` is None if the row lacks the web caption for it."""
 
     row: int
     prompt: Prompt
@@ -281,7 +280,7 @@ class _Question(NamedTuple):
 
 @dataclass
 class _Written:
-    """What has been written of a row."""
+    """The captions and failures of a row."""
 
     captions: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
@@ -309,14 +308,15 @@ class _Written:
 
 
 def _filled(prompt: Prompt, alt_text: str | None) -> str | None:
-    """A prompt with the web caption in its place; None where there is no web caption.
+    """Put the web caption into a prompt; None if there is no web caption.
 
-    Brackets of a web caption become round ones: chat templates use the others.
+    Angle and square brackets of the web caption become round, as they may have a meaning in the
+    chat template of a model.
     """
     if not prompt.is_fused:
         return prompt.text
-    told = " ".join(INVISIBLE.sub("", alt_text or "").translate(BRACKETS).split())
-    return prompt.text.replace(ALT_TEXT, told[:MAX_ALT_TEXT]) if told else None
+    text = " ".join(INVISIBLE.sub("", alt_text or "").translate(BRACKETS).split())
+    return prompt.text.replace(ALT_TEXT, text[:MAX_ALT_TEXT]) if text else None
 
 
 def _repeated(words: list[str]) -> float:

@@ -1,4 +1,4 @@
-"""The settings of caption: which captioner writes what."""
+"""The settings of the stage caption: which captioner to ask, and what."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ CHAT_TOKENS = 256
 
 ALT_TEXT = "{alt_text}"
 FIELD = re.compile(r"\{\w+\}")
-ONLY_HERE = ("device", "dtype", "revision", "batch_size")
-"""Fields of a model that runs in the worker, and means nothing to a server."""
+NOT_SERVER = ("device", "dtype", "revision", "batch_size")
+"""Fields that only a model in the workers has."""
 
-ONLY_WITHOUT_CHAT = ("max_length", "min_length", "num_beams", "continue_up_to")
-"""Fields that a server and vLLM have no use for."""
+NOT_CHAT = ("max_length", "min_length", "num_beams", "continue_up_to")
+"""Fields that servers and vLLM do not have."""
 
 ONLY_SERVER = ("concurrency", "timeout", "tries", "api_key_env")
-"""Fields of a captioner behind a server."""
+"""Fields that only servers have."""
 
 
 class Prompt(NamedTuple):
-    """What is asked of an image.
+    """A prompt for each image.
 
     Attributes:
-        name: Its name in `prompts`, None where there is one prompt without a name.
-        text: With `{alt_text}` where the web caption is to stand.
+        name: The name in `prompts`; None for `prompt`.
+        text: The text, which may have `{alt_text}` for the web caption.
     """
 
     name: str | None
@@ -57,7 +57,7 @@ class Prompt(NamedTuple):
 
     @property
     def is_fused(self) -> bool:
-        """Whether it holds the web caption."""
+        """Whether the web caption is part of it."""
         return ALT_TEXT in self.text
 
 
@@ -65,53 +65,55 @@ class Prompt(NamedTuple):
 class CaptionConfig(ModelConfig):
     """How captions are written (CapFilt, arXiv:2201.12086, section 3.3 and 4.4).
 
-    The paper draws one caption an image by nucleus sampling with p = 0.9; the lengths are those
-    of its released demo, as the paper gives none for CapFilt. A chat model, behind a server or
-    here, is asked by its chat template instead of going on from a prompt.
+    The paper draws one caption per image by nucleus sampling with p = 0.9. It gives no lengths for
+    CapFilt; the defaults are those of its released demo. Chat models are asked by their chat
+    template; other models continue a prompt.
 
     Attributes:
-        model: The captioner: a folder of `save_pretrained` or a name on the hub; by default the
-            released BLIP, fine-tuned on COCO. With `server`, the name that the server has for it.
-        server: The URL of a server with OpenAI's API, its prefix included, or several URLs that
-            share the rows: http://127.0.0.1:8000/v1. vLLM, SGLang, TGI, llama.cpp and
-            `transformers serve` are such servers. Unset runs the model in the workers.
-        engine: What runs a model in the workers: blip is our own loop for BLIP and the fastest;
-            transformers runs any AutoModelForImageTextToText (BLIP-2, LLaVA, Qwen-VL, ...) by
-            `generate`; vllm runs a chat model in vLLM, one accelerator a worker
-            (`pip install "capfilt[vllm]"`); auto is blip for a BLIP and transformers for the rest.
-        prompt: What a chat model is asked; what any other model goes on from, which is left out of
-            the caption. Unset is a request for one or two sentences for chat models and "a picture
-            of " for others; "" is nothing. `{alt_text}` stands for the web caption, for chat
-            models: such captions are marked `fused`, and rows without a web caption get none.
-        prompts: Several prompts by name, in the place of `prompt`, as {short: ..., dense: ...}.
-            Each gives `num_captions` captions that carry its name.
-        num_captions: Captions of each prompt; one for greedy, up to `num_beams` for beam.
-        decoding: nucleus, beam or greedy. A server and vLLM know no beam.
+        model: A folder written by `save_pretrained`, or a model name on the hub; by default the
+            released BLIP, fine-tuned on COCO. With `server`, the name of the model on the server.
+        server: URL of a server with OpenAI's API, including its prefix (http://127.0.0.1:8000/v1),
+            or a list of URLs that share the rows. vLLM, SGLang, TGI, llama.cpp and
+            `transformers serve` are such servers. Null runs the model in the workers.
+        engine: How the workers run the model: blip is a fast loop for BLIP; transformers runs any
+            AutoModelForImageTextToText (BLIP-2, LLaVA, Qwen-VL, ...) by `generate`; vllm runs a
+            chat model in vLLM, with one GPU per worker (`pip install "capfilt[vllm]"`); auto is
+            blip for a BLIP and transformers for any other model.
+        prompt: The question to a chat model, or the beginning of the caption for any other model,
+            which is left out of the result. Null asks a chat model for one or two sentences, and
+            is "a picture of " for others; "" is no prompt. In the prompt of a chat model
+            `{alt_text}` is replaced by the web caption: such captions are marked `fused`, and rows
+            without a web caption get none.
+        prompts: Several prompts by name, instead of `prompt`: {short: ..., dense: ...}. Each gives
+            `num_captions` captions with its name.
+        num_captions: Captions per prompt; 1 for greedy, at most `num_beams` for beam.
+        decoding: nucleus, beam or greedy; servers and vLLM have no beam search.
         temperature: Divides the logits before a token is sampled; 1 in the paper.
-        top_p: The mass of the nucleus.
-        nucleus: Whose sampling: paper is p alone (top_k 0, no repetition penalty); repository is
-            the released code's, which adds transformers' default top_k 50 and a repetition
-            penalty of 1.1.
-        top_k: The tokens that may be in the nucleus, 0 for all; unset is as `nucleus` says.
-        repetition_penalty: 1 is none; unset is as `nucleus` says, and none without sampling.
+        top_p: Probability mass of the nucleus.
+        nucleus: paper samples by top_p alone (top_k 0, no repetition penalty); repository samples
+            as the released code does, which adds transformers' default top_k of 50 and a
+            repetition penalty of 1.1.
+        top_k: Maximum tokens in the nucleus, 0 for all; null follows `nucleus`.
+        repetition_penalty: Penalty for repeated tokens, 1 for none; null follows `nucleus`, and is
+            1 for beam and greedy.
         num_beams: Beams of beam search.
-        max_tokens: The most tokens of a caption by a chat model; 256 where unset.
-        max_length: The most tokens of a caption by any other model, the prompt and BLIP's [DEC]
-            counted.
-        min_length: The fewest, counted likewise.
-        continue_up_to: Captions by transformers of at most so many tokens are continued once: 80 in
-            MiniGPT-4 (arXiv:2304.10592); 0 continues none.
-        clean_up: Whether captions pass the rules after MiniGPT-4's second stage: repeated,
-            unfinished and non-English sentences dropped.
-        image_size: For a server and vLLM: the longer side, in pixels, to which larger images are
-            resized before they are sent.
-        concurrency: The most requests that a worker has in flight, over all servers.
-        timeout: Seconds from sending a request to the end of its answer.
-        tries: How often a request is sent that fails; a server that is busy (429, 503) or cannot be
-            reached is waited for, up to ten minutes.
-        api_key_env: The environment variable of the workers that holds the server's API key, if
-            one is needed. The key itself stands in no manifest and no file of the run.
-        seed: The seed of the sampling.
+        max_tokens: Maximum tokens of a caption by a chat model; null is 256.
+        max_length: Maximum tokens of a caption by any other model, including the prompt and BLIP's
+            [DEC].
+        min_length: Minimum tokens, counted in the same way.
+        continue_up_to: Captions by engine transformers with at most this many tokens are continued
+            once, as in MiniGPT-4 (arXiv:2304.10592), which has 80; 0 continues none.
+        clean_up: Whether to clean captions after the rules of MiniGPT-4's second stage, which
+            removes repeated, unfinished and non-English sentences.
+        image_size: For servers and vLLM: larger images are resized to this longer side, in pixels,
+            before they are sent.
+        concurrency: For servers: maximum requests in flight per worker, over all servers.
+        timeout: For servers: seconds from sending a request to the end of its answer.
+        tries: For servers: how often to send a request that fails. A server that is busy (status
+            429 or 503) or cannot be reached is waited for instead, up to ten minutes.
+        api_key_env: For servers: the environment variable of the workers with the API key, if the
+            server needs one. The key is written to no file.
+        seed: Seed of the sampling.
     """
 
     stage = "caption"
@@ -233,11 +235,11 @@ class CaptionConfig(ModelConfig):
         asks = self.server is not None or self.engine == "vllm"
         wrong: list[tuple[tuple[str, ...], str]] = []
         if self.server is not None:
-            wrong.append((ONLY_HERE, "is for a model that runs in the workers, not for a server"))
+            wrong.append((NOT_SERVER, "is for a model that runs in the workers, not for a server"))
         else:
             wrong.append((ONLY_SERVER, "is for caption.server, which is not set"))
         if asks:
-            wrong.append((ONLY_WITHOUT_CHAT, "is not for chat models; set max_tokens"))
+            wrong.append((NOT_CHAT, "is not for chat models; set max_tokens"))
         elif self.engine == "blip":
             wrong.append((("max_tokens",), "is for chat models; BLIP goes by max_length"))
         if not asks:
@@ -257,19 +259,19 @@ class CaptionConfig(ModelConfig):
 
     @property
     def servers(self) -> tuple[str, ...]:
-        """The URLs of the servers, without a slash at the end; none where there is no server."""
+        """The URLs of the servers, without a final slash; empty without a server."""
         given = (self.server,) if isinstance(self.server, str) else self.server or ()
         return tuple(url.strip().rstrip("/") for url in given if url.strip())
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The web caption where a prompt holds it, as clean normalises it where clean has run."""
+        """The columns of the web caption, if a prompt has it in it."""
         is_fused = any(prompt.is_fused for prompt in self.asked(is_chat=True))
         return ("caption", "text") if is_fused else ()
 
     @property
     def resources(self) -> Resources:
-        """Cores alone for a server; an accelerator for vLLM; else as `ModelConfig.resources`."""
+        """Only cores for a server, a GPU for vLLM, otherwise as for any model."""
         if self.server is not None:
             return Resources(cpus=self.cpus)
         if self.engine == "vllm":
@@ -277,18 +279,18 @@ class CaptionConfig(ModelConfig):
         return super().resources
 
     def models(self) -> dict[str, tuple[str, str | None]]:
-        """The model that a worker loads; none for a server."""
+        """Return the model that a worker loads; none for a server."""
         return {} if self.server is not None else super().models()
 
     def asked(self, is_chat: bool) -> list[Prompt]:
-        """The prompts, the default one where none is set."""
+        """Return the prompts, or the default prompt if none is set."""
         if self.prompts:
             return [Prompt(name, text) for name, text in self.prompts.items()]
         default = CHAT_PROMPT if is_chat else PLAIN_PROMPT
         return [Prompt(None, default if self.prompt is None else self.prompt)]
 
     def sampling(self) -> tuple[int, float]:
-        """top_k and repetition penalty, in the place of those unset what `nucleus` says."""
+        """Return top_k and the repetition penalty; `nucleus` decides those that are null."""
         named = NUCLEI[self.nucleus] if self.decoding == "nucleus" else NUCLEI["paper"]
         given = self.top_k, self.repetition_penalty
         return (
@@ -297,10 +299,10 @@ class CaptionConfig(ModelConfig):
         )
 
     def measurement(self) -> dict[str, Any]:
-        """See `ModelConfig.measurement`; the numbers of the sampling, not their name.
+        """Return the fields that change a caption; see `ModelConfig.measurement`.
 
-        A server's URL, and how it is asked, change no caption and stay out; what the server says of
-        its model stands in the place of the weights.
+        The numbers of the sampling are in it instead of `nucleus`. For a server, what it says of
+        its model takes the place of the weights; its URL and the fields of requests are left out.
 
         Raises:
             FileNotFoundError: A server cannot be reached, or has no such model.
@@ -309,21 +311,21 @@ class CaptionConfig(ModelConfig):
         numbers = {"top_k": top_k, "repetition_penalty": repetition_penalty}
         asks = self.server is not None or self.engine == "vllm"
         left_out = {"nucleus", "server", *ONLY_SERVER}
-        left_out |= set(ONLY_WITHOUT_CHAT) if asks else {"image_size"}
+        left_out |= set(NOT_CHAT) if asks else {"image_size"}
         if self.server is None:
             fields = super().measurement()
         else:
             fields = StageConfig.measurement(self)
-            left_out |= {"model", "cpus", "engine", *ONLY_HERE}
+            left_out |= {"model", "cpus", "engine", *NOT_SERVER}
             fields["weights"] = self.served()
         fields = {name: value for name, value in fields.items() if name not in left_out}
         return {**fields, **numbers, "max_tokens": self.max_tokens or CHAT_TOKENS}
 
     def served(self) -> str:
-        """What the servers say of the model; see `served_revision`.
+        """Return what the servers say of the model; see `served_revision`.
 
         Raises:
-            FileNotFoundError: One cannot be reached, or has no such model.
+            FileNotFoundError: A server cannot be reached, or has no such model.
         """
         from models.errors import StageUnavailableError
         from models.inference.server import served_revision
@@ -334,7 +336,7 @@ class CaptionConfig(ModelConfig):
             raise FileNotFoundError(f"caption.server: {error}") from None
 
     def settings_of_decoding(self) -> Settings:
-        """What the captioner is told of decoding."""
+        """Return the settings for the captioner."""
         from models.inference.decoding import Settings
 
         top_k, repetition_penalty = self.sampling()
@@ -352,7 +354,7 @@ class CaptionConfig(ModelConfig):
         )
 
     def explain(self) -> list[str]:
-        """Where captions come from, what is asked, and how long they may be."""
+        """Say which model is asked, the prompts, and how long captions may be."""
         is_chat: bool | None = True
         if self.server is not None:
             each = f"{self.concurrency} requests at once a worker, {self.timeout:g} s each"

@@ -123,6 +123,8 @@ def _type(hint: Any) -> str:
     if origin is tuple:
         whole = inner[:1] if inner[-1] is Ellipsis else inner
         return f"list of {' or '.join(dict.fromkeys(_type(part) for part in whole))}"
+    if origin is dict:
+        return f"mapping of {_type(inner[1])}"
     if dataclasses.is_dataclass(hint):
         return "mapping"
     names = {str: "text", int: "whole number", float: "number", bool: "on/off", type(None): "null"}
