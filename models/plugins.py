@@ -9,12 +9,9 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from models.errors import PluginError
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoints
 
 __all__ = ["Registry"]
 
@@ -163,7 +160,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
 
 @cache
-def _entry_points(path: tuple[str, ...]) -> EntryPoints:
+def _entry_points(path: tuple[str, ...]) -> Any:
     """Return every entry point of the packages on `sys.path`; reading them takes 15 ms."""
     from importlib import metadata  # imported late, since it takes 25 ms
 
