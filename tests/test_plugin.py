@@ -16,6 +16,8 @@ from PIL import Image
 from pipeline.cli.main import main
 from pipeline.storage.run import Run
 
+pytestmark = pytest.mark.slow
+
 FOLDER = """
 import sys
 from pipeline.manifest.manifest import Manifest

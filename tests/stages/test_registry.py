@@ -87,6 +87,7 @@ def test_what_is_no_stage_is_refused_with_the_reason(tmp_path, monkeypatch, old,
     assert "ink" not in dict(stages.usable())
 
 
+@pytest.mark.slow
 def test_the_names_of_stages_need_no_stage():
     code = """
         import sys

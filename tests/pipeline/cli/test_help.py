@@ -68,6 +68,7 @@ def test_the_help_of_a_stage_tells_its_fields_and_reasons(capsys, monkeypatch, n
         assert f"\n  {reason}: {text[:60]}" in shown
 
 
+@pytest.mark.slow
 def test_the_list_of_commands_is_made_without_a_library_that_takes_long():
     code = (
         "import sys; from pipeline.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: "
@@ -82,6 +83,7 @@ def test_the_list_of_commands_is_made_without_a_library_that_takes_long():
         assert name == "review" or STAGES[name].help.startswith(listed[name])
 
 
+@pytest.mark.slow
 def test_the_help_of_a_stage_needs_no_docstrings():
     command = [sys.executable, "-OO", "-m", "pipeline.cli", "select", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -100,6 +102,7 @@ def with_entry_point(folder, line, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environ)
 
 
+@pytest.mark.slow
 def test_a_stage_that_cannot_be_imported_stops_only_what_needs_it(tmp_path):
     (tmp_path / "m.yaml").write_text("{name: m, stages: {download: {source: x}, ink: {}}}")
     command = ("run", str(tmp_path / "m.yaml"), "--dry-run")
@@ -116,6 +119,7 @@ def test_a_stage_that_cannot_be_imported_stops_only_what_needs_it(tmp_path):
     assert done.stderr.startswith("capfilt: entry point ink = no_such:Ink")
 
 
+@pytest.mark.slow
 def test_a_stage_with_a_name_of_ours_stops_every_command(tmp_path):
     done = with_entry_point(tmp_path, "clean = inks:Ink", "--help")
     assert (done.returncode, done.stdout) == (2, "")
@@ -125,6 +129,7 @@ def test_a_stage_with_a_name_of_ours_stops_every_command(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_stage_without_a_line_of_help_is_listed_by_its_package(tmp_path):
     done = with_entry_point(tmp_path, "ink = no_such:Ink", "--help")
     assert re.search(r"^    ink +a stage of inks 2\.0$", done.stdout, re.M)
