@@ -157,6 +157,16 @@ def test_the_stage_of_the_page_is_the_package_that_is_tested():
     assert list(yaml.safe_load(manifest)["stages"]) == ["download", "ink", "export"]
 
 
+def test_the_objective_of_the_page_is_the_package_that_is_tested():
+    code = [textwrap.dedent(content) for _, _, content in blocks("objective.md", "python")]
+    ((_, _, entry),) = blocks("objective.md", "toml")
+    package = ROOT / "tests" / "plugin"
+    assert "\n\n".join(code) == (package / "capfilt_siglip.py").read_text()
+    assert textwrap.dedent(entry) in (package / "pyproject.toml").read_text()
+    ((_, _, manifest),) = blocks("objective.md", "yaml")
+    assert yaml.safe_load(manifest)["train"]["towers"]["objective"] == "siglip"
+
+
 def test_the_stage_of_the_page_is_a_stage():
     scope = {}
     exec((ROOT / "tests" / "plugin" / "capfilt_ink.py").read_text(), scope)
@@ -200,5 +210,7 @@ def test_every_recipe_has_its_line():
 def test_the_pages_of_fields_and_reasons_are_as_the_code_says():
     from pipeline.manifest import reference
 
-    for name, made in (("manifest.md", reference.manifest()), ("reasons.md", reference.reasons())):
+    pages = {"manifest.md": reference.manifest(), "reasons.md": reference.reasons()}
+    pages["objectives.md"] = reference.objectives()
+    for name, made in pages.items():
         assert (ROOT / "docs" / name).read_text() == made, "`make docs` makes it anew"

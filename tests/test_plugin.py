@@ -1,10 +1,11 @@
-"""A stage of another package, installed into an environment of its own, through the command line.
+"""A stage and an objective of another package, in an environment of its own, by the command line.
 
 The package is tests/plugin; nothing of it is known to this repository.
 """
 
 import json
 import re
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -14,6 +15,7 @@ from helpers.plugin import PluginEnvironment
 from PIL import Image
 
 from pipeline.cli.main import main
+from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.storage.run import Run
 
 pytestmark = pytest.mark.slow
@@ -193,3 +195,101 @@ def test_the_measures_are_row_for_row_with_the_pool(done):
         found = run.read_table("annotations", made.name, f"{shard}.parquet")
         assert found["uid"].equals(pool["uid"])
         assert found.schema.field("ink_contrast").type == pa.float32()
+
+
+CONTRACT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from helpers.contract import check_contract, small
+from models.objectives.registry import OBJECTIVES
+for locked in (False, True):
+    folder = Path(sys.argv[3]) / str(locked)
+    folder.mkdir()
+    fields = {"model": "tiny", "locked": locked}
+    check_contract(small(OBJECTIVES["siglip"], sys.argv[2], **fields), folder)
+"""
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    """A manifest that trains the objective on eight pairs."""
+    folder = tmp_path_factory.mktemp("towers")
+    write_tokenizer(folder / "tokenizer")
+    photos = fakes.photo_folder(folder / "photos", 8, captions=False)
+    lines = [{"image": f"{n:04d}.jpg", "caption": f"a thing with number {n}"} for n in range(8)]
+    (photos / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    training = {
+        "objective": "siglip",
+        "model": "tiny",
+        "tokenizer": str(folder / "tokenizer"),
+        "data": [str(photos / "pairs.jsonl")],
+        "image_size": 32,
+        "batch_size": 4,
+        "steps": 3,
+        "threads": 1,
+    }
+    content = {"name": "towers", "run": str(folder / "run"), "train": {"towers": training}}
+    (folder / "m.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return folder
+
+
+def test_its_objective_keeps_the_contract(plugin, towers, tmp_path):
+    tests = str(Path(__file__).parent)
+    arguments = (tests, str(towers / "tokenizer"), str(tmp_path))
+    done = plugin.python("-c", CONTRACT, *arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_objective_trains_and_its_model_is_measured(plugin, towers):
+    manifest, model = str(towers / "m.yaml"), towers / "run" / "models" / "towers"
+    plugin.capfilt("train", manifest, "--objective", "siglip")
+    rows = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["sigmoid"] == rows[0]["loss"] > 0 and rows[0]["bias"] == pytest.approx(
+        -10, abs=0.1
+    )
+    card = (model / "README.md").read_text()
+    assert "after SigLIP (arXiv 2303.15343). Loads as SiglipModel." in card
+    assert "locked: false" in card and "Texts are read as the tokenizer makes them" in card
+    data = str(towers / "photos" / "pairs.jsonl")
+    found = json.loads(plugin.capfilt("evaluate", str(model), "--data", data, "--json"))
+    assert found.keys() == {"images", "captions", "retrieval", "intervals"}
+    assert found["retrieval"]["itc"]["TR@10"] == 1.0
+    made = (model / "model.safetensors").stat().st_mtime_ns
+    plugin.capfilt("train", manifest, "--objective", "siglip")
+    assert (model / "model.safetensors").stat().st_mtime_ns == made
+    record = Run(str(towers / "run")).read_json("run.json")
+    assert record["versions"]["capfilt-example"] == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("locket=true", "train.towers.locket: unknown field of objective siglip; did you mean"),
+        ("locked=3", "train.towers.locked: must be on/off, got 3"),
+        ("queue_size=3", "objective siglip; pretrain, filter, joint, albef have it"),
+        (
+            "objective=siglib",
+            "train.towers.objective: no objective 'siglib'; did you mean 'siglip'",
+        ),
+    ],
+)
+def test_a_wrong_field_of_its_objective_is_told_with_the_fix(plugin, towers, given, message):
+    arguments = ("run", str(towers / "m.yaml"), "--dry-run", "--set", f"train.towers.{given}")
+    assert message in plugin.capfilt(*arguments, status=2)
+
+
+def test_the_page_of_its_objective_is_made(plugin, tmp_path):
+    made = plugin.python("-m", "pipeline.manifest.reference", str(tmp_path), "siglip")
+    assert made.returncode == 0, made.stderr
+    text = (tmp_path / "siglip.md").read_text()
+    assert "Paper: SigLIP (arXiv 2303.15343). Loads as `SiglipModel`." in text
+    assert "| `locked` | on/off | `false` | Whether the image tower is frozen" in text
+
+
+def test_a_manifest_of_its_objective_cannot_be_read_where_it_is_not_installed(towers, capsys):
+    assert main(["run", str(towers / "m.yaml"), "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert "train.towers.objective: no objective 'siglip'" in told
+    assert "install that package here" in told

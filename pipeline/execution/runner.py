@@ -21,6 +21,7 @@ from models.errors import (
     StageError,
     WorkerPoolError,
 )
+from models.objectives.registry import OBJECTIVES
 from pipeline.execution import documents_writer, export_writer
 from pipeline.execution.cluster import Cluster
 from pipeline.execution.map_reduce import PartitionedSummary
@@ -100,6 +101,7 @@ class Runner:
             self._require(str(first))
         before = self.run.find_record(RunRecord, "run.json", damaged_ok=True)
         old = before.measurement if before else {}
+        objectives = {config.objective.name for config in self.manifest.train.values()}
         packages = ("ray", "torch", "transformers", "pyarrow", "img2dataset", "datasketch", "spacy")
         settings = {name: as_json(c.settings()) for name, c in self.manifest.stages.items()}
         record = RunRecord(
@@ -111,6 +113,7 @@ class Runner:
                 "python": platform.python_version(),
                 **{name: metadata.version(name) for name in packages},
                 **dict(filter(None, map(STAGES.distribution, self.plan.names))),
+                **dict(filter(None, map(OBJECTIVES.distribution, objectives))),
             },
             machine={"cpus": os.cpu_count(), "system": platform.platform()},
             measurement={

@@ -396,11 +396,12 @@ class _Mistakes:
         try:
             kind = OBJECTIVES[name]
         except (KeyError, TypeError):
-            self.add(
-                f"{where}.objective",
-                f"no objective {name!r}{did_you_mean(str(name), OBJECTIVES)}. If it is of another "
-                "package, install that package here",
+            hint = did_you_mean(str(name), OBJECTIVES, else_list=False)
+            hint = hint or (
+                f"; known are {', '.join(OBJECTIVES)}. If it is of another package, install that "
+                "package here"
             )
+            self.add(f"{where}.objective", f"no objective {name!r}{hint}")
             return None
         except PluginError as error:
             self.add(f"{where}.objective", str(error))

@@ -6,7 +6,8 @@ writes manifest.md, reasons.md and objectives.md of what this repository ships i
 
     python -m pipeline.manifest.reference docs ink
 
-writes ink.md, the fields and reasons of one stage, also of another package.
+writes ink.md, the fields and reasons of one stage, also of another package. An objective's name
+gives the page of the objective.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from stages.export import ExportConfig, ExportStage
 from stages.registry import STAGES
 from stages.review import ReviewConfig
 
-__all__ = ["kinds", "manifest", "objectives", "reasons", "stage", "write"]
+__all__ = ["kinds", "manifest", "objective", "objectives", "reasons", "stage", "write"]
 
 NOTICE = "<!-- Made by `make docs` out of the code's own docstrings. -->"
 
@@ -41,8 +42,15 @@ def kinds() -> dict[str, type]:
 
 
 def write(folder: Path, *names: str) -> None:
-    """Write the pages of what this repository ships, or a page of each named stage."""
-    pages = {name: stage(STAGES[name]) for name in names}
+    """Write the pages of what this repository ships, or a page of each named stage or objective.
+
+    Raises:
+        KeyError: There is no stage and no objective of a name.
+    """
+    pages = {
+        name: stage(STAGES[name]) if name in STAGES else objective(OBJECTIVES[name])
+        for name in names
+    }
     shipped = {"manifest": manifest, "reasons": reasons, "objectives": objectives}
     pages = pages or {name: page() for name, page in shipped.items()}
     for name, text in pages.items():
@@ -167,7 +175,7 @@ def _section(title: str, kind: type, *more: str, level: int = 2) -> Iterator[str
         yield f"| `{field.name}` | {_cell(field.type)} | {default} | {mark}{_cell(field.text)} |"
     yield ""
     for field in fields:
-        if field.config is not None:
+        if field.config not in (None, ObjectiveConfig):
             yield from _section(
                 f"{title}.{field.name}, as a mapping", field.config, level=level + 1
             )
@@ -217,6 +225,32 @@ def _default(kind: type[ObjectiveConfig], name: str) -> str:
     return f"`{as_yaml(getattr(kind, name))}`{''.join(sizes)}"
 
 
+def objective(kind: type[ObjectiveConfig]) -> str:
+    """The page of one objective: what it trains, its paper, its result and its fields."""
+    lines = [
+        f"# {kind.name}",
+        "",
+        _cell(_text(kind)),
+        "",
+        f"Paper: {kind.paper}. Loads as {_loaded(kind)}.",
+        "",
+        "| field | type | default | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for field in describe(kind):
+        default = _default(kind, field.name)
+        lines.append(f"| `{field.name}` | {_cell(field.type)} | {default} | {_cell(field.text)} |")
+    return "\n".join([*lines, ""])
+
+
+def _loaded(kind: type[ObjectiveConfig]) -> str:
+    """What loads each folder that a training writes."""
+    return ", ".join(
+        f"`{saved.architecture}`" + ("" if folder == "." else f" (`{folder}/`)")
+        for folder, saved in kind.saves.items()
+    )
+
+
 def objectives() -> str:
     """The page of the objectives: what each is, its paper, its result and its fields."""
     kinds = {name: OBJECTIVES[name] for name in OBJECTIVES.ours}
@@ -234,11 +268,7 @@ def objectives() -> str:
         "| --- | --- | --- | --- |",
     ]
     for name, kind in kinds.items():
-        saved = (
-            f"`{one.architecture}`" + ("" if folder == "." else f" (`{folder}/`)")
-            for folder, one in kind.saves.items()
-        )
-        lines.append(f"| `{name}` | {_cell(_text(kind))} | {kind.paper} | {', '.join(saved)} |")
+        lines.append(f"| `{name}` | {_cell(_text(kind))} | {kind.paper} | {_loaded(kind)} |")
     return "\n".join(
         [
             *lines,
