@@ -396,12 +396,13 @@ class _Mistakes:
         try:
             kind = OBJECTIVES[name]
         except (KeyError, TypeError):
-            hint = did_you_mean(str(name), OBJECTIVES, else_list=False)
-            hint = hint or (
-                f"; known are {', '.join(OBJECTIVES)}. If it is of another package, install that "
-                "package here"
+            hint = did_you_mean(str(name), OBJECTIVES)
+            hint += " " if hint.endswith("?") else ". "
+            self.add(
+                f"{where}.objective",
+                f"no objective {name!r}{hint}If it is of another package, install that package "
+                "here",
             )
-            self.add(f"{where}.objective", f"no objective {name!r}{hint}")
             return None
         except PluginError as error:
             self.add(f"{where}.objective", str(error))
