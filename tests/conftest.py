@@ -16,10 +16,18 @@ settings.load_profile("capfilt")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-SLOW_FIXTURES = {"browser", "ray_here", "realweb", "tls_server"}
+SLOW_FIXTURES = {"browser", "plugin", "ray_here", "realweb", "tls_server"}
 """Fixtures that start Ray, a browser or another process; tests that use them are `slow`."""
 
-FIRST = ("test_docs", "test_faults", "test_object_storage", "test_runner", "test_recipes")
+FIRST = (
+    "test_docs",
+    "test_faults",
+    "test_object_storage",
+    "test_runner",
+    "test_served",
+    "test_recipes",
+    "test_plugin",
+)
 """Files that take longest; they run first, so that no process is left with one of them alone."""
 
 STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn"}

@@ -9,6 +9,7 @@ import pytest
 from models.inference.decoding import Settings
 
 
+@pytest.mark.slow
 def test_settings_need_no_torch() -> None:
     code = "import sys, models.inference.decoding; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -71,6 +71,7 @@ def dry_run(folder: Path, environ: dict[str, str], *objectives: str) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_an_objective_of_another_package_that_cannot_be_used_names_the_package(
     tmp_path: Path,
 ) -> None:
@@ -82,11 +83,13 @@ def test_an_objective_of_another_package_that_cannot_be_used_names_the_package(
         assert re.search(pattern, " ".join(told.split())), (pattern, told)
 
 
+@pytest.mark.slow
 def test_an_objective_of_another_package_cannot_take_one_of_our_names(tmp_path: Path) -> None:
     told = dry_run(tmp_path, install(tmp_path, {"clip": "broken:Clip"}), "clip")
     assert "broken 1.0: capfilt has a objective 'clip'" in " ".join(told.split())
 
 
+@pytest.mark.slow
 def test_settings_of_every_objective_are_validated_without_torch() -> None:
     program = (
         "import sys\n"
@@ -100,6 +103,7 @@ def test_settings_of_every_objective_are_validated_without_torch() -> None:
     assert done.stdout == "False\n", done.stderr
 
 
+@pytest.mark.slow
 def test_the_names_alone_import_neither_numpy_nor_torch() -> None:
     program = (
         "import sys\n"
