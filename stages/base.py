@@ -332,6 +332,17 @@ class Stage(ABC, Generic[ConfigT]):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return float(value) if is_number else None
 
+    def notices(self, annotations: pa.Table) -> dict[str, int]:
+        """What a person should know of rows that were just measured.
+
+        Args:
+            annotations: As of `judge`.
+
+        Returns:
+            How often each sentence holds; the run prints it after the total number.
+        """
+        return {}
+
 
 class GlobalStage(Stage[ConfigT]):
     """A stage whose verdict on a row depends on the whole pool, such as clusters or counts.

@@ -123,7 +123,8 @@ class ExportStage:
         """Return the pairs of kept rows, with secrets in URLs hidden, since exports are shared.
 
         Args:
-            rows: n rows with uid, `reads` and the existing columns of `uses`.
+            rows: n rows with uid, `reads`, the existing columns of `uses` and, where the filter
+                judged sentences, the columns of `with_kept_sentences`.
             keeps: The filter's keep_web (bool), keep_further and keep_synthetic (list<bool>) of the
                 same rows; None keeps every caption.
 
@@ -143,6 +144,7 @@ class ExportStage:
                 [images, pa.nulls(len(images), pa.string())], names=["bytes", "path"]
             ),
             "caption": pa.concat_arrays([part.captions for part in parts]).take(order),
+            "caption_full": pa.concat_arrays([part.full for part in parts]).take(order),
             "caption_source": pa.concat_arrays([part.sources for part in parts]).take(order),
             "caption_name": pa.concat_arrays([part.names for part in parts]).take(order),
             "itm_score": pa.concat_arrays([part.scores for part in parts]).take(order),
@@ -235,15 +237,17 @@ class ExportStage:
             keep: Any = captions.is_valid()
             if keeps is not None:
                 keep = pc.and_(keep, _column(keeps, "keep_web").fill_null(False))
-            scores = _column(rows, "itm_web") if "itm_web" in rows.column_names else None
             web = pa.array(["web"] * len(rows), pa.string())
-            parts.append(_Texts.choose(np.arange(len(rows)), captions, web, scores, keep))
-            parts += _lists("web", "further_captions", rows, "itm_further", keeps, "keep_further")
+            scores = {name: _optional(rows, f"{name}_web") for name in BY_FILTER}
+            parts.append(_Texts.choose(np.arange(len(rows)), captions, web, keep, **scores))
+            parts += _lists("web", "further", "further_captions", rows, keeps)
         if self.config.synthetic:
-            parts += _lists(
-                "synthetic", "synthetic", rows, "itm_synthetic", keeps, "keep_synthetic"
-            )
+            parts += _lists("synthetic", "synthetic", "synthetic", rows, keeps)
         return parts
+
+
+BY_FILTER = ("itm", "kept_text", "kept_itm")
+"""The filter's columns that a pair takes."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +257,7 @@ class _Texts:
     Attributes:
         rows: (m,) the rows that they belong to.
         captions: The captions.
+        full: The captions before sentences were dropped, null where none was.
         sources: The source of each.
         names: The name of each, null if it has none.
         scores: The ITM score of each, null if it has none.
@@ -260,42 +265,65 @@ class _Texts:
 
     rows: npt.NDArray[np.int64]
     captions: Any
+    full: Any
     sources: Any
     names: Any
     scores: Any
 
     @classmethod
     def choose(
-        cls, rows: Any, captions: Any, sources: Any, scores: Any, keep: Any, names: Any = None
+        cls,
+        rows: Any,
+        captions: Any,
+        sources: Any,
+        keep: Any,
+        *,
+        names: Any = None,
+        itm: Any = None,
+        kept_text: Any = None,
+        kept_itm: Any = None,
     ) -> _Texts:
-        """Select the captions for which `keep` is true; `scores` and `names` may be None."""
-        number = len(captions)
-        scores = pa.nulls(number, pa.float32()) if scores is None else scores
-        names = pa.nulls(number, pa.string()) if names is None else names
-        chosen = np.asarray(rows, np.int64)[keep.to_numpy(zero_copy_only=False)]
-        columns = (column.filter(keep) for column in (captions, sources, names, scores))
-        return cls(chosen, *columns)
+        """Select the captions for which `keep` is true; names and scores may be None."""
+        captions = captions.filter(keep)
+
+        def chosen(values: Any, type: Any) -> Any:
+            return pa.nulls(len(captions), type) if values is None else values.filter(keep)
+
+        left = chosen(kept_text, pa.string())
+        return cls(
+            rows=np.asarray(rows, np.int64)[keep.to_numpy(zero_copy_only=False)],
+            captions=pc.coalesce(left, captions),
+            full=pc.if_else(left.is_valid(), captions, pa.scalar(None, pa.string())),
+            sources=sources.filter(keep),
+            names=chosen(names, pa.string()),
+            scores=pc.coalesce(chosen(kept_itm, pa.float32()), chosen(itm, pa.float32())),
+        )
 
 
 def _lists(
-    source: str, column: str, rows: pa.Table, scores: str, keeps: pa.Table | None, keep: str
+    source: str, kind: str, column: str, rows: pa.Table, keeps: pa.Table | None
 ) -> list[_Texts]:
-    """Return the exported captions of a column of lists, given its score and verdict columns."""
+    """Return the exported captions of a column of lists."""
     if column not in rows.column_names:
         return []
     lists = _column(rows, column)
     texts = lists.flatten()
     kept: Any = pc.greater(pc.utf8_length(texts), pa.scalar(0, pa.int32()))
     if keeps is not None:
-        kept = pc.and_(kept, _column(keeps, keep).flatten())
+        kept = pc.and_(kept, _column(keeps, f"keep_{kind}").flatten())
     sources: Any = pa.array([source] * len(texts), pa.string())
     names = None
     if column == "synthetic" and "synthetic_fused" in rows.column_names:
         sources = pc.if_else(_column(rows, "synthetic_fused").flatten(), "fused", sources)
         names = _column(rows, "synthetic_names").flatten()
-    text_scores = _column(rows, scores).flatten() if scores in rows.column_names else None
+    found = {name: _optional(rows, f"{name}_{kind}") for name in BY_FILTER}
+    scores = {name: None if values is None else values.flatten() for name, values in found.items()}
     parents = np.asarray(pc.list_parent_indices(lists))
-    return [_Texts.choose(parents, texts, sources, text_scores, kept, names)]
+    return [_Texts.choose(parents, texts, sources, kept, names=names, **scores)]
+
+
+def _optional(table: pa.Table, name: str) -> Any:
+    return _column(table, name) if name in table.column_names else None
 
 
 def _column(table: pa.Table, name: str) -> Any:
@@ -317,6 +345,7 @@ def _human_rows(path: str, source: str, sample: Sample) -> list[dict[str, Any]]:
             "uid": uid,
             "image": {"bytes": _plain(content, image), "path": None},
             "caption": caption,
+            "caption_full": None,
             "caption_source": "human",
             "itm_score": None,
             "width": image.width,

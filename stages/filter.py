@@ -1,9 +1,8 @@
-"""Filter: every text of every live image, web and synthetic alike, is scored against its image."""
+"""Filter: scores every text of every live image, web and synthetic alike, against its image."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,29 +12,44 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.text.pre_caption import pre_caption
+from models.text.sentences import split_sentences
 from models.weights import folder_of, pinned, revision_of
 from stages.base import Cutoff, Floats, ModelConfig, Stage, floats, threshold
 from stages.schema import web_captions
 
 if TYPE_CHECKING:
-    from models.inference.clip import Clip
+    from models.inference.dual_encoder import DualEncoder
     from models.inference.matcher import Matcher
 
-__all__ = ["FilterConfig", "FilterStage"]
+__all__ = ["KINDS", "FilterConfig", "FilterStage", "with_kept_sentences"]
 
 Recipe = Literal["blip", "clip", "blip2", "laion_coco"]
+Unit = Literal["text", "sentence"]
 
 OPENAI_CLIP = "openai/clip-vit-large-patch14"
 SECOND_CLIP = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
-LISTS: pa.DataType = pa.list_(pa.float32())
 KINDS = ("web", "synthetic", "further")
 """The texts of an image: its web caption, synthetic ones, and web captions of its duplicates."""
+SCORES = ("itm", "itc", "clip", "second_clip")
+LISTS: pa.DataType = pa.list_(pa.float32())
+SENTENCES: pa.DataType = pa.list_(
+    pa.struct([pa.field("text", pa.string()), *(pa.field(name, pa.float32()) for name in SCORES)])
+)
+"""The sentences of a text with the scores of each; joined, they are the text."""
+
+
+CUT: Mapping[Unit, str] = {
+    "text": "texts are longer than the model reads and were cut; filter.unit: sentence judges "
+    "every sentence of them",
+    "sentence": "texts have a sentence that is longer than the model reads and was cut",
+}
+"""What a run says of the texts that were cut, after their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig(ModelConfig):
-    """What matches.
+    """Which texts match their image.
 
     Attributes:
         recipe: Which texts of an image are kept. blip (CapFilt, arXiv:2201.12086, section 3.3):
@@ -44,27 +58,36 @@ class FilterConfig(ModelConfig):
             of synthetic and web texts together, whatever their similarity. laion_coco: of the
             synthetic captions, the five most similar by CLIP, and of them the one most similar
             by a second CLIP.
+        unit: What is judged. text: each text as a whole, cut to what the model reads; the run and
+            the report count the texts that were cut. sentence: a text that is longer than a model
+            of the recipe reads is split into sentences, and each is judged by itself, as a short
+            text is. Sentences that fail are dropped, the others joined in order; a text is
+            dropped if no sentence of it is kept.
         model: The ITM model of blip: a folder of `save_pretrained` or a name on the hub; by
             default the released one, fine-tuned on COCO. It reads a text as training does: in lower
-            case, without `.!"()*#:;~`, and cut to 35 tokens. It should not share its training with
-            the captioner: where they share parameters it believes nearly all that the captioner
-            says (section 4.5, table 4).
+            case, without `.!"()*#:;~`, and cut to the tokens it was trained on, BLIP's 35 where
+            its config.json has no `max_text_tokens`. It should not share its training with the
+            captioner: where they share parameters it believes nearly all that the captioner says
+            (section 4.5, table 4).
         min_itm: The least ITM probability of a text that blip keeps; 0.5 is the paper's rule,
             that the ITM head does not call the text unmatched.
-        clip: The CLIP of the other recipes, OpenAI's ViT-L/14 where unset; with blip, a CLIP that
-            measures beside ITM, none where unset.
+        clip: The dual encoder of the other recipes, OpenAI's CLIP ViT-L/14 where unset; with blip,
+            one that measures beside ITM, none where unset. CLIP, SigLIP, SigLIP 2 and MetaCLIP 2
+            as transformers loads them. SigLIP 2 and MetaCLIP 2 read many languages.
         clip_revision: A branch, tag or commit of the hub.
-        min_clip: The least CLIP similarity of a text that is kept, whatever the recipe; unset is
-            none. LAION has 0.28 to 0.3 with ViT-B/32; DataComp's best 30% (arXiv:2304.14108) is
-            0.243 with ViT-L/14.
-        second_clip: The second CLIP of laion_coco. (The original's, RN50x64, has no checkpoint
-            that transformers loads; the default is LAION's ViT-H/14.)
+        min_clip: The least cosine of a text that is kept, whatever the recipe; unset is none. A
+            threshold belongs to its model: LAION's 0.28 to 0.3 to CLIP ViT-B/32, DataComp's 0.243
+            (its best 30%, arXiv:2304.14108) to OpenAI's CLIP ViT-L/14. Cosines of SigLIP are far
+            lower; see the histogram in the report before choosing.
+        second_clip: The second dual encoder of laion_coco. (The original's, RN50x64, has no
+            checkpoint that transformers loads; the default is LAION's ViT-H/14.)
         second_clip_revision: A branch, tag or commit of the hub.
     """
 
     stage = "filter"
 
     recipe: Recipe = "blip"
+    unit: Unit = "text"
     model: str = "Salesforce/blip-itm-base-coco"
     min_itm: float = threshold(0.5)
     clip: str | None = None
@@ -82,16 +105,20 @@ class FilterConfig(ModelConfig):
             )
         if self.min_clip is not None and not -1 <= self.min_clip <= 1:
             raise ValueError(
-                f"filter.min_clip must be a cosine from -1 to 1, got {self.min_clip}; LAION's is "
-                f"0.28"
+                f"filter.min_clip must be a cosine from -1 to 1, got {self.min_clip}; LAION's "
+                f"for CLIP ViT-B/32 is 0.28"
             )
         if self.min_clip is not None and self.recipe == "blip" and self.clip is None:
             raise ValueError(
-                f"filter.min_clip needs a CLIP with recipe: blip; set filter.clip, for example to "
+                f"filter.min_clip needs a model with recipe: blip; set filter.clip, for example to "
                 f"{OPENAI_CLIP}"
             )
         if self.min_clip is None and self.recipe == "clip":
-            raise ValueError("filter.min_clip must be set with recipe: clip; LAION's is 0.28")
+            raise ValueError(
+                "filter.min_clip must be set with recipe: clip: the least cosine that is kept. "
+                "LAION's for CLIP ViT-B/32 is 0.28, DataComp's for CLIP ViT-L/14 0.243; another "
+                f"model ({self.clip or OPENAI_CLIP}) may need another"
+            )
 
     def models(self) -> dict[str, tuple[str, str | None]]:
         """What the recipe needs, and nothing else: name and revision of itm, clip, second_clip."""
@@ -117,7 +144,8 @@ class FilterConfig(ModelConfig):
             except FileNotFoundError as error:
                 field = "model" if role == "itm" else role
                 raise FileNotFoundError(f"{self.stage}.{field}: {error}") from None
-        return {"dtype": self.dtype, "weights": weights}
+        unit = {} if self.unit == "text" else {"unit": self.unit}
+        return {"dtype": self.dtype, "weights": weights, **unit}
 
 
 class FilterStage(Stage[FilterConfig]):
@@ -125,7 +153,8 @@ class FilterStage(Stage[FilterConfig]):
 
     The rule of CapFilt: a text is dropped if the ITM head calls it unmatched with its image. Web
     and synthetic texts are not compared; an image keeps none, one or all of them, and with none
-    it leaves the set. Human pairs do not pass here: they are never filtered.
+    it leaves the set. Human pairs do not pass here: they are never filtered. A text that is too
+    long for the model can be judged sentence by sentence (`FilterConfig.unit`).
 
     How a healthy run looks, from the paper's tables 2 and 4: about 25 % of synthetic captions
     are rejected with nucleus sampling and about 19 % with beam search; about 8 % means that
@@ -134,7 +163,7 @@ class FilterStage(Stage[FilterConfig]):
     """
 
     name = "filter"
-    version = 3
+    version = 4
     config_type = FilterConfig
     reads = ("image", "caption")
     uses = ("text", "synthetic", "further_captions")
@@ -146,15 +175,28 @@ class FilterStage(Stage[FilterConfig]):
                 for kind in KINDS
             ),
             pa.field("second_clip_synthetic", LISTS),
+            *(
+                pa.field(f"sentences_{kind}", SENTENCES if kind == "web" else pa.list_(SENTENCES))
+                for kind in KINDS
+            ),
+            *(
+                pa.field(f"unread_{kind}", pa.int32() if kind == "web" else pa.list_(pa.int32()))
+                for kind in KINDS
+            ),
             pa.field("itm_decoded", pa.bool_()),
         ]
     )
-    """ITM probabilities, ITC cosines and CLIP similarities: of the web caption, null without one,
-    and of each synthetic and further web caption in its place, null where it is blank; all null
-    where the recipe does not measure them or the image could not be decoded, which `itm_decoded`
-    tells. BLIP reads a text as `models.text.pre_caption` prepares it, as in training, and CLIP
-    reads it as it is. Texts that are read alike have the scores of the first; one of which nothing
-    is left to read is blank."""
+    """Each score stands for the web caption (null without one), and in lists for each synthetic
+    and further web caption (null where it is blank). All are null where the recipe does not
+    measure them or the image cannot be decoded, which `itm_decoded` says.
+
+    - itm: the ITM probability. itc: the cosine by the ITM model. clip, second_clip: the cosine by
+      the dual encoders. BLIP reads a text as `pre_caption` prepares it, a dual encoder reads it
+      as it is. Texts that are read alike have one score. A text that is judged in sentences has
+      the best score of its sentences.
+    - sentences: the sentences of a text that is judged in sentences; null for others.
+    - unread: how many tokens of the text were cut off, by the model that read least.
+    """
     reasons: ClassVar[Mapping[str, str]] = {
         "undecodable": "The image cannot be decoded, so no text can match it.",
         "no_text": "The image has no caption, web or synthetic, that says anything.",
@@ -170,8 +212,8 @@ class FilterStage(Stage[FilterConfig]):
     histograms = ()
 
     _matcher: Matcher | None = None
-    _clip: Clip | None = None
-    _second_clip: Clip | None = None
+    _clip: DualEncoder | None = None
+    _second_clip: DualEncoder | None = None
 
     def load(self) -> None:
         """Load the models of the recipe."""
@@ -179,15 +221,17 @@ class FilterStage(Stage[FilterConfig]):
         if "itm" in needed:
             from models.inference.matcher import Matcher
 
-            self._matcher = Matcher.from_pretrained(**self._placed(*needed["itm"]))
+            self._matcher = Matcher.from_pretrained(**self._arguments(*needed["itm"]))
         if "clip" in needed:
-            from models.inference.clip import Clip
+            from models.inference.dual_encoder import DualEncoder
 
-            self._clip = Clip.from_pretrained(**self._placed(*needed["clip"]))
+            self._clip = DualEncoder.from_pretrained(**self._arguments(*needed["clip"]))
             if "second_clip" in needed:
-                self._second_clip = Clip.from_pretrained(**self._placed(*needed["second_clip"]))
+                self._second_clip = DualEncoder.from_pretrained(
+                    **self._arguments(*needed["second_clip"])
+                )
 
-    def _placed(self, model: str, revision: str | None) -> dict[str, Any]:
+    def _arguments(self, model: str, revision: str | None) -> dict[str, Any]:
         return {
             "model": folder_of(model),
             "revision": pinned(model, revision),
@@ -201,53 +245,75 @@ class FilterStage(Stage[FilterConfig]):
         if self._matcher is None and self._clip is None:
             self.load()
         texts = _texts(rows)
-        prepared = [
-            {kind: [text and pre_caption(text) for text in own] for kind, own in some.items()}
-            for some in texts
-        ]
+        sentences = self._sentences(texts)
         images = [image or b"" for image in rows["image"].to_pylist()]
-        size = self.config.batch_size
-        asked: dict[str, list[list[str]]] = {}
-        found: dict[str, list[dict[str | None, float]]] = {}
-        if self._matcher is not None:
-            asked["itm"] = [_distinct(itertools.chain(*some.values())) for some in prepared]
-            matches = self._matcher.score(images, asked["itm"], size)
-            for score in ("itm", "itc"):
-                values = [[getattr(match, score) for match in some] for some in matches]
-                found[score] = _named(asked["itm"], values)
-        if self._clip is not None:
-            asked["clip"] = [_distinct(itertools.chain(*some.values())) for some in texts]
-            found["clip"] = _named(asked["clip"], self._clip.score(images, asked["clip"], size))
-        if self._second_clip is not None:
-            synthetic = [_distinct(some["synthetic"]) for some in texts]
-            scores = self._second_clip.score(images, synthetic, size)
-            found["second_clip"] = _named(synthetic, scores)
+        scored: dict[str, _Scores] = {}
+        for role, (model, prepare, kinds) in self._readers().items():
+            asked = [
+                _distinct(
+                    prepare(part)
+                    for kind in kinds
+                    for text in row[kind]
+                    if text
+                    for part in _asked(text, sentences)
+                )
+                for row in texts
+            ]
+            found = model.score(images, asked, self.config.batch_size)
+            known = [
+                dict(zip(some, matches, strict=bool(matches)))
+                for some, matches in zip(asked, found, strict=True)
+            ]
+            scored[role] = _Scores(prepare=prepare, asked=asked, known=known)
         table = []
-        for index in range(len(rows)):
-            row: dict[str, Any] = {}
-            for name in self.writes.names[:-1]:
-                score, kind = name.rsplit("_", 1)
-                known = found[score][index] if score in found else {}
-                read = prepared if score in ("itm", "itc") else texts
-                row[name] = [known.get(text) for text in read[index][kind]]
-                if kind == "web":
-                    [row[name]] = row[name]
-            opened = any(known[index] for known in found.values())
-            was_asked = any(some[index] for some in asked.values())
-            table.append({**row, "itm_decoded": opened or not was_asked})
+        for number, row in enumerate(texts):
+            columns: dict[str, Any] = {}
+            for kind, own in row.items():
+                found_of = [_measure(scored, number, text, sentences) for text in own]
+                for name in (*SCORES, "sentences", "unread"):
+                    if f"{name}_{kind}" in self.writes.names:
+                        values = [measures.get(name) for measures in found_of]
+                        columns[f"{name}_{kind}"] = values[0] if kind == "web" else values
+            opened = any(scores.known[number] for scores in scored.values())
+            was_asked = any(scores.asked[number] for scores in scored.values())
+            table.append({**columns, "itm_decoded": opened or not was_asked})
         return pa.Table.from_pylist(table, schema=self.writes)
+
+    def _readers(self) -> dict[str, tuple[Any, Callable[[str], str], tuple[str, ...]]]:
+        """The models of the recipe: each with what it does to a text first, and what it reads."""
+        found: dict[str, tuple[Any, Callable[[str], str], tuple[str, ...]]] = {}
+        if self._matcher is not None:
+            found["itm"] = self._matcher, pre_caption, KINDS
+        if self._clip is not None:
+            found["clip"] = self._clip, _as_it_is, KINDS
+        if self._second_clip is not None:
+            found["second_clip"] = self._second_clip, _as_it_is, ("synthetic",)
+        return found
+
+    def _sentences(self, texts: list[dict[str, list[str | None]]]) -> dict[str, list[str]]:
+        """The sentences of those texts that are judged in sentences."""
+        if self.config.unit == "text":
+            return {}
+        distinct = _distinct(text for row in texts for own in row.values() for text in own)
+        unread = [0] * len(distinct)
+        for model, _, _ in self._readers().values():
+            unread = [max(pair) for pair in zip(unread, model.unread(distinct), strict=True)]
+        long = (text for text, tokens in zip(distinct, unread, strict=True) if tokens)
+        found = {text: split_sentences(text) for text in long}
+        return {text: parts for text, parts in found.items() if len(parts) > 1}
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
         """Reject the rows none of whose texts is kept."""
-        texts = _Scored(annotations)
+        units = _Units(annotations)
         role = next(iter(self.config.models()))
-        scores = texts.scores(role)
+        scores = units.scores(role)
         matched = scores >= np.float32(self.config.min_itm) if role == "itm" else scores > -np.inf
+        rows = units.rows[units.texts]
         reasons = np.full(len(annotations), "no_text", object)
-        reasons[texts.rows[~np.isnan(scores)]] = "unmatched"
-        reasons[texts.rows[matched]] = "dissimilar"
+        reasons[rows[~np.isnan(scores)]] = "unmatched"
+        reasons[rows[matched]] = "dissimilar"
         reasons[~annotations["itm_decoded"].to_numpy()] = "undecodable"
-        reasons[texts.rows[self._keeps(texts)]] = None
+        reasons[rows[self._keeps(units)]] = None
         return pa.array(reasons, pa.string())
 
     def cutoffs(self, annotations: pa.Table) -> Iterator[Cutoff]:
@@ -262,57 +328,136 @@ class FilterStage(Stage[FilterConfig]):
                 yield Cutoff(reason, name, limit, best)
 
     def keep_texts(self, annotations: pa.Table) -> pa.Table:
-        """Which texts of each row are kept.
+        """Which texts of each row are kept, and what is left of them.
 
         Args:
             annotations: `writes` of n rows.
 
         Returns:
-            keep_web (bool), keep_synthetic and keep_further (list<bool>, as long as
-            `itm_synthetic` and `itm_further`) of the n rows, False without a score.
+            n rows, for each kind of text KIND; of the web caption a value, of others a list as
+            long as `itm_KIND`:
+
+            - keep_KIND: bool, whether the text is kept; False without a score.
+            - sentences_kept_KIND: list of bool, the same of its sentences; null for a text that
+              is judged as a whole.
+            - kept_text_KIND: the sentences that are kept, joined; null where the text is whole.
+            - kept_itm_KIND: the least ITM probability of the sentences that are kept; null for a
+              text that is judged as a whole, or of which nothing is kept.
         """
-        texts = _Scored(annotations)
-        keeps = self._keeps(texts)
+        units = _Units(annotations)
+        keep = self._keeps(units)
+        keeps = units.any(keep)
         columns: dict[str, Any] = {}
         for kind in KINDS:
-            values = pa.array(keeps[texts.parts[kind]])
-            columns[f"keep_{kind}"] = (
-                values
-                if kind == "web"
-                else pa.ListArray.from_arrays(
-                    pa.array(np.concatenate([[0], np.cumsum(texts.lengths[kind])]), pa.int32()),
-                    values,
-                    type=pa.list_(pa.bool_()),
-                )
-            )
+            columns[f"keep_{kind}"] = units.nested(kind, pa.array(keeps[units.parts[kind]]))
+            for name, values in units.left(kind, keep).items():
+                columns[f"{name}_{kind}"] = units.nested(kind, values)
         return pa.table(columns)
 
-    def _keeps(self, texts: _Scored) -> npt.NDArray[np.bool_]:
-        """The verdict on every text, by the recipe. Scores are float32, and so are thresholds."""
+    def _keeps(self, units: _Units) -> npt.NDArray[np.bool_]:
+        """The verdict on every unit, by the recipe. Scores are float32, and so are thresholds."""
         config = self.config
-        keep = np.ones(len(texts.rows), bool)
+        keep = np.ones(len(units.texts), bool)
         if config.recipe == "blip":
-            keep &= texts.scores("itm") >= np.float32(config.min_itm)
+            keep &= units.scores("itm") >= np.float32(config.min_itm)
         if config.min_clip is not None:
-            keep &= texts.scores("clip") >= np.float32(config.min_clip)
+            keep &= units.scores("clip") >= np.float32(config.min_clip)
         if config.recipe == "blip2":
-            keep &= _best(texts.rows, texts.scores("clip"), 2)
+            keep &= _best(units.rows, units.mean("clip", keep), 2)[units.texts]
         if config.recipe == "laion_coco":
-            synthetic = np.zeros(len(texts.rows), bool)
-            synthetic[texts.parts["synthetic"]] = True
-            first = np.where(synthetic, texts.scores("clip"), np.nan)
-            five = _best(texts.rows, first, 5)
-            keep &= _best(texts.rows, np.where(five, texts.scores("second_clip"), np.nan), 1)
+            synthetic = np.zeros(len(units.rows), bool)
+            synthetic[units.parts["synthetic"]] = True
+            first = np.where(synthetic, units.mean("clip", keep), np.nan)
+            five = _best(units.rows, first, 5)
+            second = np.where(five, units.mean("second_clip", keep), np.nan)
+            keep &= _best(units.rows, second, 1)[units.texts]
         return keep
 
+    def count_cut(self, annotations: pa.Table) -> int:
+        """How many texts of some annotated rows a model did not read to their end."""
+        units = _Units(annotations)
+        return sum(int((units.of_texts(f"unread_{kind}") > 0).sum()) for kind in KINDS)
 
-class _Scored:
-    """The texts of annotated rows, one after another: all web captions, synthetic ones, further.
+    def notices(self, annotations: pa.Table) -> dict[str, int]:
+        """Texts that were cut; see `Stage.notices`."""
+        number = self.count_cut(annotations)
+        return {CUT[self.config.unit]: number} if number else {}
+
+
+def with_kept_sentences(rows: pa.Table, keeps: pa.Table) -> pa.Table:
+    """Rows beside what is left of those texts that were judged in sentences.
+
+    Args:
+        rows: n rows.
+        keeps: What `FilterStage.keep_texts` says of them.
+
+    Returns:
+        The rows with the columns kept_text_KIND and kept_itm_KIND.
+    """
+    for name in keeps.column_names:
+        if name.startswith(("kept_text_", "kept_itm_")):
+            rows = rows.append_column(name, keeps[name])
+    return rows
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What one model found: for each row what it was asked, and the match of each text."""
+
+    prepare: Callable[[str], str]
+    asked: list[list[str]]
+    known: list[dict[str, Any]]
+
+    def of(self, row: int, text: str) -> dict[str, Any]:
+        """The measures of a text of a row; nothing where it has none."""
+        match = self.known[row].get(self.prepare(text))
+        return {} if match is None else match._asdict()
+
+
+def _measure(
+    scored: Mapping[str, _Scores], row: int, text: str | None, sentences: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """The scores of a text, its sentences and how many tokens of it were not read."""
+    if not text:
+        return {}
+    parts = []
+    unread: dict[str, int] = {}
+    for part in _asked(text, sentences):
+        found: dict[str, Any] = {}
+        for role, scores in scored.items():
+            measures = scores.of(row, part)
+            unread[role] = unread.get(role, 0) + measures.pop("unread", 0)
+            if "cosine" in measures:
+                measures[role] = measures.pop("cosine")
+            found |= measures
+        parts.append(found)
+    whole: dict[str, Any] = {
+        name: max(values)
+        for name in SCORES
+        if (values := [part[name] for part in parts if name in part])
+    }
+    if whole:
+        whole["unread"] = max(unread.values())
+    if text in sentences:
+        own = zip(sentences[text], parts, strict=True)
+        whole["sentences"] = [{"text": sentence, **measures} for sentence, measures in own]
+    return whole
+
+
+def _asked(text: str, sentences: Mapping[str, list[str]]) -> list[str]:
+    """What the models read of a text: the text itself, or each of its sentences."""
+    return [part.strip() for part in sentences[text]] if text in sentences else [text]
+
+
+class _Units:
+    """The texts of annotated rows, and what is judged of them: a text, or each of its sentences.
 
     Attributes:
-        rows: The row of each text.
+        rows: (m,) the row of each text: of all web captions, then synthetic, then further ones.
         lengths: How many texts of a kind each row has.
         parts: Where the texts of a kind are.
+        texts: (u,) the text of each unit.
+        num_units: (m,) how many units each text has.
     """
 
     def __init__(self, annotations: pa.Table) -> None:
@@ -320,23 +465,135 @@ class _Scored:
         count = len(annotations)
         self.lengths = {"web": np.ones(count, np.int64)}
         for kind in KINDS[1:]:
-            lengths: Any = pc.list_value_length(annotations[f"itm_{kind}"]).fill_null(0)
-            self.lengths[kind] = lengths.to_numpy().astype(np.int64)
+            self.lengths[kind] = _list_lengths(annotations[f"itm_{kind}"])
         every = np.arange(count)
         self.rows = np.concatenate([np.repeat(every, self.lengths[kind]) for kind in KINDS])
         stops = np.cumsum([self.lengths[kind].sum() for kind in KINDS])
         starts = [0, *stops[:-1]]
         self.parts = {k: slice(a, b) for k, a, b in zip(KINDS, starts, stops, strict=True)}
+        self._sentences = {kind: self._flat(f"sentences_{kind}") for kind in KINDS}
+        split = np.concatenate([_list_lengths(self._sentences[kind]) for kind in KINDS])
+        self._is_split = split > 0
+        self.num_units = np.maximum(split, 1)
+        self.texts = np.repeat(np.arange(len(self.rows)), self.num_units)
+
+    def _flat(self, name: str) -> Any:
+        """A column of lists or values as one value for each text of its kind, null without one."""
+        kind = name.rsplit("_", 1)[1]
+        if name not in self.annotations.column_names:
+            return pa.nulls(int(self.lengths[kind].sum()))
+        column: Any = self.annotations[name].combine_chunks()
+        if kind == "web":
+            return column
+        present = _list_lengths(column) > 0
+        flat = pc.list_flatten(column)
+        if present.all():
+            return flat
+        # A row that was written before a column existed, or by hand, may lack its list.
+        has = np.repeat(present, self.lengths[kind])
+        return flat.take(pa.array(np.cumsum(has) - 1, mask=~has))
+
+    def of_texts(self, name: str) -> npt.NDArray[np.float32]:
+        """A column as one number for each text of its kind, NaN where it has none."""
+        return _floats(self._flat(name))
 
     def scores(self, score: str) -> npt.NDArray[np.float32]:
-        """A score of every text, NaN where it has none."""
-        values = np.full(len(self.rows), np.nan, np.float32)
+        """(u,) a score of every unit, NaN where it has none."""
+        found = np.full(len(self.rows), np.nan, np.float32)
+        parts: list[npt.NDArray[np.float32]] = []
         for kind, part in self.parts.items():
             if f"{score}_{kind}" in self.annotations.column_names:
-                column: Any = self.annotations[f"{score}_{kind}"]
-                flat = column if kind == "web" else pc.list_flatten(column)
-                values[part] = flat.to_numpy()
-        return values
+                found[part] = self.of_texts(f"{score}_{kind}")
+            if self._is_split[part].any():
+                parts.append(_floats(pc.struct_field(self._flat_sentences(kind), score)))
+        units = found[self.texts]
+        if parts:
+            units[self._is_split[self.texts]] = np.concatenate(parts)
+        return units
+
+    def _flat_sentences(self, kind: str) -> Any:
+        return pc.list_flatten(self._sentences[kind])
+
+    def any(self, keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """(m,) whether any unit of each text is kept; `keep` is (u,)."""
+        found = np.zeros(len(self.rows), bool)
+        found[self.texts[keep]] = True
+        return found
+
+    def mean(self, score: str, keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        """(m,) the mean score of the kept units of each text, NaN where none is."""
+        size = len(self.rows)
+        number = np.bincount(self.texts[keep], minlength=size)
+        total = np.bincount(self.texts[keep], self.scores(score)[keep].astype(float), size)
+        mean = np.full(size, np.nan, np.float32)
+        mean[number > 0] = total[number > 0] / number[number > 0]
+        return mean
+
+    def left(self, kind: str, keep: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        """What is left of the texts of a kind, as `FilterStage.keep_texts` describes it.
+
+        Args:
+            kind: One of `KINDS`.
+            keep: (u,) which units are kept.
+        """
+        part = self.parts[kind]
+        number = part.stop - part.start
+        types: dict[str, Any] = {
+            "sentences_kept": pa.list_(pa.bool_()),
+            "kept_text": pa.string(),
+            "kept_itm": pa.float32(),
+        }
+        if not self._is_split[part].any():
+            return {name: pa.nulls(number, type) for name, type in types.items()}
+        ends = np.cumsum(self.num_units)
+        flags: list[list[bool] | None] = [None] * number
+        texts: list[str | None] = [None] * number
+        scores: list[float | None] = [None] * number
+        sentences = self._sentences[kind]
+        for place in np.flatnonzero(self._is_split[part]).tolist():
+            own = sentences[place].as_py()
+            end = int(ends[part.start + place])
+            kept = keep[end - len(own) : end].tolist()
+            flags[place] = kept
+            left = [sentence for sentence, is_kept in zip(own, kept, strict=True) if is_kept]
+            if not left:
+                continue
+            if len(left) < len(own):
+                texts[place] = "".join(sentence["text"] for sentence in left).strip()
+            matched = [sentence["itm"] for sentence in left if sentence["itm"] is not None]
+            scores[place] = min(matched, default=None)
+        values: list[Any] = [flags, texts, scores]
+        found = zip(types.items(), values, strict=True)
+        return {name: pa.array(column, type) for (name, type), column in found}
+
+    def nested(self, kind: str, values: Any) -> Any:
+        """One value for each text of a kind, as a column of n rows."""
+        if kind == "web":
+            return values
+        ends = np.concatenate([[0], np.cumsum(self.lengths[kind])])
+        return pa.ListArray.from_arrays(
+            pa.array(ends, pa.int32()), values, type=pa.list_(values.type)
+        )
+
+
+def _list_lengths(column: Any) -> npt.NDArray[np.int64]:
+    """(n,) how long the list of each row is, 0 for null and for what is no list."""
+    if not pa.types.is_list(column.type):
+        return np.zeros(len(column), np.int64)
+    lengths: Any = pc.list_value_length(column).fill_null(0)
+    found: npt.NDArray[np.int64] = lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
+
+
+def _floats(values: Any) -> npt.NDArray[np.float32]:
+    """A column as float32, null as NaN."""
+    cast = values.cast(pa.float32()).fill_null(np.nan)
+    found: npt.NDArray[np.float32] = cast.to_numpy(zero_copy_only=False)
+    return found
+
+
+def _as_it_is(text: str) -> str:
+    return text
 
 
 def _best(
@@ -384,13 +641,3 @@ def _texts(rows: pa.Table) -> list[dict[str, list[str | None]]]:
 def _distinct(texts: Iterable[str | None]) -> list[str]:
     """Texts that say something, each once, in order."""
     return list(dict.fromkeys(text for text in texts if text and text.strip()))
-
-
-def _named(
-    texts: list[list[str]], scores: Sequence[Sequence[float]]
-) -> list[dict[str | None, float]]:
-    """The score of each text by itself; none where the image was not opened."""
-    return [
-        dict(zip(some, found, strict=bool(found)))
-        for some, found in zip(texts, scores, strict=True)
-    ]

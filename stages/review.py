@@ -35,8 +35,8 @@ VERDICTS = ("accept", "reject", "fix")
 SEAL = re.compile(rb'^\{"seal": "([0-9a-f]{64})"\}\n', re.MULTILINE)
 """A line with the checksum of the decisions above it, written by `capfilt review`."""
 
-SCORES = ("itm", "itc", "clip", "second_clip")
-"""Prefixes of the filter's score columns."""
+SCORES = ("itm", "itc", "clip", "second_clip", "kept_text", "kept_itm")
+"""Prefixes of the filter's columns on captions."""
 
 
 class Decision(NamedTuple):

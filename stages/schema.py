@@ -48,6 +48,7 @@ _PAIRS: list[pa.Field[Any]] = [
     pa.field("uid", pa.string(), nullable=False),
     pa.field("image", _IMAGE),
     pa.field("caption", pa.string(), nullable=False),
+    pa.field("caption_full", pa.string()),
     pa.field("caption_source", pa.string(), nullable=False),
     pa.field("itm_score", pa.float32()),
     pa.field("width", pa.int32()),
@@ -67,6 +68,7 @@ PAIRS = pa.schema(
                         "uid": {"dtype": "string", "_type": "Value"},
                         "image": {"_type": "Image"},
                         "caption": {"dtype": "string", "_type": "Value"},
+                        "caption_full": {"dtype": "string", "_type": "Value"},
                         "caption_source": {"dtype": "string", "_type": "Value"},
                         "itm_score": {"dtype": "float32", "_type": "Value"},
                         "width": {"dtype": "int32", "_type": "Value"},
@@ -81,9 +83,13 @@ PAIRS = pa.schema(
         )
     },
 )
-"""One row per (image, caption). `caption_source` is web, synthetic, fused (synthetic, by a prompt
-with the web caption in it) or human; `itm_score` is the filter's probability of a match, null if no
-filter ran; `caption_name` is the name of a synthetic caption's prompt, null if it has none. The
+"""One row per (image, caption).
+
+`caption_full` is the caption before the filter dropped sentences of it, null if it dropped none.
+`caption_source` is web, synthetic, fused (synthetic, by a prompt with the web caption in it) or
+human. `itm_score` is the filter's probability of a match, null if no filter ran; of a caption judged
+in sentences it is the least of those kept. `caption_name` is the name of a synthetic caption's
+prompt, null if it has none. The
 metadata lets `datasets.load_dataset("parquet", ...)` decode the images."""
 
 

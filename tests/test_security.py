@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from models.inference.captioner import Captioner
-from models.inference.clip import Clip
+from models.inference.dual_encoder import DualEncoder
 from models.inference.matcher import Matcher
 from models.inference.vlm import GenericCaptioner
 from models.objectives.blip import MED
@@ -121,7 +121,7 @@ LOADERS: dict[str, Callable[[str], Any]] = {
     "captioner": Captioner.from_pretrained,
     "matcher": Matcher.from_pretrained,
     "blip2": GenericCaptioner.from_pretrained,
-    "clip": Clip.from_pretrained,
+    "clip": DualEncoder.from_pretrained,
     "contrastive": Contrastive.from_pretrained,
     "med": lambda folder: MED.from_pretrained(folder, parts=("captioner",)),
     "weights": revision_of,

@@ -33,10 +33,12 @@ class Match(NamedTuple):
         itm: The ITM head's probability that they match, in [0, 1]; BLIP's filter keeps a text
             from 0.5.
         itc: The cosine of their unimodal embeddings, in [-1, 1].
+        unread: How many tokens at the end of the text were cut off and not read.
     """
 
     itm: float
     itc: float
+    unread: int = 0
 
 
 class Matcher(Blip):
@@ -48,8 +50,8 @@ class Matcher(Blip):
 
     architecture = BlipForImageTextRetrieval
 
-    max_text: ClassVar[int] = 35
-    """Tokens of a text, [CLS] and [SEP] counted, as in BLIP's retrieval; the rest is cut."""
+    paper_max_text: ClassVar[int] = 35
+    """Tokens of a text in BLIP's retrieval, [CLS] and [SEP] counted."""
 
     _bucket: ClassVar[int] = 8
     _texts_at_once: ClassVar[int] = 512
@@ -58,6 +60,17 @@ class Matcher(Blip):
         super().__init__(model, tokenizer, preprocess)
         last = model.config.text_config.vocab_size - 1
         self.encode: int = tokenizer.get_vocab().get("[ENC]", last)
+        self._positions: int = model.config.text_config.max_position_embeddings
+        trained = int(getattr(model.config, "max_text_tokens", self.paper_max_text))
+        self.max_text: int = min(trained, self._positions)
+        """Tokens of a text that are read, [CLS] and [SEP] counted; the rest is cut.
+
+        As many as the model was trained on, where its config says so, and BLIP's 35 otherwise.
+        """
+
+    def unread(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens at the end of each text are cut off."""
+        return [max(0, len(ids) - self.max_text) for ids in self._tokenize(texts)]
 
     def score(
         self,
@@ -91,10 +104,15 @@ class Matcher(Blip):
             for grid in self._grids([texts[position] for position in positions]):
                 logits, cosines = self._match(known, looks, grid)
                 matched = logits.softmax(-1)[:, 1]
-                for row, slot, itm, itc in zip(
-                    grid.rows, grid.slots, matched.tolist(), cosines.tolist(), strict=True
+                for row, slot, *match in zip(
+                    grid.rows,
+                    grid.slots,
+                    matched.tolist(),
+                    cosines.tolist(),
+                    grid.unread,
+                    strict=True,
                 ):
-                    found[row][slot] = Match(itm, itc)
+                    found[row][slot] = Match(*match)
             return found
 
         return [found or [] for found in self.batches.map(images, judge, batch_size)]
@@ -157,14 +175,12 @@ class Matcher(Blip):
         places = [(row, slot) for row, some in enumerate(texts) for slot in range(len(some))]
         if not places:
             return
-        tokens: list[list[int]] = self.tokenizer(
-            [pre_caption(texts[row][slot]) for row, slot in places],
-            truncation=True,
-            max_length=self.max_text,
-        )["input_ids"]
+        whole = self._tokenize([texts[row][slot] for row, slot in places])
+        tokens = [self._cut(ids) for ids in whole]
         buckets: defaultdict[int, list[int]] = defaultdict(list)
         for index, ids in enumerate(tokens):
-            buckets[-(-len(ids) // self._bucket) * self._bucket].append(index)
+            length = -(-len(ids) // self._bucket) * self._bucket
+            buckets[min(length, self._positions)].append(index)
         for length, indices in sorted(buckets.items()):
             for start in range(0, len(indices), self._texts_at_once):
                 some = indices[start : start + self._texts_at_once]
@@ -176,7 +192,18 @@ class Matcher(Blip):
                     lengths=torch.tensor([len(tokens[i]) for i in some], device=self.device),
                     rows=[places[i][0] for i in some],
                     slots=[places[i][1] for i in some],
+                    unread=[len(whole[i]) - len(tokens[i]) for i in some],
                 )
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, none cut off."""
+        prepared = [pre_caption(text) for text in texts]
+        found: list[list[int]] = self.tokenizer(prepared, verbose=False)["input_ids"]
+        return found
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The first tokens of a text and its [SEP]."""
+        return ids if len(ids) <= self.max_text else [*ids[: self.max_text - 1], ids[-1]]
 
     def _match(self, images: ImageMemory, looks: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:
         """ITM logits (texts, 2) and ITC cosines (texts,) of one pass over both readings."""
@@ -218,12 +245,13 @@ class Matcher(Blip):
 
 
 class _Grid(NamedTuple):
-    """Texts of about one length: ids (texts, t), and where each belongs."""
+    """Texts of about one length: ids (texts, t), and the row and place of each."""
 
     ids: Tensor
     lengths: Tensor
     rows: list[int]
     slots: list[int]
+    unread: list[int]
 
 
 def _place_in_row(rows: list[int]) -> list[int]:

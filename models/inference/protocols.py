@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from models.inference.decoding import Settings
 
-__all__ = ["Matches", "Ranks", "Writes"]
+__all__ = ["Embedder", "Matches", "Ranks", "Writes"]
 
 
 @runtime_checkable
@@ -28,6 +28,28 @@ class Ranks(Protocol):
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings of texts, (m, d)."""
+
+
+class Embedder(Ranks, Protocol):
+    """A dual encoder: the cosine of an image and a text says how well they agree.
+
+    Attributes:
+        max_text: Tokens of a text that are read; the rest is cut.
+    """
+
+    max_text: int
+
+    def unread(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens at the end of each text are cut off."""
+        ...
+
+    def logits(self, cosines: Tensor) -> Tensor:
+        """Cosines as the model was trained on them: times its scale, with its bias if it has one.
+
+        The sigmoid of a logit is a probability for models that were trained by a sigmoid loss; for
+        others a softmax over the logits of several texts is.
+        """
+        ...
 
 
 @runtime_checkable

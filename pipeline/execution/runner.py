@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -157,7 +158,13 @@ class Runner:
             missing = self._missing(name, shards)
             if name == DownloadStage.name and missing and self.run.names("annotations"):
                 retries.record_replaced(self.run, missing)
-            work = add_work(work, self._map(name, missing))
+            results = self._map(name, missing)
+            work = add_work(work, results)
+            notices: Counter[str] = Counter()
+            for result in results:
+                notices.update(result.get("notices", {}))
+            for notice, number in notices.items():
+                self.progress.say(f"{name:<10} {number:,} {notice}")
         if isinstance(self.plan.stage(name), GlobalStage):
             self._summarize(name, shards)
         if not is_measured:

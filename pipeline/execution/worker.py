@@ -38,7 +38,7 @@ from pipeline.results.verdicts import (
 from pipeline.storage.run import Run
 from stages.base import CRASHED, GlobalStage, ModelConfig, Stage
 from stages.download import DownloadStage
-from stages.filter import FilterStage
+from stages.filter import FilterStage, with_kept_sentences
 from stages.review import revised
 from stages.schema import POOL
 
@@ -401,7 +401,8 @@ class Worker:
         if isinstance(stage, GlobalStage):
             return {"reasons": {}}
         judged = measured.add_column(0, "uid", due.uids.filter(pa.array(todo)))
-        return {"reasons": _tally(stage.judge(judged.filter(pa.array(~crashed))))}
+        judged = judged.filter(pa.array(~crashed))
+        return {"reasons": _tally(stage.judge(judged)), "notices": stage.notices(judged)}
 
     def _judged(self, name: str, shard: str) -> Judgement:
         """The verdicts of the stages before a stage, all of which must have measured their rows.
@@ -480,11 +481,12 @@ class Worker:
     ) -> tuple[pa.Table, pa.Table | None]:
         """Read what an export takes of the rows that no stage rejected, and the texts it keeps."""
         judgement = self._judged(name, shard)
-        rows = revised(self._gather(name, shard, judgement, judgement.live, without))
+        rows = self._gather(name, shard, judgement, judgement.live, without)
         scores = judgement.tables.get(FilterStage.name)
         if scores is None:
-            return rows, None
-        return rows, self.results.kept_texts(scores.filter(pa.array(judgement.live)))
+            return revised(rows), None
+        keeps = self.results.kept_texts(scores.filter(pa.array(judgement.live)))
+        return revised(with_kept_sentences(rows, keeps)), keeps
 
 
 def _checked(stage: Stage[Any], rows: pa.Table, annotations: pa.Table) -> pa.Table:

@@ -200,6 +200,9 @@ def _texts(texts: Texts) -> dict[str, Any]:
         "judged": texts.judged,
         "rejected": texts.rejected,
         "reject_rate": texts.rejected / texts.judged if texts.judged else None,
+        "cut": texts.cut,
+        "sentences": texts.sentences,
+        "sentences_dropped": texts.sentences_dropped,
         "kept": texts.kept,
         "variety": health.variety(texts.sample.values),
         "frequent": [

@@ -48,7 +48,10 @@ SERIES = {"words": "kept", "itm": "texts", "clip": "judged", "side": "kept", "as
 
 COLOURS = ("soft dashed", "web")
 SOURCES = ("web", "synthetic")
-TEXT_FACTS = ("found", "judged", "rejected", "reject_rate", "kept")
+TEXT_FACTS = (
+    *("found", "judged", "rejected", "reject_rate", "cut", "sentences", "sentences_dropped"),
+    "kept",
+)
 VARIETY = ("unique", "distinct_1", "distinct_2", "repeated", "words")
 
 

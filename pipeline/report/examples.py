@@ -44,12 +44,23 @@ class Thumbnail:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A caption, its scores and whether the filter keeps it; None where it did not say."""
+    """A caption, or a sentence of it, as the filter judged it; None where it said nothing.
+
+    Attributes:
+        text: What it says.
+        score: Its ITM probability.
+        similarity: Its similarity by CLIP.
+        is_kept: Whether the filter keeps it.
+        unread: How many tokens of it the filter did not read.
+        sentences: Its sentences, where they were judged one by one.
+    """
 
     text: str
     score: float | None = None
     similarity: float | None = None
     is_kept: bool | None = None
+    unread: int | None = None
+    sentences: Sequence[Text] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +170,7 @@ def _example(
         image=thumbnail(pool["image"]),
         size=size if all(size) else None,
         caption=None if pool["caption"] is None else _short(pool["caption"]),
-        web=None
-        if text is None
-        else Text(
-            text=_short(text),
-            score=scores.get("itm_web"),
-            similarity=scores.get("clip_web"),
-            is_kept=keep.get("keep_web"),
-        ),
+        web=None if text is None else _texts("web", [text], scores, keep)[0],
         further=_texts("further", deduped.get("further_captions") or [], scores, keep),
         synthetic=_texts(
             "synthetic", notes.get(CaptionStage.name, {}).get("synthetic") or [], scores, keep
@@ -180,11 +184,29 @@ def _texts(
     kind: str, texts: Sequence[str], scores: dict[str, Any], keep: dict[str, Any]
 ) -> list[Text]:
     """The texts of a kind with what the filter says of each."""
-    columns = (scores.get(f"itm_{kind}"), scores.get(f"clip_{kind}"), keep.get(f"keep_{kind}"))
-    said = [column or [None] * len(texts) for column in columns]
+    found = {name: scores.get(f"{name}_{kind}") for name in ("itm", "clip", "unread", "sentences")}
+    found |= {name: keep.get(f"{name}_{kind}") for name in ("keep", "sentences_kept")}
+    if kind == "web":
+        found = {name: [value] for name, value in found.items()}
+    rows = zip(*(values or [None] * len(texts) for values in found.values()), strict=True)
     return [
-        Text(text=_short(text), score=score, similarity=similarity, is_kept=is_kept)
-        for text, score, similarity, is_kept in zip(texts, *said, strict=True)
+        Text(
+            text=_short(text),
+            score=itm,
+            similarity=clip,
+            is_kept=is_kept,
+            unread=unread,
+            sentences=[
+                Text(
+                    text=_short(sentence["text"].strip()),
+                    score=sentence["itm"],
+                    similarity=sentence["clip"],
+                    is_kept=sentence_kept,
+                )
+                for sentence, sentence_kept in zip(sentences or (), kept or (), strict=True)
+            ],
+        )
+        for text, (itm, clip, unread, sentences, is_kept, kept) in zip(texts, rows, strict=True)
     ]
 
 

@@ -134,6 +134,15 @@ def _of_texts(facts: Mapping[str, Any]) -> list[Note]:
                 "that does not know these images. Look at the examples before you trust it."
             )
         )
+    for source, own in texts.items():
+        if own["cut"]:
+            found.append(
+                _look(
+                    f"{own['cut']:,} of {own['judged']:,} {source} texts were judged by their "
+                    "beginning alone: they, or a sentence of them, are longer than the filter "
+                    "reads. filter.unit: sentence judges a long text sentence by sentence."
+                )
+            )
     if synthetic["variety"]["texts"] >= FEW_TEXTS:
         unique, repeated = synthetic["variety"]["unique"], synthetic["variety"]["repeated"]
         if unique < LEAST_UNIQUE:

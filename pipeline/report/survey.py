@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,9 @@ class Texts:
         found: All of them, before any stage.
         judged: Those that the filter scored.
         rejected: Those that the filter rejects.
+        cut: Those that the filter did not read to their end.
+        sentences: Sentences that the filter judged one by one.
+        sentences_dropped: Those of them that it drops.
         kept: Those of images that are kept, themselves kept.
         words: Their lengths, all and kept.
         scores: ITM scores of those judged.
@@ -78,6 +82,9 @@ class Texts:
     found: int = 0
     judged: int = 0
     rejected: int = 0
+    cut: int = 0
+    sentences: int = 0
+    sentences_dropped: int = 0
     kept: int = 0
     words: Histogram = field(default_factory=lambda: Histogram.empty(WORDS, "found", "kept"))
     scores: Histogram = field(default_factory=lambda: Histogram.empty(SCORES, "texts"))
@@ -353,12 +360,16 @@ class _Shard:
             ):
                 source.judged += int(reached.sum())
                 source.rejected += int((reached & ~passed).sum())
+                source.cut += int((_scores(table, f"unread_{kind}") > 0).sum())
                 source.scores.add("texts", _there(_scores(table, f"itm_{kind}")))
                 similar = _scores(table, f"clip_{kind}")
                 if len(similar):
                     judged = measured if kind == "web" else measured[parents]
                     source.similarities.add("judged", _there(similar))
                     source.similarities.add("kept", _there(similar[passed[judged]]))
+                flags = _sentences_kept(self._keeps[f"sentences_kept_{kind}"])
+                source.sentences += len(flags)
+                source.sentences_dropped += int((~flags).sum())
             any_synthetic = np.zeros(len(live), bool)
             any_synthetic[parents[fate.synthetic_kept]] = True
             self._cells(found, measured, fate.web_kept | fate.further_kept, any_synthetic)
@@ -395,7 +406,7 @@ class _Shard:
             web, synthetic = web & live, synthetic & live[parents]
             return _Fate(web, web, synthetic, synthetic, np.zeros(len(web), bool))
         table, measured = scored
-        keeps = self.results.kept_texts(table)
+        keeps = self._keeps
         flags, _ = _flat(keeps["keep_synthetic"])
         further, rows = _flat(keeps["keep_further"])
         of_rows, of_texts = np.zeros((3, len(web)), bool), np.zeros((2, len(synthetic)), bool)
@@ -406,6 +417,13 @@ class _Shard:
         fate.synthetic[measured[parents]] = _is_scored(table, "synthetic")
         fate.synthetic_kept[measured[parents]] = _bools(flags)
         return fate
+
+    @functools.cached_property
+    def _keeps(self) -> pa.Table:
+        """What the filter says of the texts of the rows that it measured."""
+        scored = self._measured(FilterStage.name)
+        assert scored is not None
+        return self.results.kept_texts(scored[0])
 
     def _left(self, texts: Any, rows: npt.NDArray[np.int64]) -> Mask:
         """Which of m texts of some rows people did not reject; (m,)."""
@@ -531,6 +549,13 @@ def _is_scored(table: pa.Table, kind: str) -> Mask:
     scores = (_scores(table, f"{score}_{kind}") for score in ("itm", "clip"))
     marks: Mask = np.logical_or.reduce([~np.isnan(found) for found in scores if len(found)])
     return marks
+
+
+def _sentences_kept(column: Any) -> Mask:
+    """Which sentences of all texts of a column are kept, one after the other."""
+    while pa.types.is_list(column.type):
+        column = pc.list_flatten(column)
+    return _bools(column)
 
 
 def _there(values: Floats) -> Floats:

@@ -20,12 +20,31 @@ from stages.download import DownloadStage
 from stages.filter import FilterStage
 from stages.redaction import redacted
 
-__all__ = ["Caption", "SampleHistory", "StageVerdict", "sample_history"]
+__all__ = ["Caption", "SampleHistory", "Sentence", "StageVerdict", "sample_history"]
 
 REJECTED, WAITING, NOT_REACHED = "rejected", "not measured yet", "not reached"
 
 COPIES = 12
 """How many rows of the same image are listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """A sentence of a text that the filter judged in sentences.
+
+    Attributes:
+        text: The sentence.
+        itm: The probability that it matches the image.
+        itc: The cosine of image and sentence.
+        clip: Their similarity by CLIP, where one measures.
+        is_kept: Whether the filter keeps it.
+    """
+
+    text: str
+    itm: float | None = None
+    itc: float | None = None
+    clip: float | None = None
+    is_kept: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +56,13 @@ class Caption:
             by a prompt with the web caption in it).
         name: The name of a synthetic caption's prompt; None if it has none.
         text: The text, as the filter saw it.
-        itm: The probability that it matches the image; None if the filter did not score it.
+        itm: The probability that it matches the image; None if the filter did not score it. For
+            a text that was judged in sentences, the best of its sentences.
         itc: The cosine of image and text.
         clip: Their similarity by CLIP; None if no CLIP model is used.
         is_kept: Whether the filter keeps it; None if it did not judge it.
+        unread: How many tokens of it the filter did not read.
+        sentences: Its sentences, where they were judged one by one.
     """
 
     source: str
@@ -50,6 +72,8 @@ class Caption:
     itc: float | None = None
     clip: float | None = None
     is_kept: bool | None = None
+    unread: int | None = None
+    sentences: Sequence[Sentence] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,26 +253,41 @@ def _captions(
         "further": columns.get("further_captions") or [],
         "synthetic": columns.get("synthetic") or [],
     }
-    for source, captions in texts.items():
-        for number, text in enumerate(captions):
+    for source, some in texts.items():
+        found = {
+            name: _of_kind(columns.get(f"{name}_{source}"), source)
+            for name in ("itm", "itc", "clip", "unread", "sentences")
+        }
+        found["keep"] = _of_kind(keeps.get(f"keep_{source}"), source)
+        found["kept"] = _of_kind(keeps.get(f"sentences_kept_{source}"), source)
+        for number, text in enumerate(some):
             synthetic = columns if source == "synthetic" else {}
-            is_fused = bool(_nth(synthetic.get("synthetic_fused"), number))
+            names, fused = (synthetic.get(f"synthetic_{name}") or [] for name in ("names", "fused"))
+            own = {
+                name: values[number] if number < len(values) else None
+                for name, values in found.items()
+            }
+            sentences, kept = own.pop("sentences"), own.pop("kept")
             yield Caption(
-                source="fused" if is_fused else source,
-                name=_nth(synthetic.get("synthetic_names"), number),
+                source="fused" if number < len(fused) and fused[number] else source,
+                name=names[number] if number < len(names) else None,
                 text=text,
-                itm=_nth(columns.get(f"itm_{source}"), number),
-                itc=_nth(columns.get(f"itc_{source}"), number),
-                clip=_nth(columns.get(f"clip_{source}"), number),
-                is_kept=_nth(keeps.get(f"keep_{source}"), number),
+                is_kept=own.pop("keep"),
+                sentences=[
+                    Sentence(
+                        text=sentence["text"].strip(),
+                        is_kept=is_kept,
+                        **{name: sentence[name] for name in ("itm", "itc", "clip")},
+                    )
+                    for sentence, is_kept in zip(sentences or (), kept or (), strict=True)
+                ],
+                **own,
             )
 
 
-def _nth(values: Any, number: int) -> Any:
-    """The value of the nth caption; a web caption has one value instead of a list."""
-    if isinstance(values, list):
-        return values[number] if number < len(values) else None
-    return values
+def _of_kind(value: Any, source: str) -> list[Any]:
+    """What a column says of each text of a kind; of the web caption it has a single value."""
+    return [value] if source == "web" else value or []
 
 
 def _copies(results: Results, uid: str, cluster: str | None) -> list[dict[str, Any]]:

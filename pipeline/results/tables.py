@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.results.sample import Caption, SampleHistory, StageVerdict
+from pipeline.results.sample import Caption, SampleHistory, Sentence, StageVerdict
 from pipeline.storage.records import AblationRecord, Estimate
 
 __all__ = [
@@ -43,7 +43,12 @@ INTERNAL = ("hash", "_cluster", "_key", "_duplicate", "_colours", "_minhash")
 """Endings of columns that only say which rows belong together."""
 
 CAPTIONS = ("text", "caption_text", "synthetic", "further_captions")
-"""Columns that the table of captions shows, besides the scores."""
+"""Columns that the table of captions shows, beside those of the filter."""
+
+OF_FILTER = ("itm_", "itc_", "clip_", "sentences_", "unread_")
+"""How the columns of the filter begin that the table of captions shows."""
+
+KEEPS = {True: "kept", False: "dropped", None: "-"}
 
 
 def put(console: Console, table: Table) -> None:
@@ -149,14 +154,20 @@ def _caption_table(captions: Sequence[Caption]) -> Table:
         table.add_column(name.upper(), justify="right")
     table.add_column("text", overflow="fold")
     for caption in captions:
-        verdict = {True: "kept", False: "dropped", None: "-"}[caption.is_kept]
-        scores = [getattr(caption, name) for name in names]
-        table.add_row(
-            caption.source if caption.name is None else f"{caption.source} {caption.name}",
-            _styled(verdict),
-            *("-" if score is None else f"{score:.3f}" for score in scores),
-            cell(caption.text),
-        )
+        text = cell(caption.text)
+        source = caption.source if caption.name is None else f"{caption.source} {caption.name}"
+        if caption.unread:
+            text.append(f" ({caption.unread} tokens of it not read)", "yellow")
+        parts: list[tuple[Caption | Sentence, str, Text]] = [(caption, source, text)]
+        parts += [(sent, "  sentence", cell(sent.text)) for sent in caption.sentences]
+        for part, label, shown in parts:
+            scores = [getattr(part, name) for name in names]
+            table.add_row(
+                label,
+                _styled(KEEPS[part.is_kept]),
+                *("-" if score is None else f"{score:.3f}" for score in scores),
+                shown,
+            )
     return table
 
 
@@ -171,7 +182,7 @@ def _measures(step: StageVerdict) -> Text:
         f"{name}={short}"
         for name, value in step.measures.items()
         if not name.endswith(INTERNAL)
-        and not name.startswith(("itm_", "itc_", "clip_"))
+        and not name.startswith(OF_FILTER)
         and name not in CAPTIONS
         and (short := _short(value)) is not None
     ]

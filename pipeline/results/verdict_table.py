@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.results.verdicts import KEPT, Judgement, Results
 from stages.clean import CleanStage
+from stages.filter import KINDS, FilterConfig, FilterStage
 
 __all__ = ["verdict_tables", "write_verdicts"]
 
@@ -26,7 +27,10 @@ def verdict_tables(results: Results, shards: Sequence[str]) -> Iterator[pa.Table
     Yields:
         uid, source, url, caption, stage (the first that rejected the row, or `kept`), reason; if
         clean is a stage, also clean_fired, the rules of clean that fired on the row as a bitmask:
-        bit i is the i-th reason of clean, as listed in the field's metadata.
+        bit i is the i-th reason of clean, as listed in the field's metadata. If the filter judges
+        sentences, also filter_sentences, a JSON list of the sentences of the row: source (web,
+        further or synthetic), text (its number among those of the source), sentence, itm, clip,
+        kept; null if every text was judged as a whole.
     """
     names = results.plan.names
     for shard in shards:
@@ -44,6 +48,9 @@ def verdict_tables(results: Results, shards: Sequence[str]) -> Iterator[pa.Table
         table = table.append_column("reason", reasons)
         if CleanStage.name in names:
             table = table.append_column(FIRED, _fired(results, judgement))
+        config = results.plan.manifest.stages.get(FilterStage.name)
+        if isinstance(config, FilterConfig) and config.unit == "sentence":
+            table = table.append_column("filter_sentences", _sentences(results, judgement))
         yield table
 
 
@@ -56,6 +63,36 @@ def _fired(results: Results, judgement: Judgement) -> Any:
     stage: Any = results.plan.stage(CleanStage.name)
     bits = pa.array(stage.fired(table.filter(pa.array(measured))), pa.int64())
     return bits.take(pa.array(np.cumsum(measured) - 1, mask=~measured))
+
+
+def _sentences(results: Results, judgement: Judgement) -> Any:
+    """The sentences of each of n rows that the filter judged, as JSON; null for rows without."""
+    measured = judgement.measured[FilterStage.name]
+    table = judgement.tables.get(FilterStage.name)
+    entries: list[list[dict[str, Any]]] = [[] for _ in measured]
+    if table is not None:
+        table = table.filter(pa.array(measured))
+        keeps = results.kept_texts(table)
+        rows = np.flatnonzero(measured).tolist()
+        for kind in KINDS:
+            sentences = table[f"sentences_{kind}"].to_pylist()
+            kept = keeps[f"sentences_kept_{kind}"].to_pylist()
+            for row, own, flags in zip(rows, sentences, kept, strict=True):
+                texts = [(own, flags)] if kind == "web" else zip(own or (), flags or (), strict=True)
+                entries[row] += [
+                    {
+                        "source": kind,
+                        "text": number,
+                        "sentence": sentence["text"].strip(),
+                        "itm": sentence["itm"],
+                        "clip": sentence["clip"],
+                        "kept": is_kept,
+                    }
+                    for number, (parts, parts_kept) in enumerate(texts)
+                    for sentence, is_kept in zip(parts or (), parts_kept or (), strict=True)
+                ]
+    lists = [json.dumps(own, ensure_ascii=False) if own else None for own in entries]
+    return pa.array(lists, pa.string())
 
 
 def write_verdicts(results: Results, out: str) -> int:

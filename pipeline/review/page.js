@@ -23,6 +23,19 @@ function ofFilter(pair) {
   return `The filter rejects this pair${score}: it is not exported, whatever you decide here.`;
 }
 
+function drawSentences(pair) {
+  const shown = pair.decision ? pair.sentences : [];
+  $("sentences").hidden = !shown.length;
+  $("sentences").replaceChildren(...shown.map((sentence) => {
+    const item = document.createElement("li");
+    item.className = sentence.is_kept ? "" : "gone";
+    item.dir = "auto";
+    const score = sentence.score === null ? "" : ` (ITM ${sentence.score.toFixed(2)})`;
+    item.textContent = `${sentence.is_kept ? "kept" : "dropped"}: ${sentence.text}${score}`;
+    return item;
+  }));
+}
+
 function drawOne() {
   const pair = pairs[current];
   const fixed = pair.decision ? pair.decision.fixed : null;
@@ -41,6 +54,7 @@ function drawOne() {
   $("fixed").hidden = fixed === null;
   show("fixed", fixed === null ? "" : fixed);
   show("filter", ofFilter(pair));
+  drawSentences(pair);
   show("url", pair.url);
   if (current + 1 < pairs.length) new Image().src = `images/${current + 1}`;
 }

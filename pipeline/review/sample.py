@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from stages.download import DownloadStage
 from stages.filter import FilterConfig, FilterStage
 from stages.review import ReviewStage
 
-__all__ = ["CHOICES", "Choice", "Pair", "draw", "judged_pairs"]
+__all__ = ["CHOICES", "Choice", "Pair", "Sentence", "draw", "judged_pairs"]
 
 Choice = Literal["kept", "rejected", "borderline", "any"]
 TEXTS = {"text": "web", "further_captions": "web", "synthetic": "synthetic"}
@@ -32,6 +32,20 @@ KEYS = {"text": "web", "further_captions": "further", "synthetic": "synthetic"}
 BASES = {name: np.uint64(index << 32) for index, name in enumerate(TEXTS)}
 
 CHOICES: tuple[str, ...] = get_args(Choice)
+
+
+class Sentence(NamedTuple):
+    """A sentence of a caption that the filter judged in sentences.
+
+    Attributes:
+        text: What it says.
+        score: Its ITM probability.
+        is_kept: Whether the filter keeps it.
+    """
+
+    text: str
+    score: float | None
+    is_kept: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +61,7 @@ class Pair:
         source: web or synthetic.
         score: ITM probability; None without a filter.
         is_kept: Whether the filter keeps the caption; True without a filter.
+        sentences: Its sentences, where the filter judged them one by one.
     """
 
     uid: str
@@ -57,6 +72,7 @@ class Pair:
     source: str
     score: float | None
     is_kept: bool
+    sentences: tuple[Sentence, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -162,6 +178,8 @@ class _Shard:
         self._sources = self._sources[chosen]
         self.scores = np.concatenate([part.scores for part in parts])[chosen]
         self.is_kept = kept
+        sentences = [own for part in parts for own in part.sentences]
+        self._sentences = [sentences[place] for place in chosen.tolist()]
         seed = splitmix(plan.manifest.seed)
         images = splitmix(uid_hashes(self._pool["uid"]) ^ seed)
         ordinals = np.concatenate([part.ordinals for part in parts])
@@ -186,6 +204,7 @@ class _Shard:
             source=str(self._sources[index]),
             score=None if np.isnan(score) else score,
             is_kept=bool(self.is_kept[index]),
+            sentences=self._sentences[index],
         )
 
 
@@ -200,6 +219,7 @@ class _Texts:
         texts: (m,) captions, or null.
         scores: (m,) ITM probabilities, NaN without a score.
         is_kept: (m,) whether the filter keeps each caption.
+        sentences: m, the sentences that the filter judged one by one.
     """
 
     name: str
@@ -208,6 +228,7 @@ class _Texts:
     texts: Any
     scores: npt.NDArray[np.float32]
     is_kept: Mask
+    sentences: list[tuple[Sentence, ...]]
 
     @classmethod
     def of(cls, name: str, column: Any, filtered: pa.Table | None) -> _Texts:
@@ -222,12 +243,14 @@ class _Texts:
             column = column.flatten()
         scores = np.full(len(rows), np.nan, np.float32)
         is_kept = np.ones(len(rows), bool)
-        itm, keep = f"itm_{KEYS[name]}", f"keep_{KEYS[name]}"
-        if filtered is not None and keep in filtered.column_names:
-            itm_scores: Any = filtered[itm].combine_chunks()
-            kept: Any = filtered[keep].combine_chunks()
+        sentences: list[tuple[Sentence, ...]] = [()] * len(rows)
+        kind = KEYS[name]
+        if filtered is not None and f"keep_{kind}" in filtered.column_names:
+            itm_scores: Any = filtered[f"itm_{kind}"].combine_chunks()
+            kept: Any = filtered[f"keep_{kind}"].combine_chunks()
             if is_list:
                 itm_scores, kept = itm_scores.flatten(), kept.flatten()
+            sentences = _sentences(filtered, kind, len(rows))
             scores = itm_scores.fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
             is_kept = _bools(kept)
         return cls(
@@ -237,7 +260,25 @@ class _Texts:
             texts=column,
             scores=scores,
             is_kept=is_kept,
+            sentences=sentences,
         )
+
+
+def _sentences(filtered: pa.Table, kind: str, number: int) -> list[tuple[Sentence, ...]]:
+    """The sentences of each of `number` texts of a kind; none of a text judged as a whole."""
+    columns: list[Any] = []
+    for name in (f"sentences_{kind}", f"sentences_kept_{kind}"):
+        values = filtered[name].to_pylist()
+        columns.append(values if kind == "web" else [text for row in values for text in row or ()])
+    if not any(columns[0]):
+        return [()] * number
+    return [
+        tuple(
+            Sentence(sentence["text"].strip(), sentence["itm"], is_kept)
+            for sentence, is_kept in zip(own or (), kept or (), strict=True)
+        )
+        for own, kept in zip(*columns, strict=True)
+    ]
 
 
 def _with_keeps(results: Results, scores: pa.Table) -> pa.Table:

@@ -140,6 +140,10 @@ class ReviewServer(ThreadingHTTPServer):
                     "uid": pair.uid,
                     "score": pair.score,
                     "is_kept": pair.is_kept if self._is_filtered else None,
+                    "sentences": [
+                        {**sentence._asdict(), "text": _shown(sentence.text)}
+                        for sentence in pair.sentences
+                    ],
                     "decision": _decision_json(decisions.get(pair.key)),
                 }
                 for pair in self.pairs

@@ -40,6 +40,8 @@ class Sample:
         image: The encoded image.
         facts: width, height, url, source and sha256 of PAIRS.
         captions: n >= 1 captions.
+        captions_full: n captions before the filter dropped sentences of them, None if it dropped
+            none.
         caption_sources: n times web, synthetic, fused or human.
         caption_names: n names of prompts, None where there is none.
         itm_scores: n scores, None without a filter.
@@ -49,6 +51,7 @@ class Sample:
     image: bytes
     facts: dict[str, Any]
     captions: list[str] = field(default_factory=list)
+    captions_full: list[str | None] = field(default_factory=list)
     caption_sources: list[str] = field(default_factory=list)
     caption_names: list[str | None] = field(default_factory=list)
     itm_scores: list[float | None] = field(default_factory=list)
@@ -82,6 +85,7 @@ def samples(pairs: pa.Table) -> Iterator[Sample]:
                 facts = {key: row[key] for key in ("width", "height", "url", "source", "sha256")}
                 sample = Sample(row["uid"], row["image"]["bytes"], facts)
             sample.captions.append(row["caption"])
+            sample.captions_full.append(row["caption_full"])
             sample.caption_sources.append(row["caption_source"])
             sample.caption_names.append(row["caption_name"])
             sample.itm_scores.append(row["itm_score"])

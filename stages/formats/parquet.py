@@ -16,6 +16,7 @@ _URLS: list[pa.Field[pa.DataType]] = [
     pa.field("uid", pa.string(), nullable=False),
     pa.field("url", pa.string()),
     pa.field("captions", pa.list_(pa.string()), nullable=False),
+    pa.field("captions_full", pa.list_(pa.string()), nullable=False),
     pa.field("caption_sources", pa.list_(pa.string()), nullable=False),
     pa.field("itm_scores", pa.list_(pa.float32()), nullable=False),
     pa.field("sha256", pa.string()),
@@ -44,9 +45,10 @@ datasets.load_dataset("FOLDER")  # decodes the images
 | uid | id of the sample; the captions of one image share it |
 | image | encoded bytes, as Hugging Face's Image feature |
 | caption | the caption |
+| caption_full | the caption before the filter dropped sentences; null if it dropped none |
 | caption_source | web (from the web page), synthetic, fused (made of the web caption) or human |
 | caption_name | the name of a synthetic caption's prompt; null if it has none |
-| itm_score | the filter's probability that image and caption match; null if not judged |
+| itm_score | the filter's probability of a match (the least of its sentences); null if not judged |
 | width, height | size of the stored image, in pixels |
 | url, source | where the image came from; passwords and signatures are replaced by `***` |
 | sha256 | SHA-256 of the file as downloaded, before it was resized |
@@ -77,6 +79,7 @@ One row per image, without the image: for redistribution where the images must n
 | uid | id of the sample |
 | url | URL of the image, with passwords and signatures replaced by `***`; null if it has none |
 | captions | all captions of the image, the web caption first |
+| captions_full | each caption before the filter dropped sentences; null if it dropped none |
 | caption_sources | web (from the web page), synthetic, fused (made of the web caption) or human |
 | caption_names | the names of the prompts of synthetic captions; null without one |
 | itm_scores | the filter's probability that image and caption match; null if not judged |
@@ -99,6 +102,7 @@ img2dataset --url_list FOLDER --input_format parquet --url_col url --output_fold
             {
                 "uid": sample.uid,
                 "captions": sample.captions,
+                "captions_full": sample.captions_full,
                 "caption_sources": sample.caption_sources,
                 "caption_names": sample.caption_names,
                 "itm_scores": sample.itm_scores,

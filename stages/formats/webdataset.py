@@ -58,6 +58,7 @@ webdataset.WebDataset(tars, shardshuffle=100).decode("pil").to_tuple("jpg", "txt
                     **sample.facts,
                     "uid": sample.uid,
                     "captions": sample.captions,
+                    "captions_full": sample.captions_full,
                     "caption_sources": sample.caption_sources,
                     "caption_names": sample.caption_names,
                     "itm_scores": sample.itm_scores,

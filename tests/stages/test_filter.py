@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from transformers import BlipForImageTextRetrieval
 
-from models.inference.clip import Clip
+from models.inference.dual_encoder import DualEncoder
 from stages.filter import LISTS, FilterConfig, FilterStage
 
 
@@ -295,8 +297,8 @@ def test_clip_measures_beside_itm_and_alone(model: str, clips: tuple[str, str]) 
         assert both[f"clip_{kind}"].equals(alone[f"clip_{kind}"])
     assert alone["itm_web"].null_count == 6 and alone["clip_web"].null_count == 4
     assert alone["itm_synthetic"].to_pylist()[0] == [None, None]
-    expected = Clip.from_pretrained(clips[0]).score([drawn(0)], [["a red dog"]])
-    assert alone["clip_web"][0].as_py() == pytest.approx(expected[0][0], abs=1e-2)
+    expected = DualEncoder.from_pretrained(clips[0]).score([drawn(0)], [["a red dog"]])
+    assert alone["clip_web"][0].as_py() == pytest.approx(expected[0][0].cosine, abs=1e-2)
     web = sorted(score for score in alone["clip_web"].to_pylist() if score is not None)
     judged = FilterStage(FilterConfig(recipe="clip", min_clip=web[1]))
     assert sum(judged.keep_texts(alone)["keep_web"].to_pylist()) == 1
@@ -395,9 +397,210 @@ def test_a_model_that_is_nowhere_is_named_with_its_remedy() -> None:
         FilterConfig(model="nobody/none").measurement()
 
 
+DENSE = "a red dog on the house. two small birds in the tree! the green cat and a big house"
+"""Three sentences; 18 words, 25 tokens with what the tokenizer adds."""
+
+
+def reads(model: str, folder: Path, tokens: int) -> str:
+    """The same model, trained on texts of so many tokens."""
+    shutil.copytree(model, folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"max_text_tokens": tokens}
+    path.write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def short(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return reads(model, tmp_path_factory.mktemp("short") / "model", 10)
+
+
+def judging(model: str, **settings: Any) -> FilterStage:
+    stage = FilterStage(FilterConfig(model=model, device="cpu", **settings))
+    stage.load()
+    return stage
+
+
+RECORDED = {
+    "itm_web": [0.957493, 0.312472, None, 0.952565],
+    "itm_synthetic": [[0.532941, 0.507474], [0.458253], [None, 0.975168], [0.992701]],
+    "itm_further": [[0.519648], [], [0.965951], [0.343388]],
+    "itc_web": [0.261784, 0.076898, None, 0.248081],
+    "clip_web": [-0.349311, -0.277998, None, -0.007666],
+    "clip_synthetic": [[-0.02873, -0.032434], [0.010021], [None, -0.309157], [0.180603]],
+    "clip_further": [[-0.357919], [], [-0.051008], [0.253619]],
+}
+"""What version 3 of the stage wrote of `OLD`, before it knew sentences."""
+OLD = pa.table(
+    {
+        "image": pa.array([drawn(i) for i in range(4)], pa.binary()),
+        "caption": [
+            "A Red Dog",
+            "two birds in the house.",
+            None,
+            'a cat. a dog! "the big green tree"',
+        ],
+        "synthetic": [
+            ["a dog", "a house"],
+            ["a cat"],
+            ["", "a tree"],
+            [
+                "a picture of the red dog on the house and the blue bird in a small green tree. "
+                "two cats"
+            ],
+        ],
+        "further_captions": [["small birds; red"], [], ["A Red Dog"], ["two"]],
+    }
+)
+
+
+@pytest.mark.parametrize("unit", ["text", "sentence"])
+def test_short_texts_have_the_scores_they_always_had(
+    model: str, clips: tuple[str, str], unit: Any
+) -> None:
+    written = recipe_of("blip", clips, model=model, unit=unit, dtype="float32").annotate(OLD)
+    for name, values in RECORDED.items():
+        found = written[name].to_pylist()
+        for ours, theirs in zip(found, values, strict=True):
+            assert ours == pytest.approx(theirs, abs=2e-4), name
+    assert written["sentences_web"].null_count == 4
+    assert written["unread_web"].to_pylist() == [0, 0, None, 0]
+
+
+def test_a_text_that_was_cut_says_how_much_was_not_read(short: str, model: str) -> None:
+    rows = OLD.slice(0, 2).set_column(1, "caption", pa.array([DENSE, "a dog"]))
+    cut = judging(short)
+    written = cut.annotate(rows)
+    tokens = len(judging(model)._matcher._tokenize([DENSE])[0])  # type: ignore[union-attr]
+    assert written["unread_web"].to_pylist() == [tokens - 10, 0]
+    assert written["unread_synthetic"].to_pylist() == [[0, 0], [0]]
+    [(sentence, number)] = cut.notices(written).items()
+    assert number == 1 and "filter.unit: sentence" in sentence
+    assert judging(model).annotate(rows)["unread_web"].to_pylist() == [0, 0]
+
+
+def test_each_sentence_of_a_long_text_is_judged_as_a_short_text_is(short: str) -> None:
+    rows = OLD.slice(0, 2).set_column(1, "caption", pa.array([DENSE, "a cat. a dog"]))
+    rows = rows.set_column(2, "synthetic", pa.array([["a dog", DENSE], []]))
+    stage = judging(short, unit="sentence", dtype="float32")
+    seen: list[int] = []
+    assert stage._matcher is not None
+    hook = stage._matcher.model.vision_model.register_forward_hook(
+        lambda _, __, output: seen.append(len(output[0]))
+    )
+    written = stage.annotate(rows)
+    hook.remove()
+    sentences = written["sentences_web"][0].as_py()
+    assert "".join(sentence["text"] for sentence in sentences) == DENSE
+    alone = [sentence["text"].strip() for sentence in sentences]
+    assert alone == [
+        "a red dog on the house.",
+        "two small birds in the tree!",
+        "the green cat and a big house",
+    ]
+    [expected] = stage._matcher.score([drawn(0)], [alone])
+    assert [s["itm"] for s in sentences] == pytest.approx([m.itm for m in expected], abs=1e-5)
+    assert [s["itc"] for s in sentences] == pytest.approx([m.itc for m in expected], abs=1e-5)
+    assert written["itm_web"][0].as_py() == max(sentence["itm"] for sentence in sentences)
+    assert written["sentences_synthetic"].to_pylist() == [[None, sentences], []]
+    assert written["sentences_web"][1].as_py() is None  # two sentences that the model reads whole
+    assert written["unread_web"].to_pylist() == [0, 0] and not stage.notices(written)
+
+
+def test_a_long_text_of_one_sentence_is_cut_and_told(short: str) -> None:
+    text = " and ".join(["a red dog on the house"] * 3)
+    stage = judging(short, unit="sentence")
+    written = stage.annotate(OLD.slice(0, 1).set_column(1, "caption", pa.array([text])))
+    assert written["sentences_web"].to_pylist() == [None]
+    assert written["unread_web"][0].as_py() > 0
+    [sentence] = stage.notices(written)
+    assert "a sentence that is longer" in sentence
+
+
+def test_a_dual_encoder_judges_sentences_too(clips: tuple[str, str]) -> None:
+    text = " ".join(f"a red dog on the house number {word}." for word in WORDS.split()[:12])
+    rows = OLD.slice(0, 1).set_column(1, "caption", pa.array([text]))
+    whole = recipe_of("clip", clips, min_clip=0.0).annotate(rows)
+    assert whole["unread_web"][0].as_py() > 0
+    stage = recipe_of("clip", clips, min_clip=0.0, unit="sentence")
+    written = stage.annotate(rows)
+    sentences = written["sentences_web"][0].as_py()
+    assert len(sentences) == 12 and written["unread_web"].to_pylist() == [0]
+    assert stage._clip is not None
+    [expected] = stage._clip.score([drawn(0)], [[s["text"].strip() for s in sentences]])
+    cosines = [similarity.cosine for similarity in expected]
+    assert [s["clip"] for s in sentences] == pytest.approx(cosines, abs=1e-2)
+
+
+def in_sentences(scores: list[list[float]], score: str = "itm") -> pa.Table:
+    """Rows of one synthetic text each, of sentences with these scores; one is judged whole."""
+    rows = []
+    for row, own in enumerate(scores):
+        parts = [{"text": f"this is {row} {n}. ", score: value} for n, value in enumerate(own)]
+        rows.append(
+            {
+                f"{score}_synthetic": [max(own)],
+                "itm_synthetic": [max(own) if score == "itm" else None],
+                "itm_further": [],
+                "sentences_synthetic": [parts if len(own) > 1 else None],
+                "itm_decoded": True,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=FilterStage.writes)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5), min_size=1, max_size=6),
+    st.floats(0, 1, width=32),
+)
+def test_a_text_is_what_is_left_of_its_sentences(scores: list[list[float]], least: float) -> None:
+    table = in_sentences(scores)
+    stage = FilterStage(FilterConfig(unit="sentence", min_itm=least))
+    keeps, reasons = stage.keep_texts(table).to_pylist(), stage.judge(table).to_pylist()
+    for row, (own, keep, reason) in enumerate(zip(scores, keeps, reasons, strict=True)):
+        flags = [score >= np.float32(least) for score in own]
+        [is_kept], [kept], [text], [itm] = (
+            keep[f"{name}_synthetic"]
+            for name in ("keep", "sentences_kept", "kept_text", "kept_itm")
+        )
+        assert is_kept == any(flags) == (reason is None)
+        if len(own) == 1:
+            assert (kept, text, itm) == (None, None, None)
+            continue
+        assert kept == flags
+        left = [f"this is {row} {n}." for n, flag in enumerate(flags) if flag]
+        assert text == (" ".join(left) if left and not all(flags) else None)
+        assert itm == (min(s for s in own if s >= np.float32(least)) if left else None)
+
+
+def test_texts_are_ranked_by_the_mean_of_their_sentences() -> None:
+    table = in_sentences([[0.5, 0.1], [0.4], [0.2]], "clip")
+    row = {
+        name: [value for some in table[name].to_pylist() for value in some]
+        for name in ("clip_synthetic", "itm_synthetic", "sentences_synthetic")
+    }
+    table = pa.Table.from_pylist(
+        [{**row, "itm_further": [], "itm_decoded": True}], schema=FilterStage.writes
+    )
+    keeps = FilterStage(FilterConfig(recipe="blip2", unit="sentence")).keep_texts(table)
+    assert keeps["keep_synthetic"].to_pylist() == [[True, True, False]]
+    keeps = FilterStage(FilterConfig(recipe="blip2", unit="sentence", min_clip=0.15)).keep_texts(
+        table
+    )
+    assert keeps["sentences_kept_synthetic"].to_pylist() == [[[True, False], None, None]]
+    assert keeps["kept_text_synthetic"].to_pylist() == [["this is 0 0.", None, None]]
+
+
+def test_the_unit_is_part_of_what_is_measured_where_it_is_a_sentence(model: str) -> None:
+    whole, parts = FilterConfig(model=model), FilterConfig(model=model, unit="sentence")
+    assert parts.measurement() == {**whole.measurement(), "unit": "sentence"}
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"unit": "word"}, "unit"),
         ({"min_itm": 1.5}, "filter.min_itm"),
         ({"batch_size": 0}, "filter.batch_size"),
         ({"cpus": 0}, "filter.cpus"),

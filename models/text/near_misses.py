@@ -1,0 +1,344 @@
+"""Near misses: texts that are nearly true, made by changing one word or swapping two.
+
+Negatives of this kind teach a matcher what wrong texts of other images do not: NegCLIP (ARO,
+arXiv:2210.01936) swaps words, Doubly Right (arXiv:2306.08832) changes one.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+__all__ = ["KINDS", "NearMiss", "NearMisses", "Vocabulary"]
+
+KINDS = ("noun", "number", "colour", "size", "relation", "order")
+"""What is changed: one word of a kind, or with `order` two words that change places."""
+
+WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+COLOURS = frozenset(
+    [
+        *("red", "orange", "yellow", "green", "blue", "purple", "violet", "pink", "brown"),
+        *("black", "white", "grey", "gray", "golden", "silver", "beige", "turquoise"),
+    ]
+)
+SAME_COLOUR = (frozenset({"grey", "gray", "silver"}), frozenset({"purple", "violet"}))
+SIZES = (
+    frozenset({"small", "little", "tiny", "miniature"}),
+    frozenset({"big", "large", "huge", "giant", "enormous"}),
+)
+LENGTHS = (frozenset({"short"}), frozenset({"long", "tall"}))
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+RELATIONS = (
+    (frozenset({"left"}), frozenset({"right"})),
+    (frozenset({"above", "over"}), frozenset({"below", "under", "beneath", "underneath"})),
+    (frozenset({"inside"}), frozenset({"outside"})),
+    (frozenset({"top"}), frozenset({"bottom"})),
+)
+SIDES = frozenset({"left", "right", "top", "bottom"})
+"""Words that are relations before "of" or "side" alone: "right" also means correct."""
+SYMMETRIC = frozenset({"and", "or", "with", "beside", "near", "by", "&"})
+"""What joins two things that may change places."""
+NOUNS = frozenset({"NN", "NNS", "NOUN"})
+FEW = 2.0
+"""Images in which two words would be expected together below which nothing follows from them."""
+LEAST_RIVAL = 0.8
+"""Two words that stand together more often than this share of chance are no alternatives."""
+
+
+class NearMiss(NamedTuple):
+    """A text that is nearly true, and which of `KINDS` was changed."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Token:
+    word: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """One way to change a text: spans with what takes their place, and how likely it is."""
+
+    spans: tuple[tuple[int, int, str], ...]
+    weight: float = 1.0
+
+
+class Vocabulary:
+    """The words of training texts: their parts of speech, neighbours and company.
+
+    Args:
+        captions: Of each image, its texts.
+        tagger: A spaCy pipeline that tells parts of speech: a name or a folder.
+    """
+
+    def __init__(self, captions: Iterable[Sequence[str]], tagger: str) -> None:
+        from models.text.parts_of_speech import PartsOfSpeech
+
+        tags: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.after: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.before: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.images: Counter[str] = Counter()
+        self.together: Counter[tuple[str, str]] = Counter()
+        self.num_images = 0
+        texts: list[str] = []
+        for own in captions:
+            self.num_images += 1
+            texts += own
+            words = sorted({token.word for text in own for token in _tokens(text)})
+            self.images.update(words)
+            self.together.update(
+                (first, second) for i, first in enumerate(words) for second in words[i + 1 :]
+            )
+        for text, tagged in zip(texts, PartsOfSpeech(tagger).tags(texts), strict=True):
+            for word, tag in tagged:
+                tags[word.lower()][tag] += 1
+            words = ["", *(token.word for token in _tokens(text)), ""]
+            for first, second in zip(words, words[1:], strict=False):
+                self.after[first][second] += 1
+                self.before[second][first] += 1
+        self.tags = {word: found.most_common(1)[0][0] for word, found in tags.items()}
+
+    def are_rivals(self, first: str, second: str) -> bool:
+        """Whether an image of which one word is true is seldom one of which the other is.
+
+        By how often both stand in texts of one image: synonyms, and words that have nothing to do
+        with each other, stand together as often as chance has it or more.
+        """
+        expected = self.images[first] * self.images[second] / max(self.num_images, 1)
+        if expected < FEW:
+            return True
+        pair = (first, second) if first < second else (second, first)
+        return self.together[pair] <= LEAST_RIVAL * expected
+
+    def plural_of(self, noun: str) -> str | None:
+        """The plural of a noun, where the texts have it."""
+        forms = (f"{noun}s", f"{noun}es", f"{noun[:-1]}ies", noun)
+        return next((form for form in forms if self.tags.get(form) == "NNS"), None)
+
+
+class NearMisses:
+    """Makes near misses of texts.
+
+    Example:
+        >>> make = NearMisses(Vocabulary([["a red ball", "a ball"], ["a blue kite"]], "tagger/"))
+        >>> make("a red ball", random.Random(0))
+        NearMiss(kind='colour', text='a blue ball')
+
+    Args:
+        vocabulary: Where words come from.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    def __call__(
+        self,
+        text: str,
+        rng: random.Random,
+        *,
+        known: Collection[str] = (),
+        kind: str | None = None,
+    ) -> NearMiss | None:
+        """A near miss of a text, or None where nothing in it can be changed.
+
+        Args:
+            text: A true text.
+            rng: Draws the kind, then the change.
+            known: Words that are true of the image, which are never put in.
+            kind: The one of `KINDS` to change; any by default.
+        """
+        tokens = _tokens(text)
+        found = {name: self._edits(name, tokens, frozenset(known)) for name in KINDS}
+        kinds = [name for name in KINDS if found[name] and kind in (None, name)]
+        if not kinds:
+            return None
+        chosen = rng.choice(kinds)
+        edits = found[chosen]
+        [edit] = rng.choices(edits, [edit.weight for edit in edits])
+        return NearMiss(chosen, _with_articles(_replaced(text, edit.spans)))
+
+    def _edits(self, kind: str, tokens: list[_Token], known: frozenset[str]) -> list[_Edit]:
+        if kind == "order":
+            return list(self._swaps(tokens))
+        if kind == "number":
+            return list(self._numbers(tokens))
+        edits = []
+        for place, token in enumerate(tokens):
+            if kind == "noun":
+                options = self._nouns(tokens, place)
+            else:
+                options = {word: 1.0 for word in _OPPOSITES[kind].get(token.word, ())}
+                if kind == "relation" and not _is_place(tokens, place):
+                    options = {}
+            options = {
+                word: weight
+                for word, weight in options.items()
+                if word in self.vocabulary.images and (kind == "relation" or word not in known)
+            }
+            total = sum(options.values())
+            edits += [
+                _Edit(((token.start, token.end, word),), weight / total)
+                for word, weight in options.items()
+            ]
+        return edits
+
+    def _nouns(self, tokens: list[_Token], place: int) -> dict[str, float]:
+        """Other nouns of the same number that are seen between the same neighbours."""
+        found, word = self.vocabulary, tokens[place].word
+        tag = found.tags.get(word)
+        if tag not in NOUNS or word in _CLOSED:
+            return {}
+        before = tokens[place - 1].word if place else ""
+        before = {"an": "a"}.get(before, before)
+        befores = ("a", "an") if before == "a" else (before,)
+        after = tokens[place + 1].word if place + 1 < len(tokens) else ""
+        return {
+            other: float(count)
+            for other, count in found.before_and_after(befores, after).items()
+            if other != word
+            and found.tags.get(other) == tag
+            and other not in _CLOSED
+            and found.are_rivals(word, other)
+        }
+
+    def _numbers(self, tokens: list[_Token]) -> Iterator[_Edit]:
+        """Another number; or "a" for a number and back, with the noun and the verb inflected."""
+        words = [token.word for token in tokens]
+        there = [word for word in NUMBERS[1:] if word in self.vocabulary.images]
+        for place, token in enumerate(tokens):
+            if token.word in there:
+                others = [word for word in there if word != token.word]
+                for word in others:
+                    yield _Edit(((token.start, token.end, word),), 1 / len(others))
+            elif token.word in ("a", "an") and there:
+                head = self._head(words, place)
+                plural = None if head is None else self.vocabulary.plural_of(words[head])
+                if head is None or plural is None:
+                    continue
+                spans = [(tokens[head].start, tokens[head].end, plural)]
+                for verb in (place - 1, head + 1):
+                    if 0 <= verb < len(words) and words[verb] == "is":
+                        spans.append((tokens[verb].start, tokens[verb].end, "are"))
+                for word in there:
+                    yield _Edit(((token.start, token.end, word), *spans), 1 / len(there))
+
+    def _head(self, words: list[str], place: int) -> int | None:
+        """The singular noun that an article belongs to, past adjectives alone."""
+        for index in range(place + 1, len(words)):
+            tag = self.vocabulary.tags.get(words[index], "")
+            if tag in ("NN", "NOUN"):
+                after = words[index + 1] if index + 1 < len(words) else ""
+                is_compound = self.vocabulary.tags.get(after, "") in NOUNS
+                return None if is_compound else index
+            if tag not in ("JJ", "ADJ"):
+                return None
+        return None
+
+    def _swaps(self, tokens: list[_Token]) -> Iterator[_Edit]:
+        """Two nouns, colours, sizes or numbers that change places and with them the meaning."""
+        for first, one in enumerate(tokens):
+            for second in range(first + 1, len(tokens)):
+                other = tokens[second]
+                if not self._can_swap(one.word, other.word):
+                    continue
+                between = {token.word for token in tokens[first + 1 : second]}
+                if between & SYMMETRIC and not between & _PLACING:
+                    company = [self._company(tokens, place) for place in (first, second)]
+                    if company[0] == company[1]:
+                        continue
+                elif not between & _PLACING:
+                    continue
+                yield _Edit(((one.start, one.end, other.word), (other.start, other.end, one.word)))
+
+    def _can_swap(self, one: str, other: str) -> bool:
+        """Whether two words are of one kind and differ in meaning."""
+        for kind in ("colour", "size"):
+            if other in _OPPOSITES[kind].get(one, ()):
+                return True
+        if one in NUMBERS[1:] and other in NUMBERS[1:]:
+            return one != other
+        tags = self.vocabulary.tags
+        return (
+            one != other
+            and tags.get(one) in NOUNS
+            and tags.get(one) == tags.get(other)
+            and not {one, other} & _CLOSED
+            and self.vocabulary.are_rivals(one, other)
+        )
+
+    def _company(self, tokens: list[_Token], place: int) -> tuple[str, ...]:
+        """The adjectives, the number and the noun that stand with a word, itself left out."""
+        tags = self.vocabulary.tags
+        start = end = place
+        while start and tags.get(tokens[start - 1].word, "") in _WITHIN:
+            start -= 1
+        while end + 1 < len(tokens) and tags.get(tokens[end].word, "") not in NOUNS:
+            end += 1
+        return tuple(tokens[i].word for i in range(start, end + 1) if i != place)
+
+
+_OPPOSITES: dict[str, dict[str, tuple[str, ...]]] = {
+    "colour": {
+        word: tuple(
+            sorted(
+                other
+                for other in COLOURS - {word}
+                if not any({word, other} <= same for same in SAME_COLOUR)
+            )
+        )
+        for word in COLOURS
+    },
+    "size": {
+        word: tuple(sorted(other))
+        for pair in (SIZES, LENGTHS)
+        for own, other in (pair, pair[::-1])
+        for word in own
+    },
+    "relation": {
+        word: tuple(sorted(other))
+        for pair in RELATIONS
+        for own, other in (pair, pair[::-1])
+        for word in own
+    },
+}
+"""What a word of a closed class is changed to."""
+_CLOSED = frozenset(word for words in _OPPOSITES.values() for word in words) | set(NUMBERS)
+_PLACING = frozenset(_OPPOSITES["relation"]) | {"on", "in", "behind", "front", "of"}
+"""Words that put two things in an order."""
+_WITHIN = frozenset({"JJ", "ADJ", "CD", "NUM"})
+
+
+def _tokens(text: str) -> list[_Token]:
+    return [_Token(m[0].lower(), m.start(), m.end()) for m in WORD.finditer(text)]
+
+
+def _is_place(tokens: list[_Token], place: int) -> bool:
+    """Whether a word says where something is, as far as its neighbours tell."""
+    if tokens[place].word not in SIDES:
+        return True
+    following = tokens[place + 1].word if place + 1 < len(tokens) else ""
+    return following in ("of", "side", "hand", "corner")
+
+
+def _replaced(text: str, spans: Sequence[tuple[int, int, str]]) -> str:
+    for start, end, word in sorted(spans, reverse=True):
+        text = text[:start] + word + text[end:]
+    return text
+
+
+def _with_articles(text: str) -> str:
+    """The text with "a" and "an" as the words behind them have it."""
+    return re.sub(
+        r"\b(a)n?( +)(?=([^\W_]))",
+        lambda m: m[1] + ("n" if m[3].lower() in "aeiou" else "") + m[2],
+        text,
+        flags=re.IGNORECASE,
+    )
