@@ -6,6 +6,7 @@ arXiv:2210.01936) swaps words, Doubly Right (arXiv:2306.08832) changes one.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections import Counter, defaultdict
@@ -101,7 +102,7 @@ class Vocabulary:
             for word, tag in tagged:
                 tags[word.lower()][tag] += 1
             words = ["", *(token.word for token in _tokens(text)), ""]
-            for first, second in zip(words, words[1:], strict=False):
+            for first, second in itertools.pairwise(words):
                 self.after[first][second] += 1
                 self.before[second][first] += 1
         self.tags = {word: found.most_common(1)[0][0] for word, found in tags.items()}
