@@ -44,6 +44,8 @@ SIDES = frozenset({"left", "right", "top", "bottom"})
 SYMMETRIC = frozenset({"and", "or", "with", "beside", "near", "by", "&"})
 """What joins two things that may change places."""
 NOUNS = frozenset({"NN", "NNS", "NOUN"})
+SHARE = 0.1
+"""The least share of its uses in which a word has a tag that counts."""
 FEW = 2.0
 """Images in which two words would be expected together below which nothing follows from them."""
 LEAST_RIVAL = 0.8
@@ -106,6 +108,10 @@ class Vocabulary:
                 self.after[first][second] += 1
                 self.before[second][first] += 1
         self.tags = {word: found.most_common(1)[0][0] for word, found in tags.items()}
+        self.all_tags = {
+            word: frozenset(tag for tag, n in found.items() if n >= SHARE * found.total())
+            for word, found in tags.items()
+        }
 
     def are_rivals(self, first: str, second: str) -> bool:
         """Whether an image of which one word is true is seldom one of which the other is.
@@ -119,10 +125,19 @@ class Vocabulary:
         pair = (first, second) if first < second else (second, first)
         return self.together[pair] <= LEAST_RIVAL * expected
 
+    def between(self, before: Collection[str], after: str) -> Counter[str]:
+        """The words seen behind one of some words and, elsewhere or there, before another.
+
+        Each with the rarer of the two counts; an empty text stands for the end of a text.
+        """
+        first = sum((self.after[word] for word in before), Counter[str]())
+        second = self.before[after]
+        return first & second
+
     def plural_of(self, noun: str) -> str | None:
         """The plural of a noun, where the texts have it."""
         forms = (f"{noun}s", f"{noun}es", f"{noun[:-1]}ies", noun)
-        return next((form for form in forms if self.tags.get(form) == "NNS"), None)
+        return next((form for form in forms if "NNS" in self.all_tags.get(form, ())), None)
 
 
 class NearMisses:
@@ -194,21 +209,33 @@ class NearMisses:
     def _nouns(self, tokens: list[_Token], place: int) -> dict[str, float]:
         """Other nouns of the same number that are seen between the same neighbours."""
         found, word = self.vocabulary, tokens[place].word
-        tag = found.tags.get(word)
-        if tag not in NOUNS or word in _CLOSED:
+        if found.tags.get(word) not in NOUNS or word in _CLOSED:
             return {}
+        tag = self._number_of(tokens, place)
         before = tokens[place - 1].word if place else ""
         before = {"an": "a"}.get(before, before)
         befores = ("a", "an") if before == "a" else (before,)
         after = tokens[place + 1].word if place + 1 < len(tokens) else ""
         return {
             other: float(count)
-            for other, count in found.before_and_after(befores, after).items()
+            for other, count in found.between(befores, after).items()
             if other != word
-            and found.tags.get(other) == tag
+            and tag in found.all_tags.get(other, ())
             and other not in _CLOSED
             and found.are_rivals(word, other)
         }
+
+    def _number_of(self, tokens: list[_Token], place: int) -> str:
+        """The tag of a noun; singular or plural as its article or number has it."""
+        tags = self.vocabulary.tags
+        for token in reversed(tokens[:place]):
+            if token.word in ("a", "an", "one"):
+                return "NN" if tags[tokens[place].word] != "NOUN" else "NOUN"
+            if token.word in NUMBERS:
+                return "NNS" if tags[tokens[place].word] != "NOUN" else "NOUN"
+            if tags.get(token.word, "") not in ("JJ", "ADJ"):
+                break
+        return tags[tokens[place].word]
 
     def _numbers(self, tokens: list[_Token]) -> Iterator[_Edit]:
         """Another number; or "a" for a number and back, with the noun and the verb inflected."""
@@ -233,13 +260,12 @@ class NearMisses:
 
     def _head(self, words: list[str], place: int) -> int | None:
         """The singular noun that an article belongs to, past adjectives alone."""
+        tags = self.vocabulary.tags
         for index in range(place + 1, len(words)):
-            tag = self.vocabulary.tags.get(words[index], "")
-            if tag in ("NN", "NOUN"):
+            if tags.get(words[index], "") in NOUNS:
                 after = words[index + 1] if index + 1 < len(words) else ""
-                is_compound = self.vocabulary.tags.get(after, "") in NOUNS
-                return None if is_compound else index
-            if tag not in ("JJ", "ADJ"):
+                return None if tags.get(after, "") in NOUNS else index
+            if tags.get(words[index], "") not in ("JJ", "ADJ"):
                 return None
         return None
 
@@ -248,7 +274,7 @@ class NearMisses:
         for first, one in enumerate(tokens):
             for second in range(first + 1, len(tokens)):
                 other = tokens[second]
-                if not self._can_swap(one.word, other.word):
+                if not self._can_swap(tokens, first, second):
                     continue
                 between = {token.word for token in tokens[first + 1 : second]}
                 if between & SYMMETRIC and not between & _PLACING:
@@ -259,8 +285,9 @@ class NearMisses:
                     continue
                 yield _Edit(((one.start, one.end, other.word), (other.start, other.end, one.word)))
 
-    def _can_swap(self, one: str, other: str) -> bool:
+    def _can_swap(self, tokens: list[_Token], first: int, second: int) -> bool:
         """Whether two words are of one kind and differ in meaning."""
+        one, other = tokens[first].word, tokens[second].word
         for kind in ("colour", "size"):
             if other in _OPPOSITES[kind].get(one, ()):
                 return True
@@ -270,7 +297,8 @@ class NearMisses:
         return (
             one != other
             and tags.get(one) in NOUNS
-            and tags.get(one) == tags.get(other)
+            and tags.get(other) in NOUNS
+            and self._number_of(tokens, first) == self._number_of(tokens, second)
             and not {one, other} & _CLOSED
             and self.vocabulary.are_rivals(one, other)
         )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spacy.tokens import Doc
 
 __all__ = ["PartsOfSpeech"]
 
@@ -47,6 +51,17 @@ class PartsOfSpeech:
 
     def __call__(self, captions: Sequence[str]) -> Iterator[frozenset[str]]:
         """Yield the set of parts of speech of each caption."""
-        texts = (caption[: self.max_characters] for caption in captions)
-        for doc in self.nlp.pipe(texts, batch_size=self.batch_size):
+        for doc in self._docs(captions):
             yield frozenset(token.pos_ for token in doc)
+
+    def tags(self, captions: Sequence[str]) -> Iterator[list[tuple[str, str]]]:
+        """The words of each caption, in order, with their tags (Penn: NN, NNS, JJ, ...).
+
+        A pipeline without tags of its own gives the parts of speech instead.
+        """
+        for doc in self._docs(captions):
+            yield [(token.text, token.tag_ or token.pos_) for token in doc]
+
+    def _docs(self, captions: Sequence[str]) -> Iterator[Doc]:
+        texts = (caption[: self.max_characters] for caption in captions)
+        yield from self.nlp.pipe(texts, batch_size=self.batch_size)

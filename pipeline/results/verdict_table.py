@@ -78,7 +78,9 @@ def _sentences(results: Results, judgement: Judgement) -> Any:
             sentences = table[f"sentences_{kind}"].to_pylist()
             kept = keeps[f"sentences_kept_{kind}"].to_pylist()
             for row, own, flags in zip(rows, sentences, kept, strict=True):
-                texts = [(own, flags)] if kind == "web" else zip(own or (), flags or (), strict=True)
+                texts = (
+                    [(own, flags)] if kind == "web" else zip(own or (), flags or (), strict=True)
+                )
                 entries[row] += [
                     {
                         "source": kind,

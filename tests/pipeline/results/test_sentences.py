@@ -17,10 +17,11 @@ from pipeline.demo.world import describe, sample_scene
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
 from pipeline.report import build
-from pipeline.results.funnel import funnel, open_plan
+from pipeline.results.funnel import funnel
+from pipeline.results.open_run import open_results
 from pipeline.results.sample import sample_history
 from pipeline.results.tables import put, sample_tables
-from pipeline.results.verify import write_verdicts
+from pipeline.results.verdict_table import write_verdicts
 from pipeline.review.sample import draw
 from pipeline.review.server import ReviewServer
 from pipeline.storage.run import Run
@@ -77,7 +78,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def pairs_of(run: Run) -> list[dict[str, object]]:
     """What an export writes."""
-    plan = open_plan(run)
+    plan = open_results(run).plan
     worker = Worker(plan.manifest)
     pairs = plan.export().pairs(*worker._kept("export", "00000"))
     assert pairs.schema.equals(PAIRS)
@@ -95,7 +96,7 @@ def test_a_pair_holds_the_sentences_kept_and_the_text_before(run: Run) -> None:
     assert (whole["caption"], whole["caption_full"]) == (CAPTIONS[1], None)
     assert (pairs[uids[2]]["caption"], pairs[uids[2]]["caption_full"]) == (CAPTIONS[2], None)
     assert uids[3] not in pairs
-    scores = [s for c in sample_history(run, open_plan(run), uids[0]).captions for s in c.sentences]
+    scores = [s for c in sample_history(open_results(run), uids[0]).captions for s in c.sentences]
     assert found["itm_score"] == min(s.itm for s in scores if s.is_kept)
 
 
@@ -108,7 +109,7 @@ def test_a_run_says_how_many_texts_were_cut(tmp_path: Path) -> None:
 
 
 def test_show_lists_the_sentences_with_scores_and_verdicts(run: Run) -> None:
-    found = sample_history(run, open_plan(run), pool_of(CAPTIONS)[0]["uid"])
+    found = sample_history(open_results(run), pool_of(CAPTIONS)[0]["uid"])
     [caption] = found.captions
     assert "".join(f"{s.text} " for s in caption.sentences).strip() == CAPTIONS[0]
     assert [s.is_kept for s in caption.sentences] == [True, True, False, True]
@@ -120,14 +121,14 @@ def test_show_lists_the_sentences_with_scores_and_verdicts(run: Run) -> None:
     [line] = [line for line in text.splitlines() if caption.sentences[2].text in line][-1:]
     assert "sentence" in line and "dropped" in line and f"{caption.sentences[2].itm:.3f}" in line
     assert "sentences_web" not in text
-    cut = sample_history(run, open_plan(run), pool_of(CAPTIONS)[4]["uid"])
+    cut = sample_history(open_results(run), pool_of(CAPTIONS)[4]["uid"])
     assert cut.captions[0].unread
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_the_verdict_table_has_every_sentence(run: Run, tmp_path: Path, kind: str) -> None:
     out = tmp_path / f"verdicts.{kind}"
-    assert write_verdicts(run, open_plan(run), str(out)) == len(CAPTIONS)
+    assert write_verdicts(open_results(run), str(out)) == len(CAPTIONS)
     if kind != "jsonl":
         assert b"filter_sentences" in out.read_bytes()
         return
@@ -139,8 +140,8 @@ def test_the_verdict_table_has_every_sentence(run: Run, tmp_path: Path, kind: st
 
 
 def test_the_report_counts_sentences_and_shows_them(run: Run) -> None:
-    plan = open_plan(run)
-    build.write(run, plan, funnel(run, plan))
+    results = open_results(run)
+    build.write(results, funnel(results))
     facts = run.read_json("report", "report.json")["texts"]["web"]
     assert (facts["cut"], facts["sentences"]) == (1, 12)
     assert facts["sentences_dropped"] >= 5
@@ -151,8 +152,8 @@ def test_the_report_counts_sentences_and_shows_them(run: Run) -> None:
 
 
 def test_review_shows_the_sentences_and_a_fixed_text_stays_as_it_is(run: Run) -> None:
-    plan = open_plan(run)
-    pairs = draw(run, plan, "any", 10)
+    results = open_results(run)
+    pairs = draw(results, "any", 10)
     long = next(pair for pair in pairs if pair.caption == CAPTIONS[0])
     assert [s.is_kept for s in long.sentences] == [True, True, False, True]
     assert all(not p.sentences for p in pairs if p.caption in (CAPTIONS[2], CAPTIONS[4]))
@@ -160,7 +161,7 @@ def test_review_shows_the_sentences_and_a_fixed_text_stays_as_it_is(run: Run) ->
     class Ledger:
         decisions: dict[object, object] = {}  # noqa: RUF012
 
-    server = ReviewServer(run, plan, pairs, Ledger())  # type: ignore[arg-type]
+    server = ReviewServer(results, pairs, Ledger())  # type: ignore[arg-type]
     try:
         [shown] = [p for p in server.sample()["pairs"] if p["caption"] == CAPTIONS[0]]
     finally:
