@@ -87,9 +87,9 @@ PAIRS = pa.schema(
 
 `caption_full` is the caption before the filter dropped sentences of it, null if it dropped none.
 `caption_source` is web, synthetic, fused (synthetic, by a prompt with the web caption in it) or
-human. `itm_score` is the filter's probability of a match, null if no filter ran; of a caption judged
-in sentences it is the least of those kept. `caption_name` is the name of a synthetic caption's
-prompt, null if it has none. The
+human. `itm_score` is the filter's probability of a match, null if no filter ran; of a caption
+judged in sentences it is the least of those kept. `caption_name` is the name of a synthetic
+caption's prompt, null if it has none. The
 metadata lets `datasets.load_dataset("parquet", ...)` decode the images."""
 
 
