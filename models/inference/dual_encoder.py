@@ -162,19 +162,21 @@ class DualEncoder:
 
         return [found or [] for found in self.batches.map(images, compare, batch_size)]
 
-    def embed_images(
-        self, images: Sequence[bytes], batch_size: int | None = None
-    ) -> list[Tensor | None]:
-        """See `Embedder.embed_images`."""
+    def embed_images(self, images: Sequence[bytes], batch_size: int | None = None) -> Tensor:
+        """Unit embeddings (n, d) of images; see `Ranks`.
+
+        Raises:
+            ImageError: An image cannot be decoded.
+        """
 
         def embed(positions: list[int], pixels: _Pixels) -> list[Tensor]:
             return list(self._embed_pixels(pixels))
 
-        return self.batches.map(images, embed, batch_size)
+        return torch.stack(self.batches.map_all(images, embed, batch_size))
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """See `Embedder.embed_texts`."""
+        """Unit embeddings (m, d) of texts; see `Ranks`."""
         return self._embed_tokens(self._tokenize(texts))
 
     def unread(self, texts: Sequence[str]) -> list[int]:

@@ -24,11 +24,14 @@ class Batch:
         pixels: float32 (n, 3, S, S), normalised.
         tokens: int64 (n, L): [CLS] text [SEP], padded on the right; None for images without texts.
         image_ids: int64 (n,): equal where the image is the same.
+        near_misses: int64 (n, k, L), tokens of k near misses of each text; padding alone where a
+            text has fewer. None where the objective asks for none.
     """
 
     pixels: Tensor
     tokens: Tensor | None = None
     image_ids: Tensor
+    near_misses: Tensor | None = None
 
     @property
     def texts(self) -> Tensor:
@@ -55,8 +58,13 @@ class Batch:
         return [self._map(partial(_rows, part)) for part in parts]
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tokens = None if self.tokens is None else change(self.tokens)
-        return Batch(pixels=change(self.pixels), tokens=tokens, image_ids=change(self.image_ids))
+        near = self.near_misses
+        return Batch(
+            pixels=change(self.pixels),
+            tokens=None if self.tokens is None else change(self.tokens),
+            image_ids=change(self.image_ids),
+            near_misses=None if near is None else change(near),
+        )
 
     def chances(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Numbers in [0, 1), (n, *shape): for a pair the same whichever rank has it."""

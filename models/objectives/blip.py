@@ -83,7 +83,7 @@ class MED(Objective):
 
     With both parts the losses are those of BLIP's pre-training (ITC + ITM + LM, 1:1:1), with the
     captioner alone those of captioner fine-tuning (LM), with the matcher alone those of filter
-    fine-tuning (ITC + ITM).
+    fine-tuning (ITC + ITM). A batch with near misses adds a loss of matching on them (`near`).
 
     Under `torch.distributed` a batch is a rank's share of one batch: contrast has the candidates
     of all ranks, and the mean of the ranks' gradients is that of one rank with all pairs.
@@ -101,6 +101,8 @@ class MED(Objective):
         tokenizer: BERT's, with [DEC] and [ENC].
         temperature: Of the contrastive loss, trained; saved as `itc_temperature` in config.json.
         prompt: What captions begin with; saved as `caption_prompt` in config.json unless None.
+        max_text_tokens: How many tokens of a text are read in training; saved in config.json under
+            this name unless None, so that the filter reads as many.
         mask_patches: The share of an image's patches that is hidden in training (FLIP, arXiv
             2212.00794); whole images are seen in evaluation.
         drop_path: The chance that the last layer of the image encoder is skipped for an image in
@@ -137,6 +139,7 @@ class MED(Objective):
         self.tokenizer = tokenizer
         self.label_smoothing = label_smoothing
         self.prompt: str | None = None
+        self.max_text_tokens: int | None = None
         self.mask_patches = 0.0
         self.prompt_tokens = 0
         self.drop_path = 0.1 if self.is_large else 0.0
@@ -422,7 +425,7 @@ class MED(Objective):
         ids = gather(batch.image_ids)
         losses["itc"], similarity = self._itc(batch, ids, images, slow, step)
         memory = cross_attention_kv(self.matcher.text_encoder, images)
-        losses["itm"] = self._itm(batch, ids, images, memory, similarity, step)
+        losses |= self._itm(batch, ids, images, memory, similarity, step)
         return losses, memory
 
     def _itc(
@@ -466,8 +469,11 @@ class MED(Objective):
         memory: Memory,
         similarity: Tensor,
         step: Step,
-    ) -> Tensor:
-        """One positive, one wrong image and one wrong text for each pair, so labels 1:2."""
+    ) -> dict[str, Tensor]:
+        """The loss `itm`, and `near` where the batch has near misses.
+
+        In `itm`, one positive, one wrong image and one wrong text for each pair, so labels 1:2.
+        """
         assert self.matcher is not None
         texts, is_local = batch.texts, self.negatives_are_local or num_ranks() == 1
         if is_local:
@@ -499,7 +505,34 @@ class MED(Objective):
         ]
         logits = self.match(asked, looked_at)
         labels = (torch.arange(len(asked), device=rows.device) < len(rows)).long()
-        return F.cross_entropy(logits, labels) * balance(len(labels), rows.device)
+        losses = {"itm": F.cross_entropy(logits, labels) * balance(len(labels), rows.device)}
+        if batch.near_misses is not None:
+            losses["near"] = self._near(batch.near_misses, memory, logits[: len(rows)])
+        return losses
+
+    def _near(self, near_misses: Tensor, memory: Memory, true: Tensor) -> Tensor:
+        """Matching of texts and of their near misses with their images, each half of the loss.
+
+        Args:
+            near_misses: int64 (n, k, L); padding alone stands for none.
+            memory: The n images.
+            true: (n, 2) logits of the texts with their images.
+        """
+        n, k, _ = near_misses.shape
+        texts = near_misses.flatten(0, 1)
+        is_there = (texts != self.pad).any(1)
+        texts = texts[is_there]
+        rows = torch.arange(n, device=texts.device).repeat_interleave(k)[is_there]
+        loss = F.cross_entropy(true, torch.ones(n, dtype=torch.long, device=texts.device))
+        loss = loss * balance(n, texts.device)
+        wrong = loss.new_zeros(())
+        if len(rows):
+            longest = int((texts != self.pad).sum(1).max())
+            logits = self.match(
+                texts[:, :longest], [(key[rows], value[rows]) for key, value in memory]
+            )
+            wrong = F.cross_entropy(logits, torch.zeros_like(rows))
+        return (loss + wrong * balance(len(rows), texts.device)) / 2
 
     def _negatives(
         self, similarity: Tensor, ids: Tensor, all_ids: Tensor, chances: Tensor, streams: int
@@ -560,6 +593,8 @@ class MED(Objective):
             part.config.itc_temperature = round(self.temperature.item(), 6)
         if self.prompt is not None:
             part.config.caption_prompt = self.prompt
+        if self.max_text_tokens is not None:
+            part.config.max_text_tokens = self.max_text_tokens
         part.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         Preprocess(size=self.config.vision_config.image_size).save(folder)

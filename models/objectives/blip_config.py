@@ -101,6 +101,7 @@ class BlipConfig(ObjectiveConfig):
                 large,
             )
         med.start_prompt(self.prompt)
+        med.max_text_tokens = self.max_text_tokens
         med.mask_patches = self.mask_patches
         if self.drop_path is not None:
             med.drop_path = self.drop_path
@@ -218,6 +219,15 @@ class FilterConfig(MatcherConfig):
     """Fine-tuning of a filter: contrast and matching (ITC + ITM).
 
     In contrast, all texts of an image are its right partners, with equal weights.
+
+    Attributes:
+        near_misses: How many near misses of its text each pair comes with: the true text with one
+            word changed (a noun, a number, a colour, a size or a relation) or two swapped, as in
+            NegCLIP (arXiv 2210.01936). They add a third loss of weight 1, `near`: half the
+            matching loss of the true texts and half that of their near misses. 0 is BLIP's
+            recipe.
+        tagger: The spaCy pipeline that tells parts of speech, for near misses: an installed one or
+            a folder. It reads the texts of up to 20,000 images before the first step.
     """
 
     name = "filter"
@@ -226,6 +236,24 @@ class FilterConfig(MatcherConfig):
     round_role = "tuned"
     by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {"large": {"lr": 5e-6}}
     former: ClassVar[Mapping[str, Any]] = {"albef": False, "label_smoothing": 0.1}
+
+    near_misses: int = 0
+    tagger: str = "en_core_web_sm"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 0, "near_misses")
+
+    def near_miss_settings(self) -> tuple[int, str]:
+        """See `ObjectiveConfig.near_miss_settings`."""
+        return self.near_misses, folder_of(self.tagger)
+
+    def measurement(self) -> dict[str, Any]:
+        """The settings that change the model; those of near misses only where there are some."""
+        found = super().measurement()
+        if not self.near_misses:
+            del found["near_misses"], found["tagger"]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

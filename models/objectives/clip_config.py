@@ -30,7 +30,9 @@ class ClipConfig(ObjectiveConfig):
 
     name = "clip"
     paper = "CLIP (arXiv 2103.00020)"
-    saves: ClassVar[Mapping[str, Saved]] = {".": Saved("CLIPModel", "models.inference.clip:Clip")}
+    saves: ClassVar[Mapping[str, Saved]] = {
+        ".": Saved("CLIPModel", "models.inference.dual_encoder:DualEncoder")
+    }
     task = "zero-shot-image-classification"
     former: ClassVar[Mapping[str, Any]] = {
         "albef": False,

@@ -146,6 +146,13 @@ class ObjectiveConfig(ABC):
         """The models that the training starts from, by the field that names them."""
         return {"model": self.model}
 
+    def near_miss_settings(self) -> tuple[int, str]:
+        """How many near misses of its text a pair comes with, and the spaCy pipeline behind them.
+
+        0 for none. The pipeline is a name or a folder.
+        """
+        return 0, ""
+
     def measurement(self) -> dict[str, Any]:
         """The settings that change the trained model, as plain values, for fingerprints."""
         version = {"version": self.version} if self.version > 1 else {}

@@ -23,6 +23,10 @@ DEFAULT = "pretrain"
 """The objective of a training that names none."""
 
 
+RELEASED = ("SiglipModel", "Siglip2Model", "MetaClip2Model")
+"""Dual encoders that can be measured, although no objective here trains them."""
+
+
 def _find_fault(name: str, loaded: Any) -> str | None:
     """What makes an object unusable as the objective of a name; None for nothing."""
     from models.objectives.config import ObjectiveConfig
@@ -79,8 +83,12 @@ def reader_of(architecture: str) -> Any:
 
 def _saved() -> Iterator[Any]:
     """What trainings write: ours first, and other packages' only if they are asked for."""
+    from models.objectives.config import Saved
+
     for name in OBJECTIVES.ours:
         yield from OBJECTIVES[name].saves.values()
+    for architecture in RELEASED:
+        yield Saved(architecture, "models.inference.dual_encoder:DualEncoder")
     for name, config in OBJECTIVES.usable():
         if name not in OBJECTIVES.ours:
             yield from config.saves.values()

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["KINDS", "NearMiss", "NearMisses", "Vocabulary"]
+__all__ = ["KINDS", "NearMiss", "NearMisses", "Vocabulary", "words_of"]
 
 KINDS = ("noun", "number", "colour", "size", "relation", "order")
 """What is changed: one word of a kind, or with `order` two words that change places."""
@@ -95,7 +95,7 @@ class Vocabulary:
         for own in captions:
             self.num_images += 1
             texts += own
-            words = sorted({token.word for text in own for token in _tokens(text)})
+            words = sorted(words_of(own))
             self.images.update(words)
             self.together.update(
                 (first, second) for i, first in enumerate(words) for second in words[i + 1 :]
@@ -343,6 +343,11 @@ _CLOSED = frozenset(word for words in _OPPOSITES.values() for word in words) | s
 _PLACING = frozenset(_OPPOSITES["relation"]) | {"on", "in", "behind", "front", "of"}
 """Words that put two things in an order."""
 _WITHIN = frozenset({"JJ", "ADJ", "CD", "NUM"})
+
+
+def words_of(texts: Iterable[str]) -> frozenset[str]:
+    """The words of texts, in lower case."""
+    return frozenset(token.word for text in texts for token in _tokens(text))
 
 
 def _tokens(text: str) -> list[_Token]:

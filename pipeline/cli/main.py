@@ -243,6 +243,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="what is said of a label, with {} in its place; may be repeated",
     )
+    evaluate.add_argument(
+        "--tagger",
+        default="en_core_web_sm",
+        metavar="PIPELINE",
+        help="the spaCy pipeline, or its folder, for the accuracy on near misses",
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     ablate = add("ablate", _ablate, "carry out an ablation on the drawn web, over several seeds")
     ablate.add_argument("ablation", metavar="ABLATION", help="a YAML file")
@@ -441,7 +447,12 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     if not os.path.isdir(folder_of(options.model)):
         revision_of(options.model)  # says what is missing at once, where loading would try again
     check_files(options.model)
-    found = evaluate(options.model, options.data, templates=options.template or TEMPLATES)
+    found = evaluate(
+        options.model,
+        options.data,
+        templates=options.template or TEMPLATES,
+        tagger=options.tagger,
+    )
     if options.json:
         console.print_json(json.dumps(found))
         return 0

@@ -121,6 +121,8 @@ def paths(web: Web, captioner: Path, matcher: Path) -> list[str]:
         *(f"train.{name}.tokenizer={folder / 'tokenizer'}" for name in ("raw", "curated")),
         f"train.raw.data=[pool, {human}]",
         f"evaluate.data={folder / 'test.jsonl'}",
+        f"evaluate.tagger={folder / 'language'}",
+        f"train.filter.tagger={folder / 'language'}",
     ]
 
 

@@ -262,7 +262,7 @@ class Session:
             identity = digest([self._weights(model), test])
             if name not in models or models[name].model != identity:
                 self.progress.say(f"evaluate   {name}")
-                metrics = json.loads(json.dumps(evaluate(model, config.data)))
+                metrics = json.loads(json.dumps(evaluate(model, config.data, tagger=config.tagger)))
                 models[name] = Evaluation(model=identity, metrics=metrics)
                 run.write_record(EvaluationRecord(models), EVALUATION)
 

@@ -59,12 +59,14 @@ class Example:
     Attributes:
         image: Encoded; empty where the file that names it is alone.
         caption: As it was found.
+        captions: All texts of the image.
         image_id: The SHA-256 of the image, so that a training does not depend on where files lie.
         epoch: How often the pairs had been seen before.
     """
 
     image: bytes
     caption: str
+    captions: tuple[str, ...]
     image_id: str
     epoch: int
 
@@ -85,6 +87,10 @@ class Unit(Protocol):
 
     def load(self) -> list[Sample]:
         """The samples that have an image and a text, in file order."""
+        ...
+
+    def captions(self) -> Iterator[Sequence[str]]:
+        """The texts of each image that has some; images are not read."""
         ...
 
 
@@ -113,6 +119,15 @@ class RowGroup:
 
     def _captions(self, row: dict[str, Any]) -> tuple[str, ...]:
         return first_nonempty(*(captions_of(row[name]) for name in self.texts)).texts
+
+    def captions(self) -> Iterator[Sequence[str]]:
+        """The texts of each uid."""
+        with open_parquet(self.path) as file:
+            rows = file.read_row_group(self.index, columns=self.columns).to_pylist()
+        found: dict[object, list[str]] = {}
+        for i, row in enumerate(rows):
+            found.setdefault(row.get("uid") or i, []).extend(self._captions(row))
+        yield from (texts for texts in found.values() if texts)
 
     def load(self) -> list[Sample]:
         """The samples whose image and text are not null; rows of one uid are joined."""
@@ -146,6 +161,10 @@ class Entries:
     def load(self) -> list[Sample]:
         """The samples of these entries."""
         return self.samples
+
+    def captions(self) -> Iterator[Sequence[str]]:
+        """The texts of each sample."""
+        yield from (sample.captions for sample in self.samples)
 
 
 def read_json(path: str, images: str | None = None) -> list[Sample]:
@@ -371,6 +390,13 @@ class Pairs:
         other.__dict__ |= self.__dict__ | {"stream": stream}
         return other
 
+    def captions(self) -> Iterator[Sequence[str]]:
+        """The texts of each image, of all streams, in a seeded order of row groups."""
+        units = [placed.unit for placed in self.units]
+        random.Random(seed_of(self.seed, "texts")).shuffle(units)
+        for unit in units:
+            yield from unit.captions()
+
     def examples(self, position: Position | None = None) -> Iterator[tuple[Example, Position]]:
         """Examples from a position on, each with the position behind it, without end.
 
@@ -410,6 +436,7 @@ class Pairs:
         return Example(
             image=image,
             caption=sample.captions[draw % len(sample.captions)],
+            captions=sample.captions,
             image_id=identity,
             epoch=epoch,
         )

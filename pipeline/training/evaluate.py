@@ -28,8 +28,10 @@ from models.metrics import (
 )
 from models.objectives.registry import reader_of
 from models.random import seed_of
+from models.text.near_misses import NearMisses, Vocabulary
 from models.weights import Dtype, folder_of, parts_of
 from pipeline.training.data import is_folder, read_folder, read_json
+from pipeline.training.near_misses import score_near_misses
 
 __all__ = ["TEMPLATES", "evaluate"]
 
@@ -42,6 +44,8 @@ Statistic = Callable[[Weights], dict[str, float]]
 
 TEMPLATES = ("a photo of a {}.",)
 """What CLIP's authors say of a label where they say one thing (arXiv 2103.00020)."""
+
+TAGGER = "en_core_web_sm"
 
 NOT_RANKED = -100.0
 """BLIP's score of a pair that contrast did not put among the first k."""
@@ -56,6 +60,7 @@ def evaluate(
     *,
     top_k: int | None = None,
     templates: Sequence[str] = TEMPLATES,
+    tagger: str = TAGGER,
     batch_size: int = 64,
     dtype: Dtype = "float32",
     seed: int = 0,
@@ -75,6 +80,8 @@ def evaluate(
         top_k: Candidates that matching ranks again. By default an eighth of the images, from 16 to
             BLIP's 128 for the thousand of Flickr30K.
         templates: What is said of a label, `{}` in its place; embeddings of several are averaged.
+        tagger: The spaCy pipeline that tells parts of speech, for near misses: an installed one or
+            a folder. Without it, near misses are left out, and the result says so.
         batch_size: Images at a time.
         dtype: Of the weights. float32 gives the same numbers on every machine; the scores of
             bfloat16 are so coarse that many tie.
@@ -85,7 +92,9 @@ def evaluate(
         JSON-able: `images` and `captions`, and what the model can do: `retrieval`, with
         TR@k and IR@k by contrast (`itc`) and re-ranked by matching (`itm`), and the scores that
         ranked; `matching`, the ROC-AUC and the accuracy at one half of ITM on true captions
-        against captions of other images; `captioning`, BLEU@4 and CIDEr of beam search (arXiv
+        against captions of other images; `near_misses`, by what was changed in a true caption
+            (see `models.text.near_misses.KINDS`), how often the true one scores higher, ROC-AUC
+            and, of a matcher, the shares accepted at one half; `captioning`, BLEU@4 and CIDEr of beam search (arXiv
         2201.12086: 3 beams, 5 to 20 tokens), tokenized by `models.metrics.words_of`, without
         METEOR, which needs Java or WordNet; `classification`, top-1 and top-5 accuracy of the
         labels' embeddings. `intervals` holds 95 % of each, bootstrapped over images.
@@ -124,6 +133,17 @@ def evaluate(
             found["retrieval", name] = statistic, len(captioned)
         if scorer.logits:
             found["matching",] = scorer.matching(), len(captioned)
+        try:
+            make = NearMisses(Vocabulary(captions, folder_of(tagger)))
+        except OSError:
+            result["near_misses"] = {
+                "left_out": f"no spaCy pipeline {tagger}; install it with "
+                f"`python -m spacy download {tagger}`, or set tagger to a folder that holds one"
+            }
+        else:
+            near = score_near_misses(ranker, images, captions, make, batch_size, seed)
+            for kind, scores in near.items():
+                found["near_misses", kind] = scores.statistic, len(captioned)
     if captioned and (writer := load(Writes)) is not None:
         images = [sample.read() for sample in captioned]
         with _naming(images):

@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
 from models.image.augmentation import View
 from models.image.decode import ImageError, open_rgb
 from models.objectives.base import Objective
 from models.objectives.batch import Batch
 from models.random import seed_of
+from models.text.near_misses import NearMisses, words_of
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.data import Example, Pairs, Position
 
@@ -96,6 +98,7 @@ def make_batches(
     streams: Sequence[Pairs],
     objective: Objective,
     positions: Sequence[Position],
+    near_misses: NearMisses | None = None,
 ) -> Iterator[Loaded]:
     """Full batches without end, an equal share of each from every stream.
 
@@ -104,6 +107,7 @@ def make_batches(
         streams: Those of this rank.
         objective: Prepares and tokenizes the texts, and normalises the images.
         positions: Where each stream goes on.
+        near_misses: Makes the near misses that the objective asks for.
 
     Raises:
         ValueError: An epoch of a stream holds too few readable images for a share.
@@ -127,11 +131,32 @@ def make_batches(
                     pixels=objective.normalize(torch.from_numpy(np.stack(views))),
                     tokens=objective.tokenize(captions, config.objective.max_text_tokens),
                     image_ids=torch.tensor(ids),
+                    near_misses=None
+                    if near_misses is None
+                    else _near_tokens(config, examples, objective, near_misses),
                 ),
                 captions=captions,
                 positions=tuple(share.position for share in dealt),
                 unreadable=sum(share.unreadable for share in dealt),
             )
+
+
+def _near_tokens(
+    config: TrainConfig, examples: Sequence[Example], objective: Objective, make: NearMisses
+) -> Tensor:
+    """int64 (n, k, L): near misses of each text, padding alone in the place of those that lack."""
+    number, _ = config.objective.near_miss_settings()
+    texts: list[str | None] = []
+    for example in examples:
+        known = words_of(example.captions)
+        for which in range(number):
+            seed = seed_of(config.seed, "near", example.epoch, example.image_id, which)
+            found = make(example.caption, random.Random(seed), known=known)
+            texts.append(None if found is None else objective.prepare(found.text))
+    tokens = objective.tokenize([text or "" for text in texts], config.objective.max_text_tokens)
+    lacking = torch.tensor([text is None for text in texts])
+    tokens[lacking] = objective.tokenizer.pad_token_id
+    return tokens.view(len(examples), number, -1)
 
 
 def _shares(pairs: Pairs, position: Position, number: int, decode: Any) -> Iterator[Share]:

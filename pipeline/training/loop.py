@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
 from models.objectives.distributed import gather, num_ranks, rank
 from models.random import seed_of
+from models.text.near_misses import NearMisses, Vocabulary
 from pipeline.manifest.train_config import Source, TrainConfig, as_sources, start_of
 from pipeline.storage.staging import StagingDir
 from pipeline.training import model_card
@@ -39,6 +41,9 @@ __all__ = ["TrainResult", "train"]
 logger = logging.getLogger(__name__)
 
 RECENT_STEPS = 50
+
+VOCABULARY_IMAGES = 20_000
+"""Images whose texts give the words of near misses."""
 
 KEEP_SECONDS = 15.0
 """How often the log of a training goes to object storage, where others look how far it is."""
@@ -178,7 +183,7 @@ class _Training:
         for path in (self.log, self.samples) if rank() == 0 else ():
             cut_log(path, resumed_from)
         recent: list[dict[str, float]] = []
-        batches = make_batches(config, self.streams, self.model, self.positions)
+        batches = make_batches(config, self.streams, self.model, self.positions, self.near_misses())
         if config.loaders:
             batches = ahead(batches)
         with contextlib.ExitStack() as opened:
@@ -214,6 +219,20 @@ class _Training:
         keys = recent[0] if recent else ()
         losses = {key: sum(row[key] for row in recent) / len(recent) for key in keys}
         return self.result(losses, unreadable, began, resumed_from)
+
+    def near_misses(self) -> NearMisses | None:
+        """What makes the near misses that the objective asks for; None where it asks for none."""
+        number, tagger = self.config.objective.near_miss_settings()
+        if not number:
+            return None
+        captions = itertools.islice(self.streams[0].captions(), VOCABULARY_IMAGES)
+        try:
+            return NearMisses(Vocabulary(captions, tagger))
+        except OSError as error:
+            raise ValueError(
+                f"train.tagger: no spaCy pipeline {tagger!r}, which near misses need; install it "
+                f"with `python -m spacy download {tagger}`, or name a folder that holds one"
+            ) from error
 
     def result(
         self, losses: Mapping[str, float], unreadable: int, began: float, resumed_from: int
