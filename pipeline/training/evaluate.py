@@ -93,11 +93,12 @@ def evaluate(
         TR@k and IR@k by contrast (`itc`) and re-ranked by matching (`itm`), and the scores that
         ranked; `matching`, the ROC-AUC and the accuracy at one half of ITM on true captions
         against captions of other images; `near_misses`, by what was changed in a true caption
-            (see `models.text.near_misses.KINDS`), how often the true one scores higher, ROC-AUC
-            and, of a matcher, the shares accepted at one half; `captioning`, BLEU@4 and CIDEr of beam search (arXiv
-        2201.12086: 3 beams, 5 to 20 tokens), tokenized by `models.metrics.words_of`, without
-        METEOR, which needs Java or WordNet; `classification`, top-1 and top-5 accuracy of the
-        labels' embeddings. `intervals` holds 95 % of each, bootstrapped over images.
+        (see `models.text.near_misses.KINDS`), how often the true one scores higher, ROC-AUC
+        and, of a matcher, the shares accepted at one half; `captioning`, BLEU@4 and CIDEr of beam
+        search (arXiv 2201.12086: 3 beams, 5 to 20 tokens), tokenized by
+        `models.metrics.words_of`, without METEOR, which needs Java or WordNet; `classification`,
+        top-1 and top-5 accuracy of the labels' embeddings. `intervals` holds 95 % of
+        each, bootstrapped over images.
 
     Raises:
         ValueError: There are fewer than two images, one cannot be opened, a template has no place

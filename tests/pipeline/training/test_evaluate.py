@@ -1,5 +1,6 @@
 import io
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.blips import WORDS, config_of, drawn, random_model, tokenizer_of
+from helpers.dual_encoders import SAVED
 from PIL import Image
 from rich.console import Console
 from transformers import (
@@ -25,6 +27,9 @@ from models.metrics import retrieval_hits, roc_auc
 from models.objectives.blip import MED
 from models.objectives.clip import Contrastive
 from pipeline.cli.main import main
+from pipeline.demo.language import train_language
+from pipeline.demo.web import photograph
+from pipeline.demo.world import describe, sample_scene
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session
 from pipeline.manifest.manifest import Manifest
@@ -33,6 +38,7 @@ from pipeline.storage.run import Run
 from pipeline.training.evaluate import evaluate
 from pipeline.training.job import TrainingJob
 
+MATCHER = Path(__file__).resolve().parents[3] / "pipeline/demo/miniature/matcher"
 IMAGES = 6
 TEXTS = [
     ["a red dog", "the dog in the house"],
@@ -179,7 +185,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_clip_is_measured_as_the_stock_model_would_be(clip: Path, test_set: str) -> None:
     found = evaluate(str(clip), test_set)
-    assert found.keys() == {"images", "captions", "intervals", "retrieval"}
+    assert found.keys() == {"images", "captions", "intervals", "retrieval", "near_misses"}
     model = CLIPModel.from_pretrained(clip).eval()
     processor = AutoImageProcessor.from_pretrained(clip)
     tokenizer = AutoTokenizer.from_pretrained(clip)
@@ -233,6 +239,63 @@ def test_labels_in_json_are_classified_beside_captions(clip: Path, test_set: str
     path.write_text("\n".join(lines))
     found = evaluate(str(clip), str(path))
     assert {"retrieval", "classification"} <= found.keys()
+
+
+@pytest.fixture(scope="session")
+def language(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tagger of the drawn world's language."""
+    folder = tmp_path_factory.mktemp("language")
+    train_language(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def drawn_test(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Scenes of the drawn world, as a held-out set."""
+    folder, rng = tmp_path_factory.mktemp("drawn"), random.Random(2)
+    lines = []
+    for number in range(60):
+        scene = sample_scene(rng)
+        (folder / f"{number}.jpg").write_bytes(photograph(scene, rng))
+        captions = [describe(scene, rng) for _ in range(5)]
+        lines.append(json.dumps({"image": f"{number}.jpg", "captions": captions}))
+    (folder / "test.jsonl").write_text("\n".join(lines))
+    return str(folder / "test.jsonl")
+
+
+def test_near_misses_are_measured_by_kind_of_change(drawn_test: str, language: str) -> None:
+    """The miniature sees colours and sizes, and hardly which of two things is on the left."""
+    found = evaluate(str(MATCHER), drawn_test, tagger=language, resamples=20)
+    near = found["near_misses"]
+    assert list(near) == ["noun", "number", "colour", "size", "relation", "order"]
+    for kind in ("colour", "size"):
+        assert near[kind]["roc_auc"] > 0.9 and near[kind]["accepted_false"] < 0.2
+    assert all(0 <= value <= 1 for kind in near.values() for value in kind.values())
+    low, high = found["intervals"]["near_misses"]["noun"]["accuracy"]
+    assert low <= near["noun"]["accuracy"] <= high
+
+
+def test_a_ranker_is_measured_on_near_misses_by_its_cosines(
+    clip: Path, drawn_test: str, language: str
+) -> None:
+    near = evaluate(str(clip), drawn_test, tagger=language, resamples=0)["near_misses"]
+    assert near["colour"].keys() == {"accuracy", "roc_auc"}
+    assert 0.1 < near["colour"]["accuracy"] < 0.9  # random weights
+
+
+@pytest.mark.parametrize("family", ["siglip", "siglip2", "metaclip_2"])
+def test_dual_encoders_of_every_family_are_measured(
+    family: str, test_set: str, tmp_path: Path
+) -> None:
+    found = evaluate(SAVED[family](tmp_path / family), test_set, resamples=0)
+    assert set(found["retrieval"]["itc"]) == {
+        f"{way}@{k}" for way in ("TR", "IR") for k in (1, 5, 10)
+    }
+
+
+def test_without_a_tagger_near_misses_are_left_out_and_said_so(clip: Path, test_set: str) -> None:
+    found = evaluate(str(clip), test_set, tagger="no_such_pipeline", resamples=0)
+    assert "python -m spacy download no_such_pipeline" in found["near_misses"]["left_out"]
 
 
 def test_a_template_without_a_place_for_the_label_is_refused(clip: Path, labelled: Path) -> None:
