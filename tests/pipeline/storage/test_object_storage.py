@@ -79,7 +79,9 @@ def test_what_a_marked_folder_holds_is_found_though_listings_lag(store, mark):
     for index in (1, 2):
         run.write(b"x", "pool", f"{index:05d}.parquet")
     assert run.shards("pool") == []
-    run.write_json({"shards": 4}, "pool", mark)
+    listed = {"fingerprint": "f", "measurement": {}, "identity": 1, "content": 1}
+    fields = {**listed, "rows": 4, "repeats": 0} if mark == "_list.json" else {}
+    run.write_json({"shards": 4, **fields}, "pool", mark)
     assert run.shards("pool") == ["00000", "00001", "00002"]
     run.remove("pool", "00001.parquet")
     assert not run.exists("pool", "00001.parquet")
