@@ -4,6 +4,7 @@ BIN := .venv/bin
 JOBS ?= 3
 PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export NO_ALBUMENTATIONS_UPDATE = 1
+unexport PYTHONDONTWRITEBYTECODE  # else every process compiles every test and module anew
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/'
