@@ -250,5 +250,5 @@ def test_dependencies_have_ranges_and_the_lock_is_within_them() -> None:
         bounds = {one.operator for one in requirement.specifier}
         assert bounds == {">=", "<"}, f"{requirement} has no range"
         name = requirement.name.lower().replace("_", "-")
-        if name != "tensorboard":
+        if name not in ("tensorboard", "vllm"):  # extras that the tests do not install
             assert requirement.specifier.contains(locked[name], prereleases=True), requirement
