@@ -52,7 +52,11 @@ def plan_for(run: Run, manifest: Manifest) -> Plan:
     If a model cannot be reached, for example on a server that is switched off, the measurement that
     the run has recorded is used, provided that the settings of the stage are the same. So a
     finished stage needs its model no more.
+
+    Raises:
+        InputError: There is a file in the place of the run's folder.
     """
+    run.check_folder()
     record = run.find_record(RunRecord, "run.json", damaged_ok=True)
     if record is None:
         return Plan(manifest)
