@@ -1,6 +1,5 @@
 import os
 import signal
-import sys
 
 # Before any import of torch: tests run side by side, and each takes one core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,20 +29,6 @@ FIRST = (
 )
 """Files that take longest; they run first, so that no process is left with one of them alone."""
 
-STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn"}
-"""Audit events of a process that starts another one."""
-
-_running: list[pytest.Item] = []
-_unmarked: list[str] = []
-
-
-def _watch(event: str, arguments: tuple[object, ...]) -> None:
-    if event in STARTS and _running and _running[0].get_closest_marker("slow") is None:
-        _unmarked.append(f"{event}: {arguments}")
-
-
-sys.addaudithook(_watch)
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,25 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     order = {name: number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: (order.get(item.path.stem, len(FIRST)), item.path not in slow))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item):
-    """Keep the test that runs, for `_watch`."""
-    _running[:] = [item]
-    _unmarked.clear()
-    try:
-        return (yield)
-    finally:
-        _running.clear()
-
-
-@pytest.hookimpl(wrapper=True, trylast=True)
-def pytest_runtest_call(item: pytest.Item):
-    """Fail a test that starts a process and is not marked `slow`."""
-    result = yield
-    assert not _unmarked, f"mark this test as slow, since it starts a process: {_unmarked}"
-    return result
 
 
 @pytest.fixture(scope="session")
