@@ -114,7 +114,7 @@ def _scores(
     flat = ranker.embed_texts([text for own in texts for text in own])
     found, start = [], 0
     for image, own in zip(embedded, texts, strict=True):
-        cosine = flat[start : start + len(own)] @ image.T
+        cosine = flat[start : start + len(own)] @ (image.mT if image.ndim > 1 else image)
         start += len(own)
         found.append((cosine.amax(-1) if cosine.ndim > 1 else cosine).double().cpu().numpy())
     return found
