@@ -314,8 +314,10 @@ def _lists(
     sources: Any = pa.array([source] * len(texts), pa.string())
     names = None
     if column == "synthetic" and "synthetic_fused" in rows.column_names:
-        sources = pc.if_else(_column(rows, "synthetic_fused").flatten(), "fused", sources)
-        names = _column(rows, "synthetic_names").flatten()
+        fused = _column(rows, "synthetic_fused").flatten()
+        if len(fused) == len(texts):  # null lists: the captions have no names
+            sources = pc.if_else(fused, "fused", sources)
+            names = _column(rows, "synthetic_names").flatten()
     found = {name: _optional(rows, f"{name}_{kind}") for name in BY_FILTER}
     scores = {name: None if values is None else values.flatten() for name, values in found.items()}
     parents = np.asarray(pc.list_parent_indices(lists))

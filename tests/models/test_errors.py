@@ -21,6 +21,7 @@ STATUSES = {
     "StageError": 1,
     "WorkerPoolError": 1,
     "ShardError": 1,
+    "StageUnavailableError": 1,
     "BrokenStageError": 1,
     "ContractError": 1,
     "ConservationError": 1,

@@ -629,7 +629,7 @@ def test_a_damaged_model_is_not_taken_for_done(copy, place):
 def test_training_refuses_a_damaged_export(copy, place):
     training = TrainingJob(manifest(place, copy.root), "new")
     shard = copy.shards("curated")[0]
-    path = flip(copy, "curated", f"{shard}.parquet")
+    path = flip(copy, "curated", f"{shard}.parquet", at=400)  # among the images, which it reads
     copy.remove("models")
     with pytest.raises(ValueError, match=f"{path}: its bytes are not those that were written"):
         training.carry_out()
