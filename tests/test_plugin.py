@@ -254,7 +254,7 @@ def test_its_objective_trains_and_its_model_is_measured(plugin, towers):
     assert "locked: false" in card and "Texts are read as the tokenizer makes them" in card
     data = str(towers / "photos" / "pairs.jsonl")
     found = json.loads(plugin.capfilt("evaluate", str(model), "--data", data, "--json"))
-    assert found.keys() == {"images", "captions", "retrieval", "intervals"}
+    assert found.keys() == {"images", "captions", "retrieval", "intervals", "near_misses"}
     assert found["retrieval"]["itc"]["TR@10"] == 1.0
     made = (model / "model.safetensors").stat().st_mtime_ns
     plugin.capfilt("train", manifest, "--objective", "siglip")
