@@ -49,7 +49,7 @@ def dense(
 
 
 def judge(model: Path, way: str, some: list[Picture], texts: list[list[str]]) -> pa.Table:
-    """What the filter writes of the texts of each picture."""
+    """Measure the texts of each picture with the filter; one row per picture."""
     unit: Any = "sentence" if way == "sentences" else "text"
     stage = FilterStage(FilterConfig(model=str(model), unit=unit, device="cpu", dtype="float32"))
     stage.load()

@@ -1,12 +1,12 @@
-"""What asking a server for captions costs, beside the server's own time.
+"""Measures the client's share of the cost of captions that a server writes.
 
     python -m benchmarks.server --images 4000
 
-A server on loopback, in a process of its own, reads each request and answers it at once, or once a
-slot is free and its time is over: --slots requests at a time, --rate captions a second, as a model
-would. Images are JPEGs of --side pixels. Of `ServedCaptioner`, with --concurrency requests in
-flight: seconds and CPU seconds of the client for each caption on the server that answers at once,
-and captions a second on the server with a rate, beside that rate.
+A server on loopback runs in its own process. It answers at once, or it imitates a model: it works
+on --slots requests at a time and writes --rate captions a second. Images are JPEGs of --side
+pixels. `ServedCaptioner` keeps --concurrency requests in flight. The benchmark prints the client's
+seconds and CPU seconds per caption on the server that answers at once, and the captions a second on
+the server with a rate, beside that rate.
 """
 
 from __future__ import annotations

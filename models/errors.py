@@ -59,7 +59,7 @@ class CapfiltError(Exception):
 
 
 class InputError(CapfiltError, ValueError):
-    """What the user gave is wrong; the message names the file, stage or field and the fix."""
+    """The user's input is wrong; the message names the file, stage or field and the fix."""
 
     exit_status = 2
 

@@ -73,8 +73,8 @@ class DedupConfig(StageConfig):
         max_urls_per_image: A file with more URLs than this and more distinct captions than this is
             a placeholder.
         max_further_captions: Maximum number of captions that an image takes over from its copies.
-        against: Evaluation sets: folders of images or Parquet files with an `image` column. Images
-            near one of theirs are rejected.
+        against: Evaluation sets: folders of images, or Parquet files with an `image` column. An
+            image that is a near copy of one in these sets is rejected.
         min_jaccard: Minimum share of common word trigrams for two captions to count as one.
             Captions of fewer than five words must be equal except for case and punctuation.
             Numbers are ignored in captions with at least six other words.

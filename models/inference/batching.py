@@ -81,12 +81,12 @@ class BatchRunner:
         compute: Callable[[list[int], Any], list[ResultT]],
         batch_size: int | None = None,
     ) -> list[ResultT | None]:
-        """What `compute` gives for each image, None for one that cannot be opened.
+        """Compute a result for each image; None for an image that cannot be opened.
 
         Args:
             images: Encoded images.
-            compute: Takes positions in `images` and the batch of them that `gather` made, and
-                gives as many results. It is called again, with fewer, where memory is short.
+            compute: Takes positions in `images` and the batch that `gather` made of them, and
+                returns one result for each. If memory runs out, it is called again with fewer.
             batch_size: Images at a time; unset is 256 on CUDA and 16 on a CPU.
 
         Raises:
@@ -128,7 +128,7 @@ class BatchRunner:
         compute: Callable[[list[int], Any], list[ResultT]],
         batch_size: int | None = None,
     ) -> list[ResultT]:
-        """What `compute` gives for each image; see `map`.
+        """Compute a result for each image, as `map` does, but raise if one cannot be opened.
 
         Raises:
             ImageError: An image cannot be opened.

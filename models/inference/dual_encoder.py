@@ -246,7 +246,7 @@ class DualEncoder:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """What an image processor gives for n images, by name, each tensor of n rows."""
+    """The output of an image processor for n images: named tensors of n rows each."""
 
     features: dict[str, Tensor]
 

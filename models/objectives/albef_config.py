@@ -45,13 +45,11 @@ class AlbefConfig(MatcherConfig):
     negatives: Literal["global", "local"] = "local"
 
     def measurement(self) -> dict[str, Any]:
-        """As of `pretrain` with `albef`, which it was once."""
+        """Return the settings that change the model, under the name of earlier runs, `pretrain`."""
         return {**super().measurement(), "objective": "pretrain"}
 
     def build(self) -> Albef:
         """Make the matcher with its head of masked language modelling."""
         from models.objectives.albef import Albef
 
-        built = self._set_up(Albef)
-        assert isinstance(built, Albef)
-        return built
+        return self._set_up(Albef)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from models.objectives.config import ObjectiveConfig, Saved, check_between, check_least
 from models.objectives.queue import check_queue
@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+ModelT = TypeVar("ModelT", bound="MED")
 
 Part = Literal["captioner", "matcher"]
 
@@ -83,7 +85,7 @@ class BlipConfig(ObjectiveConfig):
 
         return self._set_up(MED)
 
-    def _set_up(self, kind: type[MED]) -> MED:
+    def _set_up(self, kind: type[ModelT]) -> ModelT:
         """Load or make the model as a class of it, and give it the settings."""
         med = kind.from_pretrained(
             folder_of(self.model),
@@ -136,7 +138,7 @@ class MatcherConfig(BlipConfig):
         check_between(self, 0, 1, "momentum", "alpha")
         check_queue(self.queue_size, self.batch_size)
 
-    def _set_up(self, kind: type[MED]) -> MED:
+    def _set_up(self, kind: type[ModelT]) -> ModelT:
         med = super()._set_up(kind)
         med.alpha, med.alpha_epochs = self.alpha, self.alpha_epochs
         med.negatives_are_local = self.negatives == "local"
@@ -226,8 +228,9 @@ class FilterConfig(MatcherConfig):
             NegCLIP (arXiv 2210.01936). They add a third loss of weight 1, `near`: half the
             matching loss of the true texts and half that of their near misses. 0 is BLIP's
             recipe.
-        tagger: The spaCy pipeline that tells parts of speech, for near misses: an installed one or
-            a folder. It reads the texts of up to 20,000 images before the first step.
+        tagger: A spaCy pipeline that tags parts of speech: the name of an installed one, or a
+            folder. With near misses, it reads the texts of up to 20,000 images before the first
+            step.
     """
 
     name = "filter"

@@ -79,7 +79,7 @@ class Vocabulary:
 
     Args:
         captions: Of each image, its texts.
-        tagger: A spaCy pipeline that tells parts of speech: a name or a folder.
+        tagger: A spaCy pipeline that tags parts of speech: a name or a folder.
     """
 
     def __init__(self, captions: Iterable[Sequence[str]], tagger: str) -> None:

@@ -7,6 +7,7 @@ import string
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import spacy
 from spacy.language import Language
@@ -224,7 +225,6 @@ def train_language(folder: str | Path, *, seed: int = 0, num_sentences: int = 20
         rng.shuffle(examples)
         for start in range(0, num_sentences, BATCH):
             nlp.update(examples[start : start + BATCH], sgd=optimizer)
-    ruler = nlp.add_pipe("attribute_ruler")
-    assert isinstance(ruler, AttributeRuler)
+    ruler = cast(AttributeRuler, nlp.add_pipe("attribute_ruler"))
     ruler.load_from_tag_map({tag: {"POS": pos} for tag, pos in POS.items()})
     nlp.to_disk(folder)

@@ -72,8 +72,8 @@ class EvaluateConfig:
     Attributes:
         data: A jsonl file of held-out images, `image` and `captions` a line.
         models: Model folders or names; `train:NAME` is one that the manifest trains.
-        tagger: The spaCy pipeline that tells parts of speech, for the accuracy on near misses: an
-            installed one or a folder. Near misses are left out where it is not installed.
+        tagger: A spaCy pipeline that tags parts of speech: the name of an installed one, or a
+            folder. It is needed to measure near misses, which are left out without it.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}

@@ -80,8 +80,8 @@ def evaluate(
         top_k: Candidates that matching ranks again. By default an eighth of the images, from 16 to
             BLIP's 128 for the thousand of Flickr30K.
         templates: What is said of a label, `{}` in its place; embeddings of several are averaged.
-        tagger: The spaCy pipeline that tells parts of speech, for near misses: an installed one or
-            a folder. Without it, near misses are left out, and the result says so.
+        tagger: A spaCy pipeline that tags parts of speech: the name of an installed one, or a
+            folder. Without it near misses are not measured, and the result says so.
         batch_size: Images at a time.
         dtype: Of the weights. float32 gives the same numbers on every machine; the scores of
             bfloat16 are so coarse that many tie.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -360,9 +360,7 @@ class DownloadStage(Stage[DownloadConfig]):
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
         """Return the `error` of each row."""
-        errors = annotations["error"].combine_chunks()
-        assert isinstance(errors, pa.StringArray)
-        return errors
+        return cast(pa.StringArray, annotations["error"].combine_chunks())
 
     def _arrivals(
         self, urls: list[Any], locations: list[Location | None], faults: list[str | None]

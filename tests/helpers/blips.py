@@ -107,18 +107,23 @@ def pixels(images: list[bytes]) -> torch.Tensor:
     return Preprocess(size=SIDE)(images)
 
 
-def save_blip2(folder: Path) -> str:
-    """A tiny BLIP-2 of random weights, as `save_pretrained` leaves it."""
-    words = ["<pad>", "</s>", "<unk>", "<image>", *WORDS.split()]
+def image_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, among them `<pad>`, `</s>`, `<unk>` and `<image>`."""
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
         additional_special_tokens=["<image>"],
     )
+
+
+def save_blip2(folder: Path) -> str:
+    """A tiny BLIP-2 of random weights, as `save_pretrained` leaves it."""
+    words = ["<pad>", "</s>", "<unk>", "<image>", *WORDS.split()]
+    tokenizer = image_tokenizer(words)
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = Blip2Config(
         vision_config={**small, "intermediate_size": 64, "image_size": SIDE, "patch_size": 16},

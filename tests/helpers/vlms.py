@@ -12,18 +12,14 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from helpers.blips import WORDS, random_model
+from helpers.blips import WORDS, image_tokenizer, random_model
 from helpers.web import free_port
 
 TEMPLATE = (
@@ -38,15 +34,7 @@ def save_llava(folder: Path, seed: int = 0) -> str:
     """A tiny LLaVA of random weights with a chat template, as `save_pretrained` leaves it."""
     words = [*SPECIAL, "user", "assistant", ":", *WORDS.split(), "Describe", "this", "image"]
     words = list(dict.fromkeys(words))
-    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
-    )
+    tokenizer = image_tokenizer(words)
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlavaConfig(
         vision_config={

@@ -27,7 +27,6 @@ from models.metrics import retrieval_hits, roc_auc
 from models.objectives.blip import MED
 from models.objectives.clip import Contrastive
 from pipeline.cli.main import main
-from pipeline.demo.language import train_language
 from pipeline.demo.web import photograph
 from pipeline.demo.world import describe, sample_scene
 from pipeline.execution.progress import Progress
@@ -240,14 +239,6 @@ def test_labels_in_json_are_classified_beside_captions(clip: Path, test_set: str
     path.write_text("\n".join(lines))
     found = evaluate(str(clip), str(path))
     assert {"retrieval", "classification"} <= found.keys()
-
-
-@pytest.fixture(scope="session")
-def language(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tagger of the drawn world's language."""
-    folder = tmp_path_factory.mktemp("language")
-    train_language(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from helpers.trainings import assert_same, metrics, weights
 
 from models.inference.matcher import Matcher
 from models.objectives.blip_config import FilterConfig
-from pipeline.demo.language import train_language
 from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.demo.web import photograph
 from pipeline.demo.world import describe, sample_scene
@@ -20,13 +19,6 @@ from pipeline.manifest.train_config import TrainConfig, as_sources
 from pipeline.training.data import Pairs, Position
 from pipeline.training.loader import make_batches
 from pipeline.training.loop import train
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("language")
-    train_language(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
