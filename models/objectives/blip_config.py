@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from models.objectives.config import ObjectiveConfig, Saved, check_between, check_least
+from models.objectives.config import ObjectiveConfig, Saved, check_between, check_least, check_share
 from models.objectives.queue import check_queue
 from models.weights import folder_of
 
@@ -72,12 +72,7 @@ class BlipConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.mask_patches < 1:
-            raise ValueError(
-                f"train.mask_patches must be from 0 to below 1, got {self.mask_patches}"
-            )
-        if self.drop_path is not None and not 0 <= self.drop_path < 1:
-            raise ValueError(f"train.drop_path must be from 0 to below 1, got {self.drop_path}")
+        check_share(self, "mask_patches", "drop_path")
 
     def build(self) -> MED:
         """Make the captioner, the matcher or both."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from models.image.augmentation import Augment
-from models.objectives.config import ObjectiveConfig, Saved
+from models.objectives.config import ObjectiveConfig, Saved, check_share
 from models.weights import folder_of
 
 if TYPE_CHECKING:
@@ -62,10 +62,7 @@ class ClipConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.mask_patches < 1:
-            raise ValueError(
-                f"train.mask_patches must be from 0 to below 1, got {self.mask_patches}"
-            )
+        check_share(self, "mask_patches")
 
     def build(self) -> Contrastive:
         """Make the CLIP."""

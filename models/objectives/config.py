@@ -17,7 +17,14 @@ from models.image.augmentation import GREATEST, Augment
 if TYPE_CHECKING:
     from models.objectives.base import Objective
 
-__all__ = ["ObjectiveConfig", "Saved", "check_between", "check_least", "check_positive"]
+__all__ = [
+    "ObjectiveConfig",
+    "Saved",
+    "check_between",
+    "check_least",
+    "check_positive",
+    "check_share",
+]
 
 
 class Saved(NamedTuple):
@@ -179,6 +186,13 @@ def check_between(config: Any, low: float, high: float, *fields: str) -> None:
     for field in fields:
         if not low <= (value := getattr(config, field)) <= high:
             raise ValueError(f"train.{field} must be from {low} to {high}, got {value}")
+
+
+def check_share(config: Any, *fields: str) -> None:
+    """Refuse, with a ValueError, fields whose value is set and not from 0 to below 1."""
+    for field in fields:
+        if (value := getattr(config, field)) is not None and not 0 <= value < 1:
+            raise ValueError(f"train.{field} must be from 0 to below 1, got {value}")
 
 
 def check_positive(config: Any, *fields: str) -> None:

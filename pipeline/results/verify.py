@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 from collections import Counter
@@ -146,10 +147,24 @@ def _shared_files(run: Run, results: Results | None) -> Iterator[CapfiltError]:
         yield from _conservation(results)
 
 
+@contextlib.contextmanager
+def _caught(run: Run, *parts: str) -> Iterator[list[CapfiltError]]:
+    """Catch what reading a file raises; the list holds it afterwards, as the fault of the file."""
+    faults: list[CapfiltError] = []
+    try:
+        yield faults
+    except OSError as error:
+        faults.append(_unreadable(error, run.url(*parts)))
+    except CapfiltError as error:
+        faults.append(error)
+    except (ValueError, pa.ArrowException) as error:
+        faults.append(run.damaged(error, *parts))
+
+
 def _file(run: Run, *parts: str) -> Iterator[CapfiltError]:
     """The fault of a file that carries a checksum."""
     name = parts[-1]
-    try:
+    with _caught(run, *parts) as faults:
         if name.endswith(".parquet"):
             schema = run.check(*parts)
             if parts[0] == "pool" and _fields(schema) != _fields(POOL):
@@ -161,12 +176,7 @@ def _file(run: Run, *parts: str) -> Iterator[CapfiltError]:
         elif name.endswith(".jsonl"):
             run.admit(run.at(*parts))
             read_decisions(run.url(*parts))
-    except OSError as error:
-        yield _unreadable(error, run.url(*parts))
-    except CapfiltError as error:
-        yield error
-    except (ValueError, pa.ArrowException) as error:
-        yield run.damaged(error, *parts)
+    yield from faults
 
 
 def _record(run: Run, kind: type[R], *parts: str) -> R | None:
@@ -200,7 +210,7 @@ def _rows(run: Run, shards: Sequence[str], listed: Sequence[str]) -> Iterator[Ca
     for shard in shards:
         keys.append(np.zeros(0, np.uint64))
         parts = ("pool", f"{shard}.parquet")
-        try:
+        with _caught(run, *parts) as faults:
             uids: Any = run.read_table(*parts, columns=["uid"])["uid"]
             if not pc.all(pc.match_substring_regex(uids.fill_null(""), UID)).as_py():
                 raise run.damaged("it has uids that are not 32 hexadecimal characters", *parts)
@@ -211,12 +221,7 @@ def _rows(run: Run, shards: Sequence[str], listed: Sequence[str]) -> Iterator[Ca
                 uids_listed = run.read_table("list", f"{shard}.parquet", columns=["uid"])["uid"]
                 if not uids.equals(uids_listed):
                     raise run.damaged("its rows are not those of the list", *parts)
-        except OSError as error:
-            yield _unreadable(error, run.url(*parts))
-        except CapfiltError as error:
-            yield error
-        except (ValueError, pa.ArrowException) as error:
-            yield run.damaged(error, *parts)
+        yield from faults
     number = sum(rows.values())
     if record and expected == rows.keys() and number != record.rows:
         why = f"the list has {record.rows} rows, the pool {number} of them"

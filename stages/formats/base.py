@@ -57,6 +57,18 @@ class Sample:
     itm_scores: list[float | None] = field(default_factory=list)
 
     @property
+    def texts(self) -> dict[str, Any]:
+        """The uid and the columns of captions, by name."""
+        return {
+            "uid": self.uid,
+            "captions": self.captions,
+            "captions_full": self.captions_full,
+            "caption_sources": self.caption_sources,
+            "caption_names": self.caption_names,
+            "itm_scores": self.itm_scores,
+        }
+
+    @property
     def extension(self) -> str:
         """File extension for the image."""
         return extension_of(self.image)

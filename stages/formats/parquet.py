@@ -98,18 +98,7 @@ img2dataset --url_list FOLDER --input_format parquet --url_col url --output_fold
 
     def files(self, shard: Shard, pairs: pa.Table) -> Iterator[tuple[str, bytes]]:
         """See `Format.files`."""
-        rows = [
-            {
-                "uid": sample.uid,
-                "captions": sample.captions,
-                "captions_full": sample.captions_full,
-                "caption_sources": sample.caption_sources,
-                "caption_names": sample.caption_names,
-                "itm_scores": sample.itm_scores,
-                **sample.facts,
-            }
-            for sample in samples(pairs)
-        ]
+        rows = [{**sample.texts, **sample.facts} for sample in samples(pairs)]
         yield self.path(shard), _encoded(pa.Table.from_pylist(rows, URLS))
 
 

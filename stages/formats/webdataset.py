@@ -56,12 +56,7 @@ webdataset.WebDataset(tars, shardshuffle=100).decode("pil").to_tuple("jpg", "txt
                     "error_message": None,
                     "caption": sample.captions[0],
                     **sample.facts,
-                    "uid": sample.uid,
-                    "captions": sample.captions,
-                    "captions_full": sample.captions_full,
-                    "caption_sources": sample.caption_sources,
-                    "caption_names": sample.caption_names,
-                    "itm_scores": sample.itm_scores,
+                    **sample.texts,
                 }
                 for extension, content in (
                     (sample.extension, sample.image),

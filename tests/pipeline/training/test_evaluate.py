@@ -1,6 +1,5 @@
 import io
 import json
-import random
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from helpers.blips import WORDS, config_of, drawn, random_model, tokenizer_of
 from helpers.dual_encoders import SAVED
+from helpers.scenes import write_scenes
 from PIL import Image
 from rich.console import Console
 from transformers import (
@@ -27,8 +27,6 @@ from models.metrics import retrieval_hits, roc_auc
 from models.objectives.blip import MED
 from models.objectives.clip import Contrastive
 from pipeline.cli.main import main
-from pipeline.demo.web import photograph
-from pipeline.demo.world import describe, sample_scene
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session
 from pipeline.manifest.manifest import Manifest
@@ -244,13 +242,11 @@ def test_labels_in_json_are_classified_beside_captions(clip: Path, test_set: str
 @pytest.fixture(scope="module")
 def drawn_test(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Scenes of the drawn world, as a held-out set."""
-    folder, rng = tmp_path_factory.mktemp("drawn"), random.Random(2)
-    lines = []
-    for number in range(60):
-        scene = sample_scene(rng)
-        (folder / f"{number}.jpg").write_bytes(photograph(scene, rng))
-        captions = [describe(scene, rng) for _ in range(5)]
-        lines.append(json.dumps({"image": f"{number}.jpg", "captions": captions}))
+    folder = tmp_path_factory.mktemp("drawn")
+    lines = [
+        json.dumps({"image": image, "captions": captions})
+        for image, captions in write_scenes(folder, 60, seed=2)
+    ]
     (folder / "test.jsonl").write_text("\n".join(lines))
     return str(folder / "test.jsonl")
 

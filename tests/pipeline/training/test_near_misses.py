@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.scenes import write_scenes
 from helpers.trainings import assert_same, metrics, weights
 
 from models.inference.matcher import Matcher
 from models.objectives.blip_config import FilterConfig
 from pipeline.demo.tokenizer import write_tokenizer
-from pipeline.demo.web import photograph
-from pipeline.demo.world import describe, sample_scene
 from pipeline.manifest.train_config import TrainConfig, as_sources
 from pipeline.training.data import Pairs, Position
 from pipeline.training.loader import make_batches
@@ -24,15 +22,12 @@ from pipeline.training.loop import train
 @pytest.fixture(scope="module")
 def human(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Twenty-four scenes of the drawn world with five captions each."""
-    folder, rng = tmp_path_factory.mktemp("human"), random.Random(0)
-    lines = []
-    for number in range(24):
-        scene = sample_scene(rng)
-        (folder / f"{number}.jpg").write_bytes(photograph(scene, rng))
-        lines += [
-            json.dumps({"image": f"{number}.jpg", "caption": describe(scene, rng)})
-            for _ in range(5)
-        ]
+    folder = tmp_path_factory.mktemp("human")
+    lines = [
+        json.dumps({"image": image, "caption": caption})
+        for image, captions in write_scenes(folder, 24, seed=0)
+        for caption in captions
+    ]
     (folder / "human.jsonl").write_text("\n".join(lines))
     return str(folder / "human.jsonl")
 
