@@ -82,7 +82,9 @@ class GrowingHistogram:
         self._low = min(self._low, float(values.min()))
         self._high = max(self._high, float(values.max()))
         self._widen(self._needed())
-        bins = np.floor(np.ldexp(values, -(self._power or 0))).astype(np.int64)
+        scaled = np.ldexp(values, -(self._power or 0))
+        # A small negative number scales to zero, and belongs to the bin below it.
+        bins = np.where((values < 0) & (scaled == 0), -1, np.floor(scaled)).astype(np.int64)
         for index, number in zip(*np.unique(bins, return_counts=True), strict=True):
             self._counts[name][int(index)] += int(number)
 
@@ -98,7 +100,8 @@ class GrowingHistogram:
 
     @staticmethod
     def _index(value: float, power: int) -> int:
-        return math.floor(math.ldexp(value, -power))
+        scaled = math.ldexp(value, -power)
+        return -1 if value < 0 and not scaled else math.floor(scaled)
 
     def _widen(self, power: int | None) -> None:
         if self._power is not None and power is not None and power > self._power:

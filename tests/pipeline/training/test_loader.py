@@ -84,7 +84,9 @@ def test_a_filter_reads_the_tokens_that_its_training_read(
         )
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
-    config = config_of(tokenizer, objective="filter", batch_size=5, queue_size=5)
+    config = config_of(
+        tokenizer, objective="filter", batch_size=5, queue_size=5, max_text_tokens=20
+    )
     med = config.objective.build()
     stream = Pairs(as_sources([str(tmp_path / "pairs.parquet")]))
     loaded = next(make_batches(config, [stream], med, [Position()]))
