@@ -15,7 +15,7 @@ from pipeline.results.open_run import open_results
 from pipeline.results.tables import funnel_table, put
 from pipeline.storage.run import Run
 
-__all__ = ["pace", "told_of", "watch"]
+__all__ = ["describe_holder", "pace", "watch"]
 
 SECONDS = 2.0
 """Between two looks."""
@@ -79,7 +79,7 @@ def pace(before: dict[str, Any] | None, after: dict[str, Any], seconds: float) -
     return ""
 
 
-def told_of(holder: dict[str, Any] | None) -> str:
+def describe_holder(holder: dict[str, Any] | None) -> str:
     """Who is at work on a run, as `status.holder` gives it, in words."""
     if holder is None:
         return "nobody is at work on it"
@@ -89,5 +89,5 @@ def told_of(holder: dict[str, Any] | None) -> str:
 
 def _note(run: Run, told: str) -> str:
     """Who is at work on the run, and how fast."""
-    who = told_of(holder(run))
+    who = describe_holder(holder(run))
     return f"{who}{'; ' * bool(told)}{told}   Ctrl-C ends the watch, not the run"

@@ -278,7 +278,7 @@ def test_a_full_disk_is_told_by_every_command_with_the_file(
         assert main(arguments) == 1
         told = capsys.readouterr().err
         assert f"{disk}/{file}" in told and told.count("\n") == 1
-        assert "no space left on device. Make room there, and give the same command again" in told
+        assert "no space left on device. Make room there, and run the same command again" in told
         assert not list(disk.rglob("*.partial"))
 
 

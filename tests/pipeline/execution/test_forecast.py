@@ -172,7 +172,7 @@ def test_the_command_prints_a_table_or_json(done, capsys):
     given = ["plan", str(path), "--rows", "3.1M", "--from", run.root, "--workers", "clean=7"]
     assert main(given) == 0
     told = capsys.readouterr().out
-    assert told.startswith(f"3,100,000 rows, by {run.root}\n") and "7 x cpu" in told
+    assert told.startswith(f"3,100,000 rows, extrapolated from {run.root}\n") and "7 x cpu" in told
     assert "left out: reading the list" in told
     assert main([*given, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
