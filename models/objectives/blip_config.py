@@ -212,28 +212,18 @@ class CaptionerConfig(BlipConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterConfig(MatcherConfig):
-    """Fine-tuning of a filter: contrast and matching (ITC + ITM).
-
-    In contrast, all texts of an image are its right partners, with equal weights.
+class NearMissConfig(MatcherConfig):
+    """Settings of the objectives whose matcher can be trained on near misses.
 
     Attributes:
         near_misses: How many near misses of its text each pair comes with: the true text with one
             word changed (a noun, a number, a colour, a size or a relation) or two swapped, as in
-            NegCLIP (arXiv 2210.01936). They add a third loss of weight 1, `near`: half the
-            matching loss of the true texts and half that of their near misses. 0 is BLIP's
-            recipe.
+            NegCLIP (arXiv 2210.01936). They add a loss of weight 1, `near`: half the matching
+            loss of the true texts and half that of their near misses. 0 is BLIP's recipe.
         tagger: A spaCy pipeline that tags parts of speech: the name of an installed one, or a
             folder. With near misses, it reads the texts of up to 20,000 images before the first
             step.
     """
-
-    name = "filter"
-    parts = ("matcher",)
-    saves: ClassVar[Mapping[str, Saved]] = {".": MATCHER}
-    round_role = "tuned"
-    by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {"large": {"lr": 5e-6}}
-    former: ClassVar[Mapping[str, Any]] = {"albef": False, "label_smoothing": 0.1}
 
     near_misses: int = 0
     tagger: str = "en_core_web_sm"
@@ -248,14 +238,29 @@ class FilterConfig(MatcherConfig):
 
     def measurement(self) -> dict[str, Any]:
         """The settings that change the model; those of near misses only where there are some."""
-        found = super().measurement()
+        settings = super().measurement()
         if not self.near_misses:
-            del found["near_misses"], found["tagger"]
-        return found
+            del settings["near_misses"], settings["tagger"]
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointConfig(MatcherConfig):
+class FilterConfig(NearMissConfig):
+    """Fine-tuning of a filter: contrast and matching (ITC + ITM).
+
+    In contrast, all texts of an image are its right partners, with equal weights.
+    """
+
+    name = "filter"
+    parts = ("matcher",)
+    saves: ClassVar[Mapping[str, Saved]] = {".": MATCHER}
+    round_role = "tuned"
+    by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {"large": {"lr": 5e-6}}
+    former: ClassVar[Mapping[str, Any]] = {"albef": False, "label_smoothing": 0.1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointConfig(NearMissConfig):
     """Fine-tuning of captioner and filter as one model (ITC + ITM + LM; Table 4).
 
     They share what pre-training shares.

@@ -177,7 +177,7 @@ class Ablation:
         for chain in self.chains:
             for seed in self.seeds:
                 web = drawn.prepare(self.folder(seed), seed, progress)
-                manifest = self._manifest(seed, chain, web)
+                manifest = self.manifest_of(seed, chain, web)
                 progress.say(f"chain      {chain}, seed {seed}")
                 drawn.carry_out(manifest, web, workers, progress)
                 write_report(open_results(self.opened(seed, chain)))
@@ -189,7 +189,8 @@ class Ablation:
             for chain in self.chains:
                 write_report(open_results(self.opened(seed, chain)))
 
-    def _manifest(self, seed: int, chain: str, web: drawn.Web) -> Manifest:
+    def manifest_of(self, seed: int, chain: str, web: drawn.Web) -> Manifest:
+        """Return the manifest of a chain for the web of a seed."""
         models = (drawn.SHIPPED / "captioner", drawn.SHIPPED / "matcher")
         overrides = [f"seed={seed}", *drawn.paths(web, *models)]
         base = Manifest.load(self.manifest, overrides, self.folder(seed))

@@ -9,6 +9,7 @@ from helpers.runs import make_run, manifest
 
 from models.errors import ManifestError
 from pipeline.demo.ablation import Ablation, collect, estimate, merge
+from pipeline.demo.run import Web
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.report.ablation import markdown, write
@@ -45,6 +46,14 @@ def record_of(seeds, title, rows):
     """An ablation of one table with one metric."""
     rows = [AblationRow(label=label, metrics={"CIDEr": metric}) for label, metric in rows]
     return AblationRecord(name="x", seeds=seeds, tables=[AblationTable(title=title, rows=rows)])
+
+
+def test_every_chain_of_the_shipped_ablation_is_valid_with_the_paths_of_the_demo(tmp_path):
+    shipped = Ablation.load(str(ROOT / "manifests" / "ablation.yaml"), str(tmp_path))
+    web = Web(tmp_path / "web", port=8757, token="token")
+    for chain in shipped.chains:
+        manifest = shipped.manifest_of(0, chain, web)
+        assert {"captioner", "filter", "curated"} <= manifest.train.keys()
 
 
 def test_an_interval_is_students():
