@@ -7,7 +7,7 @@ Weights are random, so no caption ends early and everyone writes to the longest.
 the same JPEG bytes and end with texts or probabilities. `card` is the loop of the model card, in
 float32, one image (or one pair) at a time; `batched` is stock transformers in our dtype at the
 best of several batch sizes; `limit` is the floating-point operations of the work over the rate of
-a large matrix product in bfloat16. Needs torch, transformers, pillow and numpy alone. With
+a large matrix product in our dtype. Needs torch, transformers, pillow and numpy alone. With
 `--peer PYTHON`, an interpreter with py-data-juicer, its captioning mapper and matching filter
 follow, on a CPU, with this interpreter's torch and transformers.
 """
@@ -205,12 +205,13 @@ class Stock:
         return scores
 
 
-def matrix_rate(device: str) -> float:
-    """Floating-point operations a second of a large product in bfloat16."""
+def matrix_rate(device: str, dtype: str) -> float:
+    """Floating-point operations a second of a large product, the best of up to ten seconds."""
     side = 8192 if device.startswith("cuda") else 2048
-    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in "ab")
-    seconds = []
-    for _ in range(20):
+    kind = getattr(torch, dtype)
+    left, right = (torch.randn(side, side, device=device, dtype=kind) for _ in "ab")
+    seconds: list[float] = []
+    while len(seconds) < 20 and sum(seconds) < 10:
         start = time.perf_counter()
         left @ right
         wait(device)
@@ -314,13 +315,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     images = [draw(seed) for seed in range(args.images)]
     few, one = images[: max(1, len(images) // (1 if on_cuda else 4))], images[:2]
-    matrix = matrix_rate(args.device)
+    matrix = matrix_rate(args.device, args.dtype)
     where = torch.cuda.get_device_name() if on_cuda else f"{platform.machine()} CPU"
     print(
         f"BLIP-{args.size}, {args.dtype}, {where}, {args.threads} threads, {args.images} images, "
         f"median of {args.repeats}, {args.clock} seconds; torch {torch.__version__}, "
         f"transformers {transformers.__version__}, numpy {np.__version__}, "
-        f"Python {platform.python_version()}; bfloat16 products {matrix / 1e12:.2f} Tflop/s\n\n"
+        f"Python {platform.python_version()}; {args.dtype} products {matrix / 1e12:.2f} Tflop/s\n\n"
         "| work | ours /s | card /s | batched /s | over card | over batched | of the limit |\n"
         "| --- | --- | --- | --- | --- | --- | --- |",
         flush=True,
