@@ -114,9 +114,9 @@ def test_its_fields_complete(plugin):
     line = "capfilt run m.yaml --set ink.min"
     environ = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE": "1"}
     environ |= {"_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
-    environ["_ARGCOMPLETE_STDOUT_FILENAME"] = str(plugin.environment / "completed")
+    environ["_ARGCOMPLETE_STDOUT_FILENAME"] = str(plugin.folder / "completed")
     plugin.python("-m", "pipeline.cli", **environ)
-    assert (plugin.environment / "completed").read_text() == "ink.min_contrast="
+    assert (plugin.folder / "completed").read_text() == "ink.min_contrast="
 
 
 def test_its_command_measures_a_lost_shard_and_no_other(done):
