@@ -103,6 +103,27 @@ class StageConfig:
         """Columns that these settings need, in addition to the stage's own `reads`."""
         return ()
 
+    @property
+    def spares(self) -> Mapping[str, tuple[str, ...]]:
+        """Columns that these settings spare, in addition to the stage's own `spares`."""
+        return {}
+
+    @property
+    def pooled(self) -> tuple[str, ...]:
+        """Columns of earlier stages that `summarize` takes beside the stage's own `writes`.
+
+        They are read for the summary alone, so they are not part of the measurement.
+        """
+        return ()
+
+    def uses(self, earlier: Mapping[str, StageConfig]) -> tuple[str, ...]:
+        """Columns that are read where an earlier stage writes them; see `Stage.uses`.
+
+        Args:
+            earlier: The settings of the earlier stages, by name.
+        """
+        return ()
+
     def check(self, columns: pa.Schema) -> None:
         """Check the settings against the columns that exist before the stage.
 
@@ -240,7 +261,12 @@ class Stage(ABC, Generic[ConfigT]):
         reads: Required columns of the pool or of earlier stages.
         uses: Optional columns, read if an earlier stage writes them.
         spares: Columns of `reads` that are not needed if all of the given other columns exist.
-        writes: The columns it adds, with one value for each measured row.
+        writes: The columns it adds, with one value for each measured row; settings may add more to
+            those of an instance.
+        bulky: Columns of `writes` that are large and that `judge` does not need. Only stages that
+            take them read them.
+        later: Columns of `writes` and `summary` that files of older versions lack; they are null
+            there.
         reasons: Every reason that `judge` may return, with a sentence that explains it.
         help: A short description for the list of commands. It must be a string on one line of the
             source, since the list is made without importing the stage.
@@ -259,7 +285,9 @@ class Stage(ABC, Generic[ConfigT]):
     reads: ClassVar[tuple[str, ...]]
     uses: ClassVar[tuple[str, ...]] = ()
     spares: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    writes: ClassVar[pa.Schema]
+    writes: pa.Schema
+    bulky: ClassVar[tuple[str, ...]] = ()
+    later: ClassVar[tuple[str, ...]] = ()
     reasons: ClassVar[Mapping[str, str]]
     help: ClassVar[str] = ""
     examples: ClassVar[tuple[str, ...]] = ()
@@ -274,8 +302,12 @@ class Stage(ABC, Generic[ConfigT]):
 
     @classmethod
     def columns(cls) -> pa.Schema:
-        """Return the columns that the stage adds to the pool."""
+        """Return the columns that the stage adds to the pool whatever its settings."""
         return cls.writes
+
+    def own_columns(self) -> pa.Schema:
+        """Return the columns that the stage adds to the pool with its settings."""
+        return self.writes
 
     @classmethod
     def every_reason(cls) -> dict[str, str]:
@@ -310,7 +342,8 @@ class Stage(ABC, Generic[ConfigT]):
         Must be cheap and vectorised, and depend only on `annotations` and the config.
 
         Args:
-            annotations: uid and `writes` (and `summary` of a global stage) of n measured rows.
+            annotations: uid and `writes` (and `summary` of a global stage) of n measured rows,
+                without the columns `bulky`.
 
         Returns:
             n nullable strings, each a key of `reasons`.
@@ -367,12 +400,17 @@ class GlobalStage(Stage[ConfigT]):
         """Return the columns that the stage adds to the pool, including those of its summary."""
         return pa.schema([*cls.writes, *cls.summary])
 
+    def own_columns(self) -> pa.Schema:
+        """See `Stage.own_columns`."""
+        return pa.schema([*self.writes, *self.summary])
+
     @abstractmethod
     def summarize(self, annotations: Iterator[pa.Table]) -> pa.Table:
         """Summarise all live rows.
 
         Args:
-            annotations: uid and `writes` of the live rows, one table per shard, in shard order.
+            annotations: uid, `writes` and the config's `pooled` columns of the live rows, one table
+                per shard, in shard order.
 
         Returns:
             uid and `summary`, one row for each input row, in the same order. The values must not

@@ -202,7 +202,7 @@ class CleanStage(Stage[CleanConfig]):
         "original_height",
         "original_bytes",
     )
-    writes: ClassVar[pa.Schema] = pa.schema(WRITES)
+    writes = pa.schema(WRITES)
     reasons: ClassVar[Mapping[str, str]] = {
         "undecodable": "The image cannot be decoded.",
         "image_too_small": "A side of the image is shorter than min_side.",

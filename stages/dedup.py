@@ -180,7 +180,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
     )
     uses: ClassVar[tuple[str, ...]] = ("text", *PRINTS)
     spares: ClassVar[Mapping[str, tuple[str, ...]]] = {"image": tuple(PRINTS)}
-    writes: ClassVar[pa.Schema] = WRITES
+    writes = WRITES
     summary: ClassVar[pa.Schema] = pa.schema(_SUMMARY)
     reasons: ClassVar[Mapping[str, str]] = {
         "in_evaluation_set": "The image is in an evaluation set, or is a near copy of one that is.",

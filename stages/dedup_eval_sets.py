@@ -77,13 +77,17 @@ class EvaluationImages:
         return cls(sets=tuple(sets), names=tuple(names), sha256=digests, prints=prints)
 
 
-def content(path: str) -> str:
+def content(path: str, field: str = "dedup.against") -> str:
     """Return a digest of the contents of an evaluation set.
+
+    Args:
+        path: A set, as of `EvaluationImages.read`.
+        field: The field of the manifest that names it, for messages.
 
     Raises:
         ValueError: The set does not exist.
     """
-    with sources.named("dedup.against"):
+    with sources.named(field):
         return _content(path, digest(sources.identity(SourceConfig(source=path))))
 
 

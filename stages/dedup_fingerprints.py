@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from models.image.decode import ImageError, open_rgb
 from models.text.minhash import band_keys
 from stages import dedup_digests
 from stages.dedup_digests import Digests
+from stages.spilled import Spilled
 
 __all__ = [
     "COLOURS",
@@ -27,7 +27,6 @@ __all__ = [
     "WRITES",
     "Fingerprints",
     "ImagePrints",
-    "Spilled",
     "opened",
 ]
 
@@ -141,40 +140,6 @@ def opened(image: bytes | None) -> Image.Image | None:
         return open_rgb(image, min_size=(6 * perceptual_hash.SIDE, 6 * perceptual_hash.SIDE))
     except ImageError:
         return None
-
-
-class Spilled:
-    """An array in a temporary file, which grows along its first axis.
-
-    Args:
-        dtype: Data type of the elements.
-        width: Elements per row; None for a one-dimensional array.
-    """
-
-    def __init__(self, dtype: Any, width: int | None = None) -> None:
-        self._dtype: np.dtype[Any] = np.dtype(dtype)
-        self._shape = () if width is None else (width,)
-        self._file = tempfile.TemporaryFile(prefix="capfilt-dedup-")  # noqa: SIM115
-        self._length = 0
-
-    def append(self, rows: Array) -> None:
-        """Add rows at the end."""
-        self._file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
-        self._length += len(rows)
-
-    def read(self) -> Array:
-        """Read all rows into memory."""
-        self._file.flush()
-        self._file.seek(0)
-        return np.fromfile(self._file, self._dtype).reshape(self._length, *self._shape)
-
-    def mapped(self) -> Array:
-        """Return all rows as a memory-mapped array."""
-        self._file.flush()
-        shape = (self._length, *self._shape)
-        if not self._length:  # an empty file cannot be mapped
-            return np.zeros(shape, self._dtype)
-        return np.asarray(np.memmap(self._file, self._dtype, "r", shape=shape))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from models.text.pre_caption import pre_caption
 from models.text.sentences import split_sentences
 from models.weights import folder_of, pinned, revision_of
-from stages.base import Cutoff, Floats, ModelConfig, Stage, floats, threshold
+from stages.base import Cutoff, Floats, ModelConfig, Stage, StageConfig, floats, threshold
+from stages.embed import vectors
 from stages.schema import web_captions
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ class FilterConfig(ModelConfig):
             that the ITM head does not call the text unmatched.
         clip: The dual encoder of the other recipes, OpenAI's CLIP ViT-L/14 where unset; with blip,
             one that measures beside ITM, none where unset. CLIP, SigLIP, SigLIP 2 and MetaCLIP 2
-            as transformers loads them. SigLIP 2 and MetaCLIP 2 read many languages.
+            as transformers loads them. SigLIP 2 and MetaCLIP 2 read many languages. If it is the
+            model of an earlier stage embed, with its dtype, that stage's embeddings of the images
+            are compared with the texts, and no image is encoded again.
         clip_revision: A branch, tag or commit of the hub.
         min_clip: The least cosine of a text that is kept, whatever the recipe; unset is none. A
             threshold belongs to its model: LAION's 0.28 to 0.3 to CLIP ViT-B/32, DataComp's 0.243
@@ -130,6 +133,19 @@ class FilterConfig(ModelConfig):
         if self.recipe == "laion_coco":
             needed["second_clip"] = self.second_clip, self.second_clip_revision
         return needed
+
+    @property
+    def spares(self) -> Mapping[str, tuple[str, ...]]:
+        """The image, where one dual encoder alone judges and embed has embedded it."""
+        return {"image": ("image_embedding",)} if self.models().keys() == {"clip"} else {}
+
+    def uses(self, earlier: Mapping[str, StageConfig]) -> tuple[str, ...]:
+        """The embeddings of images by the model of `clip`, where the stage embed made them."""
+        models, embed = self.models(), earlier.get("embed")
+        if "clip" not in models or not isinstance(embed, ModelConfig):
+            return ()
+        is_same = (embed.model, embed.revision) == models["clip"] and embed.dtype == self.dtype
+        return ("image_embedding",) if is_same else ()
 
     def measurement(self) -> dict[str, Any]:
         """The dtype and which weights exactly of each model; recipes of the same models share it.
@@ -246,7 +262,8 @@ class FilterStage(Stage[FilterConfig]):
             self.load()
         texts = _texts(rows)
         sentences = self._sentences(texts)
-        images = [image or b"" for image in rows["image"].to_pylist()]
+        has_images = "image" in rows.column_names
+        images = [image or b"" for image in rows["image"].to_pylist()] if has_images else []
         scored: dict[str, _Scores] = {}
         for role, (model, prepare, kinds) in self._readers().items():
             asked = [
@@ -259,7 +276,10 @@ class FilterStage(Stage[FilterConfig]):
                 )
                 for row in texts
             ]
-            found = model.score(images, asked, self.config.batch_size)
+            if role == "clip" and "image_embedding" in rows.column_names:
+                found = _compare(model, rows["image_embedding"], asked)
+            else:
+                found = model.score(images, asked, self.config.batch_size)
             known = [
                 dict(zip(some, matches, strict=bool(matches)))
                 for some, matches in zip(asked, found, strict=True)
@@ -447,6 +467,17 @@ def _measure(
 def _asked(text: str, sentences: Mapping[str, list[str]]) -> list[str]:
     """What the models read of a text: the text itself, or each of its sentences."""
     return [part.strip() for part in sentences[text]] if text in sentences else [text]
+
+
+def _compare(model: DualEncoder, column: Any, texts: list[list[str]]) -> list[list[Any]]:
+    """The similarities of the texts of each row with its image, of which there is an embedding."""
+    import torch
+
+    embeddings, has = vectors(column)
+    units = torch.nn.functional.normalize(torch.from_numpy(embeddings.astype(np.float32)), dim=-1)
+    some = [own for own, there in zip(texts, has, strict=True) if there]
+    found = iter(model.compare(units, some))
+    return [next(found) if there else [] for there in has]
 
 
 class _Units:

@@ -80,6 +80,7 @@ STAGES: Registry[Stage[Any]] = Registry(
     {
         "download": "stages.download.stage:DownloadStage",
         "clean": "stages.clean:CleanStage",
+        "embed": "stages.embed:EmbedStage",
         "dedup": "stages.dedup:DedupStage",
         "select": "stages.select:SelectStage",
         "caption": "stages.caption:CaptionStage",

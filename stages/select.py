@@ -165,7 +165,7 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
     config_type: ClassVar[type[StageConfig]] = SelectConfig
     reads: ClassVar[tuple[str, ...]] = ("caption",)
     uses: ClassVar[tuple[str, ...]] = ("text", "further_captions")
-    writes: ClassVar[pa.Schema] = pa.schema(WRITES)
+    writes = pa.schema(WRITES)
     summary: ClassVar[pa.Schema] = pa.schema(SUMMARY)
     reasons: ClassVar[Mapping[str, str]] = {
         "no_caption": "The row has no caption to take noun phrases from.",

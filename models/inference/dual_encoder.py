@@ -33,7 +33,7 @@ from models.image.decode import open_rgb
 from models.inference.batching import BatchRunner, check_one_each
 from models.weights import Dtype, place
 
-__all__ = ["ARCHITECTURES", "Architecture", "DualEncoder", "Similarity"]
+__all__ = ["ARCHITECTURES", "Architecture", "DualEncoder", "Pixels", "Similarity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class DualEncoder:
         self._special = frozenset(tokenizer.all_special_ids)
         self.max_text: int = model.config.text_config.max_position_embeddings
         self.device: torch.device = model.device
-        self.batches = BatchRunner(self._open, self.device, threads, _Pixels.stack)
+        self.batches = BatchRunner(self._open, self.device, threads, Pixels.stack)
 
     @classmethod
     def from_pretrained(
@@ -149,18 +149,31 @@ class DualEncoder:
         """
         check_one_each(images, texts, "list of texts")
 
-        def compare(positions: list[int], pixels: _Pixels) -> list[list[Similarity]]:
+        def compare(positions: list[int], pixels: Pixels) -> list[list[Similarity]]:
             some = [texts[position] for position in positions]
-            flat = [text for own in some for text in own]
-            if not flat:
+            if not any(some):
                 return [[] for _ in some]
-            rows = [row for row, own in enumerate(some) for _ in own]
-            tokens = self._tokenize(flat)
-            cosines = (self._embed_pixels(pixels)[rows] * self._embed_tokens(tokens)).sum(-1)
-            found = zip(cosines.tolist(), map(self._excess, tokens), strict=True)
-            return [[Similarity(*next(found)) for _ in own] for own in some]
+            return self.compare(self.embed_pixels(pixels), some)
 
         return [found or [] for found in self.batches.map(images, compare, batch_size)]
+
+    @torch.inference_mode()
+    def compare(self, embeddings: Tensor, texts: Sequence[Sequence[str]]) -> list[list[Similarity]]:
+        """The cosine of each text with its image, whose embedding is at hand.
+
+        Args:
+            embeddings: (n, d) unit embeddings of n images, float32.
+            texts: Of each image, any number, cut to `max_text` tokens.
+        """
+        flat = [text for own in texts for text in own]
+        if not flat:
+            return [[] for _ in texts]
+        rows = [row for row, own in enumerate(texts) for _ in own]
+        tokens = self._tokenize(flat)
+        images = embeddings.to(self.device)[rows]
+        cosines = (images * self._embed_tokens(tokens)).sum(-1)
+        found = zip(cosines.tolist(), map(self._excess, tokens), strict=True)
+        return [[Similarity(*next(found)) for _ in own] for own in texts]
 
     def embed_images(self, images: Sequence[bytes], batch_size: int | None = None) -> Tensor:
         """Unit embeddings (n, d) of images; see `Ranks`.
@@ -169,10 +182,20 @@ class DualEncoder:
             ImageError: An image cannot be decoded.
         """
 
-        def embed(positions: list[int], pixels: _Pixels) -> list[Tensor]:
-            return list(self._embed_pixels(pixels))
+        def embed(positions: list[int], pixels: Pixels) -> list[Tensor]:
+            return list(self.embed_pixels(pixels))
 
         return torch.stack(self.batches.map_all(images, embed, batch_size))
+
+    def embed_each(
+        self, images: Sequence[bytes], batch_size: int | None = None
+    ) -> list[Tensor | None]:
+        """See `EmbedsImages.embed_each`."""
+
+        def embed(positions: list[int], pixels: Pixels) -> list[Tensor]:
+            return list(self.embed_pixels(pixels).cpu())
+
+        return self.batches.map(images, embed, batch_size)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -193,7 +216,7 @@ class DualEncoder:
         features = self.processor(open_rgb(image))
         return {name: np.asarray(values[0]) for name, values in features.items()}
 
-    def _embed_pixels(self, pixels: _Pixels) -> Tensor:
+    def embed_pixels(self, pixels: Pixels) -> Tensor:
         """Unit embeddings (n, d)."""
         moved = {
             name: values.to(self.device, non_blocking=True)
@@ -245,16 +268,16 @@ class DualEncoder:
 
 
 @dataclass(frozen=True)
-class _Pixels:
+class Pixels:
     """The output of an image processor for n images: named tensors of n rows each."""
 
     features: dict[str, Tensor]
 
-    def __getitem__(self, part: slice) -> _Pixels:
-        return _Pixels({name: values[part] for name, values in self.features.items()})
+    def __getitem__(self, part: slice) -> Pixels:
+        return Pixels({name: values[part] for name, values in self.features.items()})
 
     @classmethod
-    def stack(cls, images: list[dict[str, Any]], pin: bool) -> _Pixels:
+    def stack(cls, images: list[dict[str, Any]], pin: bool) -> Pixels:
         """Images of one shape as one batch, in pinned memory where it goes on to a GPU."""
         stacked = {
             name: torch.from_numpy(np.stack([image[name] for image in images]))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from models.inference.decoding import Settings
 
-__all__ = ["Embedder", "Matches", "Ranks", "Writes"]
+__all__ = ["Embedder", "EmbedsImages", "Matches", "Ranks", "Writes"]
 
 
 @runtime_checkable
@@ -28,6 +28,16 @@ class Ranks(Protocol):
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings of texts, (m, d)."""
+
+
+class EmbedsImages(Protocol):
+    """A model that embeds images, whether or not it reads texts."""
+
+    def embed_each(
+        self, images: Sequence[bytes], batch_size: int | None = None
+    ) -> list[Tensor | None]:
+        """The unit embedding (d,) of each encoded image; None for one that cannot be decoded."""
+        ...
 
 
 class Embedder(Ranks, Protocol):

@@ -479,13 +479,19 @@ def measured(results: Results, name: str, shard: str) -> tuple[Mask, pa.Table]:
     """Read the rows of a shard that a global stage summarises: live rows that do not crash.
 
     Returns:
-        The mask of these rows, and their uid and measurements.
+        The mask of these rows, and their uid, measurements and `pooled` columns.
     """
-    judgement = results.judge(shard, results.plan.before(name))
+    plan = results.plan
+    judgement = results.judge(shard, plan.before(name))
     table = results.measured_table(name, shard, judgement.uids)
     mask = judgement.live & ~crashed_rows(table)
-    columns = ["uid", *results.plan.stage(name).writes.names]
-    return mask, table.select(columns).filter(pa.array(mask))
+    columns = ["uid", *plan.stage(name).writes.names]
+    table = table.select(columns).filter(pa.array(mask))
+    for column in plan.manifest.stages[name].pooled:
+        path = (*plan.folder(str(plan.origin(name, column))), f"{shard}.parquet")
+        taken = results.run.read_table(*path, columns=[column])
+        table = table.append_column(column, taken[column].filter(pa.array(mask)))
+    return mask, table
 
 
 def commit_summary(

@@ -445,6 +445,11 @@ class Worker:
                     annotations = self.results.annotated(origin, shard)
                 if annotations is None:
                     raise IncompleteError(f"{name}: shard {shard} of {origin} is not measured yet")
+                if bulky := [c for c in names if c not in annotations.column_names]:
+                    path = (*self.plan.folder(origin), f"{shard}.parquet")
+                    large = self.run.read_table(*path, columns=bulky)
+                    for column in bulky:
+                        annotations = annotations.append_column(column, large[column])
                 table = annotations.select(names)
             table = table.filter(mask)
             columns.update({column: table[column] for column in names})

@@ -552,7 +552,8 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
             stages[name].check(pa.schema(list(columns.values())))
         except ValueError as error:
             mistakes.add(f"stages.{name}", str(error))
-        columns.update({field.name: field for field in STAGES[name].columns()})
+        own = STAGES[name](stages[name]).own_columns()
+        columns.update({field.name: field for field in own})
 
 
 def _hint(column: str, name: str) -> str:

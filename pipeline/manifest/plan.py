@@ -95,18 +95,19 @@ class Plan:
 
     def columns(self, name: str) -> pa.Schema:
         """The columns that a stage adds, its summary's included."""
-        return STAGES[name].columns()
+        return self.stage(name).own_columns()
 
     def inputs(self, name: str) -> dict[str, str]:
         """Each column that a stage (or export) takes, with the stage it comes from."""
         is_export = name in self.exports
         stage: Any = ExportStage if is_export else STAGES[name]
         config = self.export(name).config if is_export else self.manifest.stages[name]
+        earlier = {one: self.manifest.stages[one] for one in self.before(name)}
         found = {}
-        for column in ("uid", *stage.reads, *stage.uses, *config.reads):
+        for column in ("uid", *stage.reads, *stage.uses, *config.reads, *config.uses(earlier)):
             if (origin := self.origin(name, column)) is not None:
                 found[column] = origin
-        spares = {} if is_export else stage.spares
+        spares = {} if is_export else {**stage.spares, **config.spares}
         for column, others in spares.items():
             if set(others) <= set(found):
                 del found[column]

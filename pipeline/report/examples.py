@@ -229,7 +229,7 @@ def _measures(name: str, values: dict[str, Any]) -> dict[str, str]:
     """The numbers and short words of a stage, those that say where a row lies left out."""
     found = {}
     for column in STAGES[name].columns():
-        value = values[column.name]
+        value = values.get(column.name)  # large columns are not read
         if value is None or column.name == "text" or column.name.endswith(INTERNAL):
             continue
         if isinstance(value, bool):

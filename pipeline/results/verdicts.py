@@ -92,8 +92,9 @@ class Results:
         """Read what a stage measured on a shard, with its summary; None where it has not run.
 
         Returns:
-            uid, `measured` and the stage's columns, row for row with the pool. A row counts as
-            measured by a global stage only if its summary covers it; a row that crashes never does.
+            uid, `measured` and the stage's columns except `bulky` ones, row for row with the pool.
+            A row counts as measured by a global stage only if its summary covers it; a row that
+            crashes never does.
         """
         if name == DownloadStage.name:
             columns = [c for c in ("uid", *STAGES[name].writes.names) if c != "image"]
@@ -108,7 +109,7 @@ class Results:
     def _annotated(self, name: str, shard: str) -> tuple[pa.Table, Mask] | None:
         """As `annotated`, for a stage after download, with the mask of rows that crash."""
         try:
-            table = self.measured_table(name, shard)
+            table = self.measured_table(name, shard, is_whole=False)
         except FileNotFoundError:
             return None
         measured = self.measured_rows(name, shard, table)
@@ -118,7 +119,7 @@ class Results:
         if isinstance(stage, GlobalStage):
             path = (*self.plan.summary_folder(name), f"{shard}.parquet")
             try:
-                summary = self.run.read_table(*path)
+                summary = _with_later(stage, self.run.read_table(*path), stage.summary)
             except FileNotFoundError:
                 measured = np.zeros(table.num_rows, bool)
                 summary = stage.summary.empty_table().take(pa.nulls(table.num_rows, pa.int64()))
@@ -132,21 +133,28 @@ class Results:
         position = table.schema.get_field_index("measured")
         return table.set_column(position, "measured", pa.array(measured)), crashed
 
-    def measured_table(self, name: str, shard: str, uids: Any = None) -> pa.Table:
+    def measured_table(
+        self, name: str, shard: str, uids: Any = None, *, is_whole: bool = True
+    ) -> pa.Table:
         """Read the file of a stage for a shard: uid, `measured` and the stage's own columns.
 
         Args:
             name: The stage, any but download.
             shard: A shard for which the stage has a file.
             uids: The uids of the pool's shard; given, the rows must be the same.
+            is_whole: Whether the stage's `bulky` columns are read too.
 
         Raises:
             DamagedError: The file is not as it was written, lacks a column or is not aligned.
             FileNotFoundError: There is no file.
         """
         path = (*self.plan.folder(name), f"{shard}.parquet")
-        table = self.run.read_table(*path)
-        self._check_schema(table, {**MEASURED, **_types(STAGES[name].writes)}, *path)
+        stage = self.plan.stage(name)
+        left_out = () if is_whole else stage.bulky
+        table = self.run.read_table(*path, without=left_out)
+        written = pa.schema([field for field in stage.writes if field.name not in left_out])
+        table = _with_later(stage, table, written)
+        self._check_schema(table, {**MEASURED, **_types(written)}, *path)
         if uids is not None:
             self.check_alignment(table["uid"], pa.chunked_array([uids]), *path)
         return table
@@ -316,6 +324,14 @@ class Results:
             actual = table.schema.field(index).type if index >= 0 else "missing"
             if actual != kind:
                 raise self.run.damaged(f"its column {name} is {actual}, not {kind}", *parts)
+
+
+def _with_later(stage: Any, table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A file of a stage with nulls in the columns that older versions did not write."""
+    for column in schema:
+        if column.name in stage.later and column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+    return table
 
 
 def crashed_rows(table: pa.Table) -> Mask:

@@ -391,8 +391,15 @@ class Run:
         else:
             self.read_record(kind, *parts)
 
-    def read_table(self, *parts: str, columns: Sequence[str] | None = None) -> pa.Table:
+    def read_table(
+        self, *parts: str, columns: Sequence[str] | None = None, without: Sequence[str] = ()
+    ) -> pa.Table:
         """Read a Parquet file of `write_table`, or some of its columns in the given order.
+
+        Args:
+            parts: The path of the file.
+            columns: The columns to read; all by default.
+            without: Columns to leave out of all.
 
         Raises:
             DamagedError: It is not as it was written, or lacks a column.
@@ -400,6 +407,7 @@ class Run:
         with self.open_table(*parts) as parquet:
             names = parquet.schema_arrow.names if columns is None else list(columns)
             self._check_schema(parquet.schema_arrow, names, parts)
+            names = [name for name in names if name not in without]
             table = parquet.read(columns=names)
             return table if columns is None else table.select(names)
 

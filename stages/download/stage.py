@@ -254,7 +254,7 @@ class DownloadStage(Stage[DownloadConfig]):
     version: ClassVar[int] = 4
     config_type: ClassVar[type[StageConfig]] = DownloadConfig
     reads: ClassVar[tuple[str, ...]] = tuple(sources.LIST.names)
-    writes: ClassVar[pa.Schema] = pa.schema([field for field in POOL if field.name != "uid"])
+    writes = pa.schema([field for field in POOL if field.name != "uid"])
     reasons: ClassVar[Mapping[str, str]] = {
         **FETCH_REASONS,
         sources.MALFORMED: "The record cannot be read, or names neither a URL nor an image; `url` "

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from stages.dedup_fingerprints import COLOURS, LUMA, WRITES, Fingerprints, ImagePrints, Spilled
+from stages.dedup_fingerprints import COLOURS, LUMA, WRITES, Fingerprints, ImagePrints
+from stages.spilled import Spilled
 
 
 def shard(number: int, texts: list[str | None]) -> pa.Table:

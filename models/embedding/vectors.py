@@ -1,0 +1,74 @@
+"""Cosines between many embeddings, computed in blocks.
+
+Embeddings are rows of unit length. They are kept in float16 and computed with in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Float16s", "Float32s", "blocks", "cosines_with", "top"]
+
+Float16s = npt.NDArray[np.float16]
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+
+ROWS = 8192
+"""Rows of a block."""
+
+
+def blocks(number: int, rows: int = ROWS) -> Iterator[slice]:
+    """Slices that cover `number` rows in order."""
+    for start in range(0, number, rows):
+        yield slice(start, min(start + rows, number))
+
+
+def cosines_with(embeddings: Float32s, others: Float32s) -> tuple[Float32s, Int64s, Float32s]:
+    """Compare each embedding with all others.
+
+    Args:
+        embeddings: (n, d).
+        others: (m, d), at least one.
+
+    Returns:
+        (n,) the highest cosine; (n,) the first of the others with it; and (n,) the L2 norm of all
+        cosines, NormSim's with p = 2 (arXiv:2405.19547).
+    """
+    highest = np.full(len(embeddings), -np.inf, np.float32)
+    nearest = np.zeros(len(embeddings), np.int64)
+    squares = np.zeros(len(embeddings), np.float64)
+    for part in blocks(len(others)):
+        cosines = embeddings @ others[part].T
+        best = cosines.argmax(axis=1)
+        value = cosines[np.arange(len(best)), best]
+        is_better = value > highest
+        highest[is_better], nearest[is_better] = value[is_better], best[is_better] + part.start
+        squares += np.square(cosines, dtype=np.float64).sum(axis=1)
+    return highest, nearest, np.sqrt(squares).astype(np.float32)
+
+
+def top(query: Float32s, embeddings: Float16s, number: int) -> tuple[Int64s, Float32s]:
+    """The rows most like one embedding, exactly, in blocks.
+
+    Args:
+        query: (d,).
+        embeddings: (n, d).
+        number: How many rows at most.
+
+    Returns:
+        Their positions and cosines, the highest first; of equal cosines the first row.
+    """
+    cosines = np.concatenate(
+        [np.zeros(0, np.float32)]
+        + [embeddings[part].astype(np.float32) @ query for part in blocks(len(embeddings))]
+    )
+    number = min(number, len(cosines))
+    if not number:
+        return np.zeros(0, np.int64), cosines[:0]
+    least = np.partition(cosines, len(cosines) - number)[len(cosines) - number]
+    rows = np.flatnonzero(cosines >= least)
+    order = rows[np.lexsort((rows, -cosines[rows]))][:number]
+    return order, cosines[order]
