@@ -272,8 +272,8 @@ def status(options: argparse.Namespace, console: Console) -> int:
 
 def show(options: argparse.Namespace, console: Console) -> int:
     """Print everything known about one sample, and write its image to a file."""
+    from pipeline.results.history import sample_history
     from pipeline.results.open_run import open_results
-    from pipeline.results.sample import sample_history
     from pipeline.results.tables import put, sample_tables
 
     history = sample_history(open_results(_find_run(options.run)), options.uid)

@@ -1,4 +1,4 @@
-"""The page of an ablation, its tables as Markdown, and its numbers."""
+"""The page of an ablation, and its tables as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write(folder: str, record: AblationRecord) -> str:
 
     Args:
         folder: The folder of the ablation.
-        record: Its tables.
+        record: The record of the ablation.
 
     Returns:
         The path of the page.
@@ -43,7 +43,7 @@ def write(folder: str, record: AblationRecord) -> str:
 
 
 def tables(record: AblationRecord) -> list[dict[str, Any]]:
-    """The tables of an ablation as the templates show them."""
+    """The tables of an ablation for the templates."""
     return [_table(table) for table in record.tables]
 
 
@@ -69,7 +69,7 @@ def _table(table: AblationTable) -> dict[str, Any]:
 
 
 def _lines(table: AblationTable) -> list[dict[str, Any]]:
-    """The rows, then the differences to the first."""
+    """The rows of a table, then the difference of each row from the first."""
     first, *others = table.rows
     lines = [
         {
@@ -89,7 +89,7 @@ def _lines(table: AblationTable) -> list[dict[str, Any]]:
 
 
 def markdown(record: AblationRecord) -> str:
-    """The tables in Markdown."""
+    """The tables of an ablation in Markdown."""
     parts = []
     for table in record.tables:
         metrics = list(table.rows[0].metrics)

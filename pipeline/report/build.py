@@ -1,4 +1,4 @@
-"""RUN/report/index.html, one file that asks for nothing else, and report.json, its numbers."""
+"""Builds the report of a run: report/index.html, which needs no other file, and report.json."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 from pipeline.manifest.plan import Plan, revisions
 from pipeline.manifest.rounds import branch, fresh
 from pipeline.report import health
-from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples, locate
+from pipeline.report.histogram import Histogram
 from pipeline.report.page import Gallery, Rows, render
 from pipeline.report.survey import (
     CELLS,
@@ -70,15 +70,15 @@ def write(
 
     Args:
         results: The results of the run.
-        funnel: What `pipeline.results.funnel.funnel` says of it.
-        evaluation: The evaluation of each model; None if none is evaluated.
-        truth: How right each stage was; None if the truth is not known.
+        funnel: The funnel of the run, from `pipeline.results.funnel.funnel`.
+        evaluation: The evaluation of each model; None if there is none.
+        truth: How well each stage agrees with the truth; None if the truth is not known.
     """
     run, plan = results.run, results.plan
     names = measured_by(plan, funnel)
-    found = survey(results, names)
+    totals = survey(results, names)
     training = lines_of(run, "metrics.jsonl", "step")
-    facts = facts_of(results, funnel, found, evaluation)
+    facts = facts_of(results, funnel, totals, evaluation)
     facts["review"] = agreement.of_run(results)
     facts["truth"] = content_of(truth or TruthRecord(stages=[]))
     facts["training"] = {model: dict(_numbers(lines[-1])) for model, lines in training.items()}
@@ -87,13 +87,13 @@ def write(
     facts["ablation"] = content_of(ablation) if ablation else {}
     facts["notes"] = [dataclasses.asdict(note) for note in health.notes(facts)]
     record = run.find_record(RunRecord, "run.json")
-    page = render(facts, plan, _gallery(results, names, found), training, record, ablation)
+    page = render(facts, plan, _gallery(results, names, totals), training, record, ablation)
     run.write_json(facts, "report", "report.json")
     run.write(with_checksum_page(page), "report", "index.html")
 
 
 def measured_by(plan: Plan, funnel: Mapping[str, Any]) -> list[str]:
-    """The stages of a run that have measured something, up to the first that has not."""
+    """The stages before the first one that has measured nothing."""
     waiting = {stage["name"] for stage in funnel["stages"] if stage["state"] == "waiting"}
     return list(itertools.takewhile(lambda name: name not in waiting, plan.names))
 
@@ -101,10 +101,17 @@ def measured_by(plan: Plan, funnel: Mapping[str, Any]) -> list[str]:
 def facts_of(
     results: Results,
     funnel: Mapping[str, Any],
-    found: Survey,
+    totals: Survey,
     evaluation: EvaluationRecord | None,
 ) -> dict[str, Any]:
-    """What report.json holds, truth and training left out; arguments as of `write`."""
+    """The content of report.json without truth and training.
+
+    Args:
+        results: The results of the run.
+        funnel: The funnel of the run.
+        totals: The survey of the run.
+        evaluation: The evaluation of each model; None if there is none.
+    """
     run, plan = results.run, results.plan
     states = {stage["name"]: stage["state"] for stage in funnel["stages"]}
     is_exported = states.get(ExportStage.name) == "done"
@@ -119,9 +126,9 @@ def facts_of(
         "name": plan.manifest.name,
         "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "stages": [{**stage, "is_conserved": _is_conserved(stage)} for stage in funnel["stages"]],
-        "input": {"rows": found.rows, "repeats": found.repeats, "captions": found.web.found},
+        "input": {"rows": totals.rows, "repeats": totals.repeats, "captions": totals.web.total},
         "output": {
-            "rows": found.kept,
+            "rows": totals.kept,
             "images": exported.images if exported else None,
             "pairs": {
                 source: exported.pairs[source]
@@ -131,42 +138,42 @@ def facts_of(
             if exported
             else None,
         },
-        "texts": {"web": _texts(found.web), "synthetic": _texts(found.synthetic)},
+        "texts": {"web": _texts(totals.web), "synthetic": _texts(totals.synthetic)},
         "prompts": {
             name: {
                 **dataclasses.asdict(count),
                 "reject_rate": count.rejected / count.judged if count.judged else None,
             }
-            for name, count in found.prompts.items()
+            for name, count in totals.prompts.items()
         },
-        "caption_failures": dict(found.failures.most_common()),
+        "caption_failures": dict(totals.failures.most_common()),
         "thresholds": thresholds,
         "paper": [dataclasses.asdict(band) for band in health.PAPER],
-        "cells": {cell: found.cells[cell] for cell in CELLS} if found.cells else {},
+        "cells": {cell: totals.cells[cell] for cell in CELLS} if totals.cells else {},
         "histograms": {
-            "web_words": _histogram(found.web.words),
-            "synthetic_words": _histogram(found.synthetic.words),
-            "web_itm": _histogram(found.web.scores),
-            "synthetic_itm": _histogram(found.synthetic.scores),
-            "web_clip": _histogram(found.web.similarities),
-            "synthetic_clip": _histogram(found.synthetic.similarities),
-            "log2_shorter_side": _histogram(found.sides),
-            "log2_aspect": _histogram(found.aspects),
+            "web_words": _histogram(totals.web.words),
+            "synthetic_words": _histogram(totals.synthetic.words),
+            "web_itm": _histogram(totals.web.scores),
+            "synthetic_itm": _histogram(totals.synthetic.scores),
+            "web_clip": _histogram(totals.web.similarities),
+            "synthetic_clip": _histogram(totals.synthetic.similarities),
+            "log2_shorter_side": _histogram(totals.sides),
+            "log2_aspect": _histogram(totals.aspects),
         },
-        "numbers": _stage_numbers(found),
-        "hosts": _hosts(found),
-        "languages": _languages(found),
-        "rules": _rules(found),
+        "numbers": _stage_numbers(totals),
+        "hosts": _hosts(totals),
+        "languages": _languages(totals),
+        "rules": _rules(totals),
         "clusters": {
-            "number": len(found.clusters),
-            "images": sum(cluster.size for cluster in found.clusters.values()),
+            "number": len(totals.clusters),
+            "images": sum(cluster.size for cluster in totals.clusters.values()),
             "largest": [
-                {"representative": uid, "images": found.clusters[uid].size}
-                for uid in _largest(found)
+                {"representative": uid, "images": totals.clusters[uid].size}
+                for uid in _largest(totals)
             ],
         },
-        "shared_captions": _shared(found),
-        "phrases": _phrases(found),
+        "shared_captions": _shared(totals),
+        "phrases": _phrases(totals),
         "models": _models(plan),
         "evaluation": _metrics(plan, models),
         "intervals": _intervals(models),
@@ -175,18 +182,18 @@ def facts_of(
 
 
 def _models(plan: Plan) -> list[dict[str, str]]:
-    """The models behind the stages, each with the revision of its weights."""
-    found = []
+    """The models that stages use, each with the revision of its weights."""
+    models = []
     for name in plan.names:
         config = plan.manifest.stages[name]
         try:
             measurement = plan.measurement(name)
-        except (FileNotFoundError, ValueError):  # a model that is still to be trained, or is gone
+        except (FileNotFoundError, ValueError):  # the model is not trained yet, or was removed
             continue
         for role, revision in revisions(measurement).items():
             model = getattr(config, role, None) or getattr(config, "model", role)
-            found.append({"stage": name, "model": str(model), "revision": revision})
-    return found
+            models.append({"stage": name, "model": str(model), "revision": revision})
+    return models
 
 
 def _is_conserved(stage: Mapping[str, Any]) -> bool:
@@ -196,7 +203,7 @@ def _is_conserved(stage: Mapping[str, Any]) -> bool:
 
 def _texts(texts: Texts) -> dict[str, Any]:
     return {
-        "found": texts.found,
+        "found": texts.total,
         "judged": texts.judged,
         "rejected": texts.rejected,
         "reject_rate": texts.rejected / texts.judged if texts.judged else None,
@@ -217,21 +224,21 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
     return {"edges": list(histogram.edges), "series": dict(histogram.series)}
 
 
-def _stage_numbers(found: Survey) -> dict[str, dict[str, Any]]:
-    """The histogram of each column of numbers that a stage has the report draw, by the stage."""
+def _stage_numbers(totals: Survey) -> dict[str, dict[str, Any]]:
+    """By stage, the histogram of each column of numbers that the report draws."""
     numbers: dict[str, dict[str, Any]] = {}
-    for (stage, column), counts in found.numbers.items():
+    for (stage, column), counts in totals.numbers.items():
         if (whole := counts.histogram()) is not None:
             entry = {**_histogram(whole), "is_whole": counts.is_whole}
             numbers.setdefault(stage, {})[column] = entry
     return numbers
 
 
-def _hosts(found: Survey) -> list[dict[str, Any]]:
-    """The hosts of most rows, each with the reasons its downloads failed for."""
+def _hosts(totals: Survey) -> list[dict[str, Any]]:
+    """The hosts with the most rows, each with the reasons of its failed downloads."""
     rows: Counter[str] = Counter()
     reasons: dict[str, Counter[str]] = {}
-    for (host, reason), number in found.hosts.items():
+    for (host, reason), number in totals.hosts.items():
         rows[host] += number
         if reason is not None:
             reasons.setdefault(host, Counter())[reason] += number
@@ -246,23 +253,23 @@ def _hosts(found: Survey) -> list[dict[str, Any]]:
     ][:MOST_HOSTS]
 
 
-def _languages(found: Survey) -> list[dict[str, Any]]:
+def _languages(totals: Survey) -> list[dict[str, Any]]:
     rows: Counter[str] = Counter()
-    for (language, _), number in found.languages.items():
+    for (language, _), number in totals.languages.items():
         rows[language] += number
     ordered = sorted(rows.items(), key=lambda entry: (-entry[1], entry[0]))
     return [
-        {"language": language, "rows": number, "kept": found.languages[language, True]}
+        {"language": language, "rows": number, "kept": totals.languages[language, True]}
         for language, number in ordered[:MOST_LANGUAGES]
     ]
 
 
-def _rules(found: Survey) -> list[dict[str, Any]]:
-    """The rules of clean that fired: on how many rows, first, alone, and beside which others."""
+def _rules(totals: Survey) -> list[dict[str, Any]]:
+    """The rules of clean that fired: rows in all, first, alone, and the rules fired beside them."""
     names = list(CleanStage.reasons)
     rules = {name: {"fired": 0, "first": 0, "alone": 0} for name in names}
     beside: dict[str, Counter[str]] = {name: Counter() for name in names}
-    for bits, number in found.fired.items():
+    for bits, number in totals.fired.items():
         fired = [name for bit, name in enumerate(names) if bits >> bit & 1]
         for name in fired:
             rules[name]["fired"] += number
@@ -276,13 +283,13 @@ def _rules(found: Survey) -> list[dict[str, Any]]:
     ]
 
 
-def _shared(found: Survey) -> list[dict[str, Any]]:
-    ordered = sorted(found.shared.values(), key=lambda entry: (-entry[0], entry[1]))
+def _shared(totals: Survey) -> list[dict[str, Any]]:
+    ordered = sorted(totals.shared.values(), key=lambda entry: (-entry[0], entry[1]))
     return [{"caption": caption, "images": number} for number, caption in ordered[:MOST_SHARED]]
 
 
-def _phrases(found: Survey) -> dict[str, Any]:
-    before, after = found.phrases
+def _phrases(totals: Survey) -> dict[str, Any]:
+    before, after = totals.phrases
     ordered = sorted(before.items(), key=lambda entry: (-entry[1], entry[0]))
     return {
         "distinct_before": len(before),
@@ -303,7 +310,7 @@ def _phrases(found: Survey) -> dict[str, Any]:
 
 
 def _ranked(counts: Counter[str]) -> list[tuple[int, int]]:
-    """(rank, frequency) from the most frequent phrase on, at ranks that grow by a factor."""
+    """(rank, frequency) of phrases at logarithmically spaced ranks, the most frequent first."""
     ordered = sorted((number for number in counts.values() if number), reverse=True)
     if not ordered:
         return []
@@ -311,47 +318,48 @@ def _ranked(counts: Counter[str]) -> list[tuple[int, int]]:
     return [(int(rank), ordered[int(rank) - 1]) for rank in np.unique(ranks)]
 
 
-def _largest(found: Survey) -> list[str]:
-    order = sorted(found.clusters, key=lambda uid: (-found.clusters[uid].size, uid))
+def _largest(totals: Survey) -> list[str]:
+    order = sorted(totals.clusters, key=lambda uid: (-totals.clusters[uid].size, uid))
     return order[:MOST_CLUSTERS]
 
 
-def _gallery(results: Results, names: Sequence[str], found: Survey) -> Gallery:
-    """Everything that the report shows in pictures."""
-    strips = {uid: found.clusters[uid].members.values for uid in _largest(found)}
-    places = [
-        place
-        for samples in (found.reasons.values(), found.shown.values())
+def _gallery(results: Results, names: Sequence[str], totals: Survey) -> Gallery:
+    """The rows that the report shows with their images."""
+    strips = {uid: totals.clusters[uid].members.values for uid in _largest(totals)}
+    locations = [
+        location
+        for samples in (totals.reasons.values(), totals.shown.values())
         for sample in samples
-        for place in sample.values
+        for location in sample.values
     ]
-    places += [
-        place
-        for line in found.thresholds.values()
+    locations += [
+        location
+        for line in totals.thresholds.values()
         for sample in (line.rejected, line.kept)
-        for place in sample.values
+        for location in sample.values
     ]
-    places += [place for members in strips.values() for place in members]
-    seen = examples(results, names, places)
+    locations += [location for members in strips.values() for location in members]
+    seen = examples(results, names, locations)
     firsts = {e.cluster for e in seen.values() if e.cluster not in (None, e.uid)} | set(strips)
     there = locate(results.run, (uid for uid in firsts if uid is not None))
-    seen |= examples(results, names, (place for place in there.values() if place not in seen))
+    missing = [location for location in there.values() if location not in seen]
+    seen |= examples(results, names, missing)
 
     def take(sample: Sequence[RowLocation]) -> list[Example]:
-        return [seen[place] for place in sample]
+        return [seen[location] for location in sample]
 
     return Gallery(
         reasons={
-            key: _rows(sample, found.thresholds.get(key), take)
-            for key, sample in found.reasons.items()
+            key: _rows(sample, totals.thresholds.get(key), take)
+            for key, sample in totals.reasons.items()
         },
-        cells={cell: take(found.shown[cell].values) for cell in CELLS if cell in found.shown},
+        cells={cell: take(totals.shown[cell].values) for cell in CELLS if cell in totals.shown},
         clusters=[
-            (found.clusters[uid].size, take([there[uid], *members]))
+            (totals.clusters[uid].size, take([there[uid], *members]))
             for uid, members in strips.items()
             if uid in there
         ],
-        firsts={uid: seen[place] for uid, place in there.items()},
+        firsts={uid: seen[location] for uid, location in there.items()},
     )
 
 
@@ -360,7 +368,7 @@ def _rows(
     line: Borderline | None,
     take: Callable[[Sequence[RowLocation]], list[Example]],
 ) -> Rows:
-    """The rows of a reason: those nearest its threshold, and others drawn at random."""
+    """The rows shown for a reason: the nearest to its threshold, and a random sample of others."""
     if line is None or not line.rejected.values:
         return Rows(sample=take(sample.values))
     near = line.rejected.values
@@ -369,24 +377,24 @@ def _rows(
         limit=line.limit,
         rejected=take(near),
         kept=take(line.kept.values),
-        sample=take([place for place in sample.values if place not in near]),
+        sample=take([location for location in sample.values if location not in near]),
     )
 
 
 def _metrics(plan: Plan, models: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """The numbers of each model in the order of the manifest, nested names joined by a space."""
+    """The metrics of each model, in the order of the manifest, nested names joined."""
     order = list(plan.manifest.evaluated)
-    found = {}
+    metrics = {}
     for model, entry in sorted(
         models.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1
     ):
         numbers = _numbers(entry.metrics)
-        found[model] = {n: value for n, value in numbers if not n.startswith("intervals ")}
-    return {model: values for model, values in found.items() if values}
+        metrics[model] = {n: value for n, value in numbers if not n.startswith("intervals ")}
+    return {model: values for model, values in metrics.items() if values}
 
 
 def _intervals(models: Mapping[str, Evaluation]) -> dict[str, dict[str, list[float]]]:
-    """The two ends of the interval of each metric of each model, where it was given."""
+    """The two ends of the interval of each metric of each model, if the evaluation has one."""
     return {
         model: dict(_leaves(entry.metrics["intervals"]))
         for model, entry in models.items()
@@ -395,7 +403,7 @@ def _intervals(models: Mapping[str, Evaluation]) -> dict[str, dict[str, list[flo
 
 
 def _rounds(results: Results) -> list[dict[str, Any]]:
-    """What each finished bootstrap round came to: pairs, and the model that it trained anew."""
+    """The result of each finished bootstrap round: its pairs, and the metrics of its new model."""
     manifest = results.plan.manifest
     if manifest.rounds == 1:
         return []
@@ -412,7 +420,7 @@ def _rounds(results: Results) -> list[dict[str, Any]]:
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What stands in nested mappings, its keys joined by a space."""
+    """The leaves of nested mappings, each with its keys joined by a space."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             yield from _leaves(value, f"{prefix} {key}".strip())
@@ -429,8 +437,8 @@ def _numbers(values: Any) -> list[tuple[str, float]]:
 
 
 def lines_of(run: Run, file: str, key: str) -> dict[str, list[dict[str, Any]]]:
-    """The lines of a JSON Lines file of each model that has it, those without a key left out."""
-    found = {}
+    """By model, the lines of a JSON Lines file that have a key; models without any are left out."""
+    lines_by_model = {}
     for model in run.names("models"):
         if not run.exists("models", model, file):
             continue
@@ -443,35 +451,35 @@ def lines_of(run: Run, file: str, key: str) -> dict[str, list[dict[str, Any]]]:
             if isinstance(values, dict) and key in values:
                 lines.append(values)
         if lines:
-            found[model] = lines
-    return found
+            lines_by_model[model] = lines
+    return lines_by_model
 
 
 def _samples(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Captions written during training at the first and the last step that has some."""
-    found = {}
+    """By model, captions written in training, at the first and at the last step with captions."""
+    samples = {}
     for model, lines in lines_of(run, "samples.jsonl", "written").items():
         steps = [line.get("step") for line in lines]
-        found[model] = [
+        samples[model] = [
             {key: line.get(key) for key in ("step", "caption", "written")}
             for step in dict.fromkeys((steps[0], steps[-1]))
             for line in [line for line in lines if line.get("step") == step][:MOST_SAMPLES]
         ]
-    return found
+    return samples
 
 
 def compare_rounds(root: str) -> list[dict[str, Any]]:
-    """What each finished round of a run came to, in order: pairs by source, evaluation."""
-    found: list[dict[str, Any]] = []
+    """The result of each finished round of a run, in order: images, pairs by source, evaluation."""
+    finished: list[dict[str, Any]] = []
     while True:
-        number = len(found) + 1
+        number = len(finished) + 1
         run = Run(root, branch(number))
         exported = run.find_record(ExportRecord, "curated", "manifest.json")
         if exported is None:
-            return found
+            return finished
         evaluation = run.find_record(EvaluationRecord, "evaluation.json")
         models = evaluation.root if evaluation else {}
-        found.append(
+        finished.append(
             {
                 "round": number,
                 "images": exported.images,

@@ -1,4 +1,4 @@
-"""Two runs on one page, differences first, with the rows whose verdict changed."""
+"""The page that compares two runs: differences first, and rows whose verdict changed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.report.build import facts_of, lines_of, measured_by
-from pipeline.report.charts import Histogram
 from pipeline.report.examples import Example, examples
 from pipeline.report.figures import DISTRIBUTIONS, Figure, distribution, points
+from pipeline.report.histogram import Histogram
 from pipeline.report.layout import environment, policy
 from pipeline.report.plots import curves
 from pipeline.report.survey import CELLS, survey
@@ -44,7 +44,7 @@ KEPT_TEXTS = {
     "synthetic": "kept with synthetic captions",
 }
 SERIES = {"words": "kept", "itm": "texts", "clip": "judged", "side": "kept", "aspect": "kept"}
-"""What is compared of each histogram of report.json, by the end of its key."""
+"""The series of each histogram of report.json that is compared, by the end of its key."""
 
 COLOURS = ("soft dashed", "web")
 SOURCES = ("web", "synthetic")
@@ -57,14 +57,14 @@ VARIETY = ("unique", "distinct_1", "distinct_2", "repeated", "words")
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the runs.
+    """One of the two runs.
 
     Attributes:
         results: The results of the run.
         names: The stages that have measured something.
-        facts: As in its report.json.
-        fates: uid, code (of `verdicts`), shard and row of each row.
-        verdicts: What may have become of a row.
+        facts: The facts in its report.json.
+        fates: uid, code (an index of `verdicts`), shard and row of each row.
+        verdicts: The verdicts that occur, in words.
     """
 
     results: Results
@@ -76,7 +76,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A fact of both runs; None where a run has none."""
+    """A fact of both runs; None if a run does not have it."""
 
     label: str
     before: Any
@@ -84,12 +84,12 @@ class Line:
 
     @property
     def is_same(self) -> bool:
-        """Whether it is the same in both."""
+        """Whether both runs have the same value."""
         return bool(self.before == self.after)
 
     @property
     def change(self) -> float | int | None:
-        """The difference of two numbers."""
+        """The difference, if both values are numbers."""
         values = (self.before, self.after)
         if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
             return None
@@ -99,7 +99,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A change of verdict: from which to which, of how many rows, and some of them in both runs."""
+    """A change of verdict, the number of its rows, and some of these rows as in both runs."""
 
     before: str
     after: str
@@ -108,20 +108,21 @@ class Change:
 
 
 def write(before: Results, after: Results, out: str | None = None) -> tuple[str, dict[str, int]]:
-    """Write a page on what differs between two runs; rows are the same that have one uid.
+    """Write the page that compares two runs, and its facts beside it as .json.
+
+    Rows with the same uid are compared.
 
     Args:
-        before: The results of a run, finished or not.
-        after: Those of another.
-        out: A local file; by default report/compare.html of the second.
+        before: The results of the first run, finished or not.
+        after: The results of the second run.
+        out: A local file; None writes report/compare.html of the second run.
 
     Returns:
         The path of the page, and the numbers of rows: `both`, `only_before`, `only_after`,
-        `changed`, `newly_kept` and `newly_rejected`. The same facts lie beside it, with the ending
-        .json.
+        `changed`, `newly_kept` and `newly_rejected`.
 
     Raises:
-        ValueError: The folder of `out` is not there.
+        ValueError: The folder of `out` does not exist.
     """
     if out is not None and not os.path.isdir(folder := os.path.dirname(out) or "."):
         raise ValueError(f"--out {out}: no folder {folder}")
@@ -178,25 +179,25 @@ def _side(results: Results) -> Side:
 
 
 def _names(before: Side, after: Side) -> tuple[str, str]:
-    """What the runs are called: by the first of name, folder and place that differs."""
+    """Names of the runs that differ: those in the manifests, their folders, or first and second."""
     folders = (posixpath.basename(side.results.run.root) for side in (before, after))
     named = (before.facts["name"], after.facts["name"]), tuple(folders), ("first", "second")
     return next((first, second) for first, second in named if first != second)
 
 
 def _fates(results: Results, names: list[str]) -> tuple[pa.Table, list[str]]:
-    """What became of every row: `Side.fates` and `Side.verdicts`."""
+    """The verdict of every row, as `Side.fates` and `Side.verdicts`."""
     known: dict[str, int] = {}
     tables = []
     for number, shard in enumerate(results.run.shards("pool")):
-        found = results.judge(shard, names)
-        codes = np.full(len(found.uids), -1, np.int64)
-        for verdict, mask in _verdicts(results, found):
+        judgement = results.judge(shard, names)
+        codes = np.full(len(judgement.uids), -1, np.int64)
+        for verdict, mask in _verdicts(results, judgement):
             codes[mask & (codes < 0)] = known.setdefault(verdict, len(known))
         tables.append(
             pa.table(
                 {
-                    "uid": found.uids,
+                    "uid": judgement.uids,
                     "code": codes,
                     "shard": np.full(len(codes), number, np.int32),
                     "row": np.arange(len(codes), dtype=np.int32),
@@ -208,15 +209,15 @@ def _fates(results: Results, names: list[str]) -> tuple[pa.Table, list[str]]:
     return pa.concat_tables(tables or [pa.table({**empty, **places})]), list(known)
 
 
-def _verdicts(results: Results, found: Judgement) -> Iterator[tuple[str, Mask]]:
-    """Verdicts with the rows they hold for; of several of a row the first counts."""
-    for name, reasons in found.reasons.items():
-        yield f"not measured by {name} yet", found.waiting(name)
+def _verdicts(results: Results, judgement: Judgement) -> Iterator[tuple[str, Mask]]:
+    """Verdicts with masks of their rows; if several apply to a row, the first one counts."""
+    for name, reasons in judgement.reasons.items():
+        yield f"not measured by {name} yet", judgement.waiting(name)
         values = np.array(reasons.to_pylist(), dtype=object)
         for reason in reasons.drop_null().unique().to_pylist():
             yield f"{name}: {reason}".replace("_", " "), values == reason
-    if (table := found.tables.get(FilterStage.name)) is not None:
-        measured = found.measured[FilterStage.name]
+    if (table := judgement.tables.get(FilterStage.name)) is not None:
+        measured = judgement.measured[FilterStage.name]
         keeps = results.kept_texts(table.filter(pa.array(measured)))
         web = np.zeros(len(measured), bool)
         synthetic = np.zeros(len(measured), bool)
@@ -225,12 +226,12 @@ def _verdicts(results: Results, found: Judgement) -> Iterator[tuple[str, Mask]]:
         synthetic[measured] = [any(flags or ()) for flags in keeps["keep_synthetic"].to_pylist()]
         masks = (web & synthetic, web & ~synthetic, ~web & synthetic)
         for cell, mask in zip(CELLS[:3], masks, strict=True):
-            yield KEPT_TEXTS[cell], mask & found.live
-    yield KEPT, found.live
+            yield KEPT_TEXTS[cell], mask & judgement.live
+    yield KEPT, judgement.live
 
 
 def _changes(before: Side, after: Side) -> tuple[dict[str, int], list[Change]]:
-    """How many rows are in both runs and what changed, the most frequent changes with rows."""
+    """The counts of rows, and the changes of verdict; the most frequent ones have sample rows."""
     joined = before.fates.join(after.fates, "uid", join_type="inner", right_suffix="_after")
     verdicts = list(dict.fromkeys((*before.verdicts, *after.verdicts)))
     old, new = (
@@ -250,9 +251,9 @@ def _changes(before: Side, after: Side) -> tuple[dict[str, int], list[Change]]:
         "newly_rejected": int((rejected[new] & ~rejected[old]).sum()),
     }
     ranks = ranks_of(joined["uid"].combine_chunks(), after.results.plan.manifest.seed)
-    found = Counter(zip(old[old != new].tolist(), new[old != new].tolist(), strict=True))
+    transitions = Counter(zip(old[old != new].tolist(), new[old != new].tolist(), strict=True))
     samples: dict[tuple[int, int], npt.NDArray[np.intp]] = {}
-    for first, second in sorted(found, key=lambda pair: (-found[pair], pair)):
+    for first, second in sorted(transitions, key=lambda pair: (-transitions[pair], pair)):
         rows = np.flatnonzero((old == first) & (new == second))
         size = SHOWN if len(samples) < MOST_CHANGES else 0
         samples[first, second] = rows[np.argsort(ranks[rows])][:size]
@@ -262,7 +263,7 @@ def _changes(before: Side, after: Side) -> tuple[dict[str, int], list[Change]]:
         Change(
             before=verdicts[first],
             after=verdicts[second],
-            rows=found[first, second],
+            rows=transitions[first, second],
             shown=[(olds[row], news[row]) for row in rows.tolist()],
         )
         for (first, second), rows in samples.items()
@@ -272,7 +273,7 @@ def _changes(before: Side, after: Side) -> tuple[dict[str, int], list[Change]]:
 def _shown(
     side: Side, joined: pa.Table, samples: Iterable[npt.NDArray[np.intp]], suffix: str
 ) -> dict[int, Example]:
-    """The rows of one run behind rows of the joined table."""
+    """The sampled rows of the joined table as they are in one run, by their index there."""
     names = side.results.run.shards("pool")
     shards, rows = (joined[f"{name}{suffix}"].to_numpy() for name in ("shard", "row"))
     places = {
@@ -285,7 +286,7 @@ def _shown(
 
 
 def _paired(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Line]:
-    """The facts of two mappings, those that differ first."""
+    """The facts of two mappings side by side, those that differ first."""
     lines = [
         Line(label=key, before=before.get(key), after=after.get(key))
         for key in dict.fromkeys((*before, *after))
@@ -294,36 +295,36 @@ def _paired(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Line]:
 
 
 def _settings(side: Side) -> dict[str, Any]:
-    """Every field of the manifest as resolved, and the versions, paths of the run left out."""
+    """Every field of the resolved manifest, revisions and versions; the run's path becomes RUN."""
     manifest = side.results.plan.manifest
-    found: dict[str, Any] = {"seed": manifest.seed}
+    settings: dict[str, Any] = {"seed": manifest.seed}
     for name, config in manifest.stages.items():
         try:
             fields = side.results.plan.settings(name)
-        except FileNotFoundError:  # an evaluation set that is gone
+        except FileNotFoundError:  # an evaluation set was removed
             fields = dataclasses.asdict(config)
-        found.update(flat(fields, name))
+        settings.update(flat(fields, name))
     for name, training in manifest.train.items():
-        found.update(flat(training.settings(), f"train.{name}"))
+        settings.update(flat(training.settings(), f"train.{name}"))
     for row in side.facts["models"]:
-        found[f"{row['stage']}.revision of {row['model']}"] = row["revision"]
+        settings[f"{row['stage']}.revision of {row['model']}"] = row["revision"]
     record = side.results.run.find_record(RunRecord, "run.json")
     if record is not None:
-        found.update(flat({"versions": record.versions, "machine": record.machine}))
+        settings.update(flat({"versions": record.versions, "machine": record.machine}))
     root = manifest.run.rstrip("/")
-    return {key.replace(root, "RUN"): _told(value, root) for key, value in found.items()}
+    return {key.replace(root, "RUN"): _setting_text(value, root) for key, value in settings.items()}
 
 
-def _told(value: Any, root: str) -> str:
+def _setting_text(value: Any, root: str) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(_told(entry, root) for entry in value) or "none"
+        return ", ".join(_setting_text(entry, root) for entry in value) or "none"
     if value is None or isinstance(value, bool):
         return {None: "unset", True: "on", False: "off"}[value]
     return str(value).replace(root, "RUN")
 
 
 def _funnel(before: Side, after: Side) -> Iterator[tuple[str, list[Line]]]:
-    """The counts of each stage: rows, kept, each reason."""
+    """The counts of each stage: rows, kept, and each reason."""
     old, new = (
         {stage["name"]: stage for stage in side.facts["stages"]} for side in (before, after)
     )
@@ -353,9 +354,9 @@ def _captions(side: Side, source: str) -> dict[str, Any]:
     texts = side.facts["texts"][source]
     if not texts["found"]:
         return {}
-    found = {name: texts[name] for name in TEXT_FACTS}
-    found |= {name: texts["variety"][name] for name in VARIETY}
-    return {**found, "exported": (side.facts["output"]["pairs"] or {}).get(source)}
+    values = {name: texts[name] for name in TEXT_FACTS}
+    values |= {name: texts["variety"][name] for name in VARIETY}
+    return {**values, "exported": (side.facts["output"]["pairs"] or {}).get(source)}
 
 
 def _evaluation(side: Side) -> dict[str, Any]:
@@ -375,8 +376,8 @@ def _times(side: Side) -> dict[str, float]:
 
 
 def _distributions(before: Side, after: Side) -> list[Figure]:
-    """The histograms of both, one over the other, the most different first."""
-    found: list[tuple[float, int, Figure]] = []
+    """The histograms of both runs, one over the other, the most different first."""
+    figures: list[tuple[float, int, Figure]] = []
     names = _names(before, after)
     for key in DISTRIBUTIONS:
         which = SERIES[key.rsplit("_", 1)[-1]]
@@ -399,21 +400,21 @@ def _distributions(before: Side, after: Side) -> list[Figure]:
             is_overlaid=True,
         )
         shares = [np.array(line) / sum(line) for line in lines]
-        found.append((-float(np.abs(shares[0] - shares[1]).sum()), len(found), figure))
-    return [figure for *_, figure in sorted(found, key=lambda entry: entry[:2])]
+        figures.append((-float(np.abs(shares[0] - shares[1]).sum()), len(figures), figure))
+    return [figure for *_, figure in sorted(figures, key=lambda entry: entry[:2])]
 
 
 def _curves(before: Side, after: Side) -> list[Figure]:
-    """The losses of the models that both have trained."""
+    """The losses of the models that both runs have trained."""
     logs = [lines_of(side.results.run, "metrics.jsonl", "step") for side in (before, after)]
-    found = []
+    figures = []
     for model in logs[0]:
         lines = [points(log.get(model, ()), "loss") for log in logs]
         if min(map(len, lines)) < 2:
             continue
         names = _names(before, after)
         ends = ", ".join(f"{n} {line[-1][1]:.3g}" for n, line in zip(names, lines, strict=True))
-        found.append(
+        figures.append(
             Figure(
                 title=f"Loss of {model}",
                 plot=curves(
@@ -426,4 +427,4 @@ def _curves(before: Side, after: Side) -> list[Figure]:
                 remark=f"at the end {ends}",
             )
         )
-    return found
+    return figures

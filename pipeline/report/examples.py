@@ -1,4 +1,4 @@
-"""Sampled rows with all that the report shows of them, thumbnails included."""
+"""Reads sampled rows with everything that a report shows of them, including thumbnails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUALITY = 72
 MAX_TEXT = 280
 MAX_VALUE = 40
 INTERNAL = ("hash", "_cluster", "_key", "_duplicate")
-"""Endings of columns that only say which rows belong together."""
+"""Endings of columns that only group rows, and mean nothing to a reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +44,15 @@ class Thumbnail:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A caption, or a sentence of it, as the filter judged it; None where it said nothing.
+    """A caption, or a sentence of one, with the filter's scores; None where it has no score.
 
     Attributes:
-        text: What it says.
-        score: Its ITM probability.
-        similarity: Its similarity by CLIP.
+        text: The text.
+        score: The ITM probability.
+        similarity: The CLIP similarity.
         is_kept: Whether the filter keeps it.
-        unread: How many tokens of it the filter did not read.
-        sentences: Its sentences, where they were judged one by one.
+        unread: The number of its tokens that the filter did not read.
+        sentences: Its sentences, if the filter judged them separately.
     """
 
     text: str
@@ -65,19 +65,19 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row.
+    """A row as a report shows it.
 
     Attributes:
-        uid: The row.
-        url: Where it came from.
-        error: What download says of it, if it failed.
-        image: What the pool holds, small; None where the download failed.
-        size: Width and height as found.
-        caption: The web caption as found.
-        web: The web caption as the filter saw it; None where there is none.
-        further: Web captions of its copies that it is offered beside its own.
+        uid: The uid.
+        url: The URL, shortened.
+        error: The reason of a failed download.
+        image: A thumbnail; None if the download failed.
+        size: Original width and height.
+        caption: The original web caption.
+        web: The web caption that the filter judged; None if there is none.
+        further: Web captions of copies of the image.
         synthetic: The synthetic captions.
-        measures: For each stage, the plain numbers and words that it wrote of the row.
+        measures: By stage, the numbers and short texts that it measured for the row.
         cluster: The uid of the representative of its near-duplicates.
     """
 
@@ -95,7 +95,7 @@ class Example:
 
 
 def locate(run: Run, uids: Iterable[str]) -> dict[str, RowLocation]:
-    """Where the rows with these uids lie."""
+    """The locations of the rows with these uids; reads the uids of the whole pool."""
     wanted = set(uids)
     if not wanted:
         return {}
@@ -112,17 +112,17 @@ def locate(run: Run, uids: Iterable[str]) -> dict[str, RowLocation]:
 def examples(
     results: Results, names: Sequence[str], places: Iterable[RowLocation]
 ) -> dict[RowLocation, Example]:
-    """Read rows, a shard at a time.
+    """Read rows, one shard at a time.
 
     Args:
         results: The results of the run.
         names: The stages whose columns to read.
-        places: Where the rows lie.
+        places: The locations of the rows.
     """
     by_shard: dict[str, set[int]] = defaultdict(set)
-    for place in places:
-        by_shard[place.shard].add(place.row)
-    found = {}
+    for location in places:
+        by_shard[location.shard].add(location.row)
+    by_location = {}
     for shard, chosen in sorted(by_shard.items()):
         rows = sorted(chosen)
         index = pa.array(rows)
@@ -140,19 +140,19 @@ def examples(
         for number, row in enumerate(rows):
             known = {name: values[number] for name, values in notes.items()}
             known = {name: values for name, values in known.items() if values["measured"]}
-            found[RowLocation(shard, row)] = _example(pool[number], known, keeps[number])
-    return found
+            by_location[RowLocation(shard, row)] = _example(pool[number], known, keeps[number])
+    return by_location
 
 
 def _keeps(results: Results, tables: dict[str, pa.Table], number: int) -> list[dict[str, Any]]:
-    """What the filter says of the texts of `number` rows; nothing of those it has not measured."""
+    """The filter's verdicts on the texts of each of `number` rows; empty if not measured."""
     verdicts: list[dict[str, Any]] = [{} for _ in range(number)]
     if FilterStage.name in tables:
         table = tables[FilterStage.name]
-        found = iter(results.kept_texts(table.filter(table["measured"])).to_pylist())
+        kept_texts = iter(results.kept_texts(table.filter(table["measured"])).to_pylist())
         for row, is_measured in enumerate(table["measured"].to_pylist()):
             if is_measured:
-                verdicts[row] = next(found)
+                verdicts[row] = next(kept_texts)
     return verdicts
 
 
@@ -183,12 +183,14 @@ def _example(
 def _texts(
     kind: str, texts: Sequence[str], scores: dict[str, Any], keep: dict[str, Any]
 ) -> list[Text]:
-    """The texts of a kind with what the filter says of each."""
-    found = {name: scores.get(f"{name}_{kind}") for name in ("itm", "clip", "unread", "sentences")}
-    found |= {name: keep.get(f"{name}_{kind}") for name in ("keep", "sentences_kept")}
+    """The texts of a kind with the filter's scores."""
+    columns = {
+        name: scores.get(f"{name}_{kind}") for name in ("itm", "clip", "unread", "sentences")
+    }
+    columns |= {name: keep.get(f"{name}_{kind}") for name in ("keep", "sentences_kept")}
     if kind == "web":
-        found = {name: [value] for name, value in found.items()}
-    rows = zip(*(values or [None] * len(texts) for values in found.values()), strict=True)
+        columns = {name: [value] for name, value in columns.items()}
+    rows = zip(*(values or [None] * len(texts) for values in columns.values()), strict=True)
     return [
         Text(
             text=_short(text),
@@ -211,7 +213,7 @@ def _texts(
 
 
 def thumbnail(image: bytes | None) -> Thumbnail | None:
-    """A small JPEG of an image, or None where there is none that opens."""
+    """A small JPEG of an image; None if there is no image or it cannot be decoded."""
     if image is None:
         return None
     try:
@@ -226,21 +228,21 @@ def thumbnail(image: bytes | None) -> Thumbnail | None:
 
 
 def _measures(name: str, values: dict[str, Any]) -> dict[str, str]:
-    """The numbers and short words of a stage, those that say where a row lies left out."""
-    found = {}
+    """The numbers and short texts that a stage measured, without `INTERNAL` columns."""
+    measures = {}
     for column in STAGES[name].columns():
         value = values.get(column.name)  # large columns are not read
         if value is None or column.name == "text" or column.name.endswith(INTERNAL):
             continue
         if isinstance(value, bool):
-            found[column.name] = "yes" if value else "no"
+            measures[column.name] = "yes" if value else "no"
         elif isinstance(value, int):
-            found[column.name] = f"{value:,}"
+            measures[column.name] = f"{value:,}"
         elif isinstance(value, float):
-            found[column.name] = f"{value or 0.0:.3g}"  # no -0
+            measures[column.name] = f"{value or 0.0:.3g}"  # no -0
         elif isinstance(value, str) and len(value) <= MAX_VALUE:
-            found[column.name] = value
-    return found
+            measures[column.name] = value
+    return measures
 
 
 def _short(text: str, length: int = MAX_TEXT) -> str:

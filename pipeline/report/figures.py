@@ -1,4 +1,4 @@
-"""The figures of pages: distributions of report.json, and losses of the logs of trainings."""
+"""The figures of a page: the distributions in report.json, and the losses of trainings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.manifest.plan import Plan
-from pipeline.report.charts import Histogram
+from pipeline.report.histogram import Histogram
 from pipeline.report.plots import Plot, curves, histogram
 from stages.base import Stage
 
@@ -31,17 +31,17 @@ SOURCES = ("web", "synthetic")
 MOST_TICKS = 6
 
 LOSS_COLOURS = ("web", "synthetic", "human", "reject", "kept")
-"""The colours of the parts of a loss; the sum has the colour of text. More parts are left out."""
+"""The colours of the parts of a loss; the sum has the colour of text. Other parts are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A plot with what stands around it.
+    """A plot with its title, its legend and a remark.
 
     Attributes:
-        title: What it shows.
+        title: The title.
         plot: The plot.
-        legend: What its colours mean, as (CSS class, name), in the order of its series.
+        legend: (CSS class, name) of each series, in order.
         remark: A sentence below the title.
     """
 
@@ -53,13 +53,13 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """How the histogram of a fact is drawn.
+    """How a histogram of report.json is drawn.
 
     Attributes:
-        title: What it counts.
-        x_label: What x is.
-        ticks: Labels of the x axis by the value they stand at.
-        bins: What a bin is called, by its two edges.
+        title: The title.
+        x_label: The title of the x axis.
+        ticks: The labels of the x axis, by their values.
+        bins: Returns the name of a bin for its two edges.
     """
 
     title: str
@@ -111,7 +111,7 @@ DISTRIBUTIONS = {
         bins=_range(".2f", lambda value: 2**value),
     ),
 }
-"""The histograms of report.json, by their key."""
+"""How each histogram of report.json is drawn, by its key."""
 
 
 def distribution(
@@ -123,15 +123,15 @@ def distribution(
     thresholds: Sequence[float] = (),
     is_overlaid: bool = False,
 ) -> Figure:
-    """A histogram of report.json.
+    """The figure of a histogram of report.json.
 
     Args:
-        key: Its key.
-        counts: What it counts.
+        key: The key of the histogram.
+        counts: The histogram.
         legend: Colour and name of each series.
-        remark: A sentence on it.
-        thresholds: Where to draw lines.
-        is_overlaid: Its series are of several runs, shown as shares.
+        remark: A sentence below the title.
+        thresholds: Values at which to draw vertical lines.
+        is_overlaid: Whether its series belong to different runs and are drawn as shares.
     """
     drawn = DISTRIBUTIONS[key]
     bins = [drawn.bins(low, high) for low, high in itertools.pairwise(counts.edges)]
@@ -155,13 +155,13 @@ def distribution(
 
 
 def scores(facts: Mapping[str, Any]) -> list[Figure]:
-    """The ITM scores and CLIP similarities of web and synthetic captions."""
-    found = [_scores(facts, source, kind) for kind in ("itm", "clip") for source in SOURCES]
-    return [figure for figure in found if figure is not None]
+    """Figures of the ITM scores and CLIP similarities of web and synthetic captions."""
+    figures = [_scores(facts, source, kind) for kind in ("itm", "clip") for source in SOURCES]
+    return [figure for figure in figures if figure is not None]
 
 
 def _scores(facts: Mapping[str, Any], source: str, kind: str) -> Figure | None:
-    """The scores of a source's texts, those under the threshold set off."""
+    """The figure of the scores of a source; scores under the threshold have another colour."""
     whole = _read(facts, f"{source}_{kind}")
     if not whole.total:
         return None
@@ -182,7 +182,7 @@ def _scores(facts: Mapping[str, Any], source: str, kind: str) -> Figure | None:
 
 
 def numbers(facts: Mapping[str, Any], plan: Plan) -> dict[str, list[Figure]]:
-    """The numbers that stages measured, all and those of rows kept, by the stage."""
+    """Figures of the numbers that stages measured, of all rows and of kept rows, by stage."""
     return {
         stage: [_numbers(name, entry, plan.stage(stage)) for name, entry in columns.items()]
         for stage, columns in facts["numbers"].items()
@@ -190,7 +190,7 @@ def numbers(facts: Mapping[str, Any], plan: Plan) -> dict[str, list[Figure]]:
 
 
 def _numbers(column: str, entry: Mapping[str, Any], stage: Stage[Any]) -> Figure:
-    """A column of numbers, with the thresholds that it is compared with."""
+    """The figure of a column of numbers, with the thresholds that apply to it."""
     edges, is_whole = entry["edges"], entry["is_whole"]
     fields = (field for field, compared in stage.thresholds.values() if compared == column)
     limits = (stage.limit(field) for field in fields)
@@ -223,39 +223,39 @@ def _numbers(column: str, entry: Mapping[str, Any], stage: Stage[Any]) -> Figure
 
 
 def lengths(facts: Mapping[str, Any]) -> list[Figure]:
-    """The lengths of captions, all and those kept."""
-    found = []
+    """Figures of the lengths of captions: all, and kept."""
+    figures = []
     for source, verb in (("web", "found"), ("synthetic", "written")):
         counts = _read(facts, f"{source}_words")
         if counts.total:
             kept = facts["texts"][source]["kept"]
             legend = ((f"{source} faint", verb), (source, "kept"))
             remark = f"{counts.total:,} {verb}, {kept:,} kept"
-            found.append(distribution(f"{source}_words", counts, legend, remark))
-    return found
+            figures.append(distribution(f"{source}_words", counts, legend, remark))
+    return figures
 
 
 def images(facts: Mapping[str, Any]) -> list[Figure]:
-    """The sizes and shapes of images, all and those kept."""
-    found = []
+    """Figures of the sizes and aspect ratios of images: all, and kept."""
+    figures = []
     for key in ("log2_shorter_side", "log2_aspect"):
         counts = _read(facts, key)
         if counts.total:
             legend = (("kept faint", "downloaded"), ("kept", "kept"))
             remark = f"{counts.total:,} downloaded, {sum(counts.series['kept']):,} kept"
-            found.append(distribution(key, counts, legend, remark))
-    return found
+            figures.append(distribution(key, counts, legend, remark))
+    return figures
 
 
 def phrases(facts: Mapping[str, Any]) -> list[Figure]:
-    """The frequencies of noun phrases from the most frequent on, as LLaVA draws them."""
+    """The figure of the frequencies of noun phrases by rank, as LLaVA draws it."""
     phrases = facts["phrases"]
     lines = {name: phrases["frequencies"][name] for name in ("before", "after")}
     lines = {name: line for name, line in lines.items() if line}
     if not lines:
         return []
     colours = [{"before": "soft", "after": "web"}[name] for name in lines]
-    told = {name: f"{name}, {phrases[f'distinct_{name}']:,} phrases" for name in lines}
+    names = {name: f"{name}, {phrases[f'distinct_{name}']:,} phrases" for name in lines}
     remark = "Each phrase at its rank; both axes logarithmic."
     return [
         Figure(
@@ -264,22 +264,22 @@ def phrases(facts: Mapping[str, Any]) -> list[Figure]:
                 lines,
                 colours,
                 x_label="rank",
-                label="Frequencies of noun phrases by rank: " + "; ".join(told.values()),
+                label="Frequencies of noun phrases by rank: " + "; ".join(names.values()),
                 is_log=True,
             ),
-            legend=tuple(zip(colours, told.values(), strict=True)),
+            legend=tuple(zip(colours, names.values(), strict=True)),
             remark=remark,
         )
     ]
 
 
 def losses(training: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Figure]:
-    """The losses of each model over its steps."""
-    found = []
+    """Figures of the losses of each model by step."""
+    figures = []
     for model, lines in training.items():
         series = {name: points(lines, name) for name in _loss_names(lines)}
         series = {name: line for name, line in series.items() if len(line) > 1}
-        if len(series) == 2:  # the only part is the loss
+        if len(series) == 2:  # the sum equals its only part
             series.pop("loss", None)
         if not series:
             continue
@@ -289,7 +289,7 @@ def losses(training: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Figure
         ends = ", ".join(f"{name} {value:.3g}" for name, value in last.items())
         speeds = [value for _, value in points(lines, "images_per_second")]
         speed = f"; {sum(speeds) / len(speeds):,.0f} images/s" if speeds else ""
-        found.append(
+        figures.append(
             Figure(
                 title=model,
                 plot=curves(
@@ -299,11 +299,11 @@ def losses(training: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Figure
                 remark=f"{int(lines[-1]['step']):,} steps, at the end {ends}{speed}",
             )
         )
-    return found
+    return figures
 
 
 def _loss_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The losses of a log, their sum first: what stands before the learning rate in a line."""
+    """The names of the losses in a log, the sum first; a line has them before `lr`."""
     names = list(lines[-1]) if lines else []
     before = names[: names.index("lr")] if "lr" in names else names
     parts = [name for name in before if name not in ("step", "epoch", "loss")]
@@ -311,13 +311,13 @@ def _loss_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def points(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """(step, value) of a log, where both are numbers."""
-    found = []
+    """The (step, value) points of a log; lines without two finite numbers are left out."""
+    pairs = []
     for line in lines:
         step, value = line.get("step"), line.get(name)
         if isinstance(step, int | float) and isinstance(value, int | float):
-            found.append((step, value))
-    return [point for point in found if all(map(math.isfinite, point))]
+            pairs.append((step, value))
+    return [point for point in pairs if all(map(math.isfinite, point))]
 
 
 def _read(facts: Mapping[str, Any], key: str) -> Histogram:

@@ -1,4 +1,4 @@
-"""The most frequent of any number of texts, in bounded memory."""
+"""Counts the most frequent texts in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pyarrow.compute as pc
 __all__ = ["Frequent"]
 
 LONGEST = 1000
-"""Characters of a text that count; texts that only differ after these are one."""
+"""Characters of a text that are compared; texts that differ only after these count as equal."""
 
 
 class Frequent:
-    """Counts of texts by the merged summaries of Misra and Gries (Agarwal et al., PODS 2012).
+    """Counts texts with the merged summaries of Misra and Gries (Agarwal et al., PODS 2012).
 
-    They are exact while there are at most twice `size` distinct texts. After that each may be too
-    low, by `missed` at most, and a text that is not counted occurred at most so often: never more
-    than a share of 1 / `size` of all texts.
+    The counts are exact while there are at most twice `size` distinct texts. After that, a count
+    may be too low by at most `missed`, and a text without a count occurred at most `missed` times.
+    `missed` is never more than the number of all texts divided by `size`.
 
     Args:
-        size: How many texts to keep count of.
+        size: How many texts to count.
     """
 
     def __init__(self, size: int) -> None:
@@ -31,16 +31,16 @@ class Frequent:
         self._counts: dict[str, int] = {}
 
     def add(self, texts: pa.Array[Any]) -> None:
-        """Count texts; null is none."""
-        found: Any = pc.value_counts(pc.utf8_slice_codeunits(texts.drop_null(), 0, LONGEST))
-        values, numbers = (found.field(name).to_pylist() for name in ("values", "counts"))
+        """Count texts; nulls are skipped."""
+        counts: Any = pc.value_counts(pc.utf8_slice_codeunits(texts.drop_null(), 0, LONGEST))
+        values, numbers = (counts.field(name).to_pylist() for name in ("values", "counts"))
         for text, number in zip(values, numbers, strict=True):
             self._counts[text] = self._counts.get(text, 0) + number
         if len(self._counts) > 2 * self.size:
             self._cut()
 
     def _cut(self) -> None:
-        """Take the count of the most frequent text beyond `size` off every count."""
+        """Subtract the (`size` + 1)-th highest count from every count."""
         counts = np.fromiter(self._counts.values(), np.int64, len(self._counts))
         least = int(np.partition(counts, -self.size - 1)[-self.size - 1])
         self.missed += least

@@ -1,4 +1,4 @@
-"""What a healthy run looks like: the paper's reject rates, and what to look at when one differs."""
+"""The health of a run: notes on reject rates, variety and hosts, compared with the paper's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["PAPER", "Band", "Note", "notes", "variety"]
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """A published reject rate: the texts it is of, the share, and how they were made."""
+    """A published reject rate: the source of the texts, the share, and how they were made."""
 
     source: str
     share: float
@@ -26,8 +26,8 @@ PAPER = (
     Band(source="synthetic", share=0.19, label="BLIP, beam search"),
     Band(source="synthetic", share=0.08, label="BLIP, shared parameters"),
 )
-"""Noise ratios of arXiv 2201.12086, Tables 2 and 4; the web's follows from the numbers of texts
-before and after in its Table 12."""
+"""Noise ratios in arXiv 2201.12086, Tables 2 and 4. The rate for the web is derived from
+the numbers of texts before and after filtering in Table 12."""
 
 AGREEING, STRICT = 0.12, 0.45
 FEW_TEXTS = 50
@@ -40,19 +40,19 @@ LARGE_REASON = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """A sentence on the run; `is_good` says whether all is well or someone should look."""
+    """A sentence on the run; `is_good` is False if it reports a possible problem."""
 
     is_good: bool
     text: str
 
 
 def variety(texts: Sequence[str]) -> dict[str, Any]:
-    """How varied texts are, and how often they stammer.
+    """Measures how varied texts are, and how often they repeat a word.
 
     Returns:
-        texts (their number), unique (share of distinct texts), distinct_1 and distinct_2 (distinct
-        words and word pairs by their number), repeated (share of texts in which a word follows
-        itself) and words (mean length).
+        texts (the number), unique (share of distinct texts), distinct_1 and distinct_2 (distinct
+        words and word pairs, divided by the number of all), repeated (share of texts in which a
+        word follows itself) and words (mean number of words).
     """
     words = [words_of(text) for text in texts]
     singles = [word for line in words for word in line]
@@ -69,94 +69,98 @@ def variety(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, lower-case, without punctuation."""
+    """The words of a text in lower case, without punctuation."""
     return re.findall(r"\w+(?:'\w+)?", text.lower())
 
 
 def notes(facts: Mapping[str, Any]) -> list[Note]:
-    """What stands out in a report, the worst first.
+    """The notes on a run, problems first.
 
     Args:
         facts: The content of report.json.
     """
-    found = [*_of_stages(facts), *_of_texts(facts), *_of_hosts(facts), *_of_list(facts)]
-    return sorted(found, key=lambda note: note.is_good)
+    remarks = [*_of_stages(facts), *_of_texts(facts), *_of_hosts(facts), *_of_list(facts)]
+    return sorted(remarks, key=lambda note: note.is_good)
 
 
 def _of_stages(facts: Mapping[str, Any]) -> list[Note]:
-    found = []
+    remarks = []
     stages = facts["stages"]
     if broken := [stage["name"] for stage in stages if not stage["is_conserved"]]:
-        found.append(_look(f"Rows are not conserved in {_and(broken)}: run capfilt verify."))
+        remarks.append(_problem(f"Rows are not conserved in {_and(broken)}: run capfilt verify."))
     elif stages:
-        found.append(_good("Every row is accounted for: kept, rejected with a reason, or waiting."))
+        remarks.append(
+            _good("Every row is accounted for: kept, rejected with a reason, or waiting.")
+        )
     if waiting := [stage["name"] for stage in stages if stage["state"] != "done"]:
-        found.append(
-            _look(f"Not finished: {_and(waiting)}. The numbers below are of what is there.")
+        remarks.append(
+            _problem(f"Not finished: {_and(waiting)}. The numbers below cover finished shards.")
         )
     for stage in stages:
         measured = stage["rows"] - stage["not_measured"]
         for reason, number in stage["reasons"].items():
             if number >= LARGE_REASON * measured and number >= FEW_TEXTS:
                 share, name = f"{number / measured:.0%}", reason.replace("_", " ")
-                found.append(_look(f"{stage['name']} rejects {share} of its rows: {name}."))
-    return found
+                remarks.append(_problem(f"{stage['name']} rejects {share} of its rows: {name}."))
+    return remarks
 
 
 def _of_texts(facts: Mapping[str, Any]) -> list[Note]:
-    found = []
+    remarks = []
     texts = facts["texts"]
     synthetic, web = texts["synthetic"], texts["web"]
     rate = synthetic["reject_rate"]
     if rate is not None and synthetic["judged"] >= FEW_TEXTS:
         text = f"The filter rejects {rate:.0%} of the synthetic texts"
         if rate < AGREEING:
-            found.append(
-                _look(
-                    f"{text}. BLIP saw 8% where captioner and filter share parameters and confirm "
-                    "each other, 25% where they do not: are the two models trained apart?"
+            remarks.append(
+                _problem(
+                    f"{text}. BLIP reports 8% if captioner and filter share parameters and confirm "
+                    "each other, and 25% if they do not. Check that yours are trained separately."
                 )
             )
         elif rate > STRICT:
-            found.append(
-                _look(
-                    f"{text}, well over BLIP's 25%: a weak captioner, other images than it was "
-                    "trained on, or too high a threshold."
+            remarks.append(
+                _problem(
+                    f"{text}, well over BLIP's 25%. Possible causes: a weak captioner, images "
+                    "unlike those it was trained on, or a threshold that is too high."
                 )
             )
         else:
-            found.append(_good(f"{text}; BLIP 19% with beam search, 25% with nucleus sampling."))
+            remarks.append(
+                _good(f"{text}; BLIP reports 19% with beam search, 25% with nucleus sampling.")
+            )
     rate = web["reject_rate"]
     if rate is not None and web["judged"] >= FEW_TEXTS and rate > MOST_WEB:
-        found.append(
-            _look(
-                f"The filter rejects {rate:.0%} of the web captions: noisy sources, or a filter "
-                "that does not know these images. Look at the examples before you trust it."
+        remarks.append(
+            _problem(
+                f"The filter rejects {rate:.0%} of the web captions. Either the sources are noisy "
+                "or the filter was not trained on such images: check the examples below."
             )
         )
     for source, own in texts.items():
         if own["cut"]:
-            found.append(
-                _look(
-                    f"{own['cut']:,} of {own['judged']:,} {source} texts were judged by their "
-                    "beginning alone: they, or a sentence of them, are longer than the filter "
-                    "reads. filter.unit: sentence judges a long text sentence by sentence."
+            remarks.append(
+                _problem(
+                    f"The filter read only the beginning of {own['cut']:,} of {own['judged']:,} "
+                    f"{source} texts, because they, or one of their sentences, are too long. "
+                    "filter.unit: sentence judges a long text sentence by sentence."
                 )
             )
     if synthetic["variety"]["texts"] >= FEW_TEXTS:
         unique, repeated = synthetic["variety"]["unique"], synthetic["variety"]["repeated"]
         if unique < LEAST_UNIQUE:
-            found.append(
-                _look(
+            remarks.append(
+                _problem(
                     f"Only {unique:.0%} of the synthetic texts are distinct: the captioner repeats "
-                    "itself. Sampling (nucleus) varies more than beam search."
+                    "itself. Nucleus sampling gives more variety than beam search."
                 )
             )
         if repeated > MOST_REPEATED:
-            found.append(
-                _look(f"{repeated:.1%} of the synthetic texts repeat a word right after itself.")
+            remarks.append(
+                _problem(f"{repeated:.1%} of the synthetic texts repeat a word right after itself.")
             )
-    return found
+    return remarks
 
 
 def _of_hosts(facts: Mapping[str, Any]) -> list[Note]:
@@ -166,19 +170,19 @@ def _of_hosts(facts: Mapping[str, Any]) -> list[Note]:
         if host["rows"] >= ROWS_OF_HOST and host["failed"] >= FAILING_HOST * host["rows"]
     ]
     names = [host["host"] for host in bad[:3]]
-    return [_look(f"Most downloads fail from {_and(names)}.")] if bad else []
+    return [_problem(f"Most downloads fail from {_and(names)}.")] if bad else []
 
 
 def _of_list(facts: Mapping[str, Any]) -> list[Note]:
     """What the readers of the list and of human pairs left out or could not read."""
-    return [_look(f"Of what was read: {notice}.") for notice in facts.get("notices", [])]
+    return [_problem(f"Reading the input: {notice}.") for notice in facts.get("notices", [])]
 
 
 def _good(text: str) -> Note:
     return Note(is_good=True, text=text)
 
 
-def _look(text: str) -> Note:
+def _problem(text: str) -> Note:
     return Note(is_good=False, text=text)
 
 

@@ -1,7 +1,7 @@
-"""How pages are laid out: the templates, their filters, the style, and what a page may load.
+"""The layout of pages: templates, their filters, style, scripts and content security policy.
 
-A page loads nothing: its content security policy forbids all but its own style and scripts, by
-their hashes, and images that stand in it. Without scripts its plots are tables.
+A page loads nothing. Its policy allows only its own style and scripts, by their hashes, and images
+that are embedded in it. Without scripts, its plots are shown as tables.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jinja2
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from pipeline.report.charts import share_bar, stacked_bar
+from pipeline.report.bars import share_bar, stacked_bar
 from pipeline.results.tables import printable
 
 __all__ = ["environment", "metric", "policy"]
@@ -27,8 +27,8 @@ FOLDER = Path(__file__).parent
 
 
 def environment() -> jinja2.Environment:
-    """What lays out pages: everything that is not markup is escaped."""
-    found = jinja2.Environment(
+    """The Jinja environment of the pages; it escapes everything that is not markup."""
+    pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -45,18 +45,18 @@ def environment() -> jinja2.Environment:
         "words": lambda text: str(text).replace("_", " "),
         "sentence": _sentence,
     }
-    found.filters.update(filters)
-    found.globals.update(stacked_bar=stacked_bar, share_bar=share_bar)
-    return found
+    pages.filters.update(filters)
+    pages.globals.update(stacked_bar=stacked_bar, share_bar=share_bar)
+    return pages
 
 
 def policy() -> dict[str, Any]:
-    """The style and the scripts of a page, and the policy that allows these and nothing else."""
+    """The style and the scripts of a page, and the policy that allows only these."""
     style, script = (
         (FOLDER / f"report.{end}").read_text(encoding="utf-8") for end in ("css", "js")
     )
     library, sheet = _library()
-    # Plotly fills an empty style by rules, which no policy minds once it stands.
+    # Plotly adds rules to an empty style element by script, which the policy does not restrict.
     sources = {"style": (style, ""), "script": (library, script)}
     hashes = " ".join(
         f"{kind}-src {' '.join(map(_digest, parts))};" for kind, parts in sources.items()
@@ -73,10 +73,10 @@ def policy() -> dict[str, Any]:
 
 @functools.cache
 def _library() -> tuple[str, str]:
-    """Plotly.js, and the id of the style sheet of its maps, which it adds where nothing has it."""
+    """Plotly.js, and the id of the style element that it adds to a page without one."""
     library = get_plotlyjs()
-    found = re.search(r'getElementById\("([0-9a-f]{64})"\)', library)
-    return library, found[1] if found else "plotly"
+    match = re.search(r'getElementById\("([0-9a-f]{64})"\)', library)
+    return library, match[1] if match else "plotly"
 
 
 @functools.cache
@@ -85,12 +85,12 @@ def _digest(part: str) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """What an expression of the template puts on the page."""
+    """The text of a template expression, without control characters."""
     return printable(value) if type(value) is str else value
 
 
 def _sentence(text: str) -> Markup:
-    """An explanation, its `names` set as code."""
+    """An explanation as markup, with `names` in backquotes as code."""
     parts = text.split("`")
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
@@ -125,7 +125,7 @@ def _change(value: float | None) -> str:
 
 
 def metric(value: Any) -> str:
-    """A value of unknown meaning, short."""
+    """The short text of a value of any type."""
     if value is None:
         return "\u2013"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The HTML of a report: figures, tables and galleries laid out by index.html.j2."""
+"""Renders the page of a report from its facts and its gallery with index.html.j2."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADLINES = {
 """The metrics of the paper's tables."""
 
 TRUTHS = {
-    "raw_true": ("web faint", "Web captions true of their image, as found"),
+    "raw_true": ("web faint", "Web captions true of their image, before any stage"),
     "exported_true": ("web", "Web captions true of their image, as exported"),
     "synthetic_true": ("synthetic", "Synthetic captions true of their image, as exported"),
     "exported_recall": ("kept", "Photographs with a true web caption that keep one"),
@@ -45,14 +45,14 @@ CELL_TITLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows behind a reason to reject.
+    """The rows shown for a reason to reject.
 
     Attributes:
-        sample: Drawn at random.
-        rejected: Those of its rows nearest the threshold.
-        kept: The rows nearest the threshold that the stage keeps.
-        name: The field that sets the threshold, if the reason has one.
-        limit: Its value; None where the pool decides it.
+        sample: Rows with this reason, drawn at random.
+        rejected: The rows with this reason that are nearest to its threshold.
+        kept: The kept rows that are nearest to the threshold.
+        name: The field that sets the threshold; empty if the reason has no threshold.
+        limit: The threshold; None if it depends on the whole pool.
     """
 
     sample: Sequence[Example]
@@ -63,18 +63,18 @@ class Rows:
 
     @property
     def examples(self) -> list[Example]:
-        """All of them."""
+        """All rows."""
         return [*self.rejected, *self.kept, *self.sample]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """The rows that the page shows in pictures.
+    """The rows that the page shows with their images.
 
     Attributes:
-        reasons: Those of each (stage, reason).
-        cells: For each of the four fates of an image's texts.
-        clusters: (size, representative and some members) of the largest clusters.
+        reasons: Rows for each (stage, reason).
+        cells: Rows for each of `CELLS`.
+        clusters: Size, and representative and some members, of each of the largest clusters.
         firsts: The representatives of near-duplicates, by uid.
     """
 
@@ -99,8 +99,8 @@ def render(
         plan: The plan of the run.
         gallery: The rows to show.
         training: The lines of metrics.jsonl of each model.
-        record: The run.json of the run; None if it has none.
-        ablation: The ablation that the run is part of; None if it is part of none.
+        record: The run.json of the run, if it exists.
+        ablation: The ablation that the run is part of, if any.
     """
     record = record or RunRecord(manifest={})
     page = (
@@ -140,7 +140,7 @@ def render(
 
 
 def _writers(plan: Plan, *columns: str) -> set[str]:
-    """The stages that write any of some columns."""
+    """The stages that write at least one of these columns."""
     return {name for name in plan.names if set(columns) & set(plan.columns(name).names)}
 
 
@@ -163,11 +163,11 @@ def _headlines(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _best(evaluation: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The highest value of each metric of which higher is better."""
+    """The highest value of each metric for which higher is better."""
     hints = ("@", "CIDEr", "roc_auc", "accuracy")
     values = list(evaluation.values())
     return {
-        name: max(found[name] for found in values if name in found)
+        name: max(metrics[name] for metrics in values if name in metrics)
         for name in _columns(values)
         if len(values) > 1 and any(hint in name for hint in hints)
     }
@@ -178,14 +178,14 @@ def _score_order(name: str) -> int:
 
 
 def _columns(rows: Any) -> list[str]:
-    """The keys of some mappings, each once, in the order of their first use."""
+    """The distinct keys of mappings, in the order of their first use."""
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def _relevant(measures: Mapping[str, str], explanation: str) -> dict[str, str]:
-    """The measures whose names an explanation mentions most, a few at most."""
-    said = explanation.lower()
-    hits = {name: sum(word in said for word in name.split("_")) for name in measures}
+    """The measures whose names an explanation mentions most, at most `MOST_MEASURES`."""
+    words = explanation.lower()
+    hits = {name: sum(word in words for word in name.split("_")) for name in measures}
     most = max(hits.values(), default=0)
     chosen = [name for name in measures if hits[name] == most > 0]
     return {name: measures[name] for name in chosen[:MOST_MEASURES]}

@@ -1,7 +1,7 @@
-"""Plots as Plotly takes them, each with its numbers as a table; report.js draws them.
+"""Plots: the traces and the layout for Plotly, and the same numbers as a table.
 
-A colour is the name of a CSS variable, and texts are plain: the script looks up the one for light
-and dark and escapes the other.
+report.js draws them. A colour is the name of a CSS variable, which the script looks up for the
+light or the dark theme. Texts are plain; the script escapes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.charts import Histogram
+from pipeline.report.histogram import Histogram
 from pipeline.results.tables import printable
 
 __all__ = ["Plot", "curves", "histogram", "intervals"]
@@ -20,7 +20,7 @@ __all__ = ["Plot", "curves", "histogram", "intervals"]
 HEIGHT = 240
 MAX_POINTS = 240
 MAX_ROWS = 60
-"""Rows of a table of numbers of a line."""
+"""Rows of the table of numbers of a line plot, at most."""
 
 LABEL_WIDTH = 22
 FAINT = 0.3
@@ -31,11 +31,11 @@ class Plot:
     """A plot.
 
     Attributes:
-        label: What a screen reader says.
-        data: Traces of Plotly. The first ones are the series; those with `hovertext` tell values.
-        layout: What of Plotly's layout is its own.
-        numbers: The same as a table: its heads, and its rows.
-        is_line: Its series are lines, not areas.
+        label: The text for a screen reader.
+        data: The traces for Plotly, the series first. A trace with `hovertext` shows its values.
+        layout: The fields of Plotly's layout that differ from the common ones in report.js.
+        numbers: The same numbers as a table: the titles of its columns, and its rows.
+        is_line: Whether its series are lines instead of areas.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Plot:
 
 
 def histogram(
-    found: Histogram,
+    bars: Histogram,
     colours: Sequence[str],
     *,
     bins: Sequence[str],
@@ -56,31 +56,32 @@ def histogram(
     thresholds: Sequence[float] = (),
     is_overlaid: bool = False,
 ) -> Plot:
-    """Bars over bins, a later series over an earlier one; or outlines, where each is a whole.
+    """A plot of a histogram: bars, a later series over an earlier one, or outlines.
 
     Args:
-        found: What to draw, over bins of one width.
-        colours: That of each series, as (CSS variable, `faint`, `dashed`) parted by a space.
-        bins: What each bin is called, all different.
-        ticks: Labels of the x axis by the value they stand at.
-        x_label: What x is.
-        label: What a screen reader says.
-        thresholds: Where to draw vertical lines.
-        is_overlaid: The series are drawn as shares of their own sums.
+        bars: The counts, over bins of one width.
+        colours: The colour of each series: a CSS variable, then `faint` or `dashed`, separated by
+            spaces.
+        bins: The name of each bin; names must differ.
+        ticks: The labels of the x axis, by their values.
+        x_label: The title of the x axis.
+        label: The text for a screen reader.
+        thresholds: Values at which to draw vertical lines.
+        is_overlaid: Draw each series as an outline, in shares of its own sum.
     """
-    width = found.edges[1] - found.edges[0]
+    width = bars.edges[1] - bars.edges[0]
 
-    def place(value: float) -> float:
-        return (value - found.edges[0]) / width - 0.5
+    def position(value: float) -> float:
+        return (value - bars.edges[0]) / width - 0.5
 
-    lines = list(zip(*found.series.values(), strict=True))
+    lines = list(zip(*bars.series.values(), strict=True))
     chosen = [index for index, line in enumerate(lines) if is_overlaid or any(line)]
     data = []
-    for (name, counts), colour in zip(found.series.items(), colours, strict=True):
+    for (name, counts), colour in zip(bars.series.items(), colours, strict=True):
         total = sum(counts) or 1
         if is_overlaid:
             values = [round(count / total, 6) for count in counts]
-            told = [f"{value:.1%} of {printable(name)}" for value in values]
+            hover = [f"{value:.1%} of {printable(name)}" for value in values]
             drawn: dict[str, Any] = {
                 "type": "scatter",
                 "mode": "lines",
@@ -88,10 +89,10 @@ def histogram(
             }
         else:
             values = [counts[index] for index in chosen]
-            told = [f"{value:,} {printable(name)}" for value in values]
+            hover = [f"{value:,} {printable(name)}" for value in values]
             drawn = {"type": "bar", "width": 0.94, "marker": _fill(colour)}
-        data.append({**drawn, "x": [bins[i] for i in chosen], "y": values, "hovertext": told})
-    highest = max((max(counts, default=0) for counts in found.series.values()), default=0)
+        data.append({**drawn, "x": [bins[i] for i in chosen], "y": values, "hovertext": hover})
+    highest = max((max(counts, default=0) for counts in bars.series.values()), default=0)
     whole = {"dtick": 1} if highest < 5 and not is_overlaid else {}
     return Plot(
         label=label,
@@ -105,8 +106,8 @@ def histogram(
                 "categoryorder": "array",
                 "categoryarray": list(bins),
                 "range": [-0.5, len(bins) - 0.48],
-                # A tick at the very middle of a bin would name the bin.
-                "tickvals": [place(value) + 0.01 for value in ticks],
+                # At the exact middle of a bin, Plotly would show the bin's name instead.
+                "tickvals": [position(value) + 0.01 for value in ticks],
                 "ticktext": list(ticks.values()),
                 "title": {"text": x_label},
             },
@@ -116,10 +117,10 @@ def histogram(
                 "fixedrange": True,
                 **whole,
             },
-            "shapes": [_threshold(place(value), f"{value:g}") for value in thresholds],
+            "shapes": [_threshold(position(value), f"{value:g}") for value in thresholds],
         },
         numbers=(
-            (x_label, *found.series),
+            (x_label, *bars.series),
             [
                 (bin_, *(f"{n:,}" for n in line))
                 for bin_, line in zip(bins, lines, strict=True)
@@ -141,12 +142,12 @@ def curves(
     """Lines over a shared x axis.
 
     Args:
-        series: (x, y) points in ascending x for each line, by its name. Of a line of very many,
-            each point drawn is the mean of a run of them.
-        colours: As of `histogram`.
-        x_label: What x is.
-        label: What a screen reader says.
-        is_log: Both axes are logarithmic; points must be positive.
+        series: The (x, y) points of each line, in ascending x, by its name. A line of more than
+            `MAX_POINTS` points is drawn through the means of runs of points.
+        colours: As for `histogram`.
+        x_label: The title of the x axis.
+        label: The text for a screen reader.
+        is_log: Whether both axes are logarithmic; then points must be positive.
     """
     lines = {name: line if is_log else _thinned(line) for name, line in series.items()}
     data = [
@@ -181,12 +182,12 @@ def intervals(
     x_label: str,
     label: str,
 ) -> Plot:
-    """A mean with its interval and the values behind it, a line for each row.
+    """A plot of means with their intervals and the single values, a line for each row.
 
     Args:
         rows: Label, mean, low and high end of the interval or None, and the values.
-        x_label: What x is.
-        label: What a screen reader says.
+        x_label: The title of the x axis.
+        label: The text for a screen reader.
     """
     names = [textwrap.fill(printable(name), LABEL_WIDTH) for name, *_ in rows]
     ends = [
@@ -216,7 +217,7 @@ def intervals(
             "thickness": 2,
             "width": 5,
         },
-        "hovertext": [f"{mean} ({interval}); values {told}" for mean, interval, told in cells],
+        "hovertext": [f"{mean} ({interval}); values {texts}" for mean, interval, texts in cells],
     }
     single = [(value, name) for name, row in zip(names, rows, strict=True) for value in row[-1]]
     dots = {
@@ -245,7 +246,7 @@ def intervals(
         },
         numbers=(
             ("", "mean", "95% interval", "values"),
-            [(row[0], *told) for row, told in zip(rows, cells, strict=True)],
+            [(row[0], *texts) for row, texts in zip(rows, cells, strict=True)],
         ),
     )
 
@@ -261,19 +262,19 @@ def _line(colour: str, **fields: Any) -> dict[str, Any]:
     return {"color": f"--{name}", "width": 1.8, **dash, **fields}
 
 
-def _threshold(place: float, label: str) -> dict[str, Any]:
-    """A line over the whole height, its value on top."""
+def _threshold(position: float, label: str) -> dict[str, Any]:
+    """A vertical line over the whole height, with its value on top."""
     return {
         "type": "line",
         "yref": "paper",
-        **{"x0": place, "x1": place, "y0": 0, "y1": 1},
+        **{"x0": position, "x1": position, "y0": 0, "y1": 1},
         "line": {"color": "--ink", "width": 1.5, "dash": "dash"},
         "label": {"text": label, "textposition": "end", "yanchor": "bottom", "textangle": 0},
     }
 
 
 def _thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MAX_POINTS` points, each the mean of the run of points it stands for."""
+    """At most `MAX_POINTS` points, each the mean of a run of points."""
     size = math.ceil(len(line) / MAX_POINTS)
     runs = [line[start : start + size] for start in range(0, len(line), size)]
     return [
@@ -286,7 +287,7 @@ def _thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _rows(lines: Mapping[str, Sequence[tuple[float, float]]]) -> list[Sequence[str]]:
-    """The values of lines at some of their places, the first and the last among them."""
+    """The rows of a table: the values of lines at evenly spaced points, first and last included."""
     known = [dict(line) for line in lines.values()]
     places = sorted(set().union(*known))
     number = min(len(places), MAX_ROWS)

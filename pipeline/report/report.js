@@ -47,13 +47,13 @@ class Plot {
     const { data, layout } = JSON.parse(box.nextElementSibling.textContent);
     Object.assign(this, { box, data, layout, isDrawn: false, at: -1 });
     this.along = layout.hovermode[0];
-    this.told = document.createElement("output");
-    this.told.className = "hidden";
-    this.told.setAttribute("aria-live", "polite");
-    box.after(this.told);
+    this.status = document.createElement("output");
+    this.status.className = "hidden";
+    this.status.setAttribute("aria-live", "polite");
+    box.after(this.status);
     box.setAttribute("tabindex", "0");
     box.addEventListener("focus", () => this.isDrawn || this.draw());
-    box.addEventListener("blur", () => this.tell(-1));
+    box.addEventListener("blur", () => this.announce(-1));
     box.addEventListener("keydown", (event) => this.press(event));
     this.legend();
   }
@@ -68,39 +68,39 @@ class Plot {
   }
 
   // Where values are, in order: [category or number, what its visible series say].
-  get places() {
-    const found = new Map();
+  get points() {
+    const values = new Map();
     for (const trace of this.data) {
       if (trace.visible === false || !trace.hovertext) continue;
       trace[this.along].forEach((at, index) => {
-        found.set(at, [...(found.get(at) ?? []), trace.hovertext[index]]);
+        values.set(at, [...(values.get(at) ?? []), trace.hovertext[index]]);
       });
     }
-    return [...found].sort(([one], [other]) => this.value(one) - this.value(other));
+    return [...values].sort(([one], [other]) => this.value(one) - this.value(other));
   }
 
   value(at) {
     return this.layout[`${this.along}axis`].categoryarray?.indexOf(at) ?? at;
   }
 
-  tell(to) {
+  announce(to) {
     this.at = to;
-    const place = this.places[to];
-    if (!place) {
-      this.told.textContent = "";
+    const point = this.points[to];
+    if (!point) {
+      this.status.textContent = "";
       if (this.isDrawn) Plotly.Fx.unhover(this.box);
       return;
     }
-    const [at, said] = place;
+    const [at, texts] = point;
     const name = typeof at === "number"
       ? `${this.layout.xaxis.title.text} ${at.toLocaleString("en")}` : at.replaceAll("\n", " ");
-    this.told.textContent = `${name}: ${said.join(", ")}`;
+    this.status.textContent = `${name}: ${texts.join(", ")}`;
     const value = this.value(at);
     Plotly.Fx.hover(this.box, this.along === "x" ? { xval: value, yval: 0 } : { xval: 0, yval: value }, "xy");
   }
 
   press(event) {
-    const last = this.places.length - 1;
+    const last = this.points.length - 1;
     const to = {
       ArrowRight: Math.min(this.at + 1, last), ArrowLeft: this.at < 0 ? last : Math.max(this.at - 1, 0),
       PageDown: Math.min(this.at + 10, last), PageUp: Math.max(this.at - 10, 0),
@@ -108,7 +108,7 @@ class Plot {
     }[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    this.tell(to);
+    this.announce(to);
   }
 
   legend() {

@@ -1,4 +1,4 @@
-"""One pass over the shards of a run: counts, distributions, and a seeded sample of rows."""
+"""The survey of a run: counts, distributions and seeded samples of rows, in one pass."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.random import splitmix
-from pipeline.report.charts import GrowingHistogram, Histogram
 from pipeline.report.frequent import Frequent
+from pipeline.report.histogram import GrowingHistogram, Histogram
 from pipeline.results.sampling import Ranks, RowLocation, Smallest, ranks_of
 from pipeline.results.tables import INTERNAL
 from pipeline.results.verdicts import Judgement, Mask, Results
@@ -36,16 +36,16 @@ GALLERY = 8
 """Rows shown for a reason."""
 
 NEAREST = 4
-"""Rows shown on each side of the threshold that a reason stands for."""
+"""Rows shown on each side of the threshold of a reason."""
 
 PAIRS_SHOWN = 6
-"""Rows shown for a fate of web and synthetic caption."""
+"""Rows shown for each of `CELLS`."""
 
 TEXT_SAMPLE = 20_000
-"""Texts whose variety is measured; the share of distinct words depends on how many are taken."""
+"""Texts whose variety is measured; fixed, because the share of distinct words depends on it."""
 
 COUNTED = 100_000
-"""Texts of each source that are counted at once, to find the most frequent."""
+"""Texts of each source that are counted at a time to find the most frequent ones."""
 
 CLUSTER_MEMBERS = 7
 MAX_SHARED = 200
@@ -65,21 +65,22 @@ class Texts:
     """The web or the synthetic captions of a run.
 
     Attributes:
-        found: All of them, before any stage.
-        judged: Those that the filter scored.
-        rejected: Those that the filter rejects.
-        cut: Those that the filter did not read to their end.
-        sentences: Sentences that the filter judged one by one.
-        sentences_dropped: Those of them that it drops.
-        kept: Those of images that are kept, themselves kept.
-        words: Their lengths, all and kept.
-        scores: ITM scores of those judged.
-        similarities: CLIP similarities of those judged, and of those of them that are kept.
-        sample: A seeded sample of those that reached the filter, or the end where none ran.
-        frequent: How often the most frequent of these occur.
+        total: Number of captions before any stage.
+        judged: Number of captions that the filter scored.
+        rejected: Number of captions that the filter rejects.
+        cut: Number of captions that the filter did not read to the end.
+        sentences: Number of sentences that the filter judged separately.
+        sentences_dropped: Number of these sentences that it drops.
+        kept: Number of kept captions of kept images.
+        words: Lengths in words, of all captions and of kept ones.
+        scores: ITM scores of judged captions.
+        similarities: CLIP similarities of judged captions, and of kept ones.
+        sample: A seeded sample of the captions that reached the filter; without a filter, of
+            the captions of all kept rows.
+        frequent: Counts of the most frequent captions, among the same captions as `sample`.
     """
 
-    found: int = 0
+    totals: int = 0
     judged: int = 0
     rejected: int = 0
     cut: int = 0
@@ -95,7 +96,7 @@ class Texts:
     frequent: Frequent = field(default_factory=lambda: Frequent(COUNTED))
 
     def offer(self, texts: Any, ranks: Ranks, mask: Mask) -> None:
-        """Offer those texts of a shard that the mask marks to the sample, and count them."""
+        """Count the texts of a shard that are in the mask, and offer them to the sample."""
         self.frequent.add(texts.filter(pa.array(mask)))
         chosen = np.flatnonzero(mask)
         self.sample.offer(ranks[chosen], lambda index: str(texts[int(chosen[index])]))
@@ -106,9 +107,9 @@ class PromptTexts:
     """The synthetic captions of one prompt.
 
     Attributes:
-        written: All of them.
-        judged: Those that the filter scored.
-        rejected: Those that the filter rejects.
+        written: Number of captions.
+        judged: Number of captions that the filter scored.
+        rejected: Number of captions that the filter rejects.
     """
 
     written: int = 0
@@ -118,7 +119,7 @@ class PromptTexts:
 
 @dataclass
 class Cluster:
-    """Near-duplicate images: how many they are, and where some that are not the first lie."""
+    """Near-duplicate images: their number, and the locations of some besides the representative."""
 
     size: int = 1
     members: Smallest[RowLocation] = field(default_factory=lambda: Smallest(CLUSTER_MEMBERS))
@@ -126,13 +127,13 @@ class Cluster:
 
 @dataclass
 class Borderline:
-    """The rows nearest a threshold on both of its sides.
+    """The rows nearest to a threshold, on both sides.
 
     Attributes:
-        name: The field that sets it.
-        limit: Its value; None where the pool decides it.
-        rejected: Those rejected for its reason.
-        kept: Those that the stage keeps.
+        name: The field that sets the threshold.
+        limit: The threshold; None if it depends on the whole pool.
+        rejected: Rows rejected for its reason.
+        kept: Rows that the stage keeps.
     """
 
     name: str
@@ -143,7 +144,7 @@ class Borderline:
 
 @dataclass
 class Survey:
-    """What is seen in one pass over a run.
+    """The counts, distributions and samples of a run.
 
     Attributes:
         rows: Rows of the pool.
@@ -151,22 +152,23 @@ class Survey:
         kept: Rows that no stage rejected.
         web: The web captions.
         synthetic: The synthetic captions.
-        prompts: Those of each prompt that has a name, by its name.
-        failures: How many captions were asked for and not obtained, by the reason.
-        sides: Shorter sides of the images as found, log2 of pixels, all and kept.
+        prompts: The synthetic captions of each named prompt, by its name.
+        failures: Number of captions that could not be obtained, by reason.
+        sides: Shorter sides of the original images, in log2 of pixels, all and kept.
         aspects: log2 of width / height, all and kept.
-        hosts: How often each (host, download's reason or None) occurs.
-        languages: How often each (language, whether clean keeps it) occurs.
-        fired: How many rows each set of clean's rules fired on, as `CleanStage.fired` writes it.
-        phrases: How many images have each noun phrase: those select saw, those it keeps.
-        shared: Captions on more than one image, by their cluster: how many images, and the text.
-        clusters: Those of more than one image, by the uid of the representative.
-        cells: How many images have each of `CELLS`.
-        reasons: Sampled rows for each (stage, reason).
-        thresholds: The rows nearest the threshold of each (stage, reason) that has one.
-        shown: Sampled rows for each of `CELLS`.
-        numbers: Each (stage, column) of numbers that the stage has the report draw: those that it
-            measured, and those of rows that it keeps.
+        hosts: Number of rows by (host, download's reason or None).
+        languages: Number of rows by (language, whether clean keeps them).
+        fired: Number of rows by the rules of clean that fired, as bits from `CleanStage.fired`.
+        phrases: Number of images by noun phrase: of the rows that select measured, and of those
+            that it keeps.
+        shared: Captions of more than one image, by their cluster: the number of images, and text.
+        clusters: Clusters of more than one image, by the uid of the representative.
+        cells: Number of images by each of `CELLS`.
+        reasons: Sampled rows by (stage, reason).
+        thresholds: The rows nearest to the threshold of a (stage, reason) that has one.
+        shown: Sampled rows by each of `CELLS`.
+        numbers: Distributions of the columns of numbers that the report draws, by (stage, column):
+            of the rows that the stage measured, and of those that it keeps.
     """
 
     rows: int = 0
@@ -198,22 +200,22 @@ class Survey:
 
 
 def survey(results: Results, names: Sequence[str]) -> Survey:
-    """Look once at every shard, narrow columns only.
+    """Survey a run: read the narrow columns of every shard once.
 
     Args:
         results: The results of the run.
         names: The stages to judge by, in the order of the plan.
     """
-    found = Survey()
+    totals = Survey()
     for shard in results.run.shards("pool"):
-        _Shard(results, names, shard).add_to(found)
-    return found
+        _Shard(results, names, shard).add_to(totals)
+    return totals
 
 
 class _Fate(NamedTuple):
-    """Which texts came as far as the filter, and which of these it keeps.
+    """Masks of the texts that reached the filter, and of those that it keeps.
 
-    `further_kept` are the rows of which it keeps a further web caption.
+    `further_kept` is a mask of the rows that keep a further web caption.
     """
 
     web: Mask
@@ -243,22 +245,22 @@ class _Shard:
         }
         self.ranks = ranks_of(self.verdicts.uids, self.plan.manifest.seed)
 
-    def add_to(self, found: Survey) -> None:
-        found.rows += self.pool.num_rows
-        found.repeats += pc.sum(self.pool["repeats"]).as_py() or 0
-        found.kept += int(self.verdicts.live.sum())
-        self._reasons(found)
-        self._thresholds(found)
-        self._sizes(found)
-        self._hosts(found)
-        self._texts(found)
-        self._languages(found)
-        self._clusters(found)
-        self._phrases(found)
-        self._numbers(found)
+    def add_to(self, totals: Survey) -> None:
+        totals.rows += self.pool.num_rows
+        totals.repeats += pc.sum(self.pool["repeats"]).as_py() or 0
+        totals.kept += int(self.verdicts.live.sum())
+        self._reasons(totals)
+        self._thresholds(totals)
+        self._sizes(totals)
+        self._hosts(totals)
+        self._texts(totals)
+        self._languages(totals)
+        self._clusters(totals)
+        self._phrases(totals)
+        self._numbers(totals)
 
     def _measured(self, name: str) -> tuple[pa.Table, Mask] | None:
-        """A stage's annotations of the rows that it measured, and which rows these are."""
+        """A stage's annotations of the rows that it measured, and the mask of these rows."""
         if name not in self.tables:
             return None
         mask = self.verdicts.measured[name]
@@ -274,13 +276,13 @@ class _Shard:
             self.ranks[rows], lambda index: RowLocation(self.name, int(rows[index])), distance
         )
 
-    def _reasons(self, found: Survey) -> None:
+    def _reasons(self, totals: Survey) -> None:
         for name, reasons in self.verdicts.reasons.items():
             values = np.array(reasons.to_pylist(), dtype=object)
             for reason in reasons.drop_null().unique().to_pylist():
-                self._offer(found.reasons[name, reason], np.flatnonzero(values == reason))
+                self._offer(totals.reasons[name, reason], np.flatnonzero(values == reason))
 
-    def _thresholds(self, found: Survey) -> None:
+    def _thresholds(self, totals: Survey) -> None:
         for name in self.tables:
             if (measured := self._measured(name)) is None:
                 continue
@@ -290,29 +292,29 @@ class _Shard:
             kept = _bools(reasons.is_null())
             for cutoff in self.plan.stage(name).cutoffs(table):
                 key = name, cutoff.reason
-                line = found.thresholds.setdefault(key, Borderline(cutoff.name, cutoff.limit))
+                line = totals.thresholds.setdefault(key, Borderline(cutoff.name, cutoff.limit))
                 there = ~np.isnan(cutoff.values)
                 rejected = _bools(pc.equal(reasons, pa.scalar(cutoff.reason)))
                 for sample, fate in ((line.rejected, rejected), (line.kept, kept)):
                     distance = _distance(cutoff, fate is rejected)
                     self._offer(sample, rows[fate & there], distance[fate & there])
 
-    def _sizes(self, found: Survey) -> None:
+    def _sizes(self, totals: Survey) -> None:
         width = floats(self.pool["original_width"])
         height = floats(self.pool["original_height"])
         there = (width > 0) & (height > 0)
         sides = np.log2(np.minimum(width, height), where=there, out=np.zeros(len(width)))
         ratio = np.divide(width, height, where=there, out=np.ones(len(width)))
         for series, mask in (("found", there), ("kept", there & self.verdicts.live)):
-            found.sides.add(series, sides[mask])
-            found.aspects.add(series, np.log2(ratio[mask]))
+            totals.sides.add(series, sides[mask])
+            totals.aspects.add(series, np.log2(ratio[mask]))
 
-    def _hosts(self, found: Survey) -> None:
+    def _hosts(self, totals: Survey) -> None:
         reasons = self.verdicts.reasons.get(DownloadStage.name)
         if reasons is not None:
-            found.hosts.update(zip(_hosts(self.pool["url"]), reasons.to_pylist(), strict=True))
+            totals.hosts.update(zip(_hosts(self.pool["url"]), reasons.to_pylist(), strict=True))
 
-    def _texts(self, found: Survey) -> None:
+    def _texts(self, totals: Survey) -> None:
         live = self.verdicts.live
         rows = self.pool.select(["uid", "caption"])
         if (clean := self.tables.get(CleanStage.name)) is not None:
@@ -323,15 +325,15 @@ class _Shard:
             texts, parents = _flat(written["synthetic"])
         fate = self._fate(_bools(captions.is_valid()), _bools(pc.utf8_length(texts)), parents)
 
-        found.web.found += self.pool.num_rows - self.pool["caption"].null_count
-        found.web.words.add("found", _num_words(self.pool["caption"].drop_null()))
-        found.synthetic.found += len(texts)
-        found.synthetic.words.add("found", _num_words(texts))
-        self._prompts(found, fate)
+        totals.web.total += self.pool.num_rows - self.pool["caption"].null_count
+        totals.web.words.add("found", _num_words(self.pool["caption"].drop_null()))
+        totals.synthetic.total += len(texts)
+        totals.synthetic.words.add("found", _num_words(texts))
+        self._prompts(totals, fate)
         ordinals: Ranks = np.arange(len(parents), dtype=np.uint64)
         for source, values, ranks, reached, passed, alive in (
             (
-                found.web,
+                totals.web,
                 captions,
                 self.ranks,
                 fate.web,
@@ -339,7 +341,7 @@ class _Shard:
                 live & self._left(captions, np.arange(len(live))),
             ),
             (
-                found.synthetic,
+                totals.synthetic,
                 texts,
                 splitmix(self.ranks[parents] + ordinals),
                 fate.synthetic,
@@ -355,8 +357,8 @@ class _Shard:
         if (scored := self._measured(FilterStage.name)) is not None:
             table, measured = scored
             for source, kind, reached, passed in (
-                (found.web, "web", fate.web, fate.web_kept),
-                (found.synthetic, "synthetic", fate.synthetic, fate.synthetic_kept),
+                (totals.web, "web", fate.web, fate.web_kept),
+                (totals.synthetic, "synthetic", fate.synthetic, fate.synthetic_kept),
             ):
                 source.judged += int(reached.sum())
                 source.rejected += int((reached & ~passed).sum())
@@ -372,34 +374,34 @@ class _Shard:
                 source.sentences_dropped += int((~flags).sum())
             any_synthetic = np.zeros(len(live), bool)
             any_synthetic[parents[fate.synthetic_kept]] = True
-            self._cells(found, measured, fate.web_kept | fate.further_kept, any_synthetic)
+            self._cells(totals, measured, fate.web_kept | fate.further_kept, any_synthetic)
         elif written is not None:
             captioned = live & self.verdicts.measured[CaptionStage.name]
-            self._offer(found.shown["both"], np.flatnonzero(captioned))
+            self._offer(totals.shown["both"], np.flatnonzero(captioned))
 
-    def _prompts(self, found: Survey, fate: _Fate) -> None:
-        """Count the synthetic captions of each prompt, and those that could not be had."""
+    def _prompts(self, totals: Survey, fate: _Fate) -> None:
+        """Count the synthetic captions of each prompt, and the captions that failed."""
         if (written := self.tables.get(CaptionStage.name)) is None:
             return
         failures: Any = written["caption_failures"].combine_chunks()
-        found.failures.update(failures.flatten().field("error").to_pylist())
+        totals.failures.update(failures.flatten().field("error").to_pylist())
         names, _ = _flat(written["synthetic_names"])
         is_judged = FilterStage.name in self.tables
         values = np.array(names.to_pylist(), object)
         for name in names.drop_null().unique().to_pylist():
-            mask, count = values == name, found.prompts[name]
+            mask, count = values == name, totals.prompts[name]
             count.written += int(mask.sum())
             if is_judged:
                 count.judged += int((mask & fate.synthetic).sum())
                 count.rejected += int((mask & fate.synthetic & ~fate.synthetic_kept).sum())
 
     def _fate(self, web: Mask, synthetic: Mask, parents: npt.NDArray[np.int64]) -> _Fate:
-        """What the filter says of texts; without it, all texts of live rows are kept.
+        """The masks of texts that the filter judges and keeps; without it, texts of live rows.
 
         Args:
-            web: (n,) which rows have a web caption.
-            synthetic: (m,) which synthetic captions are not empty.
-            parents: (m,) the row of each.
+            web: (n,) mask of the rows that have a web caption.
+            synthetic: (m,) mask of the synthetic captions that are not empty.
+            parents: (m,) row of each synthetic caption.
         """
         if (scored := self._measured(FilterStage.name)) is None:
             live = self.verdicts.live
@@ -420,13 +422,13 @@ class _Shard:
 
     @functools.cached_property
     def _keeps(self) -> pa.Table:
-        """What the filter says of the texts of the rows that it measured."""
+        """The filter's verdicts on the texts of the rows that it measured."""
         scored = self._measured(FilterStage.name)
         assert scored is not None
         return self.results.kept_texts(scored[0])
 
     def _left(self, texts: Any, rows: npt.NDArray[np.int64]) -> Mask:
-        """Which of m texts of some rows people did not reject; (m,)."""
+        """(m,) mask of the texts that no reviewer rejected; `rows` has the row of each text."""
         left = np.ones(len(rows), bool)
         if (reviewed := self.tables.get(ReviewStage.name)) is None:
             return left
@@ -441,27 +443,27 @@ class _Shard:
             left[:] = [pair not in rejected for pair in pairs]
         return left
 
-    def _cells(self, found: Survey, measured: Mask, web: Mask, synthetic: Mask) -> None:
+    def _cells(self, totals: Survey, measured: Mask, web: Mask, synthetic: Mask) -> None:
         masks = (web & synthetic, web & ~synthetic, ~web & synthetic, ~web & ~synthetic)
         for cell, mask in zip(CELLS, masks, strict=True):
-            found.cells[cell] += int((measured & mask).sum())
-            self._offer(found.shown[cell], np.flatnonzero(measured & mask))
+            totals.cells[cell] += int((measured & mask).sum())
+            self._offer(totals.shown[cell], np.flatnonzero(measured & mask))
 
-    def _languages(self, found: Survey) -> None:
+    def _languages(self, totals: Survey) -> None:
         if (cleaned := self._measured(CleanStage.name)) is None:
             return
         table, mask = cleaned
         stage: Any = self.plan.stage(CleanStage.name)
-        found.fired.update(stage.fired(table).tolist())
+        totals.fired.update(stage.fired(table).tolist())
         kept = _bools(self.verdicts.reasons[CleanStage.name].is_null())[mask]
         languages = table["language"].to_pylist()
-        found.languages.update(
+        totals.languages.update(
             (language, bool(keep))
             for language, keep in zip(languages, kept, strict=True)
             if language
         )
 
-    def _clusters(self, found: Survey) -> None:
+    def _clusters(self, totals: Survey) -> None:
         if (deduped := self._measured(DedupStage.name)) is None:
             return
         table, mask = deduped
@@ -470,28 +472,28 @@ class _Shard:
         for index, (uid, cluster) in enumerate(zip(uids, clusters, strict=True)):
             if cluster is None or cluster == uid:
                 continue
-            place = RowLocation(self.name, int(rows[index]))
-            found.clusters[cluster].size += 1
-            found.clusters[cluster].members.put(int(self.ranks[place.row]), place)
+            location = RowLocation(self.name, int(rows[index]))
+            totals.clusters[cluster].size += 1
+            totals.clusters[cluster].members.put(int(self.ranks[location.row]), location)
         captions = self.pool["caption"].filter(pa.array(mask)).to_pylist()
         clusters = table["caption_cluster"].to_pylist()
         numbers = table["caption_images"].to_pylist()
         for caption, cluster, number in zip(captions, clusters, numbers, strict=True):
             if caption and cluster and number and number > 1:
                 entry = (number, caption[:MAX_SHARED])
-                found.shared[cluster] = min(found.shared.get(cluster, entry), entry)
+                totals.shared[cluster] = min(totals.shared.get(cluster, entry), entry)
 
-    def _phrases(self, found: Survey) -> None:
+    def _phrases(self, totals: Survey) -> None:
         if (selected := self._measured(SelectStage.name)) is None:
             return
         table, mask = selected
         kept = self.verdicts.reasons[SelectStage.name].is_null().filter(pa.array(mask))
-        for counter, rows in zip(found.phrases, (table, table.filter(kept)), strict=True):
+        for counter, rows in zip(totals.phrases, (table, table.filter(kept)), strict=True):
             phrases, _ = _flat(rows["noun_phrases"])
             for entry in phrases.value_counts().to_pylist():
                 counter[entry["values"]] += entry["counts"]
 
-    def _numbers(self, found: Survey) -> None:
+    def _numbers(self, totals: Survey) -> None:
         for name in self.tables:
             measured = self._measured(name)
             assert measured is not None
@@ -503,7 +505,7 @@ class _Shard:
                 if is_list:
                     values, rows = _flat(values)
                 is_whole = pa.types.is_integer(column.type.value_type if is_list else column.type)
-                counts = found.numbers.setdefault(
+                counts = totals.numbers.setdefault(
                     (name, column.name), GrowingHistogram("measured", "kept", is_whole=is_whole)
                 )
                 numbers = floats(values)
@@ -512,7 +514,7 @@ class _Shard:
 
 
 def _drawn(stage: type[Stage[Any]]) -> Iterator[pa.Field[Any]]:
-    """The columns of numbers, or of lists of numbers, that the report draws of a stage."""
+    """The columns of numbers, or of lists of numbers, of a stage that the report draws."""
     for column in stage.columns():
         kind = column.type.value_type if pa.types.is_list(column.type) else column.type
         if stage.histograms is None:
@@ -524,20 +526,20 @@ def _drawn(stage: type[Stage[Any]]) -> Iterator[pa.Field[Any]]:
 
 
 def _distance(cutoff: Cutoff, is_rejected: bool) -> Floats:
-    """How far each row of a fate is from the threshold; the least is the nearest; (n,)."""
+    """(n,) distance of each row from the threshold; the smallest is the nearest."""
     if cutoff.limit is not None:
         return np.abs(cutoff.values - cutoff.limit)
     return -cutoff.values if is_rejected else cutoff.values
 
 
 def _flat(lists: Any) -> tuple[Any, npt.NDArray[np.int64]]:
-    """The values of a column of lists in order, and the row of each."""
+    """The values of a column of lists in order, and the row of each value."""
     whole = lists.combine_chunks()
     return whole.flatten(), pc.list_parent_indices(whole).to_numpy().astype(np.int64)
 
 
 def _scores(table: pa.Table, name: str) -> Floats:
-    """A score of each text, NaN where it has none; nothing where the filter does not write it."""
+    """The score of each text, NaN if it has none; empty if the table has no such column."""
     if name not in table.column_names:
         return np.zeros(0)
     column = table[name]
@@ -545,14 +547,14 @@ def _scores(table: pa.Table, name: str) -> Floats:
 
 
 def _is_scored(table: pa.Table, kind: str) -> Mask:
-    """Which texts of a kind have a score, whichever it is."""
+    """Mask of the texts of a kind that have at least one score."""
     scores = (_scores(table, f"{score}_{kind}") for score in ("itm", "clip"))
-    marks: Mask = np.logical_or.reduce([~np.isnan(found) for found in scores if len(found)])
-    return marks
+    mask: Mask = np.logical_or.reduce([~np.isnan(values) for values in scores if len(values)])
+    return mask
 
 
 def _sentences_kept(column: Any) -> Mask:
-    """Which sentences of all texts of a column are kept, one after the other."""
+    """Mask of the kept sentences, over all sentences of all texts of a column, in order."""
     while pa.types.is_list(column.type):
         column = pc.list_flatten(column)
     return _bools(column)
@@ -573,14 +575,14 @@ def _num_words(texts: Any) -> Floats:
 
 
 def _hosts(urls: Any) -> list[str]:
-    """The host of each URL; what is no URL counts as a local file."""
+    """The host of each URL; everything else counts as a local file."""
     pattern = r"^(?i:https?)://(?:[^/?#@]*@)?(?P<host>[^/?#]+)"
-    found: Any = pc.struct_field(pc.extract_regex(urls, pattern), "host")
-    return [LOCAL if host is None else host.lower() for host in found.to_pylist()]
+    hosts: Any = pc.struct_field(pc.extract_regex(urls, pattern), "host")
+    return [LOCAL if host is None else host.lower() for host in hosts.to_pylist()]
 
 
 def _bools(values: Any) -> Mask:
-    """A column as bool, null and 0 as False."""
+    """A column as a bool array; null and 0 become False."""
     mask: Mask = (
         values.fill_null(pa.scalar(0).cast(values.type)).to_numpy(zero_copy_only=False).astype(bool)
     )

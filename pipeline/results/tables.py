@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.results.sample import Caption, SampleHistory, Sentence, StageVerdict
+from pipeline.results.history import Caption, SampleHistory, Sentence, StageVerdict
 from pipeline.storage.records import AblationRecord, Estimate
 
 __all__ = [

@@ -36,7 +36,7 @@ from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
-from pipeline.results.sample import sample_history
+from pipeline.results.history import sample_history
 from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.storage.lock import is_alive

@@ -48,7 +48,7 @@ def test_status_and_the_report_repeat_what_the_readers_told(tmp_path, ray_here, 
     page = (tmp_path / "run/report/index.html").read_text()
     notes = [note["text"] for note in run.read_json("report", "report.json")["notes"]]
     for line in LINES:
-        assert f"Of what was read: {line}." in notes and line.split(":")[0] in page
+        assert f"Reading the input: {line}." in notes and line.split(":")[0] in page
     capsys.readouterr()
     assert main(["status", made.run]) == 0
     shown = capsys.readouterr().out

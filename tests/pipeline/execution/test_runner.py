@@ -23,8 +23,8 @@ from pipeline.execution.session import Session, write_report
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.funnel import funnel
+from pipeline.results.history import sample_history
 from pipeline.results.open_run import open_plan
-from pipeline.results.sample import sample_history
 from pipeline.results.verdict_table import write_verdicts
 from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify

@@ -17,8 +17,8 @@ from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
+from pipeline.results.history import sample_history
 from pipeline.results.open_run import open_plan, open_results, plan_for
-from pipeline.results.sample import sample_history
 from pipeline.storage.run import Run
 
 KEY = "sk-never-shown-0123456789"

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.charts import Histogram
+from pipeline.report.histogram import Histogram
 from pipeline.report.plots import curves, histogram, intervals
 
 

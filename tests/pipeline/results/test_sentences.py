@@ -18,8 +18,8 @@ from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
 from pipeline.report import build
 from pipeline.results.funnel import funnel
+from pipeline.results.history import sample_history
 from pipeline.results.open_run import open_results
-from pipeline.results.sample import sample_history
 from pipeline.results.tables import put, sample_tables
 from pipeline.results.verdict_table import write_verdicts
 from pipeline.review.sample import draw
@@ -146,7 +146,7 @@ def test_the_report_counts_sentences_and_shows_them(run: Run) -> None:
     assert (facts["cut"], facts["sentences"]) == (1, 12)
     assert facts["sentences_dropped"] >= 5
     notes = run.read_json("report", "report.json")["notes"]
-    assert any("1 of 5 web texts were judged by their beginning" in n["text"] for n in notes)
+    assert any("read only the beginning of 1 of 5 web texts" in n["text"] for n in notes)
     page = run.read("report", "index.html").decode()
     assert CAPTIONS[0].split(". ")[2] in page and "sentences dropped" in page
 

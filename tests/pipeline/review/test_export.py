@@ -13,8 +13,8 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.report import build
 from pipeline.results.funnel import funnel
+from pipeline.results.history import sample_history
 from pipeline.results.open_run import open_plan, open_results
-from pipeline.results.sample import sample_history
 from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.review.ledger import Ledger

@@ -20,8 +20,8 @@ from models.weights import folder_of, revision_of
 from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.manifest.manifest import Manifest
 from pipeline.results.funnel import funnel
+from pipeline.results.history import sample_history
 from pipeline.results.open_run import open_plan
-from pipeline.results.sample import sample_history
 from pipeline.results.verdicts import Results
 from pipeline.results.verify import verify
 from pipeline.review.sample import draw

@@ -22,8 +22,8 @@ from models.inference.matcher import Matcher
 from models.text.captions import normalize
 from models.text.noun_phrases import NounPhrases
 from pipeline.execution.session import write_report
+from pipeline.results.history import sample_history
 from pipeline.results.open_run import open_results
-from pipeline.results.sample import sample_history
 from pipeline.results.tables import put, sample_tables
 from pipeline.results.verdict_table import verdict_tables, write_verdicts
 from pipeline.storage.run import Run

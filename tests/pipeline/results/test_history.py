@@ -9,8 +9,8 @@ import pytest
 from helpers import fakes
 
 from pipeline.cli.main import main
+from pipeline.results.history import sample_history
 from pipeline.results.open_run import open_results
-from pipeline.results.sample import sample_history
 from pipeline.storage.run import Run
 
 STAGES = ["download", "clean", "dedup", "caption", "filter"]

@@ -1,4 +1,4 @@
-"""Histograms as counted, and bars of shares as inline SVG, coloured by CSS class."""
+"""Histograms: counts over fixed bins, or over bins that grow with the range of the numbers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup, escape
 
-from pipeline.results.tables import printable
-
-__all__ = ["GrowingHistogram", "Histogram", "share_bar", "stacked_bar"]
+__all__ = ["GrowingHistogram", "Histogram"]
 
 MOST_BINS = 40
 FINEST = 12
-"""The narrowest bin is the largest absolute value divided by two to this power, or a bit more."""
+"""A bin is at least as wide as the largest absolute value divided by two to this power."""
 
 WIDEST = 1000
-"""Powers of two of the widths of bins lie between this and its negative."""
+"""The width of a bin is two to a power between this and its negative."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +27,8 @@ class Histogram:
 
     Attributes:
         edges: n + 1 ascending bounds.
-        series: n counts for each series, by its name. A later series is a part of an earlier one
-            and is drawn over it.
+        series: n counts for each series, by its name. A later series counts a subset of an earlier
+            one and is drawn over it.
     """
 
     edges: Sequence[float]
@@ -39,11 +36,11 @@ class Histogram:
 
     @classmethod
     def empty(cls, edges: Sequence[float], *names: str) -> Histogram:
-        """Zeros for each series."""
+        """A histogram with a count of zero in every bin of each series."""
         return cls(edges=edges, series={name: [0] * (len(edges) - 1) for name in names})
 
     def add(self, name: str, values: npt.NDArray[Any]) -> None:
-        """Count values in a series; those beyond the ends count in the outermost bins."""
+        """Count values in a series; a value beyond the bounds counts in the outermost bin."""
         last = np.nextafter(self.edges[-1], -np.inf)
         counts, _ = np.histogram(np.clip(values, self.edges[0], last), np.asarray(self.edges))
         for index, count in enumerate(counts.tolist()):
@@ -56,15 +53,15 @@ class Histogram:
 
 
 class GrowingHistogram:
-    """Counts of numbers whose range is not known in advance, over at most `MOST_BINS` bins.
+    """Counts numbers whose range is not known in advance, over at most `MOST_BINS` bins.
 
-    The width of the bins is a power of two, and bins begin at multiples of it. It doubles when the
-    range grows, which joins two bins to one, so that the counts are exact and the same in any
-    order.
+    The width of the bins is a power of two, and bins begin at multiples of it. When the range
+    grows, the width doubles and pairs of bins are joined. So the counts are exact and do not
+    depend on the order of the numbers.
 
     Args:
-        names: The series; a later one is a part of an earlier one.
-        is_whole: Whether the numbers are whole, so that no bin is narrower than 1.
+        names: The series; a later one counts a subset of an earlier one.
+        is_whole: Whether the numbers are whole; then no bin is narrower than 1.
     """
 
     def __init__(self, *names: str, is_whole: bool) -> None:
@@ -83,13 +80,13 @@ class GrowingHistogram:
         self._high = max(self._high, float(values.max()))
         self._widen(self._needed())
         scaled = np.ldexp(values, -(self._power or 0))
-        # A small negative number scales to zero, and belongs to the bin below it.
+        # A tiny negative number scales to zero, but belongs to the bin below zero.
         bins = np.where((values < 0) & (scaled == 0), -1, np.floor(scaled)).astype(np.int64)
         for index, number in zip(*np.unique(bins, return_counts=True), strict=True):
             self._counts[name][int(index)] += int(number)
 
     def _needed(self) -> int | None:
-        """The power of two that bins must at least be wide to hold the range."""
+        """The smallest power of two, as a width of the bins, with which the range fits."""
         largest = max(abs(self._low), abs(self._high))
         if not largest:
             return None
@@ -125,53 +122,3 @@ class GrowingHistogram:
                 for name, counts in self._counts.items()
             },
         )
-
-
-def tag(name: str, *children: str | Markup, **attributes: object) -> Markup:
-    """An element; text and attribute values are escaped.
-
-    A trailing underscore of an attribute's name is dropped, others become hyphens.
-    """
-    pairs = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
-        for key, value in attributes.items()
-    )
-    content = Markup("").join(
-        child if isinstance(child, Markup) else escape(printable(child)) for child in children
-    )
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), pairs, content)
-
-
-def stacked_bar(parts: Sequence[tuple[str, float]], total: float, label: str) -> Markup:
-    """One horizontal bar cut in parts.
-
-    Args:
-        parts: CSS class and size of each part, left to right.
-        total: What the whole width stands for.
-        label: What a screen reader says.
-    """
-    marks, x = [], 0.0
-    for class_, size in parts:
-        width = 1000 * size / total if total else 0.0
-        if width:
-            marks.append(tag("rect", x=x, y=0, width=width, height=10, class_=class_))
-        x += width
-    return tag(
-        "svg",
-        tag("rect", x=0, y=0, width=1000, height=10, class_="track"),
-        *marks,
-        class_="bar",
-        viewBox="0 0 1000 10",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=label,
-    )
-
-
-def share_bar(share: float, class_: str, label: str) -> Markup:
-    """One horizontal bar for a share of 1."""
-    return stacked_bar([(class_, min(max(share, 0.0), 1.0))], 1.0, label)
-
-
-def _plain(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.report.charts import MOST_BINS, GrowingHistogram
+from pipeline.report.histogram import MOST_BINS, GrowingHistogram
 
 NUMBERS = st.floats(-1e12, 1e12).map(lambda value: round(value, 20)) | st.sampled_from([0.0, 0.5])
 
