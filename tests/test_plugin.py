@@ -184,7 +184,7 @@ def test_a_run_whose_package_is_not_installed_says_so(done, capsys):
     assert main(["status", str(done[0] / "run")]) == 2
     told = capsys.readouterr().err
     assert "stages.ink: unknown stage" in told
-    assert "If it is of another package, install that package here" in told
+    assert "If another package has it, install that package here" in told
 
 
 def test_the_measures_are_row_for_row_with_the_pool(done):

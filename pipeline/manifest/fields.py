@@ -1,4 +1,4 @@
-"""The fields of a config, with what its docstring says of each."""
+"""The fields of a config, with their types in words and their descriptions in its docstring."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 Config = type[Any]
 
 ARTICLE = ("text", "whole", "number", "list", "mapping")
-"""First words of types that take an article."""
+"""First words of the types that need an article in a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class Field:
     """A field of a config.
 
     Attributes:
-        name: Its name.
-        type: What it holds, in words.
-        values: What it may be, where these can be listed.
-        default: Its default as YAML has it; None where it is needed.
-        text: What it means; empty where the docstring does not say.
-        is_threshold: Whether a changed value costs no measuring.
-        config: The dataclass of its own fields, where it may be a mapping.
+        name: The name of the field.
+        type: Its type, in words.
+        values: The values it can have; empty if they cannot be listed.
+        default: Its default in YAML; None if the field is required.
+        text: Its description; empty if the docstring has none.
+        is_threshold: Whether the field is a threshold: a change needs no new measurement.
+        config: The dataclass of its fields, if its value can be a mapping.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Field:
 
 
 def describe(kind: type) -> list[Field]:
-    """The fields of a config with what its docstring, or that of a base class, says of them.
+    """The fields of a config, described by its docstring or by the docstring of a base class.
 
-    For the docs, help and completion. Python strips docstrings with `-OO`; the texts are empty
-    then.
+    The docs, the help and the completion use this. With `-OO` Python strips docstrings, and the
+    texts are empty.
     """
     texts = {
         name: text for base in reversed(kind.__mro__) for name, text in attributes(base).items()
@@ -88,14 +88,14 @@ def summary(kind: type) -> str:
 
 
 def config_in(hint: Any) -> type[Any] | None:
-    """The dataclass that a type holds, if any."""
+    """The dataclass in a type, such as in `Config | None`; None if there is none."""
     if dataclasses.is_dataclass(hint):
         return cast(type[Any], hint)
-    return next((found for one in get_args(hint) if (found := config_in(one))), None)
+    return next((config for one in get_args(hint) if (config := config_in(one))), None)
 
 
 def attributes(kind: type) -> dict[str, str]:
-    """What the section `Attributes` of a class's own docstring says, by name."""
+    """The descriptions in the section `Attributes` of a class's own docstring, by name."""
     text = inspect.cleandoc(kind.__dict__.get("__doc__") or "")
     _, _, section = text.partition("Attributes:\n")
     entries = re.split(r"^ {4}(?=\w+:)", section.split("\n\n")[0], flags=re.M)
@@ -104,7 +104,7 @@ def attributes(kind: type) -> dict[str, str]:
 
 
 def wanted(hint: Any) -> str:
-    """What a value of a type must be, for a sentence: `a whole number or null`."""
+    """The type of a value in words, for a message: `a whole number or null`."""
     parts = _type(hint).replace("`", "").split(" or ")
     if ", " in parts[0]:
         parts[0] = f"one of {parts[0]}"
@@ -132,7 +132,7 @@ def _type(hint: Any) -> str:
 
 
 def values_of(hint: Any) -> tuple[str, ...]:
-    """The values of a type as YAML has them, where they can be listed."""
+    """The values of a type, written in YAML; empty if they cannot be listed."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return tuple(map(as_yaml, inner))
@@ -142,7 +142,7 @@ def values_of(hint: Any) -> tuple[str, ...]:
 
 
 def as_yaml(value: Any) -> str:
-    """A default as a manifest would have it."""
+    """A value as it is written in a manifest."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Manifests that earlier versions wrote down in their runs, in today's fields."""
+"""Converts the manifest that an earlier version recorded in a run to today's fields."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["upgraded"]
 
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest that a run recorded, so that it can be read whichever version wrote it.
+    """Convert a recorded manifest to today's fields.
 
-    A switch that has become an objective is written as that, and fields without effect on the
-    objective are left out. Entries of `train` that are `like` another are written out.
+    A switch that became an objective is replaced by this objective. Fields that an objective no
+    longer has are removed. An entry of `train` with `like` gets the fields of the other entry.
     """
     train = content.get("train")
     if not isinstance(train, dict):
@@ -32,7 +32,7 @@ def _entry(fields: Any, others: Mapping[str, Any]) -> Any:
         del whole["like"]
     try:
         kind = OBJECTIVES[whole.get("objective", DEFAULT)]
-    except (KeyError, TypeError, PluginError):  # validation says so
+    except (KeyError, TypeError, PluginError):  # validation reports it
         return whole
     for field, objective in kind.moved.items():
         if whole.pop(field, False) is True:

@@ -12,10 +12,10 @@
       filter: {objective: filter, model: Salesforce/blip-itm-base-coco, data: [human.jsonl]}
     evaluate: {data: test.jsonl, models: [train:filter]}
 
-An entry of `train` with `like: NAME` is the entry of that name with some fields changed.
-Paths are relative to the working directory. `train:NAME` names the model that this manifest
-trains under that name, `train:NAME/captioner` and `train:NAME/matcher` the parts of one that has
-both. A manifest with `train` alone needs no stages.
+An entry of `train` with `like: NAME` copies the fields of the entry NAME and may change some.
+Paths are relative to the working directory. `train:NAME` is the model that this manifest trains
+under that name; `train:NAME/captioner` and `train:NAME/matcher` are the parts of a model that has
+both. A manifest that has `train` needs no stages.
 """
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ from stages.schema import POOL
 __all__ = ["A_NAME", "TRAINED", "EvaluateConfig", "Manifest", "is_name"]
 
 REVIEWS = "reviews.jsonl"
-"""Where `capfilt review` writes what people decided, under the run."""
+"""The file under the run in which `capfilt review` records decisions."""
 
 RECIPES = str(Path(__file__).resolve().parents[2] / "manifests")
-"""Where the recipes lie that ship."""
+"""The folder of the recipes that ship with capfilt."""
 
 KEYS = ("name", "run", "seed", "stages", "exports", "train", "evaluate", "rounds")
-"""What a manifest may hold."""
+"""The keys of a manifest."""
 
 A_NAME = "a text of 1 to 100 characters without / or \\, not beginning with a dot"
-"""What is_name asks for."""
+"""What `is_name` requires, for messages."""
 
 LONGEST = 500
-"""Characters of one mistake."""
+"""Characters of a field or a message in an error, at most."""
 
 TRAINED = "train:"
-"""What stands before the name of a model that the manifest itself trains."""
+"""The prefix of a model that the manifest itself trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What is evaluated when the run ends.
+    """The evaluation at the end of a run.
 
     Attributes:
         data: A jsonl file of held-out images, `image` and `captions` a line.
@@ -86,7 +86,7 @@ class EvaluateConfig:
         if not self.data:
             raise ValueError("evaluate.data must name a file of held-out images")
         if not self.models or not all(self.models):
-            raise ValueError("evaluate.models must name at least one model, and none by nothing")
+            raise ValueError("evaluate.models must name at least one model, and no empty name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Manifest:
     """A validated manifest.
 
     Attributes:
-        name: What the run is called.
+        name: The name of the run.
         run: The run's folder or URL; runs/NAME by default.
         seed: The seed of every stage and training that sets none; 0 by default.
         stages: The config of each stage, in order; download first, export last if at all.
@@ -124,12 +124,12 @@ class Manifest:
         """Read and validate a manifest.
 
         Args:
-            path: A YAML file, or its URL on storage of fsspec.
-            overrides: `stage.field=value` texts; values are YAML.
-            run: A run folder that replaces the manifest's own.
+            path: A YAML file, or a URL that fsspec can open.
+            overrides: Texts `stage.field=value`; values are YAML.
+            run: The run's folder or URL, in place of the manifest's own.
 
         Raises:
-            ManifestError: A line for each mistake found.
+            ManifestError: The manifest is invalid; the message has a line for each mistake.
         """
         try:
             content = yaml.load_file(path)
@@ -161,17 +161,17 @@ class Manifest:
         *,
         has_reviews: bool = False,
     ) -> Manifest:
-        """Validate a manifest that is already read; nothing is looked up on disk.
+        """Validate the content of a manifest, without reading any file.
 
         Args:
-            content: The mapping, overrides applied.
-            path: Where it comes from, for the messages.
+            content: The mapping, with overrides applied.
+            path: The path of the manifest, for messages.
             branch: See `Manifest`.
-            has_reviews: Whether people have reviewed pairs of the run. If so, the stage review
-                stands before export also where `stages` does not name it.
+            has_reviews: Whether people have reviewed pairs of the run. If so, the stage review is
+                inserted before export if `stages` does not name it.
 
         Raises:
-            ManifestError: A line for each mistake found.
+            ManifestError: The manifest is invalid; the message has a line for each mistake.
         """
         mistakes = _Mistakes(path)
         for field, fault in yaml.find_problems(content):
@@ -254,15 +254,15 @@ class Manifest:
 
     @property
     def models(self) -> str:
-        """The folder of the models that it trains."""
+        """The folder of the models that this manifest trains."""
         return _models(self.run, self.branch)
 
     @property
     def evaluated(self) -> dict[str, str]:
-        """The models to evaluate by their names.
+        """The models to evaluate, by name.
 
-        Of one that it trains that is NAME or NAME/PART; of another the last part of its path, or
-        all of it where several models would have one name.
+        The name is NAME or NAME/PART for a model that this manifest trains. For any other model it
+        is the last part of its path, or the whole path if several models would share a name.
         """
         named: dict[str, list[str]] = {}
         for model in dict.fromkeys(self.evaluate.models if self.evaluate else ()):
@@ -281,13 +281,13 @@ class Manifest:
 
     @property
     def reviews(self) -> str:
-        """The file of what people decided on pairs."""
+        """The file of people's decisions on pairs."""
         config = self.stages.get(ReviewStage.name)
         return config.file if isinstance(config, ReviewConfig) else _reviews(self.run)
 
 
 def is_name(value: Any) -> TypeGuard[str]:
-    """Whether a value can be the name of a folder under a run, and lead nowhere else."""
+    """Whether a value is safe as the name of a folder under a run; see `A_NAME`."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= 100
@@ -303,7 +303,7 @@ def _models(run: str, branch: str) -> str:
 
 
 def _reviewed(stages: dict[str, Any], run: str, has_reviews: bool) -> dict[str, Any]:
-    """The stages with review, which stands before export once people have looked at the run."""
+    """The stages, with review inserted before export if people have reviewed the run."""
     name = ReviewStage.name
     if name not in stages and not has_reviews:
         return stages
@@ -323,15 +323,15 @@ def _reviews(run: str) -> str:
 
 
 class _Mistakes:
-    """The mistakes found in a manifest so far."""
+    """Collects the mistakes in a manifest."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.lines: list[str] = []
 
     def add(self, field: str, message: str) -> None:
-        told = yaml.short(message, LONGEST)
-        line = f"{self.path}: {yaml.short(field, LONGEST)}: {told}"
+        text = yaml.short(message, LONGEST)
+        line = f"{self.path}: {yaml.short(field, LONGEST)}: {text}"
         if line not in self.lines:  # each part of a union complains
             self.lines.append(line)
 
@@ -342,7 +342,7 @@ class _Mistakes:
     def validate(
         self, where: str, kind: type[Any], fields: Any, seed: int, trained: Mapping[str, str]
     ) -> Any:
-        """An instance of the dataclass `kind`, or None after saying what is wrong."""
+        """An instance of the dataclass `kind`; None after adding mistakes."""
         fields = {} if fields is None else fields
         if not isinstance(fields, dict):
             self.add(where, f"a mapping of fields, got {fields!r}")
@@ -365,7 +365,7 @@ class _Mistakes:
             return None
 
     def config_type(self, where: str, name: Any) -> type[StageConfig] | None:
-        """The class of a stage's config, or None after saying why there is none."""
+        """The class of a stage's config; None after adding a mistake."""
         if name == ExportStage.name:
             return ExportConfig
         try:
@@ -377,7 +377,7 @@ class _Mistakes:
                 where,
                 f"unknown stage{hint}"
                 if hint
-                else f"unknown stage; known are {', '.join(names)}. If it is of another package, "
+                else f"unknown stage; known are {', '.join(names)}. If another package has it, "
                 "install that package here",
             )
         except PluginError as error:
@@ -387,9 +387,9 @@ class _Mistakes:
     def training(
         self, where: str, fields: Any, seed: int, trained: Mapping[str, str]
     ) -> TrainConfig | None:
-        """The training of an entry of `train`, or None after saying what is wrong.
+        """The config of an entry of `train`; None after adding mistakes.
 
-        An entry holds the fields of `TrainConfig` and those of its objective side by side.
+        An entry has the fields of `TrainConfig` and those of its objective in one mapping.
         """
         fields = {} if fields is None else fields
         if not isinstance(fields, dict):
@@ -403,8 +403,7 @@ class _Mistakes:
             hint += " " if hint.endswith("?") else ". "
             self.add(
                 f"{where}.objective",
-                f"no objective {name!r}{hint}If it is of another package, install that package "
-                "here",
+                f"no objective {name!r}{hint}If another package has it, install that package here",
             )
             return None
         except PluginError as error:
@@ -430,7 +429,7 @@ class _Mistakes:
         return config
 
     def inherit(self, where: str, fields: Any, others: Mapping[str, Any]) -> Any:
-        """The fields with those of the entry that `like` names before them."""
+        """The fields of an entry, added to those of the entry that `like` names."""
         if not isinstance(fields, dict) or "like" not in fields:
             return fields
         fields = dict(fields)
@@ -471,10 +470,10 @@ def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
 
 
 def _beside(path: str) -> str:
-    """A manifest beside a missing one, or a recipe that ships, with such a name."""
+    """The hint at a manifest with a similar name, in the same folder or among the recipes."""
     folders = (RECIPES, "manifests", os.path.dirname(path))
-    found = [other for f in folders for other in glob.glob(os.path.join(f, "*.y*ml"))]
-    names = {os.path.splitext(os.path.basename(other))[0]: other for other in found}
+    paths = [other for f in folders for other in glob.glob(os.path.join(f, "*.y*ml"))]
+    names = {os.path.splitext(os.path.basename(other))[0]: other for other in paths}
     stem = os.path.splitext(os.path.basename(path))[0]
     meant = closest(stem, names)
     return "" if meant is None else f"; did you mean {os.path.relpath(names[meant])!r}?"
@@ -490,21 +489,21 @@ def _override(content: dict[str, Any], override: str) -> None:
     if keys[0] not in KEYS:
         known = (*STAGES, ExportStage.name, *KEYS)
         raise ManifestError(f"--set {override}: no {keys[0]!r}{did_you_mean(keys[0], known)}")
-    place = content
+    mapping = content
     for key in keys[:-1]:
-        if place.get(key) is None:
-            place[key] = {}
-        place = place[key]
-        if not isinstance(place, dict):
-            raise ManifestError(f"--set {override}: {key} holds no fields")
+        if mapping.get(key) is None:
+            mapping[key] = {}
+        mapping = mapping[key]
+        if not isinstance(mapping, dict):
+            raise ManifestError(f"--set {override}: {key} has no fields")
     try:
-        place[keys[-1]] = yaml.loads(value)
+        mapping[keys[-1]] = yaml.loads(value)
     except YamlError as error:
         raise ManifestError(f"--set {override}: not a YAML value: {error}") from None
 
 
 def _check_trainings(mistakes: _Mistakes, train: Mapping[str, TrainConfig], models: str) -> None:
-    """Refuse trainings that start from each other's model; `models` is the folder of them."""
+    """Add a mistake for trainings that start from each other's models, in the folder `models`."""
 
     def follow(chain: tuple[str, ...]) -> None:
         for field, model in train[chain[-1]].objective.models().items():
@@ -557,7 +556,7 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
 
 
 def _hint(column: str, name: str) -> str:
-    """Which stage writes a column that a stage reads and no stage before it writes."""
+    """The end of the message about a column that no earlier stage writes: who writes it."""
     writers = [one for one, stage in STAGES.usable() if column in stage.columns().names]
     if not writers:
         return "no stage writes"

@@ -1,4 +1,4 @@
-"""What follows from a manifest: the order of its stages, their columns, folders, fingerprints."""
+"""The plan of a manifest: the order of its stages, their columns, fingerprints and folders."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ __all__ = ["Plan", "revisions"]
 
 
 class Plan:
-    """The stages of a manifest with all that is derived from their order and settings.
+    """The stages of a manifest and everything that follows from their order and settings.
 
     Attributes:
         manifest: The manifest.
-        names: The stages that annotate, download first, export left out.
-        recorded: The `settings` and the `measurement` of stages, by their names, that a run has
-            written down; they count where a model or an evaluation set is out of reach.
-        asks_servers: Whether a server is asked which model it has; else what is recorded counts.
+        names: The stages that annotate, download first, without export.
+        recorded: The `settings` and the `measurement` of stages that a run recorded, by name; used
+            if a model or an evaluation set is unavailable.
+        asks_servers: Whether to ask a server which model it serves; otherwise the recorded answer
+            is used.
     """
 
     def __init__(
@@ -45,17 +46,17 @@ class Plan:
         self._fingerprints: dict[str, str] = {}
 
     def stage(self, name: str) -> Stage[Any]:
-        """The stage, built but not loaded."""
+        """A stage; its model is not loaded yet."""
         return STAGES[name](self.manifest.stages[name])
 
     @property
     def exports(self) -> tuple[str, ...]:
-        """The exports: `export`, where it is a stage, and `export:NAME` for the further ones."""
+        """The names of the exports: `export`, if it is a stage, and `export:NAME` for others."""
         own = (ExportStage.name,) if ExportStage.name in self.manifest.stages else ()
         return (*own, *(f"{ExportStage.name}:{name}" for name in self.manifest.exports))
 
     def export(self, name: str = ExportStage.name) -> ExportStage:
-        """One of the exports."""
+        """The export of this name."""
         config: Any = self._export_config(name)
         return ExportStage(config)
 
@@ -65,10 +66,10 @@ class Plan:
         return self.manifest.exports[name.removeprefix(f"{ExportStage.name}:")]
 
     def judges(self, name: str) -> tuple[str, ...]:
-        """The stages whose verdicts decide what reaches `name`, in order.
+        """The stages whose verdicts decide which rows reach `name`, in order.
 
-        Without the filter for an export that is not filtered, and for review, which serves those
-        exports too.
+        The filter is left out for exports without filtering, and for review, because such exports
+        use its decisions too.
         """
         before = self.before(name)
         is_filtered = name not in self.exports or self.export(name).config.filtered
@@ -81,10 +82,9 @@ class Plan:
         return self.names[: self.names.index(name)] if name in self.names else self.names
 
     def origin(self, name: str, column: str) -> str | None:
-        """The stage before `name` whose annotations hold `column`.
+        """The last stage before `name` that writes `column`.
 
-        The last that writes it counts; download for a column of the pool, None where no stage
-        writes it.
+        It is download for a column of the pool, and None if no stage writes the column.
         """
         for earlier in reversed(self.before(name)):
             if earlier == DownloadStage.name:
@@ -94,33 +94,33 @@ class Plan:
         return None
 
     def columns(self, name: str) -> pa.Schema:
-        """The columns that a stage adds, its summary's included."""
+        """The columns that a stage adds, including those of its summary."""
         return self.stage(name).own_columns()
 
     def inputs(self, name: str) -> dict[str, str]:
-        """Each column that a stage (or export) takes, with the stage it comes from."""
+        """The columns that a stage or an export reads, with the stage that writes each."""
         is_export = name in self.exports
         stage: Any = ExportStage if is_export else STAGES[name]
         config = self.export(name).config if is_export else self.manifest.stages[name]
         earlier = {one: self.manifest.stages[one] for one in self.before(name)}
-        found = {}
+        origins = {}
         for column in ("uid", *stage.reads, *stage.uses, *config.reads, *config.uses(earlier)):
             if (origin := self.origin(name, column)) is not None:
-                found[column] = origin
+                origins[column] = origin
         spares = {} if is_export else {**stage.spares, **config.spares}
         for column, others in spares.items():
-            if set(others) <= set(found):
-                del found[column]
-        return found
+            if set(others) <= set(origins):
+                del origins[column]
+        return origins
 
     def fingerprint(self, name: str) -> str:
-        """What the measurement of a stage depends on, as 16 hex characters.
+        """The fingerprint of a stage: 16 hex characters that change with its measurement.
 
-        Its version, its settings without thresholds, the revisions of its models, and the
-        fingerprints of the stages it takes columns from.
+        It covers the stage's version, its settings without thresholds, the revisions of its models
+        and the fingerprints of the stages whose columns it reads.
 
         Raises:
-            FileNotFoundError: A model that it names is not there yet.
+            FileNotFoundError: A model that it names does not exist yet.
         """
         if name in self._fingerprints:
             return self._fingerprints[name]
@@ -141,35 +141,35 @@ class Plan:
         return self._fingerprints[name]
 
     def settings(self, name: str) -> dict[str, Any]:
-        """Those of a stage, as recorded where an evaluation set is out of reach.
+        """A stage's settings; the recorded ones if an evaluation set is unavailable.
 
         Raises:
-            FileNotFoundError: It is, and nothing is recorded.
+            FileNotFoundError: An evaluation set is unavailable and no settings are recorded.
         """
-        return self._told(name, "settings")
+        return self._or_recorded(name, "settings")
 
     def measurement(self, name: str) -> dict[str, Any]:
-        """That of a stage, as recorded where its model is out of reach.
+        """A stage's measurement settings; the recorded ones if its model is unavailable.
 
         Raises:
-            FileNotFoundError: It is, and nothing is recorded.
+            FileNotFoundError: The model is unavailable and no measurement is recorded.
         """
-        return self._told(name, "measurement")
+        return self._or_recorded(name, "measurement")
 
-    def _told(self, name: str, what: str) -> dict[str, Any]:
+    def _or_recorded(self, name: str, what: str) -> dict[str, Any]:
         config, recorded = self.manifest.stages[name], self.recorded.get(what, {})
         if config.is_remote and not self.asks_servers and name in recorded:
             return dict(recorded[name])
         try:
-            found: dict[str, Any] = getattr(config, what)()
+            values: dict[str, Any] = getattr(config, what)()
         except (FileNotFoundError, ValueError):
             if name not in recorded:
                 raise
             return dict(recorded[name])
-        return found
+        return values
 
     def decision(self, name: str) -> str:
-        """What the verdicts up to and with a stage depend on: fingerprints and thresholds."""
+        """A digest of the fingerprints and thresholds of a stage and of all stages before it."""
         if name in self.exports:
             own: list[Any] = [self._export_config(name).settings()]
         else:
@@ -178,7 +178,7 @@ class Plan:
         return digest([*([self.decision(before[-1])] if before else []), *own])
 
     def folder(self, name: str) -> tuple[str, ...]:
-        """Where a stage's annotations, or the pairs of an export, lie in the run."""
+        """The folder in the run for a stage's annotations or an export's pairs."""
         if name == DownloadStage.name:
             return ("pool",)
         if name == ExportStage.name:
@@ -188,13 +188,13 @@ class Plan:
         return ("annotations", f"{name}-{self.fingerprint(name)[:8]}")
 
     def summary_folder(self, name: str) -> tuple[str, ...]:
-        """Where the summary of a global stage lies."""
+        """The folder in the run for the summary of a global stage."""
         return (*self.folder(name), f"summary-{self.decision(name)[:8]}")
 
     def trainings(self, config: Any) -> tuple[str, ...]:
-        """The trainings behind the models that the config of a stage or of a training names.
+        """The trainings that make the models named by the config of a stage or a training.
 
-        In the order in which they are to be done.
+        They are in the order in which they must run.
         """
         if isinstance(config, ModelConfig):
             models = [name for name, _ in config.models().values()]
@@ -202,19 +202,19 @@ class Plan:
             is_training = isinstance(config, TrainConfig)
             models = [*config.objective.models().values()] if is_training else []
         root = f"{self.manifest.models}/"
-        found: list[str] = []
+        names: list[str] = []
         for model in models:
             needed = model.removeprefix(root).split("/")[0]
             if model.startswith(root) and needed in self.manifest.train:
-                found += [*self.trainings(self.manifest.train[needed]), needed]
-        return tuple(dict.fromkeys(found))
+                names += [*self.trainings(self.manifest.train[needed]), needed]
+        return tuple(dict.fromkeys(names))
 
 
 def revisions(measurement: Mapping[str, Any]) -> dict[str, str]:
-    """Which weights a stage was measured with, or will be, by the role of the model."""
-    found: dict[str, str] = {}
+    """The revisions of the weights in a stage's measurement settings, by the role of the model."""
+    by_role: dict[str, str] = {}
     for key in ("weights", "revision", "parts_of_speech"):
         revision = measurement.get(key)
         named = revision if isinstance(revision, Mapping) else {"model": revision}
-        found |= {role: str(value) for role, value in named.items() if value is not None}
-    return found
+        by_role |= {role: str(value) for role, value in named.items() if value is not None}
+    return by_role

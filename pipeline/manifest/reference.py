@@ -1,13 +1,13 @@
-"""The reference: every field of a manifest and every reason, made from the code.
+"""The reference pages: every field, reason and objective, generated from docstrings.
 
     python -m pipeline.manifest.reference docs
 
-writes manifest.md, reasons.md and objectives.md of what this repository ships into a folder.
+writes manifest.md, reasons.md and objectives.md for what this repository ships into the folder.
 
     python -m pipeline.manifest.reference docs ink
 
-writes ink.md, the fields and reasons of one stage, also of another package. An objective's name
-gives the page of the objective.
+writes ink.md, with the fields and reasons of the stage `ink`, which may be of another package. The
+name of an objective writes the page of the objective.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ NOTICE = "<!-- Made by `make docs` out of the code's own docstrings. -->"
 
 
 def kinds() -> dict[str, type]:
-    """The config of each section of a manifest, by its key; other packages' stages included."""
+    """The config of each section of a manifest, by key, including stages of other packages."""
     stages = {name: stage.config_type for name, stage in STAGES.usable()}
     return {**stages, ExportStage.name: ExportConfig, "train": TrainConfig}
 
 
 def write(folder: Path, *names: str) -> None:
-    """Write the pages of what this repository ships, or a page of each named stage or objective.
+    """Write the pages of what this repository ships, or a page for each named stage or objective.
 
     Raises:
-        KeyError: There is no stage and no objective of a name.
+        KeyError: A name is neither a stage nor an objective.
     """
     pages = {
         name: stage(STAGES[name]) if name in STAGES else objective(OBJECTIVES[name])
@@ -58,7 +58,7 @@ def write(folder: Path, *names: str) -> None:
 
 
 def manifest() -> str:
-    """The page of every field of a manifest, as Markdown."""
+    """The page of all fields of a manifest, in Markdown."""
     own = attributes(Manifest)
     top = ("name", "run", "seed", "stages", "train", "evaluate", "exports", "rounds")
     return "\n".join(
@@ -67,16 +67,17 @@ def manifest() -> str:
             "",
             "# Every field of a manifest",
             "",
-            "A manifest is YAML; `--set stage.field=value` overrides a field for one command, and "
-            "a mistake is told with file, stage, field and what was meant. A **threshold** only "
-            "judges: to change it costs no measuring. Paths are relative to the working directory.",
+            "A manifest is YAML; `--set stage.field=value` overrides a field for one command. An "
+            "error message names the file, the stage and the field, and suggests a correction. "
+            "Changing a **threshold** needs no new measurement. Paths are relative to the working "
+            "directory.",
             "",
             "| key | meaning |",
             "| --- | --- |",
             *(f"| `{name}` | {_cell(own[name])} |" for name in top),
             "",
-            "`train:NAME` in the place of a model is the one that the manifest trains under that "
-            "name; `like: NAME` in an entry of `train` takes over the fields of that entry.",
+            "`train:NAME` in place of a model is the model that the manifest trains under that "
+            "name; `like: NAME` in an entry of `train` copies the fields of that entry.",
             "",
             *_sections(),
         ]
@@ -84,15 +85,15 @@ def manifest() -> str:
 
 
 def reasons() -> str:
-    """The page of every reason of every stage, as Markdown."""
+    """The page of all reasons of all stages, in Markdown."""
     lines = [
         NOTICE,
         "",
         "# Every reason",
         "",
         "Why a row is rejected, in the words of `capfilt status`, `capfilt verdicts` and the "
-        "report. The first stage that has a reason decides; within a stage, the first of the "
-        "list. Words with an underscore are fields: [manifest.md](manifest.md).",
+        "report. The first stage with a reason decides; within a stage, the first reason in its "
+        "table. Words with an underscore are fields: [manifest.md](manifest.md).",
         "",
     ]
     for name in STAGES.ours:
@@ -109,7 +110,7 @@ def reasons() -> str:
 
 
 def stage(kind: type[Stage[Any]]) -> str:
-    """The page of one stage: what it does, its fields and its reasons, as Markdown."""
+    """The page of a stage: its description, its fields and its reasons, in Markdown."""
     return "\n".join(
         [
             f"# {kind.name}",
@@ -125,10 +126,10 @@ def stage(kind: type[Stage[Any]]) -> str:
     )
 
 
-def _reasons(found: Mapping[str, str]) -> Iterator[str]:
+def _reasons(meanings: Mapping[str, str]) -> Iterator[str]:
     yield "| reason | meaning |"
     yield "| --- | --- |"
-    yield from (f"| `{reason}` | {_cell(text)} |" for reason, text in found.items())
+    yield from (f"| `{reason}` | {_cell(text)} |" for reason, text in meanings.items())
 
 
 def _sections() -> Iterator[str]:
@@ -137,7 +138,7 @@ def _sections() -> Iterator[str]:
     yield from _section("stages.export", ExportConfig)
     yield from _section("train.NAME", TrainConfig)
     yield (
-        "[objectives.md](objectives.md) has the fields of the objectives, which stand beside these."
+        "The fields of the objective, in [objectives.md](objectives.md), go into the same mapping."
     )
     yield ""
     yield from _section("evaluate", EvaluateConfig)
@@ -155,7 +156,7 @@ def _stage(kind: type[Stage[Any]]) -> Iterator[str]:
 
 
 def _section(title: str, kind: type, *more: str, level: int = 2) -> Iterator[str]:
-    """The fields of a config, and of the mappings among them; `more` are further paragraphs."""
+    """The fields of a config and of the mappings in it; `more` are further paragraphs."""
     fields = describe(kind)
     yield f"{'#' * level} {title}"
     yield ""
@@ -202,7 +203,7 @@ def _objective_row(field: Field) -> str:
 
 
 def _objective_fields(names: Sequence[str]) -> Iterator[str]:
-    """Some fields of objectives, with the default of each objective that has them."""
+    """A table of fields, with the default of each objective that has the field."""
     kinds = [OBJECTIVES[name] for name in OBJECTIVES.ours]
     fields = {field.name: field for kind in reversed(kinds) for field in describe(kind)}
     yield f"| field | type | meaning | {' | '.join(OBJECTIVES.ours)} |"
@@ -214,7 +215,7 @@ def _objective_fields(names: Sequence[str]) -> Iterator[str]:
 
 
 def _default(kind: type[ObjectiveConfig], name: str) -> str:
-    """The default of a field, and those of sizes with another; empty without such a field."""
+    """The default of a field, and other defaults by size; empty if there is no such field."""
     if name not in (field.name for field in dataclasses.fields(kind)):
         return ""
     sizes = (
@@ -226,7 +227,7 @@ def _default(kind: type[ObjectiveConfig], name: str) -> str:
 
 
 def objective(kind: type[ObjectiveConfig]) -> str:
-    """The page of one objective: what it trains, its paper, its result and its fields."""
+    """The page of an objective: what it trains, its paper, what loads the result, its fields."""
     lines = [
         f"# {kind.name}",
         "",
@@ -244,7 +245,7 @@ def objective(kind: type[ObjectiveConfig]) -> str:
 
 
 def _loaded(kind: type[ObjectiveConfig]) -> str:
-    """What loads each folder that a training writes."""
+    """The class that loads each folder a training writes."""
     return ", ".join(
         f"`{saved.architecture}`" + ("" if folder == "." else f" (`{folder}/`)")
         for folder, saved in kind.saves.items()
@@ -252,7 +253,7 @@ def _loaded(kind: type[ObjectiveConfig]) -> str:
 
 
 def objectives() -> str:
-    """The page of the objectives: what each is, its paper, its result and its fields."""
+    """The page of all objectives: what each trains, its paper, what loads it, and its fields."""
     kinds = {name: OBJECTIVES[name] for name in OBJECTIVES.ours}
     shared = [field.name for field in dataclasses.fields(ObjectiveConfig)]
     every = {field.name: None for kind in kinds.values() for field in dataclasses.fields(kind)}
@@ -275,8 +276,8 @@ def objectives() -> str:
             "",
             "## Fields of every objective",
             "",
-            "They stand beside the fields of [every training](manifest.md#trainname). The defaults "
-            "are those of the paper or of its released code.",
+            "They go into the same mapping as the fields of [every training]"
+            "(manifest.md#trainname). The defaults come from the paper or its released code.",
             "",
             *_objective_fields(shared),
             "",
@@ -296,7 +297,7 @@ def _text(kind: type) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text for one cell of a Markdown table; what stands in backticks is shown as it is."""
+    """A text for a cell of a Markdown table; `<` is escaped outside backquotes."""
     parts = " ".join(text.split()).replace("|", "\\|").split("`")
     return "`".join(part if n % 2 else part.replace("<", "&lt;") for n, part in enumerate(parts))
 

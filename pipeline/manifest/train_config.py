@@ -1,4 +1,4 @@
-"""A training: its objective, its data, and how it uses the machine."""
+"""The config of a training: its objective, its data, and its use of the machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CURATED = "curated"
 """The word in a training's `data` for the pairs that this run exports."""
 
 POOL = "pool"
-"""The word in a training's `data` for the web pairs as downloaded, nothing judged."""
+"""The word in a training's `data` for all downloaded web pairs, before any stage judges them."""
 
 WITHOUT_EFFECT = (
     "checkpoint_every",
@@ -33,15 +33,15 @@ WITHOUT_EFFECT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A part of the data that a training learns from.
+    """A part of the data of a training.
 
     Attributes:
-        path: A Parquet file, a folder of them such as an export, or anything else that
-            `download.source` reads and has its images at hand: JSON lines, a JSON list, COCO's JSON
-            of captions, a tar, a folder of images; globs allowed.
-        weight: How often an epoch passes over it. A third takes a third of it an epoch, the next
-            third in the next, as BLIP takes a fifth of LAION an epoch.
-        images: The folder of the images that JSON names, where it is not the JSON's own.
+        path: A Parquet file, a folder of Parquet files such as an export, or any other source with
+            local images that `download.source` reads: JSON lines, a JSON list, COCO's JSON of
+            captions, a tar, a folder of images. Globs are allowed.
+        weight: How many times an epoch passes over it. With a weight of 1/3, each epoch takes the
+            next third, as BLIP takes a fifth of LAION an epoch.
+        images: The folder of the images that a JSON file names, if it is not the file's own folder.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
@@ -57,30 +57,30 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What is trained, on what, and how it uses the machine.
+    """The objective of a training, its data, and its use of the machine.
 
-    In a manifest these fields and those of the objective stand side by side.
+    In a manifest, these fields and those of the objective are in one mapping.
 
     Attributes:
         objective: What the training learns: the losses, the model and the paper's settings.
         data: `curated`, the pairs that the run exports; `pool`, its web pairs as downloaded; or
-            Parquet files, folders of them, JSON lines {"image", "caption" or "captions"}, a JSON
-            list of the same or COCO's JSON. {path, weight, images} in place of a text passes over
-            it `weight` times an epoch, and says where the images lie that a JSON file names.
+            Parquet files, folders of Parquet files, JSON lines {"image", "caption" or "captions"},
+            a JSON list of the same, or COCO's JSON. A mapping {path, weight, images} in place of a
+            text also sets how many times an epoch passes over it, and the folder of its images.
         steps: Steps of the optimiser; 0 trains for `epochs` passes over the images.
-        precision: `bf16` is autocast; `auto` takes it where the device has instructions for it.
+        precision: `bf16` uses autocast; `auto` uses it if the device has bfloat16 instructions.
         accumulate: Parts of a batch that are computed one after the other, to save memory.
-            Contrast and matching see the pairs of a part; all parts have the same weight.
+            Contrastive and matching losses see only the pairs of a part; parts weigh the same.
         workers: Processes that train together, each with its share of a batch.
-        streams: Disjoint streams that the data are divided into, a multiple of `workers`; 0 is one
-            for each worker. Trainings that differ in `workers` alone give the same model.
-        shuffle_buffer: Images of a stream that are in memory, shuffled among themselves.
-        threads: Torch's threads on a CPU; 0 leaves their number as it is.
+        streams: Disjoint streams into which the data are divided, a multiple of `workers`; 0 makes
+            one for each worker. Trainings that differ only in `workers` give the same model.
+        shuffle_buffer: Images of a stream that are held in memory and shuffled.
+        threads: Torch's threads on a CPU; 0 does not change their number.
         loaders: Threads that decode images ahead of the training.
-        seed: Of weights, order, captions, views and negatives.
-        checkpoint_every: Steps between checkpoints; 0 keeps none.
+        seed: The seed of weights, order, captions, views and negatives.
+        checkpoint_every: Steps between checkpoints; 0 writes none.
         sample_every: Steps between captions that the model writes for the log; 0 writes none.
-        tensorboard: Write what metrics.jsonl holds as TensorBoard events, too; needs the extra
+        tensorboard: Also write the content of metrics.jsonl as TensorBoard events; needs the extra
             `tensorboard`.
     """
 
@@ -121,12 +121,12 @@ class TrainConfig:
 
     @classmethod
     def of(cls, **fields: Any) -> Self:
-        """Build from the fields of an entry of a manifest's `train`, values as they must be.
+        """Build a config from the fields of an entry of `train`; values must have the right types.
 
         Raises:
-            KeyError: There is no such objective.
+            KeyError: The objective is unknown.
             TypeError: A field is unknown.
-            ValueError: A value is impossible.
+            ValueError: A value is not allowed.
         """
         kind = OBJECTIVES[fields.pop("objective", DEFAULT)]
         own, rest = cls.split(fields)
@@ -134,36 +134,36 @@ class TrainConfig:
 
     @classmethod
     def split(cls, fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The fields of every training among some, and the others, which are the objective's."""
+        """Split fields into those of every training and those of the objective."""
         names = {field.name for field in dataclasses.fields(cls)} - {"objective"}
         own = {name: value for name, value in fields.items() if name in names}
         return own, {name: value for name, value in fields.items() if name not in own}
 
     def settings(self) -> dict[str, Any]:
-        """All fields as an entry of a manifest has them, those of the objective among them."""
+        """All fields, including the objective's, as an entry of `train` has them."""
         own = dataclasses.asdict(self)
         objective = own.pop("objective")
         return {"objective": self.objective.name, **objective, **own}
 
     def measurement(self) -> dict[str, Any]:
-        """The fields that change the model, as plain values, for fingerprints."""
+        """The fields that affect the model, as plain values for fingerprints."""
         own = dataclasses.asdict(self)
         del own["objective"]
         own = {name: value for name, value in own.items() if name not in WITHOUT_EFFECT}
         return {**self.objective.measurement(), **own}
 
     def start(self) -> list[str]:
-        """The revisions of the weights that it starts from; see `start_of`."""
+        """The revisions of the weights that the training starts from; see `start_of`."""
         return [one for model in self.objective.models().values() for one in start_of(model)]
 
 
 def start_of(model: str) -> list[str]:
-    """The revisions of the weights in a model folder and its parts; none of a size or a hub's."""
+    """The revisions of the weights in a model folder and its parts; empty for any other model."""
     return [revision_of(folder) for folder in parts_of(model)]
 
 
 def as_sources(data: Sequence[str | Source]) -> tuple[Source, ...]:
-    """Plain paths as sources of weight 1; one that is named twice is met twice."""
+    """Data as sources; a plain path has weight 1, and weights of a repeated source are added."""
     weights: dict[Source, float] = {}
     for entry in data:
         source = Source(path=os.fspath(entry)) if not isinstance(entry, Source) else entry

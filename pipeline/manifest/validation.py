@@ -1,4 +1,4 @@
-"""What is wrong with the fields of a config, in words: pydantic's errors and near misses."""
+"""Messages about invalid fields: pydantic's errors in plain words, and likely corrections."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["closest", "did_you_mean", "explain", "switched"]
 
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
-"""The types of pydantic's errors for a field that a class does not have."""
+"""pydantic's types of error for a field that the class does not have."""
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that looks most like another, or None where none looks like it."""
+    """The known word most similar to `word`; None if none is similar."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
 
 
@@ -29,23 +29,23 @@ def did_you_mean(word: str, known: Iterable[str], *, else_list: bool = True) -> 
 
     Args:
         word: The unknown word.
-        known: The words that are known.
-        else_list: Whether to name all known words where none is close; empty otherwise.
+        known: The known words.
+        else_list: Whether to list all known words if none is similar; else the result is empty.
     """
     known = list(known)
-    if (found := closest(word, known)) is not None:
-        return f"; did you mean {found!r}?"
+    if (match := closest(word, known)) is not None:
+        return f"; did you mean {match!r}?"
     return f"; known are {', '.join(known)}" if else_list else ""
 
 
 def explain(
     error: pydantic.ValidationError, kind: type[Any] | None = None
 ) -> Iterator[tuple[str, str]]:
-    """The field and the message of each fault that pydantic found.
+    """Yield the field and the message of each problem that pydantic reports.
 
     Args:
-        error: What pydantic raised.
-        kind: The dataclass that was validated, for messages that name what a field must be.
+        error: The error that pydantic raised.
+        kind: The validated dataclass; with it, messages say what a field must be.
     """
     for detail in error.errors(include_url=False):
         loc, is_unknown = detail["loc"], detail["type"] in UNKNOWN
@@ -63,12 +63,9 @@ def explain(
 
 
 def switched(kind: type[Any], fields: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
-    """The fields of a dataclass that are given true or false where it takes a number or a text.
+    """Yield the field, after `where`, and a message for each true or false that is not allowed.
 
-    pydantic takes true for 1.
-
-    Returns:
-        The field, after `where`, and a message.
+    pydantic itself would accept true as the number 1.
     """
     hints = typing.get_type_hints(kind)
     for name in _names(kind):
@@ -82,33 +79,33 @@ def switched(kind: type[Any], fields: Mapping[str, Any], where: str) -> Iterator
 
 
 def _wrong(hint: Any, value: Any) -> str:
-    """What a field of a type must be, and what was given."""
-    told = "nothing" if value is None else repr(value)
+    """The message that says what a value must be, and what was given."""
+    given = "nothing" if value is None else repr(value)
     meant = ""
     if isinstance(value, str):
         meant = did_you_mean(value, values_of(hint), else_list=False)
-    return f"must be {wanted(hint)}, got {told}{meant}"
+    return f"must be {wanted(hint)}, got {given}{meant}"
 
 
 def _locate(
     kind: type[Any], loc: Sequence[int | str], is_unknown: bool
 ) -> tuple[type[Any], list[str]]:
-    """The dataclass that a fault is in, `kind` or one in it, and the path to the field."""
+    """The dataclass with the invalid field, `kind` or one inside it, and the path to the field."""
     holder, path, inside = kind, [], kind
     for number, part in enumerate(loc, 1):
         if part == inside.__name__ and number < len(loc):
             continue  # a member of a union
         is_field = part in _names(inside) or (is_unknown and number == len(loc))
         if not is_field and not isinstance(part, int):
-            break  # what follows names a key
+            break  # the rest is a key of a mapping
         path.append(str(part))
         if isinstance(part, int):
             continue
         holder = inside
-        found = config_in(typing.get_type_hints(holder).get(part))
-        if found is None:
+        inner = config_in(typing.get_type_hints(holder).get(part))
+        if inner is None:
             break
-        inside = found
+        inside = inner
     return holder, path
 
 

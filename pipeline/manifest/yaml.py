@@ -1,4 +1,4 @@
-"""YAML as recipes are written in it: plain values, each key once, little enough to hold."""
+"""Reads the YAML of manifests: plain values, no repeated keys, bounded in size."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ __all__ = ["find_problems", "load_file", "loads", "short"]
 
 MOST_BYTES = 2**20
 MOST_NODES = 100_000
-"""Values of a document, each alias counted as all that it stands for."""
+"""Values in a document at most; an alias counts as all the values it stands for."""
 
 LONGEST = 80
-"""Characters of a value that a message repeats."""
+"""Characters of a value that a message quotes at most."""
 
 
 def load_file(path: str) -> Any:
-    """The value of a YAML file, here or at a URL on storage of fsspec.
+    """Load a YAML file from a path or a URL that fsspec can open.
 
     Raises:
-        YamlError: It is not UTF-8, not YAML of this kind, or larger than 1 MiB, or the URL is
-            of no storage that is installed.
-        OSError: It cannot be read.
+        YamlError: The file is not UTF-8, not valid YAML or larger than 1 MiB, or the protocol of
+            the URL is unknown or not installed.
+        OSError: The file cannot be read.
     """
     try:
         with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
             content: bytes = file.read(MOST_BYTES + 1)
-    except (ValueError, ImportError) as error:  # what is asked of an unknown protocol
+    except (ValueError, ImportError) as error:  # fsspec's errors for an unknown protocol
         raise YamlError(f"{path}: cannot be opened: {error}") from None
     if len(content) > MOST_BYTES:
-        raise YamlError(f"{path}: larger than {MOST_BYTES >> 20} MiB, so no recipe")
+        raise YamlError(f"{path}: larger than {MOST_BYTES >> 20} MiB, too large for a manifest")
     try:
         return loads(content.decode("utf-8"))
     except (YamlError, UnicodeDecodeError) as error:
@@ -45,24 +45,24 @@ def load_file(path: str) -> Any:
 
 
 def loads(text: str) -> Any:
-    """The value of a YAML text, of YAML's own types alone.
+    """Load a YAML text; only YAML's own types are allowed.
 
     Raises:
-        YamlError: It is not YAML, repeats a key, nests too deep, or holds too much.
+        YamlError: The text is not YAML, repeats a key, is nested too deeply or has too many values.
     """
     try:
-        return yaml.load(text, _Loader)  # which is a SafeLoader
+        return yaml.load(text, _Loader)  # a SafeLoader
     except RecursionError:
-        raise YamlError("it nests too deep") from None
+        raise YamlError("it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise YamlError(str(error)) from None
 
 
 def find_problems(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """Each part of a value that no recipe may hold, as the field it is in and what is wrong.
+    """Yield the field and a message for each part of a value that a manifest may not contain.
 
-    What may stand are texts without NUL and without secrets in URLs, whole numbers of 64 bits,
-    finite numbers, on and off, null, lists, and mappings from texts.
+    Allowed are texts without NUL and without secrets in URLs, whole numbers of 64 bits, finite
+    numbers, true and false, null, lists, and mappings whose keys are texts.
     """
     if isinstance(value, Mapping):
         for key, part in value.items():
@@ -86,8 +86,8 @@ def find_problems(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
         yield (
             field,
             (
-                f"holds a secret, which the run would write down: {redacted(value)}; set it where "
-                "fsspec looks, in ~/.config/fsspec or FSSPEC_ variables of the environment"
+                f"contains a secret, which the run would record: {redacted(value)}; put it into "
+                "~/.config/fsspec or into the FSSPEC_ environment variables, which fsspec reads"
             ),
         )
     elif isinstance(value, datetime.date):
@@ -97,12 +97,15 @@ def find_problems(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
 
 
 def short(text: str, length: int = LONGEST) -> str:
-    """A text, cut where it is too long to repeat in a message."""
+    """A text, cut to a length that a message can quote."""
     return text if len(text) <= length else f"{text[:length]}..."
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses repeated keys, of which YAML's own loader takes the last, and runaway aliases."""
+    """A safe loader that also refuses repeated keys and aliases that expand without bound.
+
+    PyYAML's own loader keeps the last of repeated keys.
+    """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -116,7 +119,7 @@ class _Loader(yaml.SafeLoader):
         is_alias = isinstance(event, yaml.AliasEvent)
         if is_alias:
             if event.anchor in self.anchors and event.anchor not in self._sizes:
-                raise self._wrong(f"{event.anchor!r} holds itself", event)
+                raise self._wrong(f"{event.anchor!r} contains itself", event)
             self._nodes += self._sizes.get(event.anchor, 0)
         if self._nodes > MOST_NODES:
             raise self._wrong(f"more than {MOST_NODES:,} values", event)
@@ -131,9 +134,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key
             if name in seen:
-                raise self._wrong(f"{short(str(key.value))!r} stands more than once", key)
+                raise self._wrong(f"the key {short(str(key.value))!r} is repeated", key)
             seen.add(name)
         return node  # type: ignore[no-any-return]
 
-    def _wrong(self, message: str, place: Any) -> yaml.MarkedYAMLError:
-        return yaml.MarkedYAMLError(problem=message, problem_mark=place.start_mark)
+    def _wrong(self, message: str, node: Any) -> yaml.MarkedYAMLError:
+        return yaml.MarkedYAMLError(problem=message, problem_mark=node.start_mark)

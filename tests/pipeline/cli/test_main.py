@@ -78,14 +78,14 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(capsys, place):
                 ("{m}", "m.yaml: a file, where the folder of a run is asked for"),
                 (
                     "s3://me:pa55@b/r",
-                    "RUN holds a secret, which the run would write down: s3://***",
+                    "RUN contains a secret, which the run would record: s3://***",
                 ),
             )
         ),
         (("compare", "{d}", "{m}"), "m.yaml: a file, where the folder of a run is asked for"),
-        (("plan", "{m}", "--rows", "9", "--from", "s3://me:pa55@b/r"), "RUN holds a secret"),
+        (("plan", "{m}", "--rows", "9", "--from", "s3://me:pa55@b/r"), "RUN contains a secret"),
         (("run", "{m}", "--run", "{m}"), "m.yaml: a file, where the folder of a run is asked for"),
-        (("run", "{m}", "--run", "s3://me:pa55@b/r"), "run: holds a secret"),
+        (("run", "{m}", "--run", "s3://me:pa55@b/r"), "run: contains a secret"),
         (("demo", "--run", "{m}"), "m.yaml: a file, where the folder of a run is asked for"),
     ],
 )
