@@ -80,7 +80,7 @@ class Texts:
         frequent: Counts of the most frequent captions, among the same captions as `sample`.
     """
 
-    totals: int = 0
+    total: int = 0
     judged: int = 0
     rejected: int = 0
     cut: int = 0
