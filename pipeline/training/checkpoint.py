@@ -24,20 +24,19 @@ __all__ = ["Checkpoint", "cut_log", "flush"]
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Raised when checkpoints hold other tensors or states than before."""
+"""The version of the format; raise it when the tensors or the state in a checkpoint change."""
 
 
 class Checkpoint:
-    """The checkpoint of one training.
+    """The checkpoint of a training.
 
-    It holds the trained parameters, what the objective calls its memory, and the state of the
-    optimiser. Frozen parameters are not in it. A weight that two parts of the model share is
-    written once.
+    It holds the trained parameters, the objective's `memory()` and the state of the optimiser, but
+    no frozen parameters. A weight that two parts of the model share is written once.
 
     Args:
-        path: The file.
-        identity: The digest of what the training depends on. A checkpoint of another identity or
-            of another version's format is ignored.
+        path: The path of the file.
+        identity: The digest of the training's settings, data and start. A checkpoint with another
+            identity or format is ignored.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -45,7 +44,7 @@ class Checkpoint:
         self.identity = identity
 
     def save(self, objective: Objective, optimizer: torch.optim.Optimizer, **state: Any) -> None:
-        """Write a checkpoint; the one before stays until the new one is whole.
+        """Write a checkpoint; it replaces the previous one when it is complete.
 
         Args:
             objective: The model.
@@ -62,7 +61,7 @@ class Checkpoint:
         partial.replace(self.path)
 
     def read(self) -> dict[str, Any]:
-        """Read the state of the checkpoint; empty where there is none of this training.
+        """Read the state of the checkpoint; empty if this training has none.
 
         Raises:
             DamagedError: The file is damaged.
@@ -89,10 +88,10 @@ class Checkpoint:
         Args:
             objective: The model, built as it was for the training.
             optimizer: A new optimiser.
-            state: What `read` returned.
+            state: The state that `read` returned.
 
         Raises:
-            DamagedError: The file is damaged, or holds other tensors than the model has.
+            DamagedError: The file is damaged, or its tensors are not those of the model.
         """
         whole = dict(state)
         trained = objective.trained()
@@ -110,17 +109,17 @@ class Checkpoint:
                         optimizer.state[trained[name]][slot] = value
             tensors = _tensors(objective, optimizer)
             if other := tensors.keys() ^ set(keys):
-                raise self._damaged(f"it and the model differ in {min(other)}")
+                raise self._damaged(f"only one of it and the model has {min(other)}")
             for key, tensor in tensors.items():
                 if not key.startswith("optimizer."):
                     tensor.copy_(file.get_tensor(key))
 
     def _damaged(self, why: object) -> DamagedError:
-        return DamagedError(f"{self.path}: damaged: {why}. Remove it, and the training starts over")
+        return DamagedError(f"{self.path}: damaged: {why}. Remove it to restart the training")
 
 
 def cut_log(log: Path, step: int) -> None:
-    """Remove the lines of a log that come after a step, and a last line that is cut off."""
+    """Remove the rows of a log after a step, and an incomplete last row."""
     if not log.exists():
         return
     rows = log.read_text(encoding="utf-8").split("\n")
@@ -131,13 +130,13 @@ def cut_log(log: Path, step: int) -> None:
 
 
 def flush(path: Path) -> None:
-    """Write a file through to the disk, so that a rename after it survives a loss of power."""
+    """Sync a file to the disk, so that a rename after it survives a loss of power."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def _tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors that a step changes, by name."""
+    """All tensors that a training step changes, by name."""
     trained = objective.trained()
     tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in trained.items()}
     tensors |= {f"memory.{name}": value for name, value in objective.memory().items()}
@@ -148,9 +147,9 @@ def _tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str
 
 
 def _sha256(state: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """The digest of a state and of the names, types, shapes and values of tensors."""
-    found = hashlib.sha256(json.dumps(state).encode())
+    """The SHA-256 of a state and of the names, dtypes, shapes and values of tensors."""
+    sha256 = hashlib.sha256(json.dumps(state).encode())
     for name, tensor in tensors:
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()

@@ -1,4 +1,4 @@
-"""Training pairs out of Parquet and JSON, in a seeded order that can be taken up again."""
+"""Reads training pairs from Parquet and JSON in a seeded order, and resumes at a position."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class Example:
     """An image with one of its texts.
 
     Attributes:
-        image: Encoded; empty where the file that names it is alone.
-        caption: As it was found.
+        image: The encoded image; empty if its file is missing.
+        caption: The text, as the data have it.
         captions: All texts of the image.
-        image_id: The SHA-256 of the image, so that a training does not depend on where files lie.
-        epoch: How often the pairs had been seen before.
+        image_id: The SHA-256 of the image; it does not depend on the paths of files.
+        epoch: The number of earlier epochs.
     """
 
     image: bytes
@@ -73,7 +73,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a stream stands: `offset` examples into a block of an epoch have been given."""
+    """A position in a stream: the first `offset` examples of a block of an epoch are done."""
 
     epoch: int = 0
     block: int = 0
@@ -81,7 +81,7 @@ class Position:
 
 
 class Unit(Protocol):
-    """What is read at once: a row group of a Parquet file, or some entries of a JSON file."""
+    """The unit of reading: a row group of a Parquet file, or some entries of a JSON file."""
 
     num_images: int
 
@@ -90,12 +90,12 @@ class Unit(Protocol):
         ...
 
     def captions(self) -> Iterator[Sequence[str]]:
-        """The texts of each image that has some; images are not read."""
+        """The texts of each image that has texts; images are not read."""
         ...
 
 
 class RowGroup:
-    """A row group with images, columns of captions and, to join the texts of an image, `uid`."""
+    """A row group with columns of images and captions, and optionally `uid`, which joins rows."""
 
     def __init__(self, path: str, index: int, file: pq.ParquetFile) -> None:
         self.path = path
@@ -108,8 +108,8 @@ class RowGroup:
         if missing:
             raise ValueError(
                 f"{path} has no column {' or '.join(missing)}; training reads image (binary, or a "
-                f"struct with bytes), {', '.join(CAPTION_COLUMNS)} (a text or a list of them) and, "
-                "where present, uid"
+                f"struct with bytes), {', '.join(CAPTION_COLUMNS)} (a text or a list of texts) and "
+                "optionally uid"
             )
         self.columns = [name for name in ("uid", *self.texts) if name in names]
         narrow = file.read_row_group(index, columns=self.columns).to_pylist()
@@ -124,13 +124,13 @@ class RowGroup:
         """The texts of each uid."""
         with open_parquet(self.path) as file:
             rows = file.read_row_group(self.index, columns=self.columns).to_pylist()
-        found: dict[object, list[str]] = {}
+        texts_by_uid: dict[object, list[str]] = {}
         for i, row in enumerate(rows):
-            found.setdefault(row.get("uid") or i, []).extend(self._captions(row))
-        yield from (texts for texts in found.values() if texts)
+            texts_by_uid.setdefault(row.get("uid") or i, []).extend(self._captions(row))
+        yield from (texts for texts in texts_by_uid.values() if texts)
 
     def load(self) -> list[Sample]:
-        """The samples whose image and text are not null; rows of one uid are joined."""
+        """The samples that have an image and a text; rows with the same uid are joined."""
         with open_parquet(self.path) as file:
             rows = file.read_row_group(self.index, columns=[*self.columns, self.image])
         images: dict[object, bytes] = {}
@@ -152,7 +152,7 @@ class RowGroup:
 
 
 class Entries:
-    """Some images of a list, a tar or a folder, by where they lie."""
+    """Some samples of a list, a tar or a folder; images are read when needed."""
 
     def __init__(self, samples: list[Sample]) -> None:
         self.samples = samples
@@ -168,80 +168,80 @@ class Entries:
 
 
 def read_json(path: str, images: str | None = None) -> list[Sample]:
-    """The images of a list that have a caption or a label, each with all of them.
+    """Read the images of a list that have captions or a label.
 
     Args:
-        path: Whatever `download.source` reads, as JSON Lines of {"image": path, "caption": text} or
-            {"image": path, "captions": [text, ...]}, with {"label": text} beside or in place of the
-            texts; a JSON list of them; COCO's JSON; a tar.
-        images: The folder of the images; by default that of the file.
+        path: Any source that `download.source` reads: JSON Lines of {"image": path, "caption":
+            text} or {"image": path, "captions": [text, ...]}, with {"label": text} beside or
+            instead of the texts; a JSON list of the same; COCO's JSON; a tar.
+        images: The folder of the images; the folder of the file by default.
 
     Raises:
-        ValueError: A record cannot be read; it names the file and the line.
+        ValueError: A record cannot be read; the message names the file and the line.
     """
-    found = samples(path, images)
-    return [sample for sample in found if sample.captions or sample.label is not None]
+    listed = samples(path, images)
+    return [sample for sample in listed if sample.captions or sample.label is not None]
 
 
 def read_folder(folder: str) -> list[Sample]:
-    """The images of a folder that have a caption, or else each with its folder's name as label."""
-    found = samples(folder)
-    if any(sample.captions for sample in found):
-        return [sample for sample in found if sample.captions]
-    inside = [sample for sample in found if sample.name.count("/") > 1]
+    """Read the images of a folder that have captions; without any, images in labelled folders."""
+    listed = samples(folder)
+    if any(sample.captions for sample in listed):
+        return [sample for sample in listed if sample.captions]
+    inside = [sample for sample in listed if sample.name.count("/") > 1]
     return [dataclasses.replace(sample, label=sample.name.split("/")[-2]) for sample in inside]
 
 
 def state_of(test: str) -> str:
-    """What changes with held-out images: a file's SHA-256, or what a folder's listing tells."""
+    """The version of held-out images: the SHA-256 of a file, or a digest of a folder's listing."""
     if not is_folder(test):
         return fingerprint_of(test)
-    found = sources.identity(SourceConfig(source=test))
-    return digest([entry["version"] for entries in found.values() for entry in entries])
+    identity = sources.identity(SourceConfig(source=test))
+    return digest([entry["version"] for entries in identity.values() for entry in entries])
 
 
 def is_folder(path: str) -> bool:
     """Whether a path or URL is a folder."""
-    fs, found = fsspec.core.url_to_fs(path, use_listings_cache=False)
-    return bool(fs.isdir(found))
+    fs, inner = fsspec.core.url_to_fs(path, use_listings_cache=False)
+    return bool(fs.isdir(inner))
 
 
 def files_of(source: Source) -> list[str]:
-    """The files of a source: those of a folder or a glob by name, or the one that it is.
+    """The files of a source, sorted by name: one file, or those of a folder or a glob.
 
-    Those of a folder that an export set apart for validation are left out. A folder without Parquet
-    files is one of images, and stands for itself.
+    Files that an export set apart for validation are left out. A folder without Parquet files is a
+    folder of images and is returned itself.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no file.
     """
     fs, path = fsspec.core.url_to_fs(source.path, use_listings_cache=False)
     if fs.isfile(path):
-        found = [path]
+        files = [path]
     elif "*" in path or "?" in path:
-        found = sorted(fs.glob(path))
+        files = sorted(fs.glob(path))
     else:
-        found = [
+        files = [
             f"{path.rstrip('/')}/{name}.parquet"
             for name in Run(source.path).shards()
             if not name.startswith(f"{VALIDATION}-")
         ]
-        if not found and fs.isdir(path) and fs.ls(path):
-            found = [path.rstrip("/")]
-    if not found:
+        if not files and fs.isdir(path) and fs.ls(path):
+            files = [path.rstrip("/")]
+    if not files:
         raise ValueError(f"train.data: no file {source.path}")
-    return found if is_local(fs) else [fs.unstrip_protocol(file) for file in found]
+    return files if is_local(fs) else [fs.unstrip_protocol(file) for file in files]
 
 
 def fingerprint_of(file: str) -> str:
-    """The SHA-256 of a file, out of the manifest of the export that it is part of where it is."""
+    """The SHA-256 of a file, from the manifest of its export if it is part of one."""
     return fingerprints_of([file])[0]
 
 
 def fingerprints_of(files: Sequence[str]) -> list[str]:
-    """The SHA-256 of each file, as `fingerprint_of`; a manifest is read once for all its files."""
+    """The SHA-256 of each file, as in `fingerprint_of`; each manifest is read once."""
     exports: dict[tuple[Any, str], dict[str, str]] = {}
-    found = []
+    fingerprints = []
     for file in files:
         fs, path = fsspec.core.url_to_fs(file, use_listings_cache=False)
         folder, _, name = path.rpartition("/")
@@ -253,12 +253,12 @@ def fingerprints_of(files: Sequence[str]) -> list[str]:
         if sha256 is None:
             info = fs.info(path)
             sha256 = _sha256(file, info["size"], _modified(info))
-        found.append(sha256)
-    return found
+        fingerprints.append(sha256)
+    return fingerprints
 
 
 def _exported(fs: Any, folder: str) -> dict[str, str]:
-    """The SHA-256 of each file that the manifest of an export lists; none of another's manifest."""
+    """The SHA-256 of each file that the manifest.json of an export lists; empty for any other."""
     path = f"{folder}/manifest.json"
     try:
         listed = checksum.open_json(fs.cat_file(path))["files"] if fs.exists(path) else []
@@ -280,21 +280,21 @@ def _sha256(file: str, size: int, modified: str) -> str:
 def units_of(path: str, images: str | None = None) -> list[Unit]:
     """The units of a file."""
     if not path.endswith((".parquet", ".pq")):
-        found = [sample for sample in samples(path, images) if sample.captions]
-        # Small files too can be dealt to several streams.
-        size = max(1, min(LINES_A_UNIT, len(found) // 64))
-        return [Entries(found[at : at + size]) for at in range(0, len(found), size)]
+        captioned = [sample for sample in samples(path, images) if sample.captions]
+        # Small files too are divided, so that several streams get a share.
+        size = max(1, min(LINES_A_UNIT, len(captioned) // 64))
+        return [Entries(captioned[at : at + size]) for at in range(0, len(captioned), size)]
     with open_parquet(path) as file:
         return [RowGroup(path, index, file) for index in range(file.num_row_groups)]
 
 
 @contextlib.contextmanager
 def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, local or at any fsspec URL; one of a run is checked as it is read.
+    """Open a Parquet file at a path or fsspec URL; the checksums of a run's file are checked.
 
     Raises:
-        ValueError: It is no Parquet file.
-        DamagedError: It is a file of a run, and not as it was written.
+        ValueError: The file is not a Parquet file.
+        DamagedError: The file is part of a run and is not as it was written.
     """
     with fsspec.open(path, "rb") as file:
         if not checksum.has_checksum(file):
@@ -309,7 +309,7 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
             yield checksum.open_parquet(file)
         except ChecksumError as error:
             raise DamagedError(
-                f"{path}: {error}. `capfilt verify RUN` names every damaged file, and what to do"
+                f"{path}: {error}. `capfilt verify RUN` names every damaged file and the fix"
             ) from error
 
 
@@ -323,10 +323,10 @@ class Placed:
     size: int
 
     def passes(self, epoch: int) -> npt.NDArray[np.int64]:
-        """How often an epoch meets each image of the unit.
+        """(images,) how many times an epoch passes over each image of the unit.
 
-        Image k of n has been met floor(epoch * weight + k / n) times before, so that all images
-        are met equally often, give or take one, whatever the weight.
+        Before an epoch, image k of n was passed floor(epoch * weight + k / n) times. So the numbers
+        of two images differ by at most one, for any weight.
         """
         share = np.arange(self.first, self.first + self.unit.num_images) / self.size
         upto = np.floor((epoch + 1) * self.weight + share)
@@ -334,18 +334,18 @@ class Placed:
 
 
 class Pairs:
-    """An endless, seeded stream of pairs over files; one of several that share the data.
+    """An endless, seeded stream of pairs from files; one of several streams that share the data.
 
-    Each epoch meets every image as often as the weight of its source says, each time with one of
-    its texts. Row groups (or runs of JSON entries) are put in a random order and dealt to the
-    streams; images are shuffled within blocks of about `shuffle_buffer`, which is what is held in
-    memory. The stream is a function of the content of the files, their order, the seed, the number
-    of the stream and how many there are, and not of where the files lie.
+    Each epoch passes over every image as often as the weight of its source says, each time with one
+    of its texts. Row groups (or runs of JSON entries) are shuffled and distributed over the
+    streams. Images are shuffled within blocks of about `shuffle_buffer`, which are held in memory.
+    The stream depends on the content and the order of the files, the seed, the index of the stream
+    and the number of streams, but not on the paths of the files.
 
     Attributes:
-        num_images: Images with a text, of all streams; a pool's failed downloads included.
-        images_an_epoch: The same, times the weights.
-        files: Of each source, its files.
+        num_images: Images with a text, of all streams, including failed downloads of a pool.
+        images_an_epoch: The same number, each image multiplied by the weight of its source.
+        files: The files of each source.
     """
 
     def __init__(
@@ -378,30 +378,30 @@ class Pairs:
             raise ValueError(f"no pairs in {named or 'no files'}")
         if len(self.units) < num_streams:
             raise ValueError(
-                f"{len(self.units)} row groups cannot be dealt to {num_streams} streams; write "
+                f"{len(self.units)} row groups are too few for {num_streams} streams; write "
                 f"smaller shards or train with fewer train.workers"
             )
-        # Within so many epochs every source is met.
+        # Within this many epochs, every source is passed at least once.
         self.patience = math.ceil(1 / min(source.weight for source in sources))
 
     def of_stream(self, stream: int) -> Pairs:
-        """Another stream of the same data."""
+        """The stream of the same data with this index."""
         other = object.__new__(Pairs)
         other.__dict__ |= self.__dict__ | {"stream": stream}
         return other
 
     def captions(self) -> Iterator[Sequence[str]]:
-        """The texts of each image, of all streams, in a seeded order of row groups."""
+        """The texts of each image of all streams, in a seeded order of row groups."""
         units = [placed.unit for placed in self.units]
         random.Random(seed_of(self.seed, "texts")).shuffle(units)
         for unit in units:
             yield from unit.captions()
 
     def examples(self, position: Position | None = None) -> Iterator[tuple[Example, Position]]:
-        """Examples from a position on, each with the position behind it, without end.
+        """Yield examples from a position on without end, each with the position after it.
 
         Raises:
-            ValueError: No image of the stream's is left to give.
+            ValueError: The stream has no image that can be read.
         """
         at = position or Position()
         barren = 0
@@ -410,8 +410,8 @@ class Pairs:
             barren = 0 if blocks else barren + 1
             if barren > 8 * self.patience:
                 raise ValueError(
-                    f"train.data: nothing is dealt to stream {self.stream} of {self.num_streams}; "
-                    f"write smaller shards or train with fewer train.workers"
+                    f"train.data: stream {self.stream} of {self.num_streams} gets no data; write "
+                    f"smaller shards or train with fewer train.workers"
                 )
             for number in range(at.block, len(blocks)):
                 samples = _load(blocks[number])
@@ -442,7 +442,7 @@ class Pairs:
         )
 
     def blocks(self, epoch: int) -> list[list[tuple[Unit, npt.NDArray[np.bool_]]]]:
-        """This stream's units of an epoch in its order, each with the images that are met."""
+        """The blocks of an epoch of this stream: units, each with the mask of images to use."""
         visits: list[tuple[Unit, npt.NDArray[np.bool_]]] = []
         for placed in self.units:
             passes = placed.passes(epoch)
@@ -462,12 +462,12 @@ class Pairs:
 
 
 def _load(block: list[tuple[Unit, npt.NDArray[np.bool_]]]) -> list[Sample]:
-    """The samples of a block; a unit that is met twice is read once."""
+    """The samples of a block; a unit that occurs twice is read once."""
     loaded: dict[int, list[Sample]] = {}
     samples = []
     for unit, is_met in block:
         if id(unit) not in loaded:
             loaded[id(unit)] = unit.load()
-        # A pool's failed downloads have no sample: there may be fewer than were counted.
+        # Failed downloads of a pool have no sample, so there can be fewer samples than counted.
         samples += [s for s, met in zip(loaded[id(unit)], is_met, strict=False) if met]
     return samples

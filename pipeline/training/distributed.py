@@ -1,7 +1,7 @@
-"""A training on several workers: Ray Train starts a process for each and joins them by torch.
+"""A training on several workers: Ray Train starts the processes, and torch connects them.
 
-Data and checkpoints stay with the training's own loop: a checkpoint that Ray Train is told of
-comes late, so that a killed training would replay steps.
+The training loop reads the data and writes the checkpoints itself. Ray Train registers a checkpoint
+late, and a killed training would repeat steps.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ __all__ = ["notes", "train_together"]
 def train_together(
     config: TrainConfig, data: Sequence[Source], out: str, resources: Resources
 ) -> TrainResult:
-    """Train on `config.workers` processes; in this one where it is one.
+    """Train in `config.workers` processes; a single worker trains in this process.
 
     Args:
-        config: What to do.
-        data: What to learn from.
+        config: The config of the training.
+        data: The data.
         out: The model folder, on storage that all workers share.
-        resources: What each worker occupies.
+        resources: The resources of each worker.
 
     Raises:
-        ValueError: The cluster has no place for so many workers at all.
-        Exception: What the first rank that failed raised.
+        ValueError: The cluster is too small for this many workers.
+        Exception: The error of the first rank that failed.
     """
     if config.workers == 1:
         return train(config, data, out)
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
-    place = {"CPU": float(resources.cpus), "GPU": resources.gpus}
-    place = {name: amount for name, amount in place.items() if amount}
-    _check_room(config.workers, place)
+    per_worker = {"CPU": float(resources.cpus), "GPU": resources.gpus}
+    per_worker = {name: amount for name, amount in per_worker.items() if amount}
+    _check_room(config.workers, per_worker)
     with notes(out) as own:
         trainer = TorchTrainer(
             _loop,  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ def train_together(
             scaling_config=ScalingConfig(
                 num_workers=config.workers,
                 use_gpu=resources.gpus > 0,
-                resources_per_worker=place,
+                resources_per_worker=per_worker,
                 placement_strategy="PACK",
             ),
             run_config=RunConfig(
@@ -61,35 +61,37 @@ def train_together(
             result = trainer.fit()
         except WorkerGroupError as error:
             _, first = min(error.worker_failures.items())
-            raise getattr(first, "_base_exc", first) from first  # Ray wraps it in its trace
-    found: TrainResult = result.return_value  # type: ignore[attr-defined]
-    return found
+            raise getattr(
+                first, "_base_exc", first
+            ) from first  # Ray wraps it in an error of its own
+    outcome: TrainResult = result.return_value  # type: ignore[attr-defined]
+    return outcome
 
 
 @contextlib.contextmanager
 def notes(out: str) -> Iterator[str]:
-    """A folder beside a model for Ray Train's notes on its run, which are for this run alone.
+    """A new folder beside a model for Ray Train's own files, removed afterwards.
 
-    Those that a killed training left would be taken up.
+    Ray Train would resume from the files of a killed training, so they are removed first.
     """
     folder = Run(f"{out}.ray.partial")
     folder.remove()
     try:
         yield folder.root
     finally:
-        with contextlib.suppress(OSError):  # Ray may still be writing, and the training is done
+        with contextlib.suppress(OSError):  # Ray may still write; the training is done anyway
             folder.remove()
 
 
-def _loop(told: dict[str, Any]) -> TrainResult:
-    return train(told["config"], told["data"], told["out"])
+def _loop(settings: dict[str, Any]) -> TrainResult:
+    return train(settings["config"], settings["data"], settings["out"])
 
 
-def _check_room(workers: int, place: dict[str, float]) -> None:
+def _check_room(workers: int, per_worker: dict[str, float]) -> None:
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    if any(there.get(name, 0) < amount * workers for name, amount in place.items()):
-        wanted = ", ".join(f"{amount * workers:g} {name}" for name, amount in place.items())
+    if any(there.get(name, 0) < amount * workers for name, amount in per_worker.items()):
+        wanted = ", ".join(f"{amount * workers:g} {name}" for name, amount in per_worker.items())
         raise ValueError(
             f"train.workers {workers} take {wanted}, and there are "
-            f"{', '.join(f'{there.get(name, 0):g} {name}' for name in place)}: use fewer"
+            f"{', '.join(f'{there.get(name, 0):g} {name}' for name in per_worker)}: use fewer"
         )

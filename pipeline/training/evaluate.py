@@ -1,4 +1,4 @@
-"""How good a model is on held-out images: retrieval, captioning, matching, classification."""
+"""Measures a model on held-out images: retrieval, captioning, matching, classification."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ __all__ = ["TEMPLATES", "evaluate"]
 logger = logging.getLogger(__name__)
 
 Weights = npt.NDArray[np.float64]
-"""How often each image counts, (images,)."""
+"""(images,) how often each image counts."""
 
 Statistic = Callable[[Weights], dict[str, float]]
 
 TEMPLATES = ("a photo of a {}.",)
-"""What CLIP's authors say of a label where they say one thing (arXiv 2103.00020)."""
+"""The prompt that CLIP's authors use if they use only one (arXiv 2103.00020)."""
 
 TAGGER = "en_core_web_sm"
 
 NOT_RANKED = -100.0
-"""BLIP's score of a pair that contrast did not put among the first k."""
+"""BLIP's score of a pair that is not among the k best by contrast."""
 
 TEXTS_AT_ONCE = 512
-"""About how many texts are matched in a batch of images."""
+"""Texts that are matched at a time, approximately."""
 
 
 def evaluate(
@@ -68,57 +68,58 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model on held-out images with true captions, labels or both.
 
-    The model is run by the classes that the stages run it with, and measured by what these can do
-    (`models.inference.protocols`).
+    The model runs in the same classes as in the stages. What is measured depends on the protocols
+    of `models.inference.protocols` that these classes implement.
 
     Args:
         model: A folder that a training wrote, or a released model of an architecture that an
             objective names, local or on the hub.
         test: JSON lines {"image": path relative to the file, "captions": [text, ...]}, with
-            "label" beside or in their place; a JSON list of them; COCO's JSON; or a folder of
-            images in folders that are named as their label.
-        top_k: Candidates that matching ranks again. By default an eighth of the images, from 16 to
-            BLIP's 128 for the thousand of Flickr30K.
-        templates: What is said of a label, `{}` in its place; embeddings of several are averaged.
+            "label" beside or instead of them; a JSON list of the same; COCO's JSON; or a folder
+            with one folder of images for each label.
+        top_k: Candidates that matching re-ranks. By default an eighth of the images, at least 16
+            and at most 128, which is BLIP's number for the 1,000 images of Flickr30K.
+        templates: The prompts of a label, with `{}` for the label; their embeddings are averaged.
         tagger: A spaCy pipeline that tags parts of speech: the name of an installed one, or a
             folder. Without it near misses are not measured, and the result says so.
         batch_size: Images at a time.
-        dtype: Of the weights. float32 gives the same numbers on every machine; the scores of
-            bfloat16 are so coarse that many tie.
-        seed: Of the wrong partners and of the intervals.
-        resamples: Of the bootstrap; 0 gives no intervals.
+        dtype: The dtype of the weights. float32 gives the same numbers on every machine; the
+            scores of bfloat16 are coarse, and many tie.
+        seed: The seed of wrong partners and of intervals.
+        resamples: Bootstrap resamples; 0 gives no intervals.
 
     Returns:
-        JSON-able: `images` and `captions`, and what the model can do: `retrieval`, with
-        TR@k and IR@k by contrast (`itc`) and re-ranked by matching (`itm`), and the scores that
-        ranked; `matching`, the ROC-AUC and the accuracy at one half of ITM on true captions
-        against captions of other images; `near_misses`, by what was changed in a true caption
-        (see `models.text.near_misses.KINDS`), how often the true one scores higher, ROC-AUC
-        and, of a matcher, the shares accepted at one half; `captioning`, BLEU@4 and CIDEr of beam
-        search (arXiv 2201.12086: 3 beams, 5 to 20 tokens), tokenized by
-        `models.metrics.words_of`, without METEOR, which needs Java or WordNet; `classification`,
-        top-1 and top-5 accuracy of the labels' embeddings. `intervals` holds 95 % of
-        each, bootstrapped over images.
+        Values that JSON can hold. `images` and `captions` are the numbers of each. The others
+        depend on what the model can do. `retrieval` has TR@k and IR@k by contrast (`itc`) and
+        re-ranked by matching (`itm`), and the names of these scores. `matching` has the ROC-AUC and
+        the accuracy of ITM at 0.5, on true captions against captions of other images.
+        `near_misses` has, for each kind of change in a true caption
+        (`models.text.near_misses.KINDS`), how often the true caption scores higher, the ROC-AUC
+        and, for a matcher, the shares accepted at 0.5. `captioning` has BLEU@4 and CIDEr of beam
+        search (arXiv 2201.12086: 3 beams, 5 to 20 tokens), tokenized by `models.metrics.words_of`;
+        METEOR is left out because it needs Java or WordNet. `classification` has the top-1 and
+        top-5 accuracy by embeddings of labels. `intervals` has the 95% interval of each metric,
+        bootstrapped over images.
 
     Raises:
-        ValueError: There are fewer than two images, one cannot be opened, a template has no place
-            for the label, or no class here runs the model.
+        ValueError: There are fewer than two images, an image cannot be opened, a template has no
+            `{}`, or no class here can run the model.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]
     if without := [template for template in templates if "{}" not in template]:
         raise ValueError(f"template {without[0]!r} has no {{}} for the label")
     samples = read_folder(test) if is_folder(test) else read_json(test)
     if len(samples) < 2:
-        raise ValueError(f"{test} holds {len(samples)} images with captions; two are the least")
+        raise ValueError(f"{test} has {len(samples)} images with captions; at least 2 are needed")
     readers = readers_of(model)
     captioned = [sample for sample in samples if sample.captions]
     labelled = [sample for sample in samples if sample.label is not None]
     captions = [list(sample.captions) for sample in captioned]
     result: dict[str, Any] = {"images": len(samples), "captions": sum(map(len, captions))}
-    found: dict[tuple[str, ...], tuple[Statistic, int]] = {}
+    statistics: dict[tuple[str, ...], tuple[Statistic, int]] = {}
 
     def load(ability: type[Any]) -> Any:
-        """The first part of the model with an ability, loaded; None where no part has it."""
+        """Load the first part of the model that implements a protocol; None if none does."""
         for folder, reader in readers.items():
             if issubclass(reader, ability):
                 return reader.from_pretrained(folder, dtype=dtype)
@@ -131,33 +132,33 @@ def evaluate(
             scorer = _Scorer(ranker, images, captions, top_k, batch_size, seed)
         result["retrieval"] = {"scores": scorer.scores}
         for name, statistic in scorer.retrieval().items():
-            found["retrieval", name] = statistic, len(captioned)
+            statistics["retrieval", name] = statistic, len(captioned)
         if scorer.logits:
-            found["matching",] = scorer.matching(), len(captioned)
+            statistics["matching",] = scorer.matching(), len(captioned)
         try:
             make = NearMisses(Vocabulary(captions, folder_of(tagger)))
         except OSError:
             result["near_misses"] = {
                 "left_out": f"no spaCy pipeline {tagger}; install it with "
-                f"`python -m spacy download {tagger}`, or set tagger to a folder that holds one"
+                f"`python -m spacy download {tagger}`, or set tagger to the folder of a pipeline"
             }
         else:
             near = score_near_misses(ranker, images, captions, make, batch_size, seed)
             for kind, scores in near.items():
-                found["near_misses", kind] = scores.statistic, len(captioned)
+                statistics["near_misses", kind] = scores.statistic, len(captioned)
     if captioned and (writer := load(Writes)) is not None:
         images = [sample.read() for sample in captioned]
         with _naming(images):
             statistic = captioning(writer, images, captions, batch_size)
-        found["captioning",] = statistic, len(captioned)
+        statistics["captioning",] = statistic, len(captioned)
     if ranker is not None and labelled:
         images = [sample.read() for sample in labelled]
         labels = [str(sample.label) for sample in labelled]
         with _naming(images):
             statistic = classification(ranker, images, labels, templates, batch_size)
-        found["classification",] = statistic, len(labelled)
+        statistics["classification",] = statistic, len(labelled)
     intervals: dict[str, Any] = {}
-    for path, (statistic, number) in found.items():
+    for path, (statistic, number) in statistics.items():
         _put(result, path, _rounded(statistic(np.ones(number))))
         if resamples:
             bounds = bootstrap(
@@ -173,17 +174,17 @@ def readers_of(model: str) -> dict[str, type[Any]]:
     """The class that runs each part of a model, by the part's folder or hub name.
 
     Raises:
-        ValueError: No class here runs one of them.
+        ValueError: No class here can run one of the parts.
     """
     model = folder_of(model)
-    found = {}
+    readers = {}
     for folder in parts_of(model) or [model]:
         config, _ = PretrainedConfig.get_config_dict(folder)
         try:
-            found[folder] = reader_of((config.get("architectures") or [""])[0])
+            readers[folder] = reader_of((config.get("architectures") or [""])[0])
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
-    return found
+    return readers
 
 
 def captioning(
@@ -226,9 +227,9 @@ def classification(
 
 
 def similarity(images: Tensor, texts: Tensor) -> npt.NDArray[np.float32]:
-    """The cosines (n, m) of unit embeddings: images (n, d) and texts (m, d).
+    """(n, m) cosines of unit embeddings of images (n, d) and texts (m, d).
 
-    Of images (n, q, d) the one of q that is most like a text counts.
+    For images (n, q, d), the cosine is the maximum over q.
     """
     cosine = images @ texts.T
     if cosine.ndim == 3:
@@ -243,11 +244,11 @@ class _Scorer:
     Attributes:
         cosine: float32 (images, texts).
         owners: The image of each text.
-        partners: For each image another one, whose captions are wrong for it.
-        scores: What each ranking is by, in words.
-        chosen: For each image the texts that it was matched with; empty if the model does not
-            match.
-        logits: For each image float32 (texts, 2) of these; column 1 says that they match.
+        partners: For each image, another image, whose captions are false for it.
+        scores: The score that each ranking uses, in words.
+        chosen: For each image, the indices of the texts that were matched with it; empty if the
+            model does not match.
+        logits: For each image, float32 (texts, 2) for these texts; column 1 is a match.
     """
 
     def __init__(
@@ -271,7 +272,7 @@ class _Scorer:
         self.logits: list[npt.NDArray[np.float32]] = []
         if isinstance(ranker, Matches):
             best = f"of the {self.k} best by itc"
-            # The released code adds the cosine, the paper ranks by the matching score alone.
+            # BLIP's released code adds the cosine; the paper ranks only by the matching score.
             self.scores["itm"] = f"ITM's logit of a match plus cosine, {best}"
             is_candidate = np.logical_or(*self.candidates())
             for i in range(len(images)):
@@ -283,7 +284,7 @@ class _Scorer:
             self.logits = [logits.cpu().numpy() for logits in matched]
 
     def candidates(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which pairs are of the k best texts of an image, and of the k best images of a text."""
+        """Masks (images, texts): the k best texts of each image, the k best images of each text."""
         num_images, num_texts = self.cosine.shape
         texts = np.argsort(-self.cosine, axis=1, kind="stable")[:, : min(self.k, num_texts)]
         images = np.argsort(-self.cosine, axis=0, kind="stable")[: min(self.k, num_images)]
@@ -293,14 +294,14 @@ class _Scorer:
         return by_image, by_text
 
     def retrieval(self) -> dict[str, Statistic]:
-        """Recalls by contrast alone and, of a matcher, with the best ranked again by matching."""
-        found = {"itc": self.recalls(self.cosine, self.cosine)}
+        """Recalls by contrast and, for a matcher, with the candidates re-ranked by matching."""
+        statistics = {"itc": self.recalls(self.cosine, self.cosine)}
         if self.logits:
-            found["itm"] = self.recalls(*self.ranked_again())
-        return found
+            statistics["itm"] = self.recalls(*self.ranked_again())
+        return statistics
 
     def recalls(self, by_image: npt.NDArray[Any], by_text: npt.NDArray[Any]) -> Statistic:
-        """TR of one matrix of scores (images, texts), IR of another."""
+        """TR from scores (images, texts) of texts by image, and IR from those of images by text."""
         own, owners = self.owners, self.owners.tolist()
         text_hits = retrieval_hits(by_image, owners)[0]
         image_hits = retrieval_hits(by_text, owners)[1]
@@ -315,16 +316,16 @@ class _Scorer:
         return statistic
 
     def ranked_again(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Scores (images, texts) of each image's best k texts and of each text's best k images."""
+        """Re-ranked scores (images, texts), by image and by text; others are `NOT_RANKED`."""
         ranked = np.full_like(self.cosine, NOT_RANKED)
         for image, (chosen, logits) in enumerate(zip(self.chosen, self.logits, strict=True)):
             ranked[image, chosen] = logits[:, 1] + self.cosine[image, chosen]
         by_image, by_text = self.candidates()
-        # A text of the image's best k need not have the image among its own best k.
+        # A text among the k best of an image may not have the image among its own k best.
         return np.where(by_image, ranked, NOT_RANKED), np.where(by_text, ranked, NOT_RANKED)
 
     def matching(self) -> Statistic:
-        """ITM on every caption with its image, and with the image of another."""
+        """ITM of every caption with its own image, and with another image."""
         num_images = len(self.cosine)
         true = [self.probability(i, i) for i in range(num_images)]
         false = [self.probability(i, self.partners[i]) for i in range(num_images)]
@@ -360,10 +361,10 @@ class _Scorer:
 
 @contextlib.contextmanager
 def _naming(images: Sequence[bytes]) -> Iterator[None]:
-    """Name the image that cannot be decoded by its number.
+    """Replace an ImageError by an error that has the number of the image.
 
     Raises:
-        ValueError: In place of an ImageError.
+        ValueError: An image cannot be decoded.
     """
     try:
         yield

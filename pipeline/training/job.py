@@ -1,7 +1,7 @@
-"""A training of a manifest: its data as files, its fingerprint, and where its model lies.
+"""A training of a manifest: its data as files, its fingerprint, and its model.
 
-RUN/models/NAME/        the model, save_pretrained folders
-RUN/models/NAME.json    written last: what it was trained on, which makes it done
+RUN/models/NAME/        the model, in save_pretrained folders
+RUN/models/NAME.json    the record of the training; it is written last and marks it as done
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TrainingJob:
 
     Args:
         manifest: The manifest.
-        name: The entry.
+        name: The name of the entry.
     """
 
     def __init__(self, manifest: Manifest, name: str) -> None:
@@ -41,11 +41,11 @@ class TrainingJob:
         self.out = f"{manifest.models}/{name}"
 
     def sources(self) -> list[Source]:
-        """Its data, the words for the run's own replaced by their folders.
+        """The data of the training; words for data of the run are replaced by their folders.
 
         Raises:
-            ValueError: A path matches no file, or the run has no pool or export yet, or one that is
-                not Parquet.
+            ValueError: A path matches no file, or the pool or export is not finished, or an export
+                is not Parquet.
         """
         sources = []
         for source in as_sources(self.config.data):
@@ -55,8 +55,8 @@ class TrainingJob:
                 names = self.run.shards(*folder)
                 if not names or not (is_pool or self.run.exists(*folder, "manifest.json")):
                     raise ValueError(
-                        f"train.{self.name}.data: {self.run.root} has no whole {source.path} yet; "
-                        f"run `capfilt {'download' if is_pool else 'run'} MANIFEST` first"
+                        f"train.{self.name}.data: {source.path} of {self.run.root} is not "
+                        f"finished; run `capfilt {'download' if is_pool else 'run'} MANIFEST` first"
                     )
                 source = dataclasses.replace(source, path=self.run.url(*folder))
             else:
@@ -75,12 +75,12 @@ class TrainingJob:
         )
         if name in plan.exports and (form := plan.export(name).config.format) != "parquet":
             raise ValueError(
-                f"train.{self.name}.data: {entry} is written as {form}, and training reads "
-                "parquet; name an export of that format"
+                f"train.{self.name}.data: {entry} is written as {form}, but training reads "
+                "parquet; name an export in that format"
             )
 
     def _folder(self, entry: str) -> tuple[str, ...] | None:
-        """Where the run keeps the data that a word of `data` stands for; None for a path."""
+        """The folder in the run that a word of `data` stands for; None for a path."""
         if entry == POOL:
             return (POOL,)
         if entry == CURATED:
@@ -96,14 +96,14 @@ class TrainingJob:
 
     @property
     def resources(self) -> Resources:
-        """What the training occupies; nothing where it only leads workers that do."""
+        """The resources of the training's own process; none if it only waits for workers."""
         if self.config.workers > 1:
             return Resources(cpus=0, gpus=0.0)
         return self.worker_resources
 
     @property
     def worker_resources(self) -> Resources:
-        """What each of its workers occupies: a GPU where this machine, or the cluster, has one."""
+        """The resources of a worker: a GPU, if this machine or the cluster has one."""
         import ray
         import torch
 
@@ -114,7 +114,7 @@ class TrainingJob:
 
     @property
     def fingerprint(self) -> str:
-        """What the model depends on: its settings, its data and the weights it starts from."""
+        """A digest of everything the model depends on: settings, data and starting weights."""
         data: dict[str, Any] = {}
         for source in as_sources(self.config.data):
             folder = self._folder(source.path)
@@ -136,10 +136,10 @@ class TrainingJob:
 
     @property
     def is_done(self) -> bool:
-        """Whether the model stands and is the one that this entry asks for now.
+        """Whether the model exists and matches the current fingerprint of this entry.
 
         Raises:
-            DamagedError: It is, and is not as it was written.
+            DamagedError: It does, but a file is missing or changed.
         """
         made = self.run.find_record(ModelRecord, "models", f"{self.name}.json")
         if made is None:
@@ -155,7 +155,7 @@ class TrainingJob:
         return is_wanted
 
     def _check(self, files: dict[str, str]) -> None:
-        """Refuse a model whose files are not those that the training wrote."""
+        """Check that the files of a model are those that the training wrote."""
         for path, sha256 in files.items():
             parts = ("models", self.name, *path.split("/"))
             if not self.run.exists(*parts):
@@ -164,11 +164,11 @@ class TrainingJob:
                 raise self.run.damaged(CHANGED, *parts)
 
     def progress(self) -> str:
-        """How far a training that another process carries out has come; empty before it starts."""
+        """The progress of a training in another process, in words; empty before its first step."""
         try:
             lines = self.run.read("models", f"{self.name}.partial", "metrics.jsonl").rstrip()
             row = json.loads(lines.rsplit(b"\n", 1)[-1])
-        except (FileNotFoundError, ValueError):  # it has not begun, or the line is being written
+        except (FileNotFoundError, ValueError):  # not started, or the line is incomplete
             return ""
         of = f" of {self.config.steps}" if self.config.steps else f", epoch {row['epoch'] + 1}"
         return (
@@ -177,12 +177,12 @@ class TrainingJob:
         )
 
     def _take_over(self, fingerprint: str) -> bool:
-        """Copy the same model where the run itself has trained it for another branch, and say so.
+        """Copy the model from the first round if it has the same fingerprint; True if so.
 
-        The files are those of its mark, since a listing may lag behind.
+        The files are taken from the record, because a listing of object storage can be outdated.
         """
-        trunk, mark = Run(self.manifest.run), ("models", f"{self.name}.json")
-        made = trunk.find_record(ModelRecord, *mark) if self.run.branch else None
+        trunk, path_of_record = Run(self.manifest.run), ("models", f"{self.name}.json")
+        made = trunk.find_record(ModelRecord, *path_of_record) if self.run.branch else None
         if made is None or made.fingerprint != fingerprint:
             return False
         self.run.remove("models", self.name)
@@ -190,15 +190,15 @@ class TrainingJob:
             own = self.run.at("models", self.name, path)
             self.run.fs.makedirs(own.rpartition("/")[0], exist_ok=True)
             self.run.fs.cp_file(trunk.at("models", self.name, path), own)
-        self.run.write_record(made, *mark)
+        self.run.write_record(made, *path_of_record)
         return True
 
     def carry_out(self) -> None:
-        """Train, save the model, and say what it was trained on; resumes from a checkpoint."""
+        """Train or resume, save the model, and write the record of the training."""
         from pipeline.training.distributed import train_together
 
         fingerprint = self.fingerprint
-        self.run.remove("models", f"{self.name}.json")  # the sign of a whole model goes first
+        self.run.remove("models", f"{self.name}.json")  # without it, the model is not done
         if self._take_over(fingerprint):
             return
         result = train_together(self.config, self.sources(), self.out, self.worker_resources)

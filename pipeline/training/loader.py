@@ -1,4 +1,4 @@
-"""Batches for a training: views of images beside their tokenized texts, made ahead of it."""
+"""Makes the batches of a training: augmented images and tokenized texts, prepared ahead."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Loaded", "ahead", "make_batches"]
 logger = logging.getLogger(__name__)
 
 CACHE_BYTES = 1 << 30
-"""Decoded images that are kept in memory; the images behind them are decoded every time."""
+"""Bytes of decoded images that are cached; images that do not fit are decoded every time."""
 
 Views = npt.NDArray[np.uint8]
 
@@ -39,10 +39,10 @@ class Loaded:
     """A batch of a rank.
 
     Attributes:
-        batch: Its pairs, those of each of the rank's streams in turn.
-        captions: What was tokenized.
-        positions: Where each stream stands behind it.
-        unreadable: How many images before it could not be opened.
+        batch: The pairs, in the order of the rank's streams.
+        captions: The prepared texts that were tokenized.
+        positions: The position of each stream after the batch.
+        unreadable: Number of images skipped for this batch because they cannot be opened.
     """
 
     batch: Batch
@@ -53,7 +53,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Share:
-    """What one stream adds to a batch."""
+    """The examples that one stream adds to a batch."""
 
     examples: list[Example]
     views: list[Views]
@@ -62,7 +62,7 @@ class Share:
 
 
 class Decoder:
-    """Examples to views, with the decoded images of the first GiB kept in memory."""
+    """Decodes and augments images, and caches up to `CACHE_BYTES` of decoded images."""
 
     def __init__(self, config: TrainConfig) -> None:
         objective = config.objective
@@ -77,7 +77,7 @@ class Decoder:
         self.kept: dict[str, Views] = {}
 
     def __call__(self, example: Example) -> Views | None:
-        """A view, uint8 (size, size, 3), or null where the image cannot be opened."""
+        """The augmented image, uint8 (size, size, 3); None if the image cannot be opened."""
         pixels = self.kept.get(example.image_id)
         if pixels is None:
             least = (2 * self.view.size, 2 * self.view.size)
@@ -100,17 +100,17 @@ def make_batches(
     positions: Sequence[Position],
     near_misses: NearMisses | None = None,
 ) -> Iterator[Loaded]:
-    """Full batches without end, an equal share of each from every stream.
+    """Yield full batches without end, with an equal share from every stream.
 
     Args:
-        config: The training.
-        streams: Those of this rank.
+        config: The config of the training.
+        streams: The streams of this rank.
         objective: Prepares and tokenizes the texts, and normalises the images.
-        positions: Where each stream goes on.
-        near_misses: Makes the near misses that the objective asks for.
+        positions: The position from which each stream continues.
+        near_misses: Makes near misses, if the objective uses them.
 
     Raises:
-        ValueError: An epoch of a stream holds too few readable images for a share.
+        ValueError: An epoch of a stream has too few readable images for a share.
     """
     decode = Decoder(config)
     number = config.objective.batch_size // config.streams
@@ -144,15 +144,15 @@ def make_batches(
 def _near_tokens(
     config: TrainConfig, examples: Sequence[Example], objective: Objective, make: NearMisses
 ) -> Tensor:
-    """int64 (n, k, L): near misses of each text, padding alone in the place of those that lack."""
+    """int64 (n, k, L): k near misses of each text; a missing one consists of padding."""
     number, _ = config.objective.near_miss_settings()
     texts: list[str | None] = []
     for example in examples:
         known = words_of(example.captions)
         for which in range(number):
             seed = seed_of(config.seed, "near", example.epoch, example.image_id, which)
-            found = make(example.caption, random.Random(seed), known=known)
-            texts.append(None if found is None else objective.prepare(found.text))
+            near_miss = make(example.caption, random.Random(seed), known=known)
+            texts.append(None if near_miss is None else objective.prepare(near_miss.text))
     tokens = objective.tokenize([text or "" for text in texts], config.objective.max_text_tokens)
     lacking = torch.tensor([text is None for text in texts])
     tokens[lacking] = objective.tokenizer.pad_token_id
@@ -160,7 +160,7 @@ def _near_tokens(
 
 
 def _shares(pairs: Pairs, position: Position, number: int, decode: Any) -> Iterator[Share]:
-    """So many readable examples at a time; an epoch's last, incomplete share is left out."""
+    """Yield `number` readable examples at a time; the incomplete rest of an epoch is left out."""
     stream = pairs.examples(position)
     epoch = full_epoch = position.epoch
     examples: list[Example] = []
@@ -174,8 +174,8 @@ def _shares(pairs: Pairs, position: Position, number: int, decode: Any) -> Itera
             wanted = [(example, at) for example, at in wanted if example.epoch == epoch]
         if epoch > full_epoch + pairs.patience:
             raise ValueError(
-                f"train.batch_size takes {number} of stream {pairs.stream} of "
-                f"{pairs.num_streams}, and fewer images can be read in an epoch: use a smaller one"
+                f"train.batch_size needs {number} images of stream {pairs.stream} of "
+                f"{pairs.num_streams}, but an epoch has fewer readable ones: use a smaller one"
             )
         fresh = [example for example, _ in wanted]
         for example, view in zip(fresh, decode(fresh), strict=True):
@@ -190,7 +190,7 @@ def _shares(pairs: Pairs, position: Position, number: int, decode: Any) -> Itera
 
 
 def ahead(batches: Iterator[Loaded]) -> Iterator[Loaded]:
-    """The same batches, the next one made while the last is trained on."""
+    """Yield the same batches, each prepared in the background while the previous one is used."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, batches)
         while True:

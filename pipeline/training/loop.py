@@ -1,4 +1,4 @@
-"""Training on pairs: an objective, its data, and steps that go on after a stop."""
+"""The training loop: trains an objective on pairs, and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ logger = logging.getLogger(__name__)
 RECENT_STEPS = 50
 
 VOCABULARY_IMAGES = 20_000
-"""Images whose texts give the words of near misses."""
+"""Images whose texts provide the vocabulary of near misses."""
 
 KEEP_SECONDS = 15.0
-"""How often the log of a training goes to object storage, where others look how far it is."""
+"""Seconds between copies of the log to object storage, from which other processes read progress."""
 
 SAMPLES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a training did.
+    """The outcome of a training.
 
     Attributes:
-        folder: Where the model stands.
-        steps: Optimiser steps in all.
-        images: Images seen in all, on all ranks.
+        folder: The folder or URL of the model.
+        steps: Optimiser steps, including those before the call.
+        images: Images in all these steps, on all ranks.
         unreadable: Images left out because they cannot be opened, on all ranks.
-        losses: Mean of each part of the loss over the last steps.
-        seconds: Of this call.
-        resumed_from: The step of the checkpoint it went on from, 0 for none.
+        losses: Mean of each part of the loss over the last `RECENT_STEPS` steps.
+        seconds: Seconds that the call took.
+        resumed_from: The step of the checkpoint from which the call resumed; 0 without one.
     """
 
     folder: str
@@ -81,31 +81,31 @@ def train(
     *,
     stop_at: int | None = None,
 ) -> TrainResult:
-    """Train a model and save it as folders that stock transformers loads.
+    """Train a model and save it in folders that stock transformers loads.
 
-    Until it is finished all lies in OUT.partial. A call that was killed goes on from the last
-    checkpoint there, with the losses it would have had; a checkpoint of another config or of
-    other files is ignored. Under `torch.distributed` every rank calls this; gradients are
-    averaged and rank 0 writes. OUT must then be where all ranks see it. Where OUT is a URL, they
-    work in temporary folders, and rank 0 puts each checkpoint and in the end the model there.
+    A training writes to OUT.partial until it is finished. If it is killed, the next call resumes
+    from the last checkpoint there, with the same losses as without the interruption; it ignores a
+    checkpoint of another config or of other files. Under `torch.distributed` every rank calls this
+    function; gradients are averaged, and rank 0 writes. Then OUT must be on shared storage. If OUT
+    is a URL, ranks work in temporary folders, and rank 0 uploads each checkpoint and the model.
 
     Args:
-        config: What to do.
-        data: What to learn from, in place of the config's; plain texts are paths of weight 1.
-        out: The model folder, or its URL. It appears, or is replaced, when the training is
-            finished: the model; README.md, its card; `metrics.jsonl` with losses, lr and images a
-            second of each step; and `samples.jsonl` with captions written on the way.
-        stop_at: Leave after this step with a checkpoint.
+        config: The config of the training.
+        data: The data, in place of the config's; a plain text is a path of weight 1.
+        out: The model folder or its URL. It is written, or replaced, when the training is
+            finished. It holds the model; README.md, its card; `metrics.jsonl` with losses, lr and
+            images per second of each step; and `samples.jsonl` with captions written in between.
+        stop_at: Stop after this step with a checkpoint.
 
     Raises:
         ValueError: The config does not fit the files or the number of ranks.
         FloatingPointError: The loss is no longer a number.
     """
-    scratch = StagingDir(os.fspath(out))
+    staging = StagingDir(os.fspath(out))
     try:
-        return _Training(config, data, scratch).run(stop_at)
+        return _Training(config, data, staging).run(stop_at)
     finally:
-        scratch.close()
+        staging.close()
 
 
 class _Training:
@@ -115,12 +115,12 @@ class _Training:
         self,
         config: TrainConfig,
         data: Sequence[str | Source],
-        scratch: StagingDir,
+        staging: StagingDir,
     ) -> None:
         self.config = config
         self.batch_size = config.objective.batch_size
-        self.scratch = scratch
-        self.out, self.partial = scratch.folder, scratch.partial
+        self.staging = staging
+        self.out, self.partial = staging.folder, staging.partial
         self.log = self.partial / "metrics.jsonl"
         self.samples = self.partial / "samples.jsonl"
         if config.threads:
@@ -141,8 +141,8 @@ class _Training:
         self.steps_an_epoch = whole.images_an_epoch // self.batch_size
         if not self.steps_an_epoch:
             raise ValueError(
-                f"train.batch_size makes batches of {self.batch_size}, more than the "
-                f"{whole.images_an_epoch} images there are: use a smaller one"
+                f"train.batch_size is {self.batch_size}, but an epoch has only "
+                f"{whole.images_an_epoch} images: use a smaller batch_size"
             )
         self.steps = config.steps or config.objective.epochs * self.steps_an_epoch
         self.data = [
@@ -162,7 +162,7 @@ class _Training:
         settings = config.measurement() | {"tokenizer": None, "data": ()}
         for field, model in config.objective.models().items():
             if start_of(model):
-                settings[field] = None  # the revisions say more than where the folder lies
+                settings[field] = None  # the revisions identify the weights, wherever they are
         content = [(entry["weight"], entry["sha256"]) for entry in self.data]
         self.identity = digest([settings, self.start, content])
         self.checkpoint = Checkpoint(self.partial / "checkpoint.safetensors", self.identity)
@@ -177,7 +177,7 @@ class _Training:
         if self.is_finished():
             self.step = self.steps
             return self.result({}, 0, began, self.steps)
-        self.scratch.fetch(self.checkpoint.path.name, self.log.name, self.samples.name)
+        self.staging.fetch(self.checkpoint.path.name, self.log.name, self.samples.name)
         resumed_from = self.resume()
         self.partial.mkdir(parents=True, exist_ok=True)
         for path in (self.log, self.samples) if rank() == 0 else ():
@@ -209,7 +209,7 @@ class _Training:
                 if config.checkpoint_every and self.step % config.checkpoint_every == 0:
                     self.save_checkpoint()
                 if rank() == 0 and time.monotonic() - kept > KEEP_SECONDS:
-                    self.scratch.keep(self.log.name)
+                    self.staging.keep(self.log.name)
                     kept = time.monotonic()
         unreadable = int(gather(torch.tensor([self.unreadable], device=self.device)).sum())
         if self.step >= self.steps and rank() == 0:
@@ -221,7 +221,7 @@ class _Training:
         return self.result(losses, unreadable, began, resumed_from)
 
     def near_misses(self) -> NearMisses | None:
-        """What makes the near misses that the objective asks for; None where it asks for none."""
+        """The maker of near misses; None if the objective uses none."""
         number, tagger = self.config.objective.near_miss_settings()
         if not number:
             return None
@@ -237,9 +237,9 @@ class _Training:
     def result(
         self, losses: Mapping[str, float], unreadable: int, began: float, resumed_from: int
     ) -> TrainResult:
-        """What this call did."""
+        """The outcome of this call."""
         return TrainResult(
-            folder=self.scratch.out,
+            folder=self.staging.out,
             steps=self.step,
             images=self.step * self.batch_size,
             unreadable=unreadable,
@@ -249,21 +249,21 @@ class _Training:
         )
 
     def card(self) -> str:
-        """The card of the model that this training makes."""
+        """The model card of this training."""
         usage = self.model.usage(self.config.objective.max_text_tokens)
         return model_card.text(self.config, self.data, self.start, self.steps, self.identity, usage)
 
     def is_finished(self) -> bool:
-        """Whether the folder holds what this training makes: its card came with all the rest."""
-        return self.scratch.read("README.md") == self.card()
+        """Whether the folder holds this training's model; the card is published last."""
+        return self.staging.read("README.md") == self.card()
 
     def update(self, batch: Batch, lr: float) -> dict[str, float]:
-        """One step of the optimiser; the losses, of all ranks."""
+        """Take one step of the optimiser and return the losses, averaged over all ranks."""
         config = self.config
         parts = batch.to(self.device).split(config.accumulate, len(self.streams))
         values: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
-            # Every step draws from its own seed, so that a resumed step draws what it would have.
+            # Each step has its own seed, so that a resumed training draws the same numbers.
             seed = seed_of(config.seed, "step", self.step, number)
             torch.manual_seed(seed_of(seed, "dropout", rank()))
             step = Step(
@@ -284,17 +284,17 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
         means = gather(torch.stack(list(values.values()))[None]).mean(0).tolist()
-        found = dict(zip(values, means, strict=True))
-        found["loss"] = sum(means)
-        if not math.isfinite(found["loss"]):
+        means_of = dict(zip(values, means, strict=True))
+        means_of["loss"] = sum(means)
+        if not math.isfinite(means_of["loss"]):
             raise FloatingPointError(
-                f"train: the loss is {found} at step {self.step}; lower lr "
+                f"train: the loss is {means_of} at step {self.step}; lower lr "
                 f"({config.objective.lr}) or use precision fp32"
             )
-        return found
+        return means_of
 
     def log_row(self, losses: Mapping[str, float], lr: float, seconds: float) -> dict[str, Any]:
-        """What the log keeps of a step."""
+        """The row of the log for a step."""
         row: dict[str, Any] = {"step": self.step, "epoch": self.positions[0].epoch}
         row |= {name: round(value, 6) for name, value in losses.items()}
         row["lr"] = lr
@@ -303,7 +303,7 @@ class _Training:
         return row
 
     def open_logs(self, opened: contextlib.ExitStack) -> list[Callable[[dict[str, Any]], None]]:
-        """What takes the row of each step; nothing on ranks other than 0."""
+        """The functions that write the row of a step; none on ranks other than 0."""
         if rank():
             return []
         file = opened.enter_context(self.log.open("a", encoding="utf-8"))
@@ -332,7 +332,7 @@ class _Training:
 
     @torch.no_grad()
     def sample(self, loaded: Loaded) -> None:
-        """Log what the model writes about the first images of a batch, if it writes captions."""
+        """Log captions of the first images of a batch, if the model can write captions."""
         if rank():
             return
         self.model.eval()
@@ -346,7 +346,7 @@ class _Training:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def finish(self) -> None:
-        """Write the model and its card, and put the folder in its place."""
+        """Write the model and its card, and move the folder into place."""
         self.model.write(self.partial)
         card = self.card()
         for folder in (self.partial, *(path.parent for path in self.partial.glob("*/config.json"))):
@@ -356,33 +356,33 @@ class _Training:
                 flush(path)
         shutil.rmtree(self.out, ignore_errors=True)
         self.partial.rename(self.out)
-        # Up to here a call that is killed goes on from the checkpoint, and writes the model again.
+        # If killed before this line, the next call resumes and writes the model again.
         (self.out / self.checkpoint.path.name).unlink(missing_ok=True)
-        self.scratch.publish()
+        self.staging.publish()
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint on rank 0, with where the streams of all ranks stand."""
-        # The rank's count stands with its first stream.
+        """Write a checkpoint on rank 0, with the positions of the streams of all ranks."""
+        # The count of a rank is stored with its first stream.
         counts = [self.unreadable] + [0] * len(self.positions[1:])
         at = [(p.epoch, p.block, p.offset, n) for p, n in zip(self.positions, counts, strict=True)]
         streams = gather(torch.tensor(at, device=self.device)).tolist()
         if rank():
             return
         self.checkpoint.save(self.model, self.optimizer, step=self.step, streams=streams)
-        # The logs first: rows behind a checkpoint are cut, rows before it would be missing.
-        self.scratch.keep(self.log.name, self.samples.name, self.checkpoint.path.name)
+        # The logs go first: resuming can cut rows after the checkpoint, but not restore others.
+        self.staging.keep(self.log.name, self.samples.name, self.checkpoint.path.name)
 
     def resume(self) -> int:
-        """Load this training's checkpoint and return its step, 0 where there is none.
+        """Load this training's checkpoint and return its step; 0 without a checkpoint.
 
         Raises:
-            ValueError: Not every rank sees it.
-            DamagedError: It is damaged.
+            ValueError: Ranks see different checkpoints.
+            DamagedError: The checkpoint is damaged.
         """
         state = self.checkpoint.read()
-        found = torch.tensor([state.get("step", 0)], device=self.device)
-        if len(set(gather(found).tolist())) > 1:
-            raise ValueError(f"train: {self.scratch.out} must be on storage that all workers share")
+        steps = torch.tensor([state.get("step", 0)], device=self.device)
+        if len(set(gather(steps).tolist())) > 1:
+            raise ValueError(f"train: {self.staging.out} must be on storage that all workers share")
         if not state:
             return 0
         self.checkpoint.restore(self.model, self.optimizer, state)
@@ -396,5 +396,5 @@ class _Training:
 
 
 def together(fingerprints: Sequence[str]) -> str:
-    """One fingerprint for several files: that of the only one, or the digest of all."""
+    """The fingerprint of one file, or a digest of the fingerprints of several."""
     return fingerprints[0] if len(fingerprints) == 1 else digest(list(fingerprints))

@@ -1,4 +1,4 @@
-"""The model card that a training leaves as README.md beside the weights."""
+"""The model card that a training writes as README.md beside the weights."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def text(
     """A card with front matter that Hugging Face reads.
 
     Args:
-        config: What was asked for.
-        data: Of each source its path, weight, images and sha256.
-        start: Revisions of the folders it started from.
+        config: The config of the training.
+        data: The path, weight, images and sha256 of each source.
+        start: Revisions of the folders from which it started.
         steps: Optimiser steps.
         identity: The digest of settings, start and data.
-        usage: Markdown on how a text must be prepared for the model.
+        usage: How a text must be prepared for the model, in Markdown.
     """
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["capfilt"]}
     objective, settings = config.objective, config.settings()
@@ -58,7 +58,7 @@ def text(
             for entry in data
         ),
         "",
-        "Of several files it is that of the list of theirs, its first 16 characters.",
+        "For several files, these are the first 16 characters of a digest of their SHA-256s.",
         "",
         "## Settings",
         "",
@@ -72,7 +72,7 @@ def text(
 
 
 def _loading(saves: Mapping[str, Saved]) -> str:
-    """What loads each folder of a model."""
+    """The class that loads each folder of a model."""
     if "." in saves:
         return saves["."].architecture
     return ", ".join(f"{folder}/ as {saved.architecture}" for folder, saved in saves.items())

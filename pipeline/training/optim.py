@@ -1,4 +1,4 @@
-"""The optimiser of a training, its learning rate and its gradients."""
+"""The optimiser of a training, its learning rate, gradient averaging and bf16."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["average_gradients", "learning_rate", "make_optimizer", "use_bf16"]
 
 
 def make_optimizer(objective: Objective, config: ObjectiveConfig) -> torch.optim.AdamW:
-    """AdamW on the parameters that are trained, with weight decay on matrices only."""
+    """AdamW for the trained parameters, with weight decay only on matrices."""
     trained = list(objective.trained().values())
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -53,10 +53,7 @@ def average_gradients(objective: Objective) -> None:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to run under bf16 autocast.
-
-    The precision `auto` does where the device has instructions for bf16.
-    """
+    """Whether to use bf16 autocast; with `auto`, only if the device has bf16 instructions."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

@@ -251,7 +251,7 @@ def test_training_reads_the_train_split_of_parquet_alone(done):
     (source,) = TrainingJob(plan.manifest, "new").sources()
     names = [Path(path).name for path in files_of(source)]
     assert names == [f"{n}.parquet" for n in run.shards("curated") if n.startswith("train-")]
-    with pytest.raises(ValueError, match="export:blip is written as blip, and training reads"):
+    with pytest.raises(ValueError, match="export:blip is written as blip, but training reads"):
         TrainingJob(plan.manifest, "wrong").sources()
 
 

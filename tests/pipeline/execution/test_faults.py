@@ -527,7 +527,7 @@ def test_what_fails_a_training_is_told_in_a_line_and_its_trace_kept(tmp_path, ca
     capsys.readouterr()
     assert main(["train", str(path), "--quiet"]) == 1
     first, *rest = capsys.readouterr().err.splitlines()
-    assert "train.captioner: ValueError: train.batch_size makes batches of 64, more" in first
+    assert "train.captioner: ValueError: train.batch_size is 64, but an epoch has" in first
     assert "it resumes from its checkpoint" in "".join(rest) and len(rest) == 1
     trace = tmp_path / "r" / "failures" / "train-captioner.txt"
     assert str(trace) in first

@@ -63,7 +63,7 @@ def test_a_checkpoint_of_another_model_or_version_is_not_taken_up(
     assert Checkpoint(checkpoint.path, "other").read() == {}
     other = config_of(tokenizer, objective="filter").objective
     matcher = other.build()
-    with pytest.raises(DamagedError, match=r"it and the model differ in memory\.ids"):
+    with pytest.raises(DamagedError, match=r"only one of it and the model has memory\.ids"):
         checkpoint.restore(matcher, make_optimizer(matcher, other), checkpoint.read())
     with safe_open(checkpoint.path, "pt") as file:
         state = json.loads(file.metadata()["state"])

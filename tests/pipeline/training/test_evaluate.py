@@ -320,7 +320,7 @@ def test_the_table_has_the_interval_beside_the_value(
 
 def test_a_set_of_one_image_is_refused(models: Path, tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text('{"image": "a.png", "captions": ["a dog"]}\n')
-    with pytest.raises(ValueError, match="two are the least"):
+    with pytest.raises(ValueError, match="at least 2 are needed"):
         evaluate(str(models), str(tmp_path / "test.jsonl"))
 
 

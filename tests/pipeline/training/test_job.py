@@ -28,7 +28,7 @@ def test_the_words_for_a_runs_own_data_are_its_folders(tmp_path: Path, human: st
     curated.mkdir(parents=True)
     pq.write_table(pa.table({"image": [b"x"], "caption": ["x"]}), curated / "00000.parquet")
     training = training_of(tmp_path, data=[{"path": "curated", "weight": 0.5}, human])
-    with pytest.raises(ValueError, match=r"train\.model\.data: .* has no whole curated yet"):
+    with pytest.raises(ValueError, match=r"train\.model\.data: .* is not finished"):
         training.sources()
     (curated / "manifest.json").write_text(json.dumps({"files": []}))
     assert training.sources() == [Source(path=str(curated), weight=0.5), Source(path=human)]

@@ -69,7 +69,9 @@ def test_an_epoch_without_a_full_batch_of_readable_images_is_refused(
     for row in rows[6:]:
         row["image"] = b"not an image"
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
-    with pytest.raises(ValueError, match="takes 4 of stream 0 of 1, and fewer images can be read"):
+    with pytest.raises(
+        ValueError, match="needs 4 images of stream 0 of 1, but an epoch has fewer readable ones"
+    ):
         train(config_of(tokenizer), [str(tmp_path / "pairs.parquet")], tmp_path / "model")
 
 
