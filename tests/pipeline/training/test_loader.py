@@ -112,5 +112,5 @@ def test_globs_are_read(tokenizer: str, pairs: str, tmp_path: Path) -> None:
 def test_a_batch_larger_than_the_data_is_refused(
     tokenizer: str, pairs: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="batches of 32, more than the 20 images"):
+    with pytest.raises(ValueError, match="batch_size is 32, but an epoch has only 20 images"):
         train(config_of(tokenizer, batch_size=32, queue_size=64), [pairs], tmp_path / "model")
