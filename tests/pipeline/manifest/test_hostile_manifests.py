@@ -198,7 +198,11 @@ TEXTS: list[tuple[str, str | bytes, str]] = [
     ("module", "name: !!python/name:os.system", "could not determine"),
     ("tag", "name: !unknown x", "could not determine"),
     ("twice", "name: a\nstages: {}\nname: b", "the key 'name' is repeated"),
-    ("twice within", "name: a\nstages: {clean: {}, dedup: {}, clean: {}}", "the key 'clean' is repeated"),
+    (
+        "twice within",
+        "name: a\nstages: {clean: {}, dedup: {}, clean: {}}",
+        "the key 'clean' is repeated",
+    ),
     ("nested", "name: " + "[" * 5_000, "nested too deeply"),
     ("nested maps", "".join(" " * n + f"a{n}:\n" for n in range(1000)), "nested too deeply"),
     ("latin", "name: caf\xe9".encode("latin-1"), "not YAML"),
