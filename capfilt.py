@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from models.errors import CapfiltError as Error
 from models.errors import InputError
-from pipeline.results.sample import SampleHistory as Sample
+from pipeline.results.history import SampleHistory as Sample
 
 if TYPE_CHECKING:
     from pipeline.results.verdicts import Results
@@ -218,7 +218,7 @@ class Run:
         Raises:
             ValueError: No sample matches, or more than one.
         """
-        from pipeline.results.sample import sample_history
+        from pipeline.results.history import sample_history
 
         return sample_history(self._results, uid)
 
