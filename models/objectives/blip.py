@@ -227,25 +227,25 @@ class MED(Objective):
 
         loaded: dict[Part, Any] = {}
         folders: dict[Part, str] = {part: os.path.join(name, part) for part in parts}
-        found = {part: path for part, path in folders.items() if os.path.isdir(path)}
-        if not found:
+        sources = {part: path for part, path in folders.items() if os.path.isdir(path)}
+        if not sources:
             config = BlipConfig.from_pretrained(name, revision=revision or "main")
             architectures = set(config.architectures or ())
-            found = {part: name for part in parts if _CLASSES[part].__name__ in architectures}
-            if not found and len(architectures) == 1:
+            sources = {part: name for part in parts if _CLASSES[part].__name__ in architectures}
+            if not sources and len(architectures) == 1:
                 other: Part = "matcher" if parts[0] == "captioner" else "captioner"
                 if _CLASSES[other].__name__ in architectures:
-                    found = {other: name}
-        if not found:
+                    sources = {other: name}
+        if not sources:
             raise ValueError(
                 f"{name} is not a BLIP captioner or matcher, nor a folder with captioner/ and "
                 f"matcher/ in it: give one of those or a size ({', '.join(BLIP_SIZES)})"
             )
-        for part, path in found.items():
+        for part, path in sources.items():
             loaded[part] = _CLASSES[part].from_pretrained(
                 path, revision=revision, dtype=torch.float32, use_safetensors=True
             )
-        path = next(iter(found.values()))
+        path = next(iter(sources.values()))
         reader = _load_tokenizer(tokenizer or path, revision=None if tokenizer else revision)
         config = next(iter(loaded.values())).config
         if "captioner" in parts and first_fused(config.text_config):
@@ -543,10 +543,10 @@ class MED(Objective):
         drawn, each = [], len(ids) // streams
         for first in range(0, len(ids), each):
             own = slice(first, first + each)
-            found = hard_negatives(
+            partners = hard_negatives(
                 similarity[own, own], ids[own], ids[own], chances[own], self.floor
             )
-            drawn.append(torch.where(found < 0, found, found + first))
+            drawn.append(torch.where(partners < 0, partners, partners + first))
         return torch.cat(drawn)
 
     def _lm(self, batch: Batch, memory: Memory) -> Tensor:
