@@ -18,7 +18,7 @@ from transformers import BertTokenizer
 
 from models.attention import attend, cross_attention_kv, encode_images, first_fused, split_heads
 from models.image.decode import Preprocess
-from models.inference.batching import BatchRunner
+from models.inference.batch_runner import BatchRunner
 from models.weights import Dtype, place
 
 __all__ = ["Blip", "ImageMemory"]

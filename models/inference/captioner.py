@@ -18,7 +18,7 @@ from transformers import BlipForConditionalGeneration
 
 from models.attention import attend, split_heads
 from models.image.decode import Preprocess
-from models.inference.batching import check_one_each, is_out_of_memory
+from models.inference.batch_runner import check_one_each, is_out_of_memory
 from models.inference.blip import Blip, ImageMemory
 from models.inference.decoding import Caption, Settings
 from models.inference.generation import Rules, beam_search, draw, from_nucleus, uniforms

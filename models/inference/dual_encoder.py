@@ -30,7 +30,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from models.image.decode import open_rgb
-from models.inference.batching import BatchRunner, check_one_each
+from models.inference.batch_runner import BatchRunner, check_one_each
 from models.weights import Dtype, place
 
 __all__ = ["ARCHITECTURES", "Architecture", "DualEncoder", "Pixels", "Similarity"]

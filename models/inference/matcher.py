@@ -19,7 +19,7 @@ from transformers import BlipForImageTextRetrieval
 
 from models.attention import attend, encode_texts, first_fused, split_heads
 from models.image.decode import Preprocess
-from models.inference.batching import check_one_each
+from models.inference.batch_runner import check_one_each
 from models.inference.blip import Blip, ImageMemory
 from models.text.pre_caption import pre_caption
 

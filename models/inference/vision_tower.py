@@ -22,7 +22,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from models.image.decode import open_rgb
-from models.inference.batching import BatchRunner
+from models.inference.batch_runner import BatchRunner
 from models.inference.dual_encoder import ARCHITECTURES, DualEncoder, Pixels
 from models.weights import Dtype, place
 

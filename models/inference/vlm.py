@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from models.image.decode import open_rgb
-from models.inference.batching import BatchRunner, check_one_each
+from models.inference.batch_runner import BatchRunner, check_one_each
 from models.inference.decoding import Caption, Settings
 from models.inference.generation import from_nucleus, uniforms
 from models.weights import Dtype, place

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.random import splitmix
-from pipeline.report.frequent import Frequent
+from pipeline.report.frequent_texts import Frequent
 from pipeline.report.histogram import GrowingHistogram, Histogram
 from pipeline.results.sampling import Ranks, RowLocation, Smallest, ranks_of
 from pipeline.results.tables import INTERNAL

@@ -7,9 +7,9 @@ import json
 import os
 from typing import Any
 
-from pipeline.manifest.former import upgraded
 from pipeline.manifest.manifest import REVIEWS, Manifest
 from pipeline.manifest.plan import Plan
+from pipeline.manifest.upgrade import upgraded
 from pipeline.manifest.validation import did_you_mean
 from pipeline.results.verdicts import Results
 from pipeline.storage.records import RunRecord

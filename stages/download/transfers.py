@@ -21,7 +21,7 @@ import certifi
 import pycurl
 
 from stages.download.addresses import is_public
-from stages.download.lenient import Exchange
+from stages.download.lenient_client import Exchange
 
 __all__ = ["Body", "Failure", "Headers", "Request", "Response", "Transfers"]
 

@@ -14,7 +14,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from models.image.augmentation import Augment
 from models.image.decode import Preprocess
-from models.inference.batching import BatchRunner
+from models.inference.batch_runner import BatchRunner
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
 from models.objectives.config import ObjectiveConfig, Saved

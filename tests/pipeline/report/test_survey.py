@@ -3,7 +3,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.frequent import Frequent
+from pipeline.report.frequent_texts import Frequent
 from pipeline.report.health import variety
 from pipeline.results.sampling import Smallest
 

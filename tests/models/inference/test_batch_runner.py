@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.image.decode import ImageError
-from models.inference.batching import BatchRunner
+from models.inference.batch_runner import BatchRunner
 
 CPU = torch.device("cpu")
 

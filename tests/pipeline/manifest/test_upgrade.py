@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.manifest.former import upgraded
 from pipeline.manifest.manifest import Manifest, ManifestError
+from pipeline.manifest.upgrade import upgraded
 
 CLIP = {"objective": "clip", "data": ["curated"], "queue_size": 0, "prompt": "", "momentum": 0.98}
 
