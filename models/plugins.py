@@ -1,4 +1,4 @@
-"""Classes by name: ours, and those that other installed packages add by entry points."""
+"""Registries of classes by name: our own, and those of other packages by entry points."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ T = TypeVar("T")
 
 
 class _Entry(NamedTuple):
-    """Where a class is: `module:Class`, and the distribution and version that adds it, if any."""
+    """A class as `module:Class`, and the name and version of its distribution if not ours."""
 
     target: str
     distribution: tuple[str, str] | None = None
 
 
 class Registry(Mapping[str, type[T]], Generic[T]):
-    """Classes by name, each imported when it is first looked up.
+    """Classes by name; each is imported when it is first looked up.
 
-    Iteration and `in` import nothing: our names come first, then those of other packages in
+    Iteration and `in` import nothing. Our names come first, then those of other packages in
     alphabetical order. Entry points are read once in a process.
 
     Args:
-        kind: What the classes are, for messages: `stage`.
-        group: The entry point group of other packages' classes: `capfilt.stages`.
+        kind: The kind of the classes, for messages, such as `stage`.
+        group: The entry point group of other packages' classes, such as `capfilt.stages`.
         ours: `module:Class` of each class of this repository, by name.
-        find_fault: Says what is wrong with an object that is to have a name; None for nothing.
-        reserved: Names that no class of another package may have.
+        find_fault: Returns what is wrong with an object for a name; None if nothing is.
+        reserved: Names that classes of other packages must not have.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         """The class of a name.
 
         Raises:
-            KeyError: There is no such name.
+            KeyError: The name is unknown.
             PluginError: The class cannot be imported, or is not of this kind.
         """
         if name not in self._classes:
@@ -89,11 +89,11 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return self._entries[name].distribution
 
     def read(self, name: str, attribute: str) -> Any:
-        """Read a class attribute from the source of its module, and import nothing.
+        """Read a class attribute from the source of its module, without importing anything.
 
         Returns:
-            The value, or None where the source is not at hand or the body of the class does not
-            set the attribute to a literal, on one line.
+            The value; None if there is no source, or if the body of the class does not set the
+            attribute to a literal on one line.
         """
         module, _, class_name = self._entries[name].target.partition(":")
         try:
@@ -102,7 +102,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             return None
         body = re.search(rf"^class {class_name}\b.*\n(?:(?: .*)?\n)*", source, re.MULTILINE)
         for value in re.findall(rf"^    {attribute}\b[^=\n]*=(.+)$", body[0] if body else "", re.M):
-            with suppress(SyntaxError, ValueError):  # a line of a docstring, or no literal
+            with suppress(SyntaxError, ValueError):  # a line of a docstring, or not a literal
                 return ast.literal_eval(value.strip())
         return None
 
@@ -113,7 +113,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         Raises:
             PluginError: A name of another package is invalid, reserved or taken.
         """
-        found = {name: _Entry(target) for name, target in self.ours.items()}
+        entries = {name: _Entry(target) for name, target in self.ours.items()}
         points = _entry_points(tuple(sys.path)).select(group=self.group)
         for point in sorted(points, key=lambda one: one.name):
             package = (point.dist.name, point.dist.version) if point.dist else None
@@ -125,15 +125,15 @@ class Registry(Mapping[str, type[T]], Generic[T]):
                 wrong = f"{point.name!r} has another meaning in capfilt"
             elif point.name in self.ours:
                 wrong = f"capfilt has a {self.kind} {point.name!r}"
-            elif point.name in found:
-                wrong = f"{_title(found[point.name])} has a {self.kind} {point.name!r} too"
+            elif point.name in entries:
+                wrong = f"{_title(entries[point.name])} has a {self.kind} {point.name!r} too"
             if wrong is not None:
                 raise PluginError(
                     f"{self._described(point.name, entry)}: {wrong}. Rename it, or uninstall "
                     "the distribution"
                 )
-            found[point.name] = entry
-        return found
+            entries[point.name] = entry
+        return entries
 
     def _load(self, name: str) -> type[T]:
         entry = self._entries[name]
@@ -147,12 +147,12 @@ class Registry(Mapping[str, type[T]], Generic[T]):
                 raise
             raise PluginError(
                 f"{self._described(name, entry)}: cannot be imported: {type(error).__name__}: "
-                f"{error}. Mend or uninstall the distribution"
+                f"{error}. Fix or uninstall the distribution"
             ) from error
         if (fault := self._find_fault(name, loaded)) is not None:
             raise PluginError(f"{self._described(name, entry)}: {fault}")
-        found: type[T] = loaded
-        return found
+        registered: type[T] = loaded
+        return registered
 
     def _described(self, name: str, entry: _Entry) -> str:
         where = f"entry point {name} = {entry.target} in {self.group}"
@@ -172,7 +172,7 @@ def _title(entry: _Entry) -> str:
 
 
 def _source(module: str) -> str | None:
-    """The source text of a module; neither it nor the packages above it are imported."""
+    """The source text of a module, without importing it or the packages above it."""
     path, spec = None, None
     parts = module.split(".")
     for number in range(len(parts)):

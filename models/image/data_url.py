@@ -1,4 +1,4 @@
-"""Images as data URLs, which servers of vision-language models take inside a request."""
+"""Images as data URLs, for requests to servers of vision-language models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.image.decode import decode
 __all__ = ["data_url"]
 
 FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-"""Formats that every server decodes, and how a data URL names them."""
+"""Formats that every server decodes, with their MIME types."""
 
 QUALITY = 95
 
@@ -20,9 +20,8 @@ QUALITY = 95
 def data_url(image: bytes, longest: int) -> str:
     """An image as a data URL, resized so that the server has little to decode.
 
-    The bytes go as they are where they are a plain RGB image that is small enough: download leaves
-    such images in the pool. Any other image is decoded, resized with its aspect ratio kept, and
-    encoded as JPEG.
+    A plain RGB image that is small enough is used unchanged; images of a pool are usually so. Any
+    other image is decoded, resized with its aspect ratio kept, and encoded as JPEG.
 
     Args:
         image: The encoded image.
@@ -46,7 +45,7 @@ def data_url(image: bytes, longest: int) -> str:
 
 
 def _plain_format(image: bytes) -> str | None:
-    """The format of a whole RGB image of one frame that needs no turning, None for any other."""
+    """The format of a complete RGB image of one frame without EXIF data; None for any other."""
     try:
         opened = Image.open(io.BytesIO(image), formats=tuple(FORMATS))
     except UnidentifiedImageError:

@@ -1,4 +1,4 @@
-"""Images in batches: decoded on threads ahead of the device, halved where memory is short."""
+"""Runs a model over images in batches: decodes ahead on threads, halves batches that do not fit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ResultT = TypeVar("ResultT")
 
 
 def stack(arrays: list[Any], pin: bool) -> torch.Tensor:
-    """Arrays of one shape as one tensor, in pinned memory where it goes on to a GPU."""
+    """Stack arrays of one shape into a tensor, in pinned memory if it goes to a GPU."""
     whole = torch.from_numpy(np.stack(arrays))
     return whole.pin_memory() if pin else whole
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a failure is want of memory: CUDA's, cuBLAS's, or the CPU allocator's."""
+    """Whether an error means that memory ran out: in CUDA, cuBLAS or the CPU allocator."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     message = str(error)
@@ -39,23 +39,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def check_one_each(images: Sequence[Any], others: Sequence[Any], what: str) -> None:
-    """Refuse, with a ValueError, what does not come one for each image."""
+    """Raise a ValueError if there is not exactly one `what` for each image."""
     if len(others) != len(images):
         raise ValueError(f"one {what} for each image, got {len(others)} for {len(images)}")
 
 
 class BatchRunner:
-    """Runs a model over images, the next batch opened while this one computes.
+    """Runs a model over images, and opens the next batch while the current one computes.
 
-    The size of a batch is found by itself: a size that does not fit is halved, and so are the
-    later ones.
+    A batch that does not fit into memory is halved, and so are all later batches.
 
     Args:
-        open_image: One encoded image as what `gather` takes; raises ImageError.
-        device: Where the model computes.
-        threads: That open images.
-        gather: Opened images, and whether to pin their memory, as one batch. What it gives can
-            be sliced by images.
+        open_image: Opens an encoded image for `gather`; raises ImageError.
+        device: The device of the model.
+        threads: Threads that open images.
+        gather: Makes a batch of opened images; its second argument says whether to pin memory. The
+            batch can be sliced by images.
     """
 
     on_cuda = 256
@@ -73,7 +72,7 @@ class BatchRunner:
         self.threads = threads
         self.gather = gather
         self.most = sys.maxsize
-        """Images in a batch that may fit."""
+        """The most images in a batch that may fit into memory."""
 
     def map(
         self,
@@ -85,20 +84,20 @@ class BatchRunner:
 
         Args:
             images: Encoded images.
-            compute: Takes positions in `images` and the batch that `gather` made of them, and
-                returns one result for each. If memory runs out, it is called again with fewer.
-            batch_size: Images at a time; unset is 256 on CUDA and 16 on a CPU.
+            compute: Takes positions in `images` and the batch of these images, and returns one
+                result for each. If memory runs out, it is called again with fewer images.
+            batch_size: Images at a time; by default 256 on CUDA and 16 on a CPU.
 
         Raises:
             ValueError: `batch_size` is below 1.
-            torch.OutOfMemoryError: One image alone does not fit.
+            torch.OutOfMemoryError: A single image does not fit.
         """
         if batch_size is None:
             batch_size = self.on_cuda if self.device.type == "cuda" else self.on_cpu
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         results: list[ResultT | None] = [None] * len(images)
-        found: list[ResultT] | None
+        computed: list[ResultT] | None
         with torch.inference_mode():
             for positions, batch in self._opened(images, batch_size):
                 done = 0
@@ -106,18 +105,18 @@ class BatchRunner:
                     size = min(self.most, len(positions) - done)
                     part = slice(done, done + size)
                     try:
-                        found = compute(positions[part], batch[part])
+                        computed = compute(positions[part], batch[part])
                     except (RuntimeError, MemoryError) as error:
                         if size == 1 or not is_out_of_memory(error):
                             raise
-                        found = None
-                    if found is None:  # after the except clause, which keeps tensors alive
+                        computed = None
+                    if computed is None:  # after the except clause, which keeps tensors alive
                         self.most = size // 2
                         logger.warning("out of memory: batches of %d images from now", self.most)
                         if self.device.type == "cuda":
                             torch.cuda.empty_cache()
                         continue
-                    for position, result in zip(positions[part], found, strict=True):
+                    for position, result in zip(positions[part], computed, strict=True):
                         results[position] = result
                     done += size
         return results
@@ -128,7 +127,7 @@ class BatchRunner:
         compute: Callable[[list[int], Any], list[ResultT]],
         batch_size: int | None = None,
     ) -> list[ResultT]:
-        """Compute a result for each image, as `map` does, but raise if one cannot be opened.
+        """Compute a result for each image, as `map` does, but raise if an image cannot be opened.
 
         Raises:
             ImageError: An image cannot be opened.
@@ -136,11 +135,11 @@ class BatchRunner:
         results = self.map(images, compute, batch_size)
         for image, result in zip(images, results, strict=True):
             if result is None:
-                self.open_image(image)  # raises what is wrong with it
+                self.open_image(image)  # raises the ImageError
         return [result for result in results if result is not None]
 
     def _opened(self, images: Sequence[bytes], batch_size: int) -> Iterator[tuple[list[int], Any]]:
-        """Batches of (positions, batch), one ahead; images that do not open are left out."""
+        """Yield (positions, batch), with the next one loading; images that fail are left out."""
         pin = self.device.type == "cuda"
         with ThreadPoolExecutor(self.threads) as openers, ThreadPoolExecutor(1) as gatherer:
 
@@ -162,5 +161,5 @@ class BatchRunner:
         try:
             return self.open_image(image)
         except ImageError as error:
-            logger.debug("an image does not open: %s", error)
+            logger.debug("an image cannot be opened: %s", error)
             return None

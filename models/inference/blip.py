@@ -1,11 +1,9 @@
-"""BLIP (arXiv:2201.12086) out of stock checkpoints: what captioner and matcher share.
+"""BLIP (arXiv:2201.12086) from stock checkpoints: the base of captioner and matcher.
 
-The weights and their layers are those of transformers; the loops are not. An image is seen once,
-and its keys and values for cross-attention are made once, whatever the number of captions drawn
-from it or of texts matched with it.
+Weights and layers are those of transformers; the loops are our own. An image is encoded once, and
+its keys and values for cross-attention are computed once, for any number of captions or texts.
 
-Shapes: n images, k captions of an image or texts of an image, t tokens, P patches and one more,
-D width, h heads.
+Shapes: n images, k captions or texts of an image, t tokens, P patches plus one, D width, h heads.
 """
 
 from __future__ import annotations
@@ -30,19 +28,19 @@ class Blip:
     architecture: ClassVar[Any]
 
     seen_at_once: ClassVar[int] = 4
-    """Images that a CPU sees at a time: their activations stay in its caches."""
+    """Images that a CPU encodes at a time, so that activations stay in its caches."""
 
     def __init__(self, model: Any, tokenizer: Any, preprocess: Preprocess) -> None:
         """Wrap a model that is already loaded.
 
         Raises:
-            ValueError: The preprocessing makes images of another size than the model sees.
+            ValueError: The preprocessing makes images of another size than the model takes.
         """
         side = model.config.vision_config.image_size
         if preprocess.size != side:
             raise ValueError(
-                f"the image processor makes {preprocess.size} pixels a side, the model sees "
-                f"{side}; save both from the same training"
+                f"the image processor makes images of {preprocess.size} pixels a side, but the "
+                f"model takes {side}; save both from the same training"
             )
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -59,16 +57,16 @@ class Blip:
         dtype: Dtype = "auto",
         threads: int | None = None,
     ) -> Self:
-        """Load a model folder or a model of the hub; safetensors only, no code of the hub.
+        """Load a model from a folder or the hub; only safetensors, and no code from the hub.
 
         Args:
-            model: A folder of `save_pretrained`, or a name on the hub.
-            revision: A branch, tag or commit of the hub.
-            device: cpu, cuda, cuda:1, ...; auto takes CUDA where there is one.
-            dtype: Of the weights; auto is bfloat16 on devices that compute in it, and float32
-                elsewhere.
-            threads: Threads that decode images and, on a CPU, that compute; set for the whole
-                process. Unset leaves torch's own number.
+            model: A folder written by `save_pretrained`, or a name on the hub.
+            revision: A branch, tag or commit on the hub.
+            device: cpu, cuda, cuda:1, ...; auto takes CUDA if available.
+            dtype: The dtype of the weights; auto is bfloat16 on devices that compute in it, and
+                float32 elsewhere.
+            threads: Threads that decode images and, on a CPU, compute; set for the whole process.
+                None keeps torch's own number.
 
         Raises:
             ValueError: The checkpoint lacks weights of this architecture.
@@ -84,7 +82,7 @@ class Blip:
         if info["missing_keys"]:
             raise ValueError(
                 f"{model!r} is not a {cls.architecture.__name__}: it lacks "
-                f"{len(info['missing_keys'])} weights, {min(info['missing_keys'])} among them"
+                f"{len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}"
             )
         return cls(
             loaded.to(placement.device),
@@ -93,7 +91,7 @@ class Blip:
         )
 
     def see(self, squares: Tensor) -> Tensor:
-        """The vision transformer's features of uint8 (n, size, size, 3), as (n, P, D)."""
+        """Encode images, uint8 (n, size, size, 3), as features (n, P, D)."""
         on_device = squares.to(self.device, non_blocking=True)
         at_once = self.seen_at_once if self.device.type == "cpu" else len(on_device)
         pixels = (self.preprocess.normalize(part) for part in torch.split(on_device, at_once))
@@ -101,7 +99,7 @@ class Blip:
 
 
 class ImageMemory:
-    """What the layers of a text tower need of n images: the keys and values of every one.
+    """The keys and values of n images for the cross-attention layers of a text tower.
 
     Args:
         text: A `BlipTextModel` with cross-attention.
@@ -112,25 +110,25 @@ class ImageMemory:
         self.num_images = len(features)
         self.first = first_fused(text.config)
         self.crosses = [layer.crossattention for layer in text.encoder.layer[self.first :]]
-        self.memory = [
+        self.keys_and_values = [
             (key.contiguous(), value.contiguous())
             for key, value in cross_attention_kv(text, features)
         ]
 
-    def look(self, features: Tensor) -> None:
-        """Look at other images, at most as many, in the place of the first."""
-        for cross, (key, value) in zip(self.crosses, self.memory, strict=True):
+    def replace(self, features: Tensor) -> None:
+        """Replace the first images by others with these features, at most n."""
+        for cross, (key, value) in zip(self.crosses, self.keys_and_values, strict=True):
             heads = cross.self.num_attention_heads
             key[: len(features)] = split_heads(cross.self.key(features), heads)
             value[: len(features)] = split_heads(cross.self.value(features), heads)
 
     def attend(self, index: int, x: Tensor) -> Tensor:
-        """Cross-attention of layer `index` for (n * k, t, D), the k rows of an image together.
+        """Cross-attention of layer `index` for (n * k, t, D); the k rows of an image are adjacent.
 
-        The rows of an image are queries of one attention, so its keys are never repeated.
+        The k rows of an image are queries of one attention, so its keys are not repeated.
         """
         cross = self.crosses[index - self.first]
         queries = cross.self.query(x).view(self.num_images, -1, x.shape[2])
         query = split_heads(queries, cross.self.num_attention_heads)
-        context = attend(query, *self.memory[index - self.first]).view(x.shape)
+        context = attend(query, *self.keys_and_values[index - self.first]).view(x.shape)
         return cross.output(context, x)  # type: ignore[no-any-return]

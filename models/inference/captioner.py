@@ -1,4 +1,4 @@
-"""BLIP's captioner (arXiv:2201.12086), at speed.
+"""A fast implementation of BLIP's captioner (arXiv:2201.12086).
 
     captioner = Captioner.from_pretrained("Salesforce/blip-image-captioning-base")
     [[caption]] = captioner.caption([jpeg], seeds=[0])   # caption.text: "a dog on the grass"
@@ -28,7 +28,7 @@ __all__ = ["Captioner"]
 logger = logging.getLogger(__name__)
 
 PROMPT = "a picture of "
-"""BLIP's prompt, for a model that does not say what it was trained with."""
+"""BLIP's prompt, for a model whose config does not name its prompt."""
 
 
 class Captioner(Blip):
@@ -57,24 +57,24 @@ class Captioner(Blip):
     ) -> list[list[Caption]]:
         """Write captions of each image.
 
-        Nucleus sampling draws the numbers behind caption k's token t of an image from its seed,
-        k and t alone. The batch and its order enter only by rounding: a token changes where a
-        number is within a rounding error of the border between two tokens.
+        In nucleus sampling, the random numbers for token t of caption k of an image depend only on
+        its seed, k and t. The batch matters only through rounding: a token can change if its
+        number is within a rounding error of the boundary between two tokens.
 
         Args:
             images: Encoded images.
-            seeds: Of each image; 64 bits count.
-            settings: How captions are decoded; both lengths count [DEC] and the prompt.
-            prompt: What every caption goes on from, left out of the result.
-            batch_size: Images at a time, halved where they do not fit. Unset is 256 on CUDA and
-                16 on a CPU.
+            seeds: The seed of each image; 64 bits are used.
+            settings: How captions are decoded; both lengths include [DEC] and the prompt.
+            prompt: The text that every caption continues; it is not part of the result.
+            batch_size: Images at a time, halved if they do not fit. By default 256 on CUDA and 16
+                on a CPU.
 
         Returns:
-            For each image its captions, best first for beam; no caption at all, an empty list,
-            for an image that cannot be decoded.
+            The captions of each image, best first for beam; an empty list for an image that cannot
+            be decoded.
 
         Raises:
-            ValueError: An argument is impossible.
+            ValueError: An argument is not allowed.
         """
         settings = settings or Settings()
         check_one_each(images, seeds, "seed")
@@ -83,7 +83,7 @@ class Captioner(Blip):
         longest = self.model.config.text_config.max_position_embeddings
         if not len(begun) < settings.max_length <= longest:
             raise ValueError(
-                f"max_length counts the {len(begun)} tokens of [DEC] and the prompt and must be "
+                f"max_length includes the {len(begun)} tokens of [DEC] and the prompt; it must be "
                 f"from {len(begun) + 1} to {longest}, got {settings.max_length}"
             )
 
@@ -107,17 +107,17 @@ class Captioner(Blip):
         written = self.caption(images, seeds, settings, prompt=prompt, batch_size=batch_size)
         for image, captions in zip(images, written, strict=True):
             if not captions:
-                self.preprocess.square(image)  # raises what is wrong with it
+                self.preprocess.square(image)  # raises the ImageError
         return [captions[0].text for captions in written]
 
     def _write(
         self, squares: Tensor, seeds: Sequence[int], settings: Settings, begun: Tensor
     ) -> Tensor:
-        """Tokens (n, k, t) of the captions of uint8 (n, size, size, 3), the prompt included."""
+        """Tokens (n, k, t), including the prompt, of captions of uint8 (n, size, size, 3)."""
         rules = Rules(self.end, settings.min_length, settings.repetition_penalty)
         num_captions, max_length = settings.num_captions, settings.max_length
-        reader = self._look(self.see(squares), max_length)
-        size, room = len(squares), reader.sights.num_images
+        reader = self._reader_of(self.see(squares), max_length)
+        size, room = len(squares), reader.memory.num_images
         if settings.decoding == "beam":
             beams = beam_search(reader, rules, begun, settings.num_beams, max_length, self.pad)
             return beams[:size, :num_captions]
@@ -134,20 +134,20 @@ class Captioner(Blip):
 
         return draw(reader, rules, begun, num_captions, max_length, self.pad, choose)[:size]
 
-    def _look(self, features: Tensor, max_length: int) -> _Reader:
-        """A reader of images (n, P, D), the last one where its shapes serve."""
+    def _reader_of(self, features: Tensor, max_length: int) -> _Reader:
+        """A reader of images (n, P, D): the previous one if its shapes fit, or a new one."""
         kept = self._reader
         if kept is not None and kept.serves(len(features), max_length):
-            kept.sights.look(features)
+            kept.memory.replace(features)
             return kept
-        self._reader = kept = None  # its memory is free before the next one takes its own
+        self._reader = kept = None  # free its memory before the next one allocates
         reader = _Reader(self.model.text_decoder, features, max_length)
         if self.device.type == "cuda":
             self._reader = reader
         return reader
 
     def _caption(self, ids: list[int]) -> Caption:
-        """Generated tokens as text: up to [SEP], BLIP's own tokens left out."""
+        """The text of generated tokens up to [SEP], without BLIP's own tokens."""
         truncated = self.end not in ids
         if not truncated:
             ids = ids[: ids.index(self.end)]
@@ -162,14 +162,14 @@ def _likeliest(logits: Tensor) -> Tensor:
 
 
 class _Reader:
-    """The text decoder over n images, with the keys and values of the tokens it has read.
+    """The text decoder for n images, with a cache of the keys and values of tokens it has read.
 
-    Every step has the same shapes, keys that are not written yet being masked, so that CUDA
-    records one step and replays it.
+    All steps have the same shapes, because keys that are not written yet are masked. So CUDA can
+    record one step and replay it.
 
     Args:
         text: A `BlipTextLMHeadModel`.
-        features: Of the images, (n, P, D).
+        features: The features of the images, (n, P, D).
         max_length: The most tokens of a caption.
     """
 
@@ -177,22 +177,22 @@ class _Reader:
         self.bert = text.bert
         self.head = text.cls
         self.layers = self.bert.encoder.layer
-        self.sights = ImageMemory(self.bert, features)
+        self.memory = ImageMemory(self.bert, features)
         self.max_length = max_length
-        self.places = torch.arange(max_length, device=features.device)
+        self.positions = torch.arange(max_length, device=features.device)
         self.num_rows = 0
         self.records = features.device.type == "cuda"
 
     def serves(self, num_images: int, max_length: int) -> bool:
-        """Whether other images fit the shapes without wasting half of them."""
-        most = self.sights.num_images
+        """Whether this many images fit the shapes and fill more than half of them."""
+        most = self.memory.num_images
         return most < 2 * num_images <= 2 * most and max_length == self.max_length
 
     def prompt(self, ids: Tensor, num_captions: int) -> Tensor:
         """See `Next.prompt`."""
-        num_images = self.sights.num_images
+        num_images = self.memory.num_images
         self._hold(num_images * num_captions)
-        self.place.fill_(len(ids) - 1)
+        self.position.fill_(len(ids) - 1)
         x = self.bert.embeddings(input_ids=ids.expand(num_images, -1))
         for index, layer in enumerate(self.layers):
             read = _keys_and_values(layer, x)
@@ -204,7 +204,7 @@ class _Reader:
     def step(self, tokens: Tensor) -> Tensor:
         """See `Next.step`."""
         self.ids.copy_(tokens.reshape(-1, 1))
-        self.place += 1
+        self.position += 1
         if self.records and self.graph is None:
             self._record()
         if self.graph is None:
@@ -220,24 +220,24 @@ class _Reader:
         self.cache.copy_(self.cache[:, :, (first + beams).flatten()])
 
     def _hold(self, num_rows: int) -> None:
-        """Make room for the tokens of captions."""
+        """Allocate the cache for the tokens of captions."""
         if num_rows == self.num_rows:
             return
-        key, _ = self.sights.memory[0]
+        key, _ = self.memory.keys_and_values[0]
         self.num_rows = num_rows
         shape = len(self.layers), 2, num_rows, key.shape[1], self.max_length, key.shape[3]
         self.cache = key.new_zeros(shape)
         self.ids = torch.zeros(num_rows, 1, dtype=torch.long, device=key.device)
-        self.place = torch.zeros(1, dtype=torch.long, device=key.device)
+        self.position = torch.zeros(1, dtype=torch.long, device=key.device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def _step(self) -> Tensor:
-        """The logits (rows, V) after `ids`, the tokens at `place`."""
-        x = self.bert.embeddings(input_ids=self.ids, position_ids=self.place[None])
-        written = (self.places <= self.place)[None]
+        """The logits (rows, V) that follow `ids`, the tokens at `position`."""
+        x = self.bert.embeddings(input_ids=self.ids, position_ids=self.position[None])
+        written = (self.positions <= self.position)[None]
         for index, layer in enumerate(self.layers):
             for cache, new in zip(self.cache[index], _keys_and_values(layer, x), strict=True):
-                cache.index_copy_(2, self.place, new)
+                cache.index_copy_(2, self.position, new)
             x = self._layer(index, layer, x, self.cache[index, 0], self.cache[index, 1], written)
         return self._logits(x)
 
@@ -255,19 +255,19 @@ class _Reader:
         own = layer.attention
         query = split_heads(own.self.query(x), own.self.num_attention_heads)
         x = own.output(attend(query, key, value, mask, causal=causal), x)
-        x = self.sights.attend(index, x)
+        x = self.memory.attend(index, x)
         return layer.feed_forward_chunk(x)  # type: ignore[no-any-return]
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.head(x[:, -1]).float()  # type: ignore[no-any-return]
 
     def _record(self) -> None:
-        """Record a step, or give it up for good where CUDA cannot."""
+        """Record a step as a CUDA graph; stop recording if CUDA cannot."""
         try:
             stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                self._step()  # a first run, in which libraries make what must not be recorded
+                self._step()  # warm-up: libraries allocate workspaces, which cannot be recorded
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -276,7 +276,7 @@ class _Reader:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            logger.warning("CUDA cannot record the decoder, which is slower: %s", error)
+            logger.warning("CUDA cannot record the decoder, so captioning is slower: %s", error)
             self.records = False
 
 

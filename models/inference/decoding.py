@@ -1,6 +1,6 @@
-"""How captions are decoded, and what a caption is; the same for every captioner.
+"""Captions and the settings of decoding, the same for every captioner.
 
-Nothing here imports torch, so that a captioner behind a server needs none.
+This module does not import torch, so that a captioner behind a server needs no torch.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ CaptionError = Literal["undecodable", "refused", "timeout", "server_error", "bad
 
 
 class Caption(NamedTuple):
-    """A caption, or why there is none.
+    """A caption, or the error because of which there is none.
 
     Attributes:
-        text: Without the prompt and special tokens; empty where there is an error.
-        truncated: Whether it was cut at the greatest length before the model ended it.
-        error: Why there is no caption: undecodable (the image), refused (the server takes no such
-            request), timeout, server_error (it fails on this request) or bad_answer (it answers
-            something else than a caption); None where there is one.
-        message: What the server said of the error.
+        text: The text without the prompt and special tokens; empty if there is an error.
+        truncated: Whether it reached the maximum length before the model ended it.
+        error: Why there is no caption: undecodable (the image), refused (the server rejects the
+            request), timeout, server_error (the server fails on the request) or bad_answer (the
+            answer is not a caption); None if there is a caption.
+        message: The server's message about the error.
     """
 
     text: str
@@ -40,19 +40,20 @@ class Settings:
     """How captions are decoded.
 
     Attributes:
-        decoding: nucleus samples (arXiv:1904.09751), beam gives the best of `num_beams`, greedy
-            the likeliest token each time.
+        decoding: nucleus samples (arXiv:1904.09751), beam takes the best of `num_beams`, greedy
+            takes the most likely token at each step.
         num_captions: Captions of an image: one for greedy, up to `num_beams` for beam.
         temperature: Divides the logits before a token is sampled; 1 in BLIP's paper.
-        top_p: The mass of the nucleus; tokens tied with the least of it are in it.
-        top_k: The tokens that may be in the nucleus; 0 is all, the pure nucleus of BLIP's paper.
-            (Code over transformers' `generate` that sets top_p alone has 50 here.)
-        repetition_penalty: Divides the odds of what was said, prompt included. BLIP's paper is
-            silent; its code has 1.1 with nucleus and 1.0 with beam.
-        num_beams: Of beam search, as transformers does it with length_penalty 1.
-        max_length: Of tokens, the first and the prompt counted. Chat models go by `max_tokens`.
-        min_length: Of tokens, the first and the prompt counted, before the end is allowed. Chat
-            models end where they will.
+        top_p: The probability mass of the nucleus; it includes all tokens tied with its last one.
+        top_k: The most tokens in the nucleus; 0 sets no limit, as in BLIP's paper. (Code that calls
+            transformers' `generate` and sets only top_p uses 50.)
+        repetition_penalty: Penalises the logits of tokens that occur already, also in the prompt.
+            BLIP's paper does not give it; its code has 1.1 for nucleus and 1.0 for beam.
+        num_beams: Beams of beam search, which is that of transformers with length_penalty 1.
+        max_length: The most tokens, including the first and the prompt. Chat models use
+            `max_tokens`.
+        min_length: The fewest tokens, including the first and the prompt. Chat models have no
+            minimum.
         max_tokens: The most tokens that a chat model writes.
     """
 
@@ -76,8 +77,8 @@ class Settings:
             )
         if self.temperature <= 0:
             raise ValueError(
-                f"temperature must be above 0, got {self.temperature}; decoding greedy takes the "
-                "likeliest token"
+                f"temperature must be above 0, got {self.temperature}; decoding: greedy takes the "
+                "most likely token"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
@@ -91,7 +92,7 @@ class Settings:
 
 
 class ChatCaptioner(Protocol):
-    """Writes captions of images as an answer to a prompt, which may differ from image to image."""
+    """Writes captions of images as answers to prompts, one prompt for each image."""
 
     def caption(
         self,
@@ -106,12 +107,12 @@ class ChatCaptioner(Protocol):
 
         Args:
             images: n encoded images.
-            seeds: n seeds; a caption depends on its image, prompt and seed.
+            seeds: n seeds; a caption depends only on its image, prompt and seed.
             settings: How captions are decoded.
             prompt: n prompts.
-            batch_size: Images at a time, where the captioner batches them itself.
+            batch_size: Images at a time, if the captioner makes batches itself.
 
         Returns:
-            For each image its captions. An image that cannot be decoded has none, an empty list;
-            a caption that could not be written has an error.
+            The captions of each image. An image that cannot be decoded has an empty list; a caption
+            that could not be written has an error.
         """

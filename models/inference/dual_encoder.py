@@ -1,4 +1,4 @@
-"""Dual encoders: how alike an image and its texts are, by the cosine of their embeddings.
+"""Dual encoders: the similarity of an image and its texts, as the cosine of their embeddings.
 
 CLIP (arXiv:2103.00020), SigLIP (arXiv:2303.15343), SigLIP 2 (arXiv:2502.14786) and MetaCLIP 2
 (arXiv:2507.22062), as transformers loads them.
@@ -38,15 +38,15 @@ __all__ = ["ARCHITECTURES", "Architecture", "DualEncoder", "Pixels", "Similarity
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """How one family of dual encoders is loaded and fed.
+    """How a family of dual encoders is loaded, and how its inputs are prepared.
 
     Attributes:
         model: Its class in transformers.
         processor: The class of its image processor.
-        pads_to_end: Whether every text is padded to the longest that the model reads, the padding
-            read as text, as the model was trained; otherwise padding is masked.
-        is_sigmoid: Whether each pair has a probability of its own (the sigmoid of its logit);
-            otherwise the model was trained by a softmax over the texts of a batch.
+        pads_to_end: Whether every text is padded to the model's maximum length, and the padding is
+            read as text, as in its training; otherwise padding is masked.
+        is_sigmoid: Whether each pair has its own probability (the sigmoid of its logit);
+            otherwise the model was trained with a softmax over the texts of a batch.
     """
 
     model: Any
@@ -65,15 +65,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         model=Siglip2Model, processor=Siglip2ImageProcessorPil, pads_to_end=True, is_sigmoid=True
     ),
 }
-"""By the `model_type` of their config.json."""
+"""The families, by the `model_type` in config.json."""
 
 
 class Similarity(NamedTuple):
-    """How an image and a text agree.
+    """The similarity of an image and a text.
 
     Attributes:
-        cosine: Of their embeddings, in [-1, 1].
-        unread: How many tokens at the end of the text were cut off and not read.
+        cosine: The cosine of their embeddings, in [-1, 1].
+        unread: The number of tokens at the end of the text that were cut off.
     """
 
     cosine: float
@@ -114,19 +114,19 @@ class DualEncoder:
         ).model_type
         if kind not in ARCHITECTURES:
             raise ValueError(
-                f"{model!r} is a {kind} and not a dual encoder of images and texts: name a "
+                f"{model!r} is a {kind}, not a dual encoder of images and texts: name a "
                 f"checkpoint of one of {', '.join(sorted(ARCHITECTURES))}"
             )
-        found = ARCHITECTURES[kind]
+        architecture = ARCHITECTURES[kind]
         placement = place(device, dtype, threads)
         revision = revision or "main"
-        loaded: Any = found.model.from_pretrained(
+        loaded: Any = architecture.model.from_pretrained(
             model, revision=revision, dtype=placement.dtype, use_safetensors=True
         )
         return cls(
             loaded.to(placement.device),
             AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False),
-            found.processor.from_pretrained(model, revision=revision),
+            architecture.processor.from_pretrained(model, revision=revision),
             placement.threads,
         )
 
@@ -136,16 +136,16 @@ class DualEncoder:
         texts: Sequence[Sequence[str]],
         batch_size: int | None = None,
     ) -> list[list[Similarity]]:
-        """The cosine of each text with its image, each image encoded once.
+        """The similarity of each text to its image; each image is encoded once.
 
         Args:
             images: Encoded images.
-            texts: Of each image, any number, cut to `max_text` tokens.
+            texts: Any number of texts for each image; each is cut to `max_text` tokens.
             batch_size: Images at a time; see `BatchRunner.map`.
 
         Returns:
-            For each image the similarities of its texts; an empty list for an image that cannot
-            be decoded.
+            The similarities of the texts of each image; an empty list for an image that cannot be
+            decoded.
         """
         check_one_each(images, texts, "list of texts")
 
@@ -155,15 +155,15 @@ class DualEncoder:
                 return [[] for _ in some]
             return self.compare(self.embed_pixels(pixels), some)
 
-        return [found or [] for found in self.batches.map(images, compare, batch_size)]
+        return [own or [] for own in self.batches.map(images, compare, batch_size)]
 
     @torch.inference_mode()
     def compare(self, embeddings: Tensor, texts: Sequence[Sequence[str]]) -> list[list[Similarity]]:
-        """The cosine of each text with its image, whose embedding is at hand.
+        """The similarity of each text to its image, from the embeddings of the images.
 
         Args:
             embeddings: (n, d) unit embeddings of n images, float32.
-            texts: Of each image, any number, cut to `max_text` tokens.
+            texts: Any number of texts for each image; each is cut to `max_text` tokens.
         """
         flat = [text for own in texts for text in own]
         if not flat:
@@ -172,8 +172,8 @@ class DualEncoder:
         tokens = self._tokenize(flat)
         images = embeddings.to(self.device)[rows]
         cosines = (images * self._embed_tokens(tokens)).sum(-1)
-        found = zip(cosines.tolist(), map(self._excess, tokens), strict=True)
-        return [[Similarity(*next(found)) for _ in own] for own in texts]
+        similarities = zip(cosines.tolist(), map(self._excess, tokens), strict=True)
+        return [[Similarity(*next(similarities)) for _ in own] for own in texts]
 
     def embed_images(self, images: Sequence[bytes], batch_size: int | None = None) -> Tensor:
         """Unit embeddings (n, d) of images; see `Ranks`.
@@ -207,7 +207,7 @@ class DualEncoder:
         return [self._excess(ids) for ids in self._tokenize(texts)]
 
     def logits(self, cosines: Tensor) -> Tensor:
-        """See `Embedder.logits`; a sigmoid model's sigmoid of it is the probability of a match."""
+        """See `Embedder.logits`."""
         scaled: Tensor = cosines * self.model.logit_scale.float().exp()
         bias = getattr(self.model, "logit_bias", None)
         return scaled if bias is None else scaled + bias.float()
@@ -223,31 +223,31 @@ class DualEncoder:
             for name, values in pixels.features.items()
         }
         moved["pixel_values"] = moved["pixel_values"].to(self.model.dtype)
-        found = self.model.get_image_features(**moved).pooler_output
-        return functional.normalize(found.float(), dim=-1)
+        embedded = self.model.get_image_features(**moved).pooler_output
+        return functional.normalize(embedded.float(), dim=-1)
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text, none cut off."""
+        """All tokens of each text."""
         if not texts:
             return []
-        found: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
-        return found
+        ids: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        return ids
 
     def _excess(self, ids: list[int]) -> int:
         return max(0, len(ids) - self.max_text)
 
     def _cut(self, ids: list[int]) -> list[int]:
-        """The first tokens of a text, its last one kept where the tokenizer ends texts with it."""
+        """The first tokens of a text, and the last one if it is a special token."""
         if len(ids) <= self.max_text:
             return ids
         end = ids[-1:] if ids[-1] in self._special else []
         return [*ids[: self.max_text - len(end)], *end]
 
     def _embed_tokens(self, tokens: list[list[int]]) -> Tensor:
-        """Unit embeddings (n, d), texts of about one length together."""
+        """Unit embeddings (n, d); texts of similar length are computed together."""
         tokens = [self._cut(ids) for ids in tokens]
         order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
         for start in range(0, len(order), self.texts_at_once):
             some = {
                 "input_ids": [tokens[index] for index in order[start : start + self.texts_at_once]]
@@ -260,10 +260,10 @@ class DualEncoder:
             else:
                 inputs = self.tokenizer.pad(some, return_tensors="pt").to(self.device)
             read = self.model.get_text_features(**inputs).pooler_output
-            found.append(functional.normalize(read.float(), dim=-1))
-        if not found:
+            parts.append(functional.normalize(read.float(), dim=-1))
+        if not parts:
             return torch.zeros(0, 1, device=self.device)
-        together = torch.cat(found)
+        together = torch.cat(parts)
         return together[torch.argsort(torch.tensor(order, device=self.device))]
 
 
@@ -278,7 +278,7 @@ class Pixels:
 
     @classmethod
     def stack(cls, images: list[dict[str, Any]], pin: bool) -> Pixels:
-        """Images of one shape as one batch, in pinned memory where it goes on to a GPU."""
+        """Stack images of one shape into a batch, in pinned memory if it goes to a GPU."""
         stacked = {
             name: torch.from_numpy(np.stack([image[name] for image in images]))
             for name in images[0]

@@ -1,7 +1,8 @@
-"""Captions written token by token: greedily, by beam search, or sampled from the nucleus.
+"""Writes captions token by token: greedy, beam search, or sampling from the nucleus.
 
-Shapes: n images, k captions of an image, t tokens, V vocabulary. The model is whatever gives
-logits for the next token; everything here is the same for each of them.
+It works with any decoder that gives logits for the next token.
+
+Shapes: n images, k captions of an image, t tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from models.random import splitmix
 
 __all__ = ["Next", "Rules", "beam_search", "draw", "from_nucleus", "uniforms"]
 
-NEVER = -1.0e9  # what transformers adds to the score of a beam that may not be chosen
+NEVER = -1.0e9  # transformers adds this to the score of a beam that must not be chosen
 
 DRAWS = 2
-"""Random numbers of a token."""
+"""Random numbers for each token."""
 
 
 class Next(Protocol):
-    """A text decoder over n images that keeps what it has read."""
+    """A text decoder for n images that caches the tokens it has read."""
 
     def prompt(self, ids: Tensor, num_captions: int) -> Tensor:
-        """Read a prompt (t,) for each image; logits (n, k, V), float32, k alike."""
+        """Read a prompt (t,) for each image; float32 logits (n, k, V), equal over k."""
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Read one more token of each caption (n, k); logits (n, k, V), float32."""
+        """Read one more token of each caption (n, k); float32 logits (n, k, V)."""
 
     def follow(self, beams: Tensor) -> None:
-        """Let caption j of each image go on from caption beams[:, j], (n, k)."""
+        """Make caption j of each image continue caption beams[:, j]; beams is (n, k)."""
 
 
 class Rules:
-    """What logits must obey whatever the decoding: no early end, no repetition unpunished."""
+    """Rules for logits in every decoding: a minimum length and a penalty on repetition."""
 
     def __init__(self, end: int, min_length: int, repetition_penalty: float) -> None:
         self.end = end
@@ -47,7 +48,7 @@ class Rules:
         self.repetition_penalty = repetition_penalty
 
     def __call__(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """New logits (n, k, V) after tokens (n, k, t)."""
+        """Apply the rules to the logits (n, k, V) that follow the tokens (n, k, t)."""
         early = ids.shape[2] < self.min_length
         if self.repetition_penalty == 1 and not early:
             return logits
@@ -70,7 +71,7 @@ def draw(
     pad: int,
     choose: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Captions (n, k, t), token by token; `choose` takes logits (n, k, V), gives (n, k)."""
+    """Write captions (n, k, t); `choose` returns tokens (n, k) for logits (n, k, V)."""
     logits = decoder.prompt(begun, num_captions)
     ids = begun.expand(*logits.shape[:2], -1)
     ended = torch.zeros(logits.shape[:2], dtype=torch.bool, device=begun.device)
@@ -86,11 +87,11 @@ def draw(
 def beam_search(
     decoder: Next, rules: Rules, begun: Tensor, num_beams: int, max_length: int, pad: int
 ) -> Tensor:
-    """Captions (n, k, t), best first, found as transformers' `generate` finds them.
+    """Captions (n, k, t), best first, by the beam search of transformers' `generate`.
 
     Each image keeps k running beams and its k best finished captions, scored by the mean
-    log-probability of their tokens; an image is done when its best running beam could not
-    beat its worst finished caption, even if the search goes on for others of the batch.
+    log-probability of their tokens. An image is done when its best running beam cannot beat its
+    worst finished caption, even if the search continues for other images of the batch.
     """
     logits = decoder.prompt(begun, num_beams)
     device = logits.device
@@ -99,7 +100,7 @@ def beam_search(
     running = torch.full((size, num_beams, max_length), pad, device=device)
     running[:, :, :first] = begun
     scores = torch.zeros(size, num_beams, device=device)
-    scores[:, 1:] = NEVER  # the beams begin alike: only the first may branch
+    scores[:, 1:] = NEVER  # all beams are equal at the start: only the first may branch
     finished, finished_scores = running.clone(), torch.full_like(scores, NEVER)
     is_finished = torch.zeros_like(scores, dtype=torch.bool)
     may_improve = torch.ones(size, 1, dtype=torch.bool, device=device)
@@ -132,7 +133,7 @@ def beam_search(
 
 
 def _pick(captions: Tensor, beams: Tensor) -> Tensor:
-    """Captions (n, k, t) by their position (n, j), as (n, j, t)."""
+    """Select captions from (n, k, t) by their indices (n, j), as (n, j, t)."""
     return captions.gather(1, beams[:, :, None].expand(-1, -1, captions.shape[2]))
 
 
@@ -141,16 +142,16 @@ def from_nucleus(
 ) -> Tensor:
     """Sample a token of each row's nucleus (arXiv:1904.09751).
 
-    A token drawn from the whole distribution stands if it is in the nucleus: the tokens likelier
-    than it weigh less than `top_p`. Otherwise one is drawn from the nucleus itself, for which
-    alone the vocabulary is sorted. Either is the token, in the order of the vocabulary, where
-    the cumulative probability passes a chance.
+    A token is drawn from the whole distribution first. It is accepted if it is in the nucleus,
+    that is, if the more likely tokens have a mass below `top_p`. Otherwise a token is drawn from
+    the nucleus, and only then the vocabulary is sorted. The drawn token is the first, in the order
+    of the vocabulary, at which the cumulative probability exceeds the random number.
 
     Args:
         logits: (..., V).
-        chances: (..., 2), in [0, 1).
+        chances: (..., 2), random numbers in [0, 1).
         top_p: The mass of the nucleus.
-        top_k: The tokens that may be in it; 0 is all.
+        top_k: The most tokens in the nucleus; 0 sets no limit.
         temperature: Divides the logits first.
 
     Returns:
@@ -177,26 +178,26 @@ def from_nucleus(
 
 
 def _at(weights: Tensor, chances: Tensor) -> Tensor:
-    """Where the cumulative weight of each row passes its chance: (rows,) of (rows, V)."""
+    """(rows,) the index at which the cumulative weight (rows, V) of a row exceeds its chance."""
     mass = weights.cumsum(-1, dtype=torch.float64)
     return torch.searchsorted(mass, chances[:, None] * mass[:, -1:], right=True).squeeze(1)
 
 
 def _sorted(values: Tensor) -> Tensor:
-    """Ascending along the last axis; on a CPU by numpy, which is thirty times as fast."""
+    """Sort along the last axis, ascending; on a CPU with numpy, which is 30 times as fast."""
     if values.device.type == "cpu":
         return torch.from_numpy(np.sort(values.numpy(), -1))
     return values.sort(-1).values
 
 
 def uniforms(seeds: Sequence[int], num_captions: int, num_steps: int) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1), (n, k, t, 2), each a function of its own (seed, k, t, which) alone.
+    """Random numbers in [0, 1), (n, k, t, 2); each depends only on its seed and its indices.
 
-    A chain of splitmix64's finaliser over the four counters.
+    They are made by a chain of splitmix64's finaliser over the four indices.
     """
     state = splitmix(np.array([seed % 2**64 for seed in seeds], np.uint64)[:, None, None, None])
     state = splitmix(state ^ np.arange(num_captions, dtype=np.uint64)[:, None, None])
     state = splitmix(state ^ np.arange(num_steps, dtype=np.uint64)[:, None])
     state = splitmix(state ^ np.arange(DRAWS, dtype=np.uint64))
-    # 52 bits, so that rounding never takes the largest number times a mass up to that mass.
+    # 52 bits, so that the largest number times a mass never rounds up to the mass itself.
     return (state >> np.uint64(12)).astype(np.float64) * 2.0**-52

@@ -1,4 +1,4 @@
-"""BLIP's filter (arXiv:2201.12086), at speed.
+"""A fast implementation of BLIP's filter (arXiv:2201.12086).
 
     matcher = Matcher.from_pretrained("Salesforce/blip-itm-base-coco")
     matcher.score([jpeg], [["a dog", "a cat"]])   # [[Match(itm=0.97, itc=0.41), Match(...)]]
@@ -27,13 +27,13 @@ __all__ = ["Match", "Matcher"]
 
 
 class Match(NamedTuple):
-    """How an image and a text agree.
+    """The scores of an image and a text.
 
     Attributes:
-        itm: The ITM head's probability that they match, in [0, 1]; BLIP's filter keeps a text
-            from 0.5.
+        itm: The ITM head's probability that they match, in [0, 1]; BLIP's filter keeps texts of at
+            least 0.5.
         itc: The cosine of their unimodal embeddings, in [-1, 1].
-        unread: How many tokens at the end of the text were cut off and not read.
+        unread: The number of tokens at the end of the text that were cut off.
     """
 
     itm: float
@@ -44,14 +44,14 @@ class Match(NamedTuple):
 class Matcher(Blip):
     """Scores texts against images with a BlipForImageTextRetrieval.
 
-    BLIP's multimodal encoder reads [ENC] in the place of [CLS], as its ITM head was trained; stock
-    transformers leaves [CLS] there. ALBEF's reads [CLS].
+    BLIP's multimodal encoder reads [ENC] instead of [CLS], as in the training of its ITM head;
+    stock transformers keeps [CLS]. ALBEF's encoder reads [CLS].
     """
 
     architecture = BlipForImageTextRetrieval
 
     paper_max_text: ClassVar[int] = 35
-    """Tokens of a text in BLIP's retrieval, [CLS] and [SEP] counted."""
+    """The most tokens of a text in BLIP's retrieval, including [CLS] and [SEP]."""
 
     _bucket: ClassVar[int] = 8
     _texts_at_once: ClassVar[int] = 512
@@ -63,13 +63,13 @@ class Matcher(Blip):
         self._positions: int = model.config.text_config.max_position_embeddings
         trained = int(getattr(model.config, "max_text_tokens", self.paper_max_text))
         self.max_text: int = min(trained, self._positions)
-        """Tokens of a text that are read, [CLS] and [SEP] counted; the rest is cut.
+        """The most tokens of a text that are read, including [CLS] and [SEP]; the rest is cut.
 
-        As many as the model was trained on, where its config says so, and BLIP's 35 otherwise.
+        It is the number in the model's config, from its training, or BLIP's 35.
         """
 
     def unread(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens at the end of each text are cut off."""
+        """The number of tokens at the end of each text that are cut off."""
         return [max(0, len(ids) - self.max_text) for ids in self._tokenize(texts)]
 
     def score(
@@ -80,29 +80,29 @@ class Matcher(Blip):
     ) -> list[list[Match]]:
         """Score every text against its image.
 
-        A score depends on its image and text alone, the batch and the image's other texts
-        entering only by rounding (below 1e-5 in float32).
+        A score depends only on its image and text; the batch and other texts matter only through
+        rounding (below 1e-5 in float32).
 
         Args:
             images: Encoded images.
-            texts: Of each image, any number, as they are found: read as `pre_caption` prepares
-                them, as in training, and cut to `max_text` tokens.
-            batch_size: Images at a time, halved where they do not fit. Unset is 256 on CUDA and
-                16 on a CPU.
+            texts: Any number of raw texts for each image. `pre_caption` prepares them, as in
+                training, and each is cut to `max_text` tokens.
+            batch_size: Images at a time, halved if they do not fit. By default 256 on CUDA and 16
+                on a CPU.
 
         Returns:
-            For each image the scores of its texts; none at all, an empty list, for an image that
-            cannot be decoded.
+            The scores of the texts of each image; an empty list for an image that cannot be
+            decoded.
         """
         check_one_each(images, texts, "list of texts")
 
         def judge(positions: list[int], squares: Tensor) -> list[list[Match]]:
             features = self.see(squares)
-            known = ImageMemory(self.model.text_encoder, features)
-            looks = self._embed(features)
-            found = [[Match(0, 0)] * len(texts[position]) for position in positions]
+            memory = ImageMemory(self.model.text_encoder, features)
+            embedded = self._embed(features)
+            matches = [[Match(0, 0)] * len(texts[position]) for position in positions]
             for grid in self._grids([texts[position] for position in positions]):
-                logits, cosines = self._match(known, looks, grid)
+                logits, cosines = self._match(memory, embedded, grid)
                 matched = logits.softmax(-1)[:, 1]
                 for row, slot, *match in zip(
                     grid.rows,
@@ -112,10 +112,10 @@ class Matcher(Blip):
                     grid.unread,
                     strict=True,
                 ):
-                    found[row][slot] = Match(*match)
-            return found
+                    matches[row][slot] = Match(*match)
+            return matches
 
-        return [found or [] for found in self.batches.map(images, judge, batch_size)]
+        return [matches or [] for matches in self.batches.map(images, judge, batch_size)]
 
     def match(
         self,
@@ -123,7 +123,7 @@ class Matcher(Blip):
         texts: Sequence[Sequence[str]],
         batch_size: int | None = None,
     ) -> list[Tensor]:
-        """For each image, the ITM logits (k, 2) of its k texts; see `score` and `Matches`.
+        """The ITM logits (k, 2) of the k texts of each image; see `score` and `Matches`.
 
         Raises:
             ImageError: An image cannot be decoded.
@@ -132,18 +132,18 @@ class Matcher(Blip):
 
         def judge(positions: list[int], squares: Tensor) -> list[Tensor]:
             features = self.see(squares)
-            known, looks = ImageMemory(self.model.text_encoder, features), self._embed(features)
-            found = [torch.zeros(len(texts[position]), 2) for position in positions]
+            memory, embedded = ImageMemory(self.model.text_encoder, features), self._embed(features)
+            logits_of = [torch.zeros(len(texts[position]), 2) for position in positions]
             for grid in self._grids([texts[position] for position in positions]):
-                logits, _ = self._match(known, looks, grid)
+                logits, _ = self._match(memory, embedded, grid)
                 for row, slot, pair in zip(grid.rows, grid.slots, logits.cpu(), strict=True):
-                    found[row][slot] = pair
-            return found
+                    logits_of[row][slot] = pair
+            return logits_of
 
         return self.batches.map_all(images, judge, batch_size)
 
     def embed_images(self, images: Sequence[bytes], batch_size: int | None = None) -> Tensor:
-        """Unit embeddings (n, d) of images, as ITC compares them; see `Ranks`.
+        """Unit embeddings (n, d) of images for ITC; see `Ranks`.
 
         Raises:
             ImageError: An image cannot be decoded.
@@ -156,7 +156,7 @@ class Matcher(Blip):
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings (m, d) of texts, as ITC compares them; see `Ranks`."""
+        """Unit embeddings (m, d) of texts for ITC; see `Ranks`."""
         width = self.model.config.image_text_hidden_size
         embedded = torch.empty(len(texts), width, device=self.device)
         for grid in self._grids([texts]):
@@ -171,7 +171,7 @@ class Matcher(Blip):
         return functional.normalize(self.model.vision_proj(features[:, 0]).float(), dim=-1)
 
     def _grids(self, texts: list[Sequence[str]]) -> Iterator[_Grid]:
-        """The texts of a batch of images, those of about one length together."""
+        """Group the texts of a batch of images by similar length."""
         places = [(row, slot) for row, some in enumerate(texts) for slot in range(len(some))]
         if not places:
             return
@@ -185,8 +185,8 @@ class Matcher(Blip):
             for start in range(0, len(indices), self._texts_at_once):
                 some = indices[start : start + self._texts_at_once]
                 padded = torch.full((len(some), length), self.tokenizer.pad_token_id)
-                for place, index in enumerate(some):
-                    padded[place, : len(tokens[index])] = torch.tensor(tokens[index])
+                for line, index in enumerate(some):
+                    padded[line, : len(tokens[index])] = torch.tensor(tokens[index])
                 yield _Grid(
                     ids=padded.to(self.device),
                     lengths=torch.tensor([len(tokens[i]) for i in some], device=self.device),
@@ -196,29 +196,29 @@ class Matcher(Blip):
                 )
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text, none cut off."""
+        """All tokens of each text."""
         prepared = [pre_caption(text) for text in texts]
-        found: list[list[int]] = self.tokenizer(prepared, verbose=False)["input_ids"]
-        return found
+        ids: list[list[int]] = self.tokenizer(prepared, verbose=False)["input_ids"]
+        return ids
 
     def _cut(self, ids: list[int]) -> list[int]:
-        """The first tokens of a text and its [SEP]."""
+        """The first tokens of a text, and its [SEP]."""
         return ids if len(ids) <= self.max_text else [*ids[: self.max_text - 1], ids[-1]]
 
-    def _match(self, images: ImageMemory, looks: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:
-        """ITM logits (texts, 2) and ITC cosines (texts,) of one pass over both readings."""
+    def _match(self, images: ImageMemory, embedded: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:
+        """ITM logits (texts, 2) and ITC cosines (texts,), from one pass with and without images."""
         encoder = self.model.text_encoder
         fused = first_fused(encoder.config)
-        alone, count = grid.ids, len(grid.ids)
-        seeing = alone.clone()
-        seeing[:, 0] = self.encode
+        ids, count = grid.ids, len(grid.ids)
+        fused_ids = ids.clone()
+        fused_ids[:, 0] = self.encode
         rows = torch.tensor(grid.rows, device=self.device)
-        place = torch.tensor(_place_in_row(grid.rows), device=self.device)
-        width = int(place.max()) + 1
+        column = torch.tensor(_position_in_row(grid.rows), device=self.device)
+        width = int(column.max()) + 1
 
-        # The last `count` texts look at images; ALBEF reads both alike as far as both go.
-        x = encoder.embeddings(input_ids=alone if fused else torch.cat([alone, seeing]))
-        is_text = torch.arange(alone.shape[1], device=self.device) < grid.lengths[:, None]
+        # The last `count` rows attend to images. ALBEF's first layers are the same for both.
+        x = encoder.embeddings(input_ids=ids if fused else torch.cat([ids, fused_ids]))
+        is_text = torch.arange(ids.shape[1], device=self.device) < grid.lengths[:, None]
         mask = is_text.repeat(len(x) // count, 1)[:, None, None]
         layers = encoder.encoder.layer
         words = x
@@ -227,25 +227,25 @@ class Matcher(Blip):
             heads = own.self.num_attention_heads
             key, value = split_heads(own.self.key(x), heads), split_heads(own.self.value(x), heads)
             if layer is layers[-1]:
-                x = x[:, :1]  # all that the heads read
+                x = x[:, :1]  # the heads read only the first token
             query = split_heads(own.self.query(x), heads)
             x = own.output(attend(query, key, value, mask), x)
             if index < fused:
                 x = words = layer.feed_forward_chunk(layer.crossattention.output.LayerNorm(x))
                 continue
             queries = x.new_zeros(images.num_images, width, *x.shape[1:])
-            queries[rows, place] = x[-count:]
+            queries[rows, column] = x[-count:]
             seen = images.attend(index, queries.flatten(0, 1))
-            seen = seen.view(queries.shape)[rows, place]
+            seen = seen.view(queries.shape)[rows, column]
             x = layer.feed_forward_chunk(torch.cat([x[:-count], seen]))
         words = (words if fused else x)[:count, 0]
         words = functional.normalize(self.model.text_proj(words).float(), dim=-1)
         logits: Tensor = self.model.itm_head(x[-count:, 0]).float()
-        return logits, (looks[rows] * words).sum(-1)
+        return logits, (embedded[rows] * words).sum(-1)
 
 
 class _Grid(NamedTuple):
-    """Texts of about one length: ids (texts, t), and the row and place of each."""
+    """Texts of similar length: ids (texts, t), and the image (row) and slot of each text."""
 
     ids: Tensor
     lengths: Tensor
@@ -254,8 +254,8 @@ class _Grid(NamedTuple):
     unread: list[int]
 
 
-def _place_in_row(rows: list[int]) -> list[int]:
-    """For each text, how many earlier ones belong to the same image."""
+def _position_in_row(rows: list[int]) -> list[int]:
+    """For each text, the number of earlier texts of the same image."""
     seen: defaultdict[int, int] = defaultdict(int)
     places = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""What a loaded model can do, whatever its class: `capfilt evaluate` measures by this."""
+"""Protocols that say what a loaded model can do; `capfilt evaluate` measures by them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Ranks(Protocol):
     def embed_images(self, images: Sequence[bytes], batch_size: int | None = None) -> Tensor:
         """Unit embeddings of encoded images, (n, d).
 
-        (n, q, d) where an image has several; the one most like a text counts.
+        The shape is (n, q, d) if an image has q embeddings; the one closest to a text counts.
 
         Raises:
             ImageError: An image cannot be decoded.
@@ -41,23 +41,23 @@ class EmbedsImages(Protocol):
 
 
 class Embedder(Ranks, Protocol):
-    """A dual encoder: the cosine of an image and a text says how well they agree.
+    """A dual encoder: the cosine of an image and a text measures how well they agree.
 
     Attributes:
-        max_text: Tokens of a text that are read; the rest is cut.
+        max_text: The most tokens of a text that are read; the rest is cut.
     """
 
     max_text: int
 
     def unread(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens at the end of each text are cut off."""
+        """The number of tokens at the end of each text that are cut off."""
         ...
 
     def logits(self, cosines: Tensor) -> Tensor:
-        """Cosines as the model was trained on them: times its scale, with its bias if it has one.
+        """Multiply cosines by the model's scale and add its bias, if it has one.
 
-        The sigmoid of a logit is a probability for models that were trained by a sigmoid loss; for
-        others a softmax over the logits of several texts is.
+        For a model trained with a sigmoid loss, the sigmoid of a logit is a probability. For
+        others, the softmax over the logits of several texts is.
         """
         ...
 
@@ -72,7 +72,7 @@ class Matches(Protocol):
         texts: Sequence[Sequence[str]],
         batch_size: int | None = None,
     ) -> list[Tensor]:
-        """For each encoded image, logits (k, 2) of its k texts; column 1 says that they match.
+        """For each encoded image, logits (k, 2) of its k texts; column 1 is a match.
 
         Raises:
             ImageError: An image cannot be decoded.
@@ -86,7 +86,7 @@ class Writes(Protocol):
     def write_captions(
         self, images: Sequence[bytes], settings: Settings, batch_size: int | None = None
     ) -> list[str]:
-        """The best caption of each encoded image, with the prompt that the model was trained with.
+        """The best caption of each encoded image, with the prompt from the model's training.
 
         Raises:
             ImageError: An image cannot be decoded.

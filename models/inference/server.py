@@ -1,12 +1,12 @@
-"""Captions by a vision-language model behind a server that speaks OpenAI's API.
+"""Captions by a vision-language model on a server with OpenAI's API.
 
-vLLM, SGLang, TGI, llama.cpp and `transformers serve` are such servers.
+Such servers are vLLM, SGLang, TGI, llama.cpp and `transformers serve`.
 
     captioner = ServedCaptioner(["http://127.0.0.1:8000/v1"], "Qwen/Qwen3-VL-4B-Instruct")
     [[caption]] = captioner.caption([jpeg], [0], Settings(), prompt=["Describe this image."])
 
-A request that fails is sent again, to another server if there is one. What a server answers is
-untrusted: it is bounded in time and in bytes, and checked.
+A failed request is sent again, to another server if there is one. Answers are untrusted: they are
+limited in time and in bytes, and checked.
 """
 
 from __future__ import annotations
@@ -43,32 +43,32 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
 LIST_SECONDS = 30.0
-"""How long a server may take to say which models it has."""
+"""Seconds within which a server must list its models."""
 
 MAX_ANSWER = 2**20
-"""Bytes of an answer; a caption has some hundred."""
+"""The most bytes of an answer; a caption has a few hundred."""
 
 SEED_BITS = 31
-"""Bits of a seed that every server takes."""
+"""Bits of a seed; every server accepts this many."""
 
 MAX_MESSAGE = 300
-"""Characters kept of what a server says of an error."""
+"""Characters of a server's error message that are kept."""
 
 MAX_REST = 300.0
-"""Seconds that a Retry-After may ask for."""
+"""The most seconds to wait for a Retry-After."""
 
 REVISION = ("root", "parent", "revision", "sha", "digest", "version")
 META = ("n_params", "n_vocab", "n_embd", "size")
-"""Fields of a model in /models, and in llama.cpp's `meta` there, that tell one model from another
-and stay as they are while the model does."""
+"""Fields of a model in the answer to /models, and in llama.cpp's `meta` there, that identify the
+model and do not change while it stays the same."""
 
 
 class _Failed(Exception):
-    """A request failed, perhaps by its own fault.
+    """A request failed, and the request itself may be the cause.
 
     Attributes:
         error: The kind of failure.
-        may_pass: Whether the same request may succeed if it is sent again.
+        may_pass: Whether the same request can succeed if it is sent again.
     """
 
     def __init__(self, error: CaptionError, message: str, *, may_pass: bool = True) -> None:
@@ -78,10 +78,10 @@ class _Failed(Exception):
 
 
 class _Unavailable(Exception):
-    """A server takes no requests now, whatever they are.
+    """A server accepts no requests at the moment.
 
     Attributes:
-        retry_after: Seconds that it asks to wait, None where it asks nothing.
+        retry_after: The seconds to wait that the server names; None if it names none.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -91,14 +91,14 @@ class _Unavailable(Exception):
 
 @dataclass
 class _Server:
-    """A server as it has behaved so far.
+    """The state of a server.
 
     Attributes:
-        url: Where `/chat/completions` and `/models` lie.
-        in_flight: Requests that it has not answered yet.
-        rests: How often in a row it was unavailable.
-        resting_until: When it may be asked again, on the monotonic clock.
-        answers_as: The model that its answers name.
+        url: The URL above `/chat/completions` and `/models`.
+        in_flight: Number of requests without an answer yet.
+        rests: Number of times in a row that it was unavailable.
+        resting_until: Time of the next request at the earliest, on the monotonic clock.
+        answers_as: The name of the model in its answers.
     """
 
     url: str
@@ -109,20 +109,20 @@ class _Server:
 
 
 class ServedCaptioner:
-    """Writes captions of images by asking servers.
+    """Writes captions of images by requests to servers.
 
     Args:
-        servers: The URLs of one or more servers with the same model, each with the API's prefix
-            (http://127.0.0.1:8000/v1). A request goes to the one with the fewest in flight.
-        model: The model by the name that the servers have for it.
-        revision: What `served_revision` said of the model. Captions are refused where a server
-            says something else before or after they are written. None asks nothing.
-        key_env: The environment variable with the API key, if it is set. The key is in no message.
+        servers: The URLs of servers with the same model, each with the API's prefix
+            (http://127.0.0.1:8000/v1). A request goes to the server with the fewest in flight.
+        model: The name of the model on the servers.
+        revision: The revision of the model from `served_revision`. If a server has another one
+            before or after captions are written, they are refused. None skips the check.
+        key_env: The environment variable with the API key, if any. No message contains the key.
         concurrency: The most requests in flight.
         timeout: Seconds from sending a request to the end of its answer.
-        tries: How often a request is sent before its failure counts.
-        patience: Seconds to wait for a server that takes no requests (429, 503, no connection).
-        backoff: Seconds before the second try; doubled before each further one, up to 30.
+        tries: The most times a request is sent before it counts as failed.
+        patience: Seconds to wait for a server that accepts no requests (429, 503, no connection).
+        backoff: Seconds before the second try; doubled for each further try, up to 30.
         image_size: The longer side, in pixels, to which larger images are resized.
         threads: Threads that decode and resize images.
     """
@@ -156,13 +156,13 @@ class ServedCaptioner:
         self._http = _Http(key_env)
 
     def check(self, settings: Settings, prompt: str) -> None:
-        """Ask each server for one token, so that what is wrong is known before any image is sent.
+        """Ask each server for one token, so that errors appear before any image is sent.
 
-        A server that refuses seeds is asked without them from now on.
+        If a server refuses seeds, later requests have none.
 
         Raises:
-            StageUnavailableError: A server cannot be reached, lacks the model, or refuses such
-                requests.
+            StageUnavailableError: A server cannot be reached, does not have the model, or refuses
+                the request.
         """
         asyncio.run(self._check(settings, prompt))
 
@@ -177,11 +177,11 @@ class ServedCaptioner:
     ) -> list[list[Caption]]:
         """Write captions of each image; see `ChatCaptioner.caption`.
 
-        A caption that cannot be had has an error, once the server was seen to answer a plain
-        request.
+        A caption that cannot be obtained has an error. Before that is concluded, the server must
+        answer a plain request.
 
         Raises:
-            StageUnavailableError: No server answers, or the model of one has changed.
+            StageUnavailableError: No server answers, or the model of a server has changed.
         """
         return asyncio.run(self._caption(images, seeds, settings, prompt))
 
@@ -195,16 +195,16 @@ class ServedCaptioner:
                     raise StageUnavailableError(f"{server.url} gives no caption: {error}") from None
 
     async def _check_revision(self, session: aiohttp.ClientSession) -> None:
-        """Refuse a server whose model is not the one of `revision`."""
+        """Check that the model of each server has the expected revision."""
         if self.revision is None:
             return
         for server in self._servers:
-            found = await self._http.revision(session, server.url, self.model)
-            if found != self.revision:
+            current = await self._http.revision(session, server.url, self.model)
+            if current != self.revision:
                 raise StageUnavailableError(
                     f"the model of {server.url} has changed: it was {self.revision}, now it is "
-                    f"{found}. Serve the former again, or give the same command again to caption "
-                    "all images with the new one"
+                    f"{current}. Serve the old model again, or run the same command again to "
+                    "caption all images with the new one"
                 )
 
     async def _caption(
@@ -215,7 +215,7 @@ class ServedCaptioner:
         prompts: Sequence[str],
     ) -> list[list[Caption]]:
         number = settings.num_captions
-        found: list[list[Caption | None]] = [[None] * number for _ in images]
+        captions: list[list[Caption | None]] = [[None] * number for _ in images]
         self._alive = asyncio.Lock()
         pending = iter([(image, k) for image in range(len(images)) for k in range(number)])
         with ThreadPoolExecutor(self.threads) as threads:
@@ -228,7 +228,7 @@ class ServedCaptioner:
                     body = self._body(
                         url, prompts[image], settings, seed_of(seeds[image], k, bits=SEED_BITS)
                     )
-                    found[image][k] = await self._ask(session, body, settings, prompts[image])
+                    captions[image][k] = await self._ask(session, body, settings, prompts[image])
 
             async with self._http.session(self.timeout) as session:
                 await self._check_revision(session)
@@ -239,12 +239,12 @@ class ServedCaptioner:
                 except BaseExceptionGroup as errors:
                     raise errors.exceptions[0] from None
                 await self._check_revision(session)
-        return [[caption for caption in some if caption is not None] for some in found]
+        return [[caption for caption in some if caption is not None] for some in captions]
 
     def _body(
         self, url: str, prompt: str, settings: Settings, seed: int, max_tokens: int | None = None
     ) -> bytes:
-        """A request; fields that not every server knows are left out where they change nothing."""
+        """The body of a request; fields that some servers do not know are left out if possible."""
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}}]
         if prompt:
             content.append({"type": "text", "text": prompt})
@@ -268,10 +268,10 @@ class ServedCaptioner:
     async def _ask(
         self, session: aiohttp.ClientSession, body: bytes, settings: Settings, prompt: str
     ) -> Caption:
-        """A caption, or the error of a request that fails while others do not.
+        """Send a request until it succeeds or fails for good; return a caption or an error.
 
         Raises:
-            StageUnavailableError: No server takes requests, or all fail.
+            StageUnavailableError: No server accepts requests, or all requests fail.
         """
         failures, waiting_since, last = 0, time.monotonic(), None
         while True:
@@ -283,8 +283,8 @@ class ServedCaptioner:
                 waited = time.monotonic() - waiting_since
                 if waited > self.patience:
                     raise StageUnavailableError(
-                        f"{server.url} has taken no request for {waited:.0f} s: {error}. Start it "
-                        "or lower caption.concurrency, and give the same command again"
+                        f"{server.url} has accepted no request for {waited:.0f} s: {error}. Start "
+                        "it or lower caption.concurrency, and run the same command again"
                     ) from None
             except _Failed as error:
                 failures += 1
@@ -298,7 +298,7 @@ class ServedCaptioner:
                 waiting_since, last = time.monotonic(), server
 
     async def _free_server(self, avoid: _Server | None) -> _Server:
-        """The least busy server that takes requests; `avoid` only where no other does."""
+        """Wait for a server that accepts requests; the least busy one, `avoid` only as the last."""
         while True:
             now = time.monotonic()
             free = [server for server in self._servers if server.resting_until <= now]
@@ -307,7 +307,7 @@ class ServedCaptioner:
             await asyncio.sleep(min(s.resting_until for s in self._servers) - now)
 
     def _rest(self, server: _Server, error: _Unavailable) -> None:
-        """Send a server no requests for a while. Of many refusals at once the first counts."""
+        """Stop sending requests to a server for a while; further refusals meanwhile do not count."""
         now = time.monotonic()
         if server.resting_until > now:
             return
@@ -326,10 +326,10 @@ class ServedCaptioner:
         prompt: str,
         error: _Failed,
     ) -> None:
-        """See that a server answers a plain request, so that a failure is one request's own.
+        """Check that a server answers a plain request, so that the failed request is the cause.
 
         Raises:
-            StageUnavailableError: It does not.
+            StageUnavailableError: The server does not answer it.
         """
         async with self._alive:
             waiting_since = time.monotonic()
@@ -341,13 +341,13 @@ class ServedCaptioner:
                     self._rest(server, busy)
                     if time.monotonic() - waiting_since > self.patience:
                         raise StageUnavailableError(
-                            f"{server.url} takes no requests: {busy}"
+                            f"{server.url} accepts no requests: {busy}"
                         ) from None
                     await asyncio.sleep(max(0.0, server.resting_until - time.monotonic()))
                 except _Failed as failure:
                     raise StageUnavailableError(
                         f"{server.url} fails on every request: {error}; and on a plain one: "
-                        f"{failure}. Mend it and give the same command again"
+                        f"{failure}. Fix the server and run the same command again"
                     ) from None
 
     async def _probe(
@@ -365,7 +365,7 @@ class ServedCaptioner:
             except _Failed:
                 self.takes_seeds = True
                 raise error from None
-            logger.warning("%s takes no seeds: another run writes other captions", server.url)
+            logger.warning("%s accepts no seeds: captions cannot be reproduced", server.url)
 
     async def _post(self, session: aiohttp.ClientSession, server: _Server, body: bytes) -> Caption:
         """Send a request once."""
@@ -381,21 +381,21 @@ class ServedCaptioner:
                 raise StageUnavailableError(
                     f"the model of {server.url} has changed: it answered as "
                     f"{self._http.clean(str(server.answers_as))} and now as "
-                    f"{self._http.clean(name)}. Give the same command again once it stays"
+                    f"{self._http.clean(name)}. Run the same command again when it is stable"
                 )
             server.answers_as = name
         return _caption_of(answer)
 
 
 class _Http:
-    """HTTP with the API key, whose failures are told apart and never show the key."""
+    """An HTTP client with the API key; it classifies failures and never shows the key."""
 
     def __init__(self, key_env: str) -> None:
         self.key_env = key_env
         self.key = os.environ.get(key_env) or None
 
     def session(self, timeout: float) -> aiohttp.ClientSession:
-        """A session in which a whole answer must come within `timeout` seconds."""
+        """A session in which an answer must be complete within `timeout` seconds."""
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
@@ -406,10 +406,11 @@ class _Http:
         )
 
     async def revision(self, session: aiohttp.ClientSession, server: str, model: str) -> str:
-        """What a server says of its model.
+        """The revision of a model on a server, from its list of models.
 
         Raises:
-            StageUnavailableError: It cannot be reached, does not say, or has no such model.
+            StageUnavailableError: The server cannot be reached, gives no list, or does not have
+                the model.
         """
         try:
             async with asyncio.timeout(LIST_SECONDS):
@@ -417,7 +418,7 @@ class _Http:
         except (_Failed, _Unavailable, TimeoutError) as error:
             raise StageUnavailableError(
                 f"{server}/models gives no list of models: {str(error) or 'no answer in time'}. "
-                "Start the server or mend its URL, which ends in /v1 for most servers"
+                "Start the server or correct its URL, which ends in /v1 for most servers"
             ) from None
         entries = answer.get("data")
         entries = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
@@ -430,7 +431,7 @@ class _Http:
     async def ask(
         self, session: aiohttp.ClientSession, url: str, body: bytes | None = None
     ) -> dict[str, Any]:
-        """The JSON object that a server answers, to a POST where there is a body."""
+        """Send a request, a POST if it has a body, and return the JSON object of the answer."""
         method = "GET" if body is None else "POST"
         try:
             async with session.request(method, url, data=body, allow_redirects=False) as response:
@@ -444,7 +445,7 @@ class _Http:
             raise _Unavailable(self.clean(f"no connection: {error}")) from None
         except TimeoutError:
             seconds = session.timeout.total or 0.0
-            raise _Failed("timeout", f"no whole answer within {seconds:g} s") from None
+            raise _Failed("timeout", f"no complete answer within {seconds:g} s") from None
         except aiohttp.ClientError as error:
             message = f"the connection broke: {error or type(error).__name__}"
             raise _Failed("server_error", self.clean(message)) from None
@@ -455,7 +456,7 @@ class _Http:
     def _error(
         self, url: str, status: int, headers: Mapping[str, str], content: bytes
     ) -> Exception:
-        """What a status other than 200 means."""
+        """The error for a status other than 200."""
         message = f"status {status}: {self.clean(_message(content))}"
         if status in (429, 503):
             return _Unavailable(message, _retry_after(headers.get("Retry-After")))
@@ -463,21 +464,21 @@ class _Http:
             return _Failed("server_error", message)
         if status in (401, 402, 403):
             return StageUnavailableError(
-                f"{url} lets nobody in with the key of ${self.key_env} ({message}). Set that "
-                "variable where the workers run, or name another by caption.api_key_env"
+                f"{url} does not accept the key in ${self.key_env} ({message}). Set that variable "
+                "where the workers run, or name another one in caption.api_key_env"
             )
         if status in (404, 405) or status < 400:
             where = headers.get("Location")
             return StageUnavailableError(
-                f"{url}: {message}{f', see {self.clean(where)}' if where else ''}. Give the URL "
-                "under which /models and /chat/completions answer; it ends in /v1 for most servers"
+                f"{url}: {message}{f', see {self.clean(where)}' if where else ''}. Set the URL "
+                "above /models and /chat/completions; it ends in /v1 for most servers"
             )
         if status == 408:
             return _Failed("timeout", message)
         return _Failed("refused", message, may_pass=False)
 
     def clean(self, text: str, longest: int = MAX_MESSAGE) -> str:
-        """A text of a server as it may be shown: without the key, in one line, not too long."""
+        """A server's text for a message: without the key, on one line, and cut to a length."""
         if self.key:
             text = text.replace(self.key, "***")
         text = " ".join(INVISIBLE.sub(" ", text).split())
@@ -485,7 +486,7 @@ class _Http:
 
 
 class _DataUrls:
-    """The data URLs of images, each made once on a thread and kept while it is needed."""
+    """The data URLs of images; each is made once on a thread and kept while it is needed."""
 
     def __init__(
         self, images: Sequence[bytes], times: int, longest: int, threads: ThreadPoolExecutor
@@ -496,7 +497,7 @@ class _DataUrls:
         self.made: dict[int, asyncio.Future[str | None]] = {}
 
     async def of(self, image: bytes) -> str | None:
-        """The data URL of an image, None where it cannot be decoded."""
+        """The data URL of an image; None if the image cannot be decoded."""
         key = id(image)
         if key not in self.made:
             loop = asyncio.get_running_loop()
@@ -518,18 +519,18 @@ class _DataUrls:
 
 @functools.lru_cache(maxsize=16)
 def served_revision(servers: tuple[str, ...], model: str, key_env: str) -> str:
-    """What servers say of a model: its name and what else tells one revision from another.
+    """The name of a model and the fields that identify its revision, from its servers.
 
-    Asked once in a process, so that a run keeps to what it was planned with.
+    Servers are asked once in a process, so that a run uses the revision it was planned with.
 
     Args:
         servers: The URLs, each with the API's prefix.
-        model: The name that they have for it.
-        key_env: The environment variable with the API key, if it is set.
+        model: The name of the model on the servers.
+        key_env: The environment variable with the API key, if any.
 
     Raises:
-        StageUnavailableError: A server cannot be reached, has no such model, or has another than
-            the first.
+        StageUnavailableError: A server cannot be reached, does not have the model, or has another
+            revision than the first server.
     """
     http = _Http(key_env)
 
@@ -537,18 +538,18 @@ def served_revision(servers: tuple[str, ...], model: str, key_env: str) -> str:
         async with http.session(LIST_SECONDS) as session:
             return [await http.revision(session, server, model) for server in servers]
 
-    found = asyncio.run(ask())
-    for server, revision in zip(servers, found, strict=True):
-        if revision != found[0]:
+    revisions = asyncio.run(ask())
+    for server, revision in zip(servers, revisions, strict=True):
+        if revision != revisions[0]:
             raise StageUnavailableError(
-                f"{servers[0]} has {found[0]}, but {server} has {revision}; serve the same model "
+                f"{servers[0]} has {revisions[0]}, but {server} has {revision}; serve the same model "
                 "on all servers of a stage"
             )
-    return found[0]
+    return revisions[0]
 
 
 def _revision(entry: Mapping[str, Any]) -> str:
-    """What /models says of a model beside its name, as JSON; empty where it says nothing."""
+    """The identifying fields of a model in /models, as JSON; empty if there are none."""
     known = {name: entry[name] for name in REVISION if entry.get(name) is not None}
     meta = entry.get("meta")
     if isinstance(meta, dict):
@@ -589,20 +590,20 @@ def _start(answer: Any) -> str:
 
 
 def _message(content: bytes) -> str:
-    """What the body of an error says, in the forms that servers have for it."""
+    """The message in the body of an error, in any of the forms that servers use."""
     text = content.decode(errors="replace")
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError):
         return text
     for name in ("error", "message", "detail"):
-        if isinstance(found, dict) and name in found:
-            found = found[name]
-    return found if isinstance(found, str) else json.dumps(found)
+        if isinstance(value, dict) and name in value:
+            value = value[name]
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _retry_after(value: str | None) -> float | None:
-    """The seconds of a Retry-After header, which has a number or a date."""
+    """The seconds of a Retry-After header, which is a number or a date."""
     if value is None:
         return None
     try:
@@ -621,7 +622,7 @@ def _doubled(seconds: float, times: int) -> float:
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    """Trust the certificates that Python does: of SSL_CERT_FILE, SSL_CERT_DIR or the system."""
+    """TLS with Python's certificates: those of SSL_CERT_FILE, SSL_CERT_DIR or the system."""
     paths = ssl.get_default_verify_paths()
     return ssl.create_default_context(
         cafile=paths.cafile or (None if paths.capath else certifi.where())
@@ -635,4 +636,4 @@ def _grey() -> str:
 
 
 _GREY = _grey()
-"""An image that every model takes."""
+"""An image that every model accepts."""

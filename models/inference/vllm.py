@@ -49,7 +49,7 @@ class VllmCaptioner:
         image_size: int = 1024,
         threads: int = 4,
     ) -> Self:
-        """Load a model folder or a model of the hub; safetensors only, no code of the hub."""
+        """Load a model from a folder or the hub; only safetensors, and no code from the hub."""
         llm = LLM(
             model=model,
             revision=revision,
@@ -79,9 +79,9 @@ class VllmCaptioner:
             if url is not None
             for k in range(settings.num_captions)
         ]
-        found: list[list[Caption]] = [[] for _ in images]
+        captions: list[list[Caption]] = [[] for _ in images]
         if not asked:
-            return found
+            return captions
         answers = self.llm.chat(
             [_conversation(str(urls[image]), prompt[image]) for image, _ in asked],
             [_sampling(settings, seed_of(seeds[image], k, bits=31)) for image, k in asked],
@@ -90,8 +90,8 @@ class VllmCaptioner:
         for (image, _), answer in zip(asked, answers, strict=True):
             [output] = answer.outputs
             text = " ".join(output.text.split())
-            found[image].append(Caption(text, output.finish_reason == "length"))
-        return found
+            captions[image].append(Caption(text, output.finish_reason == "length"))
+        return captions
 
     def _url(self, image: bytes) -> str | None:
         try:

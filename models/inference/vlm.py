@@ -1,10 +1,10 @@
-"""Captions by any vision-language model of transformers: BLIP-2, LLaVA, Qwen-VL and the like.
+"""Captions by any vision-language model in transformers, such as BLIP-2, LLaVA and Qwen-VL.
 
     captioner = GenericCaptioner.from_pretrained("Salesforce/blip2-opt-2.7b")
     [[caption]] = captioner.caption([jpeg], seeds=[0], prompt="a photo of")
 
-The loop is `generate` of transformers. Only the choice of a sampled token is ours, so that a
-caption depends on its seed alone.
+The loop is transformers' `generate`. Only the choice of a sampled token is our own, so that a
+caption depends only on its seed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["GenericCaptioner", "architecture_of"]
 
 
 def architecture_of(model: str, revision: str | None = None) -> str:
-    """The `model_type` of a folder's or a hub model's config: blip, blip-2, llava, ..."""
+    """The `model_type` in the config of a model folder or hub model: blip, blip-2, llava, ..."""
     kind: str = AutoConfig.from_pretrained(
         model, revision=revision, trust_remote_code=False
     ).model_type
@@ -45,8 +45,8 @@ class GenericCaptioner:
     """Writes captions of images with an AutoModelForImageTextToText.
 
     Attributes:
-        is_chat: Whether the model has a chat template. Such a model is asked by it and answers;
-            any other goes on from the prompt.
+        is_chat: Whether the model has a chat template. Such a model answers the prompt; any other
+            model continues it.
     """
 
     def __init__(self, model: Any, processor: Any, threads: int = 4) -> None:
@@ -97,21 +97,21 @@ class GenericCaptioner:
 
         Args:
             images: n encoded images.
-            seeds: n seeds, of which 64 bits count.
-            settings: How captions are decoded. A chat model writes at most `max_tokens`; for any
-                other both lengths count the prompt, but not the tokens that stand for the image.
-            prompt: What a chat model is asked, one for all images or one for each. Any other model
-                takes one, goes on from it, and it is left out of the captions.
-            continue_from: Captions of at most so many tokens are continued once, as MiniGPT-4's
-                are up to 80 (arXiv:2304.10592); 0 continues none.
+            seeds: n seeds; 64 bits are used.
+            settings: How captions are decoded. A chat model writes at most `max_tokens`. For any
+                other model, both lengths include the prompt, but not the tokens of the image.
+            prompt: The prompt of a chat model, one for all images or one for each. Any other model
+                takes one prompt and continues it; the prompt is not part of the captions.
+            continue_from: Captions of at most this many tokens are continued once, as MiniGPT-4
+                does up to 80 (arXiv:2304.10592); 0 continues none.
             batch_size: Images at a time; see `BatchRunner.map`.
 
         Returns:
-            For each image its captions, best first for beam; an empty list for an image that
-            cannot be decoded.
+            The captions of each image, best first for beam; an empty list for an image that cannot
+            be decoded.
 
         Raises:
-            ValueError: An argument is impossible.
+            ValueError: An argument is not allowed.
         """
         settings = settings or Settings()
         check_one_each(images, seeds, "seed")
@@ -122,28 +122,28 @@ class GenericCaptioner:
         def write(positions: list[int], opened: list[Image.Image]) -> list[list[Caption]]:
             some = [seeds[position] for position in positions]
             asked = [_Asked(prompts[p], image) for p, image in zip(positions, opened, strict=True)]
-            found = self._generate(asked, some, settings, num_asked)
+            captions_of = self._generate(asked, some, settings, num_asked)
             if continue_from:
-                self._continue(asked, some, found, settings, continue_from)
-            return found
+                self._continue(asked, some, captions_of, settings, continue_from)
+            return captions_of
 
         return [captions or [] for captions in self.batches.map(images, write, batch_size)]
 
     def _num_asked(self, prompts: Sequence[str], settings: Settings) -> int:
-        """Tokens of the one prompt of a model without a chat template."""
+        """The number of tokens of the prompt, for a model without a chat template."""
         if len(set(prompts)) > 1:
             raise ValueError("a model without a chat template takes one prompt for all images")
         prompt = prompts[0] if prompts else ""
         number = len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
         if number >= settings.max_length:
             raise ValueError(
-                f"max_length counts the {number} tokens of the prompt and must be above, got "
+                f"max_length includes the {number} tokens of the prompt and must be higher, got "
                 f"{settings.max_length}"
             )
         return number
 
     def _inputs(self, asked: Sequence[_Asked]) -> Any:
-        """What the model reads, up to where it goes on."""
+        """The inputs of the model: images, prompts, and answers to continue."""
         if self.is_chat:
             return self.processor.apply_chat_template(
                 [one.turns() for one in asked],
@@ -154,7 +154,7 @@ class GenericCaptioner:
                 processor_kwargs={"padding": True},
             )
         texts = [one.text() for one in asked]
-        # Without a prompt a model begins by itself; most processors take no empty text.
+        # Without a prompt no text is passed, because most processors refuse an empty text.
         given = {"text": texts} if any(texts) else {}
         images = [one.image for one in asked]
         return self.processor(images=images, **given, return_tensors="pt", padding=True)
@@ -199,7 +199,7 @@ class GenericCaptioner:
         settings: Settings,
         longest: int,
     ) -> None:
-        """Continue short captions once, in their place."""
+        """Continue short captions once and replace them."""
         once = dataclasses.replace(settings, num_captions=1, min_length=0)
         short = [
             (image, k)
@@ -211,7 +211,7 @@ class GenericCaptioner:
             return
         more = self._generate(
             [asked[image]._replace(answer=captions[image][k].text) for image, k in short],
-            # Seeds of their own, so that a continuation does not draw its caption's numbers.
+            # Other seeds, so that a continuation does not repeat its caption's random numbers.
             [(seeds[image] + (k + 1) * 0x9E3779B97F4A7C15) % 2**64 for image, k in short],
             once,
             0,
@@ -221,7 +221,7 @@ class GenericCaptioner:
             captions[image][k] = Caption(text, added.truncated)
 
     def _new(self, inputs: Any, ids: Tensor) -> Tensor:
-        """The tokens that follow the prompt; some models give it back and some do not."""
+        """The tokens after the prompt; only some models return the prompt too."""
         read = inputs.get("input_ids")
         if read is None or ids.shape[1] < read.shape[1]:
             return ids
@@ -241,18 +241,18 @@ class GenericCaptioner:
 
 
 class _Asked(NamedTuple):
-    """An image, what is asked of it, and an answer that is to be continued."""
+    """An image, its prompt, and an answer to continue, if any."""
 
     prompt: str
     image: Image.Image
     answer: str | None = None
 
     def text(self) -> str:
-        """What a model without a chat template goes on from."""
+        """The text that a model without a chat template continues."""
         return self.prompt if self.answer is None else f"{self.prompt} {self.answer}".strip()
 
     def turns(self) -> list[dict[str, Any]]:
-        """The conversation with a chat model so far."""
+        """The turns of the conversation for a chat model."""
         question = [_text(self.prompt)] if self.prompt else []
         turns = [_turn("user", {"type": "image", "image": self.image}, *question)]
         if self.answer is not None:
@@ -261,10 +261,10 @@ class _Asked(NamedTuple):
 
 
 class _Chosen(LogitsProcessor):
-    """Leaves `generate` the one token that a caption's own numbers choose.
+    """Makes `generate` choose the token that the caption's own random numbers select.
 
     Args:
-        chances: (rows, t, 2), the random numbers of each caption and step.
+        chances: (rows, t, 2) random numbers of each caption and step.
         settings: The nucleus.
     """
 
@@ -273,7 +273,7 @@ class _Chosen(LogitsProcessor):
         self.settings = settings
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (rows, V) that are finite for the chosen token alone."""
+        """Scores (rows, V) that are finite only for the chosen token."""
         settings = self.settings
         tokens = from_nucleus(
             scores.float(),

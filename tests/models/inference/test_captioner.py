@@ -91,7 +91,7 @@ def test_the_logits_of_every_step_equal_the_stock_decoders(captioner: Captioner)
     assert float(apart.norm() / stock.norm()) < 1e-5
     turned = torch.tensor([[1, 0]] * 3)
     reader.follow(turned)
-    reader.place -= 1  # the last token once more, by the other caption
+    reader.position -= 1  # the last token once more, by the other caption
     again = reader.step(tokens[:, :, 11].gather(1, turned))
     torch.testing.assert_close(again, stock[:, :, -1].flip(1), rtol=1e-4, atol=1e-4)
 
@@ -105,7 +105,7 @@ def test_a_reader_serves_a_smaller_batch_of_other_images(captioner: Captioner) -
     reader.step(torch.full((4, 2), 9))
     assert reader.serves(3, 9) and not reader.serves(5, 9)
     assert not reader.serves(2, 9) and not reader.serves(4, 8)
-    reader.sights.look(seen[4:])
+    reader.memory.replace(seen[4:])
     fresh = _Reader(captioner.model.text_decoder, seen[4:], max_length=9)
     torch.testing.assert_close(reader.prompt(prompt, 2)[:3], fresh.prompt(prompt, 2))
     token = torch.full((4, 2), 8)
@@ -117,15 +117,15 @@ def test_a_kept_reader_writes_what_a_new_one_writes(captioner: Captioner, decodi
     """As on CUDA, where the last batch of a shard is smaller than the others."""
 
     class Keeping(Captioner):
-        def _look(self, features: torch.Tensor, max_length: int) -> _Reader:
-            self._reader = super()._look(features, max_length)
+        def _reader_of(self, features: torch.Tensor, max_length: int) -> _Reader:
+            self._reader = super()._reader_of(features, max_length)
             return self._reader
 
     keeping = Keeping(captioner.model, captioner.tokenizer, captioner.preprocess)
     options = {"decoding": decoding, "num_captions": 1 if decoding == "greedy" else 2}
     ours = written(keeping, IMAGES[:11], range(11), batch_size=4, **options)
     assert ours == written(captioner, IMAGES[:11], range(11), **options)
-    assert keeping._reader is not None and keeping._reader.sights.num_images == 4
+    assert keeping._reader is not None and keeping._reader.memory.num_images == 4
 
 
 def many_images() -> list[bytes]:
@@ -277,7 +277,7 @@ def test_an_image_that_does_not_open_gets_no_caption_and_disturbs_no_other(
 
 @pytest.mark.parametrize("max_length", [4, 65])
 def test_lengths_that_leave_no_room_are_refused(captioner: Captioner, max_length: int) -> None:
-    with pytest.raises(ValueError, match="max_length counts the 4 tokens"):
+    with pytest.raises(ValueError, match="max_length includes the 4 tokens"):
         captioner.caption(IMAGES[:1], [0], Settings(max_length=max_length))
 
 

@@ -94,7 +94,5 @@ def test_scores_need_the_texts_of_each_image(clip: DualEncoder) -> None:
 
 def test_a_checkpoint_of_another_kind_is_refused_with_those_that_are_read(tmp_path: Path) -> None:
     folder = save(tmp_path, BlipForImageTextRetrieval, tokenizer_of(["dog"]))
-    with pytest.raises(
-        ValueError, match=r"is a blip and not a dual encoder.*clip, metaclip_2, sig"
-    ):
+    with pytest.raises(ValueError, match=r"is a blip, not a dual encoder.*clip, metaclip_2, sig"):
         DualEncoder.from_pretrained(folder)

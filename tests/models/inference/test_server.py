@@ -368,7 +368,7 @@ def test_a_server_without_seeds_is_asked_without(
     server.answer = answer
     one = captioner(server)
     one.check(Settings(), "Describe")
-    assert "takes no seeds" in caplog.text
+    assert "accepts no seeds" in caplog.text
     assert texts(captions(one))[0] == ["a dog"]
 
 

@@ -110,7 +110,7 @@ def test_a_stage_that_cannot_be_imported_stops_only_what_needs_it(tmp_path):
     assert done.returncode == 2
     assert "m.yaml: stages.ink: entry point ink = no_such:Ink in capfilt.stages of" in done.stderr
     assert "inks 2.0: cannot be imported: ModuleNotFoundError: " in done.stderr
-    assert "Mend or uninstall the distribution" in done.stderr
+    assert "Fix or uninstall the distribution" in done.stderr
     again = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     for given, status in (("--help", 0), ("ink --help", 2)):
         command = [sys.executable, "-m", "pipeline.cli", *given.split()]
