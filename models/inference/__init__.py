@@ -1,1 +1,1 @@
-"""Models run in batches: captioners, matchers, dual encoders and language models that see."""
+"""Models run in batches: captioners, matchers, dual encoders and vision-language models."""

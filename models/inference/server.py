@@ -307,7 +307,7 @@ class ServedCaptioner:
             await asyncio.sleep(min(s.resting_until for s in self._servers) - now)
 
     def _rest(self, server: _Server, error: _Unavailable) -> None:
-        """Stop sending requests to a server for a while; further refusals meanwhile do not count."""
+        """Stop sending requests to a server for a while; refusals during that time do not count."""
         now = time.monotonic()
         if server.resting_until > now:
             return
@@ -542,8 +542,8 @@ def served_revision(servers: tuple[str, ...], model: str, key_env: str) -> str:
     for server, revision in zip(servers, revisions, strict=True):
         if revision != revisions[0]:
             raise StageUnavailableError(
-                f"{servers[0]} has {revisions[0]}, but {server} has {revision}; serve the same model "
-                "on all servers of a stage"
+                f"{servers[0]} has {revisions[0]}, but {server} has {revision}; serve the same "
+                "model on all servers of a stage"
             )
     return revisions[0]
 

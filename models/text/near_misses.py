@@ -1,7 +1,7 @@
-"""Near misses: texts that are nearly true, made by changing one word or swapping two.
+"""Makes near misses: texts that are nearly true, with one word changed or two swapped.
 
-Negatives of this kind teach a matcher what wrong texts of other images do not: NegCLIP (ARO,
-arXiv:2210.01936) swaps words, Doubly Right (arXiv:2306.08832) changes one.
+As negatives, they teach a matcher what texts of other images cannot. NegCLIP (ARO,
+arXiv:2210.01936) swaps words, and Doubly Right (arXiv:2306.08832) changes one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 __all__ = ["KINDS", "NearMiss", "NearMisses", "Vocabulary", "words_of"]
 
 KINDS = ("noun", "number", "colour", "size", "relation", "order")
-"""What is changed: one word of a kind, or with `order` two words that change places."""
+"""The kinds of change: one word of this kind is replaced, or for `order` two words are swapped."""
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 COLOURS = frozenset(
@@ -40,20 +40,20 @@ RELATIONS = (
     (frozenset({"top"}), frozenset({"bottom"})),
 )
 SIDES = frozenset({"left", "right", "top", "bottom"})
-"""Words that are relations before "of" or "side" alone: "right" also means correct."""
+"""Words that are relations only before "of" or "side": "right" also means correct."""
 SYMMETRIC = frozenset({"and", "or", "with", "beside", "near", "by", "&"})
-"""What joins two things that may change places."""
+"""Words between two things whose order does not matter."""
 NOUNS = frozenset({"NN", "NNS", "NOUN"})
 SHARE = 0.1
-"""The least share of its uses in which a word has a tag that counts."""
+"""A tag of a word counts if at least this share of its uses has the tag."""
 FEW = 2.0
-"""Images in which two words would be expected together below which nothing follows from them."""
+"""With fewer expected images of two words together, their number says nothing."""
 LEAST_RIVAL = 0.8
-"""Two words that stand together more often than this share of chance are no alternatives."""
+"""Two words are not alternatives if they occur together more often than this share of chance."""
 
 
 class NearMiss(NamedTuple):
-    """A text that is nearly true, and which of `KINDS` was changed."""
+    """A text that is nearly true, and the kind of its change."""
 
     kind: str
     text: str
@@ -68,17 +68,17 @@ class _Token:
 
 @dataclass(frozen=True)
 class _Edit:
-    """One way to change a text: spans with what takes their place, and how likely it is."""
+    """A change of a text: spans with their replacements, and the weight of the change."""
 
     spans: tuple[tuple[int, int, str], ...]
     weight: float = 1.0
 
 
 class Vocabulary:
-    """The words of training texts: their parts of speech, neighbours and company.
+    """The words of training texts: parts of speech, neighbours, and words of the same image.
 
     Args:
-        captions: Of each image, its texts.
+        captions: The texts of each image.
         tagger: A spaCy pipeline that tags parts of speech: a name or a folder.
     """
 
@@ -107,17 +107,17 @@ class Vocabulary:
             for first, second in itertools.pairwise(words):
                 self.after[first][second] += 1
                 self.before[second][first] += 1
-        self.tags = {word: found.most_common(1)[0][0] for word, found in tags.items()}
+        self.tags = {word: counts.most_common(1)[0][0] for word, counts in tags.items()}
         self.all_tags = {
-            word: frozenset(tag for tag, n in found.items() if n >= SHARE * found.total())
-            for word, found in tags.items()
+            word: frozenset(tag for tag, n in counts.items() if n >= SHARE * counts.total())
+            for word, counts in tags.items()
         }
 
     def are_rivals(self, first: str, second: str) -> bool:
-        """Whether an image of which one word is true is seldom one of which the other is.
+        """Whether two words are seldom true of the same image.
 
-        By how often both stand in texts of one image: synonyms, and words that have nothing to do
-        with each other, stand together as often as chance has it or more.
+        This is decided by how often both occur in the texts of an image. Synonyms and unrelated
+        words occur together at least as often as by chance.
         """
         expected = self.images[first] * self.images[second] / max(self.num_images, 1)
         if expected < FEW:
@@ -126,16 +126,16 @@ class Vocabulary:
         return self.together[pair] <= LEAST_RIVAL * expected
 
     def between(self, before: Collection[str], after: str) -> Counter[str]:
-        """The words seen behind one of some words and, elsewhere or there, before another.
+        """The words that occur after one of the words `before`, and also before the word `after`.
 
-        Each with the rarer of the two counts; an empty text stands for the end of a text.
+        The count of each is the smaller of the two. "" stands for the beginning or end of a text.
         """
         first = sum((self.after[word] for word in before), Counter[str]())
         second = self.before[after]
         return first & second
 
     def plural_of(self, noun: str) -> str | None:
-        """The plural of a noun, where the texts have it."""
+        """The plural of a noun; None if it is not in the texts."""
         forms = (f"{noun}s", f"{noun}es", f"{noun[:-1]}ies", noun)
         return next((form for form in forms if "NNS" in self.all_tags.get(form, ())), None)
 
@@ -149,7 +149,7 @@ class NearMisses:
         NearMiss(kind='colour', text='a blue ball')
 
     Args:
-        vocabulary: Where words come from.
+        vocabulary: The words to use.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -163,21 +163,21 @@ class NearMisses:
         known: Collection[str] = (),
         kind: str | None = None,
     ) -> NearMiss | None:
-        """A near miss of a text, or None where nothing in it can be changed.
+        """Make a near miss of a text; None if no word can be changed.
 
         Args:
             text: A true text.
             rng: Draws the kind, then the change.
-            known: Words that are true of the image, which are never put in.
-            kind: The one of `KINDS` to change; any by default.
+            known: Words that are true of the image; they are not used as replacements.
+            kind: The kind of change, of `KINDS`; any by default.
         """
         tokens = _tokens(text)
-        found = {name: self._edits(name, tokens, frozenset(known)) for name in KINDS}
-        kinds = [name for name in KINDS if found[name] and kind in (None, name)]
+        edits_by_kind = {name: self._edits(name, tokens, frozenset(known)) for name in KINDS}
+        kinds = [name for name in KINDS if edits_by_kind[name] and kind in (None, name)]
         if not kinds:
             return None
         chosen = rng.choice(kinds)
-        edits = found[chosen]
+        edits = edits_by_kind[chosen]
         [edit] = rng.choices(edits, [edit.weight for edit in edits])
         return NearMiss(chosen, _with_articles(_replaced(text, edit.spans)))
 
@@ -187,12 +187,12 @@ class NearMisses:
         if kind == "number":
             return list(self._numbers(tokens))
         edits = []
-        for place, token in enumerate(tokens):
+        for index, token in enumerate(tokens):
             if kind == "noun":
-                options = self._nouns(tokens, place)
+                options = self._nouns(tokens, index)
             else:
                 options = {word: 1.0 for word in _OPPOSITES[kind].get(token.word, ())}
-                if kind == "relation" and not _is_place(tokens, place):
+                if kind == "relation" and not _is_position(tokens, index):
                     options = {}
             options = {
                 word: weight
@@ -206,62 +206,62 @@ class NearMisses:
             ]
         return edits
 
-    def _nouns(self, tokens: list[_Token], place: int) -> dict[str, float]:
-        """Other nouns of the same number that are seen between the same neighbours."""
-        found, word = self.vocabulary, tokens[place].word
-        if found.tags.get(word) not in NOUNS or word in _CLOSED:
+    def _nouns(self, tokens: list[_Token], index: int) -> dict[str, float]:
+        """Other nouns, singular or plural alike, that occur between the same neighbours."""
+        vocabulary, word = self.vocabulary, tokens[index].word
+        if vocabulary.tags.get(word) not in NOUNS or word in _CLOSED:
             return {}
-        tag = self._number_of(tokens, place)
-        before = tokens[place - 1].word if place else ""
+        tag = self._number_of(tokens, index)
+        before = tokens[index - 1].word if index else ""
         before = {"an": "a"}.get(before, before)
         befores = ("a", "an") if before == "a" else (before,)
-        after = tokens[place + 1].word if place + 1 < len(tokens) else ""
+        after = tokens[index + 1].word if index + 1 < len(tokens) else ""
         return {
             other: float(count)
-            for other, count in found.between(befores, after).items()
+            for other, count in vocabulary.between(befores, after).items()
             if other != word
-            and tag in found.all_tags.get(other, ())
+            and tag in vocabulary.all_tags.get(other, ())
             and other not in _CLOSED
-            and found.are_rivals(word, other)
+            and vocabulary.are_rivals(word, other)
         }
 
-    def _number_of(self, tokens: list[_Token], place: int) -> str:
-        """The tag of a noun; singular or plural as its article or number has it."""
+    def _number_of(self, tokens: list[_Token], index: int) -> str:
+        """The tag of a noun; its article or number decides between singular and plural."""
         tags = self.vocabulary.tags
-        for token in reversed(tokens[:place]):
+        for token in reversed(tokens[:index]):
             if token.word in ("a", "an", "one"):
-                return "NN" if tags[tokens[place].word] != "NOUN" else "NOUN"
+                return "NN" if tags[tokens[index].word] != "NOUN" else "NOUN"
             if token.word in NUMBERS:
-                return "NNS" if tags[tokens[place].word] != "NOUN" else "NOUN"
+                return "NNS" if tags[tokens[index].word] != "NOUN" else "NOUN"
             if tags.get(token.word, "") not in ("JJ", "ADJ"):
                 break
-        return tags[tokens[place].word]
+        return tags[tokens[index].word]
 
     def _numbers(self, tokens: list[_Token]) -> Iterator[_Edit]:
-        """Another number; or "a" for a number and back, with the noun and the verb inflected."""
+        """Replace a number by another; or "a" by a number, with noun and verb in the plural."""
         words = [token.word for token in tokens]
         there = [word for word in NUMBERS[1:] if word in self.vocabulary.images]
-        for place, token in enumerate(tokens):
+        for index, token in enumerate(tokens):
             if token.word in there:
                 others = [word for word in there if word != token.word]
                 for word in others:
                     yield _Edit(((token.start, token.end, word),), 1 / len(others))
             elif token.word in ("a", "an") and there:
-                head = self._head(words, place)
+                head = self._head(words, index)
                 plural = None if head is None else self.vocabulary.plural_of(words[head])
                 if head is None or plural is None:
                     continue
                 spans = [(tokens[head].start, tokens[head].end, plural)]
-                for verb in (place - 1, head + 1):
+                for verb in (index - 1, head + 1):
                     if 0 <= verb < len(words) and words[verb] == "is":
                         spans.append((tokens[verb].start, tokens[verb].end, "are"))
                 for word in there:
                     yield _Edit(((token.start, token.end, word), *spans), 1 / len(there))
 
-    def _head(self, words: list[str], place: int) -> int | None:
-        """The singular noun that an article belongs to, past adjectives alone."""
+    def _head(self, words: list[str], article: int) -> int | None:
+        """The index of the singular noun of an article; only adjectives may stand between them."""
         tags = self.vocabulary.tags
-        for index in range(place + 1, len(words)):
+        for index in range(article + 1, len(words)):
             if tags.get(words[index], "") in NOUNS:
                 after = words[index + 1] if index + 1 < len(words) else ""
                 return None if tags.get(after, "") in NOUNS else index
@@ -270,23 +270,23 @@ class NearMisses:
         return None
 
     def _swaps(self, tokens: list[_Token]) -> Iterator[_Edit]:
-        """Two nouns, colours, sizes or numbers that change places and with them the meaning."""
+        """Swap two nouns, colours, sizes or numbers, if this changes the meaning."""
         for first, one in enumerate(tokens):
             for second in range(first + 1, len(tokens)):
                 other = tokens[second]
                 if not self._can_swap(tokens, first, second):
                     continue
                 between = {token.word for token in tokens[first + 1 : second]}
-                if between & SYMMETRIC and not between & _PLACING:
-                    company = [self._company(tokens, place) for place in (first, second)]
-                    if company[0] == company[1]:
+                if between & SYMMETRIC and not between & _ORDERING:
+                    modifiers = [self._modifiers(tokens, index) for index in (first, second)]
+                    if modifiers[0] == modifiers[1]:
                         continue
-                elif not between & _PLACING:
+                elif not between & _ORDERING:
                     continue
                 yield _Edit(((one.start, one.end, other.word), (other.start, other.end, one.word)))
 
     def _can_swap(self, tokens: list[_Token], first: int, second: int) -> bool:
-        """Whether two words are of one kind and differ in meaning."""
+        """Whether two words are of the same kind and differ in meaning."""
         one, other = tokens[first].word, tokens[second].word
         for kind in ("colour", "size"):
             if other in _OPPOSITES[kind].get(one, ()):
@@ -303,15 +303,15 @@ class NearMisses:
             and self.vocabulary.are_rivals(one, other)
         )
 
-    def _company(self, tokens: list[_Token], place: int) -> tuple[str, ...]:
-        """The adjectives, the number and the noun that stand with a word, itself left out."""
+    def _modifiers(self, tokens: list[_Token], index: int) -> tuple[str, ...]:
+        """The other words of the noun phrase of a word: adjectives, number and noun."""
         tags = self.vocabulary.tags
-        start = end = place
+        start = end = index
         while start and tags.get(tokens[start - 1].word, "") in _WITHIN:
             start -= 1
         while end + 1 < len(tokens) and tags.get(tokens[end].word, "") not in NOUNS:
             end += 1
-        return tuple(tokens[i].word for i in range(start, end + 1) if i != place)
+        return tuple(tokens[i].word for i in range(start, end + 1) if i != index)
 
 
 _OPPOSITES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -338,10 +338,10 @@ _OPPOSITES: dict[str, dict[str, tuple[str, ...]]] = {
         for word in own
     },
 }
-"""What a word of a closed class is changed to."""
+"""The replacements of the words of closed classes."""
 _CLOSED = frozenset(word for words in _OPPOSITES.values() for word in words) | set(NUMBERS)
-_PLACING = frozenset(_OPPOSITES["relation"]) | {"on", "in", "behind", "front", "of"}
-"""Words that put two things in an order."""
+_ORDERING = frozenset(_OPPOSITES["relation"]) | {"on", "in", "behind", "front", "of"}
+"""Words between two things whose order matters."""
 _WITHIN = frozenset({"JJ", "ADJ", "CD", "NUM"})
 
 
@@ -354,11 +354,11 @@ def _tokens(text: str) -> list[_Token]:
     return [_Token(m[0].lower(), m.start(), m.end()) for m in WORD.finditer(text)]
 
 
-def _is_place(tokens: list[_Token], place: int) -> bool:
-    """Whether a word says where something is, as far as its neighbours tell."""
-    if tokens[place].word not in SIDES:
+def _is_position(tokens: list[_Token], index: int) -> bool:
+    """Whether a word is a position, judged by its neighbours."""
+    if tokens[index].word not in SIDES:
         return True
-    following = tokens[place + 1].word if place + 1 < len(tokens) else ""
+    following = tokens[index + 1].word if index + 1 < len(tokens) else ""
     return following in ("of", "side", "hand", "corner")
 
 
@@ -369,7 +369,7 @@ def _replaced(text: str, spans: Sequence[tuple[int, int, str]]) -> str:
 
 
 def _with_articles(text: str) -> str:
-    """The text with "a" and "an" as the words behind them have it."""
+    """The text with "a" and "an" corrected for the words after them."""
     return re.sub(
         r"\b(a)n?( +)(?=([^\W_]))",
         lambda m: m[1] + ("n" if m[3].lower() in "aeiou" else "") + m[2],

@@ -1,4 +1,4 @@
-"""Texts of a model that says the same over and over until it is cut off."""
+"""Detects texts in which a model repeats itself until it is cut off."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from models.text.captions import script_words
 __all__ = ["repeats_at_end"]
 
 MIN_WORDS = 16
-"""A shorter repetition may be meant: ha ha ha."""
+"""Minimum number of repeated words; a shorter repetition can be intended, such as "ha ha ha"."""
 
 MIN_TIMES = 4
-"""As above: a refrain comes back twice or three times."""
+"""Minimum number of repetitions; a refrain is repeated two or three times."""
 
 
 def repeats_at_end(text: str) -> bool:
-    """Whether a text ends in the same words said over and over.
+    """Whether a text ends with the same words repeated.
 
-    They are said at least four times in a row, the last time perhaps in part, and make up at least
-    16 words. In scripts without blanks between words, such as Chinese, each character is a word.
+    The words must occur at least four times in a row, of which the last may be incomplete, and make
+    up at least 16 words. In scripts without spaces, such as Chinese, each character is a word.
     """
     words = script_words(text)
     for period in range(1, len(words) // MIN_TIMES + 1):

@@ -1,4 +1,4 @@
-"""Sentences of a text, by its punctuation."""
+"""Splits a text into sentences by its punctuation."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 __all__ = ["MAX_SENTENCES", "split_sentences"]
 
 MAX_SENTENCES = 100
-"""The most parts of one text; a longer text has the rest in its last part."""
+"""The most parts of a text; the last part of a longer text contains the rest."""
 
 CLOSING = "\"')\\]}\u00bb\u2019\u201d\u300d\u300f\u300b\uff09"
 SPACED = ".!?\u2026\u061f\u06d4\u0964\u0965\u0589\u1362\u1367\u1368\u17d4\u17d5\u104a\u104b"
-"""Marks that end a sentence where a space follows: Latin, Arabic, Urdu, Devanagari, Armenian,
+"""Marks that end a sentence if a space follows: Latin, Arabic, Urdu, Devanagari, Armenian,
 Ethiopic, Khmer and Burmese."""
 UNSPACED = "\u3002\uff01\uff1f\uff61"
-"""Marks of Chinese and Japanese, which need no space behind them."""
+"""Marks of Chinese and Japanese, after which no space is needed."""
 END = re.compile(
     rf"[{UNSPACED}][{SPACED}{UNSPACED}]*[{CLOSING}]*\s*"
     rf"|(?<![{SPACED}])[{SPACED}]+[{CLOSING}]*\s+"
@@ -28,31 +28,31 @@ TITLES = frozenset(
         *("hon", "pres", "dept", "u.s", "u.k", "u.s.a", "d.c"),
     ]
 )
-"""Abbreviations that a sentence goes on after."""
+"""Abbreviations that do not end a sentence."""
 BEFORE_NUMBERS = frozenset(["no", "nr", "nos", "fig", "figs", "vol", "pp", "ch", "pt"])
-"""Abbreviations that a sentence goes on after where a digit follows."""
+"""Abbreviations that do not end a sentence if a digit follows."""
 ENDINGS = frozenset(
     ["a.m", "p.m", "am", "pm", "etc", "inc", "ltd", "co", "corp", "jr", "sr", "ave", "blvd"]
 )
-"""Abbreviations that a sentence goes on after where a lower-case letter follows."""
+"""Abbreviations that do not end a sentence if a lower-case letter follows."""
 WORD = re.compile(r"[^\W_](?:[^\s(\[{\"']*[^\W_])?$")
 
 
 def split_sentences(text: str, most: int = MAX_SENTENCES) -> list[str]:
     """Split a text into sentences.
 
-    A sentence ends at a full stop, an exclamation or question mark that a space follows, at the
-    marks of Chinese and Japanese, at an empty line, or before an item of a list. Common English
-    abbreviations and initials end none. What holds no letter belongs to the sentence after it, or
-    at the end of the text to the one before.
+    A sentence ends at a full stop, exclamation mark or question mark before a space, at the marks
+    of Chinese and Japanese, at an empty line, or before an item of a list. Common English
+    abbreviations and initials do not end a sentence. A part without letters belongs to the sentence
+    after it, or at the end of the text to the sentence before it.
 
     Args:
         text: Any text.
         most: The most parts, at least 1.
 
     Returns:
-        The parts in order, each with the space behind it: joined, they are the text. An empty
-        list for an empty text.
+        The parts in order, each with the space after it; joined, they are the text. The list is
+        empty for an empty text.
     """
     parts: list[str] = []
     start = seen = 0
@@ -74,17 +74,17 @@ def split_sentences(text: str, most: int = MAX_SENTENCES) -> list[str]:
 
 
 def _goes_on(text: str, end: re.Match[str]) -> bool:
-    """Whether what looks like an end is an abbreviation's full stop."""
-    mark = end[0].rstrip()
-    if mark != "." or end[0].count("\n") > 1:
+    """Whether an apparent end of a sentence is only the full stop of an abbreviation."""
+    stop = end[0].rstrip()
+    if stop != "." or end[0].count("\n") > 1:
         return False
-    found = WORD.search(text, max(0, end.start() - 16), end.start())
-    if found is None:
+    match = WORD.search(text, max(0, end.start() - 16), end.start())
+    if match is None:
         return False
-    word, following = found[0].lower(), text[end.end() : end.end() + 1]
+    word, following = match[0].lower(), text[end.end() : end.end() + 1]
     return (
         word in TITLES
-        or (len(word) == 1 and found[0].isupper() and word != "i")
+        or (len(word) == 1 and match[0].isupper() and word != "i")
         or (word in BEFORE_NUMBERS and following.isdigit())
         or (word in ENDINGS and following.islower())
     )
