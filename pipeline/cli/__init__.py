@@ -1,1 +1,1 @@
-"""The terminal: the commands, their help, and what `init` writes."""
+"""The command line: parsing, the commands, their help, completion, and `init`."""

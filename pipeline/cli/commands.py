@@ -43,13 +43,13 @@ __all__ = [
 def init(options: argparse.Namespace, console: Console) -> int:
     """Inspect a source and write a manifest for it."""
     from pipeline.cli import init_manifest
-    from pipeline.cli.init_source import describe, profile
+    from pipeline.cli.init_source import describe, profile_source
 
     init_manifest.check(options.out, force=options.force)
-    source_profile = profile(options.source)
-    for line in describe(source_profile):
+    profile = profile_source(options.source)
+    for line in describe(profile):
         console.print(line, highlight=False, markup=False)
-    init_manifest.write(source_profile, options.out, force=options.force)
+    init_manifest.write(profile, options.out, force=options.force)
     for line in (
         f"wrote {options.out}; read it, then try",
         f"  capfilt run {shlex.quote(options.out)} --dry-run",

@@ -16,7 +16,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def script(shell: str) -> str:
-    """What a shell has to evaluate, once for each session."""
+    """The code that a shell evaluates, once in each session."""
     from argcomplete.shell_integration import shellcode
 
     code: str = shellcode(["capfilt"], shell=shell)
@@ -24,7 +24,7 @@ def script(shell: str) -> str:
 
 
 def autocomplete(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell, if it is the one that asks, and end; else do nothing."""
+    """Answer a request for completion and exit; do nothing if the shell did not send one."""
     if "_ARGCOMPLETE" not in os.environ:
         return
     from argcomplete.completers import FilesCompleter
@@ -54,11 +54,11 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def _runs(prefix: str, **_: Any) -> list[str]:
-    """Folders that are runs; any folder that may lead to one."""
-    found = [path for path in glob.glob(f"{glob.escape(prefix)}*") if os.path.isdir(path)]
-    found += [os.path.dirname(path) for path in glob.glob("runs/*/run.json")]
-    runs = [path for path in found if os.path.isfile(os.path.join(path, "run.json"))]
-    return [path for path in runs if path.startswith(prefix)] or [f"{path}/" for path in found]
+    """Folders that are runs; if there are none, folders that may contain one."""
+    folders = [path for path in glob.glob(f"{glob.escape(prefix)}*") if os.path.isdir(path)]
+    folders += [os.path.dirname(path) for path in glob.glob("runs/*/run.json")]
+    runs = [path for path in folders if os.path.isfile(os.path.join(path, "run.json"))]
+    return [path for path in runs if path.startswith(prefix)] or [f"{path}/" for path in folders]
 
 
 def _stages(**_: Any) -> list[str]:
@@ -66,23 +66,23 @@ def _stages(**_: Any) -> list[str]:
 
 
 def _settings(prefix: str, **_: Any) -> dict[str, str]:
-    """Each `stage.field=` with what it means, or the values of one."""
+    """Each `stage.field=` with its description, or the values of one field."""
     from pipeline.manifest.fields import describe
     from pipeline.manifest.reference import kinds
 
-    found = {}
+    settings = {}
     for stage, kind in kinds().items():
         for field in describe(kind) if stage != "train" else ():
             name = f"{stage}.{field.name}="
             if prefix.startswith(name):
-                found.update({name + value: field.text for value in field.values})
+                settings.update({name + value: field.text for value in field.values})
             else:
-                found[name] = field.text
-    return found
+                settings[name] = field.text
+    return settings
 
 
 def _reasons(prefix: str, **_: Any) -> dict[str, str]:
-    """The reasons of download, the last of several after a comma."""
+    """The reasons of download, after any that are complete."""
     from stages.download import DownloadStage
 
     before = prefix[: prefix.rfind(",") + 1]

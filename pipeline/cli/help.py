@@ -1,4 +1,4 @@
-"""What the terminal says of itself: examples of each command, the way on, what was meant."""
+"""The help: examples of each command, the first steps, and hints after a mistyped command."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "capfilt completion fish > ~/.config/fish/completions/capfilt.fish",
     ),
 }
-"""Examples of the commands that are no stages; a stage has its own."""
+"""Examples of the commands that are not stages; a stage has its own."""
 
 WAY = """\
-the way:
-  capfilt init photos/                look at a folder or a list; write a commented manifest.yaml
-  capfilt run manifest.yaml           all of it, from the list to the report; again to resume
-  capfilt status runs/photos --watch  the funnel as it fills
-  capfilt report runs/photos          the page that says what was dropped, and why
+first steps:
+  capfilt init photos/                inspect a folder or a list; write a commented manifest.yaml
+  capfilt run manifest.yaml           run everything, from the list to the report; also resumes
+  capfilt status runs/photos --watch  show the progress of each stage
+  capfilt report runs/photos          write the page that shows what was dropped, and why
 
-  capfilt demo                        the whole job on a drawn web, in minutes
-  capfilt COMMAND --help              examples of a command
+  capfilt demo                        run everything on a drawn web, in minutes
+  capfilt COMMAND --help              show options and examples of a command
 
 exit status: 0 done; 1 something failed, the same command resumes; 2 the input is wrong; 3 a file is
   damaged; 128 plus the number of the signal that ended the command, which resumes too: 143 SIGTERM,
@@ -90,12 +90,12 @@ exit status: 0 done; 1 something failed, the same command resumes; 2 the input i
 
 
 def examples(commands: Sequence[str]) -> str:
-    """The examples at the end of the help of a command."""
+    """The section of examples at the end of a command's help."""
     return "\n  ".join(("examples:", *commands))
 
 
 def stage_line(name: str) -> str:
-    """What a stage does, one line for the list of commands; its module is not imported."""
+    """The line for a stage in the list of commands; the stage's module is not imported."""
     line = STAGES.read(name, "help")
     if not isinstance(line, str) or not line.strip():
         line = f"a stage of {' '.join(STAGES.distribution(name) or ('capfilt',))}"
@@ -103,15 +103,15 @@ def stage_line(name: str) -> str:
 
 
 def stage_details(name: str) -> str:
-    """The fields, reasons and examples of a stage for the end of the help of its command.
+    """The fields, reasons and examples of a stage, for the end of its command's help.
 
     Raises:
-        PluginError: The stage is another package's and cannot be used.
+        PluginError: The stage is from another package and cannot be used.
     """
     stage = STAGES[name]
     config = stage.config_type
-    title = f"fields of stages.{name} in a manifest, or --set {name}.FIELD=VALUE; a changed "
-    title += "threshold measures nothing anew:"
+    title = f"fields of stages.{name} in a manifest, or --set {name}.FIELD=VALUE; changing a "
+    title += "threshold needs no new measurement:"
     parts = [[_wrapped(title, 0), *_fields(config)]] if dataclasses.fields(config) else []
     reasons = (f"  {reason}: {text}" for reason, text in stage.every_reason().items())
     parts.append(["reasons to reject a row:", *(_wrapped(line, 6) for line in reasons)])
@@ -123,7 +123,7 @@ def stage_details(name: str) -> str:
 
 
 def _fields(config: type[Any], prefix: str = "") -> Iterator[str]:
-    """The fields of a config, two lines each, and those of the mappings among them."""
+    """The fields of a config and of the mappings in it, two lines each."""
     for field in describe(config):
         default = "needed" if field.default is None else f"default {field.default}"
         kind = field.type.replace("`", "") + "; threshold" * field.is_threshold
@@ -135,13 +135,13 @@ def _fields(config: type[Any], prefix: str = "") -> Iterator[str]:
 
 
 def _wrapped(line: str, indent: int) -> str:
-    """A line at the width of the terminal, further lines indented."""
+    """A text wrapped to the width of the terminal, with lines after the first indented."""
     width = shutil.get_terminal_size().columns - 2
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def way(folder: str = ".") -> Iterator[str]:
-    """What to do next in a folder, by the manifests and runs that lie there."""
+    """The next step in a folder, from the manifests and runs in it."""
     runs = sorted(glob.glob(os.path.join(folder, "runs", "*", "run.json")), key=os.path.getmtime)
     if runs:
         run = os.path.relpath(os.path.dirname(runs[-1]), folder)
@@ -151,38 +151,40 @@ def way(folder: str = ".") -> Iterator[str]:
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Help in narrow columns, examples as they stand."""
+    """Formats help in narrow columns, and keeps the lines of examples."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=18)
 
     def add_argument(self, action: argparse.Action) -> None:
-        """Leave commands the room that argparse forgets: they stand two columns further in."""
+        """Add the two columns of indentation of commands, which argparse does not count."""
         super().add_argument(action)
         if isinstance(action, argparse._SubParsersAction):
             self._action_max_length += 2
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line with what was meant.
+    """A parser that reports a mistake on one line, with a likely correction.
 
     Attributes:
-        details: Makes the end of the help when the help is asked for; None leaves it as it is.
+        details: Makes the end of the help when the help is printed; None keeps the epilog.
     """
 
     details: Callable[[], str] | None = None
 
     def format_help(self) -> str:
-        """The help, with `details` at its end."""
+        """The help, with `details` at the end."""
         if self.details is not None:
             self.epilog = self.details()
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and how it is mended, and end with status 2."""
-        self.exit(2, f"{self.prog}: {self._mended(message)}\n`{self.prog} --help` shows examples\n")
+        """Print the mistake and a likely correction, and exit with status 2."""
+        text = self._with_correction(message)
+        self.exit(2, f"{self.prog}: {text}\n`{self.prog} --help` shows examples\n")
 
-    def _mended(self, message: str) -> str:
+    def _with_correction(self, message: str) -> str:
+        """The message of argparse in plain words, with a likely correction."""
         choice = re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
         if choice is not None:
             where, word, listed = choice.groups()
@@ -203,12 +205,12 @@ class Parser(argparse.ArgumentParser):
         return message.replace("the following arguments are required:", "still needed:")
 
     def _options(self) -> set[str]:
-        """The options of the parser and of all its commands."""
-        found = {option for action in self._actions for option in action.option_strings}
+        """The options of the parser and of its commands."""
+        options = {option for action in self._actions for option in action.option_strings}
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                found.update(*(parser._options() for parser in action.choices.values()))
-        return found
+                options.update(*(parser._options() for parser in action.choices.values()))
+        return options
 
 
 def _meant(word: str, known: Sequence[str]) -> str:
@@ -216,7 +218,7 @@ def _meant(word: str, known: Sequence[str]) -> str:
 
 
 def _input(word: str) -> str:
-    """What to do with a file or folder that stands in the place of a command."""
+    """The end of a message about a file or folder given as a command: the command to use."""
     if word.endswith((".yaml", ".yml")):
         return f"; to carry out a manifest, `capfilt run {word}`"
     if os.path.isdir(word) and os.path.isfile(os.path.join(word, "run.json")):

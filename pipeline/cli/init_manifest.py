@@ -1,4 +1,4 @@
-"""Init: the commented manifest that fits what a list or a folder of images holds."""
+"""Writes the commented manifest for a source, from its profile."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from stages.sources import Source
 __all__ = ["check", "manifest", "write"]
 
 SHARDS = 16
-"""How many shards a short list is cut into, so that several workers are busy."""
+"""Shards into which a short list is divided, so that several workers have work."""
 
 SHARD = 100
-"""The fewest rows of one."""
+"""The fewest rows of a shard."""
 
 ENDINGS = re.compile(r"(\.(csv|tsv|parquet|pq|jsonl|ndjson|json|txt|tar|gz|zst|bz2))+$", re.I)
 
 
-def manifest(found: SourceProfile, name: str | None = None) -> str:
-    """The manifest that fits a source, as commented YAML.
+def manifest(profile: SourceProfile, name: str | None = None) -> str:
+    """The manifest for a source, as commented YAML.
 
-    Without captions it is the recipe that captions one's own images (manifests/folder.yaml);
-    with captions CapFilt as BLIP has it (manifests/cc3m.yaml); for interleaved documents their
+    For images without captions it is the recipe that captions them (manifests/folder.yaml), for
+    pairs it is BLIP's CapFilt (manifests/cc3m.yaml), and for interleaved documents it is their
     export.
 
     Args:
-        found: The source.
-        name: What the run is called; the file or folder says it otherwise.
+        profile: The profile of the source.
+        name: The name of the run; by default the name of the file or folder.
     """
-    name = name or _name(found.source)
+    name = name or _name(profile.source)
     text = "\n".join(
         [
-            f"# {plain(str(found.source), 200)}: {found.kind}, {found.number}.",
-            f"# Captions: {found.said}.",
-            *(f"# Note: {plain(notice, 300)}" for notice in found.notices),
+            f"# {plain(str(profile.source), 200)}: {profile.kind}, {profile.number}.",
+            f"# Captions: {profile.captions_summary}.",
+            *(f"# Note: {plain(notice, 300)}" for notice in profile.notices),
             "# All fields: docs/manifest.md. `--set stage.field=value` overrides one for a run.",
             f"name: {_yaml(name)}",
             f"run: {_yaml(f'runs/{name}')}  # holds everything; the same command resumes",
             "seed: 0",
             "stages:",
-            *_download(found),
-            *_curation(found),
-            *_texts(found),
-            *_export(found),
+            *_download(profile),
+            *_curation(profile),
+            *_texts(profile),
+            *_export(profile),
             "",
         ]
     )
@@ -59,88 +59,88 @@ def manifest(found: SourceProfile, name: str | None = None) -> str:
 
 
 def check(out: str, *, force: bool = False) -> None:
-    """Refuse a file to write to that is there, unless it may be replaced.
+    """Check that a file does not exist yet, unless it may be replaced.
 
     Raises:
-        ValueError: It is there.
+        ValueError: The file exists.
     """
     if os.path.exists(out) and not force:
-        raise ValueError(
-            f"--out {out}: there is such a file; name another, or replace it with --force"
-        )
+        raise ValueError(f"--out {out}: the file exists; name another, or replace it with --force")
 
 
-def write(found: SourceProfile, out: str, *, force: bool = False) -> None:
-    """Write the manifest of a source to a file; see `manifest` and `check`."""
-    text = manifest(found)
+def write(profile: SourceProfile, out: str, *, force: bool = False) -> None:
+    """Write the manifest for a source to a file; see `manifest` and `check`."""
+    text = manifest(profile)
     check(out, force=force)
     with open(out, "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def _download(found: SourceProfile) -> Iterator[str]:
-    source = found.source
+def _download(profile: SourceProfile) -> Iterator[str]:
+    source = profile.source
     paths = source.path if isinstance(source.path, str) else list(source.path)
     yield "  download:"
     yield f"    source: {_yaml(paths)}"
     for role in ("url", "caption"):
         if (column := getattr(source, f"{role}_column")) is not None:
-            yield f"    {role}_column: {_yaml(column)}  # told by what it holds"
+            yield f"    {role}_column: {_yaml(column)}  # recognised by its values"
     size = DownloadConfig(source="-").image_size
-    yield f"    image_size: {size}  # of the shorter side, what BLIP reads; none is enlarged"
-    shard = max(SHARD, found.rows // SHARDS // SHARD * SHARD)
-    if found.is_all and shard < min(found.rows, DownloadConfig(source="-").shard_size):
-        yield f"    shard_size: {shard}  # rows that a worker takes at a time"
+    yield f"    image_size: {size}  # pixels of the shorter side, as in BLIP; images are not enlarged"
+    shard = max(SHARD, profile.rows // SHARDS // SHARD * SHARD)
+    if profile.is_all and shard < min(profile.rows, DownloadConfig(source="-").shard_size):
+        yield f"    shard_size: {shard}  # rows of a shard, the unit of work"
     yield "    # limit: 1000  # for a first try"
-    if found.private:
-        yield f"    allow_private_addresses: true  # for {plain(listed(found.private), 80)}"
-    if found.hosts:
-        (host, number) = found.hosts.most_common(1)[0]
+    if profile.private:
+        yield f"    allow_private_addresses: true  # for {plain(listed(profile.private), 80)}"
+    if profile.hosts:
+        (host, number) = profile.hosts.most_common(1)[0]
         rate = DownloadConfig(source="-").requests_per_second
         hours = number / (rate or 1) / 3600
-        told = f": {hours:.1f} hours for {number:,} of {plain(host, 60)}" if hours > 0.1 else ""
-        yield f"    # requests_per_second: {rate:.0f}  # to one host from one worker{told}"
-        yield "    # contact: you@example.org  # where the owner of a site reaches you"
+        hours_needed = (
+            f": {hours:.1f} hours for {number:,} of {plain(host, 60)}" if hours > 0.1 else ""
+        )
+        yield f"    # requests_per_second: {rate:.0f}  # to one host from one worker{hours_needed}"
+        yield "    # contact: you@example.org  # for the owners of the sites"
 
 
-def _curation(found: SourceProfile) -> Iterator[str]:
-    if not found.captions and not found.documents:
-        yield "  # dedup: {}  # drops all but the best of nearly the same images"
+def _curation(profile: SourceProfile) -> Iterator[str]:
+    if not profile.captions and not profile.documents:
+        yield "  # dedup: {}  # keeps only the best of nearly identical images"
         return
     yield "  clean:"
     yield "    preset: flamingo  # or cc12m, datacomp_basic, ...: docs/manifest.md"
-    languages = list(found.languages) or ["en"]
+    languages = list(profile.languages) or ["en"]
     if languages != ["en"]:
-        shares = ", ".join(f"{share:.0%} {code}" for code, share in found.languages.items())
+        shares = ", ".join(f"{share:.0%} {code}" for code, share in profile.languages.items())
         yield f"    languages: {_yaml(languages)}  # {shares}; the captioner writes English"
     least = CleanConfig().limits["min_side"]
-    small = sum(min(size) < least for size in found.sizes)
+    small = sum(min(size) < least for size in profile.sizes)
     if small:
-        share = f"{small} of {len(found.sizes)} sampled"
+        share = f"{small} of {len(profile.sizes)} sampled"
         yield f"    # min_side: {least}  # {share} images are smaller; off keeps them"
-    yield "  dedup: {}  # copies, near copies, captions that stand on many images"
-    if found.captions and not found.documents:
+    yield "  dedup: {}  # drops copies, near copies, and captions that many images share"
+    if profile.captions and not profile.documents:
         yield "  # select: {min_frequency: 3, max_per_phrase: 100}  # LLaVA's noun-phrase subset"
 
 
-def _texts(found: SourceProfile) -> Iterator[str]:
-    if found.documents:
+def _texts(profile: SourceProfile) -> Iterator[str]:
+    if profile.documents:
         return
     yield "  caption:"
     yield "    model: Salesforce/blip-image-captioning-base  # or a folder"
     yield "    num_captions: 1"
     yield "  filter:"
     yield "    model: Salesforce/blip-itm-base-coco  # or a folder"
-    yield "    min_itm: 0.5  # of web and synthetic captions alike, each judged by itself"
+    yield "    min_itm: 0.5  # for web and synthetic captions; each is judged by itself"
 
 
-def _export(found: SourceProfile) -> Iterator[str]:
+def _export(profile: SourceProfile) -> Iterator[str]:
     yield "  export:"
-    if found.documents:
+    if profile.documents:
         yield "    documents: {}"
         return
     yield "    synthetic: true"
-    yield "    # human: [human.jsonl]  # image and captions a line, added unfiltered"
+    yield "    # human: [human.jsonl]  # images with captions, one a line, added unfiltered"
 
 
 def _name(source: Source) -> str:
@@ -151,7 +151,7 @@ def _name(source: Source) -> str:
 
 
 def _yaml(value: object) -> str:
-    # PyYAML folds what it takes for the ends of lines, unless it escapes them.
+    # PyYAML would fold characters that it takes for ends of lines; escaping them prevents that.
     is_plain = str(value).isprintable()
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=is_plain, width=10**6)
     return text.removesuffix("\n").removesuffix("\n...")

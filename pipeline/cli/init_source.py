@@ -1,4 +1,4 @@
-"""Look: what a list or a folder of images holds, before anything is done with it."""
+"""Profiles a source for `capfilt init`: its columns, captions, hosts and images."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from stages.sources.interleaved import is_interleaved
 from stages.sources.parquet_images import column_of
 from stages.sources.source_files import FOLDER, SourceFile, source_files
 
-__all__ = ["SourceProfile", "describe", "listed", "plain", "profile"]
+__all__ = ["SourceProfile", "describe", "listed", "plain", "profile_source"]
 
 MOST = 200_000
-"""Rows that are looked at; of a longer list it is said that there are more."""
+"""The most rows that are read; the profile says if there are more."""
 
 SAMPLE = 50
-"""Images that are decoded, and rows whose columns are guessed from."""
+"""Images that are decoded, and rows from which the roles of columns are guessed."""
 
 CAPTIONS = 500
-"""Captions whose language is asked."""
+"""Captions whose language is detected."""
 
 LANGUAGE_SHARE = 0.1
-"""Of the captions, from which on a language is one of the list's."""
+"""A language counts as one of the list if it has at least this share of the captions."""
 
 FIRST = 3
 
@@ -44,25 +44,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class SourceProfile:
-    """What a source holds.
+    """The profile of a source.
 
     Attributes:
-        source: The source, with the columns that only their content tells.
-        kind: What it is, in words.
-        rows: Rows seen.
-        is_all: Whether there are no more.
-        columns: The column of each role, where a list has columns.
-        others: The columns that are left out.
+        source: The source, with the columns that were recognised by their values.
+        kind: Its kind, in words.
+        rows: Number of rows read.
+        is_all: Whether these are all rows.
+        columns: The column of each role, if the list has columns.
+        others: The columns without a role.
         first: URL or name, and caption, of the first rows.
-        images: Images at hand, each once, whatever the number of its captions.
-        captions: Rows with a caption.
-        words: Of the median caption.
-        languages: The share of each language among captions, the frequent ones, most first.
-        hosts: How many URLs each host has.
-        sizes: Width and height of a sample of the images at hand.
-        broken: Images of that sample that cannot be decoded.
+        images: Number of local images; an image with several captions counts once.
+        captions: Number of rows with a caption.
+        words: Words of the median caption.
+        languages: The share of each frequent language among captions, the largest first.
+        hosts: Number of URLs of each host.
+        sizes: Width and height of a sample of the local images.
+        broken: Number of images of this sample that cannot be decoded.
         documents: Whether its rows are the images of interleaved documents.
-        notices: What its readers told, a line each.
+        notices: Notices of its readers, one a line.
     """
 
     source: Source
@@ -84,19 +84,19 @@ class SourceProfile:
 
     @property
     def private(self) -> list[str]:
-        """The hosts that are addresses of this machine or of a private network."""
+        """The hosts on this machine or on a private network."""
         return [host for host in self.hosts if _is_private(host)]
 
     @property
     def number(self) -> str:
-        """How many rows there are, in words."""
+        """The number of rows, in words."""
         more = "" if self.is_all else "more than "
         what = "images" if self.images == self.rows else "rows"
         return f"{more}{self.rows:,} {what if self.rows != 1 else what.removesuffix('s')}"
 
     @property
-    def said(self) -> str:
-        """How many captions there are, how long, and in which languages, in words."""
+    def captions_summary(self) -> str:
+        """The number of captions, their length and their languages, in words."""
         if not self.captions:
             return "none"
         share = "all have one" if self.captions == self.rows else f"{self.captions:,} have one"
@@ -104,87 +104,87 @@ class SourceProfile:
         return f"{share}, of {self.words} words (median){languages}"
 
 
-def profile(paths: Sequence[str]) -> SourceProfile:
-    """Look at a source: its form, columns, captions, hosts and images.
+def profile_source(paths: Sequence[str]) -> SourceProfile:
+    """Profile a source: its kind, columns, captions, hosts and images.
 
     Args:
-        paths: As `Source.path`.
+        paths: Paths, globs or URLs, as in `Source.path`.
 
     Raises:
-        ValueError: There is nothing, or nothing that can be read; it names the field and the fix.
+        ValueError: The source has no rows or cannot be read; the message names the fix.
     """
     source = Source(path=paths[0] if len(paths) == 1 else tuple(paths))
-    found = list(source_files(source))
-    told = Columns()
+    files = list(source_files(source))
+    roles = Columns()
     names: list[str] = []
-    if _has_columns(found[0]):
-        source, told, names = _with_columns(found[0], source)
-    columns = {"url": told.url, "caption": told.caption, "uid": told.uid, "file": told.file}
+    if _has_columns(files[0]):
+        source, roles, names = _with_columns(files[0], source)
+    columns = {"url": roles.url, "caption": roles.caption, "uid": roles.uid, "file": roles.file}
     return dataclasses.replace(
         _over_rows(source),
-        kind=_kind(found),
+        kind=_kind(files),
         columns={role: name for role, name in columns.items() if name is not None},
-        others=[name for name in names if name not in told.wanted()],
-        documents=is_interleaved(found[0]),
+        others=[name for name in names if name not in roles.wanted()],
+        documents=is_interleaved(files[0]),
     )
 
 
-def describe(found: SourceProfile) -> Iterator[str]:
-    """What was seen, a line each."""
-    yield from (plain(line, 300) for line in _lines(found))
+def describe(profile: SourceProfile) -> Iterator[str]:
+    """The profile as lines of text."""
+    yield from (plain(line, 300) for line in _lines(profile))
 
 
-def _lines(found: SourceProfile) -> Iterator[str]:
-    yield f"{found.source}: {found.kind}, {found.number}"
-    if found.columns:
-        yield "  columns    " + ", ".join(f"{role}: {n}" for role, n in found.columns.items())
-    if found.others:
-        yield f"  left out   {listed(found.others)}"
-    yield f"  captions   {found.said}"
-    if found.hosts:
-        hosts = ", ".join(f"{host} {n:,}" for host, n in found.hosts.most_common(3))
-        yield f"  hosts      {len(found.hosts):,}: {hosts}{', ...' * (len(found.hosts) > 3)}"
-    if found.sizes or found.broken:
-        yield f"  images     {_sizes(found)}"
-    for number, (url, caption) in enumerate(found.first):
-        told = "-" if caption is None else f'"{plain(caption, 60)}"'
-        yield f"  {'' if number else 'first':<10} {plain(redacted(url), 60)}  {told}"
-    for notice in found.notices:
+def _lines(profile: SourceProfile) -> Iterator[str]:
+    yield f"{profile.source}: {profile.kind}, {profile.number}"
+    if profile.columns:
+        yield "  columns    " + ", ".join(f"{role}: {n}" for role, n in profile.columns.items())
+    if profile.others:
+        yield f"  left out   {listed(profile.others)}"
+    yield f"  captions   {profile.captions_summary}"
+    if profile.hosts:
+        hosts = ", ".join(f"{host} {n:,}" for host, n in profile.hosts.most_common(3))
+        yield f"  hosts      {len(profile.hosts):,}: {hosts}{', ...' * (len(profile.hosts) > 3)}"
+    if profile.sizes or profile.broken:
+        yield f"  images     {_sizes(profile)}"
+    for number, (url, caption) in enumerate(profile.first):
+        text = "-" if caption is None else f'"{plain(caption, 60)}"'
+        yield f"  {'' if number else 'first':<10} {plain(redacted(url), 60)}  {text}"
+    for notice in profile.notices:
         yield f"  note       {notice}"
 
 
-def _with_columns(place: SourceFile, source: Source) -> tuple[Source, Columns, list[str]]:
-    """The source with columns named that only their content tells; the columns; all names."""
-    noted = _Noted(place.path, source)
+def _with_columns(file: SourceFile, source: Source) -> tuple[Source, Columns, list[str]]:
+    """The source with columns recognised by their values; their roles; and all column names."""
+    noted = _Noted(file.path, source)
     try:
-        next(url_lists.records(place, noted), None)
+        next(url_lists.records(file, noted), None)
     except ValueError:
         if not noted.names:
             raise
-        sample = {name: _sample(place, source, name) for name in noted.names}
+        sample = {name: _sample(file, source, name) for name in noted.names}
         urls = [name for name, texts in sample.items() if kind_of(texts) == "url"]
         if not urls:
             raise
-        return _with_columns(place, dataclasses.replace(source, url_column=urls[0]))
-    columns = noted.found or Columns()
+        return _with_columns(file, dataclasses.replace(source, url_column=urls[0]))
+    columns = noted.columns or Columns()
     if columns.url is not None and columns.caption is None:
         rest = [name for name in noted.names if name not in columns.wanted()]
-        words = {name: _words(_sample(place, source, name)) for name in rest}
+        words = {name: _words(_sample(file, source, name)) for name in rest}
         if words and max(words.values()) > 0:
             name = max(words, key=lambda name: words[name])
-            return _with_columns(place, dataclasses.replace(source, caption_column=name))
+            return _with_columns(file, dataclasses.replace(source, caption_column=name))
     return source, columns, noted.names
 
 
 @dataclass(frozen=True)
 class _Noted(Finder):
-    """A finder that keeps what it saw."""
+    """A finder that records the names and the roles of columns."""
 
     names: list[str] = field(default_factory=list)
     kept: list[Columns] = field(default_factory=list)
 
     @property
-    def found(self) -> Columns | None:
+    def columns(self) -> Columns | None:
         return self.kept[0] if self.kept else None
 
     def find(self, columns: Sequence[str], *, is_all: bool = True) -> Columns:
@@ -193,25 +193,25 @@ class _Noted(Finder):
         return self.kept[0]
 
 
-def _sample(place: SourceFile, source: Source, column: str) -> list[str]:
-    """The first texts of a column; none where it holds no text."""
-    finder = Finder(place.path, dataclasses.replace(source, url_column=column))
+def _sample(file: SourceFile, source: Source, column: str) -> list[str]:
+    """The first texts of a column; empty if it has no text."""
+    finder = Finder(file.path, dataclasses.replace(source, url_column=column))
     try:
-        records = zip(range(SAMPLE), url_lists.records(place, finder), strict=False)
+        records = zip(range(SAMPLE), url_lists.records(file, finder), strict=False)
         return [record.url for _, record in records if record.url]
     except ValueError:
         return []
 
 
 def _words(texts: Sequence[str]) -> float:
-    """The words of the median text; none where these are not plainly words."""
+    """The number of words of the median text; 0 if the texts are not made of words."""
     if kind_of(texts) != "words":
         return 0
     return statistics.median(measure(text).words for text in texts)
 
 
 def _over_rows(source: Source) -> SourceProfile:
-    """What the rows tell."""
+    """The profile of a source from its rows, without kind and columns."""
     rng = random.Random(0)
     hosts: Counter[str] = Counter()
     captioned = 0
@@ -260,15 +260,15 @@ def _over_rows(source: Source) -> SourceProfile:
 
 
 def _keep(kept: list[T], one: T, seen: int, most: int, rng: random.Random) -> None:
-    """Draw a uniform sample of `most` out of a stream of which `seen` went by."""
+    """Add the next value of a stream, after `seen` earlier ones, to a uniform sample of `most`."""
     if len(kept) < most:
         kept.append(one)
-    elif (place := rng.randrange(seen + 1)) < most:
-        kept[place] = one
+    elif (position := rng.randrange(seen + 1)) < most:
+        kept[position] = one
 
 
 def _measured(source: Source, locations: Sequence[Location]) -> tuple[list[tuple[int, int]], int]:
-    """Width and height of images, and how many there are that cannot be decoded."""
+    """Width and height of images, and the number of images that cannot be decoded."""
     reader = Reader(SourceConfig(source=(source,)))
     sizes = []
     for location in locations:
@@ -284,16 +284,16 @@ def _measured(source: Source, locations: Sequence[Location]) -> tuple[list[tuple
 
 
 def _languages(captions: Sequence[str]) -> dict[str, float]:
-    """The share of each frequent language among the captions that tell one.
+    """The share of each frequent language among captions that are long enough to detect one.
 
-    These have three words, or four characters of a script that writes words without blanks.
+    These have at least three words, or four characters of a script without spaces.
     """
     detector = LanguageDetector(("en",))
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for text in captions:
         if len(text.split()) >= 3 or len(SIGN.findall(text)) >= 4:
-            found[detector.best(text)[0]] += 1
-    shares = {code: number / found.total() for code, number in found.most_common()}
+            counts[detector.best(text)[0]] += 1
+    shares = {code: number / counts.total() for code, number in counts.most_common()}
     return {code: share for code, share in shares.items() if share >= LANGUAGE_SHARE}
 
 
@@ -314,14 +314,14 @@ def _is_private(host: str) -> bool:
     return not is_public(host)
 
 
-def _has_columns(place: SourceFile) -> bool:
-    if place.kind == "parquet" and column_of(place) is not None:
+def _has_columns(file: SourceFile) -> bool:
+    if file.kind == "parquet" and column_of(file) is not None:
         return False
-    return place.kind in url_lists.READERS and not is_interleaved(place)
+    return file.kind in url_lists.READERS and not is_interleaved(file)
 
 
-def _kind(found: Sequence[SourceFile]) -> str:
-    first = found[0]
+def _kind(files: Sequence[SourceFile]) -> str:
+    first = files[0]
     if first.kind == FOLDER:
         return "a folder of images"
     what = first.kind
@@ -329,27 +329,27 @@ def _kind(found: Sequence[SourceFile]) -> str:
         what = "parquet with images"
     elif is_interleaved(first):
         what = "jsonl of interleaved documents"
-    return what if len(found) == 1 else f"{len(found):,} files of {what}"
+    return what if len(files) == 1 else f"{len(files):,} files of {what}"
 
 
-def _sizes(found: SourceProfile) -> str:
-    whole = len(found.sizes) + found.broken
-    told = f"{whole} looked at: "
-    if found.sizes:
-        by_area = sorted(found.sizes, key=lambda size: size[0] * size[1])
+def _sizes(profile: SourceProfile) -> str:
+    whole = len(profile.sizes) + profile.broken
+    text = f"{whole} sampled: "
+    if profile.sizes:
+        by_area = sorted(profile.sizes, key=lambda size: size[0] * size[1])
         small, middle, large = (by_area[i] for i in (0, len(by_area) // 2, -1))
-        told += "{}x{} to {}x{}, median {}x{}".format(*small, *large, *middle)
-    if found.broken:
-        told += f"{', ' * bool(found.sizes)}{found.broken} cannot be decoded"
-    return told
+        text += "{}x{} to {}x{}, median {}x{}".format(*small, *large, *middle)
+    if profile.broken:
+        text += f"{', ' * bool(profile.sizes)}{profile.broken} cannot be decoded"
+    return text
 
 
 def plain(text: str, length: int) -> str:
-    """Text of unknown origin for one line of a comment or a terminal."""
+    """Untrusted text, made safe for one line of a comment or a terminal, and cut to a length."""
     text = "".join(c if c.isprintable() else " " for c in text)
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first eight of some names."""
+    """The first eight names, separated by commas."""
     return ", ".join(names[:8]) + ", ..." * (len(names) > 8)

@@ -1,4 +1,4 @@
-"""Watching a run: its funnel again and again, with who is at work on it, the rate, what is left."""
+"""`capfilt status --watch`: prints the funnel of a run whenever it changes."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from pipeline.results.open_run import open_results
 from pipeline.results.tables import funnel_table, put
 from pipeline.storage.run import Run
 
-__all__ = ["describe_holder", "pace", "watch"]
+__all__ = ["describe_holder", "speed_of", "watch"]
 
 SECONDS = 2.0
-"""Between two looks."""
+"""Seconds between two reads of the run, at least."""
 
 SHARE = 5
-"""Looks may take one part in this many of the time."""
+"""The wait between two reads is at least this many times as long as a read."""
 
 
 def watch(run: Run, console: Console, *, as_json: bool = False) -> None:
     """Show the funnel until every stage is done, or until interrupted.
 
-    A terminal sees it redrawn. Anything else gets the funnel whenever it has changed: as JSON a
-    line each, else as a table each.
+    On a terminal, the funnel is redrawn. Otherwise it is printed whenever it has changed: as a line
+    of JSON or as a table.
 
     Args:
         run: The run.
-        console: Where to.
-        as_json: Whether values are wanted.
+        console: The console to print to.
+        as_json: Whether to print JSON.
     """
     before: dict[str, Any] | None = None
-    told = time.monotonic()
+    before_time = time.monotonic()
     live = (
         Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
     )
@@ -45,18 +45,18 @@ def watch(run: Run, console: Console, *, as_json: bool = False) -> None:
             live.start()
         while True:
             began = time.monotonic()
-            found = funnel(open_results(run))
-            is_done = all(stage["state"] == "done" for stage in found["stages"])
+            counts = funnel(open_results(run))
+            is_done = all(stage["state"] == "done" for stage in counts["stages"])
             if live is not None:
-                note = "" if is_done else _note(run, pace(before, found, began - told))
-                live.update(Group(funnel_table(found), Text(note, "dim")), refresh=True)
-            elif found != before and as_json:
-                console.print(json.dumps(found), highlight=False, markup=False, soft_wrap=True)
-            elif found != before:
-                put(console, funnel_table(found))
+                note = "" if is_done else _note(run, speed_of(before, counts, began - before_time))
+                live.update(Group(funnel_table(counts), Text(note, "dim")), refresh=True)
+            elif counts != before and as_json:
+                console.print(json.dumps(counts), highlight=False, markup=False, soft_wrap=True)
+            elif counts != before:
+                put(console, funnel_table(counts))
             if is_done:
                 return
-            before, told = found, began
+            before, before_time = counts, began
             time.sleep(max(SECONDS, SHARE * (time.monotonic() - began)))
     except KeyboardInterrupt:
         return
@@ -65,8 +65,8 @@ def watch(run: Run, console: Console, *, as_json: bool = False) -> None:
             live.stop()
 
 
-def pace(before: dict[str, Any] | None, after: dict[str, Any], seconds: float) -> str:
-    """How fast the stage that went on between two looks goes, and when it is through."""
+def speed_of(before: dict[str, Any] | None, after: dict[str, Any], seconds: float) -> str:
+    """The speed and the remaining time of the stage that measured rows between two funnels."""
     if before is None:
         return ""
     for old, new in zip(before["stages"], after["stages"], strict=False):
@@ -80,14 +80,14 @@ def pace(before: dict[str, Any] | None, after: dict[str, Any], seconds: float) -
 
 
 def describe_holder(holder: dict[str, Any] | None) -> str:
-    """Who is at work on a run, as `status.holder` gives it, in words."""
+    """The holder of a run, from `funnel.holder`, in words."""
     if holder is None:
-        return "nobody is at work on it"
+        return "no process is working on it"
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
-    return f"process {holder['pid']} on {holder['host']} is at work on it since {since}"
+    return f"process {holder['pid']} on {holder['host']} has been working on it since {since}"
 
 
-def _note(run: Run, told: str) -> str:
-    """Who is at work on the run, and how fast."""
+def _note(run: Run, speed: str) -> str:
+    """The line below the funnel: the holder of the run, and the speed."""
     who = describe_holder(holder(run))
-    return f"{who}{'; ' * bool(told)}{told}   Ctrl-C ends the watch, not the run"
+    return f"{who}{'; ' * bool(speed)}{speed}   Ctrl-C stops watching, not the run"

@@ -20,7 +20,7 @@ GERMAN = "Ein brauner Hund rennt am Strand hinter einem roten Ball her"
 
 
 def written(tmp_path, *sources):
-    found = init_source.profile([str(source) for source in sources])
+    found = init_source.profile_source([str(source) for source in sources])
     init_manifest.write(found, str(tmp_path / "m.yaml"))
     return found, Manifest.load(str(tmp_path / "m.yaml")), (tmp_path / "m.yaml").read_text()
 
@@ -100,7 +100,7 @@ def test_columns_of_unknown_names_are_told_by_what_they_hold(tmp_path):
     assert made.stages["download"].url_column == "where it is"
     assert made.stages["download"].caption_column == "what one sees"
     assert found.others == ["nr", "shop"] and found.captions == 4
-    assert text.count("# told by what it holds") == 2
+    assert text.count("# recognised by its values") == 2
 
 
 def test_a_list_without_a_header_is_read_as_download_reads_it(tmp_path):
@@ -209,7 +209,7 @@ def test_a_manifest_that_is_there_stays_unless_told(tmp_path, capsys, monkeypatc
     fakes.photo_folder(tmp_path / "photos", 2)
     (tmp_path / "manifest.yaml").write_text("mine")
     assert main(["init", "photos"]) == 2
-    assert "--out manifest.yaml: there is such a file" in capsys.readouterr().err
+    assert "--out manifest.yaml: the file exists" in capsys.readouterr().err
     assert (tmp_path / "manifest.yaml").read_text() == "mine"
     assert main(["init", "photos", "--force"]) == 0
     output = capsys.readouterr()

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from pipeline.cli.main import main
-from pipeline.cli.watch import pace
+from pipeline.cli.watch import speed_of
 from pipeline.storage.run import Run
 
 
@@ -14,13 +14,13 @@ def stage(name, rows, left):
     return {"name": name, "rows": rows, "not_measured": left}
 
 
-def test_the_pace_is_that_of_the_stage_that_went_on():
+def test_the_speed_is_that_of_the_stage_that_measured_rows():
     before = {"stages": [stage("clean", 100, 0), stage("caption", 90, 90)]}
     after = {"stages": [stage("clean", 100, 0), stage("caption", 90, 70)]}
-    assert pace(before, after, 4.0) == "caption: 5 rows/s, 14 s left"
+    assert speed_of(before, after, 4.0) == "caption: 5 rows/s, 14 s left"
     after["stages"][1]["not_measured"] = 89
-    assert pace(before, after, 4.0) == "caption: 0 rows/s, 6 min left"
-    assert pace(None, after, 4.0) == pace(after, after, 4.0) == ""
+    assert speed_of(before, after, 4.0) == "caption: 0 rows/s, 6 min left"
+    assert speed_of(None, after, 4.0) == speed_of(after, after, 4.0) == ""
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def test_a_status_tells_who_is_at_work(finished, capsys):
     with Run(str(finished)).lock():
         told, holder = status()
         content = json.loads(lock.read_text())
-    assert f"process {os.getpid()} on {content['host'][:40]} is at work on it since" in told
+    assert f"process {os.getpid()} on {content['host'][:40]} has been working on it since" in told
     assert holder == {**{key: content[key] for key in ("pid", "since")}, "host": holder["host"]}
     lock.write_text(json.dumps({**content, "born": "0"}))  # a process that is gone
     told, holder = status()
-    assert holder is None and "nobody is at work on it" in told
+    assert holder is None and "no process is working on it" in told
 
 
 def test_a_watch_ends_when_all_is_done(finished, capsys):

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.fakes import jpeg
 
-from pipeline.cli.init_source import profile
+from pipeline.cli.init_source import profile_source
 from stages import sources
 from stages.download import DownloadConfig
 from stages.sources import LIST, Location, Reader
@@ -210,7 +210,7 @@ def test_a_list_that_cannot_be_read_says_why(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    for reads in (rows, lambda path: profile([str(path)])):
+    for reads in (rows, lambda path: profile_source([str(path)])):
         with pytest.raises(ValueError) as error:
             reads(path)
         assert name in str(error.value)
