@@ -85,7 +85,7 @@ def _download(profile: SourceProfile) -> Iterator[str]:
         if (column := getattr(source, f"{role}_column")) is not None:
             yield f"    {role}_column: {_yaml(column)}  # recognised by its values"
     size = DownloadConfig(source="-").image_size
-    yield f"    image_size: {size}  # pixels of the shorter side, as in BLIP; images are not enlarged"
+    yield f"    image_size: {size}  # of the shorter side, as in BLIP; images are not enlarged"
     shard = max(SHARD, profile.rows // SHARDS // SHARD * SHARD)
     if profile.is_all and shard < min(profile.rows, DownloadConfig(source="-").shard_size):
         yield f"    shard_size: {shard}  # rows of a shard, the unit of work"
