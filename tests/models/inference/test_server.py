@@ -282,8 +282,8 @@ def test_a_server_that_is_gone_ends_the_stage() -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Fault(401), "key of \\$OPENAI_API_KEY"),
-        (Fault(403), "key of \\$OPENAI_API_KEY"),
+        (Fault(401), "key in \\$OPENAI_API_KEY"),
+        (Fault(403), "key in \\$OPENAI_API_KEY"),
         (Fault(404, b'{"detail": "Not Found"}'), "/v1"),
         (Fault(301, headers={"Location": "https://elsewhere/v1"}), "https://elsewhere/v1"),
     ],
