@@ -22,9 +22,12 @@ from models.random import splitmix
 from models.text.captions import caption_key
 from models.text.minhash import caption_centres, minhash, shingles
 from stages import dedup_digests
-from stages.base import ClusteredStage, Cutoff, StageConfig, threshold
+from stages.base import ClusteredStage, Cutoff, InParts, StageConfig, threshold
 from stages.dedup_eval_sets import EvaluationImages, content
 from stages.dedup_fingerprints import NUM_PERM, PRINTS, WRITES, Fingerprints, ImagePrints
+from stages.dedup_semantic import SUMMARY as SEMANTIC
+from stages.dedup_semantic import semantic_columns
+from stages.embed import Gathered
 from stages.schema import web_captions
 
 __all__ = ["DedupConfig", "DedupStage"]
@@ -49,6 +52,7 @@ _SUMMARY: dict[str, pa.DataType] = {
     "evaluation_set": pa.string(),
     "evaluation_image": pa.string(),
     "evaluation_distance": pa.int32(),
+    **SEMANTIC,
 }
 
 
@@ -75,6 +79,11 @@ class DedupConfig(StageConfig):
         max_further_captions: Maximum number of captions that an image takes over from its copies.
         against: Evaluation sets: folders of images, or Parquet files with an `image` column. An
             image that is a near copy of one in these sets is rejected.
+        semantic: Minimum cosine of the embeddings of two images for the worse of them to be
+            rejected as a semantic copy, such as another view of one scene (SemDeDup,
+            arXiv:2303.09540, whose epsilon is 1 minus this); unset compares no embeddings. It
+            needs the stage embed before.
+            A threshold belongs to its model; docs/embeddings.md says how to choose it.
         min_jaccard: Minimum share of common word trigrams for two captions to count as one.
             Captions of fewer than five words must be equal except for case and punctuation.
             Numbers are ignored in captions with at least six other words.
@@ -96,6 +105,7 @@ class DedupConfig(StageConfig):
     max_urls_per_image: int = threshold(10)
     max_further_captions: int = threshold(4)
     against: tuple[str, ...] = threshold(())
+    semantic: float | None = threshold(None)
     min_jaccard: float = threshold(0.9)
     min_template: int = threshold(15)
     bands: int = threshold(21)
@@ -111,13 +121,14 @@ class DedupConfig(StageConfig):
             ("max_captions_per_image", 1, 2**31 - 1),
             ("max_urls_per_image", 1, 2**31 - 1),
             ("max_further_captions", 0, 1000),
+            ("semantic", -1, 1),
             ("min_jaccard", 0, 1),
             ("min_template", 0, 2**31 - 1),
             ("bands", 2, NUM_PERM),
             ("rows", 1, NUM_PERM),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise ValueError(f"dedup.{name} must be from {low} to {high}, got {value}")
         if self.bands * self.rows > NUM_PERM:
             raise ValueError(
@@ -125,13 +136,26 @@ class DedupConfig(StageConfig):
                 f"got {self.bands} x {self.rows}; lower one of them"
             )
 
+    @property
+    def pooled(self) -> tuple[str, ...]:
+        """The embeddings, if they are compared."""
+        return () if self.semantic is None else ("image_embedding",)
+
+    def check(self, columns: pa.Schema) -> None:
+        """Check that there are embeddings if they are compared."""
+        if self.semantic is not None and "image_embedding" not in columns.names:
+            raise ValueError("dedup.semantic needs the stage embed before dedup")
+
     def settings(self) -> dict[str, Any]:
-        """Return every field, and a digest of the contents of each evaluation set.
+        """Return every field that is set, and a digest of the contents of each evaluation set.
 
         Raises:
             ValueError: A set does not exist.
         """
-        return {**super().settings(), "against_content": list(self.contents)}
+        fields = {**super().settings(), "against_content": list(self.contents)}
+        if self.semantic is None:  # as before there was this field
+            del fields["semantic"]
+        return fields
 
     @functools.cached_property
     def contents(self) -> tuple[str, ...]:
@@ -165,6 +189,10 @@ class DedupStage(ClusteredStage[DedupConfig]):
     duplicates if they differ in numbers only, in one run of words of a long template, or in less
     than a tenth of their word trigrams. Paraphrases, and sentences that share only a grammar, stay
     distinct. A shared caption never merges two images.
+
+    If `semantic` is set, the rows that are not rejected so far are taken from the best rank to the
+    worst: a row stays unless its embedding is near that of a row that stays. It takes over no
+    captions, since they were said of another picture.
     """
 
     name: ClassVar[str] = "dedup"
@@ -182,6 +210,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
     spares: ClassVar[Mapping[str, tuple[str, ...]]] = {"image": tuple(PRINTS)}
     writes = WRITES
     summary: ClassVar[pa.Schema] = pa.schema(_SUMMARY)
+    later: ClassVar[tuple[str, ...]] = tuple(SEMANTIC)
     reasons: ClassVar[Mapping[str, str]] = {
         "in_evaluation_set": "The image is in an evaluation set, or is a near copy of one that is.",
         "too_many_captions": "The image has more captions than max_captions_per_image.",
@@ -190,6 +219,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
         "duplicate_url": "Another row with the same URL and the same file is kept.",
         "duplicate_image": "Another row with the same file is kept.",
         "near_duplicate_image": "Another row with nearly the same image is kept.",
+        "semantic_copy": "A row is kept whose embedding is nearly the same, by semantic.",
     }
     help: ClassVar[str] = "find copies, near copies and boilerplate captions"
     examples: ClassVar[tuple[str, ...]] = ("capfilt dedup manifest.yaml --set dedup.max_hamming=4",)
@@ -199,6 +229,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
         "too_many_captions": ("max_captions_per_image", "image_captions"),
         "near_duplicate_image": ("max_hamming", "image_distance"),
         "in_evaluation_set": ("max_hamming", "evaluation_distance"),
+        "semantic_copy": ("semantic", "semantic_cosine"),
     }
     histograms: ClassVar[tuple[str, ...]] = ()
 
@@ -235,6 +266,11 @@ class DedupStage(ClusteredStage[DedupConfig]):
             ),
         ]
         return pa.table(columns, schema=self.writes)
+
+    @property
+    def in_parts(self) -> InParts | None:
+        """In parts of whole clusters; in one process if embeddings are compared."""
+        return super().in_parts if self.config.semantic is None else None
 
     def ties(self, rows: pa.Table) -> pa.Table:
         """Return keys of the URL, file, caption, hash and caption bands of each row."""
@@ -289,7 +325,11 @@ class DedupStage(ClusteredStage[DedupConfig]):
 
             evaluation_set, evaluation_image and evaluation_distance, the nearest image of an
             evaluation set and the Hamming distance to its hash; null if no such image is near.
+
+            The columns of `dedup_semantic.SUMMARY`; null if no embeddings are compared.
         """
+        gathered = Gathered(*self.config.pooled)
+        annotations = gathered.through(annotations)
         rows = Fingerprints.gather(annotations, bands=self.config.bands, rows=self.config.rows)
         caption = dedup_digests.codes(rows.caption)
         captioned = caption >= 0
@@ -341,7 +381,25 @@ class DedupStage(ClusteredStage[DedupConfig]):
             "caption_images": pa.array(spread, mask=~captioned),
             **self._evaluation(rows, kept),
         }
+        is_compared = is_kept & (spread <= self.config.max_images_per_caption) & ~is_shared
+        is_compared &= captions <= self.config.max_captions_per_image
+        is_compared &= ~_numpy(columns["evaluation_set"].is_valid())
+        columns |= self._semantic(rows, gathered, order[is_compared[order]])
         return pa.table(columns, pa.schema([pa.field("uid", pa.string()), *self.summary]))
+
+    def _semantic(self, rows: Fingerprints, gathered: Gathered, compared: Int64s) -> dict[str, Any]:
+        """Return the columns on semantic copies.
+
+        Args:
+            rows: n rows.
+            gathered: Their embeddings.
+            compared: The rows that no other rule rejects, best rank first.
+        """
+        if self.config.semantic is None:
+            return {name: pa.nulls(len(rows), self.summary.field(name).type) for name in SEMANTIC}
+        compared = compared[gathered.has("image_embedding")[compared]]
+        embeddings = gathered.of("image_embedding", compared)
+        return semantic_columns(rows.uid, compared, embeddings, self.config.semantic)
 
     def _image_centres(self, rows: Fingerprints, order: Int64s, head: Int64s) -> Int64s:
         """Return the centre of each row's star of near images.
@@ -526,6 +584,8 @@ class DedupStage(ClusteredStage[DedupConfig]):
         captions = _numpy(annotations["image_captions"])
         images = _numpy(annotations["caption_images"].fill_null(pa.scalar(0, pa.int32())))
         verdicts: Any = annotations["image_duplicate"].combine_chunks()
+        semantic: Any = annotations["semantic_copy"].combine_chunks().fill_null(False)
+        verdicts = pc.if_else(semantic, "semantic_copy", verdicts)
         for reason, applies in (
             ("boilerplate_caption", images > self.config.max_images_per_caption),
             ("shared_placeholder", _numpy(annotations["image_placeholder"])),

@@ -21,12 +21,13 @@ from stages import sources
 from stages.base import Cutoff, ModelConfig, Stage, floats, threshold
 from stages.dedup_eval_sets import content
 from stages.schema import web_captions
+from stages.spilled import Spilled
 
 if TYPE_CHECKING:
     from models.inference.dual_encoder import DualEncoder
     from models.inference.vision_tower import VisionTower
 
-__all__ = ["EMBEDDING", "EmbedConfig", "EmbedStage", "HeadConfig", "vectors"]
+__all__ = ["EMBEDDING", "EmbedConfig", "EmbedStage", "Gathered", "HeadConfig", "vectors"]
 
 logger = logging.getLogger(__name__)
 
@@ -318,6 +319,48 @@ class _Images(NamedTuple):
 
     names: tuple[str, ...]
     embeddings: Float32s
+
+
+class Gathered:
+    """Columns of embeddings of a whole pool, in temporary files.
+
+        gathered = Gathered("image_embedding")
+        for table in gathered.through(annotations): ...
+        gathered.of("image_embedding")   # (n, d)
+
+    Args:
+        columns: The names of the columns.
+    """
+
+    def __init__(self, *columns: str) -> None:
+        self._spilled: dict[str, Spilled] = {}
+        self._has: dict[str, list[npt.NDArray[np.bool_]]] = {name: [] for name in columns}
+
+    def through(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Yield tables without the columns, which are kept."""
+        for table in tables:
+            for name, parts in self._has.items():
+                found, has = vectors(table[name])
+                parts.append(has)
+                if has.any():
+                    spilled = self._spilled.setdefault(name, Spilled(np.float16, found.shape[1]))
+                    spilled.append(found)
+            yield table.drop_columns(list(self._has))
+
+    def has(self, *columns: str) -> npt.NDArray[np.bool_]:
+        """(n,) which rows have all of some columns."""
+        none = [np.zeros(0, bool)]
+        found = [np.concatenate(none + self._has[name]) for name in columns]
+        both: npt.NDArray[np.bool_] = np.logical_and.reduce(found)
+        return both
+
+    def of(self, name: str, rows: npt.NDArray[np.int64]) -> Float16s:
+        """(m, d) the embeddings of some rows, all of which have one."""
+        if name not in self._spilled or not len(rows):
+            return np.zeros((len(rows), 1), np.float16)
+        places = np.cumsum(self.has(name)) - 1
+        found: Float16s = self._spilled[name].mapped()[places[rows]]
+        return found
 
 
 def vectors(column: Any) -> tuple[Float16s, npt.NDArray[np.bool_]]:

@@ -1,0 +1,80 @@
+"""Cells: spherical k-means, which parts embeddings so that near ones mostly share a cell.
+
+The same for any order of the rows: the sample and the first centres are the rows with the least
+lots, sums are taken in float64 over float16, in which they are exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.embedding.vectors import Float16s, Float32s, blocks
+
+__all__ = ["Cells"]
+
+Int64s = npt.NDArray[np.int64]
+UInt64s = npt.NDArray[np.uint64]
+
+SAMPLE = 64
+"""Rows of the sample for each cell."""
+
+ROUNDS = 10
+"""Rounds of k-means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """The k centres of the cells, unit vectors, (k, d)."""
+
+    centres: Float32s
+
+    @classmethod
+    def train(cls, embeddings: Float16s, number: int, lots: UInt64s) -> Cells:
+        """Find centres by k-means over a sample of the rows.
+
+        Args:
+            embeddings: (n, d) unit vectors.
+            number: The number of cells, from 1 to n.
+            lots: (n,) a random number of each row, such as a hash of its uid.
+        """
+        sample = np.argsort(lots, kind="stable")[: SAMPLE * number]
+        points: Any = embeddings[np.sort(sample)]
+        first = np.searchsorted(np.sort(sample), sample[:number])
+        cells = cls(centres=_unit(points[first].astype(np.float64)))
+        for _ in range(ROUNDS if number > 1 else 1):
+            nearest = cells.nearest(points)[:, 0]
+            sums = np.zeros((number, points.shape[1]), np.float64)
+            order = np.argsort(nearest, kind="stable")
+            starts = np.searchsorted(nearest[order], np.arange(number + 1))
+            for cell in range(number):
+                own = points[order[starts[cell] : starts[cell + 1]]]
+                sums[cell] = own.sum(axis=0, dtype=np.float64)
+            is_empty = starts[1:] == starts[:-1]
+            sums[is_empty] = cells.centres[is_empty]
+            cells = cls(centres=_unit(sums))
+        return cells
+
+    def nearest(self, embeddings: Float16s, number: int = 1) -> Int64s:
+        """The cells nearest to each of n embeddings, (n, number), the nearest first."""
+        number = min(number, len(self.centres))
+        found = np.zeros((len(embeddings), number), np.int64)
+        for part in blocks(len(embeddings)):
+            cosines = np.asarray(embeddings[part], np.float32) @ self.centres.T
+            if number == 1:
+                found[part, 0] = cosines.argmax(axis=1)
+                continue
+            some = np.argpartition(-cosines, number - 1, axis=1)[:, :number]
+            order = np.argsort(-np.take_along_axis(cosines, some, 1), axis=1, kind="stable")
+            found[part] = np.take_along_axis(some, order, 1)
+        return found
+
+
+def _unit(sums: npt.NDArray[np.float64]) -> Float32s:
+    """Rows of unit length; a row of zeros stays."""
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    unit: Float32s = (sums / np.where(lengths == 0, 1, lengths)).astype(np.float32)
+    return unit
