@@ -21,7 +21,7 @@ from models.image.decode import ImageError, open_rgb
 from models.random import hash_of
 from stages.base import StageConfig
 from stages.documents import DocumentsConfig
-from stages.formats import FORMATS, SPLITS, TRAIN, VALIDATION, Format, Shard
+from stages.formats import FORMATS, SPLITS, TRAIN, VALIDATION, Choice, Format, Shard
 from stages.redaction import redacted
 from stages.schema import PAIRS, uid_of, web_captions
 from stages.sources import Notices, Sample, samples
@@ -45,9 +45,13 @@ class ExportConfig(StageConfig):
         filtered: Whether to export only captions that the filter keeps. Otherwise all captions of
             the rows that reached the filter are exported, as in the rows without F of the paper's
             table 1.
-        format: Format of the files: parquet; webdataset, tars in img2dataset's layout; llava,
-            conversations; blip, a JSON list; imagefolder, images with a metadata.jsonl; urls,
-            Parquet without the images.
+        format: Format of the files: parquet; webdataset, tars in img2dataset's layout; energon,
+            those with the index of Megatron energon; mds, shards of MosaicML's streaming; llava,
+            conversations; blip, a JSON list; imagefolder, images with a metadata.jsonl; sidecars,
+            images with a .txt beside each; urls, Parquet without the images.
+        captions: Which caption stands where the format has room for one an image (webdataset,
+            energon, mds, imagefolder, sidecars): first, the web caption if it was kept; longest;
+            best, the one with the highest ITM score; random, by the seed; all, a line each.
         validation: Share of images in the validation split. The split depends on the seed and the
             SHA-256 of the downloaded image, so that all captions and copies of an image are in one
             split.
@@ -61,7 +65,18 @@ class ExportConfig(StageConfig):
     web: bool = True
     synthetic: bool = True
     filtered: bool = True
-    format: Literal["parquet", "webdataset", "llava", "blip", "imagefolder", "urls"] = "parquet"
+    format: Literal[
+        "parquet",
+        "webdataset",
+        "energon",
+        "mds",
+        "llava",
+        "blip",
+        "imagefolder",
+        "sidecars",
+        "urls",
+    ] = "parquet"
+    captions: Choice = "first"
     validation: float = 0.0
     shard_size: int = 1000
     documents: DocumentsConfig | None = None
@@ -77,11 +92,23 @@ class ExportConfig(StageConfig):
             raise ValueError(f"export.validation must be from 0 to below 1, got {self.validation}")
         if self.shard_size < 1:
             raise ValueError(f"export.shard_size must be at least 1, got {self.shard_size}")
+        if self.captions != "first" and not FORMATS[self.format].has_choice:
+            raise ValueError(
+                f"export.captions: {self.format} holds every caption of an image, so none is "
+                "chosen; leave captions at first"
+            )
         if self.format == "urls" and self.documents is not None:
             raise ValueError(
                 "export.format: urls writes no images, but documents need theirs; set "
                 "export.documents to null"
             )
+
+    def settings(self) -> dict[str, Any]:
+        """Return every field; `captions` only where it is not first, as before it existed."""
+        fields = super().settings()
+        if self.captions == "first":
+            del fields["captions"]
+        return fields
 
 
 class ExportStage:
@@ -116,7 +143,10 @@ class ExportStage:
         """The file format of the export."""
         config = self.config
         return FORMATS[config.format](
-            shard_size=config.shard_size, is_split=config.validation > 0, seed=config.seed
+            shard_size=config.shard_size,
+            is_split=config.validation > 0,
+            seed=config.seed,
+            captions=config.captions,
         )
 
     def pairs(self, rows: pa.Table, keeps: pa.Table | None) -> pa.Table:

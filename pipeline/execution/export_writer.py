@@ -2,7 +2,7 @@
 
     _layout.json       how many images of each split each shard of the pool has (`LayoutRecord`)
     _parts/NAME.json   a shard of the export that is whole (`PartRecord`)
-    _parts/NAME.jsonl  its entries for the list of its split, for formats with lists
+    _parts/NAME.jsonl  its entries, for formats with files over all shards
 
 They are in the folder of the export until its manifest.json is written.
 """
@@ -129,7 +129,7 @@ def write(
         images=pc.count_distinct(pairs["uid"]).as_py(),
     )
     stem = form.stem(shard)
-    if form.has_list:
+    if form.has_index:
         lines = "\n".join(json.dumps(e, ensure_ascii=False) for e in form.entries(shard, pairs))
         run.write(lines.encode(), *folder, PARTS, f"{stem}.jsonl")
         entries = hashlib.sha256(lines.encode()).hexdigest()
@@ -177,18 +177,21 @@ def finish(
     written = [part.shard for part in parts.values()]
     splits = {split: sum(s.images for s in written if s.split == split) for split in SPLITS}
     files = [ExportFile(**shard.model_dump()) for shard in written]
-    for split in SPLITS if form.has_list else ():
-        lines = [
-            line
-            for part_name, part in parts.items()
-            if part.shard.split == split
-            for line in _entries(run, (*folder, PARTS, f"{part_name}l"), part.entries)
-        ]
-        if not lines:
-            continue
-        run.write(b"[\n" + b",\n".join(lines) + b"\n]\n", *folder, f"{split}.json")
-        file = f"{split}.json"
-        files.append(ExportFile(name=file, split=split, sha256=run.sha256(*folder, file)))
+    if form.has_index:
+        entries = {
+            split: [
+                line
+                for part_name, part in parts.items()
+                if part.shard.split == split
+                for line in _entries(run, (*folder, PARTS, f"{part_name}l"), part.entries)
+            ]
+            for split in SPLITS
+        }
+        there = {split: lines for split, lines in entries.items() if lines}
+        for split, file, content in form.index(there):
+            run.write(content, *folder, *file.split("/"))
+            sha256 = hashlib.sha256(content).hexdigest()
+            files.append(ExportFile(name=file, split=split, sha256=sha256))
     return ExportRecord(
         name=name,
         decision=decision,

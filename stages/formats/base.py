@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
-__all__ = ["SPLITS", "TRAIN", "VALIDATION", "Format", "Sample", "Shard", "extension_of", "samples"]
+from models.random import hash_of
+
+__all__ = [
+    "SPLITS",
+    "TRAIN",
+    "VALIDATION",
+    "Choice",
+    "Format",
+    "Sample",
+    "Shard",
+    "extension_of",
+    "samples",
+]
+
+Choice = Literal["first", "longest", "best", "random", "all"]
+"""Which caption of an image stands where a format has room for one."""
 
 TRAIN = "train"
 VALIDATION = "validation"
@@ -114,21 +129,45 @@ class Format(ABC):
         shard_size: Maximum images per shard.
         is_split: Whether the export has a validation split.
         seed: Seed of random choices.
+        captions: Which caption of an image stands where the format has room for one.
 
     Attributes:
         name: Its name in a manifest.
-        has_list: Whether each split has one JSON list over all its shards, SPLIT.json.
+        has_index: Whether there are files over all shards, which `index` makes of `entries`.
+        has_choice: Whether it has room for one caption of an image, so that `captions` counts.
         about: Markdown for the data set card: the layout of the files, and how to load them.
     """
 
     name: ClassVar[str]
-    has_list: ClassVar[bool] = False
+    has_index: ClassVar[bool] = False
+    has_choice: ClassVar[bool] = False
     about: ClassVar[str]
 
-    def __init__(self, *, shard_size: int, is_split: bool, seed: int) -> None:
+    def __init__(
+        self, *, shard_size: int, is_split: bool, seed: int, captions: Choice = "first"
+    ) -> None:
         self.shard_size = shard_size
         self.is_split = is_split
         self.seed = seed
+        self.captions = captions
+
+    def caption(self, sample: Sample) -> str:
+        """Return the caption of an image by `captions`; of equal ones the first.
+
+        `best` is the one with the highest ITM score, `random` depends on the seed and the uid
+        alone, and `all` is all of them, a line each.
+        """
+        captions = sample.captions
+        if self.captions == "longest":
+            return max(captions, key=len)
+        if self.captions == "best":
+            scores = [-1.0 if score is None else score for score in sample.itm_scores]
+            return captions[scores.index(max(scores))]
+        if self.captions == "random":
+            return captions[hash_of(f"{self.seed} caption {sample.uid}") % len(captions)]
+        if self.captions == "all":
+            return "\n".join(" ".join(caption.split()) for caption in captions)
+        return captions[0]
 
     def stem(self, shard: Shard) -> str:
         """Return the name of a shard without extension: 00042, train-00042, train-human-00000."""
@@ -153,5 +192,14 @@ class Format(ABC):
         """
 
     def entries(self, shard: Shard, pairs: pa.Table) -> Iterator[dict[str, Any]]:
-        """Yield the entries of a shard in the list of its split, if the format has lists."""
+        """Yield what `index` has to know of a shard, as values of JSON."""
         return iter(())
+
+    def index(self, entries: Mapping[str, Sequence[bytes]]) -> Iterator[tuple[str, str, bytes]]:
+        """Yield split, path and content of each file over all shards.
+
+        Args:
+            entries: The JSON of each of the `entries` of each split that has any, in order.
+        """
+        for split, lines in entries.items():
+            yield split, f"{split}.json", b"[\n" + b",\n".join(lines) + b"\n]\n"

@@ -11,7 +11,7 @@ import pyarrow as pa
 from models.random import hash_of
 from stages.formats.base import Format, Shard, samples
 
-__all__ = ["BRIEF", "Blip", "ImageFolder", "Llava"]
+__all__ = ["BRIEF", "Blip", "ImageFolder", "Llava", "Sidecars"]
 
 IMAGE = "<image>"
 
@@ -34,7 +34,7 @@ BRIEF = (
 class Listed(Format):
     """One folder of images per shard, and one JSON list per split."""
 
-    has_list = True
+    has_index = True
 
     def path(self, shard: Shard) -> str:
         """See `Format.path`."""
@@ -110,10 +110,12 @@ class ImageFolder(Format):
     """
 
     name = "imagefolder"
+    has_choice = True
     about = """\
-Images with a `metadata.jsonl` in folders SPLIT/SHARD. `text` is the first caption of an image (the
-web caption, if it was kept), `captions` are all of them, `caption_sources` gives for each web,
-synthetic, fused or human, and `caption_names` the name of its prompt, empty if it has none.
+Images with a `metadata.jsonl` in folders SPLIT/SHARD. `text` is one caption of an image (the
+first, which is the web caption if it was kept, or as `export.captions` says), `captions` are all of
+them, `caption_sources` gives for each web, synthetic, fused or human, and `caption_names` the name
+of its prompt, empty if it has none.
 
 ```python
 datasets.load_dataset("imagefolder", data_dir="FOLDER")
@@ -137,7 +139,7 @@ For diffusers' text-to-image fine-tuning scripts, use
         for sample in samples(pairs):
             line = {
                 "file_name": sample.file,
-                "text": sample.captions[0],
+                "text": self.caption(sample),
                 "captions": sample.captions,
                 "caption_sources": sample.caption_sources,
                 "caption_names": [name or "" for name in sample.caption_names],
@@ -148,3 +150,30 @@ For diffusers' text-to-image fine-tuning scripts, use
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
             yield f"{self.path(shard)}/{sample.file}", sample.image
         yield f"{self.path(shard)}/metadata.jsonl", "".join(lines).encode()
+
+
+class Sidecars(Format):
+    """Images, and a text of the same name beside each, as kohya's scripts and others read them."""
+
+    name = "sidecars"
+    has_choice = True
+    about = """\
+Images in folders SPLIT/SHARD, and beside each a `.txt` of the same name with its caption: the first
+(the web caption, if it was kept), or as `export.captions` says; `all` writes a line for each.
+
+- kohya's sd-scripts: a `[[datasets.subsets]]` with `image_dir = "FOLDER/train/00000"` and
+  `caption_extension = ".txt"` for each folder; with `captions: all` also `enable_wildcard = true`,
+  which takes a line at random.
+- ai-toolkit: `folder_path: FOLDER/train/00000` and `caption_ext: txt`.
+- SimpleTuner: `"instance_data_dir": "FOLDER/train"` and `"caption_strategy": "textfile"`.
+"""
+
+    def path(self, shard: Shard) -> str:
+        """See `Format.path`."""
+        return f"{shard.split}/{'human-' * shard.is_human}{shard.number:05d}"
+
+    def files(self, shard: Shard, pairs: pa.Table) -> Iterator[tuple[str, bytes]]:
+        """See `Format.files`."""
+        for sample in samples(pairs):
+            yield f"{self.path(shard)}/{sample.file}", sample.image
+            yield f"{self.path(shard)}/{sample.uid}.txt", self.caption(sample).encode()

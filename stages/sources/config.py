@@ -28,8 +28,8 @@ class Source:
             count as lists of their images.
             Images that need no download are read from a folder of images, COCO captions JSON,
             webdataset tars, or Parquet files with an image column; this includes img2dataset's
-            output and every export of this project. A folder of tars or of lists stands for the
-            files in it.
+            output and every export of this project but mds. A folder of tars or of lists stands
+            for the files in it.
         name: Value of the `source` column of its rows.
         limit: Number of rows to take: the first ones, or a random sample if `seed` is set.
         seed: Seed of a uniform sample of `limit` rows, which keep their order.

@@ -1,16 +1,21 @@
 """Each format, read back by what its own ecosystem reads it with."""
 
 import io
+import json
 import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import fakes, pools
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from models.random import hash_of
+from stages.export import ExportConfig
 from stages.formats import FORMATS, Shard
+from stages.formats.base import Sample
 from stages.formats.image_folders import BRIEF
 from stages.schema import PAIRS
 
@@ -35,10 +40,15 @@ def form(name, **settings):
 
 
 def write(made, folder):
+    files, entries = [], {}
     for shard, table in SHARDS.items():
-        for path, content in made.files(shard, table):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(content)
+        files += made.files(shard, table)
+        lines = [json.dumps(entry).encode() for entry in made.entries(shard, table)]
+        entries.setdefault(shard.split, []).extend(lines)
+    files += [file for _, *file in made.index(entries)] if made.has_index else []
+    for path, content in files:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
     return folder
 
 
@@ -158,6 +168,123 @@ def test_datasets_reads_the_imagefolder_with_its_splits(tmp_path):
     assert by_uid[f"{2:032x}"]["caption_names"] == names
     assert by_uid[f"{30:032x}"]["image"].size == (120, 90)
     assert "label" not in read["train"].column_names
+
+
+CHOSEN = {
+    "first": "a dog",
+    "longest": "a brown dog",
+    "best": "a dog",
+    "all": "a dog\na brown dog",
+}
+"""What each choice makes of the first image, whose captions score 0.9 and nothing."""
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].has_choice])
+@pytest.mark.parametrize("choice", CHOSEN)
+def test_a_format_with_room_for_one_caption_holds_the_chosen_one(name, choice):
+    made = form(name, captions=choice)
+    shard, table = next(iter(SHARDS.items()))
+    whole = b"".join(content for _, content in made.files(shard, table))
+    text = CHOSEN[choice]
+    assert text.encode() in whole or json.dumps(text).encode() in whole
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=6), st.integers(0, 9))
+def test_a_choice_is_one_of_the_captions_and_the_same_each_time(captions, seed):
+    sample = Sample(uid="1f", image=b"", facts={}, captions=captions)
+    sample.itm_scores = [None if len(text) % 3 else len(text) / 10 for text in captions]
+    chosen = {
+        choice: form("webdataset", captions=choice, seed=seed).caption(sample)
+        for choice in ("first", "longest", "best", "random")
+    }
+    assert set(chosen.values()) <= set(captions)
+    assert chosen["first"] == captions[0]
+    assert len(chosen["longest"]) == max(map(len, captions))
+    scored = [score for score in sample.itm_scores if score is not None]
+    best = sample.itm_scores[captions.index(chosen["best"])]
+    assert best == max(scored) if scored else chosen["best"] == captions[0]
+    again = form("webdataset", captions="random", seed=seed).caption(sample)
+    assert again == chosen["random"]
+    lines = form("webdataset", captions="all").caption(sample).split("\n")
+    assert len(lines) == len(captions)
+
+
+def test_random_captions_are_not_all_the_same_one():
+    made = form("sidecars", captions="random")
+    found = {
+        made.caption(Sample(uid=f"{n:x}", image=b"", facts={}, captions=["a", "b", "c"]))
+        for n in range(50)
+    }
+    assert found == {"a", "b", "c"}
+
+
+def test_energon_reads_its_tars_by_the_index_beside_them(tmp_path):
+    energon = pytest.importorskip("megatron.energon")
+    folder = write(form("energon"), tmp_path)
+    config = energon.WorkerConfig(rank=0, world_size=1, num_workers=0)
+    for split, texts in (
+        ("train", {"a dog", "a <image> of\na <<image>> house", "ein Fluß", "one", "h1"}),
+        ("val", {"held out"}),
+    ):
+        reader = {"train": energon.get_train_dataset, "val": energon.get_val_dataset}[split]
+        options = {"shuffle_buffer_size": None, "max_samples_per_sequence": None}
+        data = reader(
+            str(folder),
+            split_part=split,
+            batch_size=1,
+            worker_config=config,
+            **(options if split == "train" else {}),
+        )
+        read = []
+        for batch, _ in zip(energon.get_loader(data), range(len(texts)), strict=False):
+            read.append((batch.caption[0], tuple(batch.image.shape)))
+        assert {text for text, _ in read} == texts
+        assert {shape for _, shape in read} == {(1, 3, 90, 120)}
+
+
+def test_the_index_of_energon_is_the_one_that_it_makes_itself(tmp_path):
+    itar = pytest.importorskip("megatron.energon.flavors.webdataset.itar")
+    folder = write(form("energon"), tmp_path)
+    for path in folder.glob("*.tar"):
+        with itar.TarIndexReader(path) as index:
+            begins = list(index)
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+        assert begins[:-1] == [m.offset for m in members if m.name.endswith(".jpg")]
+        last = members[-1]
+        assert begins[-1] == last.offset_data + -(-last.size // 512) * 512
+
+
+def test_streaming_reads_mds(tmp_path):
+    streaming = pytest.importorskip("streaming", reason="mosaicml-streaming wants transformers 4")
+    folder = write(form("mds", captions="longest"), tmp_path)
+    for split, number in (("train", 5), ("validation", 1)):
+        data = streaming.LocalDataset(str(folder / split))
+        assert len(data) == number
+        rows = {data[index]["uid"]: data[index] for index in range(number)}
+        if split == "train":
+            row = rows[f"{0:032x}"]
+            assert (row["image"].size, row["caption"]) == ((120, 90), "a brown dog")
+            assert row["json"]["captions"] == TEXTS[0]
+            assert row["json"]["itm_scores"] == [pytest.approx(0.9), None]
+        (index,) = [json.loads((folder / split / "index.json").read_text())]
+        assert sum(shard["samples"] for shard in index["shards"]) == number
+
+
+def test_sidecars_lie_beside_their_images(tmp_path):
+    folder = write(form("sidecars", captions="all"), tmp_path)
+    images = sorted(folder.rglob("*.jpg"))
+    assert len(images) == 6
+    texts = [path.with_suffix(".txt").read_text().splitlines() for path in images]
+    assert ["a dog", "a brown dog"] in texts and ["h1", "h2"] in texts
+    assert len(list(folder.rglob("*.txt"))) == 6
+
+
+def test_a_choice_where_every_caption_is_held_is_refused():
+    with pytest.raises(ValueError, match="parquet holds every caption"):
+        ExportConfig(captions="best")
+    assert "captions" not in ExportConfig(format="webdataset").settings()
+    assert ExportConfig(format="webdataset", captions="best").settings()["captions"] == "best"
 
 
 def test_urls_hold_no_byte_of_an_image():

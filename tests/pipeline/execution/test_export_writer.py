@@ -177,7 +177,7 @@ def test_the_card_tells_sources_rights_and_how_to_load(done):
         front = yaml.safe_load(card.split("---")[1])
         form = plan.export(name).format
         assert front["license"] == "other" and "TARS" not in card
-        assert ("configs" in front) == (form.name not in ("llava", "blip"))
+        assert ("configs" in front) == (form.name not in ("llava", "blip", "mds", "sidecars"))
         for part in (
             "| `web` | 23 |",
             "## Rights",

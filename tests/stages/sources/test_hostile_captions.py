@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
@@ -230,7 +231,7 @@ def test_every_format_holds_every_caption_and_names_no_file_by_one(name: str) ->
         found = table[column].to_pylist()
         assert (found if name == "parquet" else [one for (one,) in found]) == texts
         assert table["url"].to_pylist()[3] == "http://***@a.test/<b>3</b>.jpg?sig=***"
-    elif name == "webdataset":
+    elif name in ("webdataset", "energon"):
         with tarfile.open(fileobj=io.BytesIO(next(iter(files.values())))) as tar:
             members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
         told = [json.loads(members[key]) for key in sorted(members) if key.endswith(".json")]
@@ -242,6 +243,12 @@ def test_every_format_holds_every_caption_and_names_no_file_by_one(name: str) ->
         assert [json.loads(line)["text"] for line in listing.split(b"\n") if line] == texts
     elif name == "blip":
         assert [entry["caption"] for entry in entries] == texts
+    elif name == "sidecars":
+        assert [c.decode() for path, c in files.items() if path.endswith(".txt")] == texts
+    elif name == "mds":
+        (content,) = files.values()
+        assert all(text.encode() in content for text in texts)
+        assert not re.search(rb"://[^*\"]*pw|sig=secret", content)
     else:
         answers = [entry["conversations"][1]["value"] for entry in entries]
         assert answers == [text.replace("<image>", "(image)") for text in texts]

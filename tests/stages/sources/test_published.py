@@ -295,7 +295,7 @@ TEXTS = [["a dog", "a brown dog"], ["a house\nby the sea"], ["ein Fluß", "x", "
 
 
 @pytest.mark.parametrize("is_split", [False, True])
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "mds"])
 def test_every_export_is_read_back_to_the_same_pairs(
     tmp_path: Path, name: str, is_split: bool
 ) -> None:
@@ -304,14 +304,14 @@ def test_every_export_is_read_back_to_the_same_pairs(
     shards[Shard(split="train", number=1)] = pairs_of([["one"]], 10)
     if is_split:
         shards[Shard(split="validation", number=0)] = pairs_of([["held out", "set apart"]], 20)
-    lists: dict[str, list[Any]] = {}
+    lists: dict[str, list[bytes]] = {}
     for shard, table in shards.items():
         for path, content in form.files(shard, table):
             write(tmp_path / path, content)
-        lists.setdefault(shard.split, []).extend(form.entries(shard, table))
-    for split, entries in lists.items():
-        if form.has_list:
-            write(tmp_path / f"{split}.json", json.dumps(entries))
+        entries = [json.dumps(entry).encode() for entry in form.entries(shard, table)]
+        lists.setdefault(shard.split, []).extend(entries)
+    for _, path, content in form.index(lists) if form.has_index else ():
+        write(tmp_path / path, content)
     write(tmp_path / "manifest.json", json.dumps({"files": []}))
     write(tmp_path / "_export.json", "{}")
     whole = [row for table in shards.values() for row in table.to_pylist()]
@@ -319,9 +319,11 @@ def test_every_export_is_read_back_to_the_same_pairs(
         wanted: list[Any] = [(row["url"], row["caption"]) for row in whole]
         assert Counter(pairs(tmp_path)) == Counter(wanted)
         return
+    if name == "sidecars":  # one caption an image
+        whole = [row for row in whole if row["caption_source"] == "web"]
     wanted = [(row["image"]["bytes"], row["caption"]) for row in whole]
     assert Counter(contents(tmp_path)) == Counter(wanted)
-    if form.has_list:
+    if name in ("llava", "blip"):
         found = [pair for split in lists for pair in contents(tmp_path / f"{split}.json")]
         assert Counter(found) == Counter(wanted)
         read = [sample for split in lists for sample in read_json(str(tmp_path / f"{split}.json"))]
