@@ -51,6 +51,18 @@ MAX_MESSAGE = 300
 BRACKETS = str.maketrans("<>[]", "()()")
 
 
+def _own_captioner(model: str, revision: str | None) -> Any:
+    """The class that runs a captioner of an architecture that transformers does not have."""
+    from models.inference.trained import Describes, architecture_in
+    from models.objectives.registry import reader_of
+
+    try:
+        found = reader_of(architecture_in(model, revision))
+    except ValueError:
+        return None
+    return found if issubclass(found, Describes) else None
+
+
 class CaptionStage(Stage[CaptionConfig]):
     """Writes `num_captions` synthetic captions of each image for each prompt.
 
@@ -156,6 +168,10 @@ class CaptionStage(Stage[CaptionConfig]):
         if engine == "auto":
             from models.inference.vlm import architecture_of
 
+            own = _own_captioner(model, config.placement()["revision"])
+            if own is not None:
+                self._refuse_chat_fields("is no chat model")
+                return own.from_pretrained(model, **config.placement()), False
             is_blip = architecture_of(model, config.placement()["revision"]) == "blip"
             engine = "blip" if is_blip else "transformers"
         if engine == "transformers":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,6 @@ from models.weights import folder_of, pinned, revision_of
 from stages.base import Cutoff, Floats, ModelConfig, Stage, StageConfig, floats, threshold
 from stages.embed import vectors
 from stages.schema import web_captions
-
-if TYPE_CHECKING:
-    from models.inference.dual_encoder import DualEncoder
-    from models.inference.matcher import Matcher
 
 __all__ = ["KINDS", "FilterConfig", "FilterStage", "with_kept_sentences"]
 
@@ -227,25 +223,47 @@ class FilterStage(Stage[FilterConfig]):
     loader = "BlipForImageTextRetrieval; CLIPModel"
     histograms = ()
 
-    _matcher: Matcher | None = None
-    _clip: DualEncoder | None = None
-    _second_clip: DualEncoder | None = None
+    _matcher: Any = None
+    _clip: Any = None
+    _second_clip: Any = None
 
     def load(self) -> None:
         """Load the models of the recipe."""
         needed = self.config.models()
         if "itm" in needed:
-            from models.inference.matcher import Matcher
-
-            self._matcher = Matcher.from_pretrained(**self._arguments(*needed["itm"]))
+            self._matcher = self._load("itm", *needed["itm"])
         if "clip" in needed:
-            from models.inference.dual_encoder import DualEncoder
+            self._clip = self._load("clip", *needed["clip"])
+        if "second_clip" in needed:
+            self._second_clip = self._load("clip", *needed["second_clip"])
 
-            self._clip = DualEncoder.from_pretrained(**self._arguments(*needed["clip"]))
-            if "second_clip" in needed:
-                self._second_clip = DualEncoder.from_pretrained(
-                    **self._arguments(*needed["second_clip"])
+    def _load(self, role: str, model: str, revision: str | None) -> Any:
+        """A model that scores texts: a stock one, or one that transformers does not have.
+
+        Raises:
+            ValueError: It cannot be what it is wanted for.
+        """
+        from models.inference.dual_encoder import DualEncoder
+        from models.inference.matcher import Matcher
+        from models.inference.trained import Embeds, Judges, Trained, architecture_in
+        from models.objectives.registry import reader_of
+
+        arguments = self._arguments(model, revision)
+        kind: Any = Matcher if role == "itm" else DualEncoder
+        try:
+            found = reader_of(architecture_in(arguments["model"], arguments["revision"]))
+        except ValueError:  # whose class says best what is wrong with the model
+            found = kind
+        if issubclass(found, Trained):
+            matches, embeds = issubclass(found, Judges), issubclass(found, Embeds)
+            if matches != (role == "itm") or not (matches or embeds):
+                use = "recipe: blip" if matches else "recipe: clip"
+                raise ValueError(
+                    f"{self.config.stage}: {model!r} is a {found.__name__}, which cannot be "
+                    f"{role!r} of recipe {self.config.recipe}: use {use}, or another model"
                 )
+            kind = found
+        return kind.from_pretrained(**arguments)
 
     def _arguments(self, model: str, revision: str | None) -> dict[str, Any]:
         return {
@@ -469,7 +487,7 @@ def _asked(text: str, sentences: Mapping[str, list[str]]) -> list[str]:
     return [part.strip() for part in sentences[text]] if text in sentences else [text]
 
 
-def _compare(model: DualEncoder, column: Any, texts: list[list[str]]) -> list[list[Any]]:
+def _compare(model: Any, column: Any, texts: list[list[str]]) -> list[list[Any]]:
     """The similarities of the texts of each row with its image, of which there is an embedding."""
     import torch
 

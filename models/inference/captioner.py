@@ -21,7 +21,7 @@ from models.image.decode import Preprocess
 from models.inference.batch_runner import check_one_each, is_out_of_memory
 from models.inference.blip import Blip, ImageMemory
 from models.inference.decoding import Caption, Settings
-from models.inference.generation import Rules, beam_search, draw, from_nucleus, uniforms
+from models.inference.generation import write
 
 __all__ = ["Captioner"]
 
@@ -87,12 +87,12 @@ class Captioner(Blip):
                 f"from {len(begun) + 1} to {longest}, got {settings.max_length}"
             )
 
-        def write(positions: list[int], squares: Tensor) -> list[list[Caption]]:
+        def describe(positions: list[int], squares: Tensor) -> list[list[Caption]]:
             some = [seeds[position] for position in positions]
             ids = self._write(squares, some, settings, begun)[:, :, len(begun) :]
             return [[self._caption(row) for row in rows] for rows in ids.tolist()]
 
-        return [captions or [] for captions in self.batches.map(images, write, batch_size)]
+        return [captions or [] for captions in self.batches.map(images, describe, batch_size)]
 
     def write_captions(
         self, images: Sequence[bytes], settings: Settings, batch_size: int | None = None
@@ -114,25 +114,10 @@ class Captioner(Blip):
         self, squares: Tensor, seeds: Sequence[int], settings: Settings, begun: Tensor
     ) -> Tensor:
         """Tokens (n, k, t), including the prompt, of captions of uint8 (n, size, size, 3)."""
-        rules = Rules(self.end, settings.min_length, settings.repetition_penalty)
-        num_captions, max_length = settings.num_captions, settings.max_length
-        reader = self._reader_of(self.see(squares), max_length)
+        reader = self._reader_of(self.see(squares), settings.max_length)
         size, room = len(squares), reader.memory.num_images
-        if settings.decoding == "beam":
-            beams = beam_search(reader, rules, begun, settings.num_beams, max_length, self.pad)
-            return beams[:size, :num_captions]
-        if settings.decoding == "greedy":
-            return draw(reader, rules, begun, 1, max_length, self.pad, _likeliest)[:size]
         seeds = [*seeds, *[0] * (room - size)]
-        chances = torch.from_numpy(uniforms(seeds, num_captions, max_length - len(begun)))
-        drawn = iter(chances.to(self.device).unbind(2))
-
-        def choose(logits: Tensor) -> Tensor:
-            return from_nucleus(
-                logits, next(drawn), settings.top_p, settings.top_k, settings.temperature
-            )
-
-        return draw(reader, rules, begun, num_captions, max_length, self.pad, choose)[:size]
+        return write(reader, begun, seeds, settings, end=self.end, pad=self.pad)[:size]
 
     def _reader_of(self, features: Tensor, max_length: int) -> _Reader:
         """A reader of images (n, P, D): the previous one if its shapes fit, or a new one."""
@@ -155,10 +140,6 @@ class Captioner(Blip):
         ids = [i for i in ids if i < vocabulary and i != self.begin]
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return Caption(text.removeprefix("##").strip(), truncated)
-
-
-def _likeliest(logits: Tensor) -> Tensor:
-    return logits.argmax(-1)
 
 
 class _Reader:

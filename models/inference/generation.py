@@ -16,9 +16,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.inference.decoding import Settings
 from models.random import splitmix
 
-__all__ = ["Next", "Rules", "beam_search", "draw", "from_nucleus", "uniforms"]
+__all__ = [
+    "Next",
+    "Reread",
+    "Rules",
+    "beam_search",
+    "draw",
+    "from_nucleus",
+    "uniforms",
+    "write",
+]
 
 NEVER = -1.0e9  # transformers adds this to the score of a beam that must not be chosen
 
@@ -60,6 +70,80 @@ class Rules:
         if early:
             logits[:, :, self.end] = -torch.inf
         return logits
+
+
+class Reread:
+    """A decoder that keeps no keys and values: each step reads all tokens again.
+
+    That is slower than a decoder with a cache by about the length of a caption, and needs nothing
+    of a model but the logits of the next token.
+
+    Args:
+        next_logits: Logits (rows, V) after tokens (rows, t) beside the memory (rows, ...).
+        memory: Of n images, (n, ...).
+    """
+
+    def __init__(self, next_logits: Callable[[Tensor, Tensor], Tensor], memory: Tensor) -> None:
+        self.next_logits = next_logits
+        self.memory = memory
+        self.ids = torch.empty(0)
+
+    def prompt(self, ids: Tensor, num_captions: int) -> Tensor:
+        """See `Next.prompt`."""
+        size = len(self.memory)
+        logits = self.next_logits(self.memory, ids.expand(size, -1))
+        self.memory = self.memory.repeat_interleave(num_captions, 0)
+        self.ids = ids.expand(size, num_captions, -1)
+        return logits[:, None].expand(-1, num_captions, -1)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """See `Next.step`."""
+        self.ids = torch.cat([self.ids, tokens[:, :, None]], 2)
+        return self.next_logits(self.memory, self.ids.flatten(0, 1)).view(*tokens.shape, -1)
+
+    def follow(self, beams: Tensor) -> None:
+        """See `Next.follow`."""
+        self.ids = _pick(self.ids, beams)
+
+
+def write(
+    decoder: Next,
+    begun: Tensor,
+    seeds: Sequence[int],
+    settings: Settings,
+    *,
+    end: int,
+    pad: int,
+) -> Tensor:
+    """Tokens (n, k, t) of captions as the settings say, best first for beam.
+
+    Args:
+        decoder: Over n images.
+        begun: (t,) what every caption goes on from.
+        seeds: Of each image.
+        settings: How captions are decoded; both lengths count `begun`.
+        end: The token that ends a caption.
+        pad: What follows it.
+    """
+    rules = Rules(end, settings.min_length, settings.repetition_penalty)
+    number, longest = settings.num_captions, settings.max_length
+    if settings.decoding == "beam":
+        return beam_search(decoder, rules, begun, settings.num_beams, longest, pad)[:, :number]
+    if settings.decoding == "greedy":
+        return draw(decoder, rules, begun, 1, longest, pad, _likeliest)
+    chances = torch.from_numpy(uniforms(seeds, number, longest - len(begun)))
+    drawn = iter(chances.to(begun.device).unbind(2))
+
+    def choose(logits: Tensor) -> Tensor:
+        return from_nucleus(
+            logits, next(drawn), settings.top_p, settings.top_k, settings.temperature
+        )
+
+    return draw(decoder, rules, begun, number, longest, pad, choose)
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
 
 
 def draw(

@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from models.objectives.config import ObjectiveConfig, Saved, check_between, check_least, check_share
+from models.objectives.config import (
+    ObjectiveConfig,
+    Saved,
+    Schedule,
+    check_between,
+    check_least,
+    check_share,
+)
 from models.objectives.queue import check_queue
 from models.weights import folder_of
 
@@ -166,7 +173,7 @@ class PretrainConfig(MatcherConfig):
     lr: float = 3e-4
     min_lr: float = 1e-6
     warmup_steps: int = 3000
-    schedule: Literal["cosine", "exponential"] = "exponential"
+    schedule: Schedule = "exponential"
     max_text_tokens: int = 30
     crop_scale: float = 0.2
     alpha_epochs: float = 2

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +58,9 @@ class Contrastive(Objective):
             2212.00794).
     """
 
-    def __init__(self, model: CLIPModel, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__()
-        self.model: Any = model
+        self.model = model
         self.tokenizer = tokenizer
         self.mask_patches = 0.0
         self._recomputes = False
@@ -91,7 +91,7 @@ class Contrastive(Objective):
         *,
         tokenizer: str | None = None,
         image_size: int | None = None,
-    ) -> Contrastive:
+    ) -> Self:
         """Build from a size, a folder of `write`, or a stock CLIP model.
 
         Args:

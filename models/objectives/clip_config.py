@@ -1,10 +1,10 @@
-"""The settings of CLIP's training (Radford et al., arXiv 2103.00020)."""
+"""The settings of CLIP's training (Radford et al., arXiv 2103.00020) and of SigLIP's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from models.image.augmentation import Augment
 from models.objectives.config import ObjectiveConfig, Saved, check_share
@@ -20,9 +20,15 @@ __all__ = ["ClipConfig"]
 class ClipConfig(ObjectiveConfig):
     """CLIP's training: the symmetric contrastive loss (InfoNCE) of the pairs of a batch.
 
-    The defaults are those of CLIP's ViT-B.
+    The defaults are those of CLIP's ViT-B. With `loss: sigmoid` it is SigLIP's training
+    (arXiv 2303.15343), with SigLIP's defaults, on a `SiglipModel`; the weight decay of its code,
+    1e-4, is not multiplied by the learning rate and is 0.1 in AdamW.
 
     Attributes:
+        loss: `softmax` is CLIP's loss: each image picks its text among those of the batch, and
+            each text its image. `sigmoid` is SigLIP's: each pair is right or wrong by itself, its
+            logit the cosine times a scale plus a bias, both learnt from 10 and -10; it is less
+            sensitive to the size of the batch. Another text of the same image is left out of it.
         mask_patches: The share of an image's patches that is hidden from the image encoder in
             training (FLIP, arXiv 2212.00794: 0.5), below 1.
         gradient_checkpointing: Compute the layers again in the backward pass, to save memory.
@@ -34,6 +40,17 @@ class ClipConfig(ObjectiveConfig):
         ".": Saved("CLIPModel", "models.inference.dual_encoder:DualEncoder")
     }
     task = "zero-shot-image-classification"
+    may_save = (Saved("SiglipModel", "models.inference.dual_encoder:DualEncoder"),)
+    by_choice: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+        "loss": {
+            "sigmoid": {
+                "lr": 1e-3,
+                "weight_decay": 0.1,
+                "beta2": 0.95,
+                "max_text_tokens": 64,
+            }
+        }
+    }
     former: ClassVar[Mapping[str, Any]] = {
         "albef": False,
         "queue_size": 0,
@@ -46,6 +63,7 @@ class ClipConfig(ObjectiveConfig):
         "drop_path": None,
     }
 
+    loss: Literal["softmax", "sigmoid"] = "softmax"
     batch_size: int = 32768
     epochs: int = 32
     lr: float = 5e-4
@@ -64,15 +82,35 @@ class ClipConfig(ObjectiveConfig):
         super().__post_init__()
         check_share(self, "mask_patches")
 
-    def build(self) -> Contrastive:
-        """Make the CLIP."""
-        from models.objectives.clip import Contrastive
+    def written(self) -> Mapping[str, Saved]:
+        """One folder, a `CLIPModel` or a `SiglipModel`."""
+        return self.saves if self.loss == "softmax" else {".": self.may_save[0]}
 
-        model = Contrastive.from_pretrained(
-            folder_of(self.model),
-            tokenizer=self.tokenizer and folder_of(self.tokenizer),
-            image_size=self.image_size,
-        )
+    def measurement(self) -> dict[str, Any]:
+        """The settings that change the model; the loss only where it is not CLIP's."""
+        found = super().measurement()
+        if self.loss == "softmax":
+            del found["loss"]
+        return found
+
+    def build(self) -> Contrastive:
+        """Make the CLIP or the SigLIP."""
+        from models.objectives.clip import Contrastive
+        from models.objectives.siglip import SigmoidContrast
+
+        tokenizer = self.tokenizer and folder_of(self.tokenizer)
+        model: Contrastive
+        if self.loss == "softmax":
+            model = Contrastive.from_pretrained(
+                folder_of(self.model), tokenizer=tokenizer, image_size=self.image_size
+            )
+        else:
+            model = SigmoidContrast.from_pretrained(
+                folder_of(self.model),
+                tokenizer=tokenizer,
+                image_size=self.image_size,
+                max_text_tokens=self.max_text_tokens,
+            )
         model.mask_patches = self.mask_patches
         model.recompute = self.gradient_checkpointing
         return model

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 __all__ = [
     "ObjectiveConfig",
     "Saved",
+    "Schedule",
     "check_between",
     "check_least",
     "check_positive",
     "check_share",
+    "named",
 ]
+
+
+Schedule = Literal["cosine", "exponential", "linear", "constant"]
 
 
 class Saved(NamedTuple):
@@ -58,11 +63,12 @@ class ObjectiveConfig(ABC):
         batch_size: Pairs in a step, those of all workers together.
         epochs: Passes over the images. `steps` decides instead where it is not 0.
         lr: The highest learning rate.
-        min_lr: The learning rate at the end (cosine), or its lower bound (exponential).
+        min_lr: The learning rate at the end (cosine, linear), or its lower bound (exponential).
         warmup_steps: Steps in which the learning rate rises evenly from `warmup_lr` to `lr`.
         warmup_lr: The learning rate of the first of these steps.
         schedule: What follows the warm-up. `cosine` falls with every step, where BLIP's code and
-            ALBEF's fall once an epoch; `exponential` is multiplied by `decay_rate` every epoch.
+            ALBEF's fall once an epoch; `exponential` is multiplied by `decay_rate` every epoch;
+            `linear` falls evenly; `constant` stays.
         decay_rate: The factor of the exponential schedule; 0.9 in BLIP's config, 0.85 in its paper.
         weight_decay: AdamW's weight decay, on matrices only; biases, norms and temperature have
             none.
@@ -102,6 +108,12 @@ class ObjectiveConfig(ABC):
     by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Defaults that differ for a size of `model`: `{"large": {"lr": 2e-4}}`."""
 
+    by_choice: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
+    """Defaults that differ for a value of another field: `{"loss": {"sigmoid": {"lr": 1e-3}}}`."""
+
+    may_save: ClassVar[tuple[Saved, ...]] = ()
+    """What some settings write in the place of `saves`; see `written`."""
+
     former: ClassVar[Mapping[str, Any]] = {}
     """Settings without effect on this objective that fingerprints contain, with their defaults.
 
@@ -120,7 +132,7 @@ class ObjectiveConfig(ABC):
     min_lr: float = 0.0
     warmup_steps: int = 0
     warmup_lr: float = 1e-6
-    schedule: Literal["cosine", "exponential"] = "cosine"
+    schedule: Schedule = "cosine"
     decay_rate: float = 0.9
     weight_decay: float = 0.05
     beta2: float = 0.999
@@ -144,10 +156,17 @@ class ObjectiveConfig(ABC):
 
     @classmethod
     def with_defaults(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Some fields, with the defaults of `by_size` for those that are not among them."""
+        """Some fields, with the defaults for their size and choices where they are not given."""
         size = fields.get("model", cls.model)
-        own = cls.by_size.get(size, {}) if isinstance(size, str) else {}
+        own = dict(cls.by_size.get(size, {})) if isinstance(size, str) else {}
+        for field, choices in cls.by_choice.items():
+            value = fields.get(field, getattr(cls, field))
+            own |= choices.get(value, {}) if isinstance(value, str) else {}
         return {**own, **fields}
+
+    def written(self) -> Mapping[str, Saved]:
+        """The folders that a training with these settings writes, as `saves` names them."""
+        return self.saves
 
     def models(self) -> dict[str, str]:
         """The models that the training starts from, by the field that names them."""
@@ -172,6 +191,11 @@ class ObjectiveConfig(ABC):
         Raises:
             ValueError: The settings do not fit the model; the message names the field.
         """
+
+
+def named(**models: str | None) -> dict[str, str]:
+    """The models by field that are set."""
+    return {field: model for field, model in models.items() if model is not None}
 
 
 def check_least(config: Any, least: float, *fields: str) -> None:

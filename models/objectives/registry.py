@@ -58,6 +58,8 @@ OBJECTIVES: Registry[ObjectiveConfig] = Registry(
         "joint": "models.objectives.blip_config:JointConfig",
         "albef": "models.objectives.albef_config:AlbefConfig",
         "clip": "models.objectives.clip_config:ClipConfig",
+        "coca": "models.objectives.coca_config:CocaConfig",
+        "qformer": "models.objectives.qformer_config:QFormerConfig",
     },
     _find_fault,
 )
@@ -87,6 +89,7 @@ def _saved() -> Iterator[Any]:
 
     for name in OBJECTIVES.ours:
         yield from OBJECTIVES[name].saves.values()
+        yield from OBJECTIVES[name].may_save
     for architecture in RELEASED:
         yield Saved(architecture, "models.inference.dual_encoder:DualEncoder")
     for name, config in OBJECTIVES.usable():

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import BlipConfig, CLIPConfig
+from transformers import BlipConfig, CLIPConfig, SiglipConfig
 
-__all__ = ["BLIP_SIZES", "CLIP_SIZES", "Size", "blip_config", "clip_config"]
+__all__ = ["BLIP_SIZES", "CLIP_SIZES", "Size", "blip_config", "clip_config", "siglip_config"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,25 @@ def clip_config(size: Size, tokenizer: Any, *, image_size: int | None = None) ->
         vision_config=_vision(size, image_size),
         projection_dim=size.embedding,
         logit_scale_init_value=math.log(1 / 0.07),
+    )
+
+
+def siglip_config(
+    size: Size, tokenizer: Any, *, image_size: int | None = None, max_text_tokens: int = 64
+) -> SiglipConfig:
+    """SigLIP at a size, for a tokenizer; both towers give embeddings of the image's width."""
+    return SiglipConfig(
+        text_config={
+            **_text(size, tokenizer),
+            "hidden_size": size.vision_width,
+            "intermediate_size": 4 * size.vision_width,
+            "num_attention_heads": size.vision_heads,
+            "projection_size": size.vision_width,
+            "max_position_embeddings": max_text_tokens,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+        vision_config=_vision(size, image_size),
     )
 
 

@@ -215,7 +215,7 @@ def _objective_fields(names: Sequence[str]) -> Iterator[str]:
 
 
 def _default(kind: type[ObjectiveConfig], name: str) -> str:
-    """The default of a field, and other defaults by size; empty if there is no such field."""
+    """The default of a field, and its other defaults; empty if there is no such field."""
     if name not in (field.name for field in dataclasses.fields(kind)):
         return ""
     sizes = (
@@ -223,7 +223,13 @@ def _default(kind: type[ObjectiveConfig], name: str) -> str:
         for size, defaults in kind.by_size.items()
         if name in defaults
     )
-    return f"`{as_yaml(getattr(kind, name))}`{''.join(sizes)}"
+    choices = (
+        f"; `{as_yaml(defaults[name])}` with `{field}: {value}`"
+        for field, values in kind.by_choice.items()
+        for value, defaults in values.items()
+        if name in defaults
+    )
+    return f"`{as_yaml(getattr(kind, name))}`{''.join((*sizes, *choices))}"
 
 
 def objective(kind: type[ObjectiveConfig]) -> str:
@@ -246,10 +252,11 @@ def objective(kind: type[ObjectiveConfig]) -> str:
 
 def _loaded(kind: type[ObjectiveConfig]) -> str:
     """The class that loads each folder a training writes."""
-    return ", ".join(
+    folders = ", ".join(
         f"`{saved.architecture}`" + ("" if folder == "." else f" (`{folder}/`)")
         for folder, saved in kind.saves.items()
     )
+    return " or ".join((folders, *(f"`{saved.architecture}`" for saved in kind.may_save)))
 
 
 def objectives() -> str:

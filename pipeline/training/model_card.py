@@ -42,7 +42,7 @@ def text(
         f"# {objective.name}, from {began}",
         "",
         f"Trained with capfilt for {steps:,} steps of {objective.batch_size:,} pairs, after "
-        f"{objective.paper}. Loads as {_loading(objective.saves)}. Fingerprint `{identity}`.",
+        f"{objective.paper}. Loads as {_loading(objective.written())}. Fingerprint `{identity}`.",
         "",
         "## How it reads texts",
         "",

@@ -30,10 +30,13 @@ def learning_rate(config: ObjectiveConfig, step: int, steps: int, steps_an_epoch
     if step < config.warmup_steps:
         rise = config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps
         return min(config.lr, rise)
+    if config.schedule == "constant":
+        return config.lr
     if config.schedule == "exponential":
         return max(config.min_lr, config.lr * config.decay_rate ** (step // steps_an_epoch))
     done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
+    left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.min_lr + (config.lr - config.min_lr) * left
 
 
 def average_gradients(objective: Objective) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 
 from helpers.blips import drawn
+from helpers.starts import blip_of
 from models.image.decode import open_rgb
 from models.inference.decoding import Settings
 from models.inference.protocols import Matches, Ranks, Writes
@@ -37,9 +38,20 @@ CAPTIONS = (
 PAIRS = len(CAPTIONS)
 IMAGES = [drawn(number) for number in range(PAIRS)]
 
+NANO_FIELDS: dict[str, dict[str, Any]] = {
+    "coca": {"queries": 4, "patch_size": 16},
+    "qformer": {"queries": 4},
+}
+"""What the sizes of an objective set beside the numbers of an architecture."""
+
+STARTS: dict[str, dict[str, Callable[[str], str]]] = {"qformer": {"vision": blip_of}}
+"""The trained models that an objective freezes parts of, by field."""
+
 
 def small(kind: type[ObjectiveConfig], tokenizer: str, **fields: Any) -> ObjectiveConfig:
     """The settings of an objective for a model of the size `nano`."""
+    own = dict(NANO_FIELDS.get(kind.name, {}))
+    own |= {field: start(tokenizer) for field, start in STARTS.get(kind.name, {}).items()}
     plain: dict[str, Any] = {
         "model": "nano",
         "tokenizer": tokenizer,
@@ -48,7 +60,7 @@ def small(kind: type[ObjectiveConfig], tokenizer: str, **fields: Any) -> Objecti
         "max_text_tokens": 12,
         "lr": 1e-3,
     }
-    return kind.of(**{**plain, **fields})
+    return kind.of(**{**plain, **own, **fields})
 
 
 def check_contract(config: ObjectiveConfig, folder: Path, *, unsaved: Collection[str] = ()) -> None:
@@ -177,7 +189,7 @@ def check_that_what_is_written_loads_again(
     objective.write(model)
     suffixes = {path.suffix for path in model.rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".safetensors", ".txt"}
-    for name, saved in config.saves.items():
+    for name, saved in config.written().items():
         described = json.loads((model / name / "config.json").read_text())
         assert described["architectures"] == [saved.architecture]
         if saved.reader:
@@ -213,3 +225,39 @@ def run(reader: type, folder: str) -> None:
     if isinstance(model, Writes):
         settings = Settings(decoding="greedy", min_length=0)
         assert len(model.write_captions(IMAGES, settings)) == PAIRS
+
+
+HEART = tuple(
+    f"{number} {size} {color} {thing}"
+    for number in ("a", "two")
+    for size in ("big", "small")
+    for color in ("red", "blue")
+    for thing in ("dog", "cat")
+)
+"""Sixteen captions that differ in one word or more."""
+
+
+def learnt_by_heart(config: ObjectiveConfig, steps: int, *, lr: float = 3e-3) -> tuple[Any, Batch]:
+    """Train on sixteen pairs; the model in evaluation mode, and the pairs.
+
+    Images are noise, which nothing but the image itself tells apart.
+    """
+    torch.manual_seed(0)
+    objective = config.build().train()
+    generator = torch.Generator().manual_seed(0)
+    texts = [objective.prepare(caption) for caption in HEART]
+    side = config.image_size
+    batch = Batch(
+        pixels=torch.randn(len(HEART), 3, side, side, generator=generator),
+        tokens=objective.tokenize(texts, config.max_text_tokens),
+        image_ids=torch.arange(len(HEART)),
+    )
+    config = dataclasses.replace(config, lr=lr, weight_decay=0.0)
+    optimizer = make_optimizer(objective, config)
+    for number in range(steps):
+        torch.manual_seed(number)
+        losses = objective(batch, step_of(number))
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return objective.eval(), batch

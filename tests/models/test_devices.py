@@ -185,13 +185,15 @@ def step(model: Any, batch: Any) -> dict[str, torch.Tensor]:
     return found | {str(index): one.detach() for index, one in enumerate(parameters)}
 
 
-@pytest.mark.parametrize("name", OBJECTIVES.ours)
+@pytest.mark.parametrize(
+    ("name", "fields"), [*((name, {}) for name in OBJECTIVES.ours), ("clip", {"loss": "sigmoid"})]
+)
 def test_an_objective_trains_on_cuda_as_on_the_cpu(
-    tokenizer: str, graphs: list[Graph], name: str
+    tokenizer: str, graphs: list[Graph], name: str, fields: dict[str, Any]
 ) -> None:
     kind = OBJECTIVES[name]
     queue = {"queue_size": 8} if "queue_size" in kind.__dataclass_fields__ else {}
-    model = built(small(kind, tokenizer, **queue)).train()
+    model = built(small(kind, tokenizer, **queue, **fields)).train()
     batch = batch_of(model)
     moved = move(copy.deepcopy(model))
     expected, found = step(model, batch), step(moved, batch.to(DEVICE))

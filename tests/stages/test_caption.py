@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from helpers.blips import WORDS, drawn, save, save_blip2, tokenizer_of
 from helpers.chat_server import ChatServer, Fault, Request, caption_of
+from helpers.cocas import save_coca
 from helpers.vlms import save_llava
 from pydantic import TypeAdapter, ValidationError
 from transformers import BlipForConditionalGeneration
@@ -19,7 +20,9 @@ from models.errors import StageUnavailableError
 from models.inference.captioner import Captioner
 from models.inference.decoding import CaptionError
 from models.inference.server import served_revision
+from models.inference.trained import Coca
 from models.inference.vlm import GenericCaptioner
+from models.random import seed_of
 from stages.caption import CaptionConfig, CaptionStage, _repeated
 from stages.caption_config import CHAT_PROMPT
 
@@ -486,3 +489,17 @@ def test_what_will_be_asked_can_be_told(model: str, chat: str, tmp_path: Path) -
     ]
     missing = CaptionConfig(model=str(tmp_path / "none")).explain()
     assert missing[1] == "the prompt depends on the model, which is not here yet"
+
+
+def test_a_captioner_that_transformers_does_not_have_writes(tmp_path: Path) -> None:
+    folder = save_coca(tmp_path)
+    config = CaptionConfig(model=folder, prompt="", num_captions=2, device="cpu", dtype="float32")
+    written = CaptionStage(config).annotate(ROWS)["synthetic"].to_pylist()
+    reader = Coca.from_pretrained(folder, dtype="float32")
+    uid = ROWS["uid"][0].as_py()
+    seed = seed_of(config.seed, uid, bits=64)
+    image = ROWS["image"][0].as_py()
+    [captions] = reader.caption([image], [seed], config.settings_of_decoding())
+    assert written[0] == [caption.text for caption in captions]
+    with pytest.raises(ValueError, match="is no chat model"):
+        CaptionStage(CaptionConfig(model=folder, max_tokens=5, device="cpu")).load()

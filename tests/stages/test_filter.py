@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.blips import WORDS, drawn, save, save_clip, tokenizer_of
+from helpers.cocas import save_coca
 from helpers.runs import with_nulls
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import BlipForImageTextRetrieval
 
 from models.inference.dual_encoder import DualEncoder
+from models.inference.trained import Coca
 from stages.filter import LISTS, FilterConfig, FilterStage
 
 
@@ -637,3 +639,13 @@ def test_a_threshold_is_compared_with_the_highest_score_of_a_row() -> None:
     _, clip = FilterStage(FilterConfig(min_clip=0.2, clip="x")).cutoffs(table)
     assert (clip.reason, clip.limit) == ("dissimilar", 0.2)
     np.testing.assert_array_equal(clip.values, [np.nan, 0.5, np.nan])
+
+
+def test_a_model_that_transformers_does_not_have_scores_by_cosine(tmp_path: Path) -> None:
+    folder = save_coca(tmp_path)
+    config = FilterConfig(recipe="clip", clip=folder, min_clip=0.0, device="cpu", dtype="float32")
+    written = FilterStage(config).annotate(ROWS)
+    [[found]] = Coca.from_pretrained(folder, dtype="float32").score([drawn(0)], [["a red dog"]])
+    assert written["clip_web"][0].as_py() == pytest.approx(found.cosine, abs=1e-6)
+    with pytest.raises(ValueError, match="is a Coca, which cannot be 'itm' of recipe blip"):
+        FilterStage(FilterConfig(model=folder, device="cpu")).load()

@@ -33,6 +33,15 @@ def test_the_learning_rate_of_pretraining_falls_by_the_epoch() -> None:
     assert rates == pytest.approx([1.0, 1.0, 0.9, 0.81, 0.5])
 
 
+def test_the_learning_rate_falls_evenly_or_stays() -> None:
+    settings = {"lr": 1.0, "min_lr": 0.2, "warmup_steps": 10, "warmup_lr": 0.0}
+    linear = FilterConfig(schedule="linear", **settings)
+    rates = [learning_rate(linear, step, 110, 10) for step in (5, 10, 60, 110)]
+    assert rates == pytest.approx([0.5, 1.0, 0.6, 0.2])
+    constant = FilterConfig(schedule="constant", **settings)
+    assert [learning_rate(constant, step, 110, 10) for step in (5, 10, 110)] == [0.5, 1.0, 1.0]
+
+
 def test_weight_decay_is_on_matrices_only(tokenizer: str) -> None:
     model = MED.from_pretrained("nano", tokenizer=tokenizer)
     model.start_momentum(queue_size=0)
