@@ -12,81 +12,42 @@ limited in time and in bytes, and checked.
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import functools
 import io
 import json
 import logging
-import os
-import ssl
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import certifi
 from PIL import Image
 
 from models.errors import StageUnavailableError
 from models.image.data_url import data_url
 from models.image.decode import ImageError
-from models.inference.decoding import Caption, CaptionError, Settings
+from models.inference.chat_client import (
+    LIST_SECONDS,
+    ChatClient,
+    RequestError,
+    ServerBusyError,
+    caption_of,
+)
+from models.inference.decoding import Caption, Settings
 from models.random import seed_of
-from models.text.captions import INVISIBLE
 
 __all__ = ["ServedCaptioner", "served_revision"]
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 10.0
-LIST_SECONDS = 30.0
-"""Seconds within which a server must list its models."""
-
-MAX_ANSWER = 2**20
-"""The most bytes of an answer; a caption has a few hundred."""
-
 SEED_BITS = 31
 """Bits of a seed; every server accepts this many."""
 
-MAX_MESSAGE = 300
-"""Characters of a server's error message that are kept."""
-
 MAX_REST = 300.0
 """The most seconds to wait for a Retry-After."""
-
-REVISION = ("root", "parent", "revision", "sha", "digest", "version")
-META = ("n_params", "n_vocab", "n_embd", "size")
-"""Fields of a model in the answer to /models, and in llama.cpp's `meta` there, that identify the
-model and do not change while it stays the same."""
-
-
-class _Failed(Exception):
-    """A request failed, and the request itself may be the cause.
-
-    Attributes:
-        error: The kind of failure.
-        may_pass: Whether the same request can succeed if it is sent again.
-    """
-
-    def __init__(self, error: CaptionError, message: str, *, may_pass: bool = True) -> None:
-        super().__init__(message)
-        self.error: CaptionError = error
-        self.may_pass = may_pass
-
-
-class _Unavailable(Exception):
-    """A server accepts no requests at the moment.
-
-    Attributes:
-        retry_after: The seconds to wait that the server names; None if it names none.
-    """
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 @dataclass
@@ -153,7 +114,7 @@ class ServedCaptioner:
         self.threads = threads
         self.takes_seeds = True
         self._servers = [_Server(url) for url in servers]
-        self._http = _Http(key_env)
+        self._client = ChatClient(key_env)
 
     def check(self, settings: Settings, prompt: str) -> None:
         """Ask each server for one token, so that errors appear before any image is sent.
@@ -186,12 +147,12 @@ class ServedCaptioner:
         return asyncio.run(self._caption(images, seeds, settings, prompt))
 
     async def _check(self, settings: Settings, prompt: str) -> None:
-        async with self._http.session(self.timeout) as session:
+        async with self._client.session(self.timeout) as session:
             await self._check_revision(session)
             for server in self._servers:
                 try:
                     await self._probe(session, server, settings, prompt)
-                except (_Failed, _Unavailable) as error:
+                except (RequestError, ServerBusyError) as error:
                     raise StageUnavailableError(f"{server.url} gives no caption: {error}") from None
 
     async def _check_revision(self, session: aiohttp.ClientSession) -> None:
@@ -199,7 +160,7 @@ class ServedCaptioner:
         if self.revision is None:
             return
         for server in self._servers:
-            current = await self._http.revision(session, server.url, self.model)
+            current = await self._client.revision(session, server.url, self.model)
             if current != self.revision:
                 raise StageUnavailableError(
                     f"the model of {server.url} has changed: it was {self.revision}, now it is "
@@ -230,7 +191,7 @@ class ServedCaptioner:
                     )
                     captions[image][k] = await self._ask(session, body, settings, prompts[image])
 
-            async with self._http.session(self.timeout) as session:
+            async with self._client.session(self.timeout) as session:
                 await self._check_revision(session)
                 try:
                     async with asyncio.TaskGroup() as group:
@@ -278,7 +239,7 @@ class ServedCaptioner:
             server = await self._free_server(avoid=last)
             try:
                 return await self._post(session, server, body)
-            except _Unavailable as error:
+            except ServerBusyError as error:
                 self._rest(server, error)
                 waited = time.monotonic() - waiting_since
                 if waited > self.patience:
@@ -286,7 +247,7 @@ class ServedCaptioner:
                         f"{server.url} has accepted no request for {waited:.0f} s: {error}. Start "
                         "it or lower caption.concurrency, and run the same command again"
                     ) from None
-            except _Failed as error:
+            except RequestError as error:
                 failures += 1
                 logger.info("%s: try %d failed: %s", server.url, failures, error)
                 if not error.may_pass:
@@ -306,7 +267,7 @@ class ServedCaptioner:
                 return min(free, key=lambda server: (server is avoid, server.in_flight))
             await asyncio.sleep(min(s.resting_until for s in self._servers) - now)
 
-    def _rest(self, server: _Server, error: _Unavailable) -> None:
+    def _rest(self, server: _Server, error: ServerBusyError) -> None:
         """Stop sending requests to a server for a while; refusals during that time do not count."""
         now = time.monotonic()
         if server.resting_until > now:
@@ -324,7 +285,7 @@ class ServedCaptioner:
         server: _Server,
         settings: Settings,
         prompt: str,
-        error: _Failed,
+        error: RequestError,
     ) -> None:
         """Check that a server answers a plain request, so that the failed request is the cause.
 
@@ -337,14 +298,14 @@ class ServedCaptioner:
                 try:
                     await self._probe(session, server, settings, prompt)
                     return
-                except _Unavailable as busy:
+                except ServerBusyError as busy:
                     self._rest(server, busy)
                     if time.monotonic() - waiting_since > self.patience:
                         raise StageUnavailableError(
                             f"{server.url} accepts no requests: {busy}"
                         ) from None
                     await asyncio.sleep(max(0.0, server.resting_until - time.monotonic()))
-                except _Failed as failure:
+                except RequestError as failure:
                     raise StageUnavailableError(
                         f"{server.url} fails on every request: {error}; and on a plain one: "
                         f"{failure}. Fix the server and run the same command again"
@@ -356,13 +317,13 @@ class ServedCaptioner:
         """Ask for one token of a plain image."""
         try:
             await self._post(session, server, self._body(_GREY, prompt, settings, 0, 1))
-        except _Failed as error:
+        except RequestError as error:
             if error.error != "refused" or not self.takes_seeds:
                 raise
             self.takes_seeds = False
             try:
                 await self._post(session, server, self._body(_GREY, prompt, settings, 0, 1))
-            except _Failed:
+            except RequestError:
                 self.takes_seeds = True
                 raise error from None
             logger.warning("%s accepts no seeds: captions cannot be reproduced", server.url)
@@ -371,7 +332,7 @@ class ServedCaptioner:
         """Send a request once."""
         server.in_flight += 1
         try:
-            answer = await self._http.ask(session, f"{server.url}/chat/completions", body)
+            answer = await self._client.ask(session, f"{server.url}/chat/completions", body)
         finally:
             server.in_flight -= 1
         server.rests = 0
@@ -380,109 +341,11 @@ class ServedCaptioner:
             if server.answers_as not in (None, name):
                 raise StageUnavailableError(
                     f"the model of {server.url} has changed: it answered as "
-                    f"{self._http.clean(str(server.answers_as))} and now as "
-                    f"{self._http.clean(name)}. Run the same command again when it is stable"
+                    f"{self._client.clean(str(server.answers_as))} and now as "
+                    f"{self._client.clean(name)}. Run the same command again when it is stable"
                 )
             server.answers_as = name
-        return _caption_of(answer)
-
-
-class _Http:
-    """An HTTP client with the API key; it classifies failures and never shows the key."""
-
-    def __init__(self, key_env: str) -> None:
-        self.key_env = key_env
-        self.key = os.environ.get(key_env) or None
-
-    def session(self, timeout: float) -> aiohttp.ClientSession:
-        """A session in which an answer must be complete within `timeout` seconds."""
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=_tls()),
-            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS),
-            headers=headers,
-        )
-
-    async def revision(self, session: aiohttp.ClientSession, server: str, model: str) -> str:
-        """The revision of a model on a server, from its list of models.
-
-        Raises:
-            StageUnavailableError: The server cannot be reached, gives no list, or does not have
-                the model.
-        """
-        try:
-            async with asyncio.timeout(LIST_SECONDS):
-                answer = await self.ask(session, f"{server}/models")
-        except (_Failed, _Unavailable, TimeoutError) as error:
-            raise StageUnavailableError(
-                f"{server}/models gives no list of models: {str(error) or 'no answer in time'}. "
-                "Start the server or correct its URL, which ends in /v1 for most servers"
-            ) from None
-        entries = answer.get("data")
-        entries = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
-        for entry in entries:
-            if entry.get("id") == model:
-                return self.clean(f"{model} {_revision(entry)}".strip(), 4 * MAX_MESSAGE)
-        names = ", ".join(str(entry.get("id")) for entry in entries) or "none"
-        raise StageUnavailableError(f"{server} has no model {model!r}; it has {self.clean(names)}")
-
-    async def ask(
-        self, session: aiohttp.ClientSession, url: str, body: bytes | None = None
-    ) -> dict[str, Any]:
-        """Send a request, a POST if it has a body, and return the JSON object of the answer."""
-        method = "GET" if body is None else "POST"
-        try:
-            async with session.request(method, url, data=body, allow_redirects=False) as response:
-                status, headers = response.status, response.headers
-                content = bytearray()
-                async for part in response.content.iter_chunked(65_536):
-                    content += part
-                    if len(content) > MAX_ANSWER:
-                        raise _Failed("bad_answer", f"an answer of more than {MAX_ANSWER} bytes")
-        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
-            raise _Unavailable(self.clean(f"no connection: {error}")) from None
-        except TimeoutError:
-            seconds = session.timeout.total or 0.0
-            raise _Failed("timeout", f"no complete answer within {seconds:g} s") from None
-        except aiohttp.ClientError as error:
-            message = f"the connection broke: {error or type(error).__name__}"
-            raise _Failed("server_error", self.clean(message)) from None
-        if status == 200:
-            return _json_object(bytes(content))
-        raise self._error(url, status, headers, bytes(content))
-
-    def _error(
-        self, url: str, status: int, headers: Mapping[str, str], content: bytes
-    ) -> Exception:
-        """The error for a status other than 200."""
-        message = f"status {status}: {self.clean(_message(content))}"
-        if status in (429, 503):
-            return _Unavailable(message, _retry_after(headers.get("Retry-After")))
-        if status >= 500:
-            return _Failed("server_error", message)
-        if status in (401, 402, 403):
-            return StageUnavailableError(
-                f"{url} does not accept the key in ${self.key_env} ({message}). Set that variable "
-                "where the workers run, or name another one in caption.api_key_env"
-            )
-        if status in (404, 405) or status < 400:
-            where = headers.get("Location")
-            return StageUnavailableError(
-                f"{url}: {message}{f', see {self.clean(where)}' if where else ''}. Set the URL "
-                "above /models and /chat/completions; it ends in /v1 for most servers"
-            )
-        if status == 408:
-            return _Failed("timeout", message)
-        return _Failed("refused", message, may_pass=False)
-
-    def clean(self, text: str, longest: int = MAX_MESSAGE) -> str:
-        """A server's text for a message: without the key, on one line, and cut to a length."""
-        if self.key:
-            text = text.replace(self.key, "***")
-        text = " ".join(INVISIBLE.sub(" ", text).split())
-        return text if len(text) <= longest else f"{text[:longest]}..."
+        return caption_of(answer)
 
 
 class _DataUrls:
@@ -532,11 +395,11 @@ def served_revision(servers: tuple[str, ...], model: str, key_env: str) -> str:
         StageUnavailableError: A server cannot be reached, does not have the model, or has another
             revision than the first server.
     """
-    http = _Http(key_env)
+    client = ChatClient(key_env)
 
     async def ask() -> list[str]:
-        async with http.session(LIST_SECONDS) as session:
-            return [await http.revision(session, server, model) for server in servers]
+        async with client.session(LIST_SECONDS) as session:
+            return [await client.revision(session, server, model) for server in servers]
 
     revisions = asyncio.run(ask())
     for server, revision in zip(servers, revisions, strict=True):
@@ -548,85 +411,8 @@ def served_revision(servers: tuple[str, ...], model: str, key_env: str) -> str:
     return revisions[0]
 
 
-def _revision(entry: Mapping[str, Any]) -> str:
-    """The identifying fields of a model in /models, as JSON; empty if there are none."""
-    known = {name: entry[name] for name in REVISION if entry.get(name) is not None}
-    meta = entry.get("meta")
-    if isinstance(meta, dict):
-        known |= {name: meta[name] for name in META if meta.get(name) is not None}
-    return json.dumps(known, sort_keys=True) if known else ""
-
-
-def _caption_of(answer: Mapping[str, Any]) -> Caption:
-    """The caption in a chat completion."""
-    try:
-        choice = answer["choices"][0]
-        content, reason = choice["message"]["content"], choice.get("finish_reason")
-        if isinstance(content, list):
-            content = "".join(part["text"] for part in content if part.get("type") == "text")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise _Failed("bad_answer", f"no chat completion: {_start(answer)}") from None
-    if reason == "content_filter":
-        raise _Failed("refused", "the content filter of the server", may_pass=False)
-    if not isinstance(content, str | None):
-        raise _Failed("bad_answer", f"no text in the chat completion: {_start(answer)}")
-    text = " ".join(INVISIBLE.sub("", content or "").split())
-    return Caption(text, reason == "length")
-
-
-def _json_object(content: bytes) -> dict[str, Any]:
-    try:
-        answer = json.loads(content)
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
-        raise _Failed("bad_answer", f"no JSON object: {_start(content)}")
-    return answer
-
-
-def _start(answer: Any) -> str:
-    text = answer.decode(errors="replace") if isinstance(answer, bytes) else json.dumps(answer)
-    return " ".join(INVISIBLE.sub(" ", text[:MAX_MESSAGE]).split())
-
-
-def _message(content: bytes) -> str:
-    """The message in the body of an error, in any of the forms that servers use."""
-    text = content.decode(errors="replace")
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return text
-    for name in ("error", "message", "detail"):
-        if isinstance(value, dict) and name in value:
-            value = value[name]
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """The seconds of a Retry-After header, which is a number or a date."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return max(0.0, seconds) if seconds == seconds else None
-
-
 def _doubled(seconds: float, times: int) -> float:
     return min(30.0, seconds * 2.0 ** min(times - 1, 10))
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """TLS with Python's certificates: those of SSL_CERT_FILE, SSL_CERT_DIR or the system."""
-    paths = ssl.get_default_verify_paths()
-    return ssl.create_default_context(
-        cafile=paths.cafile or (None if paths.capath else certifi.where())
-    )
 
 
 def _grey() -> str:
