@@ -1,7 +1,7 @@
-"""Vision towers: models that embed images and read no texts.
+"""Vision towers: models that embed images and do not read texts.
 
-DINOv2 (arXiv:2304.07193), DINOv3 (arXiv:2508.10104), plain ViT, and the image side of CLIP and of
-SigLIP saved by itself, as transformers loads them.
+DINOv2 (arXiv:2304.07193), DINOv3 (arXiv:2508.10104), plain ViT, and separately saved image towers
+of CLIP and SigLIP, as transformers loads them.
 
     tower = VisionTower.from_pretrained("facebook/dinov2-base")
     tower.embed_each([jpeg, junk])   # [tensor of 768 numbers, None]
@@ -36,13 +36,13 @@ PROCESSORS: Mapping[str, Any] = {
     "siglip_vision_model": SiglipImageProcessorPil,
     "vit": ViTImageProcessorPil,
 }
-"""The image processor of each `model_type` of a config.json that is loaded."""
+"""The image processor of each supported `model_type` in config.json."""
 
 
 class VisionTower:
     """A stock vision model with its image processor, in evaluation mode.
 
-    The embedding is the model's pooled output, for most the class token after the last norm.
+    The embedding is the model's pooled output, usually the class token after the last norm.
     """
 
     def __init__(self, model: Any, processor: Any, threads: int = 4) -> None:
@@ -67,7 +67,7 @@ class VisionTower:
         kind = _kind_of(model, revision)
         if kind not in PROCESSORS:
             raise ValueError(
-                f"{model!r} is a {kind}, of which no embedding of an image is taken: name a "
+                f"{model!r} is a {kind}, which cannot embed images here: name a "
                 f"checkpoint of one of {', '.join(sorted({*PROCESSORS, *ARCHITECTURES}))}"
             )
         placement = place(device, dtype, threads)
@@ -88,8 +88,8 @@ class VisionTower:
 
         def embed(positions: list[int], pixels: Pixels) -> list[Tensor]:
             moved = pixels.features["pixel_values"].to(self.model.device, self.model.dtype)
-            found = self.model(pixel_values=moved).pooler_output
-            return list(functional.normalize(found.float(), dim=-1).cpu())
+            pooled = self.model(pixel_values=moved).pooler_output
+            return list(functional.normalize(pooled.float(), dim=-1).cpu())
 
         return self.batches.map(images, embed, batch_size)
 

@@ -1,11 +1,11 @@
-// What the page can do beyond showing itself: plots are drawn, and tell their values under pointer,
-// finger and arrow keys; a legend hides its series; a link to a reason opens it. Without it the
-// numbers of every plot stand in a table.
+// Draws the plots, which show values under the pointer, a finger or the arrow keys; lets a legend
+// hide its series; and opens a reason that a link points to. Without this script, the numbers of
+// every plot are shown in a table.
 "use strict";
 const root = document.documentElement;
 const variable = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
-// Texts are plain until here, where Plotly would read tags in them.
+// Escape texts, because Plotly would interpret tags in them.
 const shown = (value, key) => {
   if (Array.isArray(value)) return value.map((one) => shown(one, key));
   if (value && typeof value === "object") {
@@ -30,7 +30,7 @@ const layoutOf = ({ xaxis, yaxis, ...own }) => ({
     align: "left", bgcolor: variable("--card"), bordercolor: variable("--line"),
     font: { color: variable("--ink") },
   },
-  // A finger that drags scrolls the page.
+  // Dragging with a finger scrolls the page instead of zooming.
   dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
   uirevision: "kept",
   xaxis: {
@@ -67,7 +67,7 @@ class Plot {
     Plotly.react(this.box, traces, layoutOf(shown(this.layout)), options);
   }
 
-  // Where values are, in order: [category or number, what its visible series say].
+  // The points with values, in order: [category or number, hover texts of its visible series].
   get points() {
     const values = new Map();
     for (const trace of this.data) {

@@ -68,7 +68,7 @@ def test_the_captions_of_each_prompt_are_counted(whole):
     }
     assert facts["caption_failures"] == {"timeout": 1}
     page = page_of(run)
-    assert "By prompt" in page.text and "Captions that could not be had" in page.text
+    assert "By prompt" in page.text and "Captions that could not be obtained" in page.text
 
 
 def test_histograms_hold_every_text_and_image(whole):
