@@ -108,7 +108,7 @@ def test_what_is_no_image_model_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     (tmp_path / "model.safetensors").touch()
     stage = EmbedStage(EmbedConfig(model=str(tmp_path)))
-    with pytest.raises(ValueError, match=r"is a bert, of which no embedding.*clip, .*dinov2"):
+    with pytest.raises(ValueError, match=r"is a bert, which cannot embed images.*clip, .*dinov2"):
         stage.load()
 
 

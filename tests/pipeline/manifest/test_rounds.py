@@ -128,10 +128,10 @@ def test_an_unfiltered_export_keeps_what_the_filter_rejects(tmp_path, ray_here):
 def test_rounds_that_cannot_be_are_refused(tmp_path):
     described = content(tmp_path)
     described["train"]["other"] = described["train"]["new"]
-    with pytest.raises(ManifestError, match="has 2 such"):
+    with pytest.raises(ManifestError, match="must have exactly one, but has 2"):
         rounds(Manifest.parse(described))
     del described["train"]["other"], described["train"]["new"]
-    with pytest.raises(ManifestError, match="has 0 such"):
+    with pytest.raises(ManifestError, match="must have exactly one, but has 0"):
         rounds(Manifest.parse(described))
     with pytest.raises(ManifestError, match="rounds: a whole number from 1"):
         Manifest.parse({**described, "rounds": 0})
