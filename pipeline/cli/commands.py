@@ -28,6 +28,7 @@ __all__ = [
     "export",
     "init",
     "plan",
+    "push",
     "report",
     "review",
     "run",
@@ -389,6 +390,26 @@ def verify(options: argparse.Namespace, console: Console) -> int:
         message = f"{options.run}: every file is whole and aligned, every row accounted for"
         console.print(cell(message), highlight=False)
     return status
+
+
+def push(options: argparse.Namespace, console: Console) -> int:
+    """Push an export to the Hugging Face hub, or list what would be pushed."""
+    from pipeline.publishing import hub
+    from pipeline.results.open_run import open_results
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    results = open_results(_find_run(options.run))
+    if options.dry_run:
+        files = hub.files_to_push(results, options.repo, options.name)
+        for file in files:
+            say(f"{file.size:>15,}  {file.name}")
+        say(f"{sum(file.size for file in files):>15,}  bytes in {len(files):,} files")
+        return 0
+    url = hub.push(results, options.repo, export=options.name, private=options.private, say=say)
+    say(f"pushed     {url}")
+    return 0
 
 
 def verdicts(options: argparse.Namespace, console: Console) -> int:

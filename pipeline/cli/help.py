@@ -66,6 +66,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "verify": ("capfilt verify runs/photos",),
     "verdicts": ("capfilt verdicts runs/photos --out verdicts.csv",),
+    "push": (
+        "capfilt push runs/photos --repo my-org/photos --dry-run",
+        "capfilt push runs/photos --repo my-org/photos --private",
+    ),
     "completion": (
         'eval "$(capfilt completion bash)"    # in ~/.bashrc',
         'eval "$(capfilt completion zsh)"     # in ~/.zshrc',

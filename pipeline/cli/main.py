@@ -308,6 +308,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     verdicts.add_argument("run", metavar="RUN")
     verdicts.add_argument("--out", required=True, metavar="FILE", help=".parquet, .csv or .jsonl")
+    push = add("push", commands.push, "publish an export on the Hugging Face hub, with its card")
+    push.add_argument("run", metavar="RUN")
+    push.add_argument("--repo", required=True, metavar="ORG/NAME", help="the data set on the hub")
+    push.add_argument(
+        "--name", default="curated", metavar="EXPORT", help="the export to push (default: curated)"
+    )
+    push.add_argument("--private", action="store_true", help="make a new data set private")
+    push.add_argument("--dry-run", action="store_true", help="list the files; push nothing")
     completion = add(
         "completion", commands.completion, "print the shell code that completes commands on TAB"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.manifest.plan import Plan
+from pipeline.manifest.plan import Plan, revisions
 from pipeline.results.funnel import funnel
 from pipeline.results.markdown import code, front_matter, yaml_block
 from pipeline.results.verdicts import Results
@@ -58,6 +58,7 @@ def text(results: Results, name: str, record: ExportRecord) -> str:
         _about(export.format),
         "",
         *_funnel(results),
+        *_stages(plan),
         *_rights(plan, export, pairs),
         "## Rebuild",
         "",
@@ -93,6 +94,16 @@ def _funnel(results: Results) -> list[str]:
             continue
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in stage["reasons"].items())
         lines.append(f"| {stage['name']} | {stage['rows']:,} | {stage['kept']:,} | {reasons} |")
+    return [*lines, ""]
+
+
+def _stages(plan: Plan) -> list[str]:
+    """The fingerprint of each stage, and the weights of its models."""
+    lines = ["## Stages", "", "| stage | fingerprint | models |", "| --- | --- | --- |"]
+    for name in plan.names:
+        weights = revisions(plan.measurement(name))
+        models = ", ".join(f"{role} {code(digest)}" for role, digest in weights.items()) or "-"
+        lines.append(f"| {name} | {code(plan.fingerprint(name))} | {models} |")
     return [*lines, ""]
 
 

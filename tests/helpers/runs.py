@@ -253,7 +253,8 @@ def export(run, plan, pools):
         sha256 = run.sha256("curated", name)
         files.append({"name": name, "rows": pairs.num_rows, "sha256": sha256})
     decision = pool_state(run, plan.decision("export"))
-    content = {"decision": decision, "pairs": counts, "images": images, "files": files}
+    content = {"decision": decision, "format": "parquet", "splits": {"train": images}}
+    content |= {"pairs": counts, "images": images, "files": files}
     run.write_json(content, "curated", "manifest.json")
     run.write_json({"decision": decision, "seconds": 1.0}, "curated", "_export.json")
 
