@@ -32,6 +32,9 @@ from models.weights import Dtype, place
 
 __all__ = ["GenericCaptioner", "architecture_of"]
 
+CHAT_PROMPT = "Provide a brief description of the given image."
+"""What a chat model is asked for a caption (LLaVA, arXiv 2304.08485, table 11)."""
+
 
 def architecture_of(model: str, revision: str | None = None) -> str:
     """The `model_type` in the config of a model folder or hub model: blip, blip-2, llava, ..."""
@@ -129,6 +132,26 @@ class GenericCaptioner:
 
         return [captions or [] for captions in self.batches.map(images, write, batch_size)]
 
+    def write_captions(
+        self, images: Sequence[bytes], settings: Settings, batch_size: int | None = None
+    ) -> list[str]:
+        """The best caption of each image; see `Writes`.
+
+        The prompt is `caption_prompt` of the model's config. Without it a chat model is asked what
+        LLaVA's captions answer, and any other model begins by itself.
+
+        Raises:
+            ImageError: An image cannot be decoded.
+        """
+        prompt = getattr(self.model.config, "caption_prompt", CHAT_PROMPT if self.is_chat else "")
+        written = self.caption(
+            images, [0] * len(images), settings, prompt=prompt, batch_size=batch_size
+        )
+        for image, captions in zip(images, written, strict=True):
+            if not captions:
+                open_rgb(image)  # raises what is wrong with it
+        return [captions[0].text for captions in written]
+
     def _num_asked(self, prompts: Sequence[str], settings: Settings) -> int:
         """The number of tokens of the prompt, for a model without a chat template."""
         if len(set(prompts)) > 1:
@@ -154,6 +177,8 @@ class GenericCaptioner:
                 processor_kwargs={"padding": True},
             )
         texts = [one.text() for one in asked]
+        if self.model.config.model_type == "llava":  # its text must say where the image stands
+            texts = [f"{self.processor.image_token}{text}" for text in texts]
         # Without a prompt no text is passed, because most processors refuse an empty text.
         given = {"text": texts} if any(texts) else {}
         images = [one.image for one in asked]

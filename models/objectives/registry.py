@@ -60,6 +60,9 @@ OBJECTIVES: Registry[ObjectiveConfig] = Registry(
         "clip": "models.objectives.clip_config:ClipConfig",
         "coca": "models.objectives.coca_config:CocaConfig",
         "qformer": "models.objectives.qformer_config:QFormerConfig",
+        "language": "models.objectives.language_config:LanguageConfig",
+        "generate": "models.objectives.generate_config:GenerateConfig",
+        "project": "models.objectives.project_config:ProjectConfig",
     },
     _find_fault,
 )

@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 
 from helpers.blips import drawn
-from helpers.starts import blip_of
+from helpers.starts import blip_of, clip_of, language_of, qformer_of
 from models.image.decode import open_rgb
 from models.inference.decoding import Settings
 from models.inference.protocols import Matches, Ranks, Writes
@@ -44,7 +44,11 @@ NANO_FIELDS: dict[str, dict[str, Any]] = {
 }
 """What the sizes of an objective set beside the numbers of an architecture."""
 
-STARTS: dict[str, dict[str, Callable[[str], str]]] = {"qformer": {"vision": blip_of}}
+STARTS: dict[str, dict[str, Callable[[str], str]]] = {
+    "qformer": {"vision": blip_of},
+    "generate": {"model": qformer_of, "language": language_of},
+    "project": {"model": clip_of, "language": language_of},
+}
 """The trained models that an objective freezes parts of, by field."""
 
 
@@ -60,7 +64,10 @@ def small(kind: type[ObjectiveConfig], tokenizer: str, **fields: Any) -> Objecti
         "max_text_tokens": 12,
         "lr": 1e-3,
     }
-    return kind.of(**{**plain, **own, **fields})
+    plain |= own
+    if "model" in own:
+        plain["tokenizer"] = None  # the language model's
+    return kind.of(**{**plain, **fields})
 
 
 def check_contract(config: ObjectiveConfig, folder: Path, *, unsaved: Collection[str] = ()) -> None:

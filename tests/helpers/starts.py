@@ -8,9 +8,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from helpers import nano
+import torch
+from torch import nn
 
-__all__ = ["blip_of"]
+from helpers import nano
+from models.objectives.clip import Contrastive
+from models.objectives.language import Language
+from models.objectives.qformer import QFormer
+
+__all__ = ["blip_of", "clip_of", "language_of", "qformer_of"]
 
 
 def _folder(name: str) -> Path:
@@ -24,4 +30,37 @@ def blip_of(tokenizer: str) -> str:
     """A nano BLIP with large random weights: `captioner/` and `matcher/`."""
     folder = _folder("blip")
     nano.make(tokenizer).save(folder)
+    return str(folder)
+
+
+@functools.cache
+def clip_of(tokenizer: str) -> str:
+    """A nano CLIP with large random weights."""
+    return _written(Contrastive.from_pretrained("nano", tokenizer=tokenizer), "clip")
+
+
+@functools.cache
+def qformer_of(tokenizer: str) -> str:
+    """A nano Q-Former with large random weights on the image encoder of `blip_of`."""
+    blip = blip_of(tokenizer)
+    model = QFormer.from_pretrained("nano", tokenizer=tokenizer, vision=blip, queries=4)
+    return _written(model, "qformer")
+
+
+@functools.cache
+def language_of(tokenizer: str) -> str:
+    """A nano Llama with large random weights."""
+    torch.manual_seed(0)
+    return _written(Language.from_pretrained("nano", tokenizer=tokenizer), "language")
+
+
+def _written(model: nn.Module, name: str) -> str:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+    folder = _folder(name)
+    folder.mkdir()
+    model.write(folder)  # type: ignore[operator]
     return str(folder)

@@ -1,0 +1,70 @@
+"""The settings of BLIP-2's second stage (Li et al., arXiv 2301.12597)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from models.image.augmentation import Augment
+from models.objectives.config import ObjectiveConfig, Saved, named
+from models.weights import folder_of
+
+if TYPE_CHECKING:
+    from models.objectives.generate import Generate
+
+__all__ = ["GenerateConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(ObjectiveConfig):
+    """BLIP-2's second stage: a Q-Former learns to speak to a frozen language model.
+
+    Image encoder and language model are frozen; the Q-Former, without its text branch, and a
+    projection of its queries are trained by language modelling of the captions. The language
+    model is a decoder (the paper also has encoder-decoders).
+
+    Attributes:
+        model: What the training starts from: a model that `qformer` has trained, a released
+            `Blip2ForImageTextRetrieval`, or what `generate` itself has trained.
+        language: The language model, a folder or on the hub; its tokenizer is used. Needed unless
+            `model` has one already.
+        prompt: Stands between the image and each caption; the loss leaves it out. BLIP-2 has
+            `a photo of` in fine-tuning on COCO and none in pre-training.
+    """
+
+    name = "generate"
+    paper = "BLIP-2 (arXiv 2301.12597)"
+    saves: ClassVar[Mapping[str, Saved]] = {
+        ".": Saved("Blip2ForConditionalGeneration", "models.inference.vlm:GenericCaptioner")
+    }
+    task = "image-to-text"
+
+    model: str = "Salesforce/blip2-itm-vit-g"
+    language: str | None = None
+    prompt: str = ""
+    batch_size: int = 1920
+    epochs: int = 2
+    lr: float = 1e-4
+    min_lr: float = 5e-5
+    warmup_steps: int = 2000
+    beta2: float = 0.98
+    max_text_tokens: int = 32
+    augment: Augment = "crop"
+
+    def models(self) -> dict[str, str]:
+        """The model that the training starts from, and the language model."""
+        return named(model=self.model, language=self.language)
+
+    def build(self) -> Generate:
+        """Make the model."""
+        from models.objectives.generate import Generate
+
+        model = Generate.from_pretrained(
+            folder_of(self.model),
+            language=self.language and folder_of(self.language),
+            tokenizer=self.tokenizer and folder_of(self.tokenizer),
+            image_size=self.image_size,
+        )
+        model.prompt = self.prompt
+        return model
