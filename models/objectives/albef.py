@@ -7,6 +7,7 @@ folder that stock `BlipForImageTextRetrieval` loads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -68,6 +69,16 @@ class Albef(MED):
                 cross.dense.weight.zero_()
                 cross.dense.bias.zero_()
         self._freeze_unfused()
+
+    def take_head(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over the weights of BERT's head of masked language modelling."""
+        own = {
+            name.replace("transform.", "").replace("LayerNorm", "norm"): weight
+            for name, weight in weights.items()
+        }
+        if own:
+            more = self.mlm.bias.new_zeros(len(self.mlm.bias) - len(own["bias"]))
+            self.mlm.load_state_dict({**own, "bias": torch.cat([own["bias"], more])})
 
     def start_momentum(self, *, queue_size: int = 65536, decay: float = 0.995) -> None:
         """Copy the encoders and the head as momentum encoders and empty the queue."""

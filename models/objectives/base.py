@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +52,27 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         tokenizer: Reads the texts.
+        frozen: The parts that `freeze` has frozen.
     """
 
     tokenizer: Any
+    frozen: tuple[nn.Module, ...] = ()
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that can be frozen, by their names in a manifest's `freeze`."""
+        return {}
+
+    def freeze(self, names: Sequence[str], dtype: torch.dtype) -> None:
+        """Train some parts no more: they stay as they are, in evaluation mode and in a dtype."""
+        parts = self.parts()
+        self.frozen = tuple(parts[name].requires_grad_(False).to(dtype).eval() for name in names)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts but the frozen ones."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def prepare(self, caption: str) -> str:
         """The text that is tokenized for a caption as it was found."""
@@ -80,7 +98,8 @@ class Objective(nn.Module, ABC):
         """The tensors that a step changes beside the trained parameters, by name.
 
         Such as a queue, running means or momentum encoders. A checkpoint holds them, and a
-        training that resumes copies them back into these same tensors.
+        training that resumes copies them back into these same tensors. Values that are not finite
+        must not get into them: the step that made them is left out, and they would stay.
         """
         return {}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -43,8 +43,11 @@ from models.objectives.distributed import (
 )
 from models.objectives.itc import Momentum, contrast_loss, contrast_targets, hard_negatives
 from models.objectives.masking import IGNORED
-from models.objectives.sizes import BLIP_SIZES, blip_config
+from models.objectives.sizes import BLIP_SIZES, blip_config, shaped
+from models.objectives.start import Shape, Start
+from models.objectives.towers import Towers
 from models.text.pre_caption import pre_caption
+from models.weights import folder_of
 
 __all__ = ["IGNORED", "MED", "lm_labels", "lm_loss"]
 
@@ -197,6 +200,8 @@ class MED(Objective):
         tokenizer: str | None = None,
         image_size: int | None = None,
         revision: str | None = None,
+        start: Start | None = None,
+        shape: Shape | None = None,
         label_smoothing: float = 0.1,
     ) -> Self:
         """Build from a size, a folder of `save`, or one plain BLIP captioner or matcher.
@@ -211,20 +216,40 @@ class MED(Objective):
             tokenizer: A folder or name with a BERT tokenizer; required for a size.
             image_size: Side in pixels; position embeddings are interpolated to it.
             revision: Of a hub name.
+            start: Encoders that a size takes over: a ViT's, a DeiT's or a BLIP's, and a BERT's or a
+                BLIP's. Its numbers give way to theirs.
+            shape: Numbers that a size has in the place of its own.
             label_smoothing: Of the LM loss.
 
         Raises:
-            ValueError: A size without a tokenizer, or a folder that is not BLIP's.
+            ValueError: A size without a tokenizer, a folder that is not BLIP's, or `start` or
+                `shape` with a folder.
         """
         name = os.fspath(model)
+        start, shape = start or Start(), shape or Shape()
         if name in BLIP_SIZES:
+            tokenizer = tokenizer or (start.text and folder_of(start.text))
             if tokenizer is None:
                 raise ValueError(f"model {name!r} is an architecture and needs a tokenizer")
             reader = _load_tokenizer(tokenizer)
-            config = blip_config(BLIP_SIZES[name], reader, image_size=image_size)
+            towers = Towers(start)
+            size = towers.fit(shaped(BLIP_SIZES, name, shape))
+            config = blip_config(size, reader, image_size=towers.side or image_size)
+            towers.adapt(config)
             built = {part: _CLASSES[part](config) for part in parts}
-            return cls(**built, tokenizer=reader, label_smoothing=label_smoothing)
+            for part in built.values():
+                towers.put_into(part)
+            new = cls(**built, tokenizer=reader, label_smoothing=label_smoothing)
+            new.take_head(towers.masked_head())
+            if image_size is not None:
+                _resize_positions(new, image_size)
+            return new
 
+        if start.models() or shape.numbers():
+            raise ValueError(
+                f"train.model: start and shape are for a size ({', '.join(BLIP_SIZES)}), and {name}"
+                " has weights and numbers of its own"
+            )
         loaded: dict[Part, Any] = {}
         folders: dict[Part, str] = {part: os.path.join(name, part) for part in parts}
         sources = {part: path for part, path in folders.items() if os.path.isdir(path)}
@@ -269,6 +294,19 @@ class MED(Objective):
         if image_size is not None:
             _resize_positions(med, image_size)
         return med
+
+    def take_head(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over the weights of BERT's head of masked language modelling; MED has no such."""
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The image encoder."""
+        return {"vision": self.vision}
+
+    def freeze(self, names: Sequence[str], dtype: torch.dtype) -> None:
+        """Freeze parts; the image encoder needs no momentum encoder then."""
+        super().freeze(names, dtype)
+        if "vision" in names and self.momentum is not None:
+            self.momentum.vision_model = None
 
     def start_momentum(self, *, queue_size: int = 57600, decay: float = 0.995) -> None:
         """Copy the contrastive encoders as momentum encoders and empty the queue."""
@@ -386,15 +424,18 @@ class MED(Objective):
         In training mode the momentum encoders are moved before.
         """
         patch, masked = self.config.vision_config.patch_size, self.mask_patches
+        is_frozen = self.vision in self.frozen
         kept = batch.kept_patches(patch, masked if self.training else 0.0, step.generator)
         layers = self.config.vision_config.num_hidden_layers
         paths, slow_paths = (
-            batch.kept_paths(layers, self.drop_path if self.training else 0.0, step.generator)
+            batch.kept_paths(
+                layers, self.drop_path if self.vision.training else 0.0, step.generator
+            )
             for _ in range(2)
         )
         images = encode_images(
             self.vision, batch.pixels, kept=kept, paths=paths, recompute=self._recomputes
-        )
+        ).float()
         if self.matcher is None:
             return images, None
         assert self.momentum is not None, "start_momentum comes first"
@@ -402,6 +443,8 @@ class MED(Objective):
             self.temperature.clamp_(0.001, 0.5)
             if self.training:
                 self.momentum.update(self._followed(), step.parts)
+            if is_frozen:
+                return images, images
             slow = encode_images(
                 self.momentum.vision_model,
                 batch.pixels,

@@ -62,6 +62,9 @@ class BlipConfig(ObjectiveConfig):
     """
 
     paper = "BLIP (arXiv 2201.12086)"
+    starts = ("vision", "text")
+    is_shaped = True
+    freezes = ("vision",)
 
     parts: ClassVar[tuple[Part, ...]]
     """The models that are trained."""
@@ -94,6 +97,8 @@ class BlipConfig(ObjectiveConfig):
             parts=self.parts,
             tokenizer=self.tokenizer and folder_of(self.tokenizer),
             image_size=self.image_size,
+            start=self.start,
+            shape=self.shape,
             label_smoothing=getattr(self, "label_smoothing", 0.1),
         )
         large = self.by_size.get("large", {}).get("lr")

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel
 
 from models.image.decode import CLIP_MEAN, CLIP_STD
@@ -19,7 +19,9 @@ from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch, tokenize
 from models.objectives.distributed import gather_with_gradient, rank
 from models.objectives.masking import pick_patches
-from models.objectives.sizes import CLIP_SIZES, clip_config
+from models.objectives.sizes import CLIP_SIZES, clip_config, shaped
+from models.objectives.start import Shape, Start
+from models.objectives.towers import put_clip, size_of_clip
 
 __all__ = ["Contrastive", "info_nce"]
 
@@ -91,6 +93,8 @@ class Contrastive(Objective):
         *,
         tokenizer: str | None = None,
         image_size: int | None = None,
+        start: Start | None = None,
+        shape: Shape | None = None,
     ) -> Self:
         """Build from a size, a folder of `write`, or a stock CLIP model.
 
@@ -99,6 +103,8 @@ class Contrastive(Objective):
                 name on the Hugging Face hub.
             tokenizer: A folder or name; required for a size. CLIP's own, or BERT's.
             image_size: Side in pixels; that of the model where it is not a size.
+            start: CLIPs whose encoders and projections a size takes over.
+            shape: Numbers that a size has in the place of its own.
 
         Raises:
             ValueError: A size without a tokenizer, a tokenizer that ends texts with no token of
@@ -116,8 +122,27 @@ class Contrastive(Objective):
         if tokenizer is None:
             raise ValueError(f"model {name!r} is an architecture and needs a tokenizer")
         reader = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-        config = clip_config(CLIP_SIZES[name], reader, image_size=image_size)
-        return cls(CLIPModel(config), reader)
+        size, towers = size_of_clip(start or Start(), shaped(CLIP_SIZES, name, shape))
+        if "vision" in towers and image_size not in (None, size.image_size):
+            raise ValueError(
+                f"train.image_size must be {size.image_size}, that of start.vision, "
+                f"got {image_size}"
+            )
+        built = CLIPModel(clip_config(size, reader, image_size=image_size))
+        put_clip(built, towers)
+        return cls(built, reader)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The encoders with their projections."""
+        names = {
+            "vision": ("vision_model", "visual_projection"),
+            "text": ("text_model", "text_projection"),
+        }
+        own = dict(self.model.named_children())
+        return {
+            part: nn.ModuleList(own[name] for name in some if name in own)
+            for part, some in names.items()
+        }
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
         """int64 (n, L): texts with their first and last tokens, cut to `max_tokens`, padded."""

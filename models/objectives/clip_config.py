@@ -51,6 +51,9 @@ class ClipConfig(ObjectiveConfig):
             }
         }
     }
+    starts = ("vision", "text")
+    is_shaped = True
+    freezes = ("vision", "text")
     former: ClassVar[Mapping[str, Any]] = {
         "albef": False,
         "queue_size": 0,
@@ -81,6 +84,8 @@ class ClipConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(self, "mask_patches")
+        if self.loss == "sigmoid" and self.start.models():
+            raise ValueError("train.start: only the loss softmax can start from encoders")
 
     def written(self) -> Mapping[str, Saved]:
         """One folder, a `CLIPModel` or a `SiglipModel`."""
@@ -102,13 +107,18 @@ class ClipConfig(ObjectiveConfig):
         model: Contrastive
         if self.loss == "softmax":
             model = Contrastive.from_pretrained(
-                folder_of(self.model), tokenizer=tokenizer, image_size=self.image_size
+                folder_of(self.model),
+                tokenizer=tokenizer,
+                image_size=self.image_size,
+                start=self.start,
+                shape=self.shape,
             )
         else:
             model = SigmoidContrast.from_pretrained(
                 folder_of(self.model),
                 tokenizer=tokenizer,
                 image_size=self.image_size,
+                shape=self.shape,
                 max_text_tokens=self.max_text_tokens,
             )
         model.mask_patches = self.mask_patches

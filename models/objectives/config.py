@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from models.image.augmentation import GREATEST, Augment
+from models.objectives.start import NO_SHAPE, NO_START, Shape, Start
 
 if TYPE_CHECKING:
     from models.objectives.base import Objective
@@ -54,11 +55,19 @@ class ObjectiveConfig(ABC):
     model with `build`.
 
     Attributes:
-        model: What the training starts from: a size (tiny, base, large; random weights), a model
-            that `train` has made, or a released model of the objective's architecture, local or
-            on the hub.
+        model: What the training starts from: a size (tiny, small, base, large; random weights), a
+            model that `train` has made, or a released model of the objective's architecture,
+            local or on the hub.
         tokenizer: A tokenizer's folder or name on the hub, needed where `model` is a size: BERT's
             for BLIP and ALBEF, CLIP's or BERT's for CLIP.
+        start: The weights that parts of a new model start from, in the place of random ones:
+            {vision, text}, each a folder, a name on the hub or `train:NAME`. `model` is then a
+            size, whose numbers give way to those of the parts.
+        shape: Numbers of a new model that differ from those of its size, such as {vision_layers:
+            8, patch: 32}.
+        freeze: Parts that are not trained: `vision` or `text`. They are in neither the checkpoint,
+            the optimiser nor the exchange between workers, and are computed in bf16 where the
+            device has instructions for it.
         image_size: Side of the square images, in pixels.
         batch_size: Pairs in a step, those of all workers together.
         epochs: Passes over the images. `steps` decides instead where it is not 0.
@@ -120,11 +129,23 @@ class ObjectiveConfig(ABC):
     Earlier versions had one set of fields for all objectives. Their models are still recognised.
     """
 
+    starts: ClassVar[tuple[str, ...]] = ()
+    """The parts of `start` that it takes."""
+
+    is_shaped: ClassVar[bool] = False
+    """Whether it takes `shape`."""
+
+    freezes: ClassVar[tuple[str, ...]] = ()
+    """The parts that it lets `freeze` name; the keys of `Objective.parts`."""
+
     moved: ClassVar[Mapping[str, str]] = {}
     """Switches that this objective had once, with the objectives that have taken their place."""
 
     model: str = "base"
     tokenizer: str | None = None
+    start: Start = NO_START
+    shape: Shape = NO_SHAPE
+    freeze: tuple[str, ...] = ()
     image_size: int = 224
     batch_size: int = 256
     epochs: int = 10
@@ -148,6 +169,14 @@ class ObjectiveConfig(ABC):
         check_between(self, 0, 1, "crop_scale", "decay_rate", "beta2")
         check_between(self, 0, GREATEST, "magnitude")
         check_positive(self, "lr", "eps")
+        for part in self.start.models():
+            if part not in self.starts:
+                raise ValueError(_takes(self.name, f"start.{part}", "start", self.starts))
+        for part in self.freeze:
+            if part not in self.freezes:
+                raise ValueError(_takes(self.name, f"freeze: {part}", "freeze", self.freezes))
+        if self.shape.numbers() and not self.is_shaped:
+            raise ValueError(f"train.shape: objective {self.name} takes none")
 
     @classmethod
     def of(cls, **fields: Any) -> Self:
@@ -170,7 +199,8 @@ class ObjectiveConfig(ABC):
 
     def models(self) -> dict[str, str]:
         """The models that the training starts from, by the field that names them."""
-        return {"model": self.model}
+        parts = {f"start.{part}": model for part, model in self.start.models().items()}
+        return {"model": self.model, **parts}
 
     def near_miss_settings(self) -> tuple[int, str]:
         """How many near misses of its text a pair comes with, and the spaCy pipeline behind them.
@@ -182,7 +212,11 @@ class ObjectiveConfig(ABC):
     def measurement(self) -> dict[str, Any]:
         """The settings that change the trained model, as plain values, for fingerprints."""
         version = {"version": self.version} if self.version > 1 else {}
-        return {**self.former, "objective": self.name, **version, **dataclasses.asdict(self)}
+        own = dataclasses.asdict(self)
+        for name, none in (("start", NO_START), ("shape", NO_SHAPE), ("freeze", ())):
+            if getattr(self, name) == none:
+                del own[name]  # as before there was such a field
+        return {**self.former, "objective": self.name, **version, **own}
 
     @abstractmethod
     def build(self) -> Objective:
@@ -196,6 +230,10 @@ class ObjectiveConfig(ABC):
 def named(**models: str | None) -> dict[str, str]:
     """The models by field that are set."""
     return {field: model for field, model in models.items() if model is not None}
+
+
+def _takes(objective: str, field: str, kind: str, known: Sequence[str]) -> str:
+    return f"train.{field}: objective {objective} takes {', '.join(known) or 'none'} for {kind}"
 
 
 def check_least(config: Any, least: float, *fields: str) -> None:

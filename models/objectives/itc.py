@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,12 +64,12 @@ def hard_negatives(
         floor: Added to each candidate's softmax over all of them, the row's own included.
 
     Returns:
-        int64 (n,), -1 where every candidate has the row's image.
+        int64 (n,), -1 where every candidate has the row's image, or no similarity is a number.
     """
     own = ids[:, None] == all_ids[None, :]
     scores = similarity.detach().double()
     if floor:
-        weights = (scores.softmax(dim=1) + floor).masked_fill(own, 0.0)
+        weights = (scores.softmax(dim=1) + floor).masked_fill(own, 0.0).nan_to_num(0.0)
     else:
         # Without the row's own first: beside it the others underflow at low temperatures.
         weights = scores.masked_fill(own, -torch.inf).softmax(dim=1).nan_to_num(0.0)
@@ -107,7 +108,7 @@ class Momentum(nn.Module):
         super().__init__()
         self.decay = decay
         self.size = size
-        self.vision_model = copy.deepcopy(matcher.vision_model)
+        self.vision_model: Any = copy.deepcopy(matcher.vision_model)
         self.text_encoder = copy.deepcopy(matcher.text_encoder)
         self.mlm = copy.deepcopy(mlm)
         if mlm is None:
@@ -152,7 +153,10 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, images: Tensor, texts: Tensor, ids: Tensor) -> None:
-        """Write a batch, of all ranks, over the oldest pairs; the queue holds whole batches.
+        """Write a batch, of all ranks, over the oldest pairs.
+
+        A batch with a value that is not finite is left out: it would be in the candidates of every
+        step until it is the oldest.
 
         Raises:
             ValueError: The queue is not a multiple of the batch.
@@ -160,8 +164,9 @@ class Momentum(nn.Module):
         if not self.size:
             return
         check_queue(self.size, len(ids))
-        at = int(self.written) % self.size
-        self.images[at : at + len(ids)] = images
-        self.texts[at : at + len(ids)] = texts
-        self.ids[at : at + len(ids)] = ids
+        if not (images.isfinite().all() and texts.isfinite().all()):
+            return
+        # A batch of another size than those before it may reach over the end.
+        rows = (self.written + torch.arange(len(ids), device=ids.device)) % self.size
+        self.images[rows], self.texts[rows], self.ids[rows] = images, texts, ids
         self.written += len(ids)

@@ -19,7 +19,8 @@ from models.objectives.base import Step
 from models.objectives.batch import Batch
 from models.objectives.clip import Contrastive
 from models.objectives.distributed import gather, gather_with_gradient, rank
-from models.objectives.sizes import CLIP_SIZES, siglip_config
+from models.objectives.sizes import CLIP_SIZES, shaped, siglip_config
+from models.objectives.start import Shape, Start
 
 __all__ = ["SigmoidContrast", "sigmoid_contrast"]
 
@@ -74,6 +75,8 @@ class SigmoidContrast(Contrastive):
         *,
         tokenizer: str | None = None,
         image_size: int | None = None,
+        start: Start | None = None,
+        shape: Shape | None = None,
         max_text_tokens: int = 64,
     ) -> Self:
         """Build from a size, a folder of `write`, or a stock SigLIP model.
@@ -83,13 +86,17 @@ class SigmoidContrast(Contrastive):
                 name on the Hugging Face hub.
             tokenizer: A folder or name; required for a size.
             image_size: Side in pixels; that of the model where it is not a size.
+            start: Must be empty.
+            shape: Numbers that a size has in the place of its own.
             max_text_tokens: The tokens that every text is cut or padded to; those of the model
                 where it is not a size.
 
         Raises:
             ValueError: A size without a tokenizer, or an image size or text length that the model
-                does not have.
+                does not have, or a start.
         """
+        if start is not None and start.models():
+            raise ValueError("train.start: only the loss softmax can start from encoders")
         name = os.fspath(model)
         if name not in CLIP_SIZES:
             loaded: Any = SiglipModel.from_pretrained(
@@ -111,7 +118,10 @@ class SigmoidContrast(Contrastive):
             raise ValueError(f"model {name!r} is an architecture and needs a tokenizer")
         reader = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         config: SiglipConfig = siglip_config(
-            CLIP_SIZES[name], reader, image_size=image_size, max_text_tokens=max_text_tokens
+            shaped(CLIP_SIZES, name, shape),
+            reader,
+            image_size=image_size,
+            max_text_tokens=max_text_tokens,
         )
         made: Any = SiglipModel(config)
         with torch.no_grad():

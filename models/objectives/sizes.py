@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import BlipConfig, CLIPConfig, SiglipConfig
 
-__all__ = ["BLIP_SIZES", "CLIP_SIZES", "Size", "blip_config", "clip_config", "siglip_config"]
+from models.objectives.start import Shape
+
+__all__ = [
+    "BLIP_SIZES",
+    "CLIP_SIZES",
+    "Size",
+    "blip_config",
+    "clip_config",
+    "shaped",
+    "siglip_config",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,14 @@ BLIP_SIZES = {
         dropout=0.0,
         spread=0.06,
     ),
+    "small": Size(
+        vision_width=384,
+        vision_layers=12,
+        vision_heads=6,
+        text_width=384,
+        text_layers=6,
+        text_heads=12,
+    ),
     "base": Size(
         vision_width=768,
         vision_layers=12,
@@ -73,15 +92,34 @@ BLIP_SIZES = {
         text_heads=12,
     ),
 }
-"""`base` and `large` are BLIP with ViT-B/16 and ViT-L/16; `tiny` is for drawings of 64 pixels."""
+"""`base` and `large` are BLIP with ViT-B/16 and ViT-L/16, `small` with the numbers of DeiT-S/16
+(arXiv 2012.12877) and of MiniLM-L6-H384 (arXiv 2002.10957); `tiny` is for drawings of 64 pixels."""
 
 
 CLIP_SIZES = {
     "tiny": BLIP_SIZES["tiny"],
+    "small": replace(BLIP_SIZES["small"], text_heads=6, text_layers=12, positions=77),
     "base": replace(BLIP_SIZES["base"], text_width=512, text_heads=8, embedding=512, positions=77),
     "large": replace(BLIP_SIZES["large"], patch=14, embedding=768, positions=77),
 }
-"""`base` is CLIP with ViT-B/16 and `large` with ViT-L/14; `tiny` is for drawings of 64 pixels."""
+"""`base` is CLIP with ViT-B/16, `large` with ViT-L/14 and `small` with ViT-S/16 (width 384 for
+images and texts); `tiny` is for drawings of 64 pixels."""
+
+
+def shaped(sizes: Mapping[str, Size], name: str, shape: Shape | None) -> Size:
+    """A size with the numbers of a manifest in the place of its own.
+
+    Raises:
+        ValueError: Heads do not divide a width.
+    """
+    size = replace(sizes[name], **(shape.numbers() if shape else {}))
+    for part in ("vision", "text"):
+        width, heads = getattr(size, f"{part}_width"), getattr(size, f"{part}_heads")
+        if width % heads:
+            raise ValueError(
+                f"train.shape: {part}_heads must divide {part}_width, got {heads} and {width}"
+            )
+    return size
 
 
 def blip_config(size: Size, tokenizer: Any, *, image_size: int | None = None) -> BlipConfig:

@@ -179,7 +179,7 @@ def export(options: argparse.Namespace, console: Console) -> int:
 def train(options: argparse.Namespace, console: Console) -> int:
     """Train the models of a manifest."""
     with _session(options, console) as session:
-        session.train(options.objective, options.name)
+        session.train(options.objective, options.name, go_on=options.go_on)
     return 0
 
 
@@ -190,21 +190,27 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     from models.weights import check_files, folder_of, revision_of
     from pipeline.results.tables import flat, put
     from pipeline.training.evaluate import TEMPLATES, evaluate
+    from pipeline.training.validation import is_in_progress, model_in_progress
 
-    if not os.path.isdir(folder_of(options.model)):
-        revision_of(options.model)  # fails at once if it is missing; loading would retry
-    check_files(options.model)
-    metrics = evaluate(
-        options.model,
-        options.data,
-        templates=options.template or TEMPLATES,
-        tagger=options.tagger,
-    )
+    with contextlib.ExitStack() as opened:
+        model, title = options.model, options.model
+        if is_in_progress(model):
+            model, step = opened.enter_context(model_in_progress(model))
+            title = f"{options.model}, in training, step {step}"
+        if not os.path.isdir(folder_of(model)):
+            revision_of(model)  # fails at once if it is missing; loading would retry
+        check_files(model)
+        metrics = evaluate(
+            model,
+            options.data,
+            templates=options.template or TEMPLATES,
+            tagger=options.tagger,
+        )
     if options.json:
         console.print_json(json.dumps(metrics))
         return 0
     bounds = dict(flat(metrics.pop("intervals", {})))
-    table = Table("metric", "value", "95% interval", title=options.model)
+    table = Table("metric", "value", "95% interval", title=title)
     for name, value in flat(metrics):
         text = f"{value:.4f}" if isinstance(value, float) else str(value)
         interval = "{:.4f} to {:.4f}".format(*bounds[name]) if name in bounds else ""

@@ -230,6 +230,14 @@ def _parser() -> argparse.ArgumentParser:
         help="train only the models of this objective",
     )
     train.add_argument("--name", help="train only the model of this name")
+    train.add_argument(
+        "--continue",
+        dest="go_on",
+        action="store_true",
+        help="go on from a checkpoint although settings have changed, such as lr, steps, precision,"
+        " batch_size, workers or streams; without it the training starts over and the checkpoint "
+        "is set aside",
+    )
     evaluate = add("evaluate", commands.evaluate, "measure a model on held-out images")
     evaluate.add_argument("model", metavar="MODEL_DIR")
     evaluate.add_argument(

@@ -205,8 +205,15 @@ class Session:
         self._begin(())
         self.runner.retry(reasons)
 
-    def train(self, objective: str | None = None, name: str | None = None) -> None:
+    def train(
+        self, objective: str | None = None, name: str | None = None, *, go_on: bool = False
+    ) -> None:
         """Carry out the trainings of the manifest, or those of one objective or name.
+
+        Args:
+            objective: Only those of this objective.
+            name: Only the one of this name.
+            go_on: Take up checkpoints of other settings, too.
 
         Raises:
             InputError: The manifest has no such training.
@@ -223,7 +230,7 @@ class Session:
         self._begin(())
         plan = self.runner.plan
         needed = [n for key in chosen for n in (*plan.trainings(self.manifest.train[key]), key)]
-        self.trainings.carry_out(tuple(dict.fromkeys(needed)))
+        self.trainings.carry_out(tuple(dict.fromkeys(needed)), go_on=go_on)
 
     def _stages(self, until: str | None) -> Sequence[str]:
         names = list(self.manifest.stages)

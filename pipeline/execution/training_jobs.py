@@ -39,8 +39,12 @@ class TrainingJobs:
         """The training of a name of the manifest's `train`."""
         return TrainingJob(self.manifest, name)
 
-    def carry_out(self, names: Sequence[str]) -> None:
+    def carry_out(self, names: Sequence[str], *, go_on: bool = False) -> None:
         """Train the models that are not trained yet; independent ones side by side.
+
+        Args:
+            names: Of the manifest's `train`.
+            go_on: Take up checkpoints of other settings, too.
 
         Raises:
             InputError: Trainings depend on each other.
@@ -52,10 +56,10 @@ class TrainingJobs:
             wave = [name for name in left if not needs[name] & set(left)]
             if not wave:
                 raise InputError(f"trainings wait for each other: {', '.join(left)}")
-            self._train(wave)
+            self._train(wave, go_on)
             left = [name for name in left if name not in wave]
 
-    def _train(self, names: Sequence[str]) -> None:
+    def _train(self, names: Sequence[str], go_on: bool) -> None:
         """Train some models side by side."""
         self.runner.pool.release()
         self.runner.cluster.start()
@@ -63,7 +67,7 @@ class TrainingJobs:
         self.progress.say(f"train      {', '.join(names)}")
         for name in names:
             self.job(name).sources()  # fails here if data is missing
-        running = {self._start(name): name for name in names}
+        running = {self._start(name, go_on): name for name in names}
         deaths: Counter[str] = Counter()
         while running:
             done, _ = ray.wait(list(running), timeout=PROGRESS_SECONDS)
@@ -77,14 +81,14 @@ class TrainingJobs:
                     if not is_death or deaths[name] > RETRIES or not self.runner.cluster.is_alive():
                         raise self._failure(name, error) from error
                     self.progress.say(f"train      {name}: its worker died; it resumes")
-                    running[self._start(name)] = name
+                    running[self._start(name, go_on)] = name
             lines = [line for name in running.values() if (line := self.job(name).progress())]
             if lines:
                 self.progress.say(f"train      {'; '.join(lines)}")
         seconds = time.monotonic() - started
         self.progress.say(f"train      {', '.join(names)} done in {seconds:.1f} s")
 
-    def _start(self, name: str) -> Any:
+    def _start(self, name: str, go_on: bool) -> Any:
         """Start a training on a worker; it resumes from its checkpoint."""
         job = self.job(name)
         resources = job.resources
@@ -93,7 +97,7 @@ class TrainingJobs:
             "num_gpus": resources.gpus,
             "max_retries": 0,
         }
-        return ray.remote(**options)(_carry_out).remote(job)
+        return ray.remote(**options)(_carry_out).remote(job, go_on)
 
     def _failure(self, name: str, error: RayError) -> StageError:
         """The error of a command whose training failed."""
@@ -106,5 +110,5 @@ class TrainingJobs:
         )
 
 
-def _carry_out(job: TrainingJob) -> None:
-    job.carry_out()
+def _carry_out(job: TrainingJob, go_on: bool) -> None:
+    job.carry_out(go_on=go_on)

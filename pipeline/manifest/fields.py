@@ -145,6 +145,9 @@ def as_yaml(value: Any) -> str:
     """A value as it is written in a manifest."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {name: v for name, v in dataclasses.asdict(value).items() if v is not None}
+        return f"{{{', '.join(f'{name}: {as_yaml(v)}' for name, v in fields.items())}}}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(as_yaml, value))}]"
     if isinstance(value, str):

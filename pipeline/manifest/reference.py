@@ -21,6 +21,7 @@ from typing import Any
 
 from models.objectives.config import ObjectiveConfig
 from models.objectives.registry import DEFAULT, OBJECTIVES
+from models.objectives.start import Shape, Start
 from pipeline.manifest.fields import Field, as_yaml, attributes, describe, summary
 from pipeline.manifest.manifest import REVIEWS, EvaluateConfig, Manifest
 from pipeline.manifest.train_config import TrainConfig
@@ -294,6 +295,8 @@ def objectives() -> str:
             "",
             *_objective_fields([name for name in every if name not in shared]),
             "",
+            *_section("start, as a mapping", Start),
+            *_section("shape, as a mapping", Shape),
         ]
     )
 

@@ -51,6 +51,7 @@ def rounds(manifest: Manifest, path: str = "manifest") -> list[Manifest]:
         content: dict[str, Any] = copy.deepcopy(dict(manifest.source))
         for name in tuned:
             content["train"][name]["model"] = f"{manifests[-1].models}/{new[0]}"
+            content["train"][name].pop("start", None)
         manifests.append(Manifest.parse(content, path, branch=branch(number)))
     return manifests
 

@@ -13,7 +13,7 @@ from models.objectives.config import ObjectiveConfig, check_least
 from models.objectives.registry import DEFAULT, OBJECTIVES
 from models.weights import parts_of, revision_of
 
-__all__ = ["CURATED", "POOL", "Source", "TrainConfig", "as_sources", "start_of"]
+__all__ = ["CURATED", "POOL", "Source", "TrainConfig", "Validate", "as_sources", "start_of"]
 
 CURATED = "curated"
 """The word in a training's `data` for the pairs that this run exports."""
@@ -56,6 +56,25 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validate:
+    """How a training measures its model.
+
+    Attributes:
+        data: Held-out images, as in `evaluate.data`.
+        every: Steps between validations; the last step is also validated.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": False}
+
+    data: str
+    every: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"train.validate.every must be at least 1, got {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The objective of a training, its data, and its use of the machine.
 
@@ -69,6 +88,8 @@ class TrainConfig:
             text also sets how many times an epoch passes over it, and the folder of its images.
         steps: Steps of the optimiser; 0 trains for `epochs` passes over the images.
         precision: `bf16` uses autocast; `auto` uses it if the device has bfloat16 instructions.
+        max_grad_norm: The highest norm of the gradients of all parameters together. Gradients with
+            a higher norm are scaled down to it; 0 does not scale them.
         accumulate: Parts of a batch that are computed one after the other, to save memory.
             Contrastive and matching losses see only the pairs of a part; parts weigh the same.
         workers: Processes that train together, each with its share of a batch.
@@ -80,6 +101,12 @@ class TrainConfig:
         seed: The seed of weights, order, captions, views and negatives.
         checkpoint_every: Steps between checkpoints; 0 writes none.
         sample_every: Steps between captions that the model writes for the log; 0 writes none.
+        validate: Measures the model during the training, {data, every}. metrics.jsonl then has the
+            metrics of `capfilt evaluate`, except near misses.
+        keep: The model that the training writes at its end: the `last`, or the `best` by a metric
+            of the validations for which higher is better, such as `best retrieval.itc.IR@1`.
+        patience: With `keep: best METRIC`, the training ends after this many validations in a row
+            without a better one; 0 trains to the end.
         tensorboard: Also write the content of metrics.jsonl as TensorBoard events; needs the extra
             `tensorboard`.
     """
@@ -90,6 +117,7 @@ class TrainConfig:
     data: tuple[str | Source, ...] = ()
     steps: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    max_grad_norm: float = 0.0
     accumulate: int = 1
     workers: int = 1
     streams: int = 0
@@ -99,12 +127,25 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 1000
     sample_every: int = 1000
+    validate: Validate | None = None
+    keep: str = "last"
+    patience: int = 0
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         least_0 = ("steps", "streams", "threads", "loaders", "checkpoint_every", "sample_every")
-        check_least(self, 0, *least_0)
+        check_least(self, 0, "max_grad_norm", *least_0)
+        check_least(self, 0, "patience")
         check_least(self, 1, "accumulate", "workers", "shuffle_buffer")
+        if self.keep != "last" and not self.best_metric:
+            raise ValueError(
+                f"train.keep must be `last` or `best METRIC`, such as `best retrieval.itc.IR@1`, "
+                f"got {self.keep!r}"
+            )
+        if self.best_metric and self.validate is None:
+            raise ValueError(f"train.keep: `{self.keep}` needs `validate`")
+        if self.patience and not self.best_metric:
+            raise ValueError("train.patience needs `keep: best METRIC`")
         if not self.streams:
             object.__setattr__(self, "streams", self.workers)
         if self.streams % self.workers:
@@ -118,6 +159,29 @@ class TrainConfig:
                 f"train.batch_size must be a multiple of {shares}, {self.streams} streams times "
                 f"accumulate {self.accumulate}, got {self.objective.batch_size}"
             )
+
+    @property
+    def best_metric(self) -> str:
+        """The metric by which the best model is kept; empty if the last model is kept."""
+        best, _, metric = self.keep.partition(" ")
+        return metric.strip() if best == "best" else ""
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Build a config from the result of `settings`, also after a round trip through JSON.
+
+        Raises:
+            KeyError: The objective is unknown.
+            ValueError: A field is unknown, or a value is not allowed.
+        """
+        from pydantic import TypeAdapter
+
+        kind = OBJECTIVES[settings["objective"]]
+        fields = {name: v for name, v in settings.items() if name != "objective"}
+        own, rest = cls.split(fields)
+        objective = TypeAdapter(kind).validate_python(rest)
+        own = {**own, "objective": objective, "data": own.get("data") or ()}
+        return TypeAdapter(cls).validate_python(own)
 
     @classmethod
     def of(cls, **fields: Any) -> Self:
@@ -150,6 +214,10 @@ class TrainConfig:
         own = dataclasses.asdict(self)
         del own["objective"]
         own = {name: value for name, value in own.items() if name not in WITHOUT_EFFECT}
+        if not self.max_grad_norm:
+            del own["max_grad_norm"]
+        if not self.best_metric:
+            del own["validate"], own["keep"], own["patience"]
         return {**self.objective.measurement(), **own}
 
     def start(self) -> list[str]:

@@ -303,8 +303,11 @@ def losses(training: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Figure
 
 
 def _loss_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of the losses in a log, the sum first; a line has them before `lr`."""
-    names = list(lines[-1]) if lines else []
+    """The names of the losses in a log, the sum first; a line has them before `lr`.
+
+    The lines of skipped steps have no losses.
+    """
+    names = next((list(line) for line in reversed(lines) if "loss" in line), [])
     before = names[: names.index("lr")] if "lr" in names else names
     parts = [name for name in before if name not in ("step", "epoch", "loss")]
     return ["loss", *parts[: len(LOSS_COLOURS)]]

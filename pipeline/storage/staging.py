@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import shutil
 import tempfile
@@ -74,6 +75,67 @@ class StagingDir:
         for name in names if self._fs is not None else ():
             if (file := self.partial / name).exists():
                 self._fs.put_file(str(file), f"{self._path}.partial/{name}")
+
+    def keep_folder(self, name: str) -> None:
+        """Copy a folder of the unfinished training to the storage, in the place of its former."""
+        if self._fs is None:
+            return
+        there = f"{self._path}.partial/{name}"
+        if self._fs.exists(there):
+            self._fs.rm(there, recursive=True)
+        for file in (self.partial / name).rglob("*"):
+            if file.is_file():
+                inside = file.relative_to(self.partial).as_posix()
+                self._fs.put_file(str(file), f"{self._path}.partial/{inside}")
+
+    def fetch_folder(self, name: str) -> None:
+        """Copy a folder of the unfinished training from the storage; none is no error."""
+        if self._fs is None:
+            return
+        top = f"{self._path}.partial/"
+        for file in self._fs.find(f"{top}{name}"):
+            target = self.partial / file.removeprefix(top)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._fs.get_file(file, str(target))
+
+    def rename(self, name: str, new: str) -> None:
+        """Rename a file of the unfinished training in the storage, over another; none is no error.
+
+        Where the training is local, its files are renamed by those who write them.
+        """
+        if self._fs is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.mv(f"{self._path}.partial/{name}", f"{self._path}.partial/{new}")
+
+    def beside(self, name: str) -> str:
+        """Where another unfinished training of the same model is set aside."""
+        return f"{self.out.rstrip('/')}.{name}.partial"
+
+    def set_aside(self, name: str) -> None:
+        """Move the unfinished training to `beside(name)`, over what may lie there."""
+        self._move(f"{name}.partial", is_back=False)
+
+    def take_back(self, name: str) -> bool:
+        """Move the training of `beside(name)` back, and say whether there is one."""
+        return self._move(f"{name}.partial", is_back=True)
+
+    def _move(self, ending: str, *, is_back: bool) -> bool:
+        aside = self.folder.with_name(f"{self.folder.name}.{ending}")
+        source, target = (aside, self.partial) if is_back else (self.partial, aside)
+        if self._fs is None:
+            if source.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+                source.rename(target)
+                return True
+            return False
+        shutil.rmtree(self.partial, ignore_errors=True)
+        there, own = f"{self._path}.{ending}", f"{self._path}.partial"
+        source_url, target_url = (there, own) if is_back else (own, there)
+        files = self._fs.find(source_url)
+        for file in files:
+            self._fs.mv(file, target_url + file.removeprefix(source_url))
+        return bool(files)
 
     def publish(self) -> None:
         """Copy the finished model to the storage, its card last, and wait until it is listed.

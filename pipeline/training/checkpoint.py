@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,9 +19,10 @@ from models.errors import DamagedError
 from models.objectives.base import Objective
 from pipeline.storage.checksum import CHANGED
 
-__all__ = ["Checkpoint", "cut_log", "flush"]
+__all__ = ["Checkpoint", "check_finite", "cut_log", "flush"]
 
-logger = logging.getLogger(__name__)
+CHECKPOINT = "checkpoint.safetensors"
+"""The name of the file in the folder of an unfinished training."""
 
 FORMAT = 2
 """The version of the format; raise it when the tensors or the state in a checkpoint change."""
@@ -31,17 +32,23 @@ class Checkpoint:
     """The checkpoint of a training.
 
     It holds the trained parameters, the objective's `memory()` and the state of the optimiser, but
-    no frozen parameters. A weight that two parts of the model share is written once.
+    no frozen parameters. A weight that two parts of the model share is written once. `previous` is
+    the path of the checkpoint before it, which is kept.
 
     Args:
         path: The path of the file.
-        identity: The digest of the training's settings, data and start. A checkpoint with another
-            identity or format is ignored.
+        identity: The digest of the training's settings, data and start. A file with another
+            identity is of another training.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
+        self.previous = path.with_name(f"previous-{path.name}")
         self.identity = identity
+
+    def is_own(self, state: Mapping[str, Any]) -> bool:
+        """Whether a state has this training's identity and this version's format."""
+        return (state["identity"], state["format"]) == (self.identity, FORMAT)
 
     def save(self, objective: Objective, optimizer: torch.optim.Optimizer, **state: Any) -> None:
         """Write a checkpoint; it replaces the previous one when it is complete.
@@ -50,34 +57,63 @@ class Checkpoint:
             objective: The model.
             optimizer: Its optimiser.
             state: JSON-able values that `read` returns.
+
+        Raises:
+            FloatingPointError: A tensor is not finite; nothing is written.
         """
         named = _tensors(objective, optimizer)
+        check_finite(named)
         tensors = {name: value.detach().cpu().contiguous() for name, value in named.items()}
         whole: dict[str, Any] = {"identity": self.identity, "format": FORMAT, **state}
         whole["sha256"] = _sha256(whole, sorted(tensors.items()))
         partial = self.path.with_name(self.path.name + ".partial")
         save_file(tensors, partial, metadata={"state": json.dumps(whole)})
         flush(partial)
+        if self.path.exists():
+            self.path.replace(self.previous)
         partial.replace(self.path)
 
     def read(self) -> dict[str, Any]:
-        """Read the state of the checkpoint; empty if this training has none.
+        """Read the state of the checkpoint; empty if there is none.
+
+        If the file is missing, the previous checkpoint replaces it.
 
         Raises:
             DamagedError: The file is damaged.
         """
         if not self.path.exists():
-            return {}
+            if not self.previous.exists():
+                return {}
+            with contextlib.suppress(FileNotFoundError):  # another rank was faster
+                self.previous.replace(self.path)
         try:
             with safe_open(self.path, "pt") as file:
                 state: dict[str, Any] = json.loads(file.metadata()["state"])
-            is_own = (state["identity"], state.get("format")) == (self.identity, FORMAT)
+            if not state["identity"]:
+                raise ValueError("it does not say of which training it is")
+            state.setdefault("format", None)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(error) from error
-        if not is_own:
-            logger.warning("%s is of another training or version and is ignored", self.path)
-            return {}
         return state
+
+    def check_fit(self, objective: Objective) -> None:
+        """Check that the tensors of another training fit a model.
+
+        Raises:
+            ValueError: A name or a shape differs; the message names the first one.
+        """
+        own = {name: list(t.shape) for name, t in _tensors(objective).items()}
+        with safe_open(self.path, "pt") as file:
+            keys = [key for key in list(file.keys()) if not key.startswith("optimizer.")]
+            saved = {key: file.get_slice(key).get_shape() for key in keys}
+        for name in sorted(own.keys() | saved.keys()):
+            if own.get(name) != saved.get(name):
+                raise ValueError(
+                    f"{self.path} does not fit the model: {name} is "
+                    f"{saved.get(name, 'missing')} in the checkpoint and "
+                    f"{own.get(name, 'missing')} in the model. Restore the setting, or leave out "
+                    "--continue to restart the training; the checkpoint is then set aside"
+                )
 
     @torch.no_grad()
     def restore(
@@ -93,13 +129,9 @@ class Checkpoint:
         Raises:
             DamagedError: The file is damaged, or its tensors are not those of the model.
         """
-        whole = dict(state)
         trained = objective.trained()
         with safe_open(self.path, "pt") as file:
-            keys = sorted(file.keys())
-            saved = ((key, file.get_tensor(key)) for key in keys)
-            if whole.pop("sha256", None) != _sha256(whole, saved):
-                raise self._damaged(CHANGED)
+            keys = self._checked(file, state)
             for key in keys:
                 kind, _, name = key.partition(".")
                 if kind == "optimizer":
@@ -114,8 +146,49 @@ class Checkpoint:
                 if not key.startswith("optimizer."):
                     tensor.copy_(file.get_tensor(key))
 
+    @torch.no_grad()
+    def restore_model(self, objective: Objective, state: Mapping[str, Any]) -> None:
+        """Copy only the trained parameters of the checkpoint into a model.
+
+        Raises:
+            DamagedError: The file is damaged, or lacks a parameter of the model.
+        """
+        with safe_open(self.path, "pt") as file:
+            keys = self._checked(file, state)
+            for name, parameter in objective.trained().items():
+                if f"model.{name}" not in keys:
+                    raise self._damaged(f"it lacks {name}")
+                parameter.copy_(file.get_tensor(f"model.{name}"))
+
+    def _checked(self, file: Any, state: Mapping[str, Any]) -> list[str]:
+        """The names of the tensors in the open file, after a check of their digest."""
+        whole = dict(state)
+        keys = sorted(file.keys())
+        saved = ((key, file.get_tensor(key)) for key in keys)
+        if whole.pop("sha256", None) != _sha256(whole, saved):
+            raise self._damaged(CHANGED)
+        return keys
+
     def _damaged(self, why: object) -> DamagedError:
-        return DamagedError(f"{self.path}: damaged: {why}. Remove it to restart the training")
+        do = "continue from the previous one" if self.previous.exists() else "restart the training"
+        return DamagedError(f"{self.path}: damaged: {why}. Remove it to {do}")
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Check that all values of tensors are finite.
+
+    Raises:
+        FloatingPointError: A value is not finite; the message names the first such tensor.
+    """
+    floats = {name: t for name, t in tensors.items() if t.is_floating_point()}
+    norms = torch.stack([norm.float().cpu() for norm in torch._foreach_norm(list(floats.values()))])
+    for (name, tensor), norm in zip(floats.items(), norms, strict=True):
+        # A sum of squares may overflow where no value does.
+        if not norm.isfinite() and not tensor.isfinite().all():
+            raise FloatingPointError(
+                f"train: {name} has values that are not finite, and is not saved: lower lr, and "
+                "continue from the last checkpoint with `capfilt train MANIFEST --continue`"
+            )
 
 
 def cut_log(log: Path, step: int) -> None:
@@ -135,13 +208,16 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors that a training step changes, by name."""
+def _tensors(
+    objective: Objective, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Tensor]:
+    """All tensors that a training step changes, by name; the optimiser's only if it is given."""
     trained = objective.trained()
     tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in trained.items()}
     tensors |= {f"memory.{name}": value for name, value in objective.memory().items()}
     for name, parameter in trained.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        state = {} if optimizer is None else optimizer.state.get(parameter, {})
+        for key, value in state.items():
             tensors[f"optimizer.{key}.{name}"] = value
     return tensors
 

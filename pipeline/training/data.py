@@ -384,11 +384,40 @@ class Pairs:
         # Within this many epochs, every source is passed at least once.
         self.patience = math.ceil(1 / min(source.weight for source in sources))
 
-    def of_stream(self, stream: int) -> Pairs:
-        """The stream of the same data with this index."""
+    def like(self, **changes: int) -> Pairs:
+        """The same data with another stream, num_streams, shuffle_buffer or seed."""
         other = object.__new__(Pairs)
-        other.__dict__ |= self.__dict__ | {"stream": stream}
+        other.__dict__ |= self.__dict__ | changes
         return other
+
+    def epochs_before(self, position: Position) -> float:
+        """The number of epochs of this stream before a position."""
+        sizes = [_size(block) for block in self.blocks(position.epoch)]
+        done = sum(sizes[: position.block]) + position.offset
+        return position.epoch + done / max(1, sum(sizes))
+
+    def position_after(self, epochs: float) -> Position:
+        """The position after a number of epochs of this stream."""
+        epoch = int(epochs)
+        sizes = [_size(block) for block in self.blocks(epoch)]
+        done = round((epochs - epoch) * sum(sizes))
+        for number, size in enumerate(sizes):
+            if done < size:
+                return Position(epoch=epoch, block=number, offset=done)
+            done -= size
+        return Position(epoch=epoch + 1)
+
+    def described(self) -> list[dict[str, Any]]:
+        """The path, weight, images and sha256 of each source."""
+        return [
+            {
+                "path": source.path,
+                "weight": source.weight,
+                "images": self.sizes[source],
+                "sha256": _together(fingerprints_of(files)),
+            }
+            for source, files in self.files.items()
+        ]
 
     def captions(self) -> Iterator[Sequence[str]]:
         """The texts of each image of all streams, in a seeded order of row groups."""
@@ -459,6 +488,15 @@ class Pairs:
             blocks[-1].append((unit, is_met))
             room -= number
         return blocks
+
+
+def _together(fingerprints: Sequence[str]) -> str:
+    """The fingerprint of one file, or a digest of the fingerprints of several."""
+    return fingerprints[0] if len(fingerprints) == 1 else digest(list(fingerprints))
+
+
+def _size(block: list[tuple[Unit, npt.NDArray[np.bool_]]]) -> int:
+    return sum(int(is_met.sum()) for _, is_met in block)
 
 
 def _load(block: list[tuple[Unit, npt.NDArray[np.bool_]]]) -> list[Sample]:

@@ -21,7 +21,12 @@ __all__ = ["notes", "train_together"]
 
 
 def train_together(
-    config: TrainConfig, data: Sequence[Source], out: str, resources: Resources
+    config: TrainConfig,
+    data: Sequence[Source],
+    out: str,
+    resources: Resources,
+    *,
+    go_on: bool = False,
 ) -> TrainResult:
     """Train in `config.workers` processes; a single worker trains in this process.
 
@@ -30,13 +35,14 @@ def train_together(
         data: The data.
         out: The model folder, on storage that all workers share.
         resources: The resources of each worker.
+        go_on: See `train`.
 
     Raises:
         ValueError: The cluster is too small for this many workers.
         Exception: The error of the first rank that failed.
     """
     if config.workers == 1:
-        return train(config, data, out)
+        return train(config, data, out, go_on=go_on)
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
@@ -46,7 +52,12 @@ def train_together(
     with notes(out) as own:
         trainer = TorchTrainer(
             _loop,  # type: ignore[arg-type]
-            train_loop_config={"config": config, "data": list(data), "out": out},
+            train_loop_config={
+                "config": config,
+                "data": list(data),
+                "out": out,
+                "go_on": go_on,
+            },
             scaling_config=ScalingConfig(
                 num_workers=config.workers,
                 use_gpu=resources.gpus > 0,
@@ -84,7 +95,7 @@ def notes(out: str) -> Iterator[str]:
 
 
 def _loop(settings: dict[str, Any]) -> TrainResult:
-    return train(settings["config"], settings["data"], settings["out"])
+    return train(**settings)
 
 
 def _check_room(workers: int, per_worker: dict[str, float]) -> None:

@@ -60,7 +60,7 @@ def evaluate(
     *,
     top_k: int | None = None,
     templates: Sequence[str] = TEMPLATES,
-    tagger: str = TAGGER,
+    tagger: str | None = TAGGER,
     batch_size: int = 64,
     dtype: Dtype = "float32",
     seed: int = 0,
@@ -81,7 +81,8 @@ def evaluate(
             and at most 128, which is BLIP's number for the 1,000 images of Flickr30K.
         templates: The prompts of a label, with `{}` for the label; their embeddings are averaged.
         tagger: A spaCy pipeline that tags parts of speech: the name of an installed one, or a
-            folder. Without it near misses are not measured, and the result says so.
+            folder. Without it near misses are not measured, and the result says so. None does
+            not ask for them.
         batch_size: Images at a time.
         dtype: The dtype of the weights. float32 gives the same numbers on every machine; the
             scores of bfloat16 are coarse, and many tie.
@@ -135,17 +136,18 @@ def evaluate(
             statistics["retrieval", name] = statistic, len(captioned)
         if scorer.logits:
             statistics["matching",] = scorer.matching(), len(captioned)
-        try:
-            make = NearMisses(Vocabulary(captions, folder_of(tagger)))
-        except OSError:
-            result["near_misses"] = {
-                "left_out": f"no spaCy pipeline {tagger}; install it with "
-                f"`python -m spacy download {tagger}`, or set tagger to the folder of a pipeline"
-            }
-        else:
-            near = score_near_misses(ranker, images, captions, make, batch_size, seed)
-            for kind, scores in near.items():
-                statistics["near_misses", kind] = scores.statistic, len(captioned)
+        if tagger is not None:
+            try:
+                make = NearMisses(Vocabulary(captions, folder_of(tagger)))
+            except OSError:
+                result["near_misses"] = {
+                    "left_out": f"no spaCy pipeline {tagger}; install it with "
+                    f"`python -m spacy download {tagger}`, or set tagger to a folder that holds one"
+                }
+            else:
+                near = score_near_misses(ranker, images, captions, make, batch_size, seed)
+                for kind, scores in near.items():
+                    statistics["near_misses", kind] = scores.statistic, len(captioned)
     if captioned and (writer := load(Writes)) is not None:
         images = [sample.read() for sample in captioned]
         with _naming(images):

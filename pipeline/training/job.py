@@ -171,9 +171,9 @@ class TrainingJob:
         except (FileNotFoundError, ValueError):  # not started, or the line is incomplete
             return ""
         of = f" of {self.config.steps}" if self.config.steps else f", epoch {row['epoch'] + 1}"
+        loss = f"loss {row['loss']:.3f}" if "loss" in row else f"{row['skipped']} steps skipped"
         return (
-            f"{self.name} step {row['step']}{of}, loss {row['loss']:.3f}, "
-            f"{row['images_per_second']:.0f} images/s"
+            f"{self.name} step {row['step']}{of}, {loss}, {row['images_per_second']:.0f} images/s"
         )
 
     def _take_over(self, fingerprint: str) -> bool:
@@ -193,15 +193,21 @@ class TrainingJob:
         self.run.write_record(made, *path_of_record)
         return True
 
-    def carry_out(self) -> None:
-        """Train or resume, save the model, and write the record of the training."""
+    def carry_out(self, *, go_on: bool = False) -> None:
+        """Train or resume, save the model, and write the record of the training.
+
+        Args:
+            go_on: Also continue from a checkpoint with other settings.
+        """
         from pipeline.training.distributed import train_together
 
         fingerprint = self.fingerprint
         self.run.remove("models", f"{self.name}.json")  # without it, the model is not done
         if self._take_over(fingerprint):
             return
-        result = train_together(self.config, self.sources(), self.out, self.worker_resources)
+        result = train_together(
+            self.config, self.sources(), self.out, self.worker_resources, go_on=go_on
+        )
         record = ModelRecord(
             name=self.name,
             fingerprint=fingerprint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -20,16 +21,19 @@ from models.image.decode import ImageError, open_rgb
 from models.objectives.base import Objective
 from models.objectives.batch import Batch
 from models.random import seed_of
-from models.text.near_misses import NearMisses, words_of
+from models.text.near_misses import NearMisses, Vocabulary, words_of
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.data import Example, Pairs, Position
 
-__all__ = ["Loaded", "ahead", "make_batches"]
+__all__ = ["Loaded", "ahead", "make_batches", "near_misses_of"]
 
 logger = logging.getLogger(__name__)
 
 CACHE_BYTES = 1 << 30
 """Bytes of decoded images that are cached; images that do not fit are decoded every time."""
+
+VOCABULARY_IMAGES = 20_000
+"""Images whose texts provide the vocabulary of near misses."""
 
 Views = npt.NDArray[np.uint8]
 
@@ -187,6 +191,25 @@ def _shares(pairs: Pairs, position: Position, number: int, decode: Any) -> Itera
         if len(views) == number:
             yield Share(examples, views, position, unreadable)
             full_epoch, examples, views, unreadable = epoch, [], [], 0
+
+
+def near_misses_of(config: TrainConfig, pairs: Pairs) -> NearMisses | None:
+    """The maker of near misses; None if the objective uses none.
+
+    Raises:
+        ValueError: The tagger is missing.
+    """
+    number, tagger = config.objective.near_miss_settings()
+    if not number:
+        return None
+    captions = itertools.islice(pairs.captions(), VOCABULARY_IMAGES)
+    try:
+        return NearMisses(Vocabulary(captions, tagger))
+    except OSError as error:
+        raise ValueError(
+            f"train.tagger: no spaCy pipeline {tagger!r}, which near misses need; install it "
+            f"with `python -m spacy download {tagger}`, or name a folder that holds one"
+        ) from error
 
 
 def ahead(batches: Iterator[Loaded]) -> Iterator[Loaded]:

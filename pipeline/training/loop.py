@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,20 +20,32 @@ from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
 from models.objectives.distributed import gather, num_ranks, rank
 from models.random import seed_of
-from models.text.near_misses import NearMisses, Vocabulary
-from pipeline.manifest.train_config import Source, TrainConfig, as_sources, start_of
+from pipeline.manifest.train_config import Source, TrainConfig, as_sources
 from pipeline.storage.staging import StagingDir
 from pipeline.training import model_card
-from pipeline.training.checkpoint import Checkpoint, cut_log, flush
-from pipeline.training.data import Pairs, Position, fingerprints_of
-from pipeline.training.loader import Loaded, ahead, make_batches
+from pipeline.training.checkpoint import CHECKPOINT, Checkpoint, check_finite, flush
+from pipeline.training.course import (
+    Turn,
+    changed_settings,
+    check_same_course,
+    identity_of,
+    positions_of,
+    shift_of,
+    turned,
+)
+from pipeline.training.data import Pairs, Position
+from pipeline.training.flops import counted
+from pipeline.training.loader import ahead, make_batches, near_misses_of
+from pipeline.training.log import Log, rounded, timing
 from pipeline.training.optim import (
     average_gradients,
+    clip,
     learning_rate,
     make_optimizer,
     use_bf16,
 )
-from stages.base import digest
+from pipeline.training.progress import Progress
+from pipeline.training.validation import measure, write
 
 __all__ = ["TrainResult", "train"]
 
@@ -42,13 +53,11 @@ logger = logging.getLogger(__name__)
 
 RECENT_STEPS = 50
 
-VOCABULARY_IMAGES = 20_000
-"""Images whose texts provide the vocabulary of near misses."""
-
 KEEP_SECONDS = 15.0
 """Seconds between copies of the log to object storage, from which other processes read progress."""
 
-SAMPLES = 4
+CURRENT, BEST = "current", "best"
+"""Folders in the folder of an unfinished training, for the measured model and the best model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +69,7 @@ class TrainResult:
         steps: Optimiser steps, including those before the call.
         images: Images in all these steps, on all ranks.
         unreadable: Images left out because they cannot be opened, on all ranks.
+        skipped: Steps without an update, because a loss or a gradient was not finite.
         losses: Mean of each part of the loss over the last `RECENT_STEPS` steps.
         seconds: Seconds that the call took.
         resumed_from: The step of the checkpoint from which the call resumed; 0 without one.
@@ -69,6 +79,7 @@ class TrainResult:
     steps: int
     images: int
     unreadable: int
+    skipped: int
     losses: Mapping[str, float]
     seconds: float
     resumed_from: int
@@ -80,30 +91,40 @@ def train(
     out: str | os.PathLike[str],
     *,
     stop_at: int | None = None,
+    go_on: bool = False,
 ) -> TrainResult:
     """Train a model and save it in folders that stock transformers loads.
 
     A training writes to OUT.partial until it is finished. If it is killed, the next call resumes
-    from the last checkpoint there, with the same losses as without the interruption; it ignores a
-    checkpoint of another config or of other files. Under `torch.distributed` every rank calls this
-    function; gradients are averaged, and rank 0 writes. Then OUT must be on shared storage. If OUT
-    is a URL, ranks work in temporary folders, and rank 0 uploads each checkpoint and the model.
+    from the last checkpoint there, with the same losses as without the interruption. A checkpoint
+    of another config or of other files is moved to OUT.FINGERPRINT.partial, and moved back when
+    its own training is called again; with `go_on` this training continues from it.
+
+    Under `torch.distributed` every rank calls this function; gradients are averaged, and rank 0
+    writes. Then OUT must be on shared storage. If OUT is a URL, ranks work in temporary folders,
+    and rank 0 uploads each checkpoint and the model.
+
+    A step with a loss or a gradient that is not finite is skipped: it changes no weight, and its
+    line in the log has `skipped`, the number of such steps, instead of losses.
 
     Args:
         config: The config of the training.
         data: The data, in place of the config's; a plain text is a path of weight 1.
         out: The model folder or its URL. It is written, or replaced, when the training is
             finished. It holds the model; README.md, its card; `metrics.jsonl` with losses, lr and
-            images per second of each step; and `samples.jsonl` with captions written in between.
+            times of each step; and `samples.jsonl` with captions written in between.
         stop_at: Stop after this step with a checkpoint.
+        go_on: Continue from a checkpoint with other settings, if its objective, data, starting
+            weights and the shapes of its tensors are the same. Model, optimiser, queue and
+            position are restored, and the card and the log name the changed settings.
 
     Raises:
         ValueError: The config does not fit the files or the number of ranks.
-        FloatingPointError: The loss is no longer a number.
+        FloatingPointError: Ten steps in a row are not finite, or the weights are not.
     """
     staging = StagingDir(os.fspath(out))
     try:
-        return _Training(config, data, staging).run(stop_at)
+        return _Training(config, data, staging).run(stop_at, go_on)
     finally:
         staging.close()
 
@@ -121,8 +142,7 @@ class _Training:
         self.batch_size = config.objective.batch_size
         self.staging = staging
         self.out, self.partial = staging.folder, staging.partial
-        self.log = self.partial / "metrics.jsonl"
-        self.samples = self.partial / "samples.jsonl"
+        self.log = Log(self.partial, config.tensorboard)
         if config.threads:
             torch.set_num_threads(config.threads)
         if config.workers != num_ranks():
@@ -137,102 +157,131 @@ class _Training:
             num_streams=config.streams,
             shuffle_buffer=config.shuffle_buffer,
         )
-        self.streams = [whole.of_stream(rank() * share + i) for i in range(share)]
+        self.streams = [whole.like(stream=rank() * share + i) for i in range(share)]
         self.steps_an_epoch = whole.images_an_epoch // self.batch_size
         if not self.steps_an_epoch:
             raise ValueError(
-                f"train.batch_size is {self.batch_size}, but an epoch has only "
-                f"{whole.images_an_epoch} images: use a smaller batch_size"
+                f"train.batch_size makes batches of {self.batch_size}, more than the "
+                f"{whole.images_an_epoch} images there are: use a smaller one"
             )
-        self.steps = config.steps or config.objective.epochs * self.steps_an_epoch
-        self.data = [
-            {
-                "path": source.path,
-                "weight": source.weight,
-                "images": whole.sizes[source],
-                "sha256": together(fingerprints_of(files)),
-            }
-            for source, files in whole.files.items()
-        ]
+        self.data = whole.described()
 
         torch.manual_seed(seed_of(config.seed, "weights"))
         self.start = config.start()
         self.model: Objective = config.objective.build().to(self.device).train()
+        if config.objective.freeze:
+            has_bf16 = use_bf16("auto", self.device)
+            self.model.freeze(
+                config.objective.freeze, torch.bfloat16 if has_bf16 else torch.float32
+            )
         self.optimizer = make_optimizer(self.model, config.objective)
-        settings = config.measurement() | {"tokenizer": None, "data": ()}
-        for field, model in config.objective.models().items():
-            if start_of(model):
-                settings[field] = None  # the revisions identify the weights, wherever they are
-        content = [(entry["weight"], entry["sha256"]) for entry in self.data]
-        self.identity = digest([settings, self.start, content])
-        self.checkpoint = Checkpoint(self.partial / "checkpoint.safetensors", self.identity)
-        self.step = 0
+        content = [[entry["weight"], entry["sha256"]] for entry in self.data]
+        self.settings = json.loads(json.dumps({**config.settings(), "data": None}))
+        self.identity = identity_of(config, self.start, content)
+        self.basis = {
+            "objective": config.objective.name,
+            "starting weights": self.start,
+            "data": content,
+        }
+        self.checkpoint = Checkpoint(self.partial / CHECKPOINT, self.identity)
+        self.at = Progress()
+        self.flops = 0.0
         self.positions = [Position()] * share
         self.unreadable = 0
 
-    def run(self, stop_at: int | None) -> TrainResult:
+    @property
+    def steps(self) -> int:
+        """The number of the last step."""
+        return self.config.steps or self.schedule_steps - self.at.shift
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are done, or the patience with validations has ended."""
+        patience = self.config.patience
+        return self.at.step >= self.steps or bool(patience and self.at.best.since >= patience)
+
+    @property
+    def schedule_steps(self) -> int:
+        """The steps of the schedule of the learning rate."""
+        return self.config.steps or self.config.objective.epochs * self.steps_an_epoch
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        objective, step, shift = self.config.objective, self.at.step, self.at.shift
+        if not self.config.steps:
+            step, shift = step + shift, 0
+        return learning_rate(objective, step, self.schedule_steps, self.steps_an_epoch, shift)
+
+    def run(self, stop_at: int | None, go_on: bool) -> TrainResult:
         """Train to the end, or to `stop_at`."""
-        config = self.config
+        config, at = self.config, self.at
         began = kept = time.monotonic()
         if self.is_finished():
-            self.step = self.steps
+            at.step, at.images = self.steps, self.steps * self.batch_size
             return self.result({}, 0, began, self.steps)
-        self.staging.fetch(self.checkpoint.path.name, self.log.name, self.samples.name)
+        logs = (self.log.metrics, self.log.samples)
+        kept_files = (self.checkpoint.path, self.checkpoint.previous, *logs)
+        names = [path.name for path in kept_files]
+        self.staging.fetch(*names)
+        self.staging.fetch_folder(BEST)
+        self.set_aside(go_on, names)
         resumed_from = self.resume()
+        at = self.at
         self.partial.mkdir(parents=True, exist_ok=True)
-        for path in (self.log, self.samples) if rank() == 0 else ():
-            cut_log(path, resumed_from)
         recent: list[dict[str, float]] = []
-        batches = make_batches(config, self.streams, self.model, self.positions, self.near_misses())
+        batches = make_batches(
+            config,
+            self.streams,
+            self.model,
+            self.positions,
+            near_misses_of(config, self.streams[0]),
+        )
         if config.loaders:
             batches = ahead(batches)
         with contextlib.ExitStack() as opened:
-            logs = self.open_logs(opened)
-            while self.step < self.steps:
-                if stop_at is not None and self.step >= stop_at:
+            if rank() == 0:
+                opened.callback(self.log.close)
+                self.log.open(at.step)
+            while not self.is_over:
+                if stop_at is not None and at.step >= stop_at:
                     self.save_checkpoint()
                     break
                 started = time.monotonic()
                 loaded = next(batches)
+                waited = time.monotonic() - started
                 self.positions = list(loaded.positions)
                 self.unreadable += loaded.unreadable
-                lr = learning_rate(config.objective, self.step, self.steps, self.steps_an_epoch)
-                losses = self.update(loaded.batch, lr)
-                self.step += 1
-                recent = [*recent[1 - RECENT_STEPS :], losses]
-                row = self.log_row(losses, lr, time.monotonic() - started)
-                for log in logs:
-                    log(row)
-                every = config.sample_every
-                if every and (self.step % every == 0 or self.step == self.steps):
-                    self.sample(loaded)
-                if config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                lr = self.lr
+                found = self.update(loaded.batch, lr)
+                seconds = time.monotonic() - started
+                at.step += 1
+                at.images += self.batch_size
+                if not at.skipped.in_a_row:
+                    recent = [*recent[1 - RECENT_STEPS :], found]
+                row = self.log_row(found, lr)
+                row |= timing(self.batch_size, self.flops, waited, seconds, self.device)
+                row |= self.validate()
+                if rank() == 0:
+                    self.log.write(row)
+                    every = config.sample_every
+                    if every and (at.step % every == 0 or at.step == self.steps):
+                        self.log.sample(self.model, loaded, at.step)
+                if config.checkpoint_every and at.step % config.checkpoint_every == 0:
                     self.save_checkpoint()
                 if rank() == 0 and time.monotonic() - kept > KEEP_SECONDS:
-                    self.staging.keep(self.log.name)
+                    self.staging.keep(self.log.metrics.name)
                     kept = time.monotonic()
         unreadable = int(gather(torch.tensor([self.unreadable], device=self.device)).sum())
-        if self.step >= self.steps and rank() == 0:
+        if self.is_over and rank() == 0:
             self.finish()
         if unreadable:
             logger.warning("%s: %d images could not be opened", self.out.name, unreadable)
-        keys = recent[0] if recent else ()
+        if at.skipped.total:
+            logger.warning("%s: %d steps were skipped", self.out.name, at.skipped.total)
+        keys = [key for key in recent[0] if key != "grad_norm"] if recent else ()
         losses = {key: sum(row[key] for row in recent) / len(recent) for key in keys}
         return self.result(losses, unreadable, began, resumed_from)
-
-    def near_misses(self) -> NearMisses | None:
-        """The maker of near misses; None if the objective uses none."""
-        number, tagger = self.config.objective.near_miss_settings()
-        if not number:
-            return None
-        captions = itertools.islice(self.streams[0].captions(), VOCABULARY_IMAGES)
-        try:
-            return NearMisses(Vocabulary(captions, tagger))
-        except OSError as error:
-            raise ValueError(
-                f"train.tagger: no spaCy pipeline {tagger!r}, which near misses need; install it "
-                f"with `python -m spacy download {tagger}`, or name a folder that holds one"
-            ) from error
 
     def result(
         self, losses: Mapping[str, float], unreadable: int, began: float, resumed_from: int
@@ -240,9 +289,10 @@ class _Training:
         """The outcome of this call."""
         return TrainResult(
             folder=self.staging.out,
-            steps=self.step,
-            images=self.step * self.batch_size,
+            steps=self.at.step,
+            images=self.at.images,
             unreadable=unreadable,
+            skipped=self.at.skipped.total,
             losses=losses,
             seconds=time.monotonic() - began,
             resumed_from=resumed_from,
@@ -251,103 +301,94 @@ class _Training:
     def card(self) -> str:
         """The model card of this training."""
         usage = self.model.usage(self.config.objective.max_text_tokens)
-        return model_card.text(self.config, self.data, self.start, self.steps, self.identity, usage)
+        return model_card.text(self.config, self.data, self.start, self.at, self.identity, usage)
 
     def is_finished(self) -> bool:
         """Whether the folder holds this training's model; the card is published last."""
-        return self.staging.read("README.md") == self.card()
+        return model_card.fingerprint(self.identity) in (self.staging.read("README.md") or "")
 
     def update(self, batch: Batch, lr: float) -> dict[str, float]:
-        """Take one step of the optimiser and return the losses, averaged over all ranks."""
-        config = self.config
+        """Take one step of the optimiser, unless a loss or a gradient is not finite.
+
+        Returns:
+            The losses, averaged over all ranks, and `grad_norm`.
+        """
+        config, at = self.config, self.at
         parts = batch.to(self.device).split(config.accumulate, len(self.streams))
         values: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
             # Each step has its own seed, so that a resumed training draws the same numbers.
-            seed = seed_of(config.seed, "step", self.step, number)
+            seed = seed_of(config.seed, "step", at.step, number)
             torch.manual_seed(seed_of(seed, "dropout", rank()))
             step = Step(
-                number=self.step,
+                number=at.step + at.shift,
                 steps_an_epoch=self.steps_an_epoch,
                 parts=len(parts),
                 streams=len(self.streams),
                 generator=torch.Generator(self.device).manual_seed(seed),
             )
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            with (
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
+                contextlib.nullcontext() if self.flops else counted() as flops,
+            ):
                 losses = self.model(part, step)
+            if flops is not None:
+                self.flops = flops.number * len(parts)
             torch.autograd.backward(torch.stack(list(losses.values())).sum() / len(parts))
             for name, loss in losses.items():
                 values[name] = values.get(name, 0) + loss.detach() / len(parts)
         average_gradients(self.model)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        norm = clip(self.model, config.max_grad_norm)
+        means = gather(torch.stack([*values.values(), norm])[None]).mean(0).tolist()
+        found = dict(zip([*values, "grad_norm"], means, strict=True))
+        found["loss"] = sum(means[:-1])
+        if all(map(math.isfinite, found.values())):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            at.skipped.in_a_row = 0
+        else:
+            told = at.skipped.add(at.step, found, config.objective.lr)
+            logger.warning("%s: %s", self.out.name, told)
         self.optimizer.zero_grad()
-        means = gather(torch.stack(list(values.values()))[None]).mean(0).tolist()
-        means_of = dict(zip(values, means, strict=True))
-        means_of["loss"] = sum(means)
-        if not math.isfinite(means_of["loss"]):
-            raise FloatingPointError(
-                f"train: the loss is {means_of} at step {self.step}; lower lr "
-                f"({config.objective.lr}) or use precision fp32"
-            )
-        return means_of
+        return found
 
-    def log_row(self, losses: Mapping[str, float], lr: float, seconds: float) -> dict[str, Any]:
-        """The row of the log for a step."""
-        row: dict[str, Any] = {"step": self.step, "epoch": self.positions[0].epoch}
-        row |= {name: round(value, 6) for name, value in losses.items()}
-        row["lr"] = lr
-        row |= {name: round(value, 6) for name, value in self.model.logged().items()}
-        row["images_per_second"] = round(self.batch_size / seconds, 1)
+    def log_row(self, found: Mapping[str, float], lr: float) -> dict[str, Any]:
+        """The row of the log for a step, with its losses unless it was skipped."""
+        at, logged = self.at, rounded(self.model.logged())
+        row: dict[str, Any] = {"step": at.step, "epoch": self.positions[0].epoch}
+        if at.skipped.in_a_row:
+            return {**row, "skipped": at.skipped.total, "lr": lr, **logged}
+        losses = rounded({name: value for name, value in found.items() if name != "grad_norm"})
+        row |= {**losses, "lr": lr, **logged, **rounded(found, ["grad_norm"])}
+        if at.course and at.course[-1].step == at.step - 1:
+            row["changed"] = at.course[-1].changed
         return row
 
-    def open_logs(self, opened: contextlib.ExitStack) -> list[Callable[[dict[str, Any]], None]]:
-        """The functions that write the row of a step; none on ranks other than 0."""
-        if rank():
-            return []
-        file = opened.enter_context(self.log.open("a", encoding="utf-8"))
-
-        def write(row: dict[str, Any]) -> None:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-
-        if not self.config.tensorboard:
-            return [write]
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ValueError(
-                "train.tensorboard needs a package: pip install 'capfilt[tensorboard]'"
-            ) from None
-        events = SummaryWriter(str(self.partial / "tensorboard"), purge_step=self.step + 1)
-        opened.callback(events.close)
-
-        def show(row: dict[str, Any]) -> None:
-            for name, value in row.items():
-                if name != "step":
-                    events.add_scalar(name, value, row["step"])
-
-        return [write, show]
-
-    @torch.no_grad()
-    def sample(self, loaded: Loaded) -> None:
-        """Log captions of the first images of a batch, if the model can write captions."""
-        if rank():
-            return
-        self.model.eval()
-        texts = self.model.sample(loaded.batch.pixels[:SAMPLES].to(self.device))
-        self.model.train()
-        if not texts:
-            return
-        with open(self.samples, "a", encoding="utf-8") as file:
-            for caption, text in zip(loaded.captions, texts, strict=False):
-                row = {"step": self.step, "caption": caption, "written": text}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    def validate(self) -> dict[str, Any]:
+        """The metrics of the model after a step; empty if no validation is due."""
+        validate, metric, at = self.config.validate, self.config.best_metric, self.at
+        if validate is None or (at.step % validate.every and at.step != self.steps):
+            return {}
+        found: dict[str, float] = {}
+        if rank() == 0:
+            found = measure(self.model, self.partial / CURRENT, validate.data, metric)
+        if metric:
+            told = torch.tensor([found.get(metric, 0.0)], dtype=torch.float64, device=self.device)
+            if at.best.add(at.step, gather(told)[0].item()) and rank() == 0:
+                shutil.rmtree(self.partial / BEST, ignore_errors=True)
+                (self.partial / CURRENT).rename(self.partial / BEST)
+                self.staging.keep_folder(BEST)
+        shutil.rmtree(self.partial / CURRENT, ignore_errors=True)
+        return {"validation": found}
 
     def finish(self) -> None:
         """Write the model and its card, and move the folder into place."""
-        self.model.write(self.partial)
+        check_finite(self.model.trained())
+        if self.at.best.step:
+            shutil.copytree(self.partial / BEST, self.partial, dirs_exist_ok=True)
+        else:
+            write(self.model, self.partial)
         card = self.card()
         for folder in (self.partial, *(path.parent for path in self.partial.glob("*/config.json"))):
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -357,7 +398,9 @@ class _Training:
         shutil.rmtree(self.out, ignore_errors=True)
         self.partial.rename(self.out)
         # If killed before this line, the next call resumes and writes the model again.
-        (self.out / self.checkpoint.path.name).unlink(missing_ok=True)
+        shutil.rmtree(self.out / BEST, ignore_errors=True)
+        for path in (self.checkpoint.path, self.checkpoint.previous):
+            (self.out / path.name).unlink(missing_ok=True)
         self.staging.publish()
 
     def save_checkpoint(self) -> None:
@@ -368,33 +411,81 @@ class _Training:
         streams = gather(torch.tensor(at, device=self.device)).tolist()
         if rank():
             return
-        self.checkpoint.save(self.model, self.optimizer, step=self.step, streams=streams)
+        self.checkpoint.save(
+            self.model,
+            self.optimizer,
+            streams=streams,
+            settings=self.settings,
+            basis=self.basis,
+            **self.at.state(),
+        )
         # The logs go first: resuming can cut rows after the checkpoint, but not restore others.
-        self.staging.keep(self.log.name, self.samples.name, self.checkpoint.path.name)
+        self.staging.keep(self.log.metrics.name, self.log.samples.name)
+        self.staging.rename(self.checkpoint.path.name, self.checkpoint.previous.name)
+        self.staging.keep(self.checkpoint.path.name)
+
+    def set_aside(self, go_on: bool, names: Sequence[str]) -> None:
+        """Set the checkpoint of another training aside, and restore one of this training.
+
+        Args:
+            go_on: Do not set it aside, because this training continues from it.
+            names: The files of a training.
+        """
+        state, own = self.checkpoint.read(), self.identity[:8]
+        is_foreign = bool(state) and not self.checkpoint.is_own(state)
+        if (state and not is_foreign) or (is_foreign and go_on):
+            return
+        gather(torch.zeros(1, device=self.device))  # every rank has read it
+        if rank() == 0:
+            if is_foreign:
+                other = state["identity"][:8]
+                self.staging.set_aside(other)
+                logger.warning(
+                    "%s: the checkpoint at step %d has other settings, and is kept in %s; "
+                    "`capfilt train MANIFEST --continue` would have continued from it",
+                    self.out.name,
+                    state["step"],
+                    self.staging.beside(other),
+                )
+            self.staging.take_back(own)
+        gather(torch.zeros(1, device=self.device))
+        self.staging.fetch(*names)
 
     def resume(self) -> int:
-        """Load this training's checkpoint and return its step; 0 without a checkpoint.
+        """Load the checkpoint and return its step; 0 without a checkpoint.
 
         Raises:
-            ValueError: Ranks see different checkpoints.
+            ValueError: Ranks see different checkpoints, or it does not fit this training.
             DamagedError: The checkpoint is damaged.
         """
         state = self.checkpoint.read()
-        steps = torch.tensor([state.get("step", 0)], device=self.device)
-        if len(set(gather(steps).tolist())) > 1:
+        found = torch.tensor([state.get("step", 0)], device=self.device)
+        if len(set(gather(found).tolist())) > 1:
             raise ValueError(f"train: {self.staging.out} must be on storage that all workers share")
         if not state:
             return 0
+        is_own = self.checkpoint.is_own(state)
+        if not is_own:
+            check_same_course(state, self.basis, self.checkpoint.path)
+            self.checkpoint.check_fit(self.model)
         self.checkpoint.restore(self.model, self.optimizer, state)
-        self.step = state["step"]
+        self.at = Progress.of(state, self.batch_size)
         share = len(self.positions)
-        own = state["streams"][rank() * share : (rank() + 1) * share]
-        self.positions = [Position(epoch=e, block=b, offset=o) for e, b, o, _ in own]
-        self.unreadable = sum(entry[3] for entry in own)
-        logger.info("%s goes on from step %d", self.out.name, self.step)
-        return self.step
+        own = slice(rank() * share, (rank() + 1) * share)
+        self.positions = positions_of(state)[own]
+        # The counts of all streams are on one rank: how many there are may have changed.
+        self.unreadable = 0 if rank() else sum(entry[3] for entry in state["streams"])
+        if not is_own:
+            self.turn(state)
+        logger.info("%s goes on from step %d", self.out.name, self.at.step)
+        return self.at.step
 
-
-def together(fingerprints: Sequence[str]) -> str:
-    """The fingerprint of one file, or a digest of the fingerprints of several."""
-    return fingerprints[0] if len(fingerprints) == 1 else digest(list(fingerprints))
+    def turn(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint with other settings, and record the changes."""
+        at = self.at
+        at.shift = shift_of(state, self.batch_size)
+        self.positions = turned(self.streams, state, self.config)
+        changed = changed_settings(state["settings"], self.settings)
+        at.course.append(Turn(step=at.step, changed=changed))
+        logger.warning("%s goes on %s", self.out.name, at.course[-1])
+        self.save_checkpoint()

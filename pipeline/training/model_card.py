@@ -9,15 +9,17 @@ from typing import Any
 from models.objectives.config import Saved
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.results.markdown import code, front_matter, yaml_block
+from pipeline.training.course import Turn
+from pipeline.training.progress import Best, Progress
 
-__all__ = ["text"]
+__all__ = ["fingerprint", "text"]
 
 
 def text(
     config: TrainConfig,
     data: Sequence[Mapping[str, Any]],
     start: Sequence[str],
-    steps: int,
+    progress: Progress,
     identity: str,
     usage: str,
 ) -> str:
@@ -27,7 +29,7 @@ def text(
         config: The config of the training.
         data: The path, weight, images and sha256 of each source.
         start: Revisions of the folders from which it started.
-        steps: Optimiser steps.
+        progress: The steps of the training, its changes of settings, and the best validation.
         identity: The digest of settings, start and data.
         usage: How a text must be prepared for the model, in Markdown.
     """
@@ -41,9 +43,12 @@ def text(
         *front_matter(front),
         f"# {objective.name}, from {began}",
         "",
-        f"Trained with capfilt for {steps:,} steps of {objective.batch_size:,} pairs, after "
-        f"{objective.paper}. Loads as {_loading(objective.written())}. Fingerprint `{identity}`.",
+        f"Trained with capfilt for {progress.step:,} steps of {objective.batch_size:,} pairs, "
+        f"after {objective.paper}. Loads as {_loading(objective.written())}. "
+        + fingerprint(identity),
         "",
+        *_best(config, progress.best),
+        *_course(progress.course),
         "## How it reads texts",
         "",
         usage,
@@ -69,6 +74,34 @@ def text(
         "",
     ]
     return "\n".join(lines)
+
+
+def fingerprint(identity: str) -> str:
+    """The sentence of a card that identifies its training."""
+    return f"Fingerprint `{identity}`."
+
+
+def _best(config: TrainConfig, best: Best) -> list[str]:
+    if not best.step:
+        return []
+    return [
+        f"This is the model after step {best.step:,}, the best validation by "
+        f"`{config.best_metric}`: {best.value:.4f}.",
+        "",
+    ]
+
+
+def _course(course: Sequence[Turn]) -> list[str]:
+    if not course:
+        return []
+    return [
+        "## Changed settings",
+        "",
+        "A part of the training used other settings than those below. It continued",
+        "",
+        *(f"- {code(str(turn))}" for turn in course),
+        "",
+    ]
 
 
 def _loading(saves: Mapping[str, Saved]) -> str:

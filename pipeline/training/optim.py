@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from models.objectives.base import Objective
 from models.objectives.config import ObjectiveConfig
 from models.objectives.distributed import num_ranks
 
-__all__ = ["average_gradients", "learning_rate", "make_optimizer", "use_bf16"]
+__all__ = ["Skipped", "average_gradients", "clip", "learning_rate", "make_optimizer", "use_bf16"]
+
+MOST_SKIPPED = 10
+"""So many steps in a row that are not finite end a training."""
 
 
 def make_optimizer(objective: Objective, config: ObjectiveConfig) -> torch.optim.AdamW:
@@ -25,15 +31,27 @@ def make_optimizer(objective: Objective, config: ObjectiveConfig) -> torch.optim
     )
 
 
-def learning_rate(config: ObjectiveConfig, step: int, steps: int, steps_an_epoch: int) -> float:
-    """The learning rate of a step, counted from 0."""
+def learning_rate(
+    config: ObjectiveConfig, step: int, steps: int, steps_an_epoch: int, shift: int = 0
+) -> float:
+    """The learning rate of a step, counted from 0.
+
+    Args:
+        config: The schedule.
+        step: The number of the step.
+        steps: Steps of the whole schedule.
+        steps_an_epoch: Steps in an epoch.
+        shift: Added to `step` to find its epoch.
+    """
     if step < config.warmup_steps:
         rise = config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps
         return min(config.lr, rise)
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "exponential":
-        return max(config.min_lr, config.lr * config.decay_rate ** (step // steps_an_epoch))
+        return max(
+            config.min_lr, config.lr * config.decay_rate ** ((step + shift) // steps_an_epoch)
+        )
     done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return config.min_lr + (config.lr - config.min_lr) * left
@@ -53,6 +71,57 @@ def average_gradients(objective: Objective) -> None:
     parts = torch.split(flat, [p.numel() for p in trained])
     for parameter, part in zip(trained, parts, strict=True):
         parameter.grad = part.view_as(parameter)
+
+
+@torch.no_grad()
+def clip(objective: Objective, longest: float = 0.0) -> Tensor:
+    """The norm of the gradients of all trained parameters together, float32; on the device.
+
+    Args:
+        objective: The model, after `average_gradients`.
+        longest: Gradients of a greater norm are scaled down to it; 0 leaves them as they are.
+    """
+    gradients = [p.grad for p in objective.trained().values() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if longest:
+        for gradient in gradients:
+            gradient.mul_((longest / norm).clamp(max=1.0))
+    return norm
+
+
+@dataclass
+class Skipped:
+    """The steps that a training left out because a loss or a gradient was not finite.
+
+    Attributes:
+        total: So many in all.
+        in_a_row: So many since the last step that was carried out.
+    """
+
+    total: int = 0
+    in_a_row: int = 0
+
+    def add(self, step: int, found: Mapping[str, float], lr: float) -> str:
+        """Count a step that is left out, and describe it.
+
+        Args:
+            step: Its number, counted from 0.
+            found: The losses and `grad_norm`.
+            lr: The highest learning rate of the training.
+
+        Raises:
+            FloatingPointError: It is the last of too many in a row.
+        """
+        self.total += 1
+        self.in_a_row += 1
+        bad = ", ".join(name for name, value in found.items() if not math.isfinite(value))
+        if self.in_a_row >= MOST_SKIPPED:
+            raise FloatingPointError(
+                f"train: {bad} not finite in {self.in_a_row} steps in a row, up to step {step}: "
+                f"use a lower lr ({lr}), max_grad_norm or precision fp32, and continue from the "
+                "last checkpoint with `capfilt train MANIFEST --continue`"
+            )
+        return f"step {step} is skipped, {self.total} so far: {bad} not finite"
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

@@ -81,6 +81,7 @@ def check_contract(config: ObjectiveConfig, folder: Path, *, unsaved: Collection
     check_that_a_step_lowers_the_loss(config)
     check_that_a_killed_step_is_done_again_bit_for_bit(config, folder)
     check_that_what_is_written_loads_again(config, folder, unsaved)
+    check_that_what_is_not_finite_stays_out_of_the_memory(config)
 
 
 def built(config: ObjectiveConfig) -> Objective:
@@ -182,6 +183,17 @@ def check_that_a_killed_step_is_done_again_bit_for_bit(
         keys = list(file.keys())
     saved = {key.removeprefix("model.") for key in keys if key.startswith("model.")}
     assert saved == whole.trained().keys()
+
+
+@torch.no_grad()
+def check_that_what_is_not_finite_stays_out_of_the_memory(config: ObjectiveConfig) -> None:
+    """A step that is left out leaves nothing that would spoil the steps after it."""
+    objective = built(config).train()
+    batch = batch_of(objective, config)
+    bad = dataclasses.replace(batch, pixels=torch.full_like(batch.pixels, torch.nan))
+    objective(bad, step_of(0))
+    for name, value in objective.memory().items():
+        assert value.isfinite().all(), name
 
 
 @torch.no_grad()

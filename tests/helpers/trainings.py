@@ -14,6 +14,7 @@ from pipeline.manifest.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 60, 230), "grey": (128,) * 3}
+TIMES = ("images_per_second", "wait_seconds", "compute_seconds", "tflops", "mfu")
 NANO = dataclasses.replace(nano.NANO, vision_layers=1, text_width=32, dropout=0.1)
 
 
@@ -46,7 +47,7 @@ def config_of(tokenizer: str | None, **settings: Any) -> TrainConfig:
 
 def metrics(out: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

@@ -120,15 +120,6 @@ def test_the_seed_decides_the_weights(tokenizer: str, pairs: str, tmp_path: Path
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_checkpoint_of_another_config_is_not_taken_up(
-    tokenizer: str, pairs: str, tmp_path: Path
-) -> None:
-    train(config_of(tokenizer), [pairs], tmp_path / "model", stop_at=3)
-    result = train(config_of(tokenizer, lr=2e-3), [pairs], tmp_path / "model")
-    assert result.resumed_from == 0
-    assert [row["step"] for row in metrics(tmp_path / "model")] == [1, 2, 3, 4, 5, 6]
-
-
 def test_a_checkpoint_of_other_starting_weights_is_not_taken_up(
     tokenizer: str, pairs: str, tmp_path: Path
 ) -> None:
