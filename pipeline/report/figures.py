@@ -24,6 +24,7 @@ __all__ = [
     "phrases",
     "points",
     "scores",
+    "validations",
 ]
 
 SOURCES = ("web", "synthetic")
@@ -32,6 +33,19 @@ MOST_TICKS = 6
 
 LOSS_COLOURS = ("web", "synthetic", "human", "reject", "kept")
 """The colours of the parts of a loss; the sum has the colour of text. Other parts are left out."""
+
+
+VALIDATION_METRICS = (
+    "retrieval.itm.TR@1",
+    "retrieval.itm.IR@1",
+    "retrieval.itc.TR@1",
+    "retrieval.itc.IR@1",
+    "matching.roc_auc",
+    "captioning.CIDEr",
+    "captioning.BLEU@4",
+    "classification.accuracy@1",
+)
+"""The metrics of validations that are drawn, as many of them as there are colours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +311,36 @@ def losses(training: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Figure
                 ),
                 legend=tuple(zip(colours, series, strict=True)),
                 remark=f"{int(lines[-1]['step']):,} steps, at the end {ends}{speed}",
+            )
+        )
+    return figures
+
+
+def validations(training: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Figure]:
+    """Figures of what the validations of each model measured, by step."""
+    figures = []
+    for model, lines in training.items():
+        measured = [
+            {"step": line["step"], **line["validation"]} for line in lines if "validation" in line
+        ]
+        series = {name: points(measured, name) for name in VALIDATION_METRICS}
+        series = {name: line for name, line in series.items() if line}
+        series = dict(list(series.items())[: len(LOSS_COLOURS)])
+        if not series:
+            continue
+        colours = LOSS_COLOURS[: len(series)]
+        best = {name: max(line, key=lambda at: at[1]) for name, line in series.items()}
+        told = ", ".join(
+            f"{name} {value:.3g} at {step:,.0f}" for name, (step, value) in best.items()
+        )
+        figures.append(
+            Figure(
+                title=f"{model}, validation",
+                plot=curves(
+                    series, colours, x_label="step", label=f"Validations of {model}, best {told}"
+                ),
+                legend=tuple(zip(colours, series, strict=True)),
+                remark=f"{len(measured):,} validations, best {told}",
             )
         )
     return figures

@@ -122,7 +122,7 @@ def render(
             lengths=figures.lengths(facts),
             images=figures.images(facts),
             phrases=figures.phrases(facts),
-            curves=figures.losses(training),
+            curves=[*figures.losses(training), *figures.validations(training)],
             ablation=tables(ablation) if ablation else [],
             metrics=_columns(facts["evaluation"].values()),
             best=_best(facts["evaluation"]),

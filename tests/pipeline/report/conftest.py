@@ -19,6 +19,7 @@ def whole(tmp_path_factory):
     lines = [
         {"step": step, "epoch": 0, "itc": 4 / step, "itm": 0.7, "mlm": 2.0 / step, "lm": 3.0 / step}
         | {"loss": 9 / step, "lr": 1e-4, "temperature": 0.07, "images_per_second": 250.0}
+        | ({} if step % 100 else {"validation": {"retrieval.itm.TR@1": step / 400, "seconds": 9.0}})
         for step in range(1, 400)
     ]
     content = "\n".join(['{"step": 0, "loss": NaN}', *map(json.dumps, lines), '{"step": 4'])

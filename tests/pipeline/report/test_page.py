@@ -335,6 +335,14 @@ def test_the_losses_of_every_objective_are_drawn(whole):
         assert len({trace["line"]["color"] for trace in data}) == number
 
 
+def test_the_validations_of_a_training_are_drawn(whole):
+    page = whole[0].read("report", "index.html").decode()
+    label, plot = plots_of(page)["filter, validation"]
+    assert label == "Validations of filter, best retrieval.itm.TR@1 0.75 at 300"
+    assert [trace["y"] for trace in plot["data"]] == [[0.25, 0.5, 0.75]]
+    assert "3 validations, best retrieval.itm.TR@1 0.75 at 300" in page
+
+
 def test_the_most_frequent_captions_are_those_of_all_texts(whole):
     run, plan = whole
     texts = []
