@@ -52,25 +52,27 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         tokenizer: Reads the texts.
-        frozen: The parts that `freeze` has frozen.
+        frozen_parts: The parts that `freeze_parts` has frozen.
     """
 
     tokenizer: Any
-    frozen: tuple[nn.Module, ...] = ()
+    frozen_parts: tuple[nn.Module, ...] = ()
 
     def parts(self) -> dict[str, nn.Module]:
         """The parts that can be frozen, by their names in a manifest's `freeze`."""
         return {}
 
-    def freeze(self, names: Sequence[str], dtype: torch.dtype) -> None:
+    def freeze_parts(self, names: Sequence[str], dtype: torch.dtype) -> None:
         """Train some parts no more: they stay as they are, in evaluation mode and in a dtype."""
         parts = self.parts()
-        self.frozen = tuple(parts[name].requires_grad_(False).to(dtype).eval() for name in names)
+        self.frozen_parts = tuple(
+            parts[name].requires_grad_(False).to(dtype).eval() for name in names
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all parts but the frozen ones."""
         super().train(mode)
-        for part in self.frozen:
+        for part in self.frozen_parts:
             part.eval()
         return self
 

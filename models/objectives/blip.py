@@ -302,9 +302,9 @@ class MED(Objective):
         """The image encoder."""
         return {"vision": self.vision}
 
-    def freeze(self, names: Sequence[str], dtype: torch.dtype) -> None:
+    def freeze_parts(self, names: Sequence[str], dtype: torch.dtype) -> None:
         """Freeze parts; the image encoder needs no momentum encoder then."""
-        super().freeze(names, dtype)
+        super().freeze_parts(names, dtype)
         if "vision" in names and self.momentum is not None:
             self.momentum.vision_model = None
 
@@ -424,7 +424,7 @@ class MED(Objective):
         In training mode the momentum encoders are moved before.
         """
         patch, masked = self.config.vision_config.patch_size, self.mask_patches
-        is_frozen = self.vision in self.frozen
+        is_frozen = self.vision in self.frozen_parts
         kept = batch.kept_patches(patch, masked if self.training else 0.0, step.generator)
         layers = self.config.vision_config.num_hidden_layers
         paths, slow_paths = (

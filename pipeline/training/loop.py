@@ -171,7 +171,7 @@ class _Training:
         self.model: Objective = config.objective.build().to(self.device).train()
         if config.objective.freeze:
             has_bf16 = use_bf16("auto", self.device)
-            self.model.freeze(
+            self.model.freeze_parts(
                 config.objective.freeze, torch.bfloat16 if has_bf16 else torch.float32
             )
         self.optimizer = make_optimizer(self.model, config.objective)

@@ -91,7 +91,7 @@ def model_in_progress(model: str) -> Iterator[tuple[str, int]]:
         config = TrainConfig.from_settings(state["settings"])
         built = config.objective.build()
         if config.objective.freeze:
-            built.freeze(config.objective.freeze, torch.float32)
+            built.freeze_parts(config.objective.freeze, torch.float32)
         checkpoint.restore_model(built, state)
         folder = Path(top, "model")
         folder.mkdir()

@@ -226,7 +226,7 @@ def test_what_an_objective_does_not_take_is_refused(
 def test_a_frozen_part_is_not_trained_and_not_followed(tokenizer: str, kind: Any) -> None:
     config = small(kind, tokenizer, freeze=("vision",), **_queue(kind))
     model: Any = config.build().train()
-    model.freeze(config.freeze, torch.bfloat16)
+    model.freeze_parts(config.freeze, torch.bfloat16)
     vision = model.model.vision_model if kind is ClipConfig else model.vision
     assert not vision.training and model.training
     assert {weight.dtype for weight in vision.parameters()} == {torch.bfloat16}
@@ -244,7 +244,7 @@ def test_the_contract_is_kept_with_a_frozen_part(tokenizer: str, tmp_path: Path)
     class Frozen(FilterConfig):
         def build(self) -> Any:
             model = super().build()
-            model.freeze(self.freeze, torch.float32)
+            model.freeze_parts(self.freeze, torch.float32)
             return model
 
     config = Frozen(**vars_of(small(FilterConfig, tokenizer, queue_size=8, freeze=("vision",))))
