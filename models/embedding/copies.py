@@ -131,8 +131,8 @@ class _Inverted:
         order = stays[np.argsort(home[stays], kind="stable")]
         cell = home[order]
         first = np.searchsorted(cell, cell)
-        place = self.starts[cell] + self.filled[cell] + np.arange(len(order)) - first
-        self.embeddings[place], self.rows[place] = block[order], rows[order]
+        position = self.starts[cell] + self.filled[cell] + np.arange(len(order)) - first
+        self.embeddings[position], self.rows[position] = block[order], rows[order]
         self.filled += np.bincount(cell, minlength=len(self.filled))
 
     def nearest(

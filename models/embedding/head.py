@@ -31,15 +31,15 @@ def _relu(values: Float32s) -> Float32s:
 def _gelu(values: Float32s) -> Float32s:
     from scipy.special import erf
 
-    found: Float32s = values * np.float32(0.5) * (1 + erf(values / np.float32(np.sqrt(2))))
-    return found
+    activated: Float32s = values * np.float32(0.5) * (1 + erf(values / np.float32(np.sqrt(2))))
+    return activated
 
 
 def _sigmoid(values: Float32s) -> Float32s:
     from scipy.special import expit
 
-    found: Float32s = expit(values)
-    return found
+    probabilities: Float32s = expit(values)
+    return probabilities
 
 
 def _same(values: Float32s) -> Float32s:
@@ -124,8 +124,8 @@ class Head:
             if number:
                 values = ACTIVATIONS[self.activation](values)
             values = values @ weight.T + bias
-        found: Float32s = OUTPUTS[self.output](values[:, 0]).astype(np.float32)
-        return found
+        numbers: Float32s = OUTPUTS[self.output](values[:, 0]).astype(np.float32)
+        return numbers
 
 
 def _is(key: str, kind: str) -> bool:

@@ -93,10 +93,10 @@ class ClipConfig(ObjectiveConfig):
 
     def measurement(self) -> dict[str, Any]:
         """The settings that change the model; the loss only where it is not CLIP's."""
-        found = super().measurement()
+        settings = super().measurement()
         if self.loss == "softmax":
-            del found["loss"]
-        return found
+            del settings["loss"]
+        return settings
 
     def build(self) -> Contrastive:
         """Make the CLIP or the SigLIP."""

@@ -254,9 +254,9 @@ class Coca(Objective):
         reader = AutoTokenizer.from_pretrained(
             tokenizer or name, revision=None if tokenizer else revision, trust_remote_code=False
         )
-        found = cls(shape, reader)
-        found.load_state_dict(state)
-        return found
+        built = cls(shape, reader)
+        built.load_state_dict(state)
+        return built
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Unit embeddings (n, D) of (n, 3, S, S)."""

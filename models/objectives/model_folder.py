@@ -56,11 +56,11 @@ def read_folder(
     )
     assert config is not None and weights is not None
     settings: dict[str, Any] = json.loads(Path(config).read_text(encoding="utf-8"))
-    found = settings.pop("architectures", None)
-    if found != [architecture]:
+    architectures = settings.pop("architectures", None)
+    if architectures != [architecture]:
         raise ValueError(
-            f"train.model: {name} is no {architecture} but {found}: name a size or a model that "
-            f"this objective has trained"
+            f"train.model: {name} is not {architecture} but {architectures}: name a size or a "
+            f"model that this objective has trained"
         )
     state = {
         key: value.to(torch.float32) if value.is_floating_point() else value

@@ -155,8 +155,8 @@ class QFormer(Objective):
             reader = _with_dec(load_tokenizer(tokenizer, name))
             encoder = load_image_encoder(vision)
             made = _made(BLIP_SIZES[name], reader, encoder, queries, skip_layers)
-            found = cls(made, reader)
-            _copy_bert(found, bert)
+            built = cls(made, reader)
+            _copy_bert(built, bert)
         else:
             loaded: Any = Blip2ForImageTextRetrieval.from_pretrained(
                 name, revision=revision or "main", dtype=torch.float32, use_safetensors=True
@@ -165,24 +165,24 @@ class QFormer(Objective):
                 tokenizer or name, revision=None if tokenizer else revision, trust_remote_code=False
             )
             temperature = float(getattr(loaded.config, "itc_temperature", 0.07))
-            found = cls(loaded, _with_dec(reader), temperature)
+            built = cls(loaded, _with_dec(reader), temperature)
             head = cached_file(
                 name, HEAD, revision=revision, _raise_exceptions_for_missing_entries=False
             )
             if head is not None:
-                found.head.load_state_dict(load_file(head))
-        side = found.model.config.vision_config.image_size
+                built.head.load_state_dict(load_file(head))
+        side = built.model.config.vision_config.image_size
         if image_size not in (None, side):
             raise ValueError(
                 f"train.image_size must be {side}, that of the frozen image encoder, got "
                 f"{image_size}"
             )
-        if len(reader) != (words := found.model.config.qformer_config.vocab_size):
+        if len(reader) != (words := built.model.config.qformer_config.vocab_size):
             raise ValueError(
                 f"train.tokenizer has {len(reader)} tokens and {name} has {words}: leave the "
                 f"tokenizer to the model"
             )
-        return found
+        return built
 
     @property
     def queries(self) -> int:
