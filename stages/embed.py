@@ -182,6 +182,13 @@ class EmbedStage(Stage[EmbedConfig]):
         heads = [pa.field(name, pa.float32()) for name in config.heads]
         self.writes = pa.schema([*type(self).writes, *heads])
 
+    def own_columns(self) -> pa.Schema:
+        """Return the columns that are not null by the settings."""
+        missing: tuple[str, ...] = () if self.config.texts else ("text_embedding",)
+        missing += () if self.config.against else ("evaluation_nearest", "evaluation_cosine")
+        missing += () if self.config.target else ("target_cosine", "target_norm")
+        return pa.schema([column for column in self.writes if column.name not in missing])
+
     def load(self) -> None:
         """Load the model and the heads, and embed the sets."""
         from models.inference.vision_tower import load_image_embedder

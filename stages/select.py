@@ -5,26 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.embedding import selection
 from models.random import hashes, splitmix, uid_hashes
-from models.text.noun_phrases import NounPhrases, PhraseForm, revision
-from stages.base import (
-    Cutoff,
-    InParts,
-    KeyedStage,
-    RankedStage,
-    StageConfig,
-    floats,
-    in_order,
-    threshold,
-)
+from models.text.entries import Entries
+from models.text.noun_phrases import NounPhrases
+from stages.base import Cutoff, InParts, KeyedStage, RankedStage, floats, in_order
+from stages.embed import Gathered
 from stages.schema import web_captions
+from stages.select_config import BY_PHRASE, SelectConfig
 
 __all__ = ["SelectConfig", "SelectStage", "coverage", "histogram"]
 
@@ -32,123 +27,19 @@ Bools = npt.NDArray[np.bool_]
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 
-BY_PHRASE = ("noun_phrases", "balance")
-BY_SHARE = ("random", "top_fraction")
-
 WRITES: dict[str, pa.DataType] = {"noun_phrases": pa.list_(pa.string()), "score": pa.float64()}
-SUMMARY: dict[str, pa.DataType] = {"selected": pa.bool_(), "selected_by": pa.string()}
+SUMMARY: dict[str, pa.DataType] = {
+    "selected": pa.bool_(),
+    "selected_by": pa.string(),
+    "selection_score": pa.float64(),
+    "draws": pa.int32(),
+}
 
 SCORED: dict[str, pa.DataType] = {"uid": pa.string(), "score": pa.float64()}
-"""The columns that `random` and `top_fraction` need."""
+"""The columns that methods which take a share need, besides embeddings."""
 
 CHUNK = 1 << 20
 """Number of rows whose phrases `balance` holds as Python lists at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectConfig(StageConfig):
-    """How to choose rows.
-
-    Attributes:
-        method: noun_phrases takes rows from rare phrases to common ones, as LLaVA did
-            (arXiv:2304.08485, appendix). balance does the same with a hard cap: no phrase occurs in
-            more than `max_per_phrase` of the chosen rows. random chooses by a hash of seed and uid.
-            top_fraction chooses the rows with the highest `score`, as DataComp does with CLIP
-            (arXiv:2304.14108).
-        captions: Captions whose phrases count: web (including those that dedup took over from
-            copies), synthetic, or both. A phrase counts once per row, and a row is chosen with all
-            its captions.
-        min_frequency: Minimum number of rows with a phrase; rarer phrases choose no rows.
-        max_per_phrase: A phrase with more rows than this chooses this many of them at random.
-        variant: For noun_phrases, the rows that a frequent phrase chooses from, since the paper is
-            ambiguous. literal: all rows with the phrase. not_pooled: those that no rarer phrase has
-            chosen. quota: as not_pooled, but rows already chosen count towards `max_per_phrase`.
-        model: A spaCy pipeline, installed or in a folder.
-        phrase: How phrases are normalised before counting: raw; lower; no_determiner (lower case,
-            without leading determiners); or lemma (no_determiner, with each word in its dictionary
-            form). The paper does not say. The number of distinct phrases, and so the size of the
-            subset, depends on it more than on `variant`.
-        require_caption: Whether a row without a caption is rejected by noun_phrases and balance;
-            otherwise it is kept.
-        score: Column that top_fraction ranks by, such as itm_web: a number, or a list of which the
-            largest number counts.
-        fraction: Share of rows that random and top_fraction choose, above 0 and at most 1. random
-            decides on each row independently, so the share is met on average only; top_fraction
-            rounds to whole rows.
-        number: Number of rows, in place of `fraction`.
-        seed: Seed of the random choices.
-    """
-
-    method: Literal["noun_phrases", "balance", "random", "top_fraction"] = threshold("noun_phrases")
-    captions: Literal["web", "synthetic", "both"] = "web"
-    min_frequency: int = threshold(3)
-    max_per_phrase: int = threshold(100)
-    variant: Literal["literal", "not_pooled", "quota"] = threshold("literal")
-    model: str = "en_core_web_sm"
-    phrase: PhraseForm = "lower"
-    require_caption: bool = threshold(True)
-    score: str | None = None
-    fraction: float | None = threshold(None)
-    number: int | None = threshold(None)
-    seed: int = threshold(0)
-
-    def __post_init__(self) -> None:
-        for name in ("min_frequency", "max_per_phrase", "number"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"select.{name} must be at least 1, got {value}")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(
-                f"select.fraction must be above 0 and at most 1, got {self.fraction}; to give a "
-                "number of rows, set select.number"
-            )
-        is_share, is_ranked = self.method in BY_SHARE, self.method == "top_fraction"
-        if (self.fraction is not None) + (self.number is not None) != is_share:
-            takes = "needs one of" if is_share else "takes none of"
-            raise ValueError(
-                f"select.method: {self.method} {takes} select.fraction and select.number"
-            )
-        if is_ranked and self.score is None:
-            raise ValueError("select.score must name the column to rank by, such as itm_web")
-        if self.score is not None and not is_ranked:
-            raise ValueError(
-                f"select.score is for the method top_fraction; remove it, or change "
-                f"select.method, which is {self.method}"
-            )
-        if not self.model:
-            raise ValueError('select.model must name a spaCy pipeline, such as "en_core_web_sm"')
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The score column, and the synthetic captions if their phrases count."""
-        synthetic = ("synthetic",) if self.method in BY_PHRASE and self.captions != "web" else ()
-        return synthetic if self.score is None else (*synthetic, self.score)
-
-    def check(self, columns: pa.Schema) -> None:
-        """Check that the score is a numeric column, and that synthetic captions exist if needed."""
-        numbers = [field.name for field in columns if _is_numeric(field.type)]
-        if self.score is not None and self.score not in numbers:
-            what = (
-                "not numeric" if self.score in columns.names else "not a column of an earlier stage"
-            )
-            raise ValueError(
-                f"select.score: {self.score!r} is {what}; choose from {', '.join(numbers)}"
-            )
-        if "synthetic" in self.reads and "synthetic" not in columns.names:
-            raise ValueError(
-                f"select.captions: {self.captions} needs the stage caption before select"
-            )
-
-    def measurement(self) -> dict[str, Any]:
-        """Return the fields that change the phrases or the score, and the pipeline's revision.
-
-        Raises:
-            FileNotFoundError: The method needs phrases and the spaCy pipeline is not installed.
-        """
-        if self.method in BY_PHRASE:
-            fields = {name: getattr(self, name) for name in ("captions", "model", "phrase")}
-            return {**fields, "revision": revision(self.model)}
-        return {} if self.score is None else {"score": self.score}
 
 
 class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
@@ -157,33 +48,43 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
     Phrases are visited from the least to the most frequent, equal frequencies in byte order. The
     frequency of a phrase is the number of live rows with it. With noun_phrases, rows that any
     phrase has chosen stay, so a frequent phrase may end up with far more rows than
-    `max_per_phrase`. `balance` skips rows with a phrase that has reached its maximum.
+    `max_per_phrase`. `balance` skips rows with a phrase that has reached its maximum. `metadata`
+    keeps a row by one random number of its own, so that frequent phrases are thinned out evenly.
+
+    `top_fraction`, `target` and `neg_clip_loss` choose the rows with the highest numbers.
     """
 
     name: ClassVar[str] = "select"
     version: ClassVar[int] = 3
-    config_type: ClassVar[type[StageConfig]] = SelectConfig
+    config_type: ClassVar[type[SelectConfig]] = SelectConfig
     reads: ClassVar[tuple[str, ...]] = ("caption",)
     uses: ClassVar[tuple[str, ...]] = ("text", "further_captions")
     writes = pa.schema(WRITES)
     summary: ClassVar[pa.Schema] = pa.schema(SUMMARY)
+    later: ClassVar[tuple[str, ...]] = ("selection_score", "draws")
     reasons: ClassVar[Mapping[str, str]] = {
         "no_caption": "The row has no caption to take noun phrases from.",
         "no_noun_phrase": "The captions have no noun phrase.",
         "no_score": "The row has no score.",
         "not_selected": "The row was not chosen for the subset.",
     }
-    help: ClassVar[str] = "choose a subset: balanced by noun phrase, by a score, or at random"
+    help: ClassVar[str] = "choose a subset: by phrases, a score, embeddings, or at random"
     examples: ClassVar[tuple[str, ...]] = (
         "capfilt select manifest.yaml --set select.max_per_phrase=50",
     )
-    paper: ClassVar[str] = "LLaVA (arXiv:2304.08485); DataComp (arXiv:2304.14108) for top_fraction"
+    paper: ClassVar[str] = (
+        "LLaVA (arXiv:2304.08485); DataComp (arXiv:2304.14108) for top_fraction; "
+        "MetaCLIP (arXiv:2309.16671), SCS (arXiv:2503.08805), negCLIPLoss and NormSim "
+        "(arXiv:2405.19547) and density-based pruning (arXiv:2401.04578) for the methods of theirs"
+    )
     loader: ClassVar[str] = "a spaCy pipeline"
     histograms: ClassVar[tuple[str, ...]] = ()
 
     def load(self) -> None:
         """Load the spaCy pipeline if the method needs phrases."""
-        if self.config.method in BY_PHRASE:
+        if self.config.entries is not None:
+            self.extract: NounPhrases | Entries = Entries.load(self.config.entries)
+        elif self.config.method in BY_PHRASE:
             self.extract = NounPhrases(self.config.model, self.config.phrase)
 
     def annotate(self, rows: pa.Table) -> pa.Table:
@@ -198,8 +99,8 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         scores: Any = pa.array([None] * n, WRITES["score"])
         if self.config.method in BY_PHRASE:
             phrases = pa.array(self._phrases(rows), WRITES["noun_phrases"])
-        elif self.config.score is not None:
-            scores = _scores(rows[self.config.score].combine_chunks())
+        elif self.config.ranked_by is not None:
+            scores = _scores(rows[self.config.ranked_by].combine_chunks())
         return pa.table([phrases, scores], schema=self.writes)
 
     def _phrases(self, rows: pa.Table) -> list[list[str] | None]:
@@ -221,11 +122,14 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
 
     @property
     def in_parts(self) -> InParts | None:
-        """`keys` for the variant literal, whose phrases are independent; `ranks` for shares."""
-        if self.config.method in BY_SHARE:
-            return "ranks"
-        is_literal = self.config.method == "noun_phrases" and self.config.variant == "literal"
-        return "keys" if is_literal else None
+        """`keys` where phrases are independent, `ranks` where a number of each row decides."""
+        config = self.config
+        if config.method not in BY_PHRASE:
+            is_ranked = config.method != "sample" and not config.pooled
+            return "ranks" if is_ranked else None
+        is_literal = config.method == "noun_phrases" and config.variant == "literal"
+        is_thinned = config.method == "metadata" and config.tail is None
+        return "keys" if is_literal or is_thinned else None
 
     def lines(self, rows: pa.Table) -> pa.Table:
         """Return row, phrase and uid hash of each mention of a phrase; the key is the phrase."""
@@ -245,7 +149,7 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         rows, first, row = np.unique(lines["row"], return_index=True, return_inverse=True)
         encoded: Any = lines["phrase"].combine_chunks().dictionary_encode()
         mentions = Mentions.of(row, np.asarray(encoded.indices), encoded.dictionary)
-        brought = self._walk(mentions, np.asarray(lines["uid"])[first])
+        brought = self._choose(mentions, np.asarray(lines["uid"])[first])
         is_in = brought >= 0
         code = brought[is_in]
         return pa.table(
@@ -257,11 +161,11 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         )
 
     def ranks(self, rows: pa.Table) -> pa.Table:
-        """Rank all rows at random, or, for top_fraction, by score with the highest first."""
+        """Rank all rows at random, or by score with the highest first."""
         uids = uid_hashes(rows["uid"].cast(pa.string()))
         lot = splitmix(uids ^ splitmix(self.config.seed))
         rank, is_in = np.zeros(len(lot)), np.ones(len(lot), bool)
-        if self.config.method == "top_fraction":
+        if self.config.method != "random":
             rank = -rows["score"].to_numpy()
             is_in = ~np.isnan(rank)
         elif self.config.fraction is not None:
@@ -274,37 +178,42 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         if number is not None:
             return number
         assert fraction is not None
-        return round(fraction * ranked) if self.config.method == "top_fraction" else ranked
+        return ranked if self.config.method == "random" else round(fraction * ranked)
 
     def conclude(self, rows: pa.Table, results: pa.Table) -> pa.Table:
         """Return the summary, with the rarest of the phrases that choose each row."""
-        if self.config.method in BY_SHARE:
+        if self.config.method not in BY_PHRASE:
             selected = np.zeros(len(rows), bool)
             selected[np.asarray(results["row"])] = True
-            nulls: Any = pa.nulls(len(rows), pa.string())
-            return self._summary(rows["uid"], selected, nulls)
+            return self._summary(rows["uid"], selected)
         ranked = results.sort_by([(name, "ascending") for name in ("row", "frequency", "phrase")])
         row, first = np.unique(ranked["row"], return_index=True)
         which = np.full(len(rows), -1)
         which[row] = first
         by: Any = ranked["phrase"].combine_chunks().take(pa.array(which, mask=which < 0))
-        return self._summary(rows["uid"], which >= 0, by)
+        return self._summary(rows["uid"], which >= 0, selected_by=by)
 
-    def _summary(self, uids: Any, selected: Bools, by: Any) -> pa.Table:
-        columns = [uids.cast(pa.string()), pa.array(selected), by]
-        return pa.table(columns, names=["uid", *self.summary.names])
+    def _summary(self, uids: Any, selected: Bools, **columns: Any) -> pa.Table:
+        """The table of `summarize`; columns that are not given are null."""
+        given = {"uid": uids.cast(pa.string()), "selected": pa.array(selected), **columns}
+        nulls: Any = {f.name: pa.nulls(len(selected), f.type) for f in self.summary}
+        return pa.table({name: given.get(name, nulls.get(name)) for name in ("uid", *nulls)})
 
     def summarize(self, annotations: Iterator[pa.Table]) -> pa.Table:
         """Choose the subset.
 
         Returns:
-            uid; selected; and selected_by, the rarest phrase that chose the row, null for other
-            rows and for methods without phrases.
+            uid; selected; selected_by, the rarest phrase that chose the row, null for other rows
+            and for methods without phrases; selection_score, the number that a method which
+            compares embeddings ranks by; and draws, how often sample drew the row.
         """
-        if self.config.method in BY_SHARE:
-            scored = pa.schema(SCORED)
-            tables = (table.select(scored.names).cast(scored) for table in annotations)
+        if self.config.method not in BY_PHRASE:
+            scored, gathered = pa.schema(SCORED), Gathered(*self.config.pooled)
+            given = gathered.through(annotations)
+            tables = (table.select(scored.names).cast(scored) for table in given)
             rows = pa.concat_tables([scored.empty_table(), *tables])
+            if self.config.pooled or self.config.method == "sample":
+                return self._by_pool(rows, gathered)
             ranked = self.ranks(rows)
             taken = in_order(ranked)[: self.size(len(ranked))]
             return self.conclude(rows, pa.table({"row": taken}))
@@ -315,14 +224,71 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
             parts.append(_encoded(table["noun_phrases"].combine_chunks()))
         uid = pa.chunked_array(uids, pa.string())
         mentions = Mentions.joined(parts)
-        choose = self._walk if self.config.method == "noun_phrases" else self._balance
-        first = choose(mentions, uid_hashes(uid))
+        first = self._choose(mentions, uid_hashes(uid))
         by = mentions.phrases.take(pa.array(first, mask=first < 0))
-        return self._summary(uid, first >= 0, by)
+        return self._summary(uid, first >= 0, selected_by=by)
+
+    def _by_pool(self, rows: pa.Table, gathered: Gathered) -> pa.Table:
+        """Choose rows by all embeddings of the pool, or by draws with repetition.
+
+        Args:
+            rows: uid and score of n rows.
+            gathered: The embeddings of these rows.
+        """
+        config = self.config
+        lots = splitmix(uid_hashes(rows["uid"].cast(pa.string())) ^ splitmix(config.seed))
+        scores = rows["score"].to_numpy()
+        at = np.flatnonzero(gathered.has(*config.pooled) if config.pooled else ~np.isnan(scores))
+        lot, number = lots[at], self.size(len(at))
+        pooled = [gathered.of(name, at) for name in config.pooled]
+        given = {"temperature": config.temperature, "batch_size": config.batch_size}
+        options: Any = {name: value for name, value in given.items() if value is not None}
+        draws: Any = np.zeros(len(rows), np.int32)
+        selected, found = np.zeros(len(rows), bool), np.full(len(rows), np.nan)
+        if config.method == "sample":
+            options["penalty"] = config.penalty
+            draws[at] = selection.soft_cap_draws(scores[at], lot, number, **options)
+            return self._summary(rows["uid"], draws > 0, draws=pa.array(draws))
+        if config.method == "density":
+            options["clusters"] = config.clusters
+            selected[at], found[at] = selection.density(pooled[0], lot, number, **options)
+        else:
+            if config.method == "target":
+                found[at] = selection.pool_norm(pooled[0])
+            else:
+                options["shuffles"] = config.shuffles
+                found[at] = selection.neg_clip_loss(pooled[0], pooled[1], lot, **options)
+            selected[at[np.lexsort((lot, -found[at]))[:number]]] = True
+        score = pa.array(found, mask=np.isnan(found))
+        return self._summary(rows["uid"], selected, selection_score=score)
+
+    def _choose(self, mentions: Mentions, uids: UInt64s) -> Int64s:
+        """Choose rows by the phrases; see `_walk`."""
+        ways = {"noun_phrases": self._walk, "balance": self._balance, "metadata": self._thin}
+        return ways[self.config.method](mentions, uids)
+
+    def _thin(self, mentions: Mentions, uids: UInt64s) -> Int64s:
+        """Choose each row with the probability of its rarest phrase; see `_walk`.
+
+        The probability is t over the frequency of the phrase.
+        """
+        ranked = self._ranked(mentions)
+        row, rank = mentions.by_rank(ranked)
+        first = np.full(len(uids), len(ranked), np.int32)
+        np.minimum.at(first, row, rank)
+        frequency = mentions.frequency[ranked]
+        most: float = self.config.max_per_phrase
+        if self.config.tail is not None and len(ranked):
+            share = np.cumsum(frequency) / frequency.sum()
+            most = float(frequency[np.searchsorted(share, self.config.tail)])
+        chance = np.append(most / np.maximum(frequency, 1), 0)[first]
+        lots = splitmix(uids ^ splitmix(self.config.seed)) >> np.uint64(11)
+        return np.where(lots < chance * 2.0**53, np.append(ranked, -1)[first], -1)
 
     def _ranked(self, mentions: Mentions) -> Int64s:
         """Return the codes of the phrases that may choose rows, in the order of the walk."""
-        frequent = np.flatnonzero(mentions.frequency >= self.config.min_frequency)
+        least = self.config.min_frequency if self.config.entries is None else 1
+        frequent = np.flatnonzero(mentions.frequency >= least)
         keys = pa.table(
             {
                 "frequency": mentions.frequency[frequent],
@@ -417,15 +383,18 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
             reason[lengths < 0] = "no_caption"
             reason[lengths == 0] = "no_noun_phrase"
             is_kept = is_kept | ((lengths < 0) & (not self.config.require_caption))
-        elif self.config.method == "top_fraction":
-            reason[np.asarray(annotations["score"].is_null())] = "no_score"
+        elif self.config.method != "random":
+            name = "selection_score" if self.config.pooled else "score"
+            reason[np.asarray(annotations[name].is_null())] = "no_score"
         verdicts: pa.StringArray = pa.array(reason, pa.string(), mask=is_kept)
         return verdicts
 
     def cutoffs(self, annotations: pa.Table) -> Iterator[Cutoff]:
         """See `Stage.cutoffs`; the pool decides where a top fraction ends."""
-        if self.config.method == "top_fraction":
-            yield Cutoff("not_selected", "score", None, floats(annotations["score"]))
+        name = "selection_score" if self.config.pooled else "score"
+        if self.config.pooled or self.config.ranked_by is not None:
+            field = "score" if self.config.score is not None else "method"
+            yield Cutoff("not_selected", field, None, floats(annotations[name]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -475,12 +444,6 @@ def _encoded(lists: Any) -> tuple[Int64s, Any, int]:
     """Return row and phrase of each mention in a column of lists, and the number of rows."""
     rows = np.asarray(pc.list_parent_indices(lists)).astype(np.int64)
     return rows, pc.list_flatten(lists).dictionary_encode(), len(lists)
-
-
-def _is_numeric(kind: pa.DataType) -> bool:
-    if isinstance(kind, pa.ListType):
-        kind = kind.value_type
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _scores(column: Any) -> Any:

@@ -300,7 +300,7 @@ def test_only_what_the_method_measures_is_in_the_measurement() -> None:
         ({"method": "top_fraction", "number": 5}, r"select\.score must name the column"),
         (
             {"method": "random", "number": 5, "score": "itm_web"},
-            r"select\.score is for the method top",
+            r"select\.score is for the methods top",
         ),
         ({"model": ""}, r"select\.model must name a spaCy pipeline"),
     ],

@@ -199,8 +199,8 @@ def test_a_slip_is_told_with_what_was_meant(capsys, tmp_path, monkeypatch, given
         ("run manifest.yaml --set clean.preset=flamngo", "clean.preset must be one of flamingo"),
         (
             "run manifest.yaml --set select.method=balnce",
-            "must be one of noun_phrases, balance, random, top_fraction, got 'balnce'; did you "
-            "mean 'balance'?",
+            "must be one of noun_phrases, balance, metadata, random, top_fraction, sample, target, "
+            "neg_clip_loss, density, got 'balnce'; did you mean 'balance'?",
         ),
         (
             "run manifest.yaml --set export.documents.max_tokns=9",

@@ -1,0 +1,215 @@
+"""Rules that choose rows of a pool by their embeddings, or by a score with repetition.
+
+Every rule gives the same for any order of the rows, up to rounding: what is random is a function of
+the lot of a row, such as a hash of its uid.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from models.embedding.cells import Cells
+from models.embedding.vectors import Float16s, blocks
+from models.random import splitmix
+
+__all__ = ["density", "neg_clip_loss", "pool_norm", "quotas", "soft_cap_draws"]
+
+Bools = npt.NDArray[np.bool_]
+Float64s = npt.NDArray[np.float64]
+Int64s = npt.NDArray[np.int64]
+UInt64s = npt.NDArray[np.uint64]
+
+NEIGHBOURS = 20
+"""Centres near a cell's own that its distance from others is averaged over (2401.04578)."""
+
+ROWS = 2048
+
+
+def neg_clip_loss(
+    images: Float16s,
+    texts: Float16s,
+    lots: UInt64s,
+    *,
+    temperature: float = 0.01,
+    batch_size: int = 32_768,
+    shuffles: int = 5,
+) -> Float64s:
+    """The negative CLIP loss of each pair (negCLIPLoss, arXiv:2405.19547).
+
+    In a random batch, the cosine of a pair minus T/2 times the sum of two log-sum-exps: over the
+    cosines / T of its image with all texts of the batch, and of its text with all images. A pair
+    that a batch finds easy scores near 0, and one that matches everything, or nothing, far less.
+
+    Args:
+        images: (n, d) unit vectors.
+        texts: (n, d) unit vectors, of the same pairs.
+        lots: (n,) a random number of each pair, which decides the batches.
+        temperature: T; 0.01 for OpenAI's CLIP.
+        batch_size: The most pairs of a batch. All batches are of about one size.
+        shuffles: How often the pool is cut into other batches; the scores are averaged.
+
+    Returns:
+        (n,) the score of each pair, the highest best.
+    """
+    scores = np.zeros(len(images))
+    for shuffle in range(shuffles):
+        order = np.argsort(splitmix(lots ^ splitmix(shuffle)), kind="stable")
+        for batch in np.array_split(order, max(-(-len(order) // batch_size), 1)):
+            if len(batch):
+                scores[batch] += _batch_loss(images[batch], texts[batch], temperature)
+    return scores / shuffles
+
+
+def _batch_loss(images: Float16s, texts: Float16s, temperature: float) -> Float64s:
+    left, right = images.astype(np.float32), texts.astype(np.float32)
+    scale = np.float32(1 / temperature)
+    of_images, of_texts = np.empty(len(left)), np.full(len(left), -np.inf)
+    for part in blocks(len(left), ROWS):
+        logits = (left[part] @ right.T) * scale
+        of_images[part] = _log_sum_exp(logits, 1)
+        of_texts = np.logaddexp(of_texts, _log_sum_exp(logits, 0))
+    own: Float64s = (left.astype(np.float64) * right).sum(axis=1)
+    found: Float64s = own - temperature / 2 * (of_images + of_texts)
+    return found
+
+
+def _log_sum_exp(logits: npt.NDArray[np.float32], axis: int) -> Float64s:
+    most = logits.max(axis=axis, keepdims=True)
+    total = np.exp(logits - most).sum(axis=axis, dtype=np.float64)
+    found: Float64s = np.log(total) + most.squeeze(axis)
+    return found
+
+
+def pool_norm(embeddings: Float16s) -> Float64s:
+    """The L2 norm of each row's cosines with all rows (NormSim with p = 2, arXiv:2405.19547).
+
+    It is sqrt(x' G x) with the (d, d) matrix G of the pool, so that no pair is compared.
+    """
+    size = embeddings.shape[1]
+    gram = np.zeros((size, size))
+    for part in blocks(len(embeddings)):
+        own = embeddings[part].astype(np.float64)
+        gram += own.T @ own
+    squares = np.empty(len(embeddings))
+    for part in blocks(len(embeddings)):
+        own = embeddings[part].astype(np.float64)
+        squares[part] = ((own @ gram) * own).sum(axis=1)
+    return np.sqrt(squares)
+
+
+def density(
+    embeddings: Float16s,
+    lots: UInt64s,
+    number: int,
+    *,
+    clusters: int = 500,
+    temperature: float = 0.1,
+) -> tuple[Bools, Float64s]:
+    """Choose rows by quotas of k-means clusters (density-based pruning, arXiv:2401.04578).
+
+    A cluster is worth the mean cosine distance of its rows from its centre, times that of its
+    centre from the 20 nearest other centres. Its share of the rows is the softmax of that over the
+    temperature. `quotas` makes the shares possible. In a cluster, the rows farthest from the centre
+    are chosen.
+
+    Args:
+        embeddings: (n, d) unit vectors, without semantic copies.
+        lots: (n,) a random number of each row, which decides the clusters and ties.
+        number: Rows to choose.
+        clusters: The most clusters.
+        temperature: Of the softmax.
+
+    Returns:
+        (n,) whether each row is chosen; and (n,) its distance from the centre of its cluster.
+    """
+    n = len(embeddings)
+    if not n:
+        return np.zeros(0, bool), np.zeros(0)
+    cells = Cells.train(embeddings, min(clusters, n), lots)
+    cell = cells.nearest(embeddings)[:, 0]
+    distance = np.empty(n)
+    for part in blocks(n):
+        own = embeddings[part].astype(np.float64)
+        distance[part] = 1 - (own * cells.centres[cell[part]]).sum(axis=1)
+    sizes = np.bincount(cell, minlength=len(cells.centres))
+    intra = np.bincount(cell, distance, len(sizes)) / np.maximum(sizes, 1)
+    between = np.sort(1 - cells.centres.astype(np.float64) @ cells.centres.T, axis=1)[:, 1:]
+    inter = between[:, :NEIGHBOURS].mean(axis=1) if between.size else np.ones(len(sizes))
+    shares = np.where(sizes > 0, np.exp(intra * inter / temperature), 0)
+    wanted = quotas(shares / shares.sum() * min(number, n), sizes, min(number, n))
+    order = np.lexsort((lots, -distance, cell))
+    starts = np.cumsum(sizes) - sizes
+    rank = np.arange(n) - starts[cell[order]]
+    chosen = np.zeros(n, bool)
+    chosen[order[rank < wanted[cell[order]]]] = True
+    return chosen, distance
+
+
+def quotas(wanted: Float64s, sizes: Int64s, number: int) -> Int64s:
+    """Whole numbers nearest to those wanted, at least one and at most the size of each cluster.
+
+    The least squares under these bounds: the same is added to all that are inside them. Fractions
+    are rounded by the largest remainder.
+
+    Args:
+        wanted: (k,) numbers that need not fit.
+        sizes: (k,) the rows of each cluster; an empty one gets none.
+        number: What they add up to, at most the sum of the sizes.
+    """
+    low = np.minimum(sizes, 1) if number >= (sizes > 0).sum() else np.zeros_like(sizes)
+    # The sum grows with what is added, so the right addition is found by bisection.
+    down = float((low - wanted).min(initial=0)) - 1
+    up = float((sizes - wanted).max(initial=0)) + 1
+    for _ in range(200):
+        middle = (down + up) / 2
+        if np.clip(wanted + middle, low, sizes).sum() < number:
+            down = middle
+        else:
+            up = middle
+    exact = np.clip(wanted + up, low, sizes)
+    whole = np.floor(exact + 1e-9).astype(np.int64)
+    left = number - int(whole.sum())
+    room = whole < sizes
+    order = np.lexsort((np.arange(len(sizes)), whole - exact))
+    whole[order[room[order]][: max(left, 0)]] += 1
+    return whole
+
+
+def soft_cap_draws(
+    scores: Float64s,
+    lots: UInt64s,
+    number: int,
+    *,
+    temperature: float = 1.0,
+    batch_size: int = 100_000,
+    penalty: float = 0.15,
+) -> Int64s:
+    """Draw rows with repetition (soft cap sampling, FLYT, arXiv:2503.08805).
+
+    Batches are drawn one after the other, each without repetition, by the softmax of the scores
+    over the temperature. After each batch, the scores of its rows are lowered by the penalty. A
+    batch without repetition is drawn by adding Gumbel noise and taking the highest.
+
+    Args:
+        scores: (n,), none of them NaN.
+        lots: (n,) a random number of each row, from which the noise is made.
+        number: Draws in all.
+        temperature: Of the softmax.
+        batch_size: Draws between two changes of the scores; at most the number of rows.
+        penalty: What a draw takes from a score that has been divided by the temperature.
+
+    Returns:
+        (n,) how often each row was drawn.
+    """
+    draws = np.zeros(len(scores), np.int64)
+    size = min(batch_size, len(scores))
+    left, batch = (number if size else 0), 0
+    while left > 0:
+        noise = (splitmix(lots ^ splitmix(batch)) >> np.uint64(11)).astype(np.float64)
+        gumbel = -np.log(-np.log((noise + 0.5) * 2.0**-53))
+        keys = scores / temperature - penalty * draws + gumbel
+        order = np.lexsort((lots, -keys))
+        draws[order[: min(size, left)]] += 1
+        left, batch = left - size, batch + 1
+    return draws
