@@ -84,9 +84,15 @@ class StageConfig:
 
     Defaults are the cited paper's values. Fields made with `threshold` do not change the
     measurement.
+
+    Attributes:
+        places: Fields that say where something lies that `measurement` tells by its content, such
+            as a model's folder; a verdict does not depend on them.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": False}
+
+    places: ClassVar[tuple[str, ...]] = ()
 
     @property
     def resources(self) -> Resources:
@@ -172,6 +178,7 @@ class ModelConfig(StageConfig):
     """
 
     stage: ClassVar[str]
+    places = ("model", "revision")
 
     model: str
     revision: str | None = None

@@ -117,6 +117,7 @@ class CaptionConfig(ModelConfig):
     """
 
     stage = "caption"
+    places = ("model", "revision", "server")
 
     model: str = "Salesforce/blip-image-captioning-base"
     server: str | tuple[str, ...] | None = None

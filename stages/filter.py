@@ -84,6 +84,10 @@ class FilterConfig(ModelConfig):
     """
 
     stage = "filter"
+    places = (
+        *("model", "revision", "clip", "clip_revision"),
+        *("second_clip", "second_clip_revision"),
+    )
 
     recipe: Recipe = "blip"
     unit: Unit = "text"

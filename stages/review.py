@@ -65,6 +65,8 @@ class ReviewConfig(StageConfig):
             has `uid`, `caption`, `verdict`, and `fixed` for a fixed caption.
     """
 
+    places = ("file",)
+
     file: str
 
     def measurement(self) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class Runner:
                 **dict(filter(None, map(STAGES.distribution, self.plan.names))),
                 **dict(filter(None, map(OBJECTIVES.distribution, objectives))),
             },
+            decided={name: as_json(self.plan.decided(name)) for name in self.plan.names},
             machine={"cpus": os.cpu_count(), "system": platform.platform()},
             measurement={
                 name: as_json(self.plan.measurement(name)) if name in names else old[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ class Plan:
         manifest: The manifest.
         names: The stages that annotate, download first, without export.
         recorded: The `settings` and the `measurement` of stages that a run recorded, by name; used
-            if a model or an evaluation set is unavailable.
+            if a model or an evaluation set is unavailable. Also its `decided`.
         asks_servers: Whether to ask a server which model it serves; otherwise the recorded answer
             is used.
     """
@@ -168,12 +168,28 @@ class Plan:
             return dict(recorded[name])
         return values
 
+    def decided(self, name: str) -> dict[str, Any]:
+        """The settings of a stage that its verdicts depend on, as `decision` digests them.
+
+        Paths of models and files are left out; the fingerprint has their content. A run that was
+        made when they were digested too keeps what it recorded until something else changes.
+
+        Raises:
+            FileNotFoundError: An evaluation set is unavailable and no settings are recorded.
+        """
+        places = self.manifest.stages[name].places
+        own = _without(self.settings(name), places)
+        recorded = self.recorded.get("decided", {}).get(name)
+        if recorded is not None and digest(_without(recorded, places)) == digest(own):
+            return dict(recorded)
+        return own
+
     def decision(self, name: str) -> str:
         """A digest of the fingerprints and thresholds of a stage and of all stages before it."""
         if name in self.exports:
             own: list[Any] = [self._export_config(name).settings()]
         else:
-            own = [self.fingerprint(name), self.settings(name)]
+            own = [self.fingerprint(name), self.decided(name)]
         before = self.before(name)
         return digest([*([self.decision(before[-1])] if before else []), *own])
 
@@ -208,6 +224,10 @@ class Plan:
             if model.startswith(root) and needed in self.manifest.train:
                 names += [*self.trainings(self.manifest.train[needed]), needed]
         return tuple(dict.fromkeys(names))
+
+
+def _without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def revisions(measurement: Mapping[str, Any]) -> dict[str, str]:

@@ -40,7 +40,11 @@ def open_plan(run: Run) -> Plan:
         )
     record = run.read_record(RunRecord, "run.json")
     content = {**upgraded(record.manifest), "run": run.root}
-    recorded = {"settings": record.settings, "measurement": record.measurement}
+    recorded = {
+        "settings": record.settings,
+        "measurement": record.measurement,
+        "decided": _decided(record),
+    }
     path, has_reviews = run.url("run.json"), run.exists(REVIEWS)
     manifest = Manifest.parse(content, path, run.branch, has_reviews=has_reviews)
     return Plan(manifest, recorded, asks_servers=False)
@@ -66,7 +70,13 @@ def plan_for(run: Run, manifest: Manifest) -> Plan:
         if name in record.measurement and record.settings.get(name) == as_json(config.settings())
     ]
     recorded = {"measurement": record.measurement, "settings": record.settings}
-    return Plan(manifest, {key: {n: of[n] for n in same} for key, of in recorded.items()})
+    told = {key: {n: of[n] for n in same} for key, of in recorded.items()}
+    return Plan(manifest, {**told, "decided": _decided(record)})
+
+
+def _decided(record: RunRecord) -> dict[str, dict[str, Any]]:
+    """What the digests of decisions of a run hold of each stage."""
+    return record.settings if record.decided is None else record.decided
 
 
 def as_json(value: Any) -> Any:

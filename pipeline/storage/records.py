@@ -126,6 +126,8 @@ class RunRecord(Record):
         machine: The machine that the command ran on.
         measurement: The settings of each stage that its fingerprint depends on, with the revisions
             of its models.
+        decided: The settings of each stage that its verdicts depend on, as they were digested; None
+            in a run that was made when those were all settings.
     """
 
     manifest: dict[str, Any]
@@ -134,6 +136,7 @@ class RunRecord(Record):
     versions: dict[str, Any] = {}
     machine: dict[str, Any] = {}
     measurement: dict[str, dict[str, Any]] = {}
+    decided: dict[str, dict[str, Any]] | None = None
 
 
 class ListRecord(ShardedRecord):
