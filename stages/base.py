@@ -178,7 +178,7 @@ class ModelConfig(StageConfig):
     """
 
     stage: ClassVar[str]
-    places = ("model", "revision")
+    places: ClassVar[tuple[str, ...]] = ("model", "revision")
 
     model: str
     revision: str | None = None
