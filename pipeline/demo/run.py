@@ -31,6 +31,7 @@ from pipeline.results.verdict_table import write_verdicts
 from pipeline.results.verdicts import Results
 from pipeline.storage.records import EvaluationRecord, TruthRecord, TruthScore
 from pipeline.storage.run import Run
+from pipeline.storage.successor import standing
 
 __all__ = ["Web", "demo", "prepare"]
 
@@ -210,9 +211,10 @@ def judge(results: Results, folder: Path) -> TruthRecord:
     run = results.run
     verdicts = run.at("verdicts.parquet")
     write_verdicts(results, verdicts)
+    export = standing(run, "curated")
     exported = [
-        run.read_table("curated", f"{shard}.parquet", columns=["uid", "caption", "caption_source"])
-        for shard in run.shards("curated")
+        run.read_table(*export, f"{shard}.parquet", columns=["uid", "caption", "caption_source"])
+        for shard in run.shards(*export)
     ]
     judgement = truth.judge(
         pq.read_table(folder / "truth.parquet"),

@@ -39,7 +39,7 @@ _VERDICTS: dict[str, pa.DataType] = {
 VERDICTS = pa.schema(_VERDICTS)
 
 
-def write(results: Results, name: str, shards: Sequence[str]) -> DocumentsRecord:
+def write(results: Results, name: str, shards: Sequence[str], at: Sequence[str]) -> DocumentsRecord:
     """Write the documents of an export.
 
     Memory holds 24 bytes for each live image of the pool, and one shard of documents with images.
@@ -48,6 +48,7 @@ def write(results: Results, name: str, shards: Sequence[str]) -> DocumentsRecord
         results: The results of the run.
         name: The export.
         shards: The shards of the pool.
+        at: The folder that the export is written in.
 
     Returns:
         The record for the export's manifest. `rows = kept + sum(reasons)`.
@@ -58,7 +59,7 @@ def write(results: Results, name: str, shards: Sequence[str]) -> DocumentsRecord
         raise ValueError(f"{name}: the manifest asks for no documents")
     source: Any = plan.manifest.stages[DownloadStage.name]
     judged, images = Documents(config), _Images(results, name, shards)
-    folder = (*plan.folder(name), "documents")
+    folder = (*at, "documents")
     reasons: Counter[str] = Counter()
     verdicts: list[dict[str, Any]] = []
     waiting: list[tuple[Document, Excerpt]] = []

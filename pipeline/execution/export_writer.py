@@ -3,8 +3,10 @@
     _layout.json       how many images of each split each shard of the pool has (`LayoutRecord`)
     _parts/NAME.json   a shard of the export that is whole (`PartRecord`)
     _parts/NAME.jsonl  its entries, for formats with files over all shards
+    _sha256/PATH.txt   for a shard that is a folder the SHA-256 of each file, as sha256sum prints it
 
-They are in the folder of the export until its manifest.json is written.
+They are in the folder of the export until its manifest.json is written; `_sha256` stays, so that
+`verify` can name a damaged image.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from pipeline.storage.records import (
     LayoutRecord,
     PartRecord,
 )
-from pipeline.storage.run import Run, digest_of_listing
+from pipeline.storage.run import Run, digest_of_listing, listing_of, sums_of
 from stages.export import ExportStage
 from stages.formats import SPLITS, Format, Shard
 
@@ -118,17 +120,19 @@ def write(
             content = b"".join(with_checksum_parquet(content))
         run.write(content, *folder, *path.split("/"))
         hashes[path] = hashlib.sha256(content).hexdigest()
-    path, entries = form.path(shard), None
+    path, stem, entries = form.path(shard), form.stem(shard), None
+    is_folder = path not in hashes
+    if is_folder:
+        run.write(listing_of(hashes), *folder, *sums_of(path))
     written = ExportShard(
         name=path,
         split=shard.split,
         rows=pairs.num_rows,
-        sha256=hashes[path] if path in hashes else digest_of_listing(hashes),
+        sha256=digest_of_listing(hashes) if is_folder else hashes[path],
         pairs=_tally(pairs["caption_source"]),
         sources=_tally(pairs["source"]),
         images=pc.count_distinct(pairs["uid"]).as_py(),
     )
-    stem = form.stem(shard)
     if form.has_index:
         lines = "\n".join(json.dumps(e, ensure_ascii=False) for e in form.entries(shard, pairs))
         run.write(lines.encode(), *folder, PARTS, f"{stem}.jsonl")
@@ -214,7 +218,7 @@ def _entries(run: Run, path: Sequence[str], digest: str | None) -> list[bytes]:
 
 
 def tidy(run: Run, folder: Sequence[str]) -> None:
-    """Remove the records and partial files that are left once an export is finished."""
+    """Remove what only the writing of an export needs: records, and files of killed workers."""
     if run.is_local:
         for path in run.fs.find(run.at(*folder)):
             if path.endswith(".partial"):

@@ -24,6 +24,7 @@ from pipeline.storage.records import (
     StageRecord,
     SummaryRecord,
 )
+from pipeline.storage.successor import standing
 from stages.base import GlobalStage
 from stages.download import DownloadStage
 
@@ -127,7 +128,8 @@ def forecast(plan: Plan, rows: int, sample: Results, workers: Mapping[str, int])
         if not is_export:
             record = run.find_record(StageRecord, *folder, "_stage.json", damaged_ok=True)
         else:
-            record = run.find_record(ExportStateRecord, *folder, "_export.json", damaged_ok=True)
+            state = (*standing(run, *folder), "_export.json")
+            record = run.find_record(ExportStateRecord, *state, damaged_ok=True)
             export = run.find_record(ExportRecord, *folder, "manifest.json", damaged_ok=True)
             given = export.images if export else 0
             number = rows * given / max(counts[DownloadStage.name]["rows"], 1)

@@ -47,6 +47,7 @@ from pipeline.storage.records import (
     content_of,
 )
 from pipeline.storage.run import Run
+from pipeline.storage.successor import Successor, standing
 from stages import sources
 from stages.base import GlobalStage, Resources
 from stages.download import DownloadStage
@@ -81,6 +82,7 @@ class Runner:
         self.results = Results(self.run, self.plan)
         self.pool = WorkerPool(manifest, cluster, progress.say)
         self._dropped: set[tuple[str, ...]] = set()
+        self._damaged: set[tuple[str, ...]] = set()  # exports that are to be made anew
         self._list: ListRecord | None = None
 
     def record(self, names: Sequence[str] = (), first: str | None = None) -> None:
@@ -390,53 +392,72 @@ class Runner:
 
         stage, folder = self.plan.export(name), self.plan.folder(name)
         key = retries.pool_state(self.run, self.plan.decision(name))
-        mark, whole = (*folder, "_export.json"), (*folder, "manifest.json")
-        state = self.run.find_record(ExportStateRecord, *mark, damaged_ok=True)
+        mark = (*folder, "manifest.json")
+        is_damaged = folder in self._damaged
+        before = self.run.find_record(ExportRecord, *mark, damaged_ok=is_damaged)
+        successor = Successor(self.run, folder)
+        if before and before.decision == key and not is_damaged:
+            at = (*standing(self.run, *folder), "_export.json")
+            if self.run.find_record(ExportStateRecord, *at, damaged_ok=True):
+                successor.discard()
+                return
+        if before and before.decision != key:
+            self.progress.say(f"{name:<10} {_replaced(self.run.url(*folder), before)}")
+        at = successor.parts
+        state = self.run.find_record(ExportStateRecord, *at, "_export.json", damaged_ok=True)
         if state is None or state.decision != key:
-            for file in ("manifest.json", "_export.json", export_writer.LAYOUT):
-                self.run.remove(*folder, file)  # before the files that they say are whole
-            self.run.remove(*folder)
-        elif self.run.find_record(ExportRecord, *whole):
-            if self.run.exists(*folder, export_writer.LAYOUT):
-                export_writer.tidy(self.run, folder)
-            return
-        self.run.write_record(ExportStateRecord(decision=key), *mark)
-        if not self.run.exists(*folder, export_writer.LAYOUT):
+            self.run.remove(*at, "_export.json")  # before the files that it is about
+            successor.discard()
+        successor.begin()
+        self.run.write_record(ExportStateRecord(decision=key), *at, "_export.json")
+        if not self.run.exists(*at, export_writer.LAYOUT):
             counts = {
                 result["shard"]: result["images"]
                 for result in self._map(name, shards, title="counting")
             }
             images = {split: [counts[shard][split] for shard in shards] for split in SPLITS}
             record = LayoutRecord(decision=key, shards=shards, images=images)
-            self.run.write_record(record, *folder, export_writer.LAYOUT)
+            self.run.write_record(record, *at, export_writer.LAYOUT)
         work = add_work(None, self._map(name, shards))
-        layout = export_writer.Layout.read(self.run, folder, stage.config.shard_size)
-        parts = [*layout.all, *export_writer.write_human(self.run, folder, stage, key)]
-        export = export_writer.finish(self.run, folder, stage, parts, self.manifest.name, key)
+        layout = export_writer.Layout.read(self.run, at, stage.config.shard_size)
+        parts = [*layout.all, *export_writer.write_human(self.run, at, stage, key)]
+        export = export_writer.finish(self.run, at, stage, parts, self.manifest.name, key)
         if stage.config.documents is not None:
-            export.documents = documents_writer.write(self.results, name, shards)
+            export.documents = documents_writer.write(self.results, name, shards, at)
         text = dataset_card.text(self.results, name, export)
-        self.run.write(text.encode(), *folder, "README.md")
-        export.card = self.run.sha256(*folder, "README.md")
-        self.run.write_record(export, *whole)
-        export_writer.tidy(self.run, folder)
+        self.run.write(text.encode(), *at, "README.md")
+        export.card = self.run.sha256(*at, "README.md")
+        export_writer.tidy(self.run, at)
         seconds = round(time.perf_counter() - started, 3)
-        self.run.write_record(ExportStateRecord(decision=key, work=work, seconds=seconds), *mark)
+        state = ExportStateRecord(decision=key, work=work, seconds=seconds)
+        self.run.write_record(state, *at, "_export.json")
+        self.run.write_record(export, *at, "manifest.json")
+        successor.take_place(export)
+        self._damaged.discard(folder)
 
     def drop(self, damage: DamagedError) -> bool:
-        """Remove a damaged file that `stage` then makes again, just as it was.
+        """Have `stage` make a damaged file again, just as it was.
+
+        A file of a stage is removed. An export stays until its successor takes its place.
 
         Returns:
-            Whether it was removed: not if no stage makes it, or if that has been tried before.
+            Whether it will be made: not if no stage makes it, or if that has been tried before.
         """
-        parts = damage.parts
-        if not damage.is_derived or parts in self._dropped:
+        top = damage.parts[0].removesuffix(".partial") if damage.parts else ""
+        if not damage.is_derived:
             return False
-        self._dropped.add(parts)
         # An export, or a summary in parts, is made again as a whole.
-        wholes = {"annotations": 4, "curated": 1, "exports": 2}
-        self.progress.say(f"{self.run.url(*parts)} is damaged; it is removed and made anew")
-        self.run.remove(*parts[: wholes[parts[0]]])
+        whole = damage.parts[: {"annotations": 4, "curated": 1, "exports": 2}[top]]
+        if whole in self._dropped:
+            return False
+        self._dropped.add(whole)
+        url = self.run.url(*damage.parts)
+        if any(whole == self.plan.folder(name) for name in self.plan.exports):
+            self._damaged.add(whole)
+            self.progress.say(f"{url} is damaged; its export is made anew")
+        else:
+            self.progress.say(f"{url} is damaged; it is removed and made anew")
+            self.run.remove(*whole)
         return True
 
     def resources(self, name: str) -> Resources:
@@ -543,6 +564,15 @@ def _failure(name: str, failed: Mapping[str, str], number: int) -> str:
         f"{', ...' if len(failed) > 8 else ''}){'; the others are done' * (len(failed) < number)}. "
         f"Shard {shard}: {why}\n"
         "Mend the cause and give the same command again: only these shards are done anew"
+    )
+
+
+def _replaced(url: str, record: ExportRecord) -> str:
+    """What is said of an export whose successor is about to be written."""
+    pairs, form = sum(record.pairs.values()), f" as {record.format}" if record.format else ""
+    return (
+        f"{url} holds {pairs:,} pairs{form} of other settings or other rows; it stays until the "
+        "new export takes its place"
     )
 
 

@@ -36,6 +36,7 @@ from pipeline.results.verdicts import (
     crashed_rows,
 )
 from pipeline.storage.run import Run
+from pipeline.storage.successor import Successor
 from stages.base import CRASHED, GlobalStage, ModelConfig, Stage
 from stages.download import DownloadStage
 from stages.filter import FilterStage, with_kept_sentences
@@ -457,7 +458,8 @@ class Worker:
 
     def _export(self, name: str, shard: str) -> dict[str, Any]:
         """Count the images of a shard of the pool, or write the shards that begin in it."""
-        stage, folder = self.plan.export(name), self.plan.folder(name)
+        stage = self.plan.export(name)
+        folder = Successor(self.run, self.plan.folder(name)).parts
         if not self.run.exists(*folder, export_writer.LAYOUT):
             rows, keeps = self._kept(name, shard, without=("image",))
             return {"rows": rows.num_rows, "reasons": {}, "images": stage.images(rows, keeps)}

@@ -9,6 +9,7 @@ from pipeline.results.verdicts import Results
 from pipeline.storage import lock
 from pipeline.storage.records import ExportRecord, ExportStateRecord, ListRecord, StageRecord
 from pipeline.storage.run import Run
+from pipeline.storage.successor import standing
 from stages.download import DownloadStage
 from stages.export import ExportStage
 
@@ -111,7 +112,8 @@ def _export(
     decision = plan.decision(ExportStage.name)
     if export is None or export.decision != retries.pool_state(run, decision):
         return row, []
-    state = run.find_record(ExportStateRecord, "curated", "_export.json", damaged_ok=True)
+    path = (*standing(run, "curated"), "_export.json")
+    state = run.find_record(ExportStateRecord, *path, damaged_ok=True)
     row |= {"state": "done", "kept": rows, "not_measured": 0, "pairs": export.pairs}
     row["seconds"] = state.seconds if state else 0.0
     return row, export.notices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import posixpath
 from collections import Counter
@@ -36,7 +37,8 @@ from pipeline.storage.records import (
     StageRecord,
     SummaryRecord,
 )
-from pipeline.storage.run import ABLATION, OWN, Run
+from pipeline.storage.run import ABLATION, OWN, Run, sums_of
+from pipeline.storage.successor import standing
 from stages.base import GlobalStage
 from stages.registry import STAGES
 from stages.review import read_decisions
@@ -45,6 +47,7 @@ from stages.schema import POOL
 __all__ = ["verify"]
 
 UID = "^[0-9a-f]{32}$"
+LAYOUT, STATE = "_layout.json", "_export.json"
 
 R = TypeVar("R", bound=ShardedRecord)
 
@@ -368,40 +371,49 @@ def _own_files(run: Run) -> Iterator[CapfiltError]:
 
 
 def _export(run: Run, folder: tuple[str, ...]) -> Iterator[CapfiltError]:
-    """The faults of an export, finished or not."""
-    files = run.files(*folder)
-    is_whole = "manifest.json" in files
-    for path in files:
-        name = path.rsplit("/", 1)[-1]
-        is_mark = name == "manifest.json" or (path.startswith("_") and name.endswith(".json"))
-        if is_mark or (name.endswith(".parquet") and not is_whole):
-            yield from _file(run, *folder, *path.split("/"))
-    if not is_whole:
+    """The faults of an export that stands; one that is being written is left out."""
+    mark = (*folder, "manifest.json")
+    if not run.exists(*mark):
+        files = run.files(*folder) if run.is_local else []
+        if files and LAYOUT not in files:  # former versions wrote unfinished exports here
+            yield run.damaged("it is missing", *mark)
         return
     try:
-        record = run.read_record(ExportRecord, *folder, "manifest.json")
-    except (DamagedError, OSError):  # reported above
+        record = run.read_record(ExportRecord, *mark)
+        at = standing(run, *folder)
+    except (CapfiltError, OSError):
+        yield from _file(run, *mark)
         return
+    files = run.files(*at)
+    if STATE not in files:
+        yield run.damaged("it is missing", *at, STATE)
+    for path in files:
+        name = path.rsplit("/", 1)[-1]
+        if name == "manifest.json" or (path.startswith("_") and name.endswith(".json")):
+            yield from _file(run, *at, *path.split("/"))
     digests = {file.name: file.sha256 for file in record.files}
     digests |= {} if record.card is None else {"README.md": record.card}
     documents = {} if record.documents is None else record.documents.files
     digests |= {f"documents/{name}": sha256 for name, sha256 in documents.items()}
-    yield from _digests(run, folder, digests, "its bytes are not those of manifest.json")
+    if any(path.startswith("_sha256/") for path in files):  # former versions wrote no such lists
+        folders = [file for file in record.files if file.name not in files]
+        digests |= {"/".join(sums_of(file.name)): file.sha256 for file in folders}
+    yield from _digests(run, at, digests, "its bytes are not those of manifest.json")
     checked = {f"images-{name.removesuffix('.jsonl')}.parquet" for name in documents}
     checked = {f"documents/{name}" for name in (*checked, "verdicts.parquet")}
     checked = set() if record.documents is None else checked
     for path in sorted(checked - set(files)):
-        yield run.damaged("it is missing", *folder, *path.split("/"))
+        yield run.damaged("it is missing", *at, *path.split("/"))
     for path in files:
         if path in checked:
-            yield from _file(run, *folder, *path.split("/"))
+            yield from _file(run, *at, *path.split("/"))
         elif not (
             path.startswith("_")
             or path == "manifest.json"
             or path in digests
             or posixpath.dirname(path) in digests
         ):
-            yield DamagedError(f"{run.url(*folder, path)}: not in manifest.json. Remove it")
+            yield DamagedError(f"{run.url(*at, path)}: not in manifest.json. Remove it")
 
 
 def _digests(
@@ -414,9 +426,31 @@ def _digests(
             if not run.exists(*parts):
                 yield run.damaged("it is missing", *parts)
             elif run.digest(*parts) != sha256:
-                yield run.damaged(why, *parts)
+                yield from _changed(run, folder, path, sha256, why)
         except OSError as error:
             yield _unreadable(error, run.url(*parts))
+
+
+def _changed(
+    run: Run, folder: tuple[str, ...], path: str, sha256: str, why: str
+) -> Iterator[CapfiltError]:
+    """The faults of a file, or of a folder of files by the list of their digests if it has one."""
+    parts = (*folder, *path.split("/"))
+    listing = (*folder, *sums_of(path))
+    lines = run.read(*listing).decode(errors="replace") if run.exists(*listing) else ""
+    if hashlib.sha256(lines.encode()).hexdigest() != sha256:
+        yield run.damaged(why, *parts)
+        return
+    pairs = (line.split("  ", 1) for line in lines.split("\n")[:-1])
+    expected = {name: digest for digest, name in pairs}
+    there = set(run.names(*parts))
+    for name in sorted(expected.keys() | there):
+        if name not in there:
+            yield run.damaged("it is missing", *parts, name)
+        elif name not in expected:
+            yield DamagedError(f"{run.url(*parts, name)}: not in manifest.json. Remove it")
+        elif run.sha256(*parts, name) != expected[name]:
+            yield run.damaged(why, *parts, name)
 
 
 def _model(run: Run, name: str) -> Iterator[CapfiltError]:

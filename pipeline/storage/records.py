@@ -323,6 +323,7 @@ class ExportRecord(Record):
         notices: What the readers of human pairs have to say, a line each.
         documents: The documents beside it, if there are any.
         card: The SHA-256 of README.md.
+        folder: The folder beside this file that holds all others; None where they are beside it.
     """
 
     name: str = ""
@@ -336,6 +337,7 @@ class ExportRecord(Record):
     notices: Notices = []
     documents: DocumentsRecord | None = None
     card: str | None = None
+    folder: Path | None = None
 
     @property
     def shard_names(self) -> list[str]:

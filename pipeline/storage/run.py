@@ -5,7 +5,8 @@
     RUN/pool/00042.parquet                         the rows as download left them
     RUN/annotations/clean-1f2e3d4c/00042.parquet   what a stage measured; _stage.json beside it
     RUN/reviews.jsonl                              decisions of people; the stage review reads them
-    RUN/curated/                                   the export, with manifest.json and README.md
+    RUN/curated/                                   the export, with manifest.json and README.md; on
+                                                   object storage manifest.json names a folder in it
     RUN/exports/NAME/                              further exports, like curated/
     RUN/models/NAME/                               save_pretrained folders
     RUN/report/index.html
@@ -28,6 +29,7 @@ import logging
 import os
 import posixpath
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,7 +55,7 @@ from pipeline.storage.records import (
 from stages.schema import POOL
 from stages.sources.source_files import is_local
 
-__all__ = ["Run"]
+__all__ = ["FORMER", "Run", "sync"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,9 @@ WHOLE_BYTES = 4 << 20
 
 PARTIAL = re.compile(r"\.partial(/|$)")
 """Matches files and folders that are still being written."""
+
+FORMER = ".former.partial"
+"""The ending of a folder whose place another takes, where that needs two steps."""
 
 DERIVED = ("annotations", "curated", "exports")
 """Folders whose files a run makes again just as they were, once they are removed."""
@@ -173,7 +178,7 @@ class Run:
 
     def at(self, *parts: str) -> str:
         """The path of a file of this run on its file system."""
-        if self.branch and parts and parts[0] in OWN:
+        if self.branch and parts and parts[0].removesuffix(".partial") in OWN:
             parts = (self.branch, *parts)
         return posixpath.join(self.path, *parts)
 
@@ -293,7 +298,7 @@ class Run:
                 os.unlink(partial)
             error.filename = path  # the system names the partial file, or none
             raise
-        _sync(folder)
+        sync(folder)
 
     def remove(self, *parts: str) -> None:
         """Remove a file, or a folder with its content, if it is there."""
@@ -312,14 +317,15 @@ class Run:
             why: What is wrong with it.
             parts: Its path.
         """
-        remedy = REMEDIES.get("/".join(parts)) or REMEDIES.get(parts[0], "Remove it and run again")
+        top = parts[0].removesuffix(".partial")
+        remedy = REMEDIES.get("/".join(parts)) or REMEDIES.get(top, "Remove it and run again")
         remedy = remedy.format(
             root=self.url(),
             folder=self.url(parts[0]),
             name="".join(parts[1:2]).removesuffix(".json"),
         )
         message = f"{self.url(*parts)}: damaged: {why}. {remedy}"
-        return DamagedError(message, parts, parts[0] in DERIVED)
+        return DamagedError(message, parts, top in DERIVED)
 
     def read_json(self, *parts: str) -> dict[str, Any]:
         """Read a JSON file of `write_json`.
@@ -529,12 +535,16 @@ class Run:
             yield
 
     def sweep(self) -> None:
-        """Remove the half-written files that dead processes of this machine left.
+        """Remove what dead processes of this machine left half-written or half-renamed.
 
-        Those of exports are removed when the export is finished.
+        Files of exports are left out; what an export leaves is removed when it is finished.
         """
         for folder, folders, files in os.walk(self.path):
-            folders[:] = [name for name in folders if name not in ("curated", "exports")]
+            for name in [name for name in folders if name.endswith(FORMER)]:
+                _restore(os.path.join(folder, name))
+            if os.path.basename(folder) == "exports":
+                folders.clear()
+            folders[:] = [name for name in folders if name.split(".")[0] != "curated"]
             for name in files:
                 owner = _OWNER.search(name)
                 if owner is not None and not is_alive(int(owner[1])):
@@ -542,11 +552,29 @@ class Run:
                         os.unlink(os.path.join(folder, name))
 
 
-def digest_of_listing(hashes: Mapping[str, str]) -> str:
-    """The SHA-256 of the output of sha256sum on files, given the hash of each file by its path."""
+def _restore(former: str) -> None:
+    """Give a folder its name back, where its successor has not taken it; else remove it."""
+    place = former.removesuffix(FORMER)
+    if os.path.exists(place):
+        shutil.rmtree(former)
+    else:
+        os.rename(former, place)
+
+
+def listing_of(hashes: Mapping[str, str]) -> bytes:
+    """The output of sha256sum on files, given the hash of each file by its path."""
     names = {path.rsplit("/", 1)[-1]: path for path in hashes}
-    listing = "".join(f"{hashes[names[name]]}  {name}\n" for name in sorted(names))
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return "".join(f"{hashes[names[name]]}  {name}\n" for name in sorted(names)).encode()
+
+
+def sums_of(path: str) -> tuple[str, str]:
+    """Where an export keeps the `listing_of` a shard that is a folder, by the path of the shard."""
+    return "_sha256", f"{path.replace('/', '-')}.txt"
+
+
+def digest_of_listing(hashes: Mapping[str, str]) -> str:
+    """The SHA-256 of `listing_of`."""
+    return hashlib.sha256(listing_of(hashes)).hexdigest()
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
@@ -560,7 +588,7 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
         yield path, kind
 
 
-def _sync(folder: str) -> None:
+def sync(folder: str) -> None:
     """Flush the names in a folder to the disk, so that a commit survives a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -18,6 +18,7 @@ from pipeline.results.open_run import plan_for
 from pipeline.storage.checksum import CHANGED
 from pipeline.storage.records import ExportRecord, ListRecord, ModelRecord, content_of
 from pipeline.storage.run import Run
+from pipeline.storage.successor import standing
 from pipeline.training.data import files_of, fingerprint_of, fingerprints_of
 from stages.base import Resources, digest
 from stages.export import ExportStage
@@ -52,13 +53,15 @@ class TrainingJob:
             if (folder := self._folder(source.path)) is not None:
                 self._check_format(source.path)
                 is_pool = source.path == POOL
-                names = self.run.shards(*folder)
+                names = self.run.shards(*standing(self.run, *folder))
                 if not names or not (is_pool or self.run.exists(*folder, "manifest.json")):
                     raise ValueError(
                         f"train.{self.name}.data: {source.path} of {self.run.root} is not "
                         f"finished; run `capfilt {'download' if is_pool else 'run'} MANIFEST` first"
                     )
-                source = dataclasses.replace(source, path=self.run.url(*folder))
+                source = dataclasses.replace(
+                    source, path=self.run.url(*standing(self.run, *folder))
+                )
             else:
                 try:
                     files_of(source)

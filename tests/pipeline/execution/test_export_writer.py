@@ -1,5 +1,7 @@
 """An export from a pool to its files: shards of equal size, killed and resumed, with its card."""
 
+import dataclasses
+import io
 import json
 import os
 import shutil
@@ -19,6 +21,7 @@ from pipeline.execution.session import Session
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.verify import verify
+from pipeline.storage import successor
 from pipeline.storage.run import Run
 from pipeline.training.data import files_of
 from pipeline.training.job import TrainingJob
@@ -125,7 +128,8 @@ def test_every_format_has_the_same_images_in_the_same_splits_and_is_sound(done):
     assert sum(told[0]["splits"].values()) == told[0]["images"] == 28
     for name in plan.exports:
         left = [n for n in run.names(*plan.folder(name)) if n.startswith("_")]
-        assert left == ["_export.json"]
+        has_folders = plan.export(name).format.name in ("imagefolder", "llava", "blip")
+        assert left == ["_export.json"] + ["_sha256"] * has_folders
 
 
 def test_shards_are_of_equal_size_and_splits_share_no_image(done):
@@ -234,16 +238,65 @@ def stop_after(number):
     return advance
 
 
-def test_a_lost_or_changed_image_is_told(done, tmp_path):
+def test_a_lost_changed_or_strange_image_or_text_is_told_by_its_name(done, tmp_path):
     run, _ = done
     copy = Run(str(tmp_path / "copy"))
     shutil.copytree(run.path, copy.path)
-    folder = next(Path(copy.at("exports", "blip", "images")).iterdir())
-    before = copy.digest("exports", "blip", "images", folder.name)
-    next(folder.iterdir()).unlink()
-    assert copy.digest("exports", "blip", "images", folder.name) != before
-    (fault,) = map(str, verify(copy))
-    assert f"images/{folder.name}: damaged: its bytes are not those of manifest.json" in fault
+    lost, changed, *_ = sorted(Path(copy.at("exports", "blip", "images")).glob("*/*.jpg"))
+    text = next(Path(copy.at("exports", "imagefolder")).glob("*/*/metadata.jsonl"))
+    strange = lost.with_name("strange.jpg")
+    before = copy.digest("exports", "blip", "images", lost.parent.name)
+    lost.unlink()
+    for path in (changed, text):
+        content = bytearray(path.read_bytes())
+        content[9] ^= 1
+        path.write_bytes(content)
+    shutil.copy(changed, strange)
+    assert copy.digest("exports", "blip", "images", lost.parent.name) != before
+    faults = [str(fault).split(". ")[0] for fault in verify(copy)]
+    assert sorted(faults) == sorted(
+        (
+            f"{lost}: damaged: it is missing",
+            f"{changed}: damaged: its bytes are not those of manifest.json",
+            f"{strange}: not in manifest.json",
+            f"{text}: damaged: its bytes are not those of manifest.json",
+        )
+    )
+    shutil.rmtree(copy.at("exports", "blip", "_sha256"))  # as former versions left it
+    faults = [str(fault).split(". ")[0] for fault in verify(copy)]
+    assert f"{lost.parent}: damaged: its bytes are not those of manifest.json" in faults
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_an_export_stands_until_its_successor_does(
+    place, done, tmp_path, monkeypatch, can_exchange
+):
+    run, _ = done
+    if not can_exchange:
+        monkeypatch.setattr(successor, "_renameat2", lambda: None)
+    made = manifest(place, tmp_path / "run", llava={"format": "llava"})
+    shutil.copytree(run.path, made.run)
+    again = Run(made.run)
+    os.rename(again.at("curated"), tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", again.at("curated"))  # a folder on another disk
+    before = again.digests("curated")
+    other = manifest(place, made.run, llava={"format": "blip"})
+    other.stages["export"] = dataclasses.replace(other.stages["export"], shard_size=9)
+    shown = io.StringIO()
+    with Session(other, workers=2, progress=Progress(Console(file=shown, width=400))) as session:
+        for stop in (2, 5):  # among the counted shards, and among those written
+            session.runner.progress.advance = stop_after(stop)
+            with pytest.raises(KeyboardInterrupt):
+                session.runner.stage("export")
+            assert again.digests("curated") == before and list(verify(again)) == []
+        del session.runner.progress.advance
+        session.export()
+    assert list(verify(again)) == []
+    assert again.names("exports") == run.names("exports")
+    assert "holds 33 pairs as parquet of other settings or other rows; it stays" in shown.getvalue()
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
+    assert len(again.shards("curated")) < len(run.shards("curated"))
+    assert again.read_json("exports", "llava", "manifest.json")["format"] == "blip"
 
 
 def test_training_reads_the_train_split_of_parquet_alone(done):

@@ -506,8 +506,10 @@ def test_decisions_on_object_storage_are_checked():
 def test_what_is_removed_on_object_storage_is_told_by_its_url(tmp_path):
     made, shown = manifest(tmp_path, "memory://dropped"), io.StringIO()
     with Session(made, progress=Progress(Console(file=shown, width=200))) as session:
-        assert session.runner.drop(session.runner.run.damaged("changed", "curated", "x.parquet"))
-    assert "memory:///dropped/curated/x.parquet is damaged; it is removed" in shown.getvalue()
+        run = session.runner.run
+        assert session.runner.drop(run.damaged("changed", "annotations", "clean-1", "x.parquet"))
+    told = "memory:///dropped/annotations/clean-1/x.parquet is damaged; it is removed"
+    assert told in shown.getvalue()
 
 
 def test_a_uid_that_is_none_is_told(copy):
@@ -555,8 +557,8 @@ def test_what_is_made_anew_as_a_whole_is_removed_as_a_whole_and_once(tmp_path):
     for parts, left in (
         (("annotations", "dedup-1", "summary-2", "parts-3", "bins.json"), "00000.parquet"),
         (("annotations", "dedup-1", "summary-2", "00001.parquet"), "00000.parquet"),
-        (("exports", "llava", "images", "00000", "x.jpg"), None),
-        (("curated", "manifest.json"), None),
+        (("exports", "former", "images", "00000", "x.jpg"), None),
+        (("curated.partial", "_layout.json"), None),
     ):
         keep = (*parts[:3], "00000.parquet") if left else ("exports", "blip", "a.json")
         run.write(b"x", *parts)
@@ -565,7 +567,12 @@ def test_what_is_made_anew_as_a_whole_is_removed_as_a_whole_and_once(tmp_path):
             assert session.runner.drop(run.damaged("changed", *parts))
             assert not run.exists(*parts) and run.exists(*keep)
             assert not session.runner.drop(run.damaged("changed", *parts))
-    assert not run.exists("exports", "llava") and not run.exists("curated")
+    assert not run.exists("exports", "former") and not run.exists("curated.partial")
+    for parts in (("exports", "llava", "train.json"), ("curated", "manifest.json")):
+        run.write(b"x", *parts)  # an export of the manifest stays until its successor is there
+        with Session(made, progress=Progress(Console(quiet=True))) as session:
+            assert session.runner.drop(run.damaged("changed", *parts)) and run.exists(*parts)
+            assert not session.runner.drop(run.damaged("changed", *parts))
     with Session(made, progress=Progress(Console(quiet=True))) as session:
         assert not session.runner.drop(run.damaged("changed", "pool", "00000.parquet"))
 
