@@ -40,6 +40,7 @@ from pipeline.storage.records import (
     content_of,
 )
 from pipeline.storage.run import ABLATION, Run
+from pipeline.storage.successor import replacing
 from stages.clean import CleanStage
 from stages.export import ExportStage
 from stages.filter import FilterConfig, FilterStage
@@ -88,8 +89,9 @@ def write(
     facts["notes"] = [dataclasses.asdict(note) for note in health.notes(facts)]
     record = run.find_record(RunRecord, "run.json")
     page = render(facts, plan, _gallery(results, names, totals), training, record, ablation)
-    run.write_json(facts, "report", "report.json")
-    run.write(with_checksum_page(page), "report", "index.html")
+    with replacing(run, "report", keep="compare.*") as folder:
+        run.write_json(facts, folder, "report.json")
+        run.write(with_checksum_page(page), folder, "index.html")
 
 
 def measured_by(plan: Plan, funnel: Mapping[str, Any]) -> list[str]:

@@ -19,16 +19,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import functools
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline.storage.records import ExportRecord
 from pipeline.storage.run import FORMER, Run, sync
 
-__all__ = ["Successor", "put_in_place", "standing"]
+__all__ = ["Successor", "put_in_place", "replacing", "standing"]
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -100,6 +101,30 @@ class Successor:
         for name in self.run.names(*self.folder):
             if name not in keep:
                 self.run.remove(*self.folder, name)
+
+
+@contextlib.contextmanager
+def replacing(run: Run, folder: str, *, keep: str) -> Iterator[str]:
+    """Give a folder in which the files of another are written anew; it takes its place at the end.
+
+    On object storage it is that folder itself, and files replace each other one by one.
+
+    Args:
+        run: The run.
+        folder: The folder, by its name in the run.
+        keep: A pattern of the names of files that stay.
+    """
+    if not run.is_local:
+        yield folder
+        return
+    new, old = run.at(f"{folder}.partial"), run.at(folder)
+    _remove(new)
+    os.makedirs(new)
+    yield f"{folder}.partial"
+    for name in fnmatch.filter(run.names(folder), keep):
+        shutil.copy2(os.path.join(old, name), os.path.join(new, name))
+    put_in_place(new, old)
+    _remove(new)
 
 
 def put_in_place(new: str, old: str) -> None:

@@ -10,7 +10,7 @@ from pipeline.storage import run as runs
 from pipeline.storage import successor
 from pipeline.storage.records import ExportRecord
 from pipeline.storage.run import Run
-from pipeline.storage.successor import Successor, put_in_place, standing
+from pipeline.storage.successor import Successor, put_in_place, replacing, standing
 
 
 class Killed(BaseException):
@@ -128,3 +128,17 @@ def test_a_folder_on_another_disk_is_replaced_there(tmp_path):
     assert found(run, ("curated",)) == "new" and os.path.islink(run.at("curated"))
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "run"]
     assert os.listdir(run.path) == ["curated"]
+
+
+def test_files_are_replaced_together_and_some_stay(run):
+    for number in "12":
+        run.write(b"kept", "report", "compare.html")
+        with replacing(run, "report", keep="compare.*") as folder:
+            for name in ("index.html", "report.json"):
+                run.write(number.encode(), folder, name)
+        assert run.names("report") == ["compare.html", "index.html", "report.json"]
+        assert run.read("report", "index.html") == run.read("report", "report.json")
+    with pytest.raises(Killed), replacing(run, "report", keep="compare.*") as folder:
+        run.write(b"3", folder, "other.html")
+        raise Killed
+    assert run.read("report", "index.html") == b"2"
