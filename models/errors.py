@@ -12,6 +12,7 @@
       IncompleteError        1  an earlier stage is not finished
       RunBusyError           1  another process works on the run
       StageError             1  a stage or a training failed; or the status of its cause
+      ClusterError           1  Ray does not start, or cannot be reached
       WorkerPoolError        1  workers cannot go on
       StageUnavailableError  1  the model or the server of a stage is missing or has changed
       ShardError             1
@@ -29,6 +30,7 @@ __all__ = [
     "BrokenStageError",
     "CapfiltError",
     "ChecksumError",
+    "ClusterError",
     "ConservationError",
     "ContractError",
     "DamagedError",
@@ -127,6 +129,10 @@ class StageError(CapfiltError, RuntimeError):
         super().__init__(message)
         if isinstance(cause, CapfiltError):
             self.exit_status = cause.exit_status
+
+
+class ClusterError(CapfiltError, RuntimeError):
+    """Ray does not start, or a cluster cannot be reached; nothing of the run has changed."""
 
 
 class WorkerPoolError(CapfiltError, RuntimeError):

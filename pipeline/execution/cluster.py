@@ -8,16 +8,14 @@ from typing import Any
 
 import ray
 
-from pipeline.execution import logs, signals
+from models.errors import ClusterError
+from pipeline.execution import logs, ray_start, signals
 from stages.base import Resources
 
 __all__ = ["ROOM_SECONDS", "Cluster"]
 
 ROOM_SECONDS = 1800.0
 """Seconds without room for any worker after which a stage gives up."""
-
-START_TRIES = 3
-"""How often Ray is started: it gives itself 30 s, which a busy machine can exceed."""
 
 
 class Cluster:
@@ -44,9 +42,14 @@ class Cluster:
         self.room_seconds = ROOM_SECONDS
         self.working_dir = working_dir
         self._started = False
+        self._folder: str | None = None
 
     def start(self) -> None:
-        """Connect to Ray, once. A Ray that this process has started elsewhere is shared."""
+        """Connect to Ray, once. A Ray that this process has started elsewhere is shared.
+
+        Raises:
+            ClusterError: Ray does not start, or the cluster cannot be reached.
+        """
         if self._started or ray.is_initialized():
             return
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -61,27 +64,28 @@ class Cluster:
         if self.working_dir is not None:
             shipped = {"working_dir": self.working_dir, "excludes": [".git", ".venv", "runs"]}
             options["runtime_env"] = options.get("runtime_env", {}) | shipped
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        options |= quiet | {"configure_logging": False}
         with signals.sigterm_kept():
-            for tries_left in reversed(range(START_TRIES)):
+            if self.address == "local":
+                self._folder = ray_start.make_folder()
                 try:
-                    ray.init(
-                        address=self.address,
-                        logging_level=logging.ERROR,
-                        log_to_driver=False,
-                        configure_logging=False,
-                        **options,
-                    )
-                    break
-                except Exception as error:  # Ray has no class for it
-                    if not tries_left or "timed out during startup" not in str(error):
-                        raise
+                    ray_start.start(self._folder, **options)
+                except ClusterError:
+                    self.stop()
+                    raise
+            else:
+                ray_start.connect(self.address, **options)
         self._started = True
 
     def stop(self) -> None:
-        """Disconnect from the Ray that `start` connected to."""
+        """Disconnect from the Ray that `start` connected to, and remove its folder."""
         if self._started:
             ray.shutdown()
             self._started = False
+        if self._folder is not None:
+            ray_start.remove_folder(self._folder)
+            self._folder = None
 
     @property
     def can_grow(self) -> bool:

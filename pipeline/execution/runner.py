@@ -159,6 +159,8 @@ class Runner:
         work = before.work
         if not is_measured:
             missing = self._missing(name, shards)
+            if missing and name != ReviewStage.name:
+                self.cluster.start()  # before anything changes: it may fail
             if name == DownloadStage.name and missing and self.run.names("annotations"):
                 retries.record_replaced(self.run, missing)
             results = self._map(name, missing)
@@ -204,6 +206,7 @@ class Runner:
         if not failed:
             self.progress.say(f"download   no row failed with {', '.join(reasons)}")
             return
+        self.cluster.start()  # before anything changes: it may fail
         retries.record_retry(self.run, reasons, rows)
         results = self._map(name, list(failed), retry=tuple(reasons))
         still = sum(sum(result["reasons"].values()) for result in results)
@@ -354,6 +357,7 @@ class Runner:
         """Make the summary of a global stage, if it is not made for the rows that reach it now."""
         if self._is_summarized(name):
             return
+        self.cluster.start()  # before anything changes: it may fail
         folder = self.plan.summary_folder(name)
         self.run.remove(*folder, "_summary.json")  # its record goes first, as it says it is whole
         reached, started = self._reached(name), time.perf_counter()
@@ -401,6 +405,7 @@ class Runner:
             if self.run.find_record(ExportStateRecord, *at, damaged_ok=True):
                 successor.discard()
                 return
+        self.cluster.start()  # before anything changes: it may fail
         if before and before.decision != key:
             self.progress.say(f"{name:<10} {_replaced(self.run.url(*folder), before)}")
         at = successor.parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import signal
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from models.errors import DamagedError, InputError, StageError
+from models.errors import ClusterError, DamagedError, InputError, StageError
 from models.objectives.config import ObjectiveConfig
 from models.weights import check_files
 from pipeline.execution import logs
@@ -112,7 +113,14 @@ class Session:
                     except ValueError as error:
                         raise InputError(f"{name}.{role}: {error}") from None
             config.measurement()  # looks up the revision of its model
+        former = self.runner.run.read("run.json") if self.runner.run.exists("run.json") else None
+        self._exits.push(functools.partial(self._put_back, former))
         self.runner.record(names, first)
+
+    def _put_back(self, former: bytes | None, *raised: Any) -> None:
+        """Put run.json back as it was, where Ray did not start and so nothing has been done."""
+        if isinstance(raised[1], ClusterError) and former is not None:
+            self.runner.run.write(former, "run.json")
 
     def outline(self, until: str | None = None) -> list[str]:
         """List what `run` would do, in order, a line each."""

@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 from helpers import fakes
 
-from pipeline.execution.cluster import Cluster
 from pipeline.results.verify import verify
 from pipeline.storage.run import Run
 
@@ -170,19 +168,3 @@ def test_nodes_die_and_join_and_the_export_is_that_of_one_machine(tmp_path, monk
     assert digests(far) == digests(near)
     assert list(verify(far)) == []
     assert json.loads((tmp_path / "far/run.json").read_text())["machine"]["cpus"] == os.cpu_count()
-
-
-def test_ray_is_started_again_where_the_machine_is_too_busy_for_it(monkeypatch):
-    errors = [Exception("The current node timed out during startup. This could happen because")]
-
-    def start(**options):
-        if errors:
-            raise errors.pop()
-
-    monkeypatch.setattr(ray, "init", start)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    Cluster(workers=1).start()
-    assert not errors
-    errors.append(ConnectionError("no such cluster"))
-    with pytest.raises(ConnectionError, match="no such cluster"):
-        Cluster("127.0.0.1:1").start()
