@@ -188,6 +188,7 @@ class Run:
             InputError: The export is not finished, or not in Parquet.
         """
         from pipeline.storage.records import ExportRecord
+        from pipeline.storage.successor import standing
 
         run = self._results.run
         folder = ("curated",) if export == "curated" else ("exports", export)
@@ -205,7 +206,7 @@ class Run:
 
         def tables() -> Iterator[pa.Table]:
             for shard in shards:
-                yield run.read_table(*folder, f"{shard}.parquet")
+                yield run.read_table(*standing(run, *folder), f"{shard}.parquet")
 
         return Rows(tables)
 

@@ -16,6 +16,7 @@ from pipeline.results import retries
 from pipeline.results.verdicts import Results
 from pipeline.storage.records import ExportRecord
 from pipeline.storage.run import Run
+from pipeline.storage.successor import standing
 from stages.export import ExportStage
 
 __all__ = ["HubFile", "files_to_push", "push"]
@@ -63,7 +64,7 @@ def files_to_push(results: Results, repo: str, export: str = "curated") -> list[
     if export not in names:
         known = ", ".join(names) or "none"
         raise InputError(f"{run.root}: no export {export!r}; the manifest has {known}")
-    folder = plan.folder(names[export])
+    folder = standing(run, *plan.folder(names[export]))
     record = run.find_record(ExportRecord, *folder, "manifest.json")
     if record is None:
         raise IncompleteError(f"{run.url(*folder)}: the export is not finished; `capfilt run` it")
