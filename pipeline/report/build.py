@@ -132,6 +132,8 @@ def facts_of(
         "output": {
             "rows": totals.kept,
             "images": exported.images if exported else None,
+            "human_images": _human_images(exported),
+            "further": totals.further,
             "pairs": {
                 source: exported.pairs[source]
                 for source in ("web", "synthetic", "fused", "human")
@@ -181,6 +183,13 @@ def facts_of(
         "intervals": _intervals(models),
         "rounds": _rounds(results),
     }
+
+
+def _human_images(exported: ExportRecord | None) -> int | None:
+    """The images of an export that come from human pairs, and not from the list."""
+    if exported is None:
+        return None
+    return sum(file.images for file in exported.files if set(file.pairs) == {"human"})
 
 
 def _models(plan: Plan) -> list[dict[str, str]]:
@@ -256,14 +265,20 @@ def _hosts(totals: Survey) -> list[dict[str, Any]]:
 
 
 def _languages(totals: Survey) -> list[dict[str, Any]]:
+    """The most frequent languages, and the sum of all others."""
     rows: Counter[str] = Counter()
     for (language, _), number in totals.languages.items():
         rows[language] += number
     ordered = sorted(rows.items(), key=lambda entry: (-entry[1], entry[0]))
-    return [
+    entries = [
         {"language": language, "rows": number, "kept": totals.languages[language, True]}
-        for language, number in ordered[:MOST_LANGUAGES]
+        for language, number in ordered
     ]
+    shown, others = entries[:MOST_LANGUAGES], entries[MOST_LANGUAGES:]
+    if others:
+        rest = {key: sum(entry[key] for entry in others) for key in ("rows", "kept")}
+        shown.append({"language": f"{len(others)} others", **rest})
+    return shown
 
 
 def _rules(totals: Survey) -> list[dict[str, Any]]:

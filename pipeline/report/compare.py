@@ -8,7 +8,7 @@ import json
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.report.build import facts_of, lines_of, measured_by
 from pipeline.report.examples import Example, examples
 from pipeline.report.figures import DISTRIBUTIONS, Figure, distribution, points
 from pipeline.report.histogram import Histogram
-from pipeline.report.layout import environment, policy
+from pipeline.report.layout import environment, metric, policy
 from pipeline.report.plots import curves
 from pipeline.report.survey import CELLS, survey
 from pipeline.results.funnel import funnel
@@ -81,11 +81,16 @@ class Line:
     label: str
     before: Any
     after: Any
+    moved: str = ""
+    """Of the rows of a reason: which verdict most of those have that left it, or joined it."""
 
     @property
     def is_same(self) -> bool:
-        """Whether both runs have the same value."""
-        return bool(self.before == self.after)
+        """Whether both runs have the same value, or values that read the same."""
+        is_float = isinstance(self.before, float) and isinstance(self.after, float)
+        return bool(
+            self.before == self.after or (is_float and metric(self.before) == metric(self.after))
+        )
 
     @property
     def change(self) -> float | int | None:
@@ -134,7 +139,7 @@ def write(before: Results, after: Results, out: str | None = None) -> tuple[str,
         "names": names,
         "counts": counts,
         "settings": [line for line in _paired(*map(_settings, sides)) if not line.is_same],
-        "funnel": dict(_funnel(*sides)),
+        "funnel": dict(_funnel(*sides, changes)),
         "captions": {
             source: _paired(*(_captions(side, source) for side in sides)) for source in SOURCES
         },
@@ -323,8 +328,13 @@ def _setting_text(value: Any, root: str) -> str:
     return str(value).replace(root, "RUN")
 
 
-def _funnel(before: Side, after: Side) -> Iterator[tuple[str, list[Line]]]:
-    """The counts of each stage: rows, kept, and each reason."""
+def _funnel(
+    before: Side, after: Side, changes: Sequence[Change]
+) -> Iterator[tuple[str, list[Line]]]:
+    """The counts of each stage: rows, kept, and each reason, with what became of its rows.
+
+    A row has the first reason that applies, so a rule that rejects more takes rows from others.
+    """
     old, new = (
         {stage["name"]: stage for stage in side.facts["stages"]} for side in (before, after)
     )
@@ -337,10 +347,18 @@ def _funnel(before: Side, after: Side) -> Iterator[tuple[str, list[Line]]]:
                     label=label,
                     before=first.get(label, 0) if first else None,
                     after=second.get(label, 0) if second else None,
+                    moved=_moved(f"{name}: {label}".replace("_", " "), changes),
                 )
                 for label in dict.fromkeys((*first, *second))
             ],
         )
+
+
+def _moved(verdict: str, changes: Sequence[Change]) -> str:
+    """Where most rows went that have lost a verdict, and whence those came that have it now."""
+    went = next((f"{c.rows:,} now {c.after}" for c in changes if c.before == verdict), None)
+    came = next((f"{c.rows:,} before {c.before}" for c in changes if c.after == verdict), None)
+    return ", ".join(filter(None, (went, came)))
 
 
 def _outcomes(stage: Mapping[str, Any] | None) -> dict[str, int]:

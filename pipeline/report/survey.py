@@ -152,6 +152,7 @@ class Survey:
         kept: Rows that no stage rejected.
         web: The web captions.
         synthetic: The synthetic captions.
+        further: Captions of copies that kept images took over, themselves kept.
         prompts: The synthetic captions of each named prompt, by its name.
         failures: Number of captions that could not be obtained, by reason.
         sides: Shorter sides of the original images, in log2 of pixels, all and kept.
@@ -176,6 +177,7 @@ class Survey:
     kept: int = 0
     web: Texts = field(default_factory=Texts)
     synthetic: Texts = field(default_factory=Texts)
+    further: int = 0
     prompts: dict[str, PromptTexts] = field(default_factory=lambda: defaultdict(PromptTexts))
     failures: Counter[str] = field(default_factory=Counter)
     sides: Histogram = field(default_factory=lambda: Histogram.empty(SIDES, "found", "kept"))
@@ -330,6 +332,7 @@ class _Shard:
         totals.synthetic.total += len(texts)
         totals.synthetic.words.add("found", _num_words(texts))
         self._prompts(totals, fate)
+        totals.further += self._further_kept()
         ordinals: Ranks = np.arange(len(parents), dtype=np.uint64)
         for source, values, ranks, reached, passed, alive in (
             (
@@ -378,6 +381,17 @@ class _Shard:
         elif written is not None:
             captioned = live & self.verdicts.measured[CaptionStage.name]
             self._offer(totals.shown["both"], np.flatnonzero(captioned))
+
+    def _further_kept(self) -> int:
+        """The number of captions of copies that export writes for the rows of the shard."""
+        if (deduped := self.tables.get(DedupStage.name)) is None:
+            return 0
+        texts, rows = _flat(deduped["further_captions"])
+        kept = self.verdicts.live[rows] & self._left(texts, rows)
+        if (scored := self._measured(FilterStage.name)) is not None:
+            flags, inside = _bools(_flat(self._keeps["keep_further"])[0]), scored[1][rows]
+            kept[inside] &= flags if len(flags) == inside.sum() else False  # none is scored
+        return int(kept.sum())
 
     def _prompts(self, totals: Survey, fate: _Fate) -> None:
         """Count the synthetic captions of each prompt, and the captions that failed."""

@@ -64,7 +64,9 @@ def test_settings_counts_and_changes_stand_on_the_page(runs, written):
     text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", written[2])).split())
     assert "clean.min_words 3 8" in text
     assert "filter.min_itm 0.5 0.65" in text
-    assert "too few words 0 4 +4" in text
+    assert "too few words 0 4 +4 " in text
+    moved = re.search(r"too few words 0 4 \+4 (\d+) before ([a-z ]+)", text)
+    assert moved and 0 < int(moved[1]) <= 4
     assert "kept with web captions \u2192 filter: unmatched" in text
     assert "kept with web and synthetic captions \u2192 kept with synthetic captions" in text
     changes = re.findall(r'<details class="card change".*?</details>', written[2], re.S)
@@ -129,7 +131,9 @@ def test_the_facts_lie_beside_the_page_as_json(runs, written, tmp_path):
     with open(f"{path.removesuffix('.html')}.json", encoding="utf-8") as file:
         facts = json.load(file)
     assert facts["counts"] == counts and facts["names"] == ["loose", "strict"]
-    assert {"label": "filter.min_itm", "before": "0.5", "after": "0.65"} in facts["settings"]
+    assert {**{"label": "filter.min_itm", "before": "0.5", "after": "0.65", "moved": ""}} in facts[
+        "settings"
+    ]
     assert sum(change["rows"] for change in facts["changes"]) == counts["changed"]
     assert [line["label"] for line in facts["funnel"]["filter"]][:2] == ["rows", "kept"]
     assert facts["histograms"]["strict"]["web_itm"]["edges"][0] == 0
@@ -152,3 +156,9 @@ def test_a_browser_shows_it_and_asks_for_nothing(written, tmp_path, width, dark)
         assert browser.requests == [f"file://{written[0]}"]
         assert browser.complaints == []
         assert browser.picture_of_all(tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_numbers_that_read_the_same_are_the_same():
+    assert compare.Line(label="x", before=0.12341, after=0.12342).is_same
+    assert not compare.Line(label="x", before=0.1, after=0.2).is_same
+    assert not compare.Line(label="x", before=1, after=2).is_same
