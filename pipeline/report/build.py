@@ -270,7 +270,7 @@ def _languages(totals: Survey) -> list[dict[str, Any]]:
     for (language, _), number in totals.languages.items():
         rows[language] += number
     ordered = sorted(rows.items(), key=lambda entry: (-entry[1], entry[0]))
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"language": language, "rows": number, "kept": totals.languages[language, True]}
         for language, number in ordered
     ]
