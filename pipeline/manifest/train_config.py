@@ -97,7 +97,8 @@ class TrainConfig:
             one for each worker. Trainings that differ only in `workers` give the same model.
         shuffle_buffer: Images of a stream that are held in memory and shuffled.
         threads: Torch's threads on a CPU; 0 does not change their number.
-        loaders: Threads that decode images ahead of the training.
+        loaders: Processes that decode images ahead of the training; 0 decodes in between. The
+            order and the images are the same. Twice `shuffle_buffer` images are then in memory.
         seed: The seed of weights, order, captions, views and negatives.
         checkpoint_every: Steps between checkpoints; 0 writes none.
         sample_every: Steps between captions that the model writes for the log; 0 writes none.

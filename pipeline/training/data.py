@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +19,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.errors import ChecksumError, DamagedError
@@ -50,6 +53,12 @@ logger = logging.getLogger(__name__)
 
 LINES_A_UNIT = 1000
 SHUFFLE_BUFFER = 10_000
+
+READERS = 16
+"""Files that are opened at once when a training starts."""
+
+CAPTION_LENGTH = 4
+"""A text of so many characters that has a letter or a digit is a caption, and not `nan`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +109,9 @@ class RowGroup:
     def __init__(self, path: str, index: int, file: pq.ParquetFile) -> None:
         self.path = path
         self.index = index
-        names = file.schema_arrow.names
-        image = column(file.schema_arrow) or ""
+        schema = file.schema_arrow
+        names = schema.names
+        image = column(schema) or ""
         self.image = image.split(".")[0]
         self.texts = [name for name in CAPTION_COLUMNS if name in names]
         missing = ["image"] * (not image) + ["caption"] * (not self.texts)
@@ -112,10 +122,18 @@ class RowGroup:
                 "optionally uid"
             )
         self.columns = [name for name in ("uid", *self.texts) if name in names]
-        narrow = file.read_row_group(index, columns=self.columns).to_pylist()
-        self.num_images = len(
-            {row.get("uid", i) for i, row in enumerate(narrow) if self._captions(row)}
-        )
+        narrow = file.read_row_group(index, columns=self.columns)
+        self.num_images = self._count(narrow)
+
+    def _count(self, narrow: pa.Table) -> int:
+        """The images with a caption, without a look at each row where every row surely has one."""
+        if any(map(_all_are_captions, narrow.select(self.texts).columns)):
+            if "uid" not in self.columns:
+                return narrow.num_rows
+            if not narrow["uid"].null_count:
+                return int(pc.count_distinct(narrow["uid"]).as_py())
+        rows = enumerate(narrow.to_pylist())
+        return len({row.get("uid", i) for i, row in rows if self._captions(row)})
 
     def _captions(self, row: dict[str, Any]) -> tuple[str, ...]:
         return first_nonempty(*(captions_of(row[name]) for name in self.texts)).texts
@@ -165,6 +183,18 @@ class Entries:
     def captions(self) -> Iterator[Sequence[str]]:
         """The texts of each sample."""
         yield from (sample.captions for sample in self.samples)
+
+
+def _all_are_captions(texts: pa.ChunkedArray) -> bool:
+    """Whether every text of a column is surely a caption; false says nothing."""
+    if texts.type not in (pa.string(), pa.large_string()) or texts.null_count or not len(texts):
+        return False
+    lengths = pc.utf8_length(pc.utf8_trim_whitespace(texts))
+    if pc.min(lengths).as_py() < CAPTION_LENGTH:
+        return False
+    # The pattern of all scripts takes ten times as long.
+    patterns = ("[0-9A-Za-z]", r"[\pL\pN]")
+    return any(pc.all(pc.match_substring_regex(texts, one)).as_py() for one in patterns)
 
 
 def read_json(path: str, images: str | None = None) -> list[Sample]:
@@ -365,7 +395,10 @@ class Pairs:
         self.sizes: dict[Source, int] = {}
         self.units: list[Placed] = []
         for source, files in self.files.items():
-            units = [unit for file in files for unit in units_of(file, source.images)]
+            # Most of the time of many small files is waiting for the storage.
+            with ThreadPoolExecutor(READERS) as threads:
+                read = threads.map(units_of, files, itertools.repeat(source.images))
+                units = [unit for some in read for unit in some]
             self.sizes[source] = size = sum(unit.num_images for unit in units)
             first = 0
             for unit in units:
@@ -426,7 +459,9 @@ class Pairs:
         for unit in units:
             yield from unit.captions()
 
-    def examples(self, position: Position | None = None) -> Iterator[tuple[Example, Position]]:
+    def examples(
+        self, position: Position | None = None, *, read_ahead: bool = False
+    ) -> Iterator[tuple[Example, Position]]:
         """Yield examples from a position on without end, each with the position after it.
 
         Raises:
@@ -442,14 +477,13 @@ class Pairs:
                     f"train.data: stream {self.stream} of {self.num_streams} gets no data; write "
                     f"smaller shards or train with fewer train.workers"
                 )
-            for number in range(at.block, len(blocks)):
-                samples = _load(blocks[number])
+            for number, loaded in _loaded(blocks, at.block, read_ahead):
                 order = random.Random(seed_of(self.seed, "order", at.epoch, self.stream, number))
-                order.shuffle(samples)
+                order.shuffle(loaded)
                 first = at.offset if number == at.block else 0
-                for offset in range(first, len(samples)):
+                for offset in range(first, len(loaded)):
                     yield (
-                        self._example(samples[offset], at.epoch),
+                        self._example(loaded[offset], at.epoch),
                         Position(epoch=at.epoch, block=number, offset=offset + 1),
                     )
             at = Position(epoch=at.epoch + 1)
@@ -497,6 +531,21 @@ def _together(fingerprints: Sequence[str]) -> str:
 
 def _size(block: list[tuple[Unit, npt.NDArray[np.bool_]]]) -> int:
     return sum(int(is_met.sum()) for _, is_met in block)
+
+
+def _loaded(
+    blocks: Sequence[list[tuple[Unit, npt.NDArray[np.bool_]]]], first: int, read_ahead: bool
+) -> Iterator[tuple[int, list[Sample]]]:
+    """The samples of each block from the first on; the next is read meanwhile if asked."""
+    if not read_ahead:
+        yield from ((number, _load(blocks[number])) for number in range(first, len(blocks)))
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = [thread.submit(_load, block) for block in blocks[first : first + 1]]
+        for number in range(first, len(blocks)):
+            samples = coming.pop().result()
+            coming = [thread.submit(_load, block) for block in blocks[number + 1 : number + 2]]
+            yield number, samples
 
 
 def _load(block: list[tuple[Unit, npt.NDArray[np.bool_]]]) -> list[Sample]:

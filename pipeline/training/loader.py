@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import dataclasses
 import itertools
-import logging
 import random
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from models.image.augmentation import View
-from models.image.decode import ImageError, open_rgb
 from models.objectives.base import Objective
 from models.objectives.batch import Batch
 from models.random import seed_of
 from models.text.near_misses import NearMisses, Vocabulary, words_of
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.data import Example, Pairs, Position
+from pipeline.training.decoding import CACHE_BYTES, Decoder, Decoders, Views
 
 __all__ = ["Loaded", "ahead", "make_batches", "near_misses_of"]
 
-logger = logging.getLogger(__name__)
-
-CACHE_BYTES = 1 << 30
-"""Bytes of decoded images that are cached; images that do not fit are decoded every time."""
+BATCHES_AHEAD = 2
+"""Batches of a stream that processes decode ahead of the training."""
 
 VOCABULARY_IMAGES = 20_000
 """Images whose texts provide the vocabulary of near misses."""
-
-Views = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +38,8 @@ class Loaded:
     """A batch of a rank.
 
     Attributes:
-        batch: The pairs, in the order of the rank's streams.
+        batch: The pairs, in the order of the rank's streams. Its pixels are still uint8
+            (n, size, size, 3), a quarter of what they are on the device; see `on`.
         captions: The prepared texts that were tokenized.
         positions: The position of each stream after the batch.
         unreadable: Number of images skipped for this batch because they cannot be opened.
@@ -53,6 +49,14 @@ class Loaded:
     captions: tuple[str, ...]
     positions: tuple[Position, ...]
     unreadable: int
+
+    def on(self, device: torch.device, objective: Objective) -> Batch:
+        """The batch on a device, with its images normalised there."""
+        batch = self.batch
+        if device.type == "cuda":
+            batch = batch.pin_memory()
+        batch = batch.to(device)
+        return dataclasses.replace(batch, pixels=objective.normalize(batch.pixels))
 
 
 @dataclass(frozen=True)
@@ -65,36 +69,61 @@ class Share:
     unreadable: int
 
 
-class Decoder:
-    """Decodes and augments images, and caches up to `CACHE_BYTES` of decoded images."""
+class _Ahead:
+    """The examples of a stream with their views, some of them decoded ahead.
 
-    def __init__(self, config: TrainConfig) -> None:
-        objective = config.objective
-        self.view = View(
-            size=objective.image_size,
-            augment=objective.augment,
-            crop_scale=objective.crop_scale,
-            magnitude=objective.magnitude,
-        )
+    Args:
+        config: The config of the training.
+        pairs: The stream.
+        position: Where it continues.
+        decoders: Processes that decode; None decodes each example when it is asked for.
+        decode: Decodes without such processes.
+        number: Examples that are decoded ahead.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        pairs: Pairs,
+        position: Position,
+        decoders: Decoders | None,
+        decode: Decoder,
+        number: int,
+    ) -> None:
         self.seed = config.seed
-        self.room = CACHE_BYTES
-        self.kept: dict[str, Views] = {}
+        self.examples = pairs.examples(position, read_ahead=decoders is not None)
+        self.decoders = decoders
+        self.decode = decode
+        self.number = number
+        self.coming: collections.deque[tuple[Example, Position, Future[Views | None]]]
+        self.coming = collections.deque()
+        self.error: Exception | None = None
 
-    def __call__(self, example: Example) -> Views | None:
-        """The augmented image, uint8 (size, size, 3); None if the image cannot be opened."""
-        pixels = self.kept.get(example.image_id)
-        if pixels is None:
-            least = (2 * self.view.size, 2 * self.view.size)
+    def take(self, number: int) -> list[tuple[Example, Position, Callable[[], Views | None]]]:
+        """The next examples, the position after each, and what waits for its view."""
+        return [self._next() for _ in range(number)]
+
+    def _next(self) -> tuple[Example, Position, Callable[[], Views | None]]:
+        if self.decoders is None:
+            example, at = next(self.examples)
+            seed = self._seed(example)
+            return example, at, lambda: self.decode(example.image, seed, example.image_id)
+        while self.error is None and len(self.coming) < self.number:
             try:
-                pixels = np.asarray(open_rgb(example.image, min_size=least))
-            except ImageError as error:
-                logger.debug("%s: %s", example.image_id, error)
-                return None
-            if pixels.nbytes <= self.room:
-                self.room -= pixels.nbytes
-                self.kept[example.image_id] = pixels
-        rng = random.Random(seed_of(self.seed, "view", example.epoch, example.image_id))
-        return self.view(Image.fromarray(pixels), rng)
+                example, at = next(self.examples)
+            except Exception as error:  # in its turn, as it would be without reading ahead
+                self.error = error
+                break
+            self.coming.append(
+                (example, at, self.decoders.submit(example.image, self._seed(example)))
+            )
+        if not self.coming and self.error is not None:
+            raise self.error
+        example, at, future = self.coming.popleft()
+        return example, at, future.result
+
+    def _seed(self, example: Example) -> int:
+        return seed_of(self.seed, "view", example.epoch, example.image_id)
 
 
 def make_batches(
@@ -109,19 +138,29 @@ def make_batches(
     Args:
         config: The config of the training.
         streams: The streams of this rank.
-        objective: Prepares and tokenizes the texts, and normalises the images.
+        objective: Prepares and tokenizes the texts.
         positions: The position from which each stream continues.
         near_misses: Makes near misses, if the objective uses them.
 
     Raises:
         ValueError: An epoch of a stream has too few readable images for a share.
     """
-    decode = Decoder(config)
+    objective_config = config.objective
+    view = View(
+        size=objective_config.image_size,
+        augment=objective_config.augment,
+        crop_scale=objective_config.crop_scale,
+        magnitude=objective_config.magnitude,
+    )
+    decode = Decoder(view, CACHE_BYTES)
     number = config.objective.batch_size // config.streams
-    with ThreadPoolExecutor(max(1, config.loaders)) as pool:
-        each = pool.map if config.loaders else map
+    ahead = max(BATCHES_AHEAD * number, 4 * config.loaders)
+    with contextlib.ExitStack() as opened:
+        decoders = opened.enter_context(Decoders(view, config.loaders)) if config.loaders else None
         shares = [
-            _shares(pairs, position, number, lambda some: each(decode, some))
+            _shares(
+                _Ahead(config, pairs, position, decoders, decode, ahead), pairs, position, number
+            )
             for pairs, position in zip(streams, positions, strict=True)
         ]
         while True:
@@ -132,7 +171,7 @@ def make_batches(
             ids = [seed_of(example.image_id) for example in examples]
             yield Loaded(
                 batch=Batch(
-                    pixels=objective.normalize(torch.from_numpy(np.stack(views))),
+                    pixels=torch.from_numpy(np.stack(views)),
                     tokens=objective.tokenize(captions, config.objective.max_text_tokens),
                     image_ids=torch.tensor(ids),
                     near_misses=None
@@ -163,27 +202,25 @@ def _near_tokens(
     return tokens.view(len(examples), number, -1)
 
 
-def _shares(pairs: Pairs, position: Position, number: int, decode: Any) -> Iterator[Share]:
+def _shares(stream: _Ahead, pairs: Pairs, position: Position, number: int) -> Iterator[Share]:
     """Yield `number` readable examples at a time; the incomplete rest of an epoch is left out."""
-    stream = pairs.examples(position)
     epoch = full_epoch = position.epoch
     examples: list[Example] = []
     views: list[Views] = []
     unreadable = 0
     while True:
-        wanted = [next(stream) for _ in range(number - len(views))]
+        wanted = stream.take(number - len(views))
         position = wanted[-1][1]
         if position.epoch != epoch:
             epoch, examples, views = position.epoch, [], []
-            wanted = [(example, at) for example, at in wanted if example.epoch == epoch]
+            wanted = [one for one in wanted if one[0].epoch == epoch]
         if epoch > full_epoch + pairs.patience:
             raise ValueError(
                 f"train.batch_size needs {number} images of stream {pairs.stream} of "
                 f"{pairs.num_streams}, but an epoch has fewer readable ones: use a smaller one"
             )
-        fresh = [example for example, _ in wanted]
-        for example, view in zip(fresh, decode(fresh), strict=True):
-            if view is None:
+        for example, _, view_of in wanted:
+            if (view := view_of()) is None:
                 unreadable += 1
             else:
                 examples.append(example)

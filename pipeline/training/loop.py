@@ -253,7 +253,7 @@ class _Training:
                 self.positions = list(loaded.positions)
                 self.unreadable += loaded.unreadable
                 lr = self.lr
-                found = self.update(loaded.batch, lr)
+                found = self.update(loaded.on(self.device, self.model), lr)
                 seconds = time.monotonic() - started
                 at.step += 1
                 at.images += self.batch_size
@@ -314,7 +314,7 @@ class _Training:
             The losses, averaged over all ranks, and `grad_norm`.
         """
         config, at = self.config, self.at
-        parts = batch.to(self.device).split(config.accumulate, len(self.streams))
+        parts = batch.split(config.accumulate, len(self.streams))
         values: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
             # Each step has its own seed, so that a resumed training draws the same numbers.

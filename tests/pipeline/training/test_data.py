@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import tarfile
 from collections import Counter
@@ -18,6 +19,7 @@ from pipeline.training.data import (
     Example,
     Pairs,
     Position,
+    RowGroup,
     fingerprint_of,
     fingerprints_of,
     read_folder,
@@ -408,3 +410,27 @@ def test_no_pairs_at_all_are_refused(tmp_path: Path) -> None:
     pq.write_table(schema.empty_table(), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="no pairs in"):
         Pairs(as_sources([str(tmp_path / "x.parquet")]))
+
+
+TEXT = (
+    st.none()
+    | st.text(max_size=6)
+    | st.sampled_from(["nan", " NaN ", "a dog", "犬がいる", "🐕🐕🐕🐕"])
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", None]), TEXT, TEXT), min_size=1, max_size=8))
+def test_images_are_counted_as_each_row_tells(rows: list[tuple[str | None, ...]]) -> None:
+    buffer = io.BytesIO()
+    table = pa.table(
+        {
+            "uid": pa.array([uid for uid, _, _ in rows], pa.string()),
+            "image": [b"x"] * len(rows),
+            "caption": pa.array([text for _, text, _ in rows], pa.string()),
+            "text": pa.array([text for _, _, text in rows], pa.string()),
+        }
+    )
+    pq.write_table(table, buffer)
+    unit = RowGroup("x", 0, pq.ParquetFile(buffer))
+    expected = {row.get("uid", i) for i, row in enumerate(table.to_pylist()) if unit._captions(row)}
+    assert unit.num_images == len(expected)

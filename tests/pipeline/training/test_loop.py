@@ -129,6 +129,7 @@ def test_a_checkpoint_of_other_starting_weights_is_not_taken_up(
         assert train(config, [pairs], tmp_path / "model", stop_at=3).resumed_from == resumed_from
 
 
+@pytest.mark.slow
 def test_loaders_change_nothing_but_the_time(tokenizer: str, pairs: str, tmp_path: Path) -> None:
     for name, loaders in (("none", 0), ("two", 2)):
         config = config_of(tokenizer, loaders=loaders, augment="paper", steps=4)

@@ -1,0 +1,182 @@
+"""Images decoded and augmented for a training: ours beside torch's DataLoader and webdataset.
+
+python -m benchmarks.loader [PHOTOGRAPHS] [--images 3000] [--size 224] [--processes 0 1 2]
+
+PHOTOGRAPHS is a folder of JPEGs, by default flickr8k's of ../shared/data; they are repeated until
+there are so many images. All read the same bytes from the disk: ours from Parquet, webdataset from
+tars, DataLoader from files, each shuffled as it shuffles. All augment with the same code (BLIP's: a
+random crop, a mirror image, RandAugment), decode with the same library and give batches of 64 as
+uint8. `alone` decodes and augments in a plain loop, which is what a core can do. Rates are of the
+images after the first two batches; CPU is that of the process and its children.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import random
+import resource
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import webdataset
+from torch.utils.data import DataLoader, Dataset
+
+from models.image.augmentation import View
+from pipeline.manifest.train_config import TrainConfig, as_sources
+from pipeline.training.data import Pairs, Position
+from pipeline.training.decoding import Decoder
+from pipeline.training.loader import ahead, make_batches
+
+PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared/data/flickr8k/images"
+BATCH = 64
+A_SHARD = 250
+
+
+class Texts:
+    """Stands in for an objective: the texts are no part of the race."""
+
+    def prepare(self, caption: str) -> str:
+        return caption
+
+    def tokenize(self, texts: Any, longest: int) -> torch.Tensor:
+        return torch.zeros(len(texts), 1, dtype=torch.long)
+
+
+class Files(Dataset[torch.Tensor]):
+    """Images in files, for DataLoader."""
+
+    def __init__(self, folder: Path, view: View) -> None:
+        self.files = sorted(folder.glob("*.jpg"))
+        self.decode = Decoder(view)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.decode(self.files[index].read_bytes(), random.getrandbits(60)))
+
+
+def write(folder: Path, photographs: list[bytes], number: int) -> None:
+    """The same images as Parquet, as tars and as files."""
+    for name in ("parquet", "tars", "files"):
+        (folder / name).mkdir()
+    images = list(itertools.islice(itertools.cycle(photographs), number))
+    for shard, first in enumerate(range(0, number, A_SHARD)):
+        some = images[first : first + A_SHARD]
+        rows = [
+            {"uid": f"{first + i:032x}", "image": image, "caption": "a photograph"}
+            for i, image in enumerate(some)
+        ]
+        table = pa.Table.from_pylist(rows)
+        pq.write_table(table, folder / f"parquet/{shard:05d}.parquet", compression="none")
+        with tarfile.open(folder / f"tars/{shard:05d}.tar", "w") as tar:
+            for i, image in enumerate(some):
+                info = tarfile.TarInfo(f"{first + i:08d}.jpg")
+                info.size = len(image)
+                tar.addfile(info, io.BytesIO(image))
+    for i, image in enumerate(images):
+        (folder / f"files/{i:08d}.jpg").write_bytes(image)
+
+
+def ours(folder: Path, view: View, processes: int) -> Iterator[int]:
+    config = TrainConfig.of(
+        objective="captioner",
+        image_size=view.size,
+        crop_scale=view.crop_scale,
+        batch_size=BATCH,
+        loaders=processes,
+        shuffle_buffer=1000,
+    )
+    pairs = Pairs(as_sources([str(folder / "parquet")]), shuffle_buffer=1000)
+    batches = make_batches(config, [pairs], Texts(), [Position()])  # type: ignore[arg-type]
+    for batch in ahead(batches) if processes else batches:
+        yield len(batch.batch.pixels)
+
+
+def data_loader(folder: Path, view: View, processes: int) -> Iterator[int]:
+    files = Files(folder / "files", view)
+    while True:
+        for batch in DataLoader(files, BATCH, shuffle=True, num_workers=processes, drop_last=True):
+            yield len(batch)
+
+
+def tars(folder: Path, view: View, processes: int) -> Iterator[int]:
+    decode = Decoder(view)
+
+    def look(sample: dict[str, Any]) -> tuple[torch.Tensor]:
+        return (torch.from_numpy(decode(sample["jpg"], random.getrandbits(60))),)
+
+    shards = [str(path) for path in sorted((folder / "tars").glob("*.tar"))]
+    data = webdataset.WebDataset(shards, shardshuffle=100, nodesplitter=webdataset.split_by_node)
+    data = data.repeat().shuffle(1000).map(look).batched(BATCH, partial=False)
+    for (batch,) in webdataset.WebLoader(data, batch_size=None, num_workers=processes):
+        yield len(batch)
+
+
+def cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def measure(make: Callable[[], Iterator[int]], number: int) -> dict[str, float]:
+    """Images a second after two batches, and CPU milliseconds an image of all of it."""
+    before = cpu_seconds()
+    batches = make()
+    seen = next(batches) + next(batches)
+    began, counted = time.perf_counter(), 0
+    while counted < number:
+        counted += next(batches)
+    seconds = time.perf_counter() - began
+    batches.close()  # type: ignore[attr-defined]
+    del batches
+    return {
+        "images_per_second": counted / seconds,
+        "cpu_ms": 1000 * (cpu_seconds() - before) / (seen + counted),
+    }
+
+
+def alone(photographs: list[bytes], view: View) -> Iterator[int]:
+    decode = Decoder(view)
+    for i, image in enumerate(itertools.cycle(photographs)):
+        decode(image, i)
+        yield 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photographs", nargs="?", type=Path, default=PHOTOGRAPHS)
+    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--processes", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    view = View(size=options.size, augment="paper", crop_scale=0.5)
+    photographs = [path.read_bytes() for path in sorted(options.photographs.glob("*.jpg"))]
+    print(f"cores {len(os.sched_getaffinity(0))}, {len(photographs)} photographs")
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top)
+        write(folder, photographs, options.images)
+        found = {"alone": measure(lambda: alone(photographs, view), options.images)}
+        for processes in options.processes:
+            for name, run in (("ours", ours), ("DataLoader", data_loader), ("webdataset", tars)):
+                make = lambda run=run, n=processes: run(folder, view, n)  # noqa: E731
+                found[f"{name}, {processes}"] = measure(make, options.images)
+                print(name, processes, json.dumps(found[f"{name}, {processes}"]), flush=True)
+    print("| | images a second | CPU ms an image |\n| --- | ---: | ---: |")
+    for name, one in found.items():
+        print(f"| {name} | {one['images_per_second']:.0f} | {one['cpu_ms']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
