@@ -185,7 +185,7 @@ class Entries:
         yield from (sample.captions for sample in self.samples)
 
 
-def _all_are_captions(texts: pa.ChunkedArray) -> bool:
+def _all_are_captions(texts: pa.ChunkedArray[Any]) -> bool:
     """Whether every text of a column is surely a caption; false says nothing."""
     if texts.type not in (pa.string(), pa.large_string()) or texts.null_count or not len(texts):
         return False
