@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from models.errors import IncompleteError, InputError, PoolMismatchError
@@ -178,8 +179,31 @@ def export(options: argparse.Namespace, console: Console) -> int:
 
 def train(options: argparse.Namespace, console: Console) -> int:
     """Train the models of a manifest."""
+    from pipeline.training.ranks import launched_ranks
+
+    if variables := launched_ranks(os.environ):
+        return _train_as_rank(options, variables)
     with _session(options, console) as session:
         session.train(options.objective, options.name, go_on=options.go_on)
+    return 0
+
+
+def _train_as_rank(options: argparse.Namespace, variables: Mapping[str, str]) -> int:
+    """Train as one of the ranks that torchrun or Slurm started, without Ray."""
+    from pipeline.manifest.manifest import Manifest
+    from pipeline.training import ranks
+    from pipeline.training.job import TrainingJob
+
+    manifest = Manifest.load(options.manifest, options.set, options.run)
+    jobs = [
+        TrainingJob(manifest, name)
+        for name, config in manifest.train.items()
+        if options.objective in (None, config.objective.name) and options.name in (None, name)
+    ]
+    if not jobs:
+        raise InputError("the manifest trains no such model")
+    with ranks.joined(variables):
+        ranks.carry_out(jobs, go_on=options.go_on)
     return 0
 
 

@@ -24,6 +24,7 @@ POOL = "pool"
 WITHOUT_EFFECT = (
     "checkpoint_every",
     "loaders",
+    "max_failures",
     "sample_every",
     "tensorboard",
     "workers",
@@ -93,6 +94,8 @@ class TrainConfig:
         accumulate: Parts of a batch that are computed one after the other, to save memory.
             Contrastive and matching losses see only the pairs of a part; parts weigh the same.
         workers: Processes that train together, each with its share of a batch.
+        max_failures: How many times the training continues by itself from its last checkpoint after
+            a worker died, such as with its node.
         streams: Disjoint streams into which the data are divided, a multiple of `workers`; 0 makes
             one for each worker. Trainings that differ only in `workers` give the same model.
         shuffle_buffer: Images of a stream that are held in memory and shuffled.
@@ -121,6 +124,7 @@ class TrainConfig:
     max_grad_norm: float = 0.0
     accumulate: int = 1
     workers: int = 1
+    max_failures: int = 3
     streams: int = 0
     shuffle_buffer: int = 10_000
     threads: int = 0
@@ -136,7 +140,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         least_0 = ("steps", "streams", "threads", "loaders", "checkpoint_every", "sample_every")
         check_least(self, 0, "max_grad_norm", *least_0)
-        check_least(self, 0, "patience")
+        check_least(self, 0, "patience", "max_failures")
         check_least(self, 1, "accumulate", "workers", "shuffle_buffer")
         if self.keep != "last" and not self.best_metric:
             raise ValueError(

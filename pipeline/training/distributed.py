@@ -7,10 +7,13 @@ late, and a killed training would repeat steps.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
+import torch
 
 from pipeline.manifest.train_config import Source, TrainConfig
 from pipeline.storage.run import Run
@@ -18,6 +21,8 @@ from pipeline.training.loop import TrainResult, train
 from stages.base import Resources
 
 __all__ = ["notes", "train_together"]
+
+logger = logging.getLogger(__name__)
 
 
 def train_together(
@@ -49,34 +54,49 @@ def train_together(
     per_worker = {"CPU": float(resources.cpus), "GPU": resources.gpus}
     per_worker = {name: amount for name, amount in per_worker.items() if amount}
     _check_room(config.workers, per_worker)
-    with notes(out) as own:
-        trainer = TorchTrainer(
-            _loop,  # type: ignore[arg-type]
-            train_loop_config={
-                "config": config,
-                "data": list(data),
-                "out": out,
-                "go_on": go_on,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=config.workers,
-                use_gpu=resources.gpus > 0,
-                resources_per_worker=per_worker,
-                placement_strategy="PACK",
-            ),
-            run_config=RunConfig(
-                name="train", storage_path=own, failure_config=FailureConfig(max_failures=0)
-            ),
-        )
-        try:
-            result = trainer.fit()
-        except WorkerGroupError as error:
-            _, first = min(error.worker_failures.items())
-            raise getattr(
-                first, "_base_exc", first
-            ) from first  # Ray wraps it in an error of its own
+    told = {"config": config, "data": list(data), "out": out, "go_on": go_on}
+    for failures in itertools.count():
+        with notes(out) as own:
+            trainer = TorchTrainer(
+                _loop,  # type: ignore[arg-type]
+                train_loop_config=told,
+                scaling_config=ScalingConfig(
+                    num_workers=config.workers,
+                    use_gpu=resources.gpus > 0,
+                    resources_per_worker=per_worker,
+                    placement_strategy="PACK",
+                ),
+                run_config=RunConfig(
+                    name="train", storage_path=own, failure_config=FailureConfig(max_failures=0)
+                ),
+            )
+            try:
+                result = trainer.fit()
+                break
+            except WorkerGroupError as error:
+                if failures >= config.max_failures or not any(
+                    map(_is_death, error.worker_failures.values())
+                ):
+                    _, first = min(error.worker_failures.items())
+                    raise getattr(
+                        first, "_base_exc", first
+                    ) from first  # Ray wraps it in an error of its own
+        logger.warning("%s: a worker died; the training continues from its last checkpoint", out)
     outcome: TrainResult = result.return_value  # type: ignore[attr-defined]
     return outcome
+
+
+def _is_death(error: BaseException) -> bool:
+    """Whether a worker failed because it, or one it was talking to, is gone."""
+    from ray.exceptions import RayError, RayTaskError
+    from ray.train.v2._internal.exceptions import RayTrainError
+
+    error = getattr(error, "_base_exc", error)
+    if isinstance(error, RayTrainError | torch.distributed.DistError):
+        return True
+    if isinstance(error, RayError):
+        return not isinstance(error, RayTaskError)
+    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
 
 
 @contextlib.contextmanager

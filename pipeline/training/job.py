@@ -196,21 +196,21 @@ class TrainingJob:
         self.run.write_record(made, *path_of_record)
         return True
 
-    def carry_out(self, *, go_on: bool = False) -> None:
+    def carry_out(self, *, go_on: bool = False, launch: Any = None) -> None:
         """Train or resume, save the model, and write the record of the training.
 
         Args:
             go_on: Also continue from a checkpoint with other settings.
+            launch: Trains in place of `train_together`, with the same arguments.
         """
-        from pipeline.training.distributed import train_together
+        if launch is None:
+            from pipeline.training.distributed import train_together as launch
 
         fingerprint = self.fingerprint
         self.run.remove("models", f"{self.name}.json")  # without it, the model is not done
         if self._take_over(fingerprint):
             return
-        result = train_together(
-            self.config, self.sources(), self.out, self.worker_resources, go_on=go_on
-        )
+        result = launch(self.config, self.sources(), self.out, self.worker_resources, go_on=go_on)
         record = ModelRecord(
             name=self.name,
             fingerprint=fingerprint,

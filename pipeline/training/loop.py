@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
@@ -38,10 +39,10 @@ from pipeline.training.flops import counted
 from pipeline.training.loader import ahead, make_batches, near_misses_of
 from pipeline.training.log import Log, rounded, timing
 from pipeline.training.optim import (
-    average_gradients,
     clip,
     learning_rate,
     make_optimizer,
+    parallel,
     use_bf16,
 )
 from pipeline.training.progress import Progress
@@ -175,6 +176,7 @@ class _Training:
                 config.objective.freeze, torch.bfloat16 if has_bf16 else torch.float32
             )
         self.optimizer = make_optimizer(self.model, config.objective)
+        self.parallel = parallel(self.model)
         content = [[entry["weight"], entry["sha256"]] for entry in self.data]
         self.settings = json.loads(json.dumps({**config.settings(), "data": None}))
         self.identity = identity_of(config, self.start, content)
@@ -327,17 +329,19 @@ class _Training:
                 streams=len(self.streams),
                 generator=torch.Generator(self.device).manual_seed(seed),
             )
-            with (
-                torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
-                contextlib.nullcontext() if self.flops else counted() as flops,
-            ):
-                losses = self.model(part, step)
-            if flops is not None:
-                self.flops = flops.number * len(parts)
-            torch.autograd.backward(torch.stack(list(losses.values())).sum() / len(parts))
+            with contextlib.ExitStack() as around:
+                if isinstance(self.parallel, DistributedDataParallel) and part is not parts[-1]:
+                    around.enter_context(self.parallel.no_sync())  # the last part averages the sum
+                with (
+                    torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
+                    contextlib.nullcontext() if self.flops else counted() as flops,
+                ):
+                    losses = self.parallel(part, step)
+                if flops is not None:
+                    self.flops = flops.number * len(parts)
+                torch.autograd.backward(torch.stack(list(losses.values())).sum() / len(parts))
             for name, loss in losses.items():
                 values[name] = values.get(name, 0) + loss.detach() / len(parts)
-        average_gradients(self.model)
         norm = clip(self.model, config.max_grad_norm)
         means = gather(torch.stack([*values.values(), norm])[None]).mean(0).tolist()
         found = dict(zip([*values, "grad_norm"], means, strict=True))

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from models.objectives.base import Objective
 from models.objectives.config import ObjectiveConfig
 from models.objectives.distributed import num_ranks
 
-__all__ = ["Skipped", "average_gradients", "clip", "learning_rate", "make_optimizer", "use_bf16"]
+__all__ = ["Skipped", "clip", "learning_rate", "make_optimizer", "parallel", "use_bf16"]
 
 MOST_SKIPPED = 10
 """So many steps in a row that are not finite end a training."""
@@ -57,20 +58,21 @@ def learning_rate(
     return config.min_lr + (config.lr - config.min_lr) * left
 
 
-def average_gradients(objective: Objective) -> None:
-    """Replace the gradient of each trained parameter by its mean over the ranks."""
+def parallel(objective: Objective) -> nn.Module:
+    """The objective, with gradients that are averaged over the ranks while they are computed.
+
+    Averages go over a group of their own: the losses of some objectives exchange embeddings in
+    their backward pass, too.
+    """
     if num_ranks() == 1:
-        return
-    trained = list(objective.trained().values())
-    for parameter in trained:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
-    torch.distributed.all_reduce(flat)
-    flat /= num_ranks()
-    parts = torch.split(flat, [p.numel() for p in trained])
-    for parameter, part in zip(trained, parts, strict=True):
-        parameter.grad = part.view_as(parameter)
+        return objective
+    return DistributedDataParallel(
+        objective,
+        process_group=torch.distributed.new_group(),
+        broadcast_buffers=False,  # a step changes them in the same way on each rank
+        find_unused_parameters=True,  # as of near misses where a rank has none
+        gradient_as_bucket_view=True,
+    )
 
 
 @torch.no_grad()
@@ -78,7 +80,7 @@ def clip(objective: Objective, longest: float = 0.0) -> Tensor:
     """The norm of the gradients of all trained parameters together, float32; on the device.
 
     Args:
-        objective: The model, after `average_gradients`.
+        objective: The model, after the backward pass.
         longest: Gradients of a greater norm are scaled down to it; 0 leaves them as they are.
     """
     gradients = [p.grad for p in objective.trained().values() if p.grad is not None]

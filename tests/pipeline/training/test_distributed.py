@@ -5,10 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import psutil
 import pytest
 import torch
 from helpers.trainings import NANO, ROOT, config_of, fitting, metrics
@@ -16,15 +19,18 @@ from safetensors.torch import load_file
 
 from models.objectives.registry import DEFAULT
 from models.objectives.sizes import BLIP_SIZES, CLIP_SIZES
+from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.train_config import Source, TrainConfig
 from pipeline.training.distributed import notes, train_together
 from pipeline.training.loop import train
+from pipeline.training.ranks import launched_ranks
 from stages.base import Resources
 
 RANK = """
 import json, sys
 import torch
 from models.objectives.sizes import BLIP_SIZES, CLIP_SIZES, Size
+from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.loop import train
 runs, nano, pairs, meeting, rank = json.loads(sys.argv[1])
@@ -100,11 +106,16 @@ def test_two_workers_train_as_one_with_twice_the_batch_would(
     for sizes in (BLIP_SIZES, CLIP_SIZES):
         monkeypatch.setitem(sizes, "nano", dataclasses.replace(NANO, dropout=0.0))
     train(config_together(tokenizer, name), [pairs], tmp_path / name)
-    for alone, together in zip(metrics(tmp_path / name), metrics(two / name), strict=True):
+    assert_close(tmp_path / name, two / name)
+
+
+def assert_close(one: Path, other: Path) -> None:
+    """The logs and weights of two trainings are the same, but for rounding."""
+    for alone, together in zip(metrics(one), metrics(other), strict=True):
         assert together == pytest.approx(alone, rel=1e-4, abs=1e-5)
     expected, found = (
         {str(path.relative_to(folder)): load_file(path) for path in folder.rglob("*.safetensors")}
-        for folder in (tmp_path / name, two / name)
+        for folder in (one, other)
     )
     assert expected.keys() == found.keys()
     for file, tensors in expected.items():
@@ -140,6 +151,95 @@ def test_ray_starts_the_workers(tokenizer: str, pairs: str, tmp_path: Path, ray_
         train_together(large, sources, str(tmp_path / "three/model"), Resources(cpus=1))
     with pytest.raises(ValueError, match=r"train\.workers 2 take 200 CPU"):
         train_together(together, sources, str(tmp_path / "four/model"), Resources(cpus=100))
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_by_itself_after_a_worker_was_killed(
+    tokenizer: str, pairs: str, tmp_path: Path, ray_here: Any
+) -> None:
+    config = config_together(tokenizer, "filter")
+    objective = dataclasses.replace(
+        config.objective, model="tiny", mask_patches=0.0, drop_path=None
+    )
+    config = dataclasses.replace(config, objective=objective, steps=40, checkpoint_every=3)
+    train(config, [pairs], tmp_path / "one")
+    together = dataclasses.replace(config, workers=2)
+    log = tmp_path / "two.partial/metrics.jsonl"
+    killed = []
+
+    def kill() -> None:
+        while not (log.exists() and log.read_text().count("\n") > 7):
+            time.sleep(0.02)
+        workers = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if "RayTrainWorker" in " ".join(process.cmdline())
+        ]
+        killed.append(len(workers))
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    result = train_together(
+        together, [Source(path=pairs)], str(tmp_path / "two"), Resources(cpus=1)
+    )
+    killer.join()
+    assert killed == [2] and result.steps == 40 and result.resumed_from >= 3
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_would(
+    tokenizer: str, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {
+        "objective": "captioner",
+        "model": "tiny",
+        "tokenizer": tokenizer,
+        "image_size": 64,
+        "data": [pairs],
+        "batch_size": 8,
+        "streams": 4,
+        "steps": 3,
+        "prompt": "",
+        "lr": 1e-3,
+        "eps": 1e-4,
+        "max_text_tokens": 8,
+        "precision": "fp32",
+        "threads": 1,
+    }
+    monkeypatch.chdir(tmp_path)
+    for name, workers in (("one", 1), ("four", 4)):
+        manifest = {"name": name, "run": name, "train": {"m": {**entry, "workers": workers}}}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(manifest))
+    config = Manifest.load("one.yaml").train["m"]
+    train(config, [pairs], tmp_path / "one/models/m")
+    capfilt = [sys.executable, "-m", "pipeline.cli", "train", "four.yaml"]
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for number, returncode in ((2, 1), (4, 0)):
+        done = subprocess.run(
+            [*run, str(number), "--no-python", *capfilt],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode != 0) == returncode, done.stderr
+        if returncode:
+            assert "train.m.workers is 4, and 2 ranks were launched: set it to 2" in done.stderr
+    assert_close(tmp_path / "one/models/m", tmp_path / "four/models/m")
+    assert json.loads((tmp_path / "four/models/m.json").read_text())["result"]["steps"] == 3
+
+
+def test_the_variables_of_torchrun_and_slurm_say_which_rank_this_is() -> None:
+    torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert launched_ranks({**torchrun, "HOME": "/"}) == torchrun
+    slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+    assert launched_ranks({**slurm, "MASTER_ADDR": "node1"}) == torchrun
+    # A shell that Slurm has opened is not a rank, and one task is alone.
+    assert launched_ranks(slurm) == {}
+    assert launched_ranks({**slurm, "SLURM_NTASKS": "1", "MASTER_ADDR": "node1"}) == {}
+    assert launched_ranks({}) == {}
 
 
 def test_what_a_killed_training_noted_is_not_taken_up_wherever_it_lies() -> None:

@@ -19,6 +19,7 @@ from helpers.trainings import NANO, ROOT, assert_same, config_of, metrics, weigh
 from safetensors.torch import load_file
 
 from models.objectives.blip import MED
+from models.objectives.registry import OBJECTIVES
 from models.objectives.sizes import BLIP_SIZES
 from pipeline.training.loop import train
 
@@ -199,3 +200,22 @@ def test_parts_of_a_batch_of_captions_are_the_whole(
 def test_a_size_needs_a_tokenizer(pairs: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a tokenizer"):
         train(config_of(None), [pairs], tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_trainings_of_every_objective_that_are_killed_at_random_moments_end_the_same(
+    tokenizer: str, pairs: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "helpers.kills", tokenizer, pairs, str(tmp_path), "2"]
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [result["objective"] for result in results] == list(OBJECTIVES.ours)
+    assert [result["differing"] for result in results] == [[]] * len(results)
+    assert all(result["kills"] >= 2 for result in results)
