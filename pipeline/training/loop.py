@@ -162,8 +162,8 @@ class _Training:
         self.steps_an_epoch = whole.images_an_epoch // self.batch_size
         if not self.steps_an_epoch:
             raise ValueError(
-                f"train.batch_size makes batches of {self.batch_size}, more than the "
-                f"{whole.images_an_epoch} images there are: use a smaller one"
+                f"train.batch_size is {self.batch_size}, but an epoch has only "
+                f"{whole.images_an_epoch} images: use a smaller batch_size"
             )
         self.data = whole.described()
 
