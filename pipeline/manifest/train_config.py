@@ -91,6 +91,8 @@ class TrainConfig:
         precision: `bf16` uses autocast; `auto` uses it if the device has bfloat16 instructions.
         max_grad_norm: The highest norm of the gradients of all parameters together. Gradients with
             a higher norm are scaled down to it; 0 does not scale them.
+        ema: The share of the running means of the trained weights that each step keeps, such as
+            0.9999. The training writes and measures these means; 0 keeps none.
         accumulate: Parts of a batch that are computed one after the other, to save memory.
             Contrastive and matching losses see only the pairs of a part; parts weigh the same.
         workers: Processes that train together, each with its share of a batch.
@@ -122,6 +124,7 @@ class TrainConfig:
     steps: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     max_grad_norm: float = 0.0
+    ema: float = 0.0
     accumulate: int = 1
     workers: int = 1
     max_failures: int = 3
@@ -141,6 +144,8 @@ class TrainConfig:
         least_0 = ("steps", "streams", "threads", "loaders", "checkpoint_every", "sample_every")
         check_least(self, 0, "max_grad_norm", *least_0)
         check_least(self, 0, "patience", "max_failures")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema must be from 0 to below 1, got {self.ema}")
         check_least(self, 1, "accumulate", "workers", "shuffle_buffer")
         if self.keep != "last" and not self.best_metric:
             raise ValueError(
@@ -219,8 +224,9 @@ class TrainConfig:
         own = dataclasses.asdict(self)
         del own["objective"]
         own = {name: value for name, value in own.items() if name not in WITHOUT_EFFECT}
-        if not self.max_grad_norm:
-            del own["max_grad_norm"]
+        for name in ("max_grad_norm", "ema"):
+            if not own[name]:
+                del own[name]  # as before there was such a field
         if not self.best_metric:
             del own["validate"], own["keep"], own["patience"]
         return {**self.objective.measurement(), **own}

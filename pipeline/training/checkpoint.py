@@ -39,10 +39,14 @@ class Checkpoint:
         path: The path of the file.
         identity: The digest of the training's settings, data and start. A file with another
             identity is of another training.
+        means: Running means of the trained weights, by name, if the training keeps some.
     """
 
-    def __init__(self, path: Path, identity: str) -> None:
+    def __init__(
+        self, path: Path, identity: str, means: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.path = path
+        self.means = means or {}
         self.previous = path.with_name(f"previous-{path.name}")
         self.identity = identity
 
@@ -61,7 +65,7 @@ class Checkpoint:
         Raises:
             FloatingPointError: A tensor is not finite; nothing is written.
         """
-        named = _tensors(objective, optimizer)
+        named = self._tensors(objective, optimizer)
         check_finite(named)
         tensors = {name: value.detach().cpu().contiguous() for name, value in named.items()}
         whole: dict[str, Any] = {"identity": self.identity, "format": FORMAT, **state}
@@ -102,7 +106,7 @@ class Checkpoint:
         Raises:
             ValueError: A name or a shape differs; the message names the first one.
         """
-        own = {name: list(t.shape) for name, t in _tensors(objective).items()}
+        own = {name: list(t.shape) for name, t in self._tensors(objective).items()}
         with safe_open(self.path, "pt") as file:
             keys = [key for key in list(file.keys()) if not key.startswith("optimizer.")]
             saved = {key: file.get_slice(key).get_shape() for key in keys}
@@ -139,7 +143,7 @@ class Checkpoint:
                     if name in trained:
                         value = file.get_tensor(key).to(trained[name].device)
                         optimizer.state[trained[name]][slot] = value
-            tensors = _tensors(objective, optimizer)
+            tensors = self._tensors(objective, optimizer)
             if other := tensors.keys() ^ set(keys):
                 raise self._damaged(f"only one of it and the model has {min(other)}")
             for key, tensor in tensors.items():
@@ -148,7 +152,7 @@ class Checkpoint:
 
     @torch.no_grad()
     def restore_model(self, objective: Objective, state: Mapping[str, Any]) -> None:
-        """Copy only the trained parameters of the checkpoint into a model.
+        """Copy only the trained parameters of the checkpoint, or their means, into a model.
 
         Raises:
             DamagedError: The file is damaged, or lacks a parameter of the model.
@@ -156,9 +160,10 @@ class Checkpoint:
         with safe_open(self.path, "pt") as file:
             keys = self._checked(file, state)
             for name, parameter in objective.trained().items():
-                if f"model.{name}" not in keys:
+                found = [key for key in (f"mean.{name}", f"model.{name}") if key in keys]
+                if not found:
                     raise self._damaged(f"it lacks {name}")
-                parameter.copy_(file.get_tensor(f"model.{name}"))
+                parameter.copy_(file.get_tensor(found[0]))
 
     def _checked(self, file: Any, state: Mapping[str, Any]) -> list[str]:
         """The names of the tensors in the open file, after a check of their digest."""
@@ -168,6 +173,20 @@ class Checkpoint:
         if whole.pop("sha256", None) != _sha256(whole, saved):
             raise self._damaged(CHANGED)
         return keys
+
+    def _tensors(
+        self, objective: Objective, optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, Tensor]:
+        """All tensors that a training step changes, by name; the optimiser's only if given."""
+        trained = objective.trained()
+        tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in trained.items()}
+        tensors |= {f"mean.{name}": value for name, value in self.means.items()}
+        tensors |= {f"memory.{name}": value for name, value in objective.memory().items()}
+        for name, parameter in trained.items():
+            state = {} if optimizer is None else optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        return tensors
 
     def _damaged(self, why: object) -> DamagedError:
         do = "continue from the previous one" if self.previous.exists() else "restart the training"
@@ -206,20 +225,6 @@ def flush(path: Path) -> None:
     """Sync a file to the disk, so that a rename after it survives a loss of power."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _tensors(
-    objective: Objective, optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, Tensor]:
-    """All tensors that a training step changes, by name; the optimiser's only if it is given."""
-    trained = objective.trained()
-    tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in trained.items()}
-    tensors |= {f"memory.{name}": value for name, value in objective.memory().items()}
-    for name, parameter in trained.items():
-        state = {} if optimizer is None else optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            tensors[f"optimizer.{key}.{name}"] = value
-    return tensors
 
 
 def _sha256(state: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:

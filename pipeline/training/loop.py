@@ -39,6 +39,7 @@ from pipeline.training.flops import counted
 from pipeline.training.loader import ahead, make_batches, near_misses_of
 from pipeline.training.log import Log, rounded, timing
 from pipeline.training.optim import (
+    Average,
     clip,
     learning_rate,
     make_optimizer,
@@ -177,6 +178,7 @@ class _Training:
             )
         self.optimizer = make_optimizer(self.model, config.objective)
         self.parallel = parallel(self.model)
+        self.average = Average(self.model, config.ema) if config.ema else None
         content = [[entry["weight"], entry["sha256"]] for entry in self.data]
         self.settings = json.loads(json.dumps({**config.settings(), "data": None}))
         self.identity = identity_of(config, self.start, content)
@@ -185,7 +187,8 @@ class _Training:
             "starting weights": self.start,
             "data": content,
         }
-        self.checkpoint = Checkpoint(self.partial / CHECKPOINT, self.identity)
+        means = self.average.means if self.average else None
+        self.checkpoint = Checkpoint(self.partial / CHECKPOINT, self.identity, means)
         self.at = Progress()
         self.flops = 0.0
         self.positions = [Position()] * share
@@ -350,6 +353,8 @@ class _Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
+            if self.average:
+                self.average.update()
             at.skipped.in_a_row = 0
         else:
             told = at.skipped.add(at.step, found, config.objective.lr)
@@ -376,7 +381,7 @@ class _Training:
             return {}
         found: dict[str, float] = {}
         if rank() == 0:
-            found = measure(self.model, self.partial / CURRENT, validate.data, metric)
+            found = measure(self.model, self.partial / CURRENT, validate.data, metric, self.average)
         if metric:
             told = torch.tensor([found.get(metric, 0.0)], dtype=torch.float64, device=self.device)
             if at.best.add(at.step, gather(told)[0].item()) and rank() == 0:
@@ -392,7 +397,7 @@ class _Training:
         if self.at.best.step:
             shutil.copytree(self.partial / BEST, self.partial, dirs_exist_ok=True)
         else:
-            write(self.model, self.partial)
+            write(self.model, self.partial, self.average)
         card = self.card()
         for folder in (self.partial, *(path.parent for path in self.partial.glob("*/config.json"))):
             (folder / "README.md").write_text(card, encoding="utf-8")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from models.objectives.base import Objective
 from models.objectives.config import ObjectiveConfig
 from models.objectives.distributed import num_ranks
 
-__all__ = ["Skipped", "clip", "learning_rate", "make_optimizer", "parallel", "use_bf16"]
+__all__ = ["Average", "Skipped", "clip", "learning_rate", "make_optimizer", "parallel", "use_bf16"]
 
 MOST_SKIPPED = 10
 """So many steps in a row that are not finite end a training."""
@@ -73,6 +74,41 @@ def parallel(objective: Objective) -> nn.Module:
         find_unused_parameters=True,  # as of near misses where a rank has none
         gradient_as_bucket_view=True,
     )
+
+
+class Average:
+    """Running means of the trained weights, which are written and measured in their place.
+
+    Args:
+        objective: The model.
+        decay: How much of a mean each step keeps.
+
+    Attributes:
+        means: The mean of each trained weight, by name.
+    """
+
+    def __init__(self, objective: Objective, decay: float) -> None:
+        self.trained = objective.trained()
+        self.decay = decay
+        self.means = {name: p.detach().clone() for name, p in self.trained.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the means towards the weights."""
+        trained = [p.detach() for p in self.trained.values()]
+        torch._foreach_lerp_(list(self.means.values()), trained, 1 - self.decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Give the model the means for a while."""
+        own = {name: p.data for name, p in self.trained.items()}
+        for name, p in self.trained.items():
+            p.data = self.means[name]
+        try:
+            yield
+        finally:
+            for name, p in self.trained.items():
+                p.data = own[name]
 
 
 @torch.no_grad()

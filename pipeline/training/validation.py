@@ -17,11 +17,14 @@ from models.objectives.base import Objective
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.checkpoint import CHECKPOINT, Checkpoint
 from pipeline.training.evaluate import evaluate
+from pipeline.training.optim import Average
 
 __all__ = ["is_in_progress", "measure", "model_in_progress"]
 
 
-def measure(model: Objective, folder: Path, data: str, metric: str = "") -> dict[str, float]:
+def measure(
+    model: Objective, folder: Path, data: str, metric: str = "", average: Average | None = None
+) -> dict[str, float]:
     """Write a model into a folder and measure it there, as `capfilt evaluate` does.
 
     Near misses are left out: they take as long as all the rest.
@@ -31,6 +34,7 @@ def measure(model: Objective, folder: Path, data: str, metric: str = "") -> dict
         folder: Replaced. It holds the model afterwards, as stock classes load it.
         data: Held-out images; see `evaluate`.
         metric: One that the caller needs.
+        average: Weights in place of the model's.
 
     Returns:
         The metrics, such as `retrieval.itc.TR@1`, and the `seconds` that they took.
@@ -41,7 +45,7 @@ def measure(model: Objective, folder: Path, data: str, metric: str = "") -> dict
     began = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write(model, folder)
+    write(model, folder, average)
     found = dict(_numbers(evaluate(str(folder), data, tagger=None, resamples=0)))
     if metric and metric not in found:
         raise ValueError(
@@ -50,10 +54,17 @@ def measure(model: Objective, folder: Path, data: str, metric: str = "") -> dict
     return {**found, "seconds": round(time.monotonic() - began, 1)}
 
 
-def write(model: Objective, folder: Path) -> None:
-    """Write a model in float32; its frozen parts go on in their own dtype."""
+def write(model: Objective, folder: Path, average: Average | None = None) -> None:
+    """Write a model in float32; its frozen parts go on in their own dtype.
+
+    Args:
+        model: The model.
+        folder: Where.
+        average: Weights in place of the model's.
+    """
     dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
-    model.float().write(folder)
+    with average.in_place() if average else contextlib.nullcontext():
+        model.float().write(folder)
     for name, weight in model.named_parameters():
         weight.data = weight.data.to(dtypes[name])
 

@@ -145,7 +145,7 @@ def test_ray_starts_the_workers(tokenizer: str, pairs: str, tmp_path: Path, ray_
     one, two = (metrics(tmp_path / name / "model") for name in ("one", "two"))
     assert [row["lm"] for row in two] == pytest.approx([row["lm"] for row in one], rel=1e-4)
     # The error of a worker is that of the training, and no other worker waits for it.
-    with pytest.raises(ValueError, match="batches of 64, more than the 20 images"):
+    with pytest.raises(ValueError, match="batch_size is 64, but an epoch has only 20 images"):
         objective = dataclasses.replace(together.objective, batch_size=64)
         large = dataclasses.replace(together, objective=objective)
         train_together(large, sources, str(tmp_path / "three/model"), Resources(cpus=1))

@@ -28,7 +28,7 @@ from pipeline.training.loop import train
     "settings",
     [
         {"objective": "pretrain"},
-        {"objective": "captioner", "sample_every": 1},
+        {"objective": "captioner", "sample_every": 1, "ema": 0.5},
         {"objective": "filter", "mask_patches": 0.5, "drop_path": 0.5},
         {"objective": "albef"},
         {"objective": "clip"},

@@ -1,12 +1,20 @@
 """The optimiser: learning rates, weight decay, frozen parameters."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
+import torch
+from helpers.nano import differing
 from helpers.trainings import config_of
+from safetensors.torch import load_file
 
 from models.objectives.albef_config import AlbefConfig
 from models.objectives.blip import MED
 from models.objectives.blip_config import FilterConfig, PretrainConfig
-from pipeline.training.optim import learning_rate, make_optimizer
+from pipeline.training.loop import train
+from pipeline.training.optim import Average, learning_rate, make_optimizer
+from pipeline.training.validation import model_in_progress
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
@@ -54,6 +62,39 @@ def test_weight_decay_is_on_matrices_only(tokenizer: str) -> None:
     # Shared weights once, momentum encoders not at all.
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     assert len(decayed) + len(free) == len(trained) == len({id(p) for p in [*decayed, *free]})
+
+
+def test_running_means_follow_the_weights_and_stand_in_for_them(tokenizer: str) -> None:
+    model = config_of(tokenizer, objective="captioner").objective.build()
+    average = Average(model, 0.75)
+    before = {name: p.detach().clone() for name, p in model.trained().items()}
+    with torch.no_grad():
+        for p in model.trained().values():
+            p.add_(1.0)
+    average.update()
+    with average.in_place():
+        for name, p in model.trained().items():
+            torch.testing.assert_close(p, before[name] + 0.25)
+    for name, p in model.trained().items():
+        assert torch.equal(p, before[name] + 1.0)
+
+
+def test_running_means_are_what_is_written(tokenizer: str, pairs: str, tmp_path: Path) -> None:
+    config = config_of(tokenizer, objective="captioner", ema=0.5)
+    train(config, [pairs], tmp_path / "model", stop_at=3)
+    saved = load_file(tmp_path / "model.partial/checkpoint.safetensors")
+    name = "captioner.vision_model.post_layernorm.weight"
+    with model_in_progress(str(tmp_path / "model")) as (folder, _):
+        written = load_file(f"{folder}/model.safetensors")[name.removeprefix("captioner.")]
+    assert torch.equal(written, saved[f"mean.{name}"])
+    assert not torch.equal(written, saved[f"model.{name}"])
+    finished = {}
+    for ema in (0.0, 0.5):
+        train(dataclasses.replace(config, ema=ema), [pairs], tmp_path / str(ema))
+        finished[ema] = load_file(tmp_path / str(ema) / "model.safetensors")
+    assert differing(finished[0.0], finished[0.5])
+    plain = config_of(tokenizer, objective="captioner").measurement()
+    assert "ema" not in plain and config.measurement()["ema"] == 0.5
 
 
 def test_frozen_parameters_are_not_optimised(tokenizer: str) -> None:
