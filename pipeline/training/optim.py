@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +69,16 @@ def parallel(objective: Objective) -> nn.Module:
     """
     if num_ranks() == 1:
         return objective
+    # A step changes buffers in the same way on each rank; torch 2.13 has a new name for it.
+    known = inspect.signature(DistributedDataParallel).parameters
+    syncs = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in known)
+    settings: dict[str, Any] = {syncs: False}
     return DistributedDataParallel(
         objective,
         process_group=torch.distributed.new_group(),
-        broadcast_buffers=False,  # a step changes them in the same way on each rank
-        find_unused_parameters=True,  # as of near misses where a rank has none
+        find_unused_parameters=True,  # not every objective uses every parameter in every step
         gradient_as_bucket_view=True,
+        **settings,
     )
 
 

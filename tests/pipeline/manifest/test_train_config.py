@@ -21,7 +21,7 @@ def test_an_entry_holds_the_fields_of_the_training_and_of_its_objective() -> Non
     config = parsed(objective="filter", lr="2e-5", steps=7, data=data)
     assert config.data == ("curated", Source(path="coco.json", weight=2.0, images="train2017"))
     assert (config.objective.name, config.objective.lr, config.steps) == ("filter", 2e-5, 7)
-    assert config == TrainConfig.of(**config.settings() | {"data": config.data})
+    assert config == TrainConfig.from_settings(config.settings())
     assert parsed().objective.name == "pretrain"
     assert parsed(model="large").objective.lr == 2e-4
     assert parsed(model="large", lr=1e-4).objective.lr == 1e-4

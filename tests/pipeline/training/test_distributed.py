@@ -1,5 +1,6 @@
 """Several workers as one."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -37,7 +38,7 @@ runs, nano, pairs, meeting, rank = json.loads(sys.argv[1])
 BLIP_SIZES["nano"] = CLIP_SIZES["nano"] = Size(**nano)
 torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
 for settings, out in runs:
-    config = TrainConfig.of(**settings)
+    config = TrainConfig.from_settings(settings)
     train(config, [pairs], out, stop_at=2)
     result = train(config, [pairs], out)
     print(json.dumps([result.steps, result.images, result.resumed_from]))
@@ -170,11 +171,11 @@ def test_a_training_goes_on_by_itself_after_a_worker_was_killed(
     def kill() -> None:
         while not (log.exists() and log.read_text().count("\n") > 7):
             time.sleep(0.02)
-        workers = [
-            process
-            for process in psutil.Process().children(recursive=True)
-            if "RayTrainWorker" in " ".join(process.cmdline())
-        ]
+        workers = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    workers.append(process)
         killed.append(len(workers))
         workers[0].kill()
 

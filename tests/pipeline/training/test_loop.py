@@ -67,7 +67,7 @@ from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.loop import train
 settings, nano, pairs, out = json.loads(sys.argv[1])
 BLIP_SIZES["nano"] = Size(**nano)
-train(TrainConfig.of(**settings), [pairs], out)
+train(TrainConfig.from_settings(settings), [pairs], out)
 """
 
 
