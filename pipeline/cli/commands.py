@@ -410,15 +410,17 @@ def compare(options: argparse.Namespace, console: Console) -> int:
 def verify(options: argparse.Namespace, console: Console) -> int:
     """Check every file of a run; the exit status is that of the worst fault."""
     from pipeline.results.tables import cell
-    from pipeline.results.verify import verify
+    from pipeline.results.verify import unchecked, verify
 
-    status = 0
-    for fault in verify(_find_run(options.run)):
+    run, status = _find_run(options.run), 0
+    for fault in verify(run):
         status = max(status, fault.exit_status)
         console.print(cell(fault), highlight=False)
     if not status:
         message = f"{options.run}: every file is whole and aligned, every row accounted for"
         console.print(cell(message), highlight=False)
+    if others := unchecked(run):
+        console.print(cell(f"not looked at: {', '.join(others)}"), highlight=False)
     return status
 
 

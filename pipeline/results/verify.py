@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,31 +23,29 @@ from models.errors import (
 )
 from pipeline.manifest.manifest import REVIEWS
 from pipeline.results import retries
+from pipeline.results.faults import caught, fault_of, find, lost, unreadable
 from pipeline.results.funnel import funnel
 from pipeline.results.open_run import open_results
+from pipeline.results.output_faults import export_faults, model_faults
 from pipeline.results.verdicts import Results
-from pipeline.storage.checksum import CHANGED
 from pipeline.storage.records import (
     ExportRecord,
     ListRecord,
-    ModelRecord,
     ShardedRecord,
     StageRecord,
     SummaryRecord,
 )
-from pipeline.storage.run import ABLATION, OWN, Run, sums_of
-from pipeline.storage.successor import standing
+from pipeline.storage.run import ABLATION, OWN, Run
 from stages.base import GlobalStage
+from stages.download import DownloadStage
 from stages.registry import STAGES
-from stages.review import read_decisions
-from stages.schema import POOL
 
-__all__ = ["verify"]
+__all__ = ["unchecked", "verify"]
 
 UID = "^[0-9a-f]{32}$"
-LAYOUT, STATE = "_layout.json", "_export.json"
 
-R = TypeVar("R", bound=ShardedRecord)
+KNOWN = {*OWN, REVIEWS, ABLATION, "list", "pool", "annotations", "rounds", "chains", "run.lock"}
+"""What lies in the folder of a run."""
 
 
 def verify(run: Run) -> Iterator[CapfiltError]:
@@ -94,16 +90,6 @@ class _TolerantRun(Run):
             raise
 
 
-def _unreadable(error: OSError, path: str) -> UnreadableError:
-    """The error for a file that the disk or the storage does not give.
-
-    Args:
-        error: What the system raised.
-        path: The path to name if the error names none.
-    """
-    return UnreadableError(f"{error.filename or path}: cannot be read: {error.strerror or error}")
-
-
 def _faults(run: Run) -> Iterator[CapfiltError]:
     if not run.exists("run.json"):
         open_results(run)  # raises the error that suggests other runs
@@ -129,7 +115,7 @@ def _closed_folders(run: Run) -> Iterator[CapfiltError]:
     for _, folders, _ in os.walk(run.path, onerror=errors.append) if run.is_local else ():
         folders[:] = [name for name in folders if not name.endswith(".partial")]
     for error in errors:
-        yield _unreadable(error, run.root)
+        yield unreadable(error, run.root)
 
 
 def _shared_files(run: Run, results: Results | None) -> Iterator[CapfiltError]:
@@ -138,71 +124,28 @@ def _shared_files(run: Run, results: Results | None) -> Iterator[CapfiltError]:
         fault
         for folder in ("list", "pool", "annotations")
         for path in run.files(folder)
-        for fault in _file(run, folder, *path.split("/"))
+        for fault in fault_of(run, folder, *path.split("/"))
     ]
     yield from files
     shards, listed = run.shards("pool"), _listed(run)
     rows = list(_rows(run, shards, listed))
     if results is not None:
         rows += _annotations(results, shards, listed)
+        rows += _marks(results)
     yield from rows
     if results is not None and not files and not rows:
         yield from _conservation(results)
 
 
-@contextlib.contextmanager
-def _caught(run: Run, *parts: str) -> Iterator[list[CapfiltError]]:
-    """Catch what reading a file raises; the list holds it afterwards, as the fault of the file."""
-    faults: list[CapfiltError] = []
-    try:
-        yield faults
-    except OSError as error:
-        faults.append(_unreadable(error, run.url(*parts)))
-    except CapfiltError as error:
-        faults.append(error)
-    except (ValueError, pa.ArrowException) as error:
-        faults.append(run.damaged(error, *parts))
-
-
-def _file(run: Run, *parts: str) -> Iterator[CapfiltError]:
-    """The fault of a file that carries a checksum."""
-    name = parts[-1]
-    with _caught(run, *parts) as faults:
-        if name.endswith(".parquet"):
-            schema = run.check(*parts)
-            if parts[0] == "pool" and _fields(schema) != _fields(POOL):
-                raise run.damaged("its columns are not those of a pool", *parts)
-        elif name.endswith(".json"):
-            run.check_json(*parts)
-        elif name.endswith(".html"):
-            run.check_page(*parts)
-        elif name.endswith(".jsonl"):
-            run.admit(run.at(*parts))
-            read_decisions(run.url(*parts))
-    yield from faults
-
-
-def _record(run: Run, kind: type[R], *parts: str) -> R | None:
-    """A record; None if it is absent, damaged or unreadable, which `_file` reports."""
-    try:
-        return run.find_record(kind, *parts, damaged_ok=True)
-    except OSError:
-        return None
-
-
 def _listed(run: Run) -> list[str]:
     """The shards of the list as its record says; without a record, the files that are there."""
-    record = _record(run, ListRecord, "list", "_list.json")
+    record = find(run, ListRecord, "list", "_list.json")
     return run.shards("list") if record is None else record.shard_names
-
-
-def _fields(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
-    return [(field.name, field.type) for field in schema]
 
 
 def _rows(run: Run, shards: Sequence[str], listed: Sequence[str]) -> Iterator[CapfiltError]:
     """Rows of the pool that are not those of the list, and uids that occur more than once."""
-    record, there = _record(run, ListRecord, "list", "_list.json"), set(run.shards("list"))
+    record, there = find(run, ListRecord, "list", "_list.json"), set(run.shards("list"))
     expected = set(listed)
     for shard in sorted(expected ^ there):
         yield run.damaged("it does not go with _list.json", "list", f"{shard}.parquet")
@@ -213,7 +156,7 @@ def _rows(run: Run, shards: Sequence[str], listed: Sequence[str]) -> Iterator[Ca
     for shard in shards:
         keys.append(np.zeros(0, np.uint64))
         parts = ("pool", f"{shard}.parquet")
-        with _caught(run, *parts) as faults:
+        with caught(run, *parts) as faults:
             uids: Any = run.read_table(*parts, columns=["uid"])["uid"]
             if not pc.all(pc.match_substring_regex(uids.fill_null(""), UID)).as_py():
                 raise run.damaged("it has uids that are not 32 hexadecimal characters", *parts)
@@ -296,7 +239,7 @@ def _annotations(
             folders.append((plan.summary_folder(name), "_summary.json", SummaryRecord))
         for folder, mark, kind in folders:
             there = run.shards(*folder)
-            record = _record(run, kind, *folder, mark)
+            record = find(run, kind, *folder, mark)
             number = None if record is None else record.shards
             yield from _missing(run, ("pool",), (set(there) & set(listed)) - set(shards))
             for shard in sorted(set(there) - set(shards) - set(listed)):
@@ -312,7 +255,7 @@ def _annotations(
             except DamagedError as error:
                 yield error
             except OSError as error:
-                yield _unreadable(error, file)
+                yield unreadable(error, file)
             except (
                 ConservationError,
                 ValueError,
@@ -332,7 +275,7 @@ def _conservation(results: Results) -> Iterator[CapfiltError]:
         yield error
         return
     except OSError as error:
-        yield _unreadable(error, run.root)
+        yield unreadable(error, run.root)
         return
     except ConservationError as error:
         yield ConservationError(f"{run.root}: {error}")
@@ -349,7 +292,7 @@ def _conservation(results: Results) -> Iterator[CapfiltError]:
             reached = retries.pool_state(run, plan.decision(plan.before(name)[-1]))
         except FileNotFoundError:
             return
-        record = _record(run, StageRecord, *path)
+        record = find(run, StageRecord, *path)
         if record is not None and record.complete_for == reached:
             why = f"it calls {stage['not_measured']} rows measured that are not"
             yield run.damaged(why, *path)
@@ -359,113 +302,60 @@ def _own_files(run: Run) -> Iterator[CapfiltError]:
     """The faults of the files that each branch of a run has of its own."""
     for name in sorted(OWN if run.branch else {*OWN, REVIEWS, ABLATION}):
         if name.endswith((".json", ".jsonl")) and run.exists(name):
-            yield from _file(run, name)
+            yield from fault_of(run, name)
     for name in run.files("report"):
-        yield from _file(run, "report", name)
+        yield from fault_of(run, "report", name)
     folders = [("curated",), *(("exports", name) for name in run.names("exports"))]
     for folder in folders:
-        yield from _export(run, folder)
-    for name in run.names("models"):
-        if name.endswith(".json"):
-            yield from _model(run, name.removesuffix(".json"))
+        yield from export_faults(run, folder)
+    for name in sorted({name.removesuffix(".json") for name in run.names("models")}):
+        yield from model_faults(run, name)
 
 
-def _export(run: Run, folder: tuple[str, ...]) -> Iterator[CapfiltError]:
-    """The faults of an export that stands; one that is being written is left out."""
-    mark = (*folder, "manifest.json")
-    if not run.exists(*mark):
-        files = run.files(*folder) if run.is_local else []
-        if files and LAYOUT not in files:  # former versions wrote unfinished exports here
-            yield run.damaged("it is missing", *mark)
-        return
+def _marks(results: Results) -> Iterator[CapfiltError]:
+    """Records that are missing although a later record says that their stage was complete."""
+    run, plan = results.run, results.plan
+    marks: list[tuple[tuple[str, ...], bool]] = []
     try:
-        record = run.read_record(ExportRecord, *mark)
-        at = standing(run, *folder)
-    except (CapfiltError, OSError):
-        yield from _file(run, *mark)
-        return
-    files = run.files(*at)
-    if STATE not in files:
-        yield run.damaged("it is missing", *at, STATE)
-    for path in files:
-        name = path.rsplit("/", 1)[-1]
-        if name == "manifest.json" or (path.startswith("_") and name.endswith(".json")):
-            yield from _file(run, *at, *path.split("/"))
-    digests = {file.name: file.sha256 for file in record.files}
-    digests |= {} if record.card is None else {"README.md": record.card}
-    documents = {} if record.documents is None else record.documents.files
-    digests |= {f"documents/{name}": sha256 for name, sha256 in documents.items()}
-    if any(path.startswith("_sha256/") for path in files):  # former versions wrote no such lists
-        folders = [file for file in record.files if file.name not in files]
-        digests |= {"/".join(sums_of(file.name)): file.sha256 for file in folders}
-    yield from _digests(run, at, digests, "its bytes are not those of manifest.json")
-    checked = {f"images-{name.removesuffix('.jsonl')}.parquet" for name in documents}
-    checked = {f"documents/{name}" for name in (*checked, "verdicts.parquet")}
-    checked = set() if record.documents is None else checked
-    for path in sorted(checked - set(files)):
-        yield run.damaged("it is missing", *at, *path.split("/"))
-    for path in files:
-        if path in checked:
-            yield from _file(run, *at, *path.split("/"))
-        elif not (
-            path.startswith("_")
-            or path == "manifest.json"
-            or path in digests
-            or posixpath.dirname(path) in digests
-        ):
-            yield DamagedError(f"{run.url(*at, path)}: not in manifest.json. Remove it")
+        for name in plan.names:
+            folder = plan.folder(name)
+            if name == DownloadStage.name:
+                marks.append((("list", "_list.json"), False))
+                reached = "list"
+            else:
+                reached = retries.pool_state(run, plan.decision(plan.before(name)[-1]))
+            if issubclass(STAGES[name], GlobalStage):
+                path = (*plan.summary_folder(name), "_summary.json")
+                summary = find(run, SummaryRecord, *path)
+                marks.append((path, summary is not None and summary.reached == reached))
+            record = find(run, StageRecord, *folder, "_stage.json")
+            is_current = record is not None and record.complete_for == reached
+            marks.append(((*folder, "_stage.json"), is_current))
+        for name in plan.exports:
+            path = (*plan.folder(name), "manifest.json")
+            export = find(run, ExportRecord, *path)
+            key = retries.pool_state(run, plan.decision(name))
+            marks.append((path, export is not None and export.decision == key))
+    except (CapfiltError, OSError, ValueError):  # reported elsewhere, or not trained yet
+        pass
+    last = max((index for index, (_, is_current) in enumerate(marks) if is_current), default=0)
+    for path, _ in marks[:last]:
+        if path[0] not in ("curated", "exports") and not run.exists(*path):
+            yield lost(run, *path)
 
 
-def _digests(
-    run: Run, folder: tuple[str, ...], digests: dict[str, str], why: str
-) -> Iterator[CapfiltError]:
-    """Files of a folder that are missing, or do not have the SHA-256 that is recorded of them."""
-    for path, sha256 in digests.items():
-        parts = (*folder, *path.split("/"))
+def unchecked(run: Run) -> list[str]:
+    """What lies in the folder of a run and `verify` does not look at, relative to it."""
+    found = []
+    for folder in ((), ("models",), ("exports",)):
         try:
-            if not run.exists(*parts):
-                yield run.damaged("it is missing", *parts)
-            elif run.digest(*parts) != sha256:
-                yield from _changed(run, folder, path, sha256, why)
-        except OSError as error:
-            yield _unreadable(error, run.url(*parts))
-
-
-def _changed(
-    run: Run, folder: tuple[str, ...], path: str, sha256: str, why: str
-) -> Iterator[CapfiltError]:
-    """The faults of a file, or of a folder of files by the list of their digests if it has one."""
-    parts = (*folder, *path.split("/"))
-    listing = (*folder, *sums_of(path))
-    lines = run.read(*listing).decode(errors="replace") if run.exists(*listing) else ""
-    if hashlib.sha256(lines.encode()).hexdigest() != sha256:
-        yield run.damaged(why, *parts)
-        return
-    pairs = (line.split("  ", 1) for line in lines.split("\n")[:-1])
-    expected = {name: digest for digest, name in pairs}
-    there = set(run.names(*parts))
-    for name in sorted(expected.keys() | there):
-        if name not in there:
-            yield run.damaged("it is missing", *parts, name)
-        elif name not in expected:
-            yield DamagedError(f"{run.url(*parts, name)}: not in manifest.json. Remove it")
-        elif run.sha256(*parts, name) != expected[name]:
-            yield run.damaged(why, *parts, name)
-
-
-def _model(run: Run, name: str) -> Iterator[CapfiltError]:
-    """The faults of a trained model."""
-    mark = ("models", f"{name}.json")
-    try:
-        digests = run.read_record(ModelRecord, *mark).files
-    except DamagedError as error:
-        yield error
-        return
-    except OSError as error:
-        yield _unreadable(error, run.url(*mark))
-        return
-    yield from _digests(run, ("models", name), digests, CHANGED)
-    for path in sorted(set(run.files("models", name)) - set(digests)):
-        yield DamagedError(
-            f"{run.url('models', name, path)}: the training did not write it. Remove it"
-        )
+            entries = run.fs.ls(run.at(*folder), detail=False)
+        except OSError:
+            continue
+        for name in sorted(posixpath.basename(str(entry).rstrip("/")) for entry in entries):
+            is_known = name in KNOWN if not folder else not name.endswith(".partial")
+            if folder == ("models",) and is_known and not name.endswith(".json"):
+                is_known = run.exists(*folder, f"{name}.json")
+            if not is_known:
+                found.append(posixpath.join(*folder, name))
+    return found

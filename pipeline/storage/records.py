@@ -400,6 +400,7 @@ class ModelRecord(Record):
         data: The data it was trained on, as the manifest names it.
         result: What the training came to.
         files: The SHA-256 of each file of the model.
+        next: Those of the model that is about to take its place, or has taken it just now.
     """
 
     name: str = ""
@@ -407,6 +408,7 @@ class ModelRecord(Record):
     data: list[str] = []
     result: dict[str, Any] = {}
     files: Digests
+    next: Digests = {}
 
 
 class Evaluation(Record):

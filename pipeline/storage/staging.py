@@ -148,6 +148,8 @@ class StagingDir:
         files = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
         files.sort(key=lambda file: file == self.folder / "README.md")
         paths = {f"{self._path}/{file.relative_to(self.folder).as_posix()}" for file in files}
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._path}.json")  # the record of the model that is replaced
         for file in files:
             name = file.relative_to(self.folder).as_posix()
             self._fs.put_file(str(file), f"{self._path}/{name}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from models.errors import DamagedError
@@ -20,6 +21,7 @@ from pipeline.storage.records import ExportRecord, ListRecord, ModelRecord, cont
 from pipeline.storage.run import Run
 from pipeline.storage.successor import standing
 from pipeline.training.data import files_of, fingerprint_of, fingerprints_of
+from pipeline.training.placing import holds, place_model
 from stages.base import Resources, digest
 from stages.export import ExportStage
 
@@ -153,9 +155,10 @@ class TrainingJob:
             raise
         except (ValueError, FileNotFoundError):
             return False
-        if is_wanted:
-            self._check(made.files)
-        return is_wanted
+        if not is_wanted or holds(self.run, f"models/{self.name}", made.next):
+            return False
+        self._check(made.files)
+        return True
 
     def _check(self, files: dict[str, str]) -> None:
         """Check that the files of a model are those that the training wrote."""
@@ -188,11 +191,17 @@ class TrainingJob:
         made = trunk.find_record(ModelRecord, *path_of_record) if self.run.branch else None
         if made is None or made.fingerprint != fingerprint:
             return False
-        self.run.remove("models", self.name)
+        name = f"{self.name}.copy.partial"
+        if not self.run.is_local:
+            name = self.name
+            self.run.remove(*path_of_record)
+        self.run.remove("models", name)
         for path in made.files:
-            own = self.run.at("models", self.name, path)
+            own = self.run.at("models", name, path)
             self.run.fs.makedirs(own.rpartition("/")[0], exist_ok=True)
             self.run.fs.cp_file(trunk.at("models", self.name, path), own)
+        if self.run.is_local:
+            place_model(Path(self.run.at("models", name)), Path(self.out))
         self.run.write_record(made, *path_of_record)
         return True
 
@@ -207,7 +216,6 @@ class TrainingJob:
             from pipeline.training.distributed import train_together as launch
 
         fingerprint = self.fingerprint
-        self.run.remove("models", f"{self.name}.json")  # without it, the model is not done
         if self._take_over(fingerprint):
             return
         result = launch(self.config, self.sources(), self.out, self.worker_resources, go_on=go_on)

@@ -46,6 +46,7 @@ from pipeline.training.optim import (
     parallel,
     use_bf16,
 )
+from pipeline.training.placing import BEST, place_model, resume_placing
 from pipeline.training.progress import Progress
 from pipeline.training.validation import measure, write
 
@@ -58,8 +59,8 @@ RECENT_STEPS = 50
 KEEP_SECONDS = 15.0
 """Seconds between copies of the log to object storage, from which other processes read progress."""
 
-CURRENT, BEST = "current", "best"
-"""Folders in the folder of an unfinished training, for the measured model and the best model."""
+CURRENT = "current"
+"""The folder of the measured model, in the folder of an unfinished training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +223,9 @@ class _Training:
         """Train to the end, or to `stop_at`."""
         config, at = self.config, self.at
         began = kept = time.monotonic()
+        if rank() == 0:
+            resume_placing(self.out, model_card.fingerprint(self.identity))
+        gather(torch.zeros(1, device=self.device))  # the others wait
         if self.is_finished():
             at.step, at.images = self.steps, self.steps * self.batch_size
             return self.result({}, 0, began, self.steps)
@@ -404,12 +408,7 @@ class _Training:
         for path in self.partial.rglob("*"):
             if path.is_file():
                 flush(path)
-        shutil.rmtree(self.out, ignore_errors=True)
-        self.partial.rename(self.out)
-        # If killed before this line, the next call resumes and writes the model again.
-        shutil.rmtree(self.out / BEST, ignore_errors=True)
-        for path in (self.checkpoint.path, self.checkpoint.previous):
-            (self.out / path.name).unlink(missing_ok=True)
+        place_model(self.partial, self.out)
         self.staging.publish()
 
     def save_checkpoint(self) -> None:

@@ -669,3 +669,38 @@ def test_a_run_whose_summaries_were_removed_has_a_status(tmp_path):
         run.remove(*plan.summary_folder(name))
     states = {stage["name"]: stage["state"] for stage in funnel(Results(run, plan))["stages"]}
     assert states["clean"] == "done" and states["dedup"] == states["select"] == "waiting"
+
+
+def test_every_missing_record_is_named_and_written_anew(copy, done, place, capsys):
+    plan = Plan(manifest(place, copy.root).with_reviews())
+    marks = [
+        ("list", "_list.json"),
+        ("pool", "_stage.json"),
+        *((*plan.folder(name), "_stage.json") for name in ("clean", "dedup")),
+        (*plan.summary_folder("dedup"), "_summary.json"),
+        ("curated", "manifest.json"),
+        ("curated", "_export.json"),
+        ("exports", "llava", "manifest.json"),
+        ("models", "new.json"),
+    ]
+    for mark in marks:
+        content = copy.read(*mark)
+        copy.remove(*mark)
+        faults = list(verify(copy))
+        told = f"{copy.at(*mark)}: missing. Run again: it is written anew"
+        assert told in map(str, faults), mark
+        assert {fault.exit_status for fault in faults} == {3}
+        copy.write(content, *mark)
+    for mark in marks[:-1]:
+        copy.remove(*mark)
+    run_again(place, copy)
+    copy.remove(*marks[-1])
+    TrainingJob(plan.manifest, "new").carry_out()  # the model stands, and is not trained anew
+    assert list(verify(copy)) == [] and digests(copy) == digests(done)
+    assert main(["verify", copy.root]) == 0
+    assert "not looked at" not in capsys.readouterr().out
+    for path in ("notes.txt", "failures/x.txt", "curated.partial/x", "models/mine/config.json"):
+        copy.write(b"{}", *path.split("/"))
+    assert main(["verify", copy.root]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not looked at" in line]
+    assert line == "not looked at: curated.partial, failures, notes.txt, models/mine"

@@ -67,7 +67,7 @@ def trained(training: TrainingJob, files: dict[str, bytes]) -> None:
     training.run.write_json(mark, "models", "model.json")
 
 
-def test_a_model_that_cannot_be_taken_over_whole_is_not_done(tmp_path: Path, human: str) -> None:
+def test_a_model_that_cannot_be_taken_over_whole_replaces_none(tmp_path: Path, human: str) -> None:
     trunk = training_of(tmp_path, data=[human])
     branch = training_of(tmp_path, "rounds/2", data=[human])
     files = {"config.json": b"{}", "captioner/model.safetensors": b"weights"}
@@ -76,7 +76,7 @@ def test_a_model_that_cannot_be_taken_over_whole_is_not_done(tmp_path: Path, hum
     trunk.run.remove("models", "model", "config.json")
     with pytest.raises(FileNotFoundError):
         branch.carry_out()
-    assert not branch.is_done and not branch.run.exists("models", "model.json")
+    assert branch.is_done and branch.run.read("models", "model", "config.json") == b"old"
     trained(trunk, files)
     branch.carry_out()
     assert branch.is_done
