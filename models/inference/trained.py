@@ -29,7 +29,20 @@ from models.inference.generation import Reread, write
 from models.inference.matcher import Match
 from models.weights import Dtype, place
 
-__all__ = ["Coca", "Describes", "Embeds", "Judges", "QFormer", "Trained", "architecture_in"]
+__all__ = [
+    "BEiT3Captioner",
+    "BEiT3Retrieval",
+    "Coca",
+    "Describes",
+    "Embeds",
+    "Judges",
+    "QFormer",
+    "SimVLM",
+    "Trained",
+    "VLMo",
+    "Vilt",
+    "architecture_in",
+]
 
 
 def architecture_in(model: str, revision: str | None = None) -> str:
@@ -278,6 +291,18 @@ class Describes(Trained):
         return Caption(text.removeprefix("##").strip(), truncated)
 
 
+class BEiT3Captioner(Describes):
+    """BEiT-3 (arXiv 2208.10442), tuned for captions."""
+
+    objective = "models.objectives.beit3:Beit3"
+
+
+class BEiT3Retrieval(Embeds):
+    """BEiT-3 (arXiv 2208.10442), tuned for retrieval."""
+
+    objective = "models.objectives.beit3:Beit3"
+
+
 class Coca(Embeds, Describes):
     """CoCa (arXiv 2205.01917): cosines and captions."""
 
@@ -288,3 +313,21 @@ class QFormer(Judges, Embeds, Describes):
     """BLIP-2's first stage (arXiv 2301.12597): cosines, matching and captions."""
 
     objective = "models.objectives.qformer:QFormer"
+
+
+class SimVLM(Describes):
+    """SimVLM (arXiv 2108.10904): captions."""
+
+    objective = "models.objectives.simvlm:SimVLM"
+
+
+class VLMo(Judges, Embeds):
+    """VLMo (arXiv 2111.02358): cosines and matching."""
+
+    objective = "models.objectives.vlmo:Vlmo"
+
+
+class Vilt(Judges):
+    """ViLT (arXiv 2102.03334): matching."""
+
+    objective = "models.objectives.vilt:Vilt"

@@ -26,6 +26,10 @@ class AlbefConfig(MatcherConfig):
 
     name = "albef"
     paper = "ALBEF (arXiv 2107.07651)"
+    departs = (
+        "Image layers are BLIP's; `start` must name the DeiT and the BERT that ALBEF starts from."
+    )
+    public = "`start: {vision: facebook/deit-base-patch16-224, text: bert-base-uncased}`."
     parts = ("matcher",)
     saves: ClassVar[Mapping[str, Saved]] = {".": MATCHER}
     former: ClassVar[Mapping[str, Any]] = {"albef": True, "label_smoothing": 0.1}

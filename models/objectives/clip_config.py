@@ -36,6 +36,10 @@ class ClipConfig(ObjectiveConfig):
 
     name = "clip"
     paper = "CLIP (arXiv 2103.00020)"
+    departs = "The batch is one machine's or what `workers` share."
+    public = (
+        "`openai/clip-vit-base-patch16`; with `loss: sigmoid` `google/siglip-base-patch16-224`."
+    )
     saves: ClassVar[Mapping[str, Saved]] = {
         ".": Saved("CLIPModel", "models.inference.dual_encoder:DualEncoder")
     }

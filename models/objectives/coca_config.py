@@ -36,6 +36,11 @@ class CocaConfig(ObjectiveConfig):
 
     name = "coca"
     paper = "CoCa (arXiv 2205.01917)"
+    departs = (
+        "AdamW takes the place of Adafactor; a [CLS] and a norm before the image layers, as "
+        "in open_clip; image and text have one width; open_clip's cascade of poolers."
+    )
+    public = "Its own folders."
     saves: ClassVar[Mapping[str, Saved]] = {".": Saved("CoCa", "models.inference.trained:Coca")}
     by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tiny": {"queries": 16, "patch_size": 16}}
 

@@ -101,6 +101,12 @@ class ObjectiveConfig(ABC):
     paper: ClassVar[str]
     """The paper, for the documentation: `BLIP (arXiv 2201.12086)`."""
 
+    departs: ClassVar[str] = ""
+    """How it differs from the paper, for the documentation."""
+
+    public: ClassVar[str] = ""
+    """The public weights that it can start from, for the documentation."""
+
     saves: ClassVar[Mapping[str, Saved]]
     """The folders that a training writes, `.` for the model folder itself."""
 

@@ -35,6 +35,11 @@ class GenerateConfig(ObjectiveConfig):
 
     name = "generate"
     paper = "BLIP-2 (arXiv 2301.12597)"
+    departs = "Decoders alone: no FlanT5, whose texts are split into prefix and suffix."
+    public = (
+        "`Salesforce/blip2-itm-vit-g` with `language: facebook/opt-2.7b`; "
+        "`Salesforce/blip2-opt-2.7b`."
+    )
     saves: ClassVar[Mapping[str, Saved]] = {
         ".": Saved("Blip2ForConditionalGeneration", "models.inference.vlm:GenericCaptioner")
     }

@@ -26,6 +26,8 @@ class LanguageConfig(ObjectiveConfig):
 
     name = "language"
     paper = "LLaMA (arXiv 2302.13971)"
+    departs = "A miniature of captions, not a released language model."
+    public = "A Llama."
     saves: ClassVar[Mapping[str, Saved]] = {".": Saved("LlamaForCausalLM")}
     task = "text-generation"
 

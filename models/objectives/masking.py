@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.random import seed_of
 
 __all__ = [
     "IGNORED",
     "MaskedHead",
     "distilled",
+    "hidden_blocks",
     "kept_patches",
     "kept_paths",
     "mask_tokens",
     "pick_patches",
+    "whole_words",
 ]
 
 IGNORED = -100
 """The label of a token that a loss over tokens leaves out."""
+
+LEAST_BLOCK = 16 / 196
+"""The least share of the patches that a block hides, in BEiT."""
+
+ASPECT = 0.3
+"""The least height of a block over its width, and the least width over its height, in BEiT."""
 
 MASKED = 0.15
 """BERT's share of the tokens that are to be guessed."""
@@ -43,6 +56,41 @@ def pick_patches(x: Tensor, kept: Tensor) -> Tensor:
     return torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[:, :, None], 1)], 1)
 
 
+def hidden_blocks(chances: Tensor, side: int, share: float) -> Tensor:
+    """Which patches of images are hidden: blocks, as in BEiT (arXiv 2106.08254).
+
+    Blocks of at least 16 of 196 patches, of an aspect from 0.3 to 1 / 0.3, are laid at random until
+    the wanted number is hidden; of the last block some patches stay.
+
+    Args:
+        chances: (n,) in [0, 1), what decides the blocks of each image.
+        side: Patches in a row.
+        share: Of the patches that are hidden, below 1.
+
+    Returns:
+        bool (n, side * side), the same number true in each row.
+    """
+    number = int(share * side * side)
+    rows = []
+    for chance in chances.tolist():
+        rng = random.Random(seed_of("blocks", chance))
+        hidden: dict[int, None] = {}
+        while len(hidden) < number:
+            least = min(LEAST_BLOCK * side * side, number - len(hidden))
+            area = rng.uniform(least, max(least, number - len(hidden)))
+            aspect = math.exp(rng.uniform(math.log(ASPECT), -math.log(ASPECT)))
+            height = min(side, max(1, round(math.sqrt(area * aspect))))
+            width = min(side, max(1, round(math.sqrt(area / aspect))))
+            top, left = rng.randint(0, side - height), rng.randint(0, side - width)
+            for row in range(top, top + height):
+                hidden.update(dict.fromkeys(range(row * side + left, row * side + left + width)))
+        rows.append(list(hidden)[:number])
+    found = torch.zeros(len(rows), side * side, dtype=torch.bool)
+    for row, places in enumerate(rows):
+        found[row, places] = True
+    return found.to(chances.device)
+
+
 def kept_paths(chances: Tensor, dropped: float) -> Tensor:
     """Which residual paths of an image encoder count (stochastic depth, arXiv 1603.09382).
 
@@ -59,7 +107,13 @@ def kept_paths(chances: Tensor, dropped: float) -> Tensor:
 
 
 def mask_tokens(
-    tokens: Tensor, chances: Tensor, *, special: tuple[int, ...], mask: int, vocabulary: int
+    tokens: Tensor,
+    chances: Tensor,
+    *,
+    special: tuple[int, ...],
+    mask: int,
+    vocabulary: int,
+    share: float = MASKED,
 ) -> tuple[Tensor, Tensor]:
     """Hide tokens as BERT does (arXiv 1810.04805) and ALBEF after it (arXiv 2107.07651).
 
@@ -72,15 +126,29 @@ def mask_tokens(
         special: Tokens that are never asked for: ALBEF names padding and [CLS].
         mask: The id of [MASK].
         vocabulary: The number of tokens to draw from.
+        share: The chance of a token to be asked for.
 
     Returns:
         The tokens to read, and the labels: the token where it is asked for, IGNORED elsewhere.
     """
     whether, how, which = chances.unbind(dim=2)
-    asked = (whether < MASKED) & ~torch.isin(tokens, torch.tensor(special, device=tokens.device))
+    asked = (whether < share) & ~torch.isin(tokens, torch.tensor(special, device=tokens.device))
     drawn = (which.double() * vocabulary).long()
     hidden = torch.where(how < 0.8, mask, torch.where(how < 0.9, drawn, tokens))
     return torch.where(asked, hidden, tokens), tokens.masked_fill(~asked, IGNORED)
+
+
+def whole_words(chances: Tensor, continues: Tensor) -> Tensor:
+    """The chances of `mask_tokens` with one chance for all tokens of a word to be asked for.
+
+    Args:
+        chances: (n, L, 3) in [0, 1).
+        continues: bool (n, L), true for a token that continues the word of the one before it.
+    """
+    places = torch.arange(chances.shape[1], device=chances.device).expand_as(continues)
+    first = places.masked_fill(continues, 0).cummax(1).values
+    asked = chances[:, :, 0].gather(1, first)
+    return torch.cat([asked[:, :, None], chances[:, :, 1:]], 2)
 
 
 def distilled(logits: Tensor, labels: Tensor, momentum_logits: Tensor, alpha: float) -> Tensor:

@@ -37,13 +37,15 @@ def write_folder(
 
 
 def read_folder(
-    model: str | os.PathLike[str], architecture: str, revision: str | None = None
+    model: str | os.PathLike[str],
+    architecture: str | tuple[str, ...],
+    revision: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read what `write_folder` wrote, weights as float32.
 
     Args:
         model: A folder, or a name on the Hugging Face hub.
-        architecture: That it must have.
+        architecture: That it must have, or those of which it must have one.
         revision: Of a hub name.
 
     Raises:
@@ -57,9 +59,10 @@ def read_folder(
     assert config is not None and weights is not None
     settings: dict[str, Any] = json.loads(Path(config).read_text(encoding="utf-8"))
     architectures = settings.pop("architectures", None)
-    if architectures != [architecture]:
+    wanted = (architecture,) if isinstance(architecture, str) else architecture
+    if not architectures or architectures[0] not in wanted:
         raise ValueError(
-            f"train.model: {name} is not {architecture} but {architectures}: name a size or a "
+            f"train.model: {name} is not {wanted[0]} but {architectures}: name a size or a "
             f"model that this objective has trained"
         )
     state = {

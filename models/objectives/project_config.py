@@ -40,6 +40,15 @@ class ProjectConfig(ObjectiveConfig):
 
     name = "project"
     paper = "LLaVA (arXiv 2304.08485)"
+    departs = (
+        "Images are squashed to a square, where LLaVA-1.5 pads; captions end with the "
+        "tokenizer's end where it has no line break; MiniGPT-4's mix of data sets is that of "
+        "`data`."
+    )
+    public = (
+        "`openai/clip-vit-large-patch14` (`-336` for LLaVA-1.5) with `language: "
+        "lmsys/vicuna-7b-v1.5`; `Salesforce/blip2-opt-2.7b` for MiniGPT-4."
+    )
     saves: ClassVar[Mapping[str, Saved]] = {
         ".": Saved("LlavaForConditionalGeneration", "models.inference.vlm:GenericCaptioner")
     }

@@ -37,6 +37,11 @@ class QFormerConfig(ObjectiveConfig):
 
     name = "qformer"
     paper = "BLIP-2 (arXiv 2301.12597)"
+    departs = (
+        "The image encoder is a BLIP's; random weights unless `bert` is set; the paper's EVA "
+        "ViT-g comes with a released BLIP-2."
+    )
+    public = "`Salesforce/blip2-itm-vit-g`; `bert: bert-base-uncased` with a BLIP as `vision`."
     saves: ClassVar[Mapping[str, Saved]] = {
         ".": Saved("Blip2ForImageTextRetrieval", "models.inference.trained:QFormer")
     }

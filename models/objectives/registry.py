@@ -63,6 +63,10 @@ OBJECTIVES: Registry[ObjectiveConfig] = Registry(
         "language": "models.objectives.language_config:LanguageConfig",
         "generate": "models.objectives.generate_config:GenerateConfig",
         "project": "models.objectives.project_config:ProjectConfig",
+        "vilt": "models.objectives.vilt_config:ViltConfig",
+        "simvlm": "models.objectives.simvlm_config:SimVlmConfig",
+        "vlmo": "models.objectives.vlmo_config:VlmoConfig",
+        "beit3": "models.objectives.beit3_config:Beit3Config",
     },
     _find_fault,
 )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.attention import attend, split_heads
 
-__all__ = ["Attention", "Block", "Blocks", "causal_mask"]
+__all__ = ["Attention", "Block", "Blocks", "DecoderBlock", "causal_mask"]
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:
@@ -102,3 +102,31 @@ class Blocks(nn.Module):
         for block in self.resblocks:
             x = block(x, mask=mask)
         return x
+
+
+class DecoderBlock(nn.Module):
+    """A pre-norm block of a decoder: attention to itself, to a context, and an MLP.
+
+    Args:
+        width: Of the tokens.
+        heads: Of both attentions.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.cross = Attention(width, heads)
+        self.ln_3 = nn.LayerNorm(width)
+        c_fc, c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential(OrderedDict(c_fc=c_fc, gelu=nn.GELU(), c_proj=c_proj))
+
+    def forward(
+        self, x: Tensor, context: Tensor, mask: Tensor, context_mask: Tensor | None = None
+    ) -> Tensor:
+        """Tokens (n, L, width) after the block; masks as in `Attention.forward`."""
+        x = x + self.attn(self.ln_1(x), mask=mask)
+        x = x + self.cross(self.ln_2(x), context, context_mask)
+        out: Tensor = x + self.mlp(self.ln_3(x))
+        return out

@@ -54,6 +54,9 @@ __all__ = ["Ablation", "Table", "collect", "estimate"]
 
 CONFIDENCE = 0.95
 
+WEB = "runs/demo/web"
+"""The web of the demo in a chain; each seed's own web takes its place."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -82,7 +85,8 @@ class Ablation:
         name: Its name.
         manifest: Path of the base manifest, relative to the file.
         seeds: Seeds of the web, the stages and the trainings; each has its own run.
-        chains: Mappings, by name, that are merged into the manifest.
+        chains: Mappings, by name, that are merged into the manifest. Paths in runs/demo/web are
+            those of the web of each seed.
         metrics: Path of each metric in the evaluation of a model, or, with the prefix `report.`,
             in the report of its chain.
         tables: The tables.
@@ -194,8 +198,20 @@ class Ablation:
         models = (drawn.SHIPPED / "captioner", drawn.SHIPPED / "matcher")
         overrides = [f"seed={seed}", *drawn.paths(web, *models)]
         base = Manifest.load(self.manifest, overrides, self.folder(seed))
-        content = merge(base.source, self.chains[chain])
+        changes = _in_web(self.chains[chain], web)
+        content = merge(base.source, changes)
         return Manifest.parse(content, f"{self.manifest} + {chain}", self.branch(chain))
+
+
+def _in_web(value: Any, web: drawn.Web) -> Any:
+    """Replace the folder of the demo's web in all texts by that of a web."""
+    if isinstance(value, dict):
+        return {key: _in_web(one, web) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_in_web(one, web) for one in value]
+    if isinstance(value, str) and value.startswith(f"{WEB}/"):
+        return str(web.folder / value.removeprefix(f"{WEB}/"))
+    return value
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -282,6 +282,18 @@ def objectives() -> str:
         [
             *lines,
             "",
+            "## Differences from the papers, and public weights",
+            "",
+            "Losses and their weights, masks, frozen parts and defaults are those of the paper or "
+            "of its released code, except as follows.",
+            "",
+            "| objective | differs from the paper | starts from |",
+            "| --- | --- | --- |",
+            *(
+                f"| `{name}` | {_cell(kind.departs)} | {_cell(kind.public)} |"
+                for name, kind in kinds.items()
+            ),
+            "",
             "## Fields of every objective",
             "",
             "They go into the same mapping as the fields of [every training]"

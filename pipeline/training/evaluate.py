@@ -148,6 +148,11 @@ def evaluate(
                 near = score_near_misses(ranker, images, captions, make, batch_size, seed)
                 for kind, scores in near.items():
                     statistics["near_misses", kind] = scores.statistic, len(captioned)
+    if ranker is None and len(captioned) > 1 and (matcher := load(Matches)) is not None:
+        images = [sample.read() for sample in captioned]
+        with _naming(images):
+            scorer = _Scorer(matcher, images, captions, top_k, batch_size, seed)
+        statistics["matching",] = scorer.matching(), len(captioned)
     if captioned and (writer := load(Writes)) is not None:
         images = [sample.read() for sample in captioned]
         with _naming(images):
@@ -176,7 +181,7 @@ def readers_of(model: str) -> dict[str, type[Any]]:
     """The class that runs each part of a model, by the part's folder or hub name.
 
     Raises:
-        ValueError: No class here can run one of the parts.
+        ValueError: No class here can run any of the parts.
     """
     model = folder_of(model)
     readers = {}
@@ -185,7 +190,9 @@ def readers_of(model: str) -> dict[str, type[Any]]:
         try:
             readers[folder] = reader_of((config.get("architectures") or [""])[0])
         except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
+            fault = f"{folder}: {error}"
+    if not readers:
+        raise ValueError(fault)
     return readers
 
 
@@ -244,7 +251,7 @@ class _Scorer:
     """The scores of the images and captions of a test.
 
     Attributes:
-        cosine: float32 (images, texts).
+        cosine: float32 (images, texts); 0 for a model that does not embed.
         owners: The image of each text.
         partners: For each image, another image, whose captions are false for it.
         scores: The score that each ranking uses, in words.
@@ -255,7 +262,7 @@ class _Scorer:
 
     def __init__(
         self,
-        ranker: Ranks,
+        ranker: Ranks | Matches,
         images: list[bytes],
         captions: list[list[str]],
         top_k: int | None,
@@ -264,7 +271,11 @@ class _Scorer:
     ) -> None:
         texts = [text for own in captions for text in own]
         self.owners = np.array([i for i, own in enumerate(captions) for _ in own])
-        self.cosine = similarity(ranker.embed_images(images, batch_size), ranker.embed_texts(texts))
+        self.cosine = np.zeros((len(images), len(texts)), np.float32)
+        if isinstance(ranker, Ranks):
+            self.cosine = similarity(
+                ranker.embed_images(images, batch_size), ranker.embed_texts(texts)
+            )
         self.k = top_k if top_k is not None else min(128, max(16, len(images) // 8))
         self.scores = {"itc": "cosine"}
         order = list(range(len(images)))
@@ -276,7 +287,9 @@ class _Scorer:
             best = f"of the {self.k} best by itc"
             # BLIP's released code adds the cosine; the paper ranks only by the matching score.
             self.scores["itm"] = f"ITM's logit of a match plus cosine, {best}"
-            is_candidate = np.logical_or(*self.candidates())
+            is_candidate = np.zeros_like(self.cosine, dtype=bool)
+            if isinstance(ranker, Ranks):
+                is_candidate = np.logical_or(*self.candidates())
             for i in range(len(images)):
                 is_wanted = is_candidate[i] | np.isin(self.owners, (i, self.partners[i]))
                 self.chosen.append(np.flatnonzero(is_wanted))

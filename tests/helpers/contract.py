@@ -39,8 +39,12 @@ PAIRS = len(CAPTIONS)
 IMAGES = [drawn(number) for number in range(PAIRS)]
 
 NANO_FIELDS: dict[str, dict[str, Any]] = {
+    "beit3": {"joint_layers": 1, "drop_path": 0.0},
     "coca": {"queries": 4, "patch_size": 16},
     "qformer": {"queries": 4},
+    "simvlm": {"conv_blocks": (1, 1, 1)},
+    "vilt": {"patch_size": 16},
+    "vlmo": {"joint_layers": 1, "drop_path": 0.0},
 }
 """What the sizes of an objective set beside the numbers of an architecture."""
 

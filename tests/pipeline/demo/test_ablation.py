@@ -8,6 +8,7 @@ from helpers.pages import CHROMIUM, PageBrowser
 from helpers.runs import make_run, manifest
 
 from models.errors import ManifestError
+from models.objectives.registry import OBJECTIVES
 from pipeline.demo.ablation import Ablation, collect, estimate, merge
 from pipeline.demo.run import Web
 from pipeline.manifest.manifest import Manifest
@@ -54,6 +55,25 @@ def test_every_chain_of_the_shipped_ablation_is_valid_with_the_paths_of_the_demo
     for chain in shipped.chains:
         manifest = shipped.manifest_of(0, chain, web)
         assert {"captioner", "filter", "curated"} <= manifest.train.keys()
+
+
+def test_the_shipped_ablation_of_objectives_trains_each_on_raw_and_on_curated_pairs(tmp_path):
+    shipped = Ablation.load(str(ROOT / "manifests" / "objectives.yaml"), str(tmp_path))
+    web = Web(tmp_path / "web", port=8757, token="token")
+    trained = set()
+    for chain in shipped.chains:
+        train = shipped.manifest_of(0, chain, web).train
+        # BEiT-3 is trained on them first, and then both are tuned on human pairs.
+        raw, curated = (train.get(f"{name}_start", train[name]) for name in ("raw", "curated"))
+        assert raw.objective == curated.objective
+        assert raw.data == ("pool", str(web.folder / "human.jsonl"))
+        assert curated.data == ("curated",)
+        trained |= {config.objective.name for config in train.values()}
+    # The others tune what these make.
+    assert set(OBJECTIVES.ours) - trained <= {"pretrain", "joint"}
+    assert {row for table in shipped.tables for row in table.rows.values()} == {
+        f"{chain}/{model}" for chain in shipped.chains for model in ("raw", "curated")
+    }
 
 
 def test_an_interval_is_students():

@@ -19,6 +19,8 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     CLIPModel,
+    ViltConfig,
+    ViltForMaskedLM,
 )
 
 from models.attention import encode_images
@@ -26,6 +28,7 @@ from models.image.decode import Preprocess
 from models.metrics import retrieval_hits, roc_auc
 from models.objectives.blip import MED
 from models.objectives.clip import Contrastive
+from models.objectives.vilt import Vilt
 from pipeline.cli.main import main
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session
@@ -373,3 +376,17 @@ def test_a_run_measures_anew_what_was_trained_anew_and_on_other_images(
     assert evaluated(2e-4, 5) == {"a/matcher", "b/matcher", "other"}
     (tmp_path / "other" / "extra.json").write_text("{}")
     assert evaluated(2e-4, 5) == {"other"}
+
+
+def test_a_model_that_matches_and_embeds_nothing_is_measured_at_matching(
+    tmp_path: Path, test_set: str
+) -> None:
+    reader = tokenizer_of(WORDS.split())
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    config = ViltConfig(**shape, vocab_size=len(reader), initializer_range=0.3)
+    (tmp_path / "vilt").mkdir()
+    Vilt(ViltForMaskedLM(config), reader).write(tmp_path / "vilt")
+    found = evaluate(str(tmp_path / "vilt"), test_set)
+    assert found["matching"].keys() >= {"roc_auc", "accuracy"}
+    assert "retrieval" not in found and "near_misses" not in found
