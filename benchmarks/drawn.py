@@ -61,6 +61,7 @@ def trained_filter(folder: Path, seed: int, name: str, fields: Sequence[str] = (
         f"seed={seed}",
         f"train.filter.model={SHIPPED / 'matcher'}",
         f"train.filter.data=[{human}]",
+        f"train.filter.tagger={place / 'language'}",
         *(f"train.filter.{field}" for field in fields),
     ]
     manifest = Manifest.load(str(MANIFESTS / "demo.yaml"), overrides, str(out.parent / "run"))
