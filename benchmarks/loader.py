@@ -6,19 +6,19 @@ PHOTOGRAPHS is a folder of JPEGs, by default flickr8k's of ../shared/data; they 
 there are so many images. All read the same bytes from the disk: ours from Parquet, webdataset from
 tars, DataLoader from files, each shuffled as it shuffles. All augment with the same code (BLIP's: a
 random crop, a mirror image, RandAugment), decode with the same library and give batches of 64 as
-uint8. `alone` decodes and augments in a plain loop, which is what a core can do. Rates are of the
-images after the first two batches; CPU is that of the process and its children.
+uint8. `alone` decodes and augments in a plain loop, which is what a core can do. Decoded images are
+not cached. Rates and CPU, of the process and of those below it, are of the images after two batches.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import itertools
 import json
 import os
 import random
-import resource
 import tarfile
 import tempfile
 import time
@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -34,9 +35,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.image.augmentation import View
 from pipeline.manifest.train_config import TrainConfig, as_sources
+from pipeline.training import loader
 from pipeline.training.data import Pairs, Position
 from pipeline.training.decoding import Decoder
-from pipeline.training.loader import ahead, make_batches
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared/data/flickr8k/images"
 BATCH = 64
@@ -99,8 +100,8 @@ def ours(folder: Path, view: View, processes: int) -> Iterator[int]:
         shuffle_buffer=1000,
     )
     pairs = Pairs(as_sources([str(folder / "parquet")]), shuffle_buffer=1000)
-    batches = make_batches(config, [pairs], Texts(), [Position()])  # type: ignore[arg-type]
-    for batch in ahead(batches) if processes else batches:
+    batches = loader.make_batches(config, [pairs], Texts(), [Position()])  # type: ignore[arg-type]
+    for batch in loader.ahead(batches) if processes else batches:
         yield len(batch.batch.pixels)
 
 
@@ -124,26 +125,29 @@ def tars(folder: Path, view: View, processes: int) -> Iterator[int]:
         yield len(batch)
 
 
-def cpu_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+def cpu_seconds() -> dict[int, float]:
+    """CPU seconds of this process and of each below it, by its number."""
+    found = {}
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            found[process.pid] = times.user + times.system
+    return found
 
 
 def measure(make: Callable[[], Iterator[int]], number: int) -> dict[str, float]:
-    """Images a second after two batches, and CPU milliseconds an image of all of it."""
-    before = cpu_seconds()
+    """Images a second and CPU milliseconds an image, after two batches."""
     batches = make()
-    seen = next(batches) + next(batches)
-    began, counted = time.perf_counter(), 0
+    for _ in range(2):
+        next(batches)
+    before, began, counted = cpu_seconds(), time.perf_counter(), 0
     while counted < number:
         counted += next(batches)
-    seconds = time.perf_counter() - began
+    seconds, after = time.perf_counter() - began, cpu_seconds()
     batches.close()  # type: ignore[attr-defined]
-    del batches
-    return {
-        "images_per_second": counted / seconds,
-        "cpu_ms": 1000 * (cpu_seconds() - before) / (seen + counted),
-    }
+    used = sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
+    return {"images_per_second": counted / seconds, "cpu_ms": 1000 * used / counted}
 
 
 def alone(photographs: list[bytes], view: View) -> Iterator[int]:
@@ -161,6 +165,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    loader.CACHE_BYTES = 0
     view = View(size=options.size, augment="paper", crop_scale=0.5)
     photographs = [path.read_bytes() for path in sorted(options.photographs.glob("*.jpg"))]
     print(f"cores {len(os.sched_getaffinity(0))}, {len(photographs)} photographs")
