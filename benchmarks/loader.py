@@ -6,8 +6,9 @@ PHOTOGRAPHS is a folder of JPEGs, by default flickr8k's of ../shared/data; they 
 there are so many images. All read the same bytes from the disk: ours from Parquet, webdataset from
 tars, DataLoader from files, each shuffled as it shuffles. All augment with the same code (BLIP's: a
 random crop, a mirror image, RandAugment), decode with the same library and give batches of 64 as
-uint8. `alone` decodes and augments in a plain loop, which is what a core can do. Decoded images are
-not cached. Rates and CPU, of the process and of those below it, are of the images after two batches.
+uint8. `alone` decodes and augments in a plain loop, which is what a core can do. Decoded images
+are not cached. Rates and CPU, of this process and of those below it, are of the images after two
+batches.
 """
 
 from __future__ import annotations
