@@ -18,6 +18,7 @@ import torch
 from pipeline.manifest.train_config import Source, TrainConfig
 from pipeline.storage.run import Run
 from pipeline.training.loop import TrainResult, train
+from pipeline.training.ranks import PATIENCE
 from stages.base import Resources
 
 __all__ = ["notes", "train_together"]
@@ -49,7 +50,7 @@ def train_together(
     if config.workers == 1:
         return train(config, data, out, go_on=go_on)
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     per_worker = {"CPU": float(resources.cpus), "GPU": resources.gpus}
     per_worker = {name: amount for name, amount in per_worker.items() if amount}
@@ -60,6 +61,7 @@ def train_together(
             trainer = TorchTrainer(
                 _loop,  # type: ignore[arg-type]
                 train_loop_config=told,
+                torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
                 scaling_config=ScalingConfig(
                     num_workers=config.workers,
                     use_gpu=resources.gpus > 0,

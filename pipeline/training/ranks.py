@@ -9,6 +9,7 @@ Slurm does not say where the ranks meet: set MASTER_ADDR to the first node, and 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ __all__ = ["carry_out", "joined", "launched_ranks"]
 
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 """The variables of torchrun, and what they are called by Slurm."""
+
+PATIENCE = datetime.timedelta(hours=2)
+"""How long a rank waits for the others, as for a validation on rank 0. Ranks that died are noticed
+at once: their connections close."""
 
 
 def launched_ranks(environment: Mapping[str, str]) -> dict[str, str]:
@@ -50,7 +55,9 @@ def joined(variables: Mapping[str, str]) -> Iterator[None]:
     has_gpus = torch.cuda.is_available()
     if has_gpus:
         torch.cuda.set_device(int(variables["LOCAL_RANK"]) % torch.cuda.device_count())
-    torch.distributed.init_process_group("nccl" if has_gpus else "gloo", init_method="env://")
+    torch.distributed.init_process_group(
+        "nccl" if has_gpus else "gloo", init_method="env://", timeout=PATIENCE
+    )
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import pytest
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.train_config import Source
 from pipeline.training.job import TrainingJob
+from pipeline.training.loop import train
 
 
 def training_of(folder: Path, branch: str = "", **settings: Any) -> TrainingJob:
@@ -81,3 +82,39 @@ def test_a_model_that_cannot_be_taken_over_whole_replaces_none(tmp_path: Path, h
     branch.carry_out()
     assert branch.is_done
     assert {f: branch.run.read("models", "model", *f.split("/")) for f in files} == files
+
+
+def test_a_training_continues_under_changed_settings_if_it_is_asked_to(
+    tmp_path: Path, tokenizer: str, pairs: str
+) -> None:
+    settings = {
+        "model": "nano",
+        "tokenizer": tokenizer,
+        "data": [pairs],
+        "image_size": 32,
+        "batch_size": 4,
+        "steps": 4,
+        "precision": "fp32",
+    }
+    before = training_of(tmp_path, **settings)
+    train(before.config, before.sources(), before.out, stop_at=2)
+    after = training_of(tmp_path, **settings, lr=1e-4)
+    assert not after.is_done
+    after.carry_out(go_on=True)
+    assert after.is_done
+    record = json.loads((tmp_path / "run/models/model.json").read_text())
+    assert record["result"]["resumed_from"] == 2
+    assert "lr 1e-05 -> 0.0001" in (tmp_path / "run/models/model/README.md").read_text()
+
+
+def test_how_far_a_training_is_is_told_even_after_a_skipped_step(tmp_path: Path) -> None:
+    training = training_of(tmp_path, steps=9)
+    folder = tmp_path / "run/models/model.partial"
+    folder.mkdir(parents=True)
+    for row, told in (
+        ({"loss": 1.5}, "model step 3 of 9, loss 1.500, 20 images/s"),
+        ({"skipped": 2}, "model step 3 of 9, 2 steps skipped, 20 images/s"),
+    ):
+        line = json.dumps({"step": 3, "epoch": 0, "images_per_second": 20.0, **row})
+        (folder / "metrics.jsonl").write_text(line + "\n")
+        assert training.progress() == told

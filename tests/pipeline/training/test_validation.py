@@ -11,6 +11,7 @@ from helpers.trainings import assert_same, config_of, metrics, weights
 from transformers import CLIPModel
 
 from models.objectives.clip import Contrastive
+from pipeline.cli.main import main
 from pipeline.manifest.train_config import TrainConfig, Validate
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.flops import counted
@@ -166,6 +167,16 @@ def test_a_training_in_progress_is_measured_by_its_last_checkpoint(
     assert_same(found, built.model.state_dict())
     train(config, [pairs], tmp_path / "model")
     assert not is_in_progress(str(tmp_path / "model"))
+
+
+def test_the_command_measures_a_training_in_progress(
+    tokenizer: str, pairs: str, held_out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config_of(tokenizer, objective="clip"), [pairs], tmp_path / "model", stop_at=3)
+    model = str(tmp_path / "model")
+    assert main(["evaluate", model, "--data", held_out, "--tagger", "none"]) == 0
+    told = capsys.readouterr().out
+    assert "in training, step 3" in told and "retrieval.itc.TR@1" in told
 
 
 def test_settings_are_read_again(tokenizer: str) -> None:
