@@ -11,6 +11,7 @@ transformers loads.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ from models.objectives.distributed import (
     num_ranks,
     rank,
 )
+from models.objectives.features import Features
 from models.objectives.itc import Momentum, contrast_loss, contrast_targets, hard_negatives
 from models.objectives.masking import IGNORED
 from models.objectives.sizes import BLIP_SIZES, blip_config, shaped
@@ -118,6 +120,7 @@ class MED(Objective):
         floor: Added to the chance of each wrong partner of matching: 1e-4 in BLIP's pre-training,
             nothing in its fine-tuning and in ALBEF.
         recompute: Whether layers are computed again in the backward pass, to save memory.
+        features: Those of a frozen image encoder, if they are the same in every step.
     """
 
     temperature: nn.Parameter
@@ -151,6 +154,7 @@ class MED(Objective):
         self.negatives_are_local = False
         self.floor = 0.0
         self.recompute = False
+        self.features: Features | None = None
         self.momentum: Momentum | None = None
         config = self.config.text_config
         self.pad: int = config.pad_token_id
@@ -433,9 +437,13 @@ class MED(Objective):
             )
             for _ in range(2)
         )
-        images = encode_images(
-            self.vision, batch.pixels, kept=kept, paths=paths, recompute=self._recomputes
-        ).float()
+        encode = functools.partial(
+            encode_images, self.vision, kept=kept, paths=paths, recompute=self._recomputes
+        )
+        if self.features is not None and self.training:
+            images = self.features(batch.image_ids, batch.pixels, encode).float()
+        else:
+            images = encode(batch.pixels).float()
         if self.matcher is None:
             return images, None
         assert self.momentum is not None, "start_momentum comes first"

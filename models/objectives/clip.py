@@ -18,6 +18,7 @@ from models.image.decode import CLIP_MEAN, CLIP_STD
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch, tokenize
 from models.objectives.distributed import gather_with_gradient, rank
+from models.objectives.features import Features
 from models.objectives.masking import pick_patches
 from models.objectives.sizes import CLIP_SIZES, clip_config, shaped
 from models.objectives.start import Shape, Start
@@ -58,6 +59,7 @@ class Contrastive(Objective):
     Attributes:
         mask_patches: The share of an image's patches that is hidden in training (FLIP, arXiv
             2212.00794).
+        features: Those of a frozen image encoder, if they are the same in every step.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -65,6 +67,7 @@ class Contrastive(Objective):
         self.model = model
         self.tokenizer = tokenizer
         self.mask_patches = 0.0
+        self.features: Features | None = None
         self._recomputes = False
         self.pad: int = tokenizer.pad_token_id
 
@@ -164,6 +167,14 @@ class Contrastive(Objective):
         read = self.model.get_text_features(input_ids=tokens).pooler_output
         return F.normalize(read.float(), dim=-1)
 
+    def encode(self, batch: Batch, step: Step) -> Tensor:
+        """Unit embeddings (n, d) of the images of a batch, in training with patches hidden."""
+        if self.features is not None and self.training:
+            return self.features(batch.image_ids, batch.pixels, self.embed_images)
+        patch, masked = self.model.config.vision_config.patch_size, self.mask_patches
+        kept = batch.kept_patches(patch, masked if self.training else 0.0, step.generator)
+        return self.embed_images(batch.pixels, kept)
+
     def logged(self) -> dict[str, float]:
         """The temperature of contrast."""
         return {"temperature": self.temperature.item()}
@@ -177,9 +188,8 @@ class Contrastive(Objective):
         """
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=MAX_SCALE)
-        patch, masked = self.model.config.vision_config.patch_size, self.mask_patches
-        kept = batch.kept_patches(patch, masked if self.training else 0.0, step.generator)
-        images, texts = self.embed_images(batch.pixels, kept), self.embed_texts(batch.texts)
+        images = self.encode(batch, step)
+        texts = self.embed_texts(batch.texts)
         with torch.autocast(images.device.type, enabled=False):
             return {"clip": info_nce(images, texts, self.model.logit_scale.exp())}
 

@@ -105,6 +105,7 @@ class ClipConfig(ObjectiveConfig):
     def build(self) -> Contrastive:
         """Make the CLIP or the SigLIP."""
         from models.objectives.clip import Contrastive
+        from models.objectives.features import Features
         from models.objectives.siglip import SigmoidContrast
 
         tokenizer = self.tokenizer and folder_of(self.tokenizer)
@@ -126,5 +127,7 @@ class ClipConfig(ObjectiveConfig):
                 max_text_tokens=self.max_text_tokens,
             )
         model.mask_patches = self.mask_patches
+        if self.has_fixed_features and not self.mask_patches:
+            model.features = Features()
         model.recompute = self.gradient_checkpointing
         return model

@@ -208,6 +208,11 @@ class ObjectiveConfig(ABC):
         parts = {f"start.{part}": model for part, model in self.start.models().items()}
         return {"model": self.model, **parts}
 
+    @property
+    def has_fixed_features(self) -> bool:
+        """Whether the features of an image are the same in every step: nothing changes them."""
+        return "vision" in self.freeze and self.augment == "none"
+
     def near_miss_settings(self) -> tuple[int, str]:
         """How many near misses of its text a pair comes with, and the spaCy pipeline behind them.
 

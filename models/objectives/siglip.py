@@ -175,9 +175,7 @@ class SigmoidContrast(Contrastive):
             batch: n pairs on the device of the model.
             step: Where the training is.
         """
-        patch, masked = self.model.config.vision_config.patch_size, self.mask_patches
-        kept = batch.kept_patches(patch, masked if self.training else 0.0, step.generator)
-        images, texts = self.embed_images(batch.pixels, kept), self.embed_texts(batch.texts)
+        images, texts = self.encode(batch, step), self.embed_texts(batch.texts)
         with torch.autocast(images.device.type, enabled=False):
             scale, bias = self.model.logit_scale.exp(), self.model.logit_bias
             return {"sigmoid": sigmoid_contrast(images, texts, batch.image_ids, scale, bias)}

@@ -23,6 +23,7 @@ from models.attention import encode_images, encode_texts
 from models.objectives.albef_config import AlbefConfig
 from models.objectives.blip_config import CaptionerConfig, FilterConfig, PretrainConfig
 from models.objectives.clip_config import ClipConfig
+from models.objectives.features import Features
 from models.objectives.start import Shape, Start
 
 pytestmark = pytest.mark.usefixtures("nano")
@@ -257,3 +258,42 @@ def _queue(kind: Any) -> dict[str, int]:
 
 def vars_of(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, ClipConfig])
+def test_features_of_a_frozen_encoder_are_computed_once_and_change_no_loss(
+    tokenizer: str, kind: Any
+) -> None:
+    losses = {}
+    for augment in ("none", "crop"):
+        fields = {"freeze": ("vision",), "augment": augment, "drop_path": 0.5}
+        fields = {name: v for name, v in fields.items() if name in kind.__dataclass_fields__}
+        config = small(kind, tokenizer, **fields, **_queue(kind))
+        torch.manual_seed(0)
+        model: Any = config.build().train()
+        model.freeze_parts(config.freeze, torch.float32)
+        assert (model.features is not None) == (augment == "none")
+        calls: list[int] = []
+        vision = model.model.vision_model if kind is ClipConfig else model.vision
+        vision.post_layernorm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        batch = batch_of(model, config)
+        losses[augment] = [float(loss_of(model, batch).detach()) for _ in range(3)]
+        assert len(calls) == (1 if augment == "none" else 3)
+    assert losses["none"] == losses["crop"]
+
+
+def test_features_do_not_depend_on_what_was_known_before() -> None:
+    pixels = torch.randn(4, 3, 2, 2)
+    ids = torch.arange(4)
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).cumsum(1)
+
+    whole = Features()(ids, pixels, encode)
+    features = Features()
+    features(ids[[0, 0, 1, 1]], pixels[[0, 0, 1, 1]], encode)
+    assert torch.equal(features(ids, pixels, encode), whole)
+    assert torch.equal(features(ids.flip(0), pixels, lambda x: x), whole.flip(0))
+    small_room = Features(room=2 * 12 * 4)
+    small_room(ids, pixels, encode)
+    assert len(small_room.known) == 2 and torch.equal(small_room(ids, pixels, encode), whole)
