@@ -137,13 +137,21 @@ class GenericCaptioner:
     ) -> list[str]:
         """The best caption of each image; see `Writes`.
 
-        The prompt is `caption_prompt` of the model's config. Without it a chat model is asked what
-        LLaVA's captions answer, and any other model begins by itself.
+        The prompt is `caption_prompt` of the model's config, which the lengths do not count.
+        Without it a chat model is asked what LLaVA's captions answer, and any other model begins
+        by itself.
 
         Raises:
             ImageError: An image cannot be decoded.
         """
         prompt = getattr(self.model.config, "caption_prompt", CHAT_PROMPT if self.is_chat else "")
+        if not self.is_chat:  # whose lengths count the prompt
+            number = len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            settings = dataclasses.replace(
+                settings,
+                max_length=settings.max_length + number,
+                min_length=settings.min_length + number,
+            )
         written = self.caption(
             images, [0] * len(images), settings, prompt=prompt, batch_size=batch_size
         )

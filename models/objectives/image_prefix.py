@@ -90,6 +90,12 @@ class ImagePrefix(Objective):
             module.requires_grad_(False).eval()
         self.frozen = (*self.frozen, *modules)
 
+    def thaw(self, *modules: nn.Module) -> None:
+        """Train some frozen modules again."""
+        for module in modules:
+            module.requires_grad_(True)
+        self.frozen = tuple(one for one in self.frozen if all(one is not m for m in modules))
+
     def train(self, mode: bool = True) -> Self:
         """Train; frozen modules run as in evaluation."""
         super().train(mode)

@@ -63,6 +63,7 @@ OBJECTIVES: Registry[ObjectiveConfig] = Registry(
         "language": "models.objectives.language_config:LanguageConfig",
         "generate": "models.objectives.generate_config:GenerateConfig",
         "project": "models.objectives.project_config:ProjectConfig",
+        "instruct": "models.objectives.instruct_config:InstructConfig",
         "vilt": "models.objectives.vilt_config:ViltConfig",
         "simvlm": "models.objectives.simvlm_config:SimVlmConfig",
         "vlmo": "models.objectives.vlmo_config:VlmoConfig",

@@ -9,26 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from models.random import hash_of
+from models.text.instructions import BRIEF
 from stages.formats.base import Format, Shard, samples
 
-__all__ = ["BRIEF", "Blip", "ImageFolder", "Llava", "Sidecars"]
+__all__ = ["Blip", "ImageFolder", "Llava", "Sidecars"]
 
 IMAGE = "<image>"
-
-BRIEF = (
-    "Describe the image concisely.",
-    "Provide a brief description of the given image.",
-    "Offer a succinct explanation of the picture presented.",
-    "Summarize the visual content of the image.",
-    "Give a short and clear explanation of the subsequent image.",
-    "Share a concise interpretation of the image provided.",
-    "Present a compact description of the photo's key features.",
-    "Relay a brief, clear account of the picture shown.",
-    "Render a clear and concise summary of the photo.",
-    "Write a terse but informative summary of the picture.",
-    "Create a compact narrative representing the image presented.",
-)
-"""LLaVA's instructions for a brief image description (arXiv 2304.08485, appendix)."""
 
 
 class Listed(Format):

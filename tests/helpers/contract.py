@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 
 from helpers.blips import drawn
-from helpers.starts import blip_of, clip_of, language_of, qformer_of
+from helpers.starts import blip_of, clip_of, language_of, llava_of, qformer_of
 from models.image.decode import open_rgb
 from models.inference.decoding import Settings
 from models.inference.protocols import Matches, Ranks, Writes
@@ -52,6 +52,7 @@ STARTS: dict[str, dict[str, Callable[[str], str]]] = {
     "qformer": {"vision": blip_of},
     "generate": {"model": qformer_of, "language": language_of},
     "project": {"model": clip_of, "language": language_of},
+    "instruct": {"model": llava_of},
 }
 """The trained models that an objective freezes parts of, by field."""
 
@@ -211,7 +212,7 @@ def check_that_what_is_written_loads_again(
     model.mkdir()
     objective.write(model)
     suffixes = {path.suffix for path in model.rglob("*") if path.is_file()}
-    assert suffixes <= {".json", ".safetensors", ".txt"}
+    assert suffixes <= {".jinja", ".json", ".safetensors", ".txt"}
     for name, saved in config.written().items():
         described = json.loads((model / name / "config.json").read_text())
         assert described["architectures"] == [saved.architecture]

@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from helpers import nano
+from models.objectives.base import Objective
 from models.objectives.clip import Contrastive
+from models.objectives.generate import Generate
 from models.objectives.language import Language
+from models.objectives.project import Project
 from models.objectives.qformer import QFormer
 
-__all__ = ["blip_of", "clip_of", "language_of", "qformer_of"]
+__all__ = ["blip_of", "clip_of", "language_of", "llava_of", "minigpt4_of", "qformer_of"]
 
 
 def _folder(name: str) -> Path:
@@ -52,6 +55,29 @@ def language_of(tokenizer: str) -> str:
     """A nano Llama with large random weights."""
     torch.manual_seed(0)
     return _written(Language.from_pretrained("nano", tokenizer=tokenizer), "language")
+
+
+@functools.cache
+def llava_of(tokenizer: str) -> str:
+    """A nano LLaVA of one layer, out of `clip_of` and `language_of`."""
+    return _saved(
+        Project.from_pretrained(clip_of(tokenizer), language=language_of(tokenizer)), "llava"
+    )
+
+
+@functools.cache
+def minigpt4_of(tokenizer: str) -> str:
+    """A nano MiniGPT-4, out of `qformer_of` and `language_of`."""
+    return _saved(
+        Generate.from_pretrained(qformer_of(tokenizer), language=language_of(tokenizer)), "minigpt4"
+    )
+
+
+def _saved(model: Objective, name: str) -> str:
+    folder = _folder(name)
+    folder.mkdir()
+    model.write(folder)
+    return str(folder)
 
 
 def _written(model: nn.Module, name: str) -> str:

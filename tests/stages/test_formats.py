@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.random import hash_of
+from models.text.instructions import BRIEF
 from stages.export import ExportConfig
 from stages.formats import FORMATS, Shard
 from stages.formats.base import Sample
-from stages.formats.image_folders import BRIEF
 from stages.schema import PAIRS
 
 TEXTS = [["a dog", "a brown dog"], ["a <image> of\na <<image>> house"], ["ein Fluß", "x", "x"]]

@@ -132,7 +132,7 @@ def test_the_stage_caption_runs_what_is_trained(tokenizer: str, tmp_path: Path) 
     prefix = torch.tensor([model.prefix()])
     for row, text in enumerate(written):
         ids = prefix
-        while ids.shape[1] < prefix.shape[1] + 6 and ids[0, -1] != model.end:
+        while ids.shape[1] < prefix.shape[1] + 8 and ids[0, -1] != model.end:
             logits = model.head(model.read(memory[row : row + 1], ids)[:, -1])
             ids = torch.cat([ids, logits.argmax(-1)[:, None]], 1)
         said = model.tokenizer.decode(ids[0, prefix.shape[1] :], skip_special_tokens=True)

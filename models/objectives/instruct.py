@@ -1,0 +1,155 @@
+"""The second stage of LLaVA and of MiniGPT-4: answers to instructions about an image.
+
+LLaVA: Liu et al., arXiv 2304.08485; MiniGPT-4: Zhu et al., arXiv 2304.10592.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.objectives.generate import Generate
+from models.objectives.image_prefix import ImagePrefix
+from models.objectives.language_tokenizer import IMAGE
+from models.objectives.masking import IGNORED
+from models.objectives.project import Project
+from models.random import hash_of
+from models.text.instructions import BRIEF
+
+__all__ = ["InstructBlip2", "InstructLlava", "Turn"]
+
+PLACE = "{instruction}"
+
+
+class Turn(NamedTuple):
+    """What stands around an instruction.
+
+    Attributes:
+        before: Before the image.
+        behind: Behind the image, with `{instruction}` in its place, up to the answer.
+    """
+
+    before: str
+    behind: str
+
+
+class _Instruct(ImagePrefix):
+    """What both stages share: the form of a turn, and a loss of answers alone.
+
+    Tokens that the loss leaves out are kept as their complement, `~token`, which is negative.
+    """
+
+    @abstractmethod
+    def turn(self) -> Turn:
+        """What stands around an instruction."""
+
+    def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
+        """int64 (n, L): turns whose answers are cut to `max_tokens` and ended, padded."""
+        rows = []
+        for text in texts:
+            instruction = BRIEF[hash_of(text) % len(BRIEF)]
+            answer = self._ids(text.replace(IMAGE, "(image)"))[: max_tokens - 1]
+            rows.append([*(~token for token in self.question(instruction)), *answer, self.end])
+        length = max(map(len, rows))
+        return torch.tensor([row + [~self.pad] * (length - len(row)) for row in rows])
+
+    def question(self, instruction: str) -> list[int]:
+        """The tokens before an answer: the beginning, the image and the instruction."""
+        turn, begin = self.turn(), self.tokenizer("")["input_ids"]
+        image, before = [self.image] * self.image_tokens, self._ids(turn.before)
+        first = [*image, *begin, *before] if self.image_first else [*begin, *before, *image]
+        return [*first, *self._ids(turn.behind.replace(PLACE, instruction))]
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def labels(self, tokens: Tensor) -> Tensor:
+        """int64 (n, L - 1): the next token of answers; IGNORED elsewhere."""
+        return tokens.masked_fill(tokens < 0, IGNORED)[:, 1:]
+
+    def read(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """See `ImagePrefix.read`; tokens may be kept as their complement."""
+        return super().read(features, torch.where(tokens < 0, ~tokens, tokens))
+
+    def usage(self, max_text_tokens: int) -> str:
+        """Markdown for the model card: the form of a turn."""
+        turn = self.turn()
+        form = f"{turn.before}{IMAGE}{turn.behind}".replace("\n", " ")
+        return (
+            f"It answers one turn of the form `{form}`, which the "
+            "chat template of the processor makes, or `caption_prompt` of config.json where it has "
+            f"none. Answers were cut to {max_text_tokens} tokens."
+        )
+
+
+def _quoted(text: str) -> str:
+    """Write a text as an expression of Jinja, whatever is in it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return "{{ '" + escaped + "' }}"
+
+
+class InstructLlava(_Instruct, Project):
+    """A `LlavaForConditionalGeneration` with the loss of LLaVA's second stage.
+
+    Args:
+        model: The stock model.
+        tokenizer: Of its language model.
+
+    Attributes:
+        system: Stands before the first turn.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__(model, tokenizer)
+        self.system = ""
+        self.end = int(tokenizer.eos_token_id)
+        self.thaw(model.model.language_model, model.lm_head)
+
+    def turn(self) -> Turn:
+        """LLaVA's form, that of Vicuna."""
+        system = f"{self.system} " if self.system else ""
+        return Turn(f"{system}USER: ", f"\n{PLACE} ASSISTANT:")
+
+    def template(self) -> str:
+        """The chat template of the processor: one turn, as in training."""
+        turn = self.turn()
+        start, end = turn.behind.split(PLACE)
+        shown = f"{turn.before}{IMAGE}"
+        return (
+            "{% for message in messages %}{% if message['role'] == 'user' %}"
+            f"{_quoted(shown + start)}"
+            "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+            "{% for part in message['content'] %}"
+            "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+            "{% endfor %}{% endif %}"
+            f"{_quoted(end)}"
+            "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write the model and its processor, with the chat template."""
+        super().write(folder)
+        (folder / "chat_template.jinja").write_text(self.template(), encoding="utf-8")
+
+
+class InstructBlip2(_Instruct, Generate):
+    """A `Blip2ForConditionalGeneration` with the loss of MiniGPT-4's second stage."""
+
+    def turn(self) -> Turn:
+        """MiniGPT-4's form; the image stands first, where the stock class reads it."""
+        return Turn("", f"###Human: {PLACE} ###Assistant:")
+
+    def write(self, folder: Path) -> None:
+        """Write the model and its processor; a turn is the prompt of captions in config.json."""
+        super().write(folder)
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["caption_prompt"] = self.turn().behind.replace(PLACE, BRIEF[1])
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
