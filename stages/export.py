@@ -57,6 +57,9 @@ class ExportConfig(StageConfig):
             split.
         shard_size: Maximum images per shard. The shards of a split are of equal size, give or take
             one image; only the last shard of human pairs may be smaller.
+        embeddings: Whether to write the embeddings of the stage embed too, in embeddings/: those of
+            images and of web captions as .npy, and Parquet with the uid of each row, as
+            clip-retrieval has them.
         documents: How to judge and cut interleaved documents of the sources; null exports none.
         seed: Seed of the split, and of the instructions of the format llava.
     """
@@ -79,6 +82,7 @@ class ExportConfig(StageConfig):
     captions: Choice = "first"
     validation: float = 0.0
     shard_size: int = 1000
+    embeddings: bool = False
     documents: DocumentsConfig | None = None
     seed: int = 0
 
@@ -104,11 +108,18 @@ class ExportConfig(StageConfig):
             )
 
     def settings(self) -> dict[str, Any]:
-        """Return every field; `captions` only where it is not first, as before it existed."""
+        """Return every field; two only where they are set, as before they existed."""
         fields = super().settings()
         if self.captions == "first":
             del fields["captions"]
+        if not self.embeddings:
+            del fields["embeddings"]
         return fields
+
+    def check(self, columns: pa.Schema) -> None:
+        """Check that there are embeddings if they are to be written."""
+        if self.embeddings and "image_embedding" not in columns.names:
+            raise ValueError("export.embeddings needs the stage embed; add it to stages")
 
 
 class ExportStage:
@@ -187,14 +198,19 @@ class ExportStage:
 
     def images(self, rows: pa.Table, keeps: pa.Table | None) -> dict[str, int]:
         """Count the images of each split that have a pair in `pairs`; needs no column `image`."""
-        has_pair = np.zeros(rows.num_rows, bool)
-        for part in self._texts(rows, keeps):
-            has_pair[part.rows] = True
+        has_pair = self.has_pair(rows, keeps)
         validation = self._is_validation(rows)
         return {
             TRAIN: int((has_pair & ~validation).sum()),
             VALIDATION: int((has_pair & validation).sum()),
         }
+
+    def has_pair(self, rows: pa.Table, keeps: pa.Table | None) -> npt.NDArray[np.bool_]:
+        """(n,) which rows have a pair in `pairs`; needs no column `image`."""
+        found = np.zeros(rows.num_rows, bool)
+        for part in self._texts(rows, keeps):
+            found[part.rows] = True
+        return found
 
     def slice(self, pairs: pa.Table, split: str, start: int, stop: int) -> pa.Table:
         """Return the pairs of the images from `start` to before `stop` of a split in a table."""

@@ -21,7 +21,7 @@ RESERVED = frozenset(
     {
         *("ablate", "compare", "completion", "demo", "evaluate", "export", "exports", "init"),
         *("name", "plan", "report", "rounds", "run", "seed", "show", "stages", "status", "train"),
-        *("push", "verdicts", "verify", "view"),
+        *("push", "search", "verdicts", "verify", "view"),
     }
 )
 """Commands and keys of a manifest, which cannot be the name of another package's stage."""

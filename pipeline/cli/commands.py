@@ -33,6 +33,7 @@ __all__ = [
     "report",
     "review",
     "run",
+    "search",
     "show",
     "stage",
     "status",
@@ -316,6 +317,36 @@ def show(options: argparse.Namespace, console: Console) -> int:
     if history.image is not None:
         path = _write_image(history.image)
         console.print(f"image      {path}", highlight=False, markup=False)
+    return 0
+
+
+def search(options: argparse.Namespace, console: Console) -> int:
+    """Print the rows most like a text or an image, or write a page of them."""
+    from rich.table import Table
+
+    from pipeline.report.search import write
+    from pipeline.results.open_run import open_results
+    from pipeline.results.search import embed_query, search
+    from pipeline.results.tables import cell, put
+
+    if options.number < 1:
+        raise InputError(f"--number must be at least 1, got {options.number}")
+    results = open_results(_find_run(options.run))
+    query = embed_query(results, options.query)
+    found = search(results, query, options.number, options.of)
+    if options.out is not None:
+        write(results, options.query, found, options.out)
+        console.print(f"{len(found)} rows -> {options.out}", highlight=False, markup=False)
+    elif options.json:
+        console.print_json(json.dumps([one.plain() for one in found]))
+    else:
+        table = Table("cosine", "uid", "verdict")
+        for name in ("caption", "url"):
+            table.add_column(name, overflow="fold")
+        for one in found:
+            values = (one.uid[:12], one.verdict, one.caption, one.url)
+            table.add_row(f"{one.cosine:.3f}", *map(cell, values))
+        put(console, table)
     return 0
 
 

@@ -55,6 +55,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "capfilt show runs/photos beach.jpg",
         "capfilt show runs/photos beach.jpg --json",
     ),
+    "search": (
+        'capfilt search runs/photos "a red kite over the sea"',
+        "capfilt search runs/photos kite.jpg --of kept --out kites.html",
+    ),
     "review": (
         "capfilt review runs/photos --sample 50",
         "capfilt review runs/photos --of borderline",

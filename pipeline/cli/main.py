@@ -278,6 +278,22 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", metavar="RUN")
     show.add_argument("uid", metavar="UID", help="a uid, a URL, or the beginning or end of one")
     show.add_argument("--json", action="store_true", help="print JSON")
+    search = add(
+        "search", commands.search, "find the images of a run that are most like a text or an image"
+    )
+    search.add_argument("run", metavar="RUN")
+    search.add_argument("query", metavar="QUERY", help="a text, or the path of an image")
+    search.add_argument(
+        "--number", type=int, default=10, metavar="N", help="rows to find (default 10)"
+    )
+    search.add_argument(
+        "--of",
+        choices=("any", "kept", "rejected"),
+        default="any",
+        help="which rows to search (default any)",
+    )
+    search.add_argument("--out", metavar="FILE", help="the page with thumbnails to write, .html")
+    search.add_argument("--json", action="store_true", help="print JSON")
     review = add("review", commands.review, "accept, reject or fix pairs by hand, on a local page")
     review.add_argument("run", metavar="RUN")
     review.add_argument(

@@ -23,7 +23,7 @@ from models.errors import (
     WorkerPoolError,
 )
 from models.objectives.registry import OBJECTIVES
-from pipeline.execution import documents_writer, export_writer
+from pipeline.execution import documents_writer, embeddings_writer, export_writer
 from pipeline.execution.cluster import Cluster
 from pipeline.execution.map_reduce import PartitionedSummary
 from pipeline.execution.progress import Progress
@@ -429,6 +429,8 @@ class Runner:
         export = export_writer.finish(self.run, at, stage, parts, self.manifest.name, key)
         if stage.config.documents is not None:
             export.documents = documents_writer.write(self.results, name, shards, at)
+        if stage.config.embeddings:
+            export.embeddings = embeddings_writer.digests(self.run, at)
         text = dataset_card.text(self.results, name, export)
         self.run.write(text.encode(), *at, "README.md")
         export.card = self.run.sha256(*at, "README.md")

@@ -21,7 +21,7 @@ from models.errors import (
     IncompleteError,
     StageUnavailableError,
 )
-from pipeline.execution import export_writer, logs
+from pipeline.execution import embeddings_writer, export_writer, logs
 from pipeline.execution.map_reduce import PartitionedSummary, commit_summary, measured, spread
 from pipeline.execution.metrics import Meter
 from pipeline.execution.row_errors import measure_by_row
@@ -463,6 +463,10 @@ class Worker:
         if not self.run.exists(*folder, export_writer.LAYOUT):
             rows, keeps = self._kept(name, shard, without=("image",))
             return {"rows": rows.num_rows, "reasons": {}, "images": stage.images(rows, keeps)}
+        if stage.config.embeddings:
+            rows, keeps = self._kept(name, shard, without=("image",))
+            uids = rows["uid"].filter(pa.array(stage.has_pair(rows, keeps)))
+            embeddings_writer.write(self.results, folder, shard, uids)
         layout = export_writer.Layout.read(self.run, folder, stage.config.shard_size)
         pairs = functools.lru_cache(maxsize=2)(lambda one: stage.pairs(*self._kept(name, one)))
         images = 0

@@ -237,7 +237,7 @@ class Manifest:
                 "evaluate", EvaluateConfig, content["evaluate"], seed, trained
             )
         if not mistakes.lines and (stages or not train):
-            _check_order(mistakes, stages)
+            _check_order(mistakes, stages, exports)
         mistakes.close()
         return cls(
             name=name,
@@ -522,7 +522,9 @@ def _check_trainings(mistakes: _Mistakes, train: Mapping[str, TrainConfig], mode
         follow((name,))
 
 
-def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None:
+def _check_order(
+    mistakes: _Mistakes, stages: Mapping[str, StageConfig], exports: Mapping[str, ExportConfig]
+) -> None:
     names = list(stages)
     if not names:
         mistakes.add("stages", f"name at least one of {', '.join((*STAGES, ExportStage.name))}")
@@ -553,6 +555,14 @@ def _check_order(mistakes: _Mistakes, stages: Mapping[str, StageConfig]) -> None
             mistakes.add(f"stages.{name}", str(error))
         own = STAGES[name](stages[name]).own_columns()
         columns.update({field.name: field for field in own})
+    written: dict[str, StageConfig] = {f"exports.{name}": one for name, one in exports.items()}
+    if ExportStage.name in stages:
+        written[f"stages.{ExportStage.name}"] = stages[ExportStage.name]
+    for where, config in written.items():
+        try:
+            config.check(pa.schema(list(columns.values())))
+        except ValueError as error:
+            mistakes.add(where, str(error))
 
 
 def _hint(column: str, name: str) -> str:

@@ -43,6 +43,7 @@ def export_faults(run: Run, folder: tuple[str, ...]) -> Iterator[CapfiltError]:
     digests |= {} if record.card is None else {"README.md": record.card}
     documents = {} if record.documents is None else record.documents.files
     digests |= {f"documents/{name}": sha256 for name, sha256 in documents.items()}
+    digests |= {f"embeddings/{name}": sha256 for name, sha256 in record.embeddings.items()}
     if any(path.startswith("_sha256/") for path in files):  # former versions wrote no such lists
         folders = [file for file in record.files if file.name not in files]
         digests |= {"/".join(sums_of(file.name)): file.sha256 for file in folders}

@@ -322,6 +322,7 @@ class ExportRecord(Record):
         files: Its shards and lists.
         notices: What the readers of human pairs have to say, a line each.
         documents: The documents beside it, if there are any.
+        embeddings: The SHA-256 of each file in embeddings/, by its path there.
         card: The SHA-256 of README.md.
         folder: The folder beside this file that holds all others; None where they are beside it.
     """
@@ -336,6 +337,7 @@ class ExportRecord(Record):
     files: list[ExportFile]
     notices: Notices = []
     documents: DocumentsRecord | None = None
+    embeddings: Digests = {}
     card: str | None = None
     folder: Path | None = None
 
