@@ -340,7 +340,8 @@ def _marks(results: Results) -> Iterator[CapfiltError]:
         pass
     last = max((index for index, (_, is_current) in enumerate(marks) if is_current), default=0)
     for path, _ in marks[:last]:
-        if path[0] not in ("curated", "exports") and not run.exists(*path):
+        is_output = path[0] in ("curated", "exports")  # `export_faults` looks at these
+        if not is_output and run.exists(*path[:-1]) and not run.exists(*path):
             yield lost(run, *path)
 
 
