@@ -108,9 +108,16 @@ def ours(folder: Path, view: View, processes: int) -> Iterator[int]:
 
 def data_loader(folder: Path, view: View, processes: int) -> Iterator[int]:
     files = Files(folder / "files", view)
+    batches = DataLoader(
+        files,
+        BATCH,
+        shuffle=True,
+        num_workers=processes,
+        drop_last=True,
+        persistent_workers=processes > 0,
+    )
     while True:
-        for batch in DataLoader(files, BATCH, shuffle=True, num_workers=processes, drop_last=True):
-            yield len(batch)
+        yield from map(len, batches)
 
 
 def tars(folder: Path, view: View, processes: int) -> Iterator[int]:
