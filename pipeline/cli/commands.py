@@ -40,6 +40,7 @@ __all__ = [
     "train",
     "verdicts",
     "verify",
+    "view",
 ]
 
 
@@ -376,8 +377,7 @@ def review(options: argparse.Namespace, console: Console) -> int:
 
     if options.sample < 1:
         raise InputError(f"--sample must be at least 1, got {options.sample}")
-    if not 0 <= options.port <= 65535:
-        raise InputError(f"--port must be from 0 to 65535, got {options.port}")
+    _check_port(options.port)
     run = _find_run(options.run)
     results = open_results(run)
     with run.lock():
@@ -409,6 +409,31 @@ def review(options: argparse.Namespace, console: Console) -> int:
         put(console, agreement_table(reviews["agreement"]))
     say("next       `capfilt export MANIFEST` writes the curated pairs with these decisions")
     return 0
+
+
+def view(options: argparse.Namespace, console: Console) -> int:
+    """Serve a page on which a person searches, filters and sorts all rows of a run."""
+    from pipeline.results.open_run import open_results
+    from pipeline.view.server import ViewServer
+
+    _check_port(options.port)
+    with ViewServer(open_results(_find_run(options.run)), options.port) as server:
+        rows = server.index.table.num_rows
+        for line in (
+            f"view       {rows:,} rows",
+            f"open       {server.url}",
+            "           press Done on the page or Ctrl-C to end",
+        ):
+            console.print(line, highlight=False, markup=False)
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return 0
+
+
+def _check_port(port: int) -> None:
+    if not 0 <= port <= 65535:
+        raise InputError(f"--port must be from 0 to 65535, got {port}")
 
 
 def report(options: argparse.Namespace, console: Console) -> int:

@@ -63,6 +63,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "capfilt review runs/photos --sample 50",
         "capfilt review runs/photos --of borderline",
     ),
+    "view": ("capfilt view runs/photos",),
     "report": ("capfilt report runs/photos",),
     "compare": (
         "capfilt compare runs/photos runs/strict",

@@ -313,6 +313,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="the port of the page (default: any free port)",
     )
+    view = add("view", commands.view, "search, filter and sort all rows on a local page")
+    view.add_argument("run", metavar="RUN")
+    view.add_argument(
+        "--port", type=int, default=0, metavar="N", help="port of the page (default: a free one)"
+    )
     report = add("report", commands.report, "write report/index.html and report/report.json")
     report.add_argument("run", metavar="RUN")
     compare = add("compare", commands.compare, "write a page that shows how two runs differ")

@@ -6,33 +6,21 @@
     POST /TOKEN/decide       {"pair": N, "verdict": accept, reject, fix or null, "fixed": text}
     POST /TOKEN/done         stops the server
 
-Every request needs the token, and this server as Host; a POST also needs it as Origin. So a page of
-another website cannot read or write, even if DNS rebinding maps its name to 127.0.0.1.
+`pipeline.review.local_server` says who may ask.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hmac
-import io
-import json
-import re
-import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from models.image.decode import ImageError, open_rgb
-from pipeline.results.tables import printable
 from pipeline.results.verdicts import Results
 from pipeline.review.agreement import agreement, as_json
 from pipeline.review.ledger import Ledger
+from pipeline.review.local_server import LocalServer, RequestError, as_jpeg, shown
 from pipeline.review.sample import Pair
 from stages.filter import FilterStage
 from stages.redaction import redacted
@@ -40,36 +28,10 @@ from stages.review import VERDICTS, Decision
 
 __all__ = ["ReviewServer"]
 
-FOLDER = Path(__file__).parent
-ADDRESS = "127.0.0.1"
-MAX_BODY = 1 << 16
 MAX_CAPTION = 2000
-LARGEST = (1024, 1024)
-QUALITY = 90
-TIMEOUT = 30.0
-"""Seconds after which an idle connection is closed."""
-
-OVERRIDES = re.compile("[\u202a-\u202e\u2066-\u2069]")
-"""Characters that embed, isolate or override the direction of text."""
-
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
-class RequestError(Exception):
-    """A refused request, with its HTTP status."""
-
-    def __init__(self, status: HTTPStatus, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
-class ReviewServer(ThreadingHTTPServer):
+class ReviewServer(LocalServer):
     """Serves a sample of pairs and stores decisions; `serve_forever` ends after `/done`.
 
     Args:
@@ -82,9 +44,7 @@ class ReviewServer(ThreadingHTTPServer):
         OSError: The port is taken.
     """
 
-    daemon_threads = True
-    allow_reuse_address = False
-    request_queue_size = 64
+    folder = Path(__file__).parent
 
     def __init__(
         self,
@@ -93,39 +53,27 @@ class ReviewServer(ThreadingHTTPServer):
         ledger: Ledger,
         port: int = 0,
     ) -> None:
-        super().__init__((ADDRESS, port), _Request)
-        self.token = secrets.token_urlsafe(24)
+        super().__init__(results.plan.manifest.name, port)
         self.pairs = pairs
         self.ledger = ledger
         self._run = results.run
-        self._name = results.plan.manifest.name
         self._is_filtered = FilterStage.name in results.plan.names
         self._images: dict[int, bytes | None] = {}
         self._reading = threading.Lock()
 
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """The values of Host that are accepted."""
-        return tuple(f"{name}:{self.server_port}" for name in (ADDRESS, "localhost"))
+    def get(self, path: str, query: str) -> Any:
+        """See `LocalServer.get`."""
+        if path == "pairs":
+            return self.sample()
+        if path.startswith("images/") and path[7:].isdecimal() and len(path) < 20:
+            return self.image(int(path[7:]))
+        raise RequestError(HTTPStatus.NOT_FOUND, "no such page")
 
-    @property
-    def url(self) -> str:
-        """The URL of the page."""
-        return f"http://{self.hosts[0]}/{self.token}/"
-
-    def page(self, nonce: str) -> str:
-        """Render the HTML page; style and script carry the nonce."""
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(FOLDER),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-        )
-        style, script = (
-            Markup((FOLDER / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js")
-        )
-        return environment.get_template("page.html.j2").render(
-            name=printable(self._name), nonce=nonce, style=style, script=script
-        )
+    def post(self, path: str, request: Any) -> Any:
+        """See `LocalServer.post`."""
+        if path == "decide":
+            return self.decide(request)
+        return super().post(path, request)
 
     def sample(self) -> dict[str, Any]:
         """Return the pairs with their decisions, and the agreement."""
@@ -134,14 +82,14 @@ class ReviewServer(ThreadingHTTPServer):
             "pairs": [
                 {
                     "caption": pair.caption,
-                    "shown": _shown(pair.caption),
+                    "shown": shown(pair.caption),
                     "source": pair.source,
-                    "url": _shown(redacted(pair.url)),
+                    "url": shown(redacted(pair.url)),
                     "uid": pair.uid,
                     "score": pair.score,
                     "is_kept": pair.is_kept if self._is_filtered else None,
                     "sentences": [
-                        {**sentence._asdict(), "text": _shown(sentence.text)}
+                        {**sentence._asdict(), "text": shown(sentence.text)}
                         for sentence in pair.sentences
                     ],
                     "decision": _decision_json(decisions.get(pair.key)),
@@ -192,15 +140,7 @@ class ReviewServer(ThreadingHTTPServer):
                 for position, other in enumerate(self.pairs):
                     if other.shard == pair.shard:
                         self._images[position] = column["image"][other.row].as_py()
-        encoded = self._images[index]
-        try:
-            image = open_rgb(encoded or b"")
-        except ImageError as error:
-            raise RequestError(HTTPStatus.NOT_FOUND, str(error)) from None
-        image.thumbnail(LARGEST)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=QUALITY)
-        return buffer.getvalue()
+        return as_jpeg(self._images[index])
 
     def _pair(self, index: Any) -> Pair:
         if (
@@ -211,145 +151,17 @@ class ReviewServer(ThreadingHTTPServer):
             raise RequestError(HTTPStatus.NOT_FOUND, "no such pair")
         return self.pairs[index]
 
-    def end(self) -> None:
-        """Stop `serve_forever`; may be called from any thread."""
-        threading.Thread(target=self.shutdown, daemon=True).start()
-
-
-class _Request(BaseHTTPRequestHandler):
-    """Handles one connection."""
-
-    server: ReviewServer
-    protocol_version = "HTTP/1.1"
-    server_version = "capfilt"
-    sys_version = ""
-    timeout = TIMEOUT
-
-    def do_GET(self) -> None:
-        with self._answering():
-            path = self._path_after_token()
-            if path == "":
-                self._page()
-            elif path == "pairs":
-                self._json(self.server.sample())
-            elif path.startswith("images/") and path[7:].isdecimal() and len(path) < 20:
-                self._send(self.server.image(int(path[7:])), "image/jpeg")
-            else:
-                raise RequestError(HTTPStatus.NOT_FOUND, "no such page")
-
-    def do_POST(self) -> None:
-        with self._answering():
-            path = self._path_after_token()
-            origin = self.headers.get("Origin", "")
-            if origin not in [f"http://{host}" for host in self.server.hosts]:
-                raise RequestError(HTTPStatus.FORBIDDEN, "not from this page")
-            request = self._request()
-            if path == "decide":
-                self._json(self.server.decide(request))
-            elif path == "done":
-                self._json({})
-                self.server.end()
-            else:
-                raise RequestError(HTTPStatus.NOT_FOUND, "no such page")
-
-    def _path_after_token(self) -> str:
-        """Check Host and token, and return the path after the token.
-
-        Raises:
-            RequestError: The request has another host, or not the token.
-        """
-        if self.headers.get_all("Host", []) not in [[host] for host in self.server.hosts]:
-            raise RequestError(HTTPStatus.FORBIDDEN, "the Host header is not this server")
-        token, slash, path = self.path.removeprefix("/").partition("/")
-        if not slash or not hmac.compare_digest(token.encode(), self.server.token.encode()):
-            raise RequestError(
-                HTTPStatus.FORBIDDEN, "open the complete address that capfilt review printed"
-            )
-        return path
-
-    def _request(self) -> Any:
-        """Read the body of a POST, which must be JSON of limited size."""
-        if self.headers.get_content_type() != "application/json":
-            raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send application/json")
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or len(length) > 9:
-            raise RequestError(HTTPStatus.LENGTH_REQUIRED, "send a Content-Length")
-        if int(length) > MAX_BODY:
-            raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too much for a decision")
-        try:
-            return json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError):
-            raise RequestError(HTTPStatus.BAD_REQUEST, "not JSON") from None
-
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Turn errors into responses with the error message."""
-        try:
-            yield
-        except RequestError as error:
-            self._refuse(error.status, str(error))
-        except TimeoutError:
-            self.close_connection = True
-        except ConnectionError:
-            self.close_connection = True
-        except (OSError, ValueError) as error:
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
-
-    def _refuse(self, status: HTTPStatus, why: str) -> None:
-        self.close_connection = True  # a body may be left unread
-        self._json({"error": why}, status)
-
-    def _page(self) -> None:
-        nonce = secrets.token_urlsafe(16)
-        policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
-            "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-            "frame-ancestors 'none'; require-trusted-types-for 'script'"
-        )
-        content = self.server.page(nonce).encode()
-        self._send(content, "text/html; charset=utf-8", {"Content-Security-Policy": policy})
-
-    def _json(self, value: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
-        self._send(json.dumps(value).encode(), "application/json", status=status)
-
-    def _send(
-        self,
-        content: bytes,
-        kind: str,
-        headers: Mapping[str, str] | None = None,
-        status: HTTPStatus = HTTPStatus.OK,
-    ) -> None:
-        self.send_response(status)
-        for name, value in {**HEADERS, **(headers or {})}.items():
-            self.send_header(name, value)
-        if headers is None:
-            self.send_header("Content-Security-Policy", "default-src 'none'; sandbox")
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Do not log, since the path contains the token."""
-
 
 def _fix(pair: Pair, fixed: Any) -> Decision:
     """Return the decision to replace a caption by another text."""
     text = " ".join(fixed.split()) if isinstance(fixed, str) else ""
-    if not text or len(text) > MAX_CAPTION or _shown(text) != text or not _is_unicode(text):
+    if not text or len(text) > MAX_CAPTION or shown(text) != text or not _is_unicode(text):
         raise RequestError(
             HTTPStatus.BAD_REQUEST,
             f"a fixed caption must be text of 1 to {MAX_CAPTION} characters without control "
             "characters",
         )
     return Decision("accept") if text == pair.caption else Decision("fix", text)
-
-
-def _shown(text: str) -> str:
-    """Replace control characters and direction overrides in a text."""
-    return OVERRIDES.sub("\ufffd", printable(text))
 
 
 def _is_unicode(text: str) -> bool:
