@@ -129,7 +129,9 @@ class RowIndex:
             "download.height": floats(pool["original_height"]),
         }
         for name, table in tables.items():
-            values |= _numbers(name, table)
+            for column, numbers in _numbers(name, table).items():
+                earlier = values.get(column)
+                values[column] = numbers if earlier is None else np.fmax(earlier, numbers)
             values |= dict(self._compared(name, table, judgement.measured[name]))
         made = pool.select(["uid", "source", "caption"])
         for name, column in (
