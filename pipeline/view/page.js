@@ -191,7 +191,8 @@ const begin = async () => {
 };
 
 let waiting = 0;
-form.addEventListener("input", (event) => {
+document.addEventListener("input", (event) => {  // also of fields that lie outside of the form
+  if (event.target.form !== form) return;
   if (event.target.name === "stage") fillReasons();
   if (event.target.name === "column") form.elements.low.value = form.elements.high.value = "";
   clearTimeout(waiting);

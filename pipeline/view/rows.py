@@ -111,16 +111,18 @@ class RowIndex:
             stages[rejected] = name
             reasons = pc.coalesce(reasons, judgement.reasons[name])
         tables = {n: t for n, t in judgement.tables.items() if n != DownloadStage.name}
-        web, language = pool["caption"].combine_chunks(), pa.nulls(number, pa.string())
+        web: Any = pool["caption"].combine_chunks()
+        language: Any = pa.nulls(number, pa.string())
         if (clean := tables.get(CleanStage.name)) is not None:
             web = pc.coalesce(clean["text"].combine_chunks(), web)
             language = clean["language"].combine_chunks()
         synthetic: Any = pa.nulls(number, pa.list_(pa.string()))
         if (written := tables.get(CaptionStage.name)) is not None:
             synthetic = written["synthetic"].combine_chunks()
-        urls = pa.array([redacted(url) for url in pool["url"].to_pylist()], pa.string())
-        texts = [pool["uid"], urls, pool["caption"], web, reasons]
-        texts.append(pc.binary_join(pc.fill_null(synthetic, []), " ") if written else reasons)
+        urls = pa.array([redacted(str(url)) for url in pool["url"].to_pylist()], pa.string())
+        texts: list[Any] = [pool["uid"], urls, pool["caption"], web, reasons]
+        if written is not None:
+            texts.append(pc.binary_join(pc.fill_null(synthetic, []), " "))
         joined: Any = pc.binary_join_element_wise(
             *(pc.fill_null(_whole(part), "") for part in texts), "\n"
         )
@@ -129,9 +131,9 @@ class RowIndex:
             "download.height": floats(pool["original_height"]),
         }
         for name, table in tables.items():
-            for column, numbers in _numbers(name, table).items():
-                earlier = values.get(column)
-                values[column] = numbers if earlier is None else np.fmax(earlier, numbers)
+            for key, numbers in _numbers(name, table).items():
+                earlier = values.get(key)
+                values[key] = numbers if earlier is None else np.fmax(earlier, numbers)
             values |= dict(self._compared(name, table, judgement.measured[name]))
         made = pool.select(["uid", "source", "caption"])
         for name, column in (
@@ -152,7 +154,7 @@ class RowIndex:
         """What the page offers to choose from."""
         plan = self.results.plan
         counts: Counter[tuple[str, str]] = Counter(
-            (stage, reason)
+            (str(stage), reason)
             for stage, reason in zip(
                 self.table["stage"].to_pylist(), self.table["reason"].to_pylist(), strict=True
             )
