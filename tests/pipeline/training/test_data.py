@@ -19,13 +19,13 @@ from pipeline.training.data import (
     Example,
     Pairs,
     Position,
-    RowGroup,
     fingerprint_of,
     fingerprints_of,
     read_folder,
     read_json,
     state_of,
 )
+from pipeline.training.units import RowGroup
 from stages.schema import PAIRS
 
 
