@@ -71,7 +71,8 @@ class CaptionConfig(ModelConfig):
 
     Attributes:
         model: A folder written by `save_pretrained`, or a model name on the hub; by default the
-            released BLIP, fine-tuned on COCO. With `server`, the name of the model on the server.
+            released BLIP, fine-tuned on COCO. Captioners that the objectives of `train` have made
+            serve, too. With `server`, the name of the model on the server.
         server: URL of a server with OpenAI's API, including its prefix (http://127.0.0.1:8000/v1),
             or a list of URLs that share the rows. vLLM, SGLang, TGI, llama.cpp and
             `transformers serve` are such servers. Null runs the model in the workers.

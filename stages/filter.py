@@ -60,17 +60,19 @@ class FilterConfig(ModelConfig):
             of the recipe reads is split into sentences, and each is judged by itself, as a short
             text is. Sentences that fail are dropped, the others joined in order; a text is
             dropped if no sentence of it is kept.
-        model: The ITM model of blip: a folder of `save_pretrained` or a name on the hub; by
-            default the released one, fine-tuned on COCO. It reads a text as training does: in lower
-            case, without `.!"()*#:;~`, and cut to the tokens it was trained on, BLIP's 35 where
-            its config.json has no `max_text_tokens`. It should not share its training with the
-            captioner: where they share parameters it believes nearly all that the captioner says
-            (section 4.5, table 4).
+        model: The ITM model of blip: a folder of `save_pretrained` or a name on the hub; by default
+            the released one, fine-tuned on COCO. A folder that the objective `qformer`, `vlmo` or
+            `vilt` (its `retrieval/`) has trained serves, too. A BLIP reads a text as training does:
+            in lower case, without `.!"()*#:;~`, and cut to the tokens it was trained on, BLIP's 35
+            where its config.json has no `max_text_tokens`. It should not share its training with
+            the captioner: where they share parameters it believes nearly all that the captioner
+            says (section 4.5, table 4).
         min_itm: The least ITM probability of a text that blip keeps; 0.5 is the paper's rule,
             that the ITM head does not call the text unmatched.
         clip: The dual encoder of the other recipes, OpenAI's CLIP ViT-L/14 where unset; with blip,
             one that measures beside ITM, none where unset. CLIP, SigLIP, SigLIP 2 and MetaCLIP 2
-            as transformers loads them. SigLIP 2 and MetaCLIP 2 read many languages. If it is the
+            as transformers loads them, and what the objectives `coca` and `beit3` (`goal:
+            retrieval`) train. SigLIP 2 and MetaCLIP 2 read many languages. If it is the
             model of an earlier stage embed, with its dtype, that stage's embeddings of the images
             are compared with the texts, and no image is encoded again.
         clip_revision: A branch, tag or commit of the hub.
@@ -325,7 +327,10 @@ class FilterStage(Stage[FilterConfig]):
         """The models of the recipe: each with what it does to a text first, and what it reads."""
         found: dict[str, tuple[Any, Callable[[str], str], tuple[str, ...]]] = {}
         if self._matcher is not None:
-            found["itm"] = self._matcher, pre_caption, KINDS
+            from models.inference.trained import Trained
+
+            prepare = _as_it_is if isinstance(self._matcher, Trained) else pre_caption
+            found["itm"] = self._matcher, prepare, KINDS
         if self._clip is not None:
             found["clip"] = self._clip, _as_it_is, KINDS
         if self._second_clip is not None:

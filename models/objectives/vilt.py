@@ -28,7 +28,7 @@ from models.attention import attend, split_heads
 from models.image.decode import Preprocess
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
-from models.objectives.distributed import balance
+from models.objectives.distributed import balance, gather, gather_with_gradient, rank
 from models.objectives.masking import IGNORED, kept_patches, mask_tokens, pick_patches, whole_words
 from models.objectives.model_folder import load_tokenizer
 from models.objectives.optimal_transport import transport_cost
@@ -229,19 +229,22 @@ class Vilt(Objective):
         return loss / max(1, len(words)) * balance(len(words), loss.device)
 
     def _itm(self, batch: Batch, patches: Tensor, step: Step) -> dict[str, Tensor]:
-        """Matching of half the texts with their image and half with another, and alignment."""
-        n = len(patches)
-        chances = batch.chances((2,), step.generator)
-        order = chances[:, 0].argsort()
-        others = batch.image_ids[:, None] != batch.image_ids
-        mass = others.double().cumsum(1)
+        """Matching of half the texts with their image and half with another, and alignment.
+
+        Texts and images of all ranks are drawn from, alike on each.
+        """
+        ids, chances = gather(batch.image_ids), gather(batch.chances((2,), step.generator))
+        n = len(ids)
+        mass = (ids[:, None] != ids).double().cumsum(1)
         wrong = torch.searchsorted(mass, chances[:, 1:].double() * mass[:, -1:], right=True)
         is_true = torch.ones(n, dtype=torch.bool, device=patches.device)
-        is_true[order[n // 2 + n % 2 :]] = False
+        is_true[chances[:, 0].argsort()[n // 2 + n % 2 :]] = False
         is_true |= mass[:, -1] == 0  # every image of the batch is the same one
         own = torch.arange(n, device=patches.device)
         shown = torch.where(is_true, own, wrong[:, 0].clamp(max=n - 1))
-        hidden = self.read(batch.texts, patches[shown])
+        rows = slice(rank() * len(patches), (rank() + 1) * len(patches))
+        is_true, seen = is_true[rows], gather_with_gradient(patches)[shown[rows]]
+        hidden = self.read(batch.texts, seen)
         losses = {"itm": F.cross_entropy(self._matched(hidden), is_true.long())}
         if self.alignment:
             distance = self._distance(batch.texts, hidden)

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from helpers.blips import WORDS, drawn, save, save_clip, tokenizer_of
 from helpers.cocas import save_coca
 from helpers.runs import with_nulls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
-from transformers import BlipForImageTextRetrieval
+from transformers import BlipForImageTextRetrieval, ViltConfig, ViltForMaskedLM
 
 from models.inference.dual_encoder import DualEncoder
 from models.inference.trained import Coca
+from models.inference.trained import Vilt as TrainedVilt
+from models.objectives.vilt import Vilt
 from stages.filter import LISTS, FilterConfig, FilterStage
 
 
@@ -649,3 +652,21 @@ def test_a_model_that_transformers_does_not_have_scores_by_cosine(tmp_path: Path
     assert written["clip_web"][0].as_py() == pytest.approx(found.cosine, abs=1e-6)
     with pytest.raises(ValueError, match="is a Coca, which cannot be 'itm' of recipe blip"):
         FilterStage(FilterConfig(model=folder, device="cpu")).load()
+
+
+def test_a_matcher_that_transformers_does_not_have_reads_texts_as_they_are(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reader = tokenizer_of(WORDS.split())
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    config = ViltConfig(**shape, vocab_size=len(reader), initializer_range=0.5)
+    Vilt(ViltForMaskedLM(config), reader).write(tmp_path)
+    folder = str(tmp_path / "retrieval")
+    stage = FilterStage(FilterConfig(model=folder, device="cpu", dtype="float32"))
+    rows = ROWS.set_column(3, "text", pa.array(["A red dog!"] * 6))
+    written = stage.annotate(rows)["itm_web"][0].as_py()
+    matcher = TrainedVilt.from_pretrained(folder, dtype="float32")
+    [[found, prepared]] = matcher.score([drawn(0)], [["A red dog!", "a red dog"]])
+    assert written == pytest.approx(found.itm, abs=1e-6) != pytest.approx(prepared.itm, abs=1e-6)
+    with pytest.raises(ValueError, match="is a Vilt, which cannot be 'clip' of recipe clip"):
+        FilterStage(FilterConfig(recipe="clip", clip=folder, min_clip=0, device="cpu")).load()

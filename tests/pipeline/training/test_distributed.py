@@ -15,6 +15,7 @@ import fsspec
 import psutil
 import pytest
 import torch
+from helpers.contract import STARTS
 from helpers.trainings import NANO, ROOT, config_of, fitting, metrics
 from safetensors.torch import load_file
 
@@ -51,6 +52,14 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "clip": {"objective": "clip"},
     "local": {"negatives": "local"},
     "parts": {"objective": "joint", "accumulate": 2},
+    "sigmoid": {"objective": "clip", "loss": "sigmoid"},
+    "coca": {"objective": "coca", "queries": 4, "patch_size": 16},
+    "qformer": {"objective": "qformer", "queries": 4, "skip_layers": 0},
+    "project": {"objective": "project"},
+    "vilt": {"objective": "vilt", "patch_size": 16},
+    "simvlm": {"objective": "simvlm", "conv_blocks": [1, 1, 1]},
+    "vlmo": {"objective": "vlmo", "joint_layers": 1, "drop_path": 0.5},
+    "beit3": {"objective": "beit3", "joint_layers": 1, "drop_path": 0.5},
 }
 
 
@@ -65,7 +74,11 @@ def config_together(tokenizer: str, name: str) -> TrainConfig:
     # A warm-up from next to nothing would hide a difference, and AdamW with a small eps makes a
     # whole step of a gradient that is nothing but rounding.
     plain |= {"warmup_steps": 0, "lr": 1e-3, "eps": 1e-4}
-    plain = fitting(plain, TOGETHER[name].get("objective", DEFAULT))
+    objective = TOGETHER[name].get("objective", DEFAULT)
+    plain = fitting(plain, objective)
+    plain |= {field: start(tokenizer) for field, start in STARTS.get(objective, {}).items()}
+    if "model" in plain:
+        plain["tokenizer"] = None  # the language model's
     return config_of(tokenizer, **{**plain, **TOGETHER[name]})
 
 
