@@ -54,7 +54,12 @@ def architecture_in(model: str, revision: str | None = None) -> str:
 
 
 class Trained:
-    """A model that an objective of this project trained, in evaluation mode on one device."""
+    """A model that an objective of this project trained, in evaluation mode on one device.
+
+    Attributes:
+        max_text: Tokens of a text that are read; the rest is cut.
+        longest: Tokens of the longest caption that it can write.
+    """
 
     objective: ClassVar[str]
     """`module:Class` of the objective."""
@@ -67,6 +72,7 @@ class Trained:
         self.tokenizer = model.tokenizer
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.max_text: int = model.max_text
+        self.longest: int = getattr(model, "longest", model.max_text)
         self.batches = BatchRunner(model.preprocess.square, self.device, threads)
 
     @classmethod
@@ -249,10 +255,10 @@ class Describes(Trained):
         check_one_each(images, seeds, "seed")
         words = self.tokenizer(prompt or "", add_special_tokens=False)["input_ids"]
         begun = torch.tensor([self.model.begin, *words], device=self.device)
-        if not len(begun) < settings.max_length <= self.max_text:
+        if not len(begun) < settings.max_length <= self.longest:
             raise ValueError(
                 f"max_length counts the {len(begun)} tokens of the beginning and the prompt and "
-                f"must be from {len(begun) + 1} to {self.max_text}, got {settings.max_length}"
+                f"must be from {len(begun) + 1} to {self.longest}, got {settings.max_length}"
             )
         end, pad = self.model.end, self.model.pad
 
@@ -273,7 +279,7 @@ class Describes(Trained):
             ImageError: An image cannot be decoded.
         """
         prompt = getattr(self.model, "prompt", "")
-        longest = min(settings.max_length, self.max_text)
+        longest = min(settings.max_length, self.longest)
         settings = dataclasses.replace(settings, max_length=longest)
         written = self.caption(
             images, [0] * len(images), settings, prompt=prompt, batch_size=batch_size

@@ -112,6 +112,7 @@ class QFormer(Objective):
         self.end: int = tokenizer.sep_token_id
         self.pad: int = tokenizer.pad_token_id
         self.max_text: int = getattr(model.config, "max_text_tokens", text.max_position_embeddings)
+        self.longest: int = text.max_position_embeddings
         self.preprocess = Preprocess(size=model.config.vision_config.image_size)
         freeze(model.vision_model)
         model.vision_model.post_layernorm.requires_grad_(True)
@@ -342,6 +343,7 @@ class QFormer(Objective):
 
     def write(self, folder: Path) -> None:
         """Write the stock model, the head beside it, the tokenizer and the preprocessing."""
+        self.model.config.max_text_tokens = self.max_text
         self.model.config.itc_temperature = round(self.temperature.item(), 6)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

@@ -83,4 +83,5 @@ class QFormerConfig(ObjectiveConfig):
             skip_layers=self.skip_layers,
         )
         model.label_smoothing = self.label_smoothing
+        model.max_text = self.max_text_tokens
         return model

@@ -171,6 +171,9 @@ def test_what_is_trained_is_what_the_filter_runs(tokenizer: str, tmp_path: Path)
         assert [match.itm for match in own] == pytest.approx(logits.tolist(), abs=1e-5)
         assert [match.itc for match in own] == pytest.approx(cosines[image].tolist(), abs=1e-5)
     assert reader.score([b"junk", images[0]], [["a"], []]) == [[], []]
+    # It reads as many tokens as in training, and writes as many as it has places for.
+    assert (reader.max_text, reader.longest) == (12, NANO.positions)
+    assert reader.unread(["a " * 20]) == [10]
 
 
 def test_it_starts_from_a_bert(tokenizer: str, tmp_path: Path) -> None:
