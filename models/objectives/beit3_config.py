@@ -56,6 +56,7 @@ class Beit3Config(ObjectiveConfig):
         Saved("BEiT3ForRetrieval", "models.inference.trained:BEiT3Retrieval"),
         Saved("BEiT3ForCaptioning", "models.inference.trained:BEiT3Captioner"),
     )
+    library = "capfilt"
     by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {"joint_layers": 1, "drop_path": 0.0}
     }

@@ -42,6 +42,7 @@ class CocaConfig(ObjectiveConfig):
     )
     public = "Its own folders."
     saves: ClassVar[Mapping[str, Saved]] = {".": Saved("CoCa", "models.inference.trained:Coca")}
+    library = "open_clip"
     by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tiny": {"queries": 16, "patch_size": 16}}
 
     image_size: int = 288

@@ -110,6 +110,9 @@ class ObjectiveConfig(ABC):
     saves: ClassVar[Mapping[str, Saved]]
     """The folders that a training writes, `.` for the model folder itself."""
 
+    library: ClassVar[str] = "transformers"
+    """The `library_name` of the model card: what loads the folder."""
+
     task: ClassVar[str | None] = None
     """The `pipeline_tag` of the model card, one of Hugging Face's task names."""
 

@@ -37,6 +37,7 @@ class SimVlmConfig(ObjectiveConfig):
     )
     public = "Its own folders."
     saves: ClassVar[Mapping[str, Saved]] = {".": Saved("SimVLM", "models.inference.trained:SimVLM")}
+    library = "capfilt"
     by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tiny": {"conv_blocks": (1, 1, 1)}}
     task = "image-to-text"
 

@@ -42,6 +42,7 @@ class VlmoConfig(ObjectiveConfig):
     )
     public = "Its own folders."
     saves: ClassVar[Mapping[str, Saved]] = {".": Saved("VLMo", "models.inference.trained:VLMo")}
+    library = "capfilt"
     by_size: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {"joint_layers": 1, "drop_path": 0.0},
         "large": {"lr": 5e-5, "joint_layers": 3},

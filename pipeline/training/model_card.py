@@ -33,8 +33,8 @@ def text(
         identity: The digest of settings, start and data.
         usage: How a text must be prepared for the model, in Markdown.
     """
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["capfilt"]}
     objective, settings = config.objective, config.settings()
+    front: dict[str, Any] = {"library_name": objective.library, "tags": ["capfilt"]}
     if objective.task is not None:
         front["pipeline_tag"] = objective.task
     models = ", ".join(f"`{model}`" for model in objective.models().values())

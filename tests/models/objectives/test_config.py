@@ -43,3 +43,10 @@ def test_each_objective_is_called_as_it_is_registered_and_says_what_it_makes() -
         # A language model without images is measured by no test of images.
         written = (*kind.saves.values(), *kind.may_save)
         assert any(saved.reader for saved in written) == (name != "language")
+
+
+def test_the_card_names_the_library_that_loads_the_folder() -> None:
+    other = {name: OBJECTIVES[name].library for name in OBJECTIVES.ours}
+    other = {name: library for name, library in other.items() if library != "transformers"}
+    own = dict.fromkeys(("simvlm", "vlmo", "beit3"), "capfilt")
+    assert other == {"coca": "open_clip", **own}
