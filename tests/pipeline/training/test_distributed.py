@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from helpers.contract import STARTS
+from helpers.nano import stand_in
 from helpers.trainings import NANO, ROOT, config_of, fitting, metrics
 from safetensors.torch import load_file
 
@@ -77,20 +78,22 @@ def config_together(tokenizer: str, name: str) -> TrainConfig:
     objective = TOGETHER[name].get("objective", DEFAULT)
     plain = fitting(plain, objective)
     plain |= {field: start(tokenizer) for field, start in STARTS.get(objective, {}).items()}
-    if "model" in plain:
-        plain["tokenizer"] = None  # the language model's
-    return config_of(tokenizer, **{**plain, **TOGETHER[name]})
+    own = None if "model" in plain else tokenizer  # or the language model's
+    return config_of(own, **{**plain, **TOGETHER[name]})
 
 
 @pytest.fixture(scope="module")
 def two(tokenizer: str, pairs: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks make of each of `TOGETHER`, stopped once on the way."""
     folder = tmp_path_factory.mktemp("two")
-    nano = dataclasses.asdict(dataclasses.replace(NANO, dropout=0.0))
-    runs = [
-        [{**config_together(tokenizer, name).settings(), "workers": 2}, f"{folder}/{name}"]
-        for name in TOGETHER
-    ]
+    size = dataclasses.replace(NANO, dropout=0.0)
+    nano = dataclasses.asdict(size)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stand_in(monkeypatch, size)  # for the models that others start from
+        runs = [
+            [{**config_together(tokenizer, name).settings(), "workers": 2}, f"{folder}/{name}"]
+            for name in TOGETHER
+        ]
     command = [sys.executable, "-c", RANK]
     ranks = [
         subprocess.Popen(
