@@ -187,6 +187,17 @@ class Parser(argparse.ArgumentParser):
             self.epilog = self.details()
         return super().format_help()
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; a mistake in the options of a command is one of that command."""
+        options, extra = self.parse_known_args(args, namespace)
+        if extra:
+            parser = self
+            for action in self._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parser = action.choices.get(str(getattr(options, action.dest, "")), self)
+            parser.error(f"unrecognized arguments: {' '.join(extra)}")
+        return options
+
     def error(self, message: str) -> NoReturn:
         """Print the mistake and a likely correction, and exit with status 2."""
         text = self._with_correction(message)
@@ -214,12 +225,8 @@ class Parser(argparse.ArgumentParser):
         return message.replace("the following arguments are required:", "still needed:")
 
     def _options(self) -> set[str]:
-        """The options of the parser and of its commands."""
-        options = {option for action in self._actions for option in action.option_strings}
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                options.update(*(parser._options() for parser in action.choices.values()))
-        return options
+        """The options of the parser, without those of its commands."""
+        return {option for action in self._actions for option in action.option_strings}
 
 
 def _meant(word: str, known: Sequence[str]) -> str:

@@ -84,6 +84,11 @@ def describe_holder(holder: dict[str, Any] | None) -> str:
     if holder is None:
         return "no process is working on it"
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
+    if holder.get("command") == "review":
+        return (
+            f"capfilt review (process {holder['pid']} on {holder['host']}) holds it since {since}; "
+            "press Done on its page to go on"
+        )
     return f"process {holder['pid']} on {holder['host']} has been working on it since {since}"
 
 

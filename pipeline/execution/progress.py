@@ -28,6 +28,9 @@ __all__ = ["Progress"]
 
 logger = logging.getLogger(__name__)
 
+BESIDE = 47
+"""Characters of the line of a bar besides its name, the numbers of shards and the rate."""
+
 PLAIN_SECONDS = 10.0
 """Seconds between two lines if the output is not a terminal."""
 
@@ -62,13 +65,14 @@ class Progress:
         self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description:<10}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("shards  {task.fields[rate]}", markup=False),
+            TextColumn("shards", markup=False),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
             console=self.console,
         )
-        self._bar = self._bars.add_task(name, total=shards, rate="")
+        self._bar = self._bars.add_task(name, total=shards, rate=self._fit("working on the first"))
         self._bars.start()
 
     def advance(self, result: Mapping[str, Any]) -> None:
@@ -85,7 +89,7 @@ class Progress:
         self.bytes += int(result.get("bytes", 0))
         self.reasons.update(result["reasons"])
         if self._bars is not None:
-            self._bars.update(self._bar, completed=self.done, rate=self._rate())
+            self._bars.update(self._bar, completed=self.done, rate=self._fit(self._rate()))
         elif self.done < self.shards and time.monotonic() - self.last_line > PLAIN_SECONDS:
             self.last_line = time.monotonic()
             left = (self.last_line - self.began) / self.done * (self.shards - self.done)
@@ -114,6 +118,12 @@ class Progress:
                 f"{self.name:<10} {self.done}/{self.shards} shards  {self._rate()}"
                 f"  in {seconds:.1f} s"
             )
+
+    def _fit(self, text: str) -> str:
+        """Cut a text to what the bar, the shards and the time leave of the line."""
+        taken = BESIDE + len(self.name.ljust(10)) + 2 * len(str(self.shards))
+        room = max(self.console.width - taken, 0)
+        return text if len(text) <= room else f"{text[: max(room - 1, 0)]}\u2026"[:room]
 
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self.began, 1e-3)

@@ -418,7 +418,9 @@ class Runner:
         if not self.run.exists(*at, export_writer.LAYOUT):
             counts = {
                 result["shard"]: result["images"]
-                for result in self._map(name, shards, title="counting")
+                for result in self._map(
+                    name, shards, title="counting images, to cut the shards of the export"
+                )
             }
             images = {split: [counts[shard][split] for shard in shards] for split in SPLITS}
             record = LayoutRecord(decision=key, shards=shards, images=images)

@@ -301,7 +301,9 @@ def _changed(config: Any) -> Iterator[str]:
         if isinstance(value, ObjectiveConfig):
             yield f"objective={value.name}"
             yield from _changed(value)
-        elif value != field.default or field.name == "model":
+        elif field.name == "model" and not getattr(config, "needs_speech", True):
+            continue  # a pipeline that no rule that is on needs
+        elif value != field.default or field.name in ("model", "preset"):
             yield f"{field.name}={value}"
 
 

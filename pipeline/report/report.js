@@ -141,6 +141,23 @@ const redraw = (which) => [...plots.values()].filter(which).forEach((plot) => pl
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw((plot) => plot.isDrawn));
 addEventListener("beforeprint", () => redraw((plot) => !plot.isDrawn));
 
+// An image of a row by itself, as large as the window lets it be; the page holds small ones only.
+const large = document.createElement("dialog");
+large.className = "large";
+document.body.append(large);
+large.addEventListener("click", () => large.close());
+for (const image of document.querySelectorAll(".frame img")) {
+  image.tabIndex = 0;
+  const open = () => {
+    const copy = image.cloneNode();
+    copy.removeAttribute("tabindex");
+    large.replaceChildren(copy);
+    large.showModal();
+  };
+  image.addEventListener("click", open);
+  image.addEventListener("keydown", (event) => event.key === "Enter" && open());
+}
+
 const reveal = () => {
   const named = document.getElementById(location.hash.slice(1));
   if (named instanceof HTMLDetailsElement) named.open = true;

@@ -21,7 +21,9 @@ def holder(run: Run) -> dict[str, Any] | None:
     try:
         content = lock.parsed(run.read("run.lock"))
         pid, since = int(content["pid"]), int(content["since"])
-        result = {"host": str(content["host"])[:40], "pid": pid, "since": since}
+        result: dict[str, Any] = {"host": str(content["host"])[:40], "pid": pid, "since": since}
+        if str(content.get("command", "")).isalpha():
+            result["command"] = str(content["command"])[:20]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return None if lock.is_dead(content) else result

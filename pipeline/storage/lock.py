@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -281,8 +282,12 @@ def _check_dead(
     pid, host, since = (holder.get(key, "?") for key in ("pid", "host", "since"))
     with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(since)))
+    command = holder.get("command")
+    doing = f" (capfilt {command})" if isinstance(command, str) and command.isalpha() else ""
+    hint = "; press Done on its page" if command == "review" else ""
     raise RunBusyError(
-        f"{what} is in use by process {pid} on {host} since {since}. Wait for it, or end it"
+        f"{what} is in use by process {pid}{doing} on {host} since {since}. Wait for it, or end "
+        f"it{hint}"
     )
 
 
@@ -329,6 +334,7 @@ def _identity() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "since": int(time.time()),  # for messages only; clocks are never compared
+        "command": " ".join(sys.argv[1:2])[:20],
         "machine": _machine(),
         "born": _born(os.getpid()),
         "token": uuid.uuid4().hex[:16],

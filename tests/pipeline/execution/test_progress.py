@@ -1,5 +1,7 @@
 import io
+import re
 
+import pytest
 from rich.console import Console
 
 from pipeline.execution.progress import Progress
@@ -27,6 +29,24 @@ def test_a_terminal_gets_a_bar_with_the_time_left():
     results = [{"rows": 10, "reasons": {"too_few_words": 1}}] * 4
     text = shown("clean", *results, terminal=True)
     assert "4/4" in text and "10% too_few_words" in text and "0:00:00" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 110])
+def test_a_narrow_line_keeps_bar_shards_and_time_and_is_one_line(width):
+    out = io.StringIO()
+    progress = Progress(Console(file=out, force_terminal=True, width=width))
+    progress.start("download", 1000)
+    assert "working" in out.getvalue() or width == 80
+    reasons = {"not_an_image": 60, "http_404": 30, "private_address": 20}
+    for _ in range(3):
+        progress.advance({"rows": 1000, "bytes": 5_000_000, "reasons": reasons})
+    progress._bars.refresh()
+    lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "\n", out.getvalue()).split("\n")
+    progress.finish()
+    last = [line for line in "".join(out.getvalue()).split("\r") if "shards" in line][-1]
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", last)
+    assert lines and all(len(line) <= width for line in plain.splitlines())
+    assert "3/1000" in plain and ":" in plain
 
 
 def test_a_small_share_is_not_nought():

@@ -42,6 +42,27 @@ def test_a_reason_opens_its_gallery_by_click_and_by_key(whole, browser):
     assert browser.value(shown)
 
 
+def test_an_image_grows_by_click_and_each_card_says_how_to_see_more(whole, browser):
+    browser.visit(whole[0].at("report", "index.html"))
+    browser.value("document.querySelector('#reason-filter-unmatched > summary').click()")
+    image = "document.querySelector('#reason-filter-unmatched .frame img')"
+    before = browser.value(f"{image}.getBoundingClientRect().width")
+    browser.value(f"{image}.click()")
+    grown = browser.value(
+        "document.querySelector('dialog[open] img').getBoundingClientRect().width"
+    )
+    assert grown > 2 * before
+    browser.value("document.querySelector('dialog').click()")
+    assert browser.value("document.querySelector('dialog[open]')") is None
+    said = browser.value("document.querySelector('#reason-filter-unmatched').innerText")
+    assert said.count("capfilt show ") >= 2
+    assert browser.complaints == []
+
+
+def test_the_page_stays_under_three_megabytes(whole):
+    assert len(whole[0].read("report", "index.html")) < 3_000_000
+
+
 def test_every_plot_is_drawn_with_all_its_series_and_points(whole, browser):
     path = whole[0].at("report", "index.html")
     plots = plots_of(whole[0].read("report", "index.html").decode())
@@ -76,7 +97,7 @@ def test_a_plot_tells_its_values_by_key_and_by_pointer(whole, browser):
     )
     mark = "document.querySelector('#filter .plot .hoverlayer').textContent"
     for part in (spec["data"][0]["x"][0], *told.split(", ")):
-        assert part in browser.value(mark)
+        browser.wait(f"{mark}.includes({part!r})")
     browser.press("Escape")
     assert browser.value(mark) == ""
     assert browser.value("document.querySelector('#filter output').textContent") == ""
