@@ -93,6 +93,8 @@ class TrainConfig:
             a higher norm are scaled down to it; 0 does not scale them.
         ema: The share of the running means of the trained weights that each step keeps, such as
             0.9999. The training writes and measures these means; 0 keeps none.
+        compile: Compile the model with `torch.compile`. The first steps take minutes, and rounding
+            differs.
         accumulate: Parts of a batch that are computed one after the other, to save memory.
             Contrastive and matching losses see only the pairs of a part; parts weigh the same.
         workers: Processes that train together, each with its share of a batch.
@@ -125,6 +127,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     max_grad_norm: float = 0.0
     ema: float = 0.0
+    compile: bool = False
     accumulate: int = 1
     workers: int = 1
     max_failures: int = 3
@@ -224,7 +227,7 @@ class TrainConfig:
         own = dataclasses.asdict(self)
         del own["objective"]
         own = {name: value for name, value in own.items() if name not in WITHOUT_EFFECT}
-        for name in ("max_grad_norm", "ema"):
+        for name in ("max_grad_norm", "ema", "compile"):
             if not own[name]:
                 del own[name]  # as before there was such a field
         if not self.best_metric:

@@ -177,6 +177,8 @@ class _Training:
             self.model.freeze_parts(
                 config.objective.freeze, torch.bfloat16 if has_bf16 else torch.float32
             )
+        if config.compile:
+            self.model.compile(dynamic=True)
         self.optimizer = make_optimizer(self.model, config.objective)
         self.parallel = parallel(self.model)
         self.average = Average(self.model, config.ema) if config.ema else None

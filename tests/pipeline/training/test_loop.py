@@ -1,6 +1,7 @@
 """Steps: what decides them, and how they go on after a stop."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -170,6 +171,24 @@ def test_what_the_objective_and_the_image_encoder_decide_is_set_on_the_model(
 def test_bf16_trains(tokenizer: str, pairs: str, tmp_path: Path) -> None:
     result = train(config_of(tokenizer, precision="bf16"), [pairs], tmp_path / "model")
     assert all(0 < loss < 10 for loss in result.losses.values())
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_as_it_is(
+    tokenizer: str, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a compiler of code: what torch makes of the model is run as it is.
+    compiled = functools.partialmethod(torch.nn.Module.compile, backend="eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    config = config_of(tokenizer, objective="clip", steps=2)
+    train(config, [pairs], tmp_path / "plain")
+    train(dataclasses.replace(config, compile=True), [pairs], tmp_path / "compiled")
+    plain, other = (metrics(tmp_path / name) for name in ("plain", "compiled"))
+    assert [row["loss"] for row in other] == pytest.approx([row["loss"] for row in plain])
+    assert load_file(tmp_path / "compiled/model.safetensors").keys() == (
+        load_file(tmp_path / "plain/model.safetensors").keys()
+    )
+    assert "compile" not in config.measurement()
 
 
 def test_a_checkpoint_is_taken_up_in_another_folder(
