@@ -110,6 +110,9 @@ class ObjectiveConfig(ABC):
     saves: ClassVar[Mapping[str, Saved]]
     """The folders that a training writes, `.` for the model folder itself."""
 
+    reads_conversations: ClassVar[bool] = False
+    """Whether texts may be whole conversations, as `models.text.conversation` writes them."""
+
     library: ClassVar[str] = "transformers"
     """The `library_name` of the model card: what loads the folder."""
 

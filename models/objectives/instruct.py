@@ -20,14 +20,15 @@ from models.objectives.language_tokenizer import IMAGE
 from models.objectives.masking import IGNORED
 from models.objectives.project import Project
 from models.random import hash_of
+from models.text.conversation import Turn, turns_of
 from models.text.instructions import BRIEF
 
-__all__ = ["InstructBlip2", "InstructLlava", "Turn"]
+__all__ = ["Around", "InstructBlip2", "InstructLlava"]
 
 PLACE = "{instruction}"
 
 
-class Turn(NamedTuple):
+class Around(NamedTuple):
     """What stands around an instruction.
 
     Attributes:
@@ -46,18 +47,35 @@ class _Instruct(ImagePrefix):
     """
 
     @abstractmethod
-    def turn(self) -> Turn:
+    def turn(self) -> Around:
         """What stands around an instruction."""
 
+    @abstractmethod
+    def later_turn(self) -> str:
+        """A turn behind the first, with `{instruction}` in its place, up to the answer."""
+
+    def prepare(self, caption: str) -> str:
+        """A conversation as it is, or the caption with single spaces."""
+        return caption if turns_of(caption) else super().prepare(caption)
+
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
-        """int64 (n, L): turns whose answers are cut to `max_tokens` and ended, padded."""
-        rows = []
-        for text in texts:
-            instruction = BRIEF[hash_of(text) % len(BRIEF)]
-            answer = self._ids(text.replace(IMAGE, "(image)"))[: max_tokens - 1]
-            rows.append([*(~token for token in self.question(instruction)), *answer, self.end])
+        """int64 (n, L): conversations, padded; `max_tokens` count from the first answer on."""
+        rows = [self._row(text, max_tokens) for text in texts]
         length = max(map(len, rows))
         return torch.tensor([row + [~self.pad] * (length - len(row)) for row in rows])
+
+    def _row(self, text: str, max_tokens: int) -> list[int]:
+        """The tokens of a conversation, those that the loss leaves out as their complement."""
+        turns = turns_of(text) or [Turn(BRIEF[hash_of(text) % len(BRIEF)], text)]
+        first, *later = (Turn(_spoken(turn.question), _spoken(turn.answer)) for turn in turns)
+        said = self._answer(first.answer, max_tokens)
+        for turn in later:
+            said += [~token for token in self._ids(self.later_turn().replace(PLACE, turn.question))]
+            said += self._answer(turn.answer, max_tokens)
+        return [*(~token for token in self.question(first.question)), *said[:max_tokens]]
+
+    def _answer(self, text: str, max_tokens: int) -> list[int]:
+        return [*self._ids(text)[: max_tokens - 1], self.end]
 
     def question(self, instruction: str) -> list[int]:
         """The tokens before an answer: the beginning, the image and the instruction."""
@@ -89,6 +107,11 @@ class _Instruct(ImagePrefix):
         )
 
 
+def _spoken(text: str) -> str:
+    """A text of a turn, without the place of the image, which the first turn has already."""
+    return " ".join(text.replace(f"{IMAGE}\n", "").replace(IMAGE, "").split())
+
+
 def _quoted(text: str) -> str:
     """Write a text as an expression of Jinja, whatever is in it."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
@@ -112,10 +135,14 @@ class InstructLlava(_Instruct, Project):
         self.end = int(tokenizer.eos_token_id)
         self.thaw(model.model.language_model, model.lm_head)
 
-    def turn(self) -> Turn:
+    def turn(self) -> Around:
         """LLaVA's form, that of Vicuna."""
         system = f"{self.system} " if self.system else ""
-        return Turn(f"{system}USER: ", f"\n{PLACE} ASSISTANT:")
+        return Around(f"{system}USER: ", f"\n{PLACE} ASSISTANT:")
+
+    def later_turn(self) -> str:
+        """LLaVA's form without the image."""
+        return f"USER: {PLACE} ASSISTANT:"
 
     def template(self) -> str:
         """The chat template of the processor: one turn, as in training."""
@@ -142,9 +169,13 @@ class InstructLlava(_Instruct, Project):
 class InstructBlip2(_Instruct, Generate):
     """A `Blip2ForConditionalGeneration` with the loss of MiniGPT-4's second stage."""
 
-    def turn(self) -> Turn:
+    def turn(self) -> Around:
         """MiniGPT-4's form; the image stands first, where the stock class reads it."""
-        return Turn("", f"###Human: {PLACE} ###Assistant:")
+        return Around("", f"###Human: {PLACE} ###Assistant:")
+
+    def later_turn(self) -> str:
+        """MiniGPT-4's form, which is the same without the image."""
+        return self.turn().behind
 
     def write(self, folder: Path) -> None:
         """Write the model and its processor; a turn is the prompt of captions in config.json."""

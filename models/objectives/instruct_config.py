@@ -26,9 +26,10 @@ SYSTEM = (
 class InstructConfig(ObjectiveConfig):
     """LLaVA's second stage: projection and language model learn to answer.
 
-    Each pair is a conversation of one turn: one of LLaVA's instructions for a brief description,
-    chosen by the caption, and the caption as the answer. The loss is that of the answer and its
-    end. The image encoder stays frozen. The defaults are those of LLaVA, or of the recipe.
+    It learns from conversations in LLaVA's JSON, of any number of turns. Any other pair is one of
+    one turn: one of LLaVA's instructions for a brief description, chosen by the caption, and the
+    caption as the answer. The loss is that of the answers and their ends. The image encoder stays
+    frozen. The defaults are those of LLaVA, or of the recipe.
 
     Attributes:
         recipe: `llava` and `llava-1.5` train the projection and the language model. `minigpt4`
@@ -39,10 +40,7 @@ class InstructConfig(ObjectiveConfig):
 
     name = "instruct"
     paper = "LLaVA (arXiv 2304.08485)"
-    departs = (
-        "Conversations of one turn, as `export.format: llava` writes them; those of several turns "
-        "are not read. Images are squashed to a square."
-    )
+    departs = "Images are squashed to a square; batches are not grouped by length."
     public = "`llava-hf/llava-1.5-7b-hf`; `Salesforce/blip2-opt-2.7b` for MiniGPT-4."
     saves: ClassVar[Mapping[str, Saved]] = {
         ".": Saved("LlavaForConditionalGeneration", "models.inference.vlm:GenericCaptioner")
@@ -65,6 +63,7 @@ class InstructConfig(ObjectiveConfig):
         }
     }
     task = "image-text-to-text"
+    reads_conversations = True
 
     recipe: Recipe = "llava"
     model: str = "llava-hf/llava-1.5-7b-hf"

@@ -231,6 +231,7 @@ class Pairs:
         stream: int = 0,
         num_streams: int = 1,
         shuffle_buffer: int = SHUFFLE_BUFFER,
+        conversations: bool = False,
     ) -> None:
         self.seed = seed
         self.stream = stream
@@ -242,7 +243,8 @@ class Pairs:
         for source, files in self.files.items():
             # Most of the time of many small files is waiting for the storage.
             with ThreadPoolExecutor(READERS) as threads:
-                read = threads.map(units_of, files, itertools.repeat(source.images))
+                images, whole = itertools.repeat(source.images), itertools.repeat(conversations)
+                read = threads.map(units_of, files, images, whole)
                 units = [unit for some in read for unit in some]
             self.sizes[source] = size = sum(unit.num_images for unit in units)
             first = 0

@@ -159,6 +159,7 @@ class _Training:
             seed=config.seed,
             num_streams=config.streams,
             shuffle_buffer=config.shuffle_buffer,
+            conversations=config.objective.reads_conversations,
         )
         self.streams = [whole.like(stream=rank() * share + i) for i in range(share)]
         self.steps_an_epoch = whole.images_an_epoch // self.batch_size

@@ -135,10 +135,11 @@ def _all_are_captions(texts: pa.ChunkedArray[Any]) -> bool:
     return any(pc.all(pc.match_substring_regex(texts, one)).as_py() for one in patterns)
 
 
-def units_of(path: str, images: str | None = None) -> list[Unit]:
-    """The units of a file."""
+def units_of(path: str, images: str | None = None, conversations: bool = False) -> list[Unit]:
+    """The units of a file; its conversations are read whole if asked for."""
     if not path.endswith((".parquet", ".pq")):
-        captioned = [sample for sample in samples(path, images) if sample.captions]
+        listed = samples(path, images, conversations=conversations)
+        captioned = [sample for sample in listed if sample.captions]
         # Small files too are divided, so that several streams get a share.
         size = max(1, min(LINES_A_UNIT, len(captioned) // 64))
         return [Entries(captioned[at : at + size]) for at in range(0, len(captioned), size)]

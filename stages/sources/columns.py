@@ -10,8 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from stages.sources.captions import Captions, captions_of, first_nonempty, is_blank
-from stages.sources.config import Source
+from models.text.conversation import Turn, as_text
+from stages.sources.captions import (
+    Captions,
+    captions_of,
+    drop_lone_surrogates,
+    first_nonempty,
+    is_blank,
+)
+from stages.sources.config import Conversations, Source
 from stages.sources.notices import Notices
 from stages.sources.row import LONGEST, clean
 from stages.sources.source_files import is_image
@@ -215,7 +222,9 @@ class Finder:
         columns = self._of_keys(tuple(entry))
         captions = [captions_of(entry.get(name)) for name in columns.captions]
         if "conversations" in entry and self.source.caption_column is None:
-            captions.append(_answers(entry["conversations"]))
+            is_whole = isinstance(self.source, Conversations)
+            read = _conversation if is_whole else _answers
+            captions.append(read(entry["conversations"]))
         chosen = first_nonempty(*captions)
         if chosen.skipped:
             count_skipped(self.notices, chosen, f"{self.path}:{number}")
@@ -255,6 +264,22 @@ def _answers(value: Any) -> Captions:
         if len(answers) == 1
         else Captions((), "a conversation without exactly one answer")
     )
+
+
+def _conversation(value: Any) -> Captions:
+    """Return the whole conversation as one text, in the order question, answer, question, ..."""
+    turns = value if isinstance(value, list) else []
+    is_alternating = all(
+        isinstance(turn, dict)
+        and isinstance(turn.get("value"), str)
+        and _is_answer(turn) == bool(place % 2)
+        for place, turn in enumerate(turns)
+    )
+    texts = [drop_lone_surrogates(turn["value"]) for turn in turns] if is_alternating else []
+    if not texts or len(texts) % 2 or any(map(is_blank, texts)):
+        return Captions((), "a conversation that is not turns of a question and an answer")
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    return Captions((as_text([Turn(*pair) for pair in pairs]),))
 
 
 def _is_answer(turn: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import pydantic
 
 from stages.base import StageConfig
 
-__all__ = ["Source", "SourceConfig"]
+__all__ = ["Conversations", "Source", "SourceConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,14 @@ def _parsed(value: Any) -> Any:
     if mistakes:
         raise ValueError("; ".join(mistakes))
     return tuple(parsed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversations(Source):
+    """A source whose conversations are read whole, as `models.text.conversation` writes them.
+
+    Trainings alone read conversations so; elsewhere the answer of one turn is a caption.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from stages.redaction import redacted
-from stages.sources.config import Source, SourceConfig
+from stages.sources.config import Conversations, Source, SourceConfig
 from stages.sources.dispatch import rows
 from stages.sources.notices import Notices
 from stages.sources.reader import Reader
@@ -57,6 +57,7 @@ def samples(
     path: str,
     images: str | None = None,
     *,
+    conversations: bool = False,
     name: str = "web",
     of: str = "train.data",
     notices: Notices | None = None,
@@ -68,6 +69,7 @@ def samples(
     Args:
         path: As `Source.path`; any format that download reads without fetching URLs.
         images: Folder of the images that a list names; the folder of the list by default.
+        conversations: Whether conversations are read whole; see `Conversations`.
         name: Prefix of `Sample.name`.
         of: The field that gives the path, for messages.
         notices: Collects warnings; None logs them.
@@ -83,7 +85,8 @@ def samples(
     by_location: dict[Location, tuple[str, int | None, list[str]]] = {}
     labels: dict[Location, str] = {}
     with named(of):
-        source = Source(path=path, name=name, images=images)
+        kind = Conversations if conversations else Source
+        source = kind(path=path, name=name, images=images)
         reader = Reader(SourceConfig(source=(source,)))
         for row in rows(source, notices):
             if row.location is None:

@@ -14,9 +14,11 @@ from transformers import LlavaForConditionalGeneration
 
 from models.inference.decoding import Settings
 from models.inference.vlm import CHAT_PROMPT, GenericCaptioner
+from models.objectives.batch import Batch
 from models.objectives.instruct_config import InstructConfig
 from models.objectives.masking import IGNORED
 from models.random import hash_of
+from models.text.conversation import Turn, as_text
 from models.text.instructions import BRIEF
 
 
@@ -144,3 +146,25 @@ def test_what_does_not_fit_is_refused(tokenizer: str) -> None:
         config(tokenizer, recipe="llava-1.5", image_size=32, model=llava_of(tokenizer)).build()
     with pytest.raises(ValueError, match="language: name the language model"):
         config(tokenizer, model=clip_of(tokenizer)).build()
+
+
+def test_every_answer_of_a_conversation_is_asked_for_and_no_question(tokenizer: str) -> None:
+    model = make(tokenizer, system="")
+    turns = [Turn("<image>\na big house", "a red dog"), Turn("the tree", "a cat")]
+    text = model.prepare(as_text(turns))
+    tokens = model.tokenize([text], 64)
+    asked = tokens[0, tokens[0] >= 0]
+    words = model.tokenizer.convert_ids_to_tokens(asked)
+    assert words == ["a", "red", "dog", "[SEP]", "a", "cat", "[SEP]"]
+    plain = torch.where(tokens < 0, ~tokens, tokens)[0]
+    assert (plain == model.image).sum() == model.image_tokens  # the image stands once
+    said = model.tokenizer.convert_ids_to_tokens(plain[plain != model.image])
+    for question in ("a big house", "the tree"):
+        places = range(len(said))
+        assert any(said[i : i + len(question.split())] == question.split() for i in places)
+    cut = model.tokenize([text], 5)
+    assert model.tokenizer.convert_ids_to_tokens(cut[0, cut[0] >= 0]) == words[:4]
+    model.train()(
+        Batch(pixels=batch_of(model, ["a"]).pixels, tokens=tokens, image_ids=torch.arange(1)),
+        step_of(),
+    )["lm"].backward()

@@ -13,6 +13,7 @@ from helpers.fakes import jpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.text.conversation import Turn, as_text
 from pipeline.manifest.train_config import Source, as_sources
 from pipeline.storage.run import Run
 from pipeline.training.data import (
@@ -434,3 +435,38 @@ def test_images_are_counted_as_each_row_tells(rows: list[tuple[str | None, ...]]
     unit = RowGroup("x", 0, pq.ParquetFile(buffer))
     expected = {row.get("uid", i) for i, row in enumerate(table.to_pylist()) if unit._captions(row)}
     assert unit.num_images == len(expected)
+
+
+def test_conversations_are_read_whole_where_an_objective_asks_for_them(tmp_path: Path) -> None:
+    def turn(who: str, value: object) -> dict[str, object]:
+        return {"from": who, "value": value}
+
+    two = [turn("human", "<image>\nWhat?"), turn("gpt", "A dog."), turn("human", "Its colour?")]
+    conversations = {
+        "two": [*two, turn("gpt", "Red.")],
+        "one": [turn("human", "<image>\nWhat?"), turn("gpt", "A cat.")],
+        "open": two,  # the last question has no answer
+        "odd": [turn("gpt", "A dog."), turn("human", "What?")],
+        "broken": ["What?", 3],
+    }
+    rows = []
+    for number, (name, turns) in enumerate(conversations.items()):
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(number))
+        rows.append({"id": name, "image": f"{name}.jpg", "conversations": turns})
+    (tmp_path / "plain.jpg").write_bytes(jpeg(99))
+    rows.append({"image": "plain.jpg", "caption": "a bird"})
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(rows))
+    sources = as_sources([str(path)])
+    whole = {text for own in Pairs(sources, conversations=True).captions() for text in own}
+    assert whole == {
+        as_text([Turn("<image>\nWhat?", "A dog."), Turn("Its colour?", "Red.")]),
+        as_text([Turn("<image>\nWhat?", "A cat.")]),
+        "a bird",
+    }
+    # Any other training reads the answer of one turn as a caption, as download does.
+    assert {text for own in Pairs(sources).captions() for text in own} == {
+        "A cat.",
+        "a bird",
+        "A dog.",
+    }
