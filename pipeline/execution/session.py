@@ -20,6 +20,7 @@ from pipeline.execution.cluster import Cluster
 from pipeline.execution.progress import Progress
 from pipeline.execution.runner import Runner
 from pipeline.execution.training_jobs import TrainingJobs
+from pipeline.manifest.fields import as_yaml
 from pipeline.manifest.manifest import REVIEWS, Manifest
 from pipeline.manifest.train_config import start_of
 from pipeline.results.funnel import funnel
@@ -304,7 +305,8 @@ def _changed(config: Any) -> Iterator[str]:
         elif field.name == "model" and not getattr(config, "needs_speech", True):
             continue  # a pipeline that no rule that is on needs
         elif value != field.default or field.name in ("model", "preset"):
-            yield f"{field.name}={value}"
+            shown = as_yaml(value) if dataclasses.is_dataclass(value) else value
+            yield f"{field.name}={shown}"
 
 
 def write_report(results: Results) -> str:
