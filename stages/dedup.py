@@ -231,7 +231,7 @@ class DedupStage(ClusteredStage[DedupConfig]):
         "in_evaluation_set": ("max_hamming", "evaluation_distance"),
         "semantic_copy": ("semantic", "semantic_cosine"),
     }
-    histograms: ClassVar[tuple[str, ...]] = ()
+    histograms: ClassVar[tuple[str, ...]] = ("semantic_cosine",)
 
     def annotate(self, rows: pa.Table) -> pa.Table:
         """Compute the fingerprints of rows; see `dedup_fingerprints.WRITES`."""

@@ -78,7 +78,7 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         "(arXiv:2405.19547) and density-based pruning (arXiv:2401.04578) for the methods of theirs"
     )
     loader: ClassVar[str] = "a spaCy pipeline"
-    histograms: ClassVar[tuple[str, ...]] = ()
+    histograms: ClassVar[tuple[str, ...]] = ("selection_score",)
 
     def load(self) -> None:
         """Load the spaCy pipeline if the method needs phrases."""

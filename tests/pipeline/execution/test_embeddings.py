@@ -85,6 +85,11 @@ def test_a_run_selects_exports_and_searches_by_its_embeddings(
     counts = open_results(run).count(Plan(made).names, run.shards("pool"))
     assert len(check_export(run)) == counts["filter"]["kept"] == counts["select"]["kept"]
     check_search(place, run, capsys)
+    assert main(["report", run.root]) == 0
+    numbers = run.read_json("report", "report.json")["numbers"]
+    assert {"semantic_cosine", "selection_score", "target_cosine", "target_norm"} == {
+        column for stage in ("embed", "dedup", "select") for column in numbers[stage]
+    }
     kept = {"neg_clip_loss": counts["select"]["kept"]}
     for name in METHODS:
         if name != "neg_clip_loss":
