@@ -40,7 +40,24 @@ fix: install  ## apply what ruff can mend
 lock: install  ## write down the versions that are here, which the tests have passed with
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 
+lowest:  ## the fast tests with the oldest versions that pyproject.toml allows, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e '.[dev]'
+	.venv-lowest/bin/python -m pytest -q -m 'not slow'
+
+.venv-audit/installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	touch $@
+
+audit: .venv-audit/installed  ## known vulnerabilities of the versions in requirements.lock
+	.venv-audit/bin/pip-audit -r requirements.lock --no-deps --disable-pip
+
+sbom: .venv-audit/installed  ## write sbom.json: the packages of requirements.lock as CycloneDX
+	.venv-audit/bin/pip-audit -r requirements.lock --no-deps --disable-pip -f cyclonedx-json -o sbom.json || test -s sbom.json
+
 docs: install  ## make the pages of fields and reasons anew
 	$(BIN)/python -m pipeline.manifest.reference docs
 
-.PHONY: help install demo test test-fast check fix lock docs
+.PHONY: help install demo test test-fast check fix lock lowest audit sbom docs

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 BUCKET = "bucket"
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
+EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The token has expired.</Message></Error>"
 INTERNAL = b"<Error><Code>InternalError</Code><Message>Try again.</Message></Error>"
 
 
@@ -33,11 +34,13 @@ class Faults:
         rate: The share of requests with a fault.
         lag: Seconds for which a listing does not show a new key.
         page: The most keys of a listing; None leaves that to the server.
+        answer: The status and body of every answer, for a store that throttles or refuses all.
     """
 
     rate: float = 0.0
     lag: float = 0.0
     page: int | None = None
+    answer: tuple[int, bytes] | None = None
 
 
 @dataclass
@@ -107,6 +110,10 @@ def storage(faults: Faults | None = None) -> Iterator[Storage]:
                     kind = draw.choice(("slow", "error", "break", "half", "swallow"))
                     found.failed[kind] = found.failed.get(kind, 0) + 1
             found.on_request(self.command, place.path)
+            if found.faults.answer is not None:
+                code, text = found.faults.answer
+                self.answer(code, {"Content-Type": "application/xml"}, text)
+                return
             if kind in ("slow", "error"):
                 text, code = (SLOW_DOWN, 503) if kind == "slow" else (INTERNAL, 500)
                 self.answer(code, {"Content-Type": "application/xml"}, text)

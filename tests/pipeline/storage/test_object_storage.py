@@ -8,12 +8,13 @@ import sys
 import threading
 from pathlib import Path
 
+import boto3
 import fsspec
 import pyarrow as pa
 import pytest
 import yaml
 from helpers import fakes
-from helpers.storage import Faults, Storage, storage
+from helpers.storage import EXPIRED, SLOW_DOWN, Faults, Storage, storage
 
 from models.errors import ManifestError, RunBusyError
 from models.weights import folder_of, revision_of
@@ -27,6 +28,7 @@ from pipeline.results.verify import verify
 from pipeline.review.sample import draw
 from pipeline.storage.lock import lock_remote
 from pipeline.storage.run import Run
+from pipeline.storage.successor import standing
 from pipeline.training.job import TrainingJob
 
 pytestmark = pytest.mark.slow
@@ -341,3 +343,77 @@ def test_killing_a_run_on_s3_changes_nothing_in_the_end(store, tmp_path):
     assert list(verify(far)) == []
     pool = [place for method, place, _ in store.requests if method == "PUT" and "/pool/0" in place]
     assert len(pool) == len(set(pool)) == 3  # none was downloaded anew
+
+
+def test_an_export_on_s3_is_replaced_in_one_put(store, tmp_path):
+    fakes.photo_folder(tmp_path / "photos", 20)
+    files = fsspec.filesystem("s3")
+    files.put(f"{tmp_path}/photos/", "bucket/swapped/photos/", recursive=True)
+    boto3.client("s3", endpoint_url=store.url).put_bucket_versioning(
+        Bucket="bucket", VersioningConfiguration={"Status": "Enabled"}
+    )
+    source = {"source": "s3://bucket/swapped/photos", "image_size": 32, "shard_size": 8}
+    content = {
+        "name": "swapped",
+        "run": "s3://bucket/swapped/run",
+        "stages": {"download": source, "export": {"shard_size": 6}},
+    }
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    command = ["export", str(path), "--workers", "2", "--quiet", "--set", "export.shard_size=9"]
+    assert capfilt("run", str(path), "--workers", "2", "--until", "export").returncode == 0
+    run, process = Run(content["run"]), None
+
+    def shards():
+        assert list(verify(run)) == []
+        return [
+            len(run.read_table(*standing(run, "curated"), f"{s}.parquet"))
+            for s in run.shards(*standing(run, "curated"))
+        ]
+
+    before = shards()
+
+    def strike(method, place):
+        """Kill the command before it writes, at the put that counts, and once that is done."""
+        if process and method == moment[0] and f"/swapped/run/{moment[1]}" in place:
+            process.kill()
+
+    store.on_request = strike
+    for moment in (("PUT", "curated/2/0"), ("PUT", "curated/manifest.json"), ("DELETE", "curated")):
+        process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", *command], cwd=ROOT)
+        assert process.wait(600) == -signal.SIGKILL
+        found = shards()  # the put itself is carried out, and its answer is never read
+        assert found == before if moment[1] == "curated/2/0" else len(found) < len(before)
+    store.on_request = Storage.on_request
+    assert capfilt(*command).returncode == 0 and len(shards()) == 3
+    assert {path.split("/")[0] for path in run.files("curated")} == {"2", "manifest.json"}
+
+
+def test_credentials_that_expire_end_a_command_that_resumes(store, tmp_path):
+    fakes.photo_folder(tmp_path / "photos", 20)
+    files = fsspec.filesystem("s3")
+    files.put(f"{tmp_path}/photos/", "bucket/expired/photos/", recursive=True)
+    source = {"source": "s3://bucket/expired/photos", "image_size": 32, "shard_size": 4}
+    content = {
+        "name": "expired",
+        "run": "s3://bucket/expired/run",
+        "stages": {"download": source, "clean": {"min_side": 16}, "export": {}},
+    }
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def expire(method, place):
+        if method == "PUT" and "/expired/run/pool/00002" in place:
+            store.faults.answer = (403, EXPIRED)
+
+    store.on_request = expire
+    done = capfilt("run", str(path), "--workers", "1", "--until", "export")
+    assert done.returncode == 1 and "The token has expired" in done.stderr
+    assert "Traceback" not in done.stderr
+    store.faults.answer, store.on_request = (503, SLOW_DOWN), Storage.on_request
+    timer = threading.Timer(8, lambda: setattr(store.faults, "answer", None))
+    timer.start()  # the store throttles everything while the command begins
+    done = capfilt("run", str(path), "--workers", "1", "--until", "export")
+    timer.join()
+    assert done.returncode == 0, done.stderr
+    assert list(verify(Run(content["run"]))) == []
