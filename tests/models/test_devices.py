@@ -132,10 +132,21 @@ def test_a_graph_that_would_wait_for_the_gpu_is_given_up(
 # Matcher and dual encoder
 
 
+def assert_close(scored: Any, expected: Any) -> None:
+    """Equal but for the rounding of products, which depends on where tensors lie in memory."""
+    assert [len(row) for row in scored] == [len(row) for row in expected]
+    for row, other in zip(scored, expected, strict=True):
+        for score, value in zip(row, other, strict=True):
+            numbers = [number for number in value if number is not None]
+            assert [number for number in score if number is not None] == pytest.approx(
+                numbers, abs=1e-5
+            )
+
+
 def test_the_matcher_scores_on_cuda_as_on_the_cpu(tmp_path: Path, graphs: list[Graph]) -> None:
     matcher: Matcher = loaded(Matcher, tmp_path)
     moved = Matcher(move(copy.deepcopy(matcher.model)), matcher.tokenizer, matcher.preprocess)
-    assert moved.score(IMAGES, TEXTS) == matcher.score(IMAGES, TEXTS)
+    assert_close(moved.score(IMAGES, TEXTS), matcher.score(IMAGES, TEXTS))
     check_every_tensor(moved.model, lambda: moved.score(IMAGES, TEXTS), 10)
 
 
@@ -143,7 +154,7 @@ def test_clip_scores_on_cuda_as_on_the_cpu(tmp_path: Path, graphs: list[Graph]) 
     clip = DualEncoder.from_pretrained(save_clip(tmp_path), dtype="float32")
     moved = DualEncoder(move(copy.deepcopy(clip.model)), clip.tokenizer, clip.processor)
     assert moved.device == DEVICE
-    assert moved.score(IMAGES, TEXTS) == clip.score(IMAGES, TEXTS)
+    assert_close(moved.score(IMAGES, TEXTS), clip.score(IMAGES, TEXTS))
     check_every_tensor(moved.model, lambda: moved.score(IMAGES, TEXTS), 10)
 
 

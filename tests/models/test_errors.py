@@ -19,6 +19,7 @@ STATUSES = {
     "IncompleteError": 1,
     "RunBusyError": 1,
     "StageError": 1,
+    "ClusterError": 1,
     "WorkerPoolError": 1,
     "ShardError": 1,
     "StageUnavailableError": 1,
@@ -74,6 +75,10 @@ OF_REQUESTS = {"RequestError"}
 """Errors that become the answer to a request of a browser."""
 
 
+OF_SERVERS = {"ServerBusyError"}
+"""Errors after which a server is asked again."""
+
+
 def test_errors_that_end_a_command_are_defined_in_one_module():
     root = Path(errors.__file__).parents[1]
     defined = {
@@ -84,4 +89,4 @@ def test_errors_that_end_a_command_are_defined_in_one_module():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
     }
-    assert defined == OF_ROWS | OF_REQUESTS
+    assert defined == OF_ROWS | OF_REQUESTS | OF_SERVERS

@@ -105,7 +105,8 @@ def test_a_text_without_near_misses_is_left_out_of_the_loss(
     torch.manual_seed(0)
     objective = config.objective.build()
     pairs = Pairs(as_sources([human]), seed=0)
-    [batch] = [next(make_batches(config, [pairs], objective, [Position()])).batch]
+    loaded = next(make_batches(config, [pairs], objective, [Position()]))
+    batch = loaded.on(torch.device("cpu"), objective)
     assert batch.near_misses is None
     from helpers.nano import step_of
 
