@@ -116,6 +116,19 @@ def test_the_slurm_script_starts_a_ray_and_carries_out_the_manifest(tmp_path):
     assert any(line.endswith(run) for line in calls)
 
 
+def test_the_image_for_one_machine_has_all_that_is_packaged_and_no_root():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = {n for line in lines if line.startswith("COPY ") for n in line.split()[1:-1]}
+    packaged = {"pipeline", "stages", "models", "manifests", "capfilt.py"}
+    assert packaged | {"pyproject.toml", "README.md", "LICENSE"} == copied
+    known = {"FROM", "RUN", "WORKDIR", "COPY", "USER", "ENV", "ENTRYPOINT", "CMD"}
+    assert {line.split()[0] for line in lines if line and not line.startswith("#")} == known
+    (base,) = (line.split()[1] for line in lines if line.startswith("FROM "))
+    assert ":" in base and not base.endswith(":latest")  # what a linter asks for first
+    assert all("--no-cache-dir" in line for line in lines if "pip install" in line)
+    assert lines.index("USER capfilt") > max(n for n, one in enumerate(lines) if "RUN" in one)
+
+
 def test_the_image_installs_what_the_project_declares():
     text = (DEPLOY / "Dockerfile").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -304,9 +304,15 @@ def _changed(config: Any) -> Iterator[str]:
             yield from _changed(value)
         elif field.name == "model" and not getattr(config, "needs_speech", True):
             continue  # a pipeline that no rule that is on needs
-        elif value != field.default or field.name in ("model", "preset"):
+        elif value != _default(field) or field.name in ("model", "preset"):
             shown = as_yaml(value) if dataclasses.is_dataclass(value) else value
             yield f"{field.name}={shown}"
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def write_report(results: Results) -> str:
