@@ -200,18 +200,23 @@ def pinned(model: str, revision: str | None = None) -> str | None:
 def has_chat_template(model: str, revision: str | None = None) -> bool:
     """Return whether a folder or a model on the hub has a chat template, by its files.
 
-    A file that is not on this machine counts as missing where the hub cannot be reached.
+    The hub is asked only for a model that is not in its local cache.
 
     Raises:
-        OSError: There is no such folder or model.
+        OSError: There is no such folder or model, or the hub cannot be reached.
     """
     from transformers.utils.hub import cached_file
+
+    is_here = Path(model).is_dir() or _cached_commit(model, revision or "main") is not None
+    if not is_here and _hub_commit(model, revision or "main") is None:
+        raise FileNotFoundError(f"{model!r} is not here, and the hub does not answer for it")
 
     def path(name: str) -> str | None:
         found: str | None = cached_file(
             model,
             name,
             revision=revision,
+            local_files_only=is_here,
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
