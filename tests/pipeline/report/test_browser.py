@@ -56,6 +56,10 @@ def test_an_image_grows_by_click_and_each_card_says_how_to_see_more(whole, brows
     assert browser.value("document.querySelector('dialog[open]')") is None
     said = browser.value("document.querySelector('#reason-filter-unmatched').innerText")
     assert said.count("capfilt show ") >= 2
+    cut = (
+        "[...document.querySelectorAll('.command')].some(e => e.scrollHeight > e.clientHeight + 2)"
+    )
+    assert not browser.value(cut)
     assert browser.complaints == []
 
 
