@@ -18,7 +18,7 @@ WORD = re.compile(r"\w+")
 @pytest.fixture(scope="session")
 def tagger(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("language")
-    train_language(folder)
+    train_language(folder, num_sentences=800)
     return str(folder)
 
 

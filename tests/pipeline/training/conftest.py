@@ -26,7 +26,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 def language(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tagger of the drawn world's language."""
     folder = tmp_path_factory.mktemp("language")
-    train_language(folder)
+    train_language(folder, num_sentences=800)
     return str(folder)
 
 
