@@ -71,13 +71,13 @@ def trained(folder: Path) -> Path:
     return out
 
 
-def views(folder: Path) -> None:
+def views(folder: Path, given: str | None) -> None:
     from models.image.hamming import near_pairs
-    from models.inference.dual_encoder import DualEncoder
+    from models.inference.vision_tower import load_image_embedder
     from pipeline.demo.web import photograph, sample_scenes
     from stages.dedup_fingerprints import ImagePrints
 
-    model = DualEncoder.from_pretrained(str(trained(folder)), device="cpu", dtype="float32")
+    model = load_image_embedder(given or str(trained(folder)), device="cpu", dtype="float32")
     rng = random.Random("views")
     scenes = [scene for scene, _ in zip(sample_scenes(rng), range(SCENES), strict=False)]
     shown = [*range(SCENES), *rng.sample(range(SCENES), VIEWS)]
@@ -85,7 +85,8 @@ def views(folder: Path) -> None:
     order = rng.sample(range(len(shown)), len(shown))  # the rank of dedup
     scene = np.array(shown)[order]
     images = [images[place] for place in order]
-    found = model.embed_images(images).numpy().astype(np.float16)
+    embedded = [one for one in model.embed_each(images) if one is not None]
+    found = np.stack([one.numpy() for one in embedded]).astype(np.float16)
     first = {one: place for place, one in reversed(list(enumerate(scene.tolist())))}
     is_view = np.array([first[one] != place for place, one in enumerate(scene.tolist())])
     prints = ImagePrints.of(iter(images))
@@ -277,12 +278,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("views", "rules", "copies", "images"))
     parser.add_argument("folder", nargs="?", default="runs/views")
+    parser.add_argument("--model", help="of views, instead of the one that it trains")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--number", type=int, default=256)
     given = parser.parse_args()
     if given.what == "views":
-        views(Path(given.folder))
+        views(Path(given.folder), given.model)
     elif given.what == "rules":
         rules(given.rows or 10_000)
     elif given.what == "copies":

@@ -24,8 +24,7 @@ from stages.schema import web_captions
 from stages.spilled import Spilled
 
 if TYPE_CHECKING:
-    from models.inference.dual_encoder import DualEncoder
-    from models.inference.vision_tower import VisionTower
+    from models.inference.protocols import EmbedsImages
 
 __all__ = ["EMBEDDING", "EmbedConfig", "EmbedStage", "Gathered", "HeadConfig", "vectors"]
 
@@ -63,10 +62,10 @@ class EmbedConfig(ModelConfig):
     """What embeds the images, and what their embeddings are compared with.
 
     Attributes:
-        model: A dual encoder (CLIP, MetaCLIP 2, SigLIP, SigLIP 2), which embeds web captions too,
-            or a vision tower (DINOv2, DINOv3, ViT, or the image side of CLIP or SigLIP): a folder
-            of `save_pretrained` or a name on the hub. If it is the model of `filter.clip`, the
-            filter does not encode the images again.
+        model: A dual encoder (CLIP, MetaCLIP 2, SigLIP, SigLIP 2, or the ITC part of a BLIP for
+            ITM), which embeds web captions too, or a vision tower (DINOv2, DINOv3, ViT, or the
+            image side of CLIP or SigLIP): a folder of `save_pretrained` or a name on the hub. If it
+            is the model of `filter.clip`, the filter does not encode the images again.
         texts: Whether a dual encoder embeds the web captions.
         against: Evaluation sets: folders of images, tars, or Parquet files with an `image` column.
             An image that is too near one of theirs is rejected, such as another view of the same
@@ -169,13 +168,16 @@ class EmbedStage(Stage[EmbedConfig]):
     help = "embed images and captions, for semantic copies, selection and search"
     examples = ("capfilt embed manifest.yaml --set embed.model=facebook/dinov2-base",)
     paper = "CLIP (arXiv:2103.00020), SigLIP 2 (arXiv:2502.14786), DINOv2 (arXiv:2304.07193)"
-    loader = "CLIPModel, MetaClip2Model, SiglipModel, Siglip2Model, Dinov2Model, DINOv3ViTModel"
+    loader = (
+        "CLIPModel, MetaClip2Model, SiglipModel, Siglip2Model, BlipForImageTextRetrieval, "
+        "Dinov2Model, DINOv3ViTModel, ViTModel"
+    )
     thresholds: ClassVar[Mapping[str, tuple[str, str]]] = {
         "in_evaluation_set": ("max_evaluation_cosine", "evaluation_cosine"),
     }
     histograms = ("evaluation_cosine", "target_cosine", "target_norm")
 
-    _model: DualEncoder | VisionTower | None = None
+    _model: EmbedsImages | None = None
 
     def __init__(self, config: EmbedConfig) -> None:
         super().__init__(config)
@@ -230,10 +232,10 @@ class EmbedStage(Stage[EmbedConfig]):
         return rounded
 
     def _embed_texts(self, texts: list[str | None]) -> Any:
-        from models.inference.dual_encoder import DualEncoder
+        from models.inference.protocols import Ranks
 
         has = np.array([bool(text and text.strip()) for text in texts], bool)
-        if not self.config.texts or not isinstance(self._model, DualEncoder) or not has.any():
+        if not self.config.texts or not isinstance(self._model, Ranks) or not has.any():
             return pa.nulls(len(texts), EMBEDDING)
         distinct = list(dict.fromkeys(text for text in texts if text and text.strip()))
         found = self._model.embed_texts(distinct).cpu().numpy().astype(np.float16)

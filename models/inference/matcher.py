@@ -154,6 +154,16 @@ class Matcher(Blip):
 
         return torch.stack(self.batches.map_all(images, embed, batch_size))
 
+    def embed_each(
+        self, images: Sequence[bytes], batch_size: int | None = None
+    ) -> list[Tensor | None]:
+        """See `EmbedsImages.embed_each`; the embeddings are those for ITC."""
+
+        def embed(positions: list[int], squares: Tensor) -> list[Tensor]:
+            return list(self._embed(self.see(squares)).cpu())
+
+        return self.batches.map(images, embed, batch_size)
+
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings (m, d) of texts for ITC; see `Ranks`."""

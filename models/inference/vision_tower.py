@@ -24,6 +24,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from models.image.decode import open_rgb
 from models.inference.batch_runner import BatchRunner
 from models.inference.dual_encoder import ARCHITECTURES, DualEncoder, Pixels
+from models.inference.matcher import Matcher
 from models.weights import Dtype, place
 
 __all__ = ["PROCESSORS", "VisionTower", "load_image_embedder"]
@@ -68,7 +69,7 @@ class VisionTower:
         if kind not in PROCESSORS:
             raise ValueError(
                 f"{model!r} is a {kind}, which cannot embed images here: name a "
-                f"checkpoint of one of {', '.join(sorted({*PROCESSORS, *ARCHITECTURES}))}"
+                f"checkpoint of one of {', '.join(sorted({*PROCESSORS, *ARCHITECTURES, 'blip'}))}"
             )
         placement = place(device, dtype, threads)
         loaded: Any = AutoModel.from_pretrained(
@@ -104,15 +105,18 @@ def load_image_embedder(
     device: str = "auto",
     dtype: Dtype = "auto",
     threads: int | None = None,
-) -> DualEncoder | VisionTower:
-    """Load a dual encoder or a vision tower, whichever a checkpoint is.
+) -> DualEncoder | Matcher | VisionTower:
+    """Load a dual encoder, BLIP's ITM model (whose ITC part is one) or a vision tower.
 
     Raises:
         ValueError: The checkpoint is of another architecture.
     """
-    is_dual = _kind_of(model, revision) in ARCHITECTURES
-    kind: type[DualEncoder] | type[VisionTower] = DualEncoder if is_dual else VisionTower
-    return kind.from_pretrained(model, revision, device, dtype, threads)
+    kind = _kind_of(model, revision)
+    if kind in ARCHITECTURES:
+        return DualEncoder.from_pretrained(model, revision, device, dtype, threads)
+    if kind == "blip":
+        return Matcher.from_pretrained(model, revision, device, dtype, threads)
+    return VisionTower.from_pretrained(model, revision, device, dtype, threads)
 
 
 def _kind_of(model: str, revision: str | None) -> str:

@@ -56,7 +56,7 @@ def embed_query(results: Results, query: str) -> Float32s:
         InputError: The run has no embeddings, the image cannot be decoded, or the model reads no
             texts.
     """
-    from models.inference.dual_encoder import DualEncoder
+    from models.inference.protocols import Ranks
     from models.inference.vision_tower import load_image_embedder
 
     config = results.plan.manifest.stages.get(EmbedStage.name)
@@ -71,7 +71,7 @@ def embed_query(results: Results, query: str) -> Float32s:
         if found is None:
             raise InputError(f"{query}: no image that can be decoded")
         return np.asarray(found, np.float32)
-    if not isinstance(model, DualEncoder):
+    if not isinstance(model, Ranks):
         raise InputError(
             f"{query!r} is no file, and {config.model}, which embedded the images, reads no texts: "
             "give the path of an image"

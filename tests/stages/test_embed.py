@@ -9,14 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.blips import drawn, random_model, save_clip
+from helpers.blips import WORDS, drawn, random_model, save, save_clip, tokenizer_of
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import save_file
-from transformers import Dinov2Config, Dinov2Model
+from transformers import BlipForImageTextRetrieval, Dinov2Config, Dinov2Model
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from models.embedding.head import Head
 from models.inference.dual_encoder import DualEncoder
+from models.inference.matcher import Matcher
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
@@ -102,6 +103,19 @@ def test_a_vision_tower_embeds_images_alone(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(images.astype(float), axis=1), 1, atol=1e-3)
     assert found["text_embedding"].null_count == 6
     assert judged(stage, found)[4] == "undecodable"
+
+
+def test_a_filter_embeds_by_its_itc_part(tmp_path: Path) -> None:
+    model = save(tmp_path, BlipForImageTextRetrieval, tokenizer_of(WORDS.split()))
+    stage, found = embedded(model)
+    matcher = Matcher.from_pretrained(model, device="cpu", dtype="float32")
+    images, has = vectors(found["image_embedding"])
+    whole = [drawn(i) for i in (0, 1, 2, 3, 5)]
+    np.testing.assert_allclose(images, matcher.embed_images(whole).numpy(), atol=1e-3)
+    texts, _ = vectors(found["text_embedding"])
+    said = ["a red dog", "two birds", "a cat", "a red dog"]
+    np.testing.assert_allclose(texts, matcher.embed_texts(said).numpy(), atol=1e-3)
+    assert judged(stage, found)[4] == "undecodable" and not has[4]
 
 
 def test_what_is_no_image_model_is_refused_by_name(tmp_path: Path) -> None:
