@@ -39,12 +39,14 @@ def blip_of(tokenizer: str) -> str:
 @functools.cache
 def clip_of(tokenizer: str) -> str:
     """A nano CLIP with large random weights."""
+    torch.manual_seed(0)
     return _written(Contrastive.from_pretrained("nano", tokenizer=tokenizer), "clip")
 
 
 @functools.cache
 def qformer_of(tokenizer: str) -> str:
     """A nano Q-Former with large random weights on the image encoder of `blip_of`."""
+    torch.manual_seed(0)
     blip = blip_of(tokenizer)
     model = QFormer.from_pretrained("nano", tokenizer=tokenizer, vision=blip, queries=4)
     return _written(model, "qformer")
@@ -60,6 +62,7 @@ def language_of(tokenizer: str) -> str:
 @functools.cache
 def llava_of(tokenizer: str) -> str:
     """A nano LLaVA of one layer, out of `clip_of` and `language_of`."""
+    torch.manual_seed(0)
     return _saved(
         Project.from_pretrained(clip_of(tokenizer), language=language_of(tokenizer)), "llava"
     )
@@ -68,6 +71,7 @@ def llava_of(tokenizer: str) -> str:
 @functools.cache
 def minigpt4_of(tokenizer: str) -> str:
     """A nano MiniGPT-4, out of `qformer_of` and `language_of`."""
+    torch.manual_seed(0)
     return _saved(
         Generate.from_pretrained(qformer_of(tokenizer), language=language_of(tokenizer)), "minigpt4"
     )
