@@ -16,7 +16,6 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from models.image.decode import Preprocess
 from models.objectives.base import Objective, Step
@@ -27,8 +26,9 @@ from models.objectives.distributed import balance
 from models.objectives.masking import IGNORED, MaskedHead, hidden_blocks, mask_tokens
 from models.objectives.model_folder import (
     first_and_last,
+    load_model,
     load_tokenizer,
-    read_folder,
+    side_of,
     write_folder,
 )
 from models.objectives.multiway import Multiway
@@ -163,11 +163,7 @@ class Beit3(Objective):
         name = os.fspath(model)
         if name in BLIP_SIZES:
             size, reader = BLIP_SIZES[name], load_tokenizer(tokenizer, name)
-            side = image_size or size.image_size
-            if side % patch:
-                raise ValueError(
-                    f"train.image_size must be a multiple of patch_size {patch}, got {side}"
-                )
+            side = side_of(size, image_size, patch)
             if joint_layers > size.vision_layers:
                 raise ValueError(
                     f"train.joint_layers must be at most the {size.vision_layers} layers, got "
@@ -185,18 +181,15 @@ class Beit3(Objective):
                 spread=size.spread,
             )
             return cls(shape, reader)
-        settings, state = read_folder(name, tuple(ARCHITECTURES.values()), revision)
-        shape = Shape(**settings)
-        if image_size not in (None, shape.image_size):
-            raise ValueError(
-                f"train.image_size must be {shape.image_size} for {name}, got {image_size}"
-            )
-        reader = AutoTokenizer.from_pretrained(
-            tokenizer or name, revision=None if tokenizer else revision, trust_remote_code=False
+        return load_model(
+            cls,
+            lambda settings: Shape(**settings),
+            name,
+            tuple(ARCHITECTURES.values()),
+            revision=revision,
+            tokenizer=tokenizer,
+            image_size=image_size,
         )
-        found = cls(shape, reader)
-        found.load_state_dict(state)
-        return found
 
     def start(self, goal: Goal) -> None:
         """Take up a goal: train what its losses use, and nothing else."""

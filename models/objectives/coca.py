@@ -16,7 +16,6 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from models.image.decode import CLIP_MEAN, CLIP_STD, Preprocess
 from models.objectives.base import Objective, Step
@@ -27,8 +26,9 @@ from models.objectives.distributed import balance
 from models.objectives.masking import IGNORED
 from models.objectives.model_folder import (
     first_and_last,
+    load_model,
     load_tokenizer,
-    read_folder,
+    side_of,
     write_folder,
 )
 from models.objectives.sizes import BLIP_SIZES
@@ -228,11 +228,7 @@ class Coca(Objective):
         name = os.fspath(model)
         if name in BLIP_SIZES:
             size, reader = BLIP_SIZES[name], load_tokenizer(tokenizer, name)
-            side = image_size or size.image_size
-            if side % patch:
-                raise ValueError(
-                    f"train.image_size must be a multiple of patch_size {patch}, got {side}"
-                )
+            side = side_of(size, image_size, patch)
             shape = Shape(
                 width=size.vision_width,
                 heads=size.vision_heads,
@@ -245,18 +241,15 @@ class Coca(Objective):
                 vocabulary=len(reader),
             )
             return cls(shape, reader)
-        settings, state = read_folder(name, cls.architecture, revision)
-        shape = Shape(**settings)
-        if image_size not in (None, shape.image_size):
-            raise ValueError(
-                f"train.image_size must be {shape.image_size} for {name}, got {image_size}"
-            )
-        reader = AutoTokenizer.from_pretrained(
-            tokenizer or name, revision=None if tokenizer else revision, trust_remote_code=False
+        return load_model(
+            cls,
+            lambda settings: Shape(**settings),
+            name,
+            cls.architecture,
+            revision=revision,
+            tokenizer=tokenizer,
+            image_size=image_size,
         )
-        built = cls(shape, reader)
-        built.load_state_dict(state)
-        return built
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Unit embeddings (n, D) of (n, 3, S, S)."""

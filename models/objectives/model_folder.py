@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.utils.hub import cached_file
 
-__all__ = ["first_and_last", "load_tokenizer", "read_folder", "write_folder"]
+from models.objectives.sizes import Size
+
+__all__ = [
+    "first_and_last",
+    "load_model",
+    "load_tokenizer",
+    "read_folder",
+    "side_of",
+    "write_folder",
+]
+
+
+class Shape(Protocol):
+    """The settings that a model is built from."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+
+
+ShapeT = TypeVar("ShapeT", bound=Shape)
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def write_folder(
@@ -70,6 +91,57 @@ def read_folder(
         for key, value in load_file(weights).items()
     }
     return settings, state
+
+
+def load_model(
+    make: Callable[[ShapeT, Any], ModelT],
+    shape_of: Callable[[dict[str, Any]], ShapeT],
+    name: str,
+    architecture: str | tuple[str, ...],
+    *,
+    revision: str | None,
+    tokenizer: str | None,
+    image_size: int | None,
+) -> ModelT:
+    """Build a model with the weights and the tokenizer of a folder of `write_folder`.
+
+    Args:
+        make: Builds the model from its shape and a tokenizer.
+        shape_of: Builds the shape from the settings in config.json.
+        name: A folder, or a name on the Hugging Face hub.
+        architecture: See `read_folder`.
+        revision: Of a hub name.
+        tokenizer: Another tokenizer than the folder's: a folder or name.
+        image_size: The side that is asked for; None takes that of the folder.
+
+    Raises:
+        OSError: There is no such folder or model.
+        ValueError: It is of another architecture or image size.
+    """
+    settings, state = read_folder(name, architecture, revision)
+    shape = shape_of(settings)
+    if image_size not in (None, shape.image_size):
+        raise ValueError(
+            f"train.image_size must be {shape.image_size} for {name}, got {image_size}"
+        )
+    reader = AutoTokenizer.from_pretrained(
+        tokenizer or name, revision=None if tokenizer else revision, trust_remote_code=False
+    )
+    model = make(shape, reader)
+    model.load_state_dict(state)
+    return model
+
+
+def side_of(size: Size, image_size: int | None, patch: int) -> int:
+    """The side of the images in pixels: the one that is asked for, or that of a size.
+
+    Raises:
+        ValueError: Patches of the side `patch` do not fill it.
+    """
+    side = image_size or size.image_size
+    if side % patch:
+        raise ValueError(f"train.image_size must be a multiple of patch_size {patch}, got {side}")
+    return side
 
 
 def load_tokenizer(name: str | None, size: str) -> Any:

@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from models.image.decode import Preprocess
 from models.objectives.base import Objective, Step
@@ -23,8 +22,9 @@ from models.objectives.distributed import balance
 from models.objectives.masking import IGNORED
 from models.objectives.model_folder import (
     first_and_last,
+    load_model,
     load_tokenizer,
-    read_folder,
+    side_of,
     write_folder,
 )
 from models.objectives.sizes import BLIP_SIZES
@@ -181,9 +181,7 @@ class SimVLM(Objective):
         name = os.fspath(model)
         if name in BLIP_SIZES:
             size, reader = BLIP_SIZES[name], load_tokenizer(tokenizer, name)
-            side = image_size or size.image_size
-            if side % PATCH:
-                raise ValueError(f"train.image_size must be a multiple of {PATCH}, got {side}")
+            side = side_of(size, image_size, PATCH)
             first, second, third = conv_blocks
             shape = Shape(
                 width=size.text_width,
@@ -198,21 +196,21 @@ class SimVLM(Objective):
                 prompt=prompt or "",
             )
             return cls(shape, reader)
-        settings, state = read_folder(name, cls.architecture, revision)
-        first, second, third = settings.pop("conv_blocks")
-        shape = Shape(**settings, conv_blocks=(first, second, third))
-        if image_size not in (None, shape.image_size):
-            raise ValueError(
-                f"train.image_size must be {shape.image_size} for {name}, got {image_size}"
-            )
-        if prompt is not None:
-            shape = dataclasses.replace(shape, prompt=prompt)
-        reader = AutoTokenizer.from_pretrained(
-            tokenizer or name, revision=None if tokenizer else revision, trust_remote_code=False
+
+        def shape_of(settings: dict[str, Any]) -> Shape:
+            first, second, third = settings.pop("conv_blocks")
+            shape = Shape(**settings, conv_blocks=(first, second, third))
+            return shape if prompt is None else dataclasses.replace(shape, prompt=prompt)
+
+        return load_model(
+            cls,
+            shape_of,
+            name,
+            cls.architecture,
+            revision=revision,
+            tokenizer=tokenizer,
+            image_size=image_size,
         )
-        found = cls(shape, reader)
-        found.load_state_dict(state)
-        return found
 
     def see(self, pixels: Tensor) -> Tensor:
         """Image tokens (n, P, D) with their positions, before the encoder."""

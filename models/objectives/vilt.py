@@ -30,7 +30,7 @@ from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
 from models.objectives.distributed import balance, gather, gather_with_gradient, rank
 from models.objectives.masking import IGNORED, kept_patches, mask_tokens, pick_patches, whole_words
-from models.objectives.model_folder import load_tokenizer
+from models.objectives.model_folder import load_tokenizer, side_of
 from models.objectives.optimal_transport import transport_cost
 from models.objectives.sizes import BLIP_SIZES
 
@@ -101,11 +101,7 @@ class Vilt(Objective):
         made: Any
         if name in BLIP_SIZES:
             size, reader = BLIP_SIZES[name], load_tokenizer(tokenizer, name)
-            side = image_size or size.image_size
-            if side % patch:
-                raise ValueError(
-                    f"train.image_size must be a multiple of patch_size {patch}, got {side}"
-                )
+            side = side_of(size, image_size, patch)
             config = ViltConfig(
                 vocab_size=len(reader),
                 hidden_size=size.vision_width,

@@ -15,7 +15,6 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from models.image.decode import Preprocess
 from models.objectives.base import Objective, Step
@@ -31,8 +30,9 @@ from models.objectives.itc import hard_negatives
 from models.objectives.masking import IGNORED, MaskedHead, mask_tokens, whole_words
 from models.objectives.model_folder import (
     first_and_last,
+    load_model,
     load_tokenizer,
-    read_folder,
+    side_of,
     write_folder,
 )
 from models.objectives.multiway import Multiway
@@ -141,11 +141,7 @@ class Vlmo(Objective):
         name = os.fspath(model)
         if name in BLIP_SIZES:
             size, reader = BLIP_SIZES[name], load_tokenizer(tokenizer, name)
-            side = image_size or size.image_size
-            if side % patch:
-                raise ValueError(
-                    f"train.image_size must be a multiple of patch_size {patch}, got {side}"
-                )
+            side = side_of(size, image_size, patch)
             if joint_layers > size.vision_layers:
                 raise ValueError(
                     f"train.joint_layers must be at most the {size.vision_layers} layers, got "
@@ -164,18 +160,15 @@ class Vlmo(Objective):
                 spread=size.spread,
             )
             return cls(shape, reader)
-        settings, state = read_folder(name, cls.architecture, revision)
-        shape = Shape(**settings)
-        if image_size not in (None, shape.image_size):
-            raise ValueError(
-                f"train.image_size must be {shape.image_size} for {name}, got {image_size}"
-            )
-        reader = AutoTokenizer.from_pretrained(
-            tokenizer or name, revision=None if tokenizer else revision, trust_remote_code=False
+        return load_model(
+            cls,
+            lambda settings: Shape(**settings),
+            name,
+            cls.architecture,
+            revision=revision,
+            tokenizer=tokenizer,
+            image_size=image_size,
         )
-        found = cls(shape, reader)
-        found.load_state_dict(state)
-        return found
 
     def train_texts_alone(self) -> None:
         """Train the networks, embeddings and head of texts, and nothing else."""

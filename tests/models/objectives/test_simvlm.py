@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused(tokenizer: str, tmp_path: Path) -> None:
     make(tokenizer).write(tmp_path)
     with pytest.raises(ValueError, match="image_size must be 32"):
         SimVLM.from_pretrained(tmp_path, image_size=64)
-    with pytest.raises(ValueError, match="image_size must be a multiple of 16"):
+    with pytest.raises(ValueError, match="image_size must be a multiple of patch_size 16"):
         SimVLM.from_pretrained("nano", tokenizer=tokenizer, image_size=40)
     with pytest.raises(ValueError, match="conv_blocks must be three numbers"):
         SimVlmConfig.of(conv_blocks=(1, 0, 1))
