@@ -572,7 +572,7 @@ def _failure(name: str, failed: Mapping[str, str], number: int) -> str:
         f"{name}: {len(failed)} of {number} shards failed ({', '.join(sorted(failed)[:8])}"
         f"{', ...' if len(failed) > 8 else ''}){'; the others are done' * (len(failed) < number)}. "
         f"Shard {shard}: {why}\n"
-        "Mend the cause and give the same command again: only these shards are done anew"
+        "Mend the cause and run the same command again: only these shards are done anew"
     )
 
 

@@ -104,7 +104,7 @@ class TrainingJobs:
         out = self.job(name).out
         why = self.runner.explain(f"train-{name}", error, "" if "://" in out else out)
         return StageError(
-            f"train.{name}: {why}\nMend the cause and give the same command again: it resumes from "
+            f"train.{name}: {why}\nMend the cause and run the same command again: it resumes from "
             "its checkpoint",
             getattr(error, "cause", None),
         )

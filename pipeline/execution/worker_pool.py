@@ -256,7 +256,7 @@ class WorkerPool:
                 return WorkerDeath(cause=_line(cause), is_memory=True)
             if explanation := explain_disk_error(cause):
                 raise WorkerPoolError(
-                    f"{task.name}: {explanation}, and give the same command again: every shard "
+                    f"{task.name}: {explanation}, and run the same command again: every shard "
                     "that is committed is kept"
                 ) from None
             return error
