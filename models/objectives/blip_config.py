@@ -19,7 +19,6 @@ from models.objectives.config import (
     check_least,
     check_share,
 )
-from models.objectives.features import Features
 from models.objectives.queue import check_queue
 from models.weights import folder_of
 
@@ -114,6 +113,8 @@ class BlipConfig(ObjectiveConfig):
         med.max_text_tokens = self.max_text_tokens
         med.mask_patches = self.mask_patches
         if self.has_fixed_features and not self.mask_patches:
+            from models.objectives.features import Features
+
             med.features = Features()
         if self.drop_path is not None:
             med.drop_path = self.drop_path

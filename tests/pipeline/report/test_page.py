@@ -171,9 +171,12 @@ def test_the_report_can_be_written_twice_with_the_same_page(whole):
     build.write(results, funnel(results), evaluation=evaluation, truth=truth)
     again = run.read("report", "index.html")
     assert len(first) < 10_000_000
-    assert first.replace(facts["made"].encode(), b"") == again.replace(
-        facts_of(run)["made"].encode(), b""
-    )
+    pages = []
+    for page, made in ((first, facts["made"]), (again, facts_of(run)["made"])):
+        body, _, digest = page.replace(made.encode(), b"").rpartition(b"<!-- ")
+        assert len(digest) < 100  # of the page, with the time when it was made
+        pages.append(body)
+    assert pages[0] == pages[1]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from models.objectives.blip import MED
 from models.objectives.registry import OBJECTIVES
 from models.objectives.sizes import BLIP_SIZES
+from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.loop import train
 
 
@@ -76,7 +77,8 @@ train(TrainConfig.from_settings(settings), [pairs], out)
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     tokenizer: str, pairs: str, tmp_path: Path
 ) -> None:
-    config = config_of(tokenizer, steps=80, checkpoint_every=3, loaders=1)
+    made = config_of(tokenizer, steps=80, checkpoint_every=3, loaders=1)
+    config = TrainConfig.from_settings(made.settings())  # with numbers as the process has them
     out = tmp_path / "killed"
     told = [config.settings(), dataclasses.asdict(NANO), pairs, str(out)]
     process = subprocess.Popen(
