@@ -106,7 +106,7 @@ const cardOf = (row) => {
   return card;
 };
 
-const drawMeasure = (column, { edges, rows, kept }, total) => {
+const drawMeasure = (column, { edges, rows, kept }, total, isMoved) => {
   at("measure").hidden = false;
   at("measure-name").textContent = words(column);
   const most = Math.max(...rows, 1);
@@ -135,7 +135,6 @@ const drawMeasure = (column, { edges, rows, kept }, total) => {
   at("most").textContent = number(greatest);
   at("limits").textContent = limit === null ? "" : `the threshold is ${number(limit)}`;
   const within = rows.reduce((a, b) => a + b, 0);
-  const isMoved = form.elements.low.value !== "" || form.elements.high.value !== "";
   at("would").textContent = isMoved ? `${number(total)} of ${number(within)} rows are within` : `${number(within)} rows`;
 };
 
@@ -151,8 +150,8 @@ const show = async () => {
     at("told").textContent = found.error;
     return;
   }
-  const column = form.elements.column.value;
-  if (column) drawMeasure(column, found.histogram, found.total);
+  const column = query.get("column");
+  if (column) drawMeasure(column, found.histogram, found.total, query.has("low") || query.has("high"));
   else at("measure").hidden = true;
   at("told").textContent = `${number(found.total)} of ${number(facts.rows)} rows`;
   at("rows").replaceChildren(...found.rows.map(cardOf));
