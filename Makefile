@@ -54,10 +54,7 @@ lowest:  ## the fast tests with the oldest versions that pyproject.toml allows, 
 audit: .venv-audit/installed  ## known vulnerabilities of the versions in requirements.lock
 	.venv-audit/bin/pip-audit -r requirements.lock --no-deps --disable-pip
 
-sbom: .venv-audit/installed  ## write sbom.json: the packages of requirements.lock as CycloneDX
-	.venv-audit/bin/pip-audit -r requirements.lock --no-deps --disable-pip -f cyclonedx-json -o sbom.json || test -s sbom.json
-
 docs: install  ## make the pages of fields and reasons anew
 	$(BIN)/python -m pipeline.manifest.reference docs
 
-.PHONY: help install demo test test-fast check fix lock lowest audit sbom docs
+.PHONY: help install demo test test-fast check fix lock lowest audit docs
