@@ -111,7 +111,7 @@ def open(path: str | os.PathLike[str]) -> Run:
 
 
 class Run:
-    """What a run has found so far; see `open`.
+    """The results of a run so far; see `open`.
 
     Attributes:
         path: Its folder or URL.
@@ -157,7 +157,9 @@ class Run:
         return Rows(lambda: verdict_tables(self._results, self._shards()))
 
     def stage(self, name: str) -> Rows:
-        """What a stage measured, row for row with the pool: uid, measured, its columns, reason.
+        """The measurements of a stage, a row for each row of the pool.
+
+        The columns are uid, measured, those of the stage, and reason.
 
         `measured` is false for a row that an earlier stage rejected, and its columns are null.
         `reason` is null for a row that the stage keeps or has not measured.

@@ -37,7 +37,7 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.training.job import TrainingJob
 TrainingJob(Manifest.load(sys.argv[1]), "captioner").carry_out()
 """
-"""What the worker of a training does, without the start of Ray."""
+"""Program that trains as a worker does, without starting Ray."""
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -57,7 +57,7 @@ def steady(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 class Exchange:
-    """What is replaced, by which command, and how it is told that the exchange has begun or ends.
+    """A command that replaces an output, and the signs that the exchange begins and ends.
 
     Args:
         world: The files that the runs start from.

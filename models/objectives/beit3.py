@@ -31,7 +31,7 @@ from models.objectives.model_folder import (
     side_of,
     write_folder,
 )
-from models.objectives.multiway import Multiway
+from models.objectives.multiway import Multiway, first_joint_of
 from models.objectives.sizes import BLIP_SIZES
 
 __all__ = ["Beit3", "Shape", "caption_mask", "pixels_of_patches"]
@@ -164,11 +164,6 @@ class Beit3(Objective):
         if name in BLIP_SIZES:
             size, reader = BLIP_SIZES[name], load_tokenizer(tokenizer, name)
             side = side_of(size, image_size, patch)
-            if joint_layers > size.vision_layers:
-                raise ValueError(
-                    f"train.joint_layers must be at most the {size.vision_layers} layers, got "
-                    f"{joint_layers}"
-                )
             shape = Shape(
                 width=size.vision_width,
                 layers=size.vision_layers,
@@ -177,7 +172,7 @@ class Beit3(Objective):
                 positions=positions,
                 image_size=side,
                 patch=patch,
-                first_joint=size.vision_layers - joint_layers,
+                first_joint=first_joint_of(size, joint_layers),
                 spread=size.spread,
             )
             return cls(shape, reader)

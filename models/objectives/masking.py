@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from models.random import seed_of
 __all__ = [
     "IGNORED",
     "MaskedHead",
+    "continuations",
     "distilled",
     "hidden_blocks",
     "kept_patches",
@@ -168,6 +170,12 @@ def distilled(logits: Tensor, labels: Tensor, momentum_logits: Tensor, alpha: fl
     truth = F.nll_loss(log, labels, reduction="sum")
     belief = -(log * momentum_logits.float().softmax(dim=1)).sum()
     return ((1 - alpha) * truth + alpha * belief) / max(1, len(labels))
+
+
+def continuations(tokenizer: Any, vocabulary: int) -> Tensor:
+    """Which of the first `vocabulary` tokens continue a word, as BERT writes them; bool (V,)."""
+    words = tokenizer.convert_ids_to_tokens(list(range(vocabulary)))
+    return torch.tensor([str(word).startswith("##") for word in words])
 
 
 class MaskedHead(nn.Module):

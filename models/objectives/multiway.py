@@ -15,10 +15,25 @@ from torch import Tensor, nn
 
 from models.attention import attend, split_heads
 from models.objectives.masking import kept_paths
+from models.objectives.sizes import Size
 
-__all__ = ["Expert", "Multiway"]
+__all__ = ["Expert", "Multiway", "first_joint_of"]
 
 Expert = Literal["image", "text", "both"]
+
+
+def first_joint_of(size: Size, joint_layers: int) -> int:
+    """The first layer with a network of both modalities, where the top `joint_layers` have one.
+
+    Raises:
+        ValueError: The size has fewer layers.
+    """
+    if joint_layers > size.vision_layers:
+        raise ValueError(
+            f"train.joint_layers must be at most the {size.vision_layers} layers, got "
+            f"{joint_layers}"
+        )
+    return size.vision_layers - joint_layers
 
 
 class FeedForward(nn.Module):

@@ -29,7 +29,14 @@ from models.image.decode import Preprocess
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
 from models.objectives.distributed import balance, gather, gather_with_gradient, rank
-from models.objectives.masking import IGNORED, kept_patches, mask_tokens, pick_patches, whole_words
+from models.objectives.masking import (
+    IGNORED,
+    continuations,
+    kept_patches,
+    mask_tokens,
+    pick_patches,
+    whole_words,
+)
 from models.objectives.model_folder import load_tokenizer, side_of
 from models.objectives.optimal_transport import transport_cost
 from models.objectives.sizes import BLIP_SIZES
@@ -67,9 +74,9 @@ class Vilt(Objective):
         nn.init.zeros_(self.itm.bias)
         if itm is not None:
             self.itm = itm
-        words = tokenizer.convert_ids_to_tokens(list(range(config.vocab_size)))
-        continues = [str(word).startswith("##") for word in words]
-        self.register_buffer("continues", torch.tensor(continues), persistent=False)
+        self.register_buffer(
+            "continues", continuations(tokenizer, config.vocab_size), persistent=False
+        )
 
     @classmethod
     def from_pretrained(

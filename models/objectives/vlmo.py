@@ -27,7 +27,7 @@ from models.objectives.distributed import (
     gather_with_gradient,
 )
 from models.objectives.itc import hard_negatives
-from models.objectives.masking import IGNORED, MaskedHead, mask_tokens, whole_words
+from models.objectives.masking import IGNORED, MaskedHead, continuations, mask_tokens, whole_words
 from models.objectives.model_folder import (
     first_and_last,
     load_model,
@@ -35,7 +35,7 @@ from models.objectives.model_folder import (
     side_of,
     write_folder,
 )
-from models.objectives.multiway import Multiway
+from models.objectives.multiway import Multiway, first_joint_of
 from models.objectives.sizes import BLIP_SIZES
 
 __all__ = ["Shape", "Vlmo"]
@@ -108,9 +108,9 @@ class Vlmo(Objective):
             nn.init.normal_(head.weight, std=shape.spread)
             nn.init.zeros_(head.bias)
         self.mlm = MaskedHead(width, shape.vocabulary, shape.spread)
-        words = tokenizer.convert_ids_to_tokens(list(range(shape.vocabulary)))
-        continues = [str(word).startswith("##") for word in words]
-        self.register_buffer("continues", torch.tensor(continues), persistent=False)
+        self.register_buffer(
+            "continues", continuations(tokenizer, shape.vocabulary), persistent=False
+        )
 
     @classmethod
     def from_pretrained(
@@ -142,11 +142,6 @@ class Vlmo(Objective):
         if name in BLIP_SIZES:
             size, reader = BLIP_SIZES[name], load_tokenizer(tokenizer, name)
             side = side_of(size, image_size, patch)
-            if joint_layers > size.vision_layers:
-                raise ValueError(
-                    f"train.joint_layers must be at most the {size.vision_layers} layers, got "
-                    f"{joint_layers}"
-                )
             shape = Shape(
                 width=size.vision_width,
                 layers=size.vision_layers,
@@ -155,7 +150,7 @@ class Vlmo(Objective):
                 positions=positions,
                 image_size=side,
                 patch=patch,
-                first_joint=size.vision_layers - joint_layers,
+                first_joint=first_joint_of(size, joint_layers),
                 embedding=size.vision_width,
                 spread=size.spread,
             )

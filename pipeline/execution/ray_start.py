@@ -1,6 +1,6 @@
 """Starting Ray on this machine: its folder, its token, one retry, and why it did not start.
 
-    TMP/capfilt-PID-XXXX/   logs and sockets of the Ray of one command; removed when it ends
+    TMP/capfilt-PID-RANDOM/   logs and sockets of the Ray of one command; removed when it ends
 
 The token that guards Ray's ports is in the environment of Ray's processes and in no file, so that
 nothing is written to the home directory.
