@@ -49,7 +49,8 @@ from models.image.perceptual_hash import SIDE, colour_distance, hamming
 from models.text.captions import caption_key, normalize
 from models.text.minhash import band_keys, caption_centres, minhash, shingles
 from stages.dedup import DedupConfig, DedupStage
-from stages.dedup_fingerprints import LUMA, WRITES, ImagePrints
+from stages.dedup.fingerprints import WRITES
+from stages.image_prints import LUMA, ImagePrints
 from stages.schema import POOL, uid_of
 
 ALTTEXT = Path(__file__).resolve().parents[2] / "shared/data/alttext/laion_10k.parquet"

@@ -75,7 +75,7 @@ def views(folder: Path, given: str | None) -> None:
     from models.image.hamming import near_pairs
     from models.inference.vision_tower import load_image_embedder
     from pipeline.demo.web import photograph, sample_scenes
-    from stages.dedup_fingerprints import ImagePrints
+    from stages.image_prints import ImagePrints
 
     model = load_image_embedder(given or str(trained(folder)), device="cpu", dtype="float32")
     rng = random.Random("views")

@@ -35,8 +35,9 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
-from stages.dedup_digests import from_binary, to_hex
-from stages.dedup_fingerprints import COLOURS, LUMA, NUM_PERM, WRITES
+from stages.dedup.digests import from_binary, to_hex
+from stages.dedup.fingerprints import NUM_PERM, WRITES
+from stages.image_prints import COLOURS, LUMA
 from stages.schema import POOL
 from stages.select import SelectStage
 

@@ -18,7 +18,7 @@ from models.text.noun_phrases import revision
 from models.text.parts_of_speech import PartsOfSpeech
 from stages.base import Cutoff, Stage, StageConfig, floats, threshold
 from stages.clean_presets import PRESETS, Rules
-from stages.dedup_fingerprints import PRINTS, ImagePrints, opened
+from stages.image_prints import PRINTS, ImagePrints, opened
 
 __all__ = ["CleanConfig", "CleanStage"]
 
@@ -264,7 +264,7 @@ class CleanStage(Stage[CleanConfig]):
             downloaded file), and image_aspect, the longer side divided by the shorter. Null if
             the image cannot be decoded: image_single_colour, the share of the image close to its
             most frequent colour; image_entropy, the entropy of its brightness in bits; and
-            `dedup_fingerprints.PRINTS`, which spare dedup a second decoding.
+            `image_prints.PRINTS`, which spare dedup a second decoding.
         """
         return pa.Table.from_pydict(
             {**self._texts(rows["caption"]), **_images(rows)}, schema=self.writes

@@ -19,8 +19,8 @@ from models.embedding.vectors import Float16s, Float32s, cosines_with
 from models.weights import folder_of
 from stages import sources
 from stages.base import Cutoff, ModelConfig, Stage, floats, threshold
-from stages.dedup_eval_sets import content
 from stages.schema import web_captions
+from stages.sources.image_sets import content
 from stages.spilled import Spilled
 
 if TYPE_CHECKING:

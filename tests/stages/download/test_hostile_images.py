@@ -25,9 +25,9 @@ from PIL import Image, ImageCms
 from models.image import decode as decoding
 from models.image.decode import ImageError, Preprocess, decode
 from stages.clean import CleanConfig, CleanStage
-from stages.dedup_fingerprints import ImagePrints, opened
 from stages.download import DownloadConfig, DownloadStage
 from stages.download.resize import RESIZE_REASONS, Mode, Resize
+from stages.image_prints import ImagePrints, opened
 from stages.sources import shards
 
 ROUNDS = int(os.environ.get("CAPFILT_FUZZ_IMAGES", "1500"))

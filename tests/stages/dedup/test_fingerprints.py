@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from stages.dedup_fingerprints import COLOURS, LUMA, WRITES, Fingerprints, ImagePrints
+from stages.dedup.fingerprints import WRITES, Fingerprints
+from stages.image_prints import COLOURS, LUMA, ImagePrints
 from stages.spilled import Spilled
 
 

@@ -1,4 +1,4 @@
-"""Semantic copies for dedup: images of one scene, by their embeddings."""
+"""Semantic copies: images of one scene, by their embeddings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pyarrow as pa
 from models.embedding.copies import find_copies
 from models.embedding.vectors import Float16s
 from models.random import splitmix
-from stages import dedup_digests
-from stages.dedup_digests import Digests
+from stages.dedup import digests
+from stages.dedup.digests import Digests
 
 __all__ = ["SUMMARY", "semantic_columns"]
 
@@ -48,7 +48,7 @@ def semantic_columns(
     is_compared = np.zeros(len(uid), bool)
     is_compared[compared] = True
     return {
-        "semantic_nearest": dedup_digests.to_hex(np.where(nearest[:, None] >= 0, uid[nearest], 0)),
+        "semantic_nearest": digests.to_hex(np.where(nearest[:, None] >= 0, uid[nearest], 0)),
         "semantic_cosine": pa.array(cosine, mask=np.isnan(cosine)),
         "semantic_copy": pa.array(is_copy, mask=~is_compared),
     }

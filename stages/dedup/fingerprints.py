@@ -1,8 +1,8 @@
-"""Fingerprints of images and captions: narrow columns in memory, wide ones in temporary files."""
+"""Fingerprints of the rows of a pool: narrow columns in memory, wide ones in temporary files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,38 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
-from models.image import perceptual_hash
-from models.image.decode import ImageError, open_rgb
 from models.text.minhash import band_keys
-from stages import dedup_digests
-from stages.dedup_digests import Digests
+from stages.dedup import digests
+from stages.dedup.digests import Digests
+from stages.image_prints import COLOURS, LUMA, PRINTS
 from stages.spilled import Spilled
 
-__all__ = [
-    "COLOURS",
-    "LUMA",
-    "NUM_PERM",
-    "PRINTS",
-    "WRITES",
-    "Fingerprints",
-    "ImagePrints",
-    "opened",
-]
+__all__ = ["NUM_PERM", "WRITES", "Fingerprints"]
 
 NUM_PERM = 128
-COLOURS = 3 * perceptual_hash.GRID**2
-LUMA = perceptual_hash.SIDE**2
-
-PRINTS: dict[str, pa.DataType] = {
-    "image_phash": pa.int64(),
-    "image_contrast": pa.float32(),
-    "image_colours": pa.binary(COLOURS),
-    "image_luma": pa.binary(LUMA),
-}
-"""Fingerprint columns of an image; clean writes them too, so that dedup need not decode again."""
-
 _WRITES: dict[str, pa.DataType] = {
     "image_url": pa.binary(16),
     "image_sha256": pa.binary(16),
@@ -66,80 +44,6 @@ WRITES = pa.schema(_WRITES)
 """
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImagePrints:
-    """The fingerprints of n images.
-
-    Attributes:
-        phash: (n,), `perceptual_hash.perceptual_hash`.
-        contrast: (n,), standard deviation of brightness, on a scale of 255. It is -1 for an image
-            that cannot be decoded, whose other fingerprints are 0.
-        colours: (n, 192), `perceptual_hash.colour_grid`.
-        luma: (n, 1024), `perceptual_hash.luma`.
-    """
-
-    phash: npt.NDArray[np.uint64]
-    contrast: npt.NDArray[np.float32]
-    colours: npt.NDArray[np.uint8]
-    luma: npt.NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, images: Iterable[bytes | None]) -> ImagePrints:
-        """Compute the fingerprints of encoded images."""
-        return cls.taken(map(opened, images))
-
-    @classmethod
-    def taken(cls, images: Iterable[Image.Image | None]) -> ImagePrints:
-        """Compute the fingerprints of images that `opened` has decoded."""
-        lumas, grids, decoded = [], [], []
-        number = 0
-        for number, image in enumerate(images, 1):
-            if image is not None:
-                decoded.append(number - 1)
-                lumas.append(perceptual_hash.luma(image))
-                grids.append(perceptual_hash.colour_grid(image))
-        phash = np.zeros(number, np.uint64)
-        contrast = np.full(number, -1, np.float32)
-        colours = np.zeros((number, COLOURS), np.uint8)
-        luma = np.zeros((number, LUMA), np.uint8)
-        if decoded:
-            grey = np.array(lumas, np.uint8)
-            phash[decoded] = perceptual_hash.perceptual_hash(grey)
-            contrast[decoded] = [brightness.std(dtype=np.float64) for brightness in grey]
-            colours[decoded] = np.array(grids, np.uint8).reshape(-1, COLOURS)
-            luma[decoded] = grey.reshape(-1, LUMA)
-        return cls(phash=phash, contrast=contrast, colours=colours, luma=luma)
-
-    def columns(self) -> dict[str, pa.Array[Any]]:
-        """Return the columns of `PRINTS`, null for an image that cannot be decoded."""
-        is_undecodable = self.contrast < 0
-
-        def binaries(rows: npt.NDArray[np.uint8]) -> pa.Array[Any]:
-            values = [
-                None if missing else row.tobytes()
-                for missing, row in zip(is_undecodable, rows, strict=True)
-            ]
-            return pa.array(values, pa.binary(rows.shape[1]))
-
-        return {
-            "image_phash": pa.array(self.phash.view(np.int64), mask=is_undecodable),
-            "image_contrast": pa.array(self.contrast, mask=is_undecodable),
-            "image_colours": binaries(self.colours),
-            "image_luma": binaries(self.luma),
-        }
-
-
-def opened(image: bytes | None) -> Image.Image | None:
-    """Decode an image for fingerprints, a JPEG at reduced scale; None if it cannot be decoded."""
-    if not image:
-        return None
-    try:
-        # With less than six times the thumbnail's size, JPEG's own scaling alters the thumbnail.
-        return open_rgb(image, min_size=(6 * perceptual_hash.SIDE, 6 * perceptual_hash.SIDE))
-    except ImageError:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +100,10 @@ class Fingerprints:
                 for name in schema.names
             }
             for name, values in {
-                "uid": dedup_digests.from_hex(columns["uid"]),
-                "url": dedup_digests.from_binary(columns["image_url"]),
-                "sha256": dedup_digests.from_binary(columns["image_sha256"]),
-                "caption": dedup_digests.from_binary(columns["caption_key"]),
+                "uid": digests.from_hex(columns["uid"]),
+                "url": digests.from_binary(columns["image_url"]),
+                "sha256": digests.from_binary(columns["image_sha256"]),
+                "caption": digests.from_binary(columns["caption_key"]),
                 "area": np.asarray(pc.fill_null(columns["image_area"], -1)),
                 "words": np.asarray(pc.fill_null(columns["caption_words"], 0)),
                 "phash": np.asarray(pc.fill_null(columns["image_phash"], 0)).view(np.uint64),

@@ -16,7 +16,7 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.verdicts import Results
 from stages.dedup import DedupConfig, DedupStage
-from stages.dedup_semantic import SUMMARY
+from stages.dedup.semantic import SUMMARY
 from stages.embed import EMBEDDING
 from stages.schema import POOL, uid_of
 
