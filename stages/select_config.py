@@ -64,7 +64,8 @@ class SelectConfig(StageConfig):
             set or the pool (NormSim, arXiv:2405.19547), neg_clip_loss the pairs whose image and
             text find each other in random batches of the pool (the same paper), density rows far
             from the centres of their clusters, more of clusters that are wide and apart
-            (arXiv:2401.04578; run `dedup.semantic` before).
+            (arXiv:2401.04578; run `dedup.semantic` before). `filter: {recipe: neg_clip_loss}` with
+            the fields of select is read as `select: {method: neg_clip_loss}` in its place.
         captions: Captions whose phrases count: web (including those that dedup took over from
             copies), synthetic, or both. A phrase counts once per row, and a row is chosen with all
             its captions.

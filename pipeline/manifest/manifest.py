@@ -64,6 +64,9 @@ LONGEST = 500
 TRAINED = "train:"
 """The prefix of a model that the manifest itself trains."""
 
+NEG_CLIP_LOSS = "neg_clip_loss"
+"""The method of select that may be written as a recipe of the filter."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -207,6 +210,7 @@ class Manifest:
                 if not is_name(one):
                     mistakes.add(f"{key}.{one}", f"a name must be {A_NAME}")
         sections["stages"] = _reviewed(sections["stages"], run, has_reviews)
+        sections["stages"] = mistakes.ranked(sections["stages"])
         trained = {str(key): f"{_models(run, branch)}/{key}" for key in sections["train"]}
         stages: dict[str, StageConfig] = {}
         for key, fields in sections["stages"].items():
@@ -338,6 +342,25 @@ class _Mistakes:
     def close(self) -> None:
         if self.lines:
             raise ManifestError("\n".join(self.lines))
+
+    def ranked(self, stages: dict[str, Any]) -> dict[str, Any]:
+        """The stages, with the filter's recipe neg_clip_loss as the method of select that it is.
+
+        It compares a pair with others of the pool, so select runs it, at the filter's place.
+        """
+        fields = stages.get("filter")
+        if not isinstance(fields, dict) or fields.get("recipe") != NEG_CLIP_LOSS:
+            return stages
+        if "select" in stages:
+            self.add(
+                "stages.filter.recipe",
+                f"{NEG_CLIP_LOSS} is short for select: {{method: {NEG_CLIP_LOSS}}}, and the "
+                "manifest has select already; keep one of them",
+            )
+            return {name: stages[name] for name in stages if name != "filter"}
+        rest = {name: fields[name] for name in fields if name != "recipe"}
+        select = {"method": NEG_CLIP_LOSS, **rest}
+        return dict(("select", select) if n == "filter" else (n, stages[n]) for n in stages)
 
     def validate(
         self, where: str, kind: type[Any], fields: Any, seed: int, trained: Mapping[str, str]

@@ -254,3 +254,17 @@ def test_a_manifest_says_what_a_method_needs(
         return
     with pytest.raises(ManifestError, match=message):
         Manifest.parse(content)
+
+
+def test_neg_clip_loss_may_be_written_as_a_recipe_of_the_filter() -> None:
+    def stages(**rest: Any) -> dict[str, Any]:
+        recipe = {"recipe": "neg_clip_loss", "fraction": 0.3}
+        return {"download": {"source": "x"}, "embed": {}, "filter": recipe, **rest}
+
+    made = Manifest.parse({"name": "small", "stages": stages(export={})})
+    select = {"method": "neg_clip_loss", "fraction": 0.3}
+    plain = {"download": {"source": "x"}, "embed": {}, "select": select, "export": {}}
+    assert made.stages == Manifest.parse({"name": "small", "stages": plain}).stages
+    assert list(made.stages) == ["download", "embed", "select", "export"]
+    with pytest.raises(ManifestError, match=r"stages\.filter\.recipe: neg_clip_loss is short for"):
+        Manifest.parse({"name": "small", "stages": stages(select=select)})
