@@ -436,6 +436,21 @@ class ClusteredStage(GlobalStage[ConfigT]):
         """In parts of whole clusters."""
         return "clusters"
 
+    @property
+    def min_cosine(self) -> float | None:
+        """The least cosine of a semantic copy; None if rows are not compared by embedding.
+
+        If set, the rows that `clusters` calls compared are compared over the whole pool.
+        """
+        return None
+
+    def clusters(self, annotations: Iterator[pa.Table]) -> pa.Table:
+        """Return `summarize` of whole clusters, without what the comparison of embeddings says.
+
+        If `min_cosine` is set, it has the columns of `dedup.semantic.STANDING` too.
+        """
+        return self.summarize(annotations)
+
     @abstractmethod
     def ties(self, rows: pa.Table) -> pa.Table:
         """Return the keys that link rows into clusters.

@@ -125,8 +125,7 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         """`keys` where phrases are independent, `ranks` where a number of each row decides."""
         config = self.config
         if config.method not in BY_PHRASE:
-            is_ranked = config.method != "sample" and not config.pooled
-            return "ranks" if is_ranked else None
+            return None if config.method in ("sample", "density") else "ranks"
         is_literal = config.method == "noun_phrases" and config.variant == "literal"
         is_thinned = config.method == "metadata" and config.tail is None
         return "keys" if is_literal or is_thinned else None
@@ -185,7 +184,8 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         if self.config.method not in BY_PHRASE:
             selected = np.zeros(len(rows), bool)
             selected[np.asarray(results["row"])] = True
-            return self._summary(rows["uid"], selected)
+            scores = {"selection_score": rows["score"]} if self.config.pooled else {}
+            return self._summary(rows["uid"], selected, **scores)
         ranked = results.sort_by([(name, "ascending") for name in ("row", "frequency", "phrase")])
         row, first = np.unique(ranked["row"], return_index=True)
         which = np.full(len(rows), -1)

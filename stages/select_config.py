@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from models.embedding.selection import BATCH_SIZE
 from models.text.noun_phrases import PhraseForm, revision
 from stages.base import StageConfig, threshold
 
@@ -183,6 +184,11 @@ class SelectConfig(StageConfig):
         """The column to rank by, and the synthetic captions if their phrases count."""
         synthetic = ("synthetic",) if self.method in BY_PHRASE and self.captions != "web" else ()
         return synthetic if self.ranked_by is None else (*synthetic, self.ranked_by)
+
+    @property
+    def pairs_of_batch(self) -> int:
+        """The most pairs of a batch of neg_clip_loss."""
+        return BATCH_SIZE if self.batch_size is None else self.batch_size
 
     @property
     def pooled(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from models.embedding.cells import Cells
 from models.embedding.vectors import Float16s, Float32s, blocks
 from models.image.hamming import centres
 
-__all__ = ["EXACT", "PROBES", "Copies", "find_copies"]
+__all__ = ["EXACT", "PROBES", "Copies", "find_copies", "nearest_better", "number_of_cells"]
 
 Bools = npt.NDArray[np.bool_]
 Int64s = npt.NDArray[np.int64]
@@ -67,8 +67,7 @@ def find_copies(
         probes: Cells in which a row is compared.
     """
     n = len(embeddings)
-    number = cells or (1 if n <= EXACT else round(np.sqrt(n)))
-    number = min(number, max(n, 1))
+    number = min(cells or number_of_cells(n), max(n, 1))
     if number == 1:
         probed = np.zeros((n, 1), np.int64)
     else:
@@ -99,13 +98,54 @@ def find_copies(
     return Copies(nearest, cosine, is_copy)
 
 
+def number_of_cells(number: int) -> int:
+    """The cells of so many rows: 1 up to `EXACT` rows, and the square root of them above."""
+    return 1 if number <= EXACT else round(np.sqrt(number))
+
+
+def nearest_better(
+    embeddings: Float16s, probed: Int64s, asking: Bools, others: Bools
+) -> tuple[Float32s, Int64s]:
+    """The better row most like each row, among some others in the cells of the row.
+
+    Args:
+        embeddings: (n, d) unit vectors, the best row first.
+        probed: (n, p) the cells that each row is compared in, the one that it lies in first; -1 for
+            those of which no row is here.
+        asking: (n,) the rows that ask.
+        others: (n,) the rows that they may find.
+
+    Returns:
+        (n,) the highest cosine, -inf where nothing is found; and (n,) the row, -1 there.
+    """
+    best = np.full(len(probed), -np.inf, np.float32)
+    at = np.full(len(probed), -1)
+    found = np.flatnonzero(others & (probed[:, 0] >= 0))
+    found = found[np.argsort(probed[found, 0], kind="stable")]
+    home = probed[found, 0]
+    rows = np.flatnonzero(asking)
+    for cell, places in _by_cell(probed[rows]):
+        own = found[np.searchsorted(home, cell) : np.searchsorted(home, cell, "right")]
+        if not len(own):
+            continue
+        members = np.asarray(embeddings[own], np.float32)
+        for part in blocks(len(places)):
+            some = rows[places[part]]
+            queries = np.asarray(embeddings[some], np.float32)
+            for among in blocks(int(np.searchsorted(own, some[-1]))):
+                cosines = queries @ members[among].T
+                cosines[own[None, among] >= some[:, None]] = -np.inf
+                _take_best(best, at, some, cosines, own[among])
+    return best, at
+
+
 def _by_cell(probed: Int64s) -> list[tuple[int, Int64s]]:
     """The rows that look into each cell, each once."""
-    row = np.repeat(np.arange(len(probed)), probed.shape[1])
-    cell = probed.reshape(-1)
+    row, probe = np.nonzero(probed >= 0)
+    cell = probed[row, probe]
     order = np.argsort(cell, kind="stable")
     starts = np.flatnonzero(np.diff(cell[order], prepend=-1))
-    ends = np.append(starts[1:], len(order))
+    ends = np.append(starts[1:], [len(order)] * bool(len(order))).astype(np.int64)
     return [
         (int(cell[order[start]]), row[order[start:end]])
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True)

@@ -13,7 +13,17 @@ from models.embedding.cells import Cells
 from models.embedding.vectors import Float16s, blocks
 from models.random import splitmix
 
-__all__ = ["density", "neg_clip_loss", "pool_norm", "quotas", "soft_cap_draws"]
+__all__ = [
+    "BATCH_SIZE",
+    "batch_loss",
+    "density",
+    "gram",
+    "neg_clip_loss",
+    "norms",
+    "pool_norm",
+    "quotas",
+    "soft_cap_draws",
+]
 
 Bools = npt.NDArray[np.bool_]
 Float64s = npt.NDArray[np.float64]
@@ -25,6 +35,9 @@ NEIGHBOURS = 20
 
 ROWS = 2048
 
+BATCH_SIZE = 32_768
+"""The most pairs of a batch of `neg_clip_loss` (arXiv:2405.19547)."""
+
 
 def neg_clip_loss(
     images: Float16s,
@@ -32,7 +45,7 @@ def neg_clip_loss(
     lots: UInt64s,
     *,
     temperature: float = 0.01,
-    batch_size: int = 32_768,
+    batch_size: int = BATCH_SIZE,
     shuffles: int = 5,
 ) -> Float64s:
     """The negative CLIP loss of each pair (negCLIPLoss, arXiv:2405.19547).
@@ -57,11 +70,12 @@ def neg_clip_loss(
         order = np.argsort(splitmix(lots ^ splitmix(shuffle)), kind="stable")
         for batch in np.array_split(order, max(-(-len(order) // batch_size), 1)):
             if len(batch):
-                scores[batch] += _batch_loss(images[batch], texts[batch], temperature)
+                scores[batch] += batch_loss(images[batch], texts[batch], temperature)
     return scores / shuffles
 
 
-def _batch_loss(images: Float16s, texts: Float16s, temperature: float) -> Float64s:
+def batch_loss(images: Float16s, texts: Float16s, temperature: float) -> Float64s:
+    """The negative CLIP loss of the n pairs of one batch; see `neg_clip_loss`."""
     left, right = images.astype(np.float32), texts.astype(np.float32)
     scale = np.float32(1 / temperature)
     of_images, of_texts = np.empty(len(left)), np.full(len(left), -np.inf)
@@ -84,17 +98,27 @@ def _log_sum_exp(logits: npt.NDArray[np.float32], axis: int) -> Float64s:
 def pool_norm(embeddings: Float16s) -> Float64s:
     """The L2 norm of each row's cosines with all rows (NormSim with p = 2, arXiv:2405.19547).
 
-    It is sqrt(x' G x) with the (d, d) matrix G of the pool, so that no pair is compared.
+    It is sqrt(x' G x) with the (d, d) matrix G of `gram`, so that no pair is compared.
     """
+    return norms(embeddings, gram(embeddings))
+
+
+def gram(embeddings: Float16s) -> Float64s:
+    """The sum of the outer products of n embeddings with themselves, (d, d)."""
     size = embeddings.shape[1]
-    gram = np.zeros((size, size))
+    total = np.zeros((size, size))
     for part in blocks(len(embeddings)):
         own = embeddings[part].astype(np.float64)
-        gram += own.T @ own
+        total += own.T @ own
+    return total
+
+
+def norms(embeddings: Float16s, total: Float64s) -> Float64s:
+    """The L2 norm of the cosines of n embeddings with all rows of which `total` is the `gram`."""
     squares = np.empty(len(embeddings))
     for part in blocks(len(embeddings)):
         own = embeddings[part].astype(np.float64)
-        squares[part] = ((own @ gram) * own).sum(axis=1)
+        squares[part] = ((own @ total) * own).sum(axis=1)
     return np.sqrt(squares)
 
 

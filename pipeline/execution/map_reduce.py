@@ -15,38 +15,42 @@ are in one Parquet row group, so that the next task reads only these. What a ste
     take        part -> its rows that are taken, by group
     conclude    group -> the summary of its shards
 
+If what rows are ranked by follows from the embeddings of the whole pool, the steps of `scores` come
+first.
+
     ties        group -> the results of `ClusteredStage.ties`, by key, and of `points`
     edges       keys -> the rows that they link
     clusters    all edges -> the clusters, packed into bins of the size of a part; one task
     rows        group -> its rows in clusters, by bin
-    decide      bin -> the result of `GlobalStage.summarize`, by group
+    decide      bin -> the result of `ClusteredStage.clusters`, by group
     conclude    group -> the summary of its shards, including rows in no cluster
+
+If rows that the clusters leave are compared by embedding, the steps of `comparison` stand before
+that last one, which then is theirs.
 """
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from models.errors import ContractError
 from models.random import splitmix
-from pipeline.results.verdicts import Mask, Results, crashed_rows
-from pipeline.storage.checksum import with_checksum_parquet
+from pipeline.execution.comparison import Comparison
+from pipeline.execution.parts import Group, Parts, with_row
+from pipeline.execution.scores import Scores
+from pipeline.results.verdicts import Results
 from pipeline.storage.records import BinsRecord, PartsRecord
 from stages.base import InParts, digest, in_order
 from stages.download import DownloadStage
 
-__all__ = ["PART_ROWS", "PartitionedSummary", "commit_summary", "measured", "spread"]
+__all__ = ["PART_ROWS", "PartitionedSummary"]
 
 PART_ROWS = 2_000_000
 """The most rows that one process summarises; more are summarised in parts."""
@@ -56,9 +60,6 @@ GROUP_ROWS = 250_000
 
 NEAR_PARTS = 64
 """The most tasks that share the search for near hashes, since each of them reads all hashes."""
-
-GROUP_MOST = 2**24
-"""The most rows of a Parquet row group."""
 
 MARK = "_parts.json"
 """The file with the `PartsRecord`, in the folder of the summary; parts are in parts-DIGEST/."""
@@ -77,25 +78,8 @@ Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartitionedSummary:
-    """One summary in parts.
-
-    Attributes:
-        results: The results of the run.
-        name: The global stage.
-        shards: The shards of the pool.
-        part_rows: Rows of a part.
-        group_rows: Rows of a group.
-        folder: The folder of the parts. Its name is a digest of what they depend on, so that late
-            files of a worker that survived an earlier driver are never read.
-    """
-
-    results: Results
-    name: str
-    shards: Sequence[str]
-    part_rows: int
-    group_rows: int
-    folder: str
+class PartitionedSummary(Parts):
+    """One summary in parts."""
 
     @classmethod
     def begin(
@@ -146,16 +130,37 @@ class PartitionedSummary:
 
     def steps(self) -> Iterator[tuple[str, list[str]]]:
         """Yield each step with its tasks that are not done; later steps depend on earlier ones."""
-        for step in STEPS[self.stage.in_parts]:
-            there = set(self.results.run.names(*self._at()))
-            number = self._tasks(step)
+        for step, number in self._all_steps():
+            there = set(self.results.run.names(*self.at()))
             names = [f"{step}:{task:05d}" for task in range(number)]
             yield step, [name for name in names if f"{name.replace(':', '-')}.parquet" not in there]
+
+    def _all_steps(self) -> Iterator[tuple[str, int]]:
+        """Yield each step with the number of its tasks, which earlier steps may decide."""
+        steps = STEPS[self.stage.in_parts]
+        if self._scores:
+            yield from Scores(self).steps()
+        for step in steps[:-1] if self._compares else steps:
+            yield step, self._tasks(step)
+        if self._compares:
+            yield from Comparison(self, self.clustered).steps()
+
+    @property
+    def _compares(self) -> bool:
+        return self.stage.in_parts == "clusters" and self.stage.min_cosine is not None
+
+    @property
+    def _scores(self) -> bool:
+        return self.stage.in_parts == "ranks" and bool(self.stage.config.pooled)
+
+    def _ranked(self, group: int) -> Group:
+        """The rows of a group, with their scores if those follow from the whole pool."""
+        return Scores(self).scored(group) if self._scores else self.live(group)
 
     def rows(self) -> int:
         """Count the rows that have a summary, once all steps are done."""
         groups = range(len(self.groups))
-        return sum(int(self._read("conclude", group)["rows"][0].as_py()) for group in groups)
+        return sum(int(self.read("conclude", group)["rows"][0].as_py()) for group in groups)
 
     def remove(self) -> None:
         """Remove all parts, also those for other rows."""
@@ -171,143 +176,94 @@ class PartitionedSummary:
             rows and reasons, as of `Worker.work`.
         """
         step, number = task.split(":")
-        rows: int = getattr(self, f"_{step}")(int(number))
+        if self._scores and step not in STEPS["ranks"]:
+            rows = Scores(self).work(step, int(number))
+        elif self._compares and step not in STEPS["clusters"][:-1]:
+            rows = Comparison(self, self.clustered).work(step, int(number))
+        else:
+            rows = getattr(self, f"_{step}")(int(number))
         return {"rows": rows, "reasons": {}}
-
-    @property
-    def stage(self) -> Any:
-        """The stage, not loaded."""
-        return self.results.plan.stage(self.name)
-
-    @property
-    def shard_rows(self) -> int:
-        """The most rows of a shard; the rows of shard i are numbered from i times this number."""
-        config: Any = self.results.plan.manifest.stages[DownloadStage.name]
-        return int(config.shard_size)
-
-    @property
-    def groups(self) -> list[Sequence[str]]:
-        """The shards of each group."""
-        size = self._group_shards
-        return [self.shards[i : i + size] for i in range(0, len(self.shards), size)]
-
-    @property
-    def parts(self) -> int:
-        """The number of parts of keys and orders: more than of rows, since a row has many keys."""
-        return -(-4 * len(self.shards) * self.shard_rows // self.part_rows)
-
-    @property
-    def _group_shards(self) -> int:
-        return max(self.group_rows // self.shard_rows, 1)
 
     def _tasks(self, step: str) -> int:
         if step in ("reduce", "edges", "take"):
             return self.parts
         if step == "decide":
-            return self.results.run.read_record(BinsRecord, *self._at("bins.json")).bins
+            return self.results.run.read_record(BinsRecord, *self.at("bins.json")).bins
         return 1 if step in ("cuts", "clusters") else len(self.groups)
-
-    # Shared by all kinds of summaries
-
-    def _measured(self, group: int) -> _Group:
-        first = group * self._group_shards
-        masks, tables, numbers = {}, [], []
-        for index, shard in enumerate(self.groups[group], first):
-            masks[shard], table = measured(self.results, self.name, shard)
-            tables.append(table)
-            numbers.append(np.flatnonzero(masks[shard]) + index * self.shard_rows)
-        rows = pa.concat_tables(tables).combine_chunks()
-        return _Group(masks=masks, rows=rows, numbers=np.concatenate(numbers))
-
-    def _group_of(self, numbers: Int64s) -> Int64s:
-        return numbers // (self._group_shards * self.shard_rows)
-
-    def _by_key(self, step: str, group: int, lines: pa.Table, numbers: Int64s) -> None:
-        """Write lines, grouped by the task that gets their key."""
-        lines = _with_row(lines, numbers[np.asarray(lines["row"])])
-        # The upper bits choose the task, so the lower bits of its keys are still evenly spread.
-        part = (np.asarray(lines["key"]) >> np.uint64(32)) % np.uint64(self.parts)
-        self._write(step, group, lines, part.astype(np.int64))
-
-    def _summarized(self, group: int, masks: Mapping[str, Mask], summary: pa.Table) -> int:
-        """Commit the summary of a group, and last the number of its rows."""
-        rows = commit_summary(self.results, self.name, masks, summary)
-        self._write("conclude", group, pa.table({"rows": [rows]}), np.zeros(1, np.int64))
-        return rows
 
     # By keys
 
     def _lines(self, group: int) -> int:
-        live = self._measured(group)
-        self._by_key("lines", group, self.stage.lines(live.rows), live.numbers)
+        live = self.live(group)
+        self.by_key("lines", group, self.stage.lines(live.rows), live.numbers)
         return live.rows.num_rows
 
     def _reduce(self, part: int) -> int:
-        reduced = self.stage.reduce(self._gather("lines", len(self.groups), part))
-        self._write("reduce", part, reduced, self._group_of(np.asarray(reduced["row"])))
+        reduced = self.stage.reduce(self.gather("lines", len(self.groups), part))
+        self.write("reduce", part, reduced, self.group_of(np.asarray(reduced["row"])))
         return int(reduced.num_rows)
 
     def _conclude(self, group: int) -> int:
         if self.stage.in_parts == "clusters":
             return self._conclude_clusters(group)
-        live = self._measured(group)
+        live = self._ranked(group)
         before = STEPS[self.stage.in_parts][-2]
-        reduced = self._gather(before, self.parts, group)
-        reduced = _with_row(reduced, np.searchsorted(live.numbers, np.asarray(reduced["row"])))
-        return self._summarized(group, live.masks, self.stage.conclude(live.rows, reduced))
+        reduced = self.gather(before, self.parts, group)
+        reduced = with_row(reduced, np.searchsorted(live.numbers, np.asarray(reduced["row"])))
+        return self.commit(group, live.masks, self.stage.conclude(live.rows, reduced))
 
     # By ranks
 
     def _sample(self, group: int) -> int:
-        ranked = self.stage.ranks(self._measured(group).rows)
+        ranked = self.stage.ranks(self._ranked(group).rows)
         # Hashed again, since the order may consist of the lots alone.
         sample = np.argsort(splitmix(~np.asarray(ranked["lot"])), kind="stable")[:SAMPLE_ROWS]
-        self._write("sample", group, ranked.take(sample), np.zeros(len(sample), np.int64))
+        self.write("sample", group, ranked.take(sample), np.zeros(len(sample), np.int64))
         return len(sample)
 
     def _cuts(self, task: int) -> int:
-        sample = self._gather("sample", len(self.groups), 0)
-        sample = sample.take(in_order(_with_row(sample, np.arange(len(sample)))))
+        sample = self.gather("sample", len(self.groups), 0)
+        sample = sample.take(in_order(with_row(sample, np.arange(len(sample)))))
         positions = np.arange(1, self.parts) * len(sample) // self.parts
         cuts = sample.take(positions) if len(sample) else sample
-        self._write("cuts", task, cuts, np.zeros(len(cuts), np.int64))
+        self.write("cuts", task, cuts, np.zeros(len(cuts), np.int64))
         return len(cuts)
 
     def _ranks(self, group: int) -> int:
-        live = self._measured(group)
+        live = self._ranked(group)
         ranked = self.stage.ranks(live.rows)
-        cuts = self._gather("cuts", 1, 0)
+        cuts = self.gather("cuts", 1, 0)
         # A cut comes before the rows of its own rank and lot.
         both = pa.concat_tables([cuts, ranked])
-        order = in_order(_with_row(both, np.arange(len(both))))
+        order = in_order(with_row(both, np.arange(len(both))))
         part = np.empty(len(both), np.int64)
         part[order] = np.cumsum(order < len(cuts))
         numbers = live.numbers[np.asarray(ranked["row"])]
-        self._write("ranks", group, _with_row(ranked, numbers), part[len(cuts) :])
+        self.write("ranks", group, with_row(ranked, numbers), part[len(cuts) :])
         return len(ranked)
 
     def _take(self, part: int) -> int:
         sizes = np.zeros(self.parts, np.int64)
         for group in range(len(self.groups)):
-            sizes += self._sizes("ranks", group)
+            sizes += self.sizes("ranks", group)
         left = self.stage.size(int(sizes.sum())) - int(sizes[:part].sum())
-        ranked = self._gather("ranks", len(self.groups), part)
+        ranked = self.gather("ranks", len(self.groups), part)
         taken = in_order(ranked)[: max(left, 0)]
-        self._write("take", part, pa.table({"row": taken}), self._group_of(taken))
+        self.write("take", part, pa.table({"row": taken}), self.group_of(taken))
         return len(taken)
 
     # By clusters
 
     def _ties(self, group: int) -> int:
-        live = self._measured(group)
+        live = self.live(group)
         points = self.stage.points(live.rows)
-        points = _with_row(points, live.numbers[np.asarray(points["row"])])
-        self._write("points", group, points, np.zeros(len(points), np.int64))
-        self._by_key("ties", group, self.stage.ties(live.rows), live.numbers)
+        points = with_row(points, live.numbers[np.asarray(points["row"])])
+        self.write("points", group, points, np.zeros(len(points), np.int64))
+        self.by_key("ties", group, self.stage.ties(live.rows), live.numbers)
         return live.rows.num_rows
 
     def _edges(self, part: int) -> int:
-        ties = self._gather("ties", len(self.groups), part)
+        ties = self.gather("ties", len(self.groups), part)
         key, row = np.asarray(ties["key"]), np.asarray(ties["row"])
         order = np.argsort(key)
         is_same = key[order[1:]] == key[order[:-1]]
@@ -317,12 +273,12 @@ class PartitionedSummary:
         if part < NEAR_PARTS:
             forest.link(*self._near(part, min(self.parts, NEAR_PARTS)))
         edges = pa.table({"row": forest.row, "root": forest.root})
-        self._write("edges", part, edges, np.zeros(len(edges), np.int64))
+        self.write("edges", part, edges, np.zeros(len(edges), np.int64))
         return edges.num_rows
 
     def _near(self, part: int, parts: int) -> tuple[Int64s, Int64s]:
         """The pairs of rows with near hashes that one part of the search finds."""
-        points = self._gather("points", len(self.groups), 0)
+        points = self.gather("points", len(self.groups), 0)
         hashes, first = np.unique(np.asarray(points["hash"]), return_index=True)
         row = np.asarray(points["row"])[first]
         pairs = [np.zeros((2, 0), np.int64)]
@@ -333,7 +289,7 @@ class PartitionedSummary:
     def _clusters(self, task: int) -> int:
         forest = _Forest()
         for part in range(self.parts):
-            edges = self._gather("edges", [part], 0)
+            edges = self.gather("edges", [part], 0)
             forest.link(np.asarray(edges["row"]), np.asarray(edges["root"]))
         roots, cluster, size = np.unique(forest.root, return_inverse=True, return_counts=True)
         # The largest come first, so a bin is larger than a part only if one cluster is.
@@ -343,24 +299,24 @@ class PartitionedSummary:
         row_bins = np.unique(bins, return_inverse=True)[1][cluster]
         table = pa.table({"row": forest.row, "bin": row_bins})
         record = BinsRecord(bins=int(row_bins.max(initial=-1)) + 1)
-        self.results.run.write_record(record, *self._at("bins.json"))
-        self._write("clusters", task, table, self._group_of(forest.row))
+        self.results.run.write_record(record, *self.at("bins.json"))
+        self.write("clusters", task, table, self.group_of(forest.row))
         return len(row_bins)
 
     def _bins(self, group: int, numbers: Int64s) -> Int64s:
         """The bin of each row of a group; -1 for rows in no cluster."""
-        clusters = self._gather("clusters", 1, group)
+        clusters = self.gather("clusters", 1, group)
         bins = np.full(len(numbers), -1)
         bins[np.searchsorted(numbers, np.asarray(clusters["row"]))] = np.asarray(clusters["bin"])
         return bins
 
     def _rows(self, group: int) -> int:
-        live = self._measured(group)
+        live = self.live(group)
         bins = self._bins(group, live.numbers)
         has_bin = bins >= 0
         rows = live.rows.filter(pa.array(has_bin))
         rows = rows.append_column("row", pa.array(live.numbers[has_bin]))
-        self._write("rows", group, rows, bins[has_bin])
+        self.write("rows", group, rows, bins[has_bin])
         return int(has_bin.sum())
 
     def _decide(self, one: int) -> int:
@@ -368,86 +324,31 @@ class PartitionedSummary:
 
         def tables() -> Iterator[pa.Table]:
             for group in range(len(self.groups)):
-                table = self._gather("rows", [group], one)
+                table = self.gather("rows", [group], one)
                 numbers.append(np.asarray(table["row"]))
                 yield table.drop_columns("row")
 
-        summary = self.stage.summarize(tables())
+        summary = self.stage.clusters(tables())
         row = np.concatenate(numbers)
         summary = summary.append_column("row", pa.array(row))
-        self._write("decide", one, summary, self._group_of(row))
+        self.write("decide", one, summary, self.group_of(row))
         return int(summary.num_rows)
 
     def _conclude_clusters(self, group: int) -> int:
-        live = self._measured(group)
+        live = self.live(group)
+        summary = self.clustered(group, live)
+        columns = ["uid", *self.stage.summary.names]
+        return self.commit(group, live.masks, summary.select(columns))
+
+    def clustered(self, group: int, live: Group) -> pa.Table:
+        """The results of `ClusteredStage.clusters` for the rows of a group, with their numbers."""
         bins = self._bins(group, live.numbers)
-        alone = self.stage.summarize(iter([live.rows.filter(pa.array(bins < 0))]))
+        alone = self.stage.clusters(iter([live.rows.filter(pa.array(bins < 0))]))
         alone = alone.append_column("row", pa.array(live.numbers[bins < 0]))
-        decided = (self._read("decide", one, group) for one in range(self._tasks("decide")))
+        decided = (self.read("decide", one, group) for one in range(self._tasks("decide")))
         both = pa.concat_tables([alone, *decided])
         order: Any = np.argsort(np.asarray(both["row"]))
-        return self._summarized(group, live.masks, both.take(order).drop_columns("row"))
-
-    # Files
-
-    def _at(self, *parts: str) -> tuple[str, ...]:
-        return (*self.results.plan.summary_folder(self.name), self.folder, *parts)
-
-    def _write(self, step: str, task: int, table: pa.Table, to: Int64s) -> None:
-        """Commit a table with a row group for each task of the next step.
-
-        Args:
-            step: The step.
-            task: The task.
-            table: n rows.
-            to: (n,) the task of the next step that gets each row.
-        """
-        order: Any = np.argsort(to, kind="stable")
-        table, to = table.take(order), to[order]
-        is_first = np.diff(to, prepend=-1) != 0
-        is_first[::GROUP_MOST] = True
-        starts = np.flatnonzero(is_first)
-        schema = table.schema.with_metadata({"to": json.dumps(to[starts].tolist())})
-        buffer = io.BytesIO()
-        with pq.ParquetWriter(buffer, schema, compression="zstd", compression_level=1) as writer:
-            numbers = np.diff(starts, append=len(to)).tolist()
-            for start, number in zip(starts.tolist(), numbers, strict=True):
-                writer.write_table(table.slice(start, number), number)
-        self.results.run.write(
-            with_checksum_parquet(buffer.getvalue()), *self._at(f"{step}-{task:05d}.parquet")
-        )
-
-    def _gather(self, step: str, tasks: int | Sequence[int], to: int) -> pa.Table:
-        """Read what some tasks of a step, or the first so many, sent to a task."""
-        tasks = range(tasks) if isinstance(tasks, int) else tasks
-        return pa.concat_tables(self._read(step, task, to) for task in tasks)
-
-    def _sizes(self, step: str, task: int) -> Int64s:
-        """Count the rows that a task sent to each task of the next step; (parts,)."""
-        with self.results.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
-            sent = _sent(parquet)
-            numbers = [parquet.metadata.row_group(index).num_rows for index in range(len(sent))]
-        return np.bincount(sent, numbers, self.parts).astype(np.int64)
-
-    def _read(self, step: str, task: int, to: int = 0) -> pa.Table:
-        with self.results.run.open_table(*self._at(f"{step}-{task:05d}.parquet")) as parquet:
-            groups = [index for index, one in enumerate(_sent(parquet)) if one == to]
-            return parquet.read_row_groups(groups).replace_schema_metadata()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Group:
-    """The rows of a group that are summarised.
-
-    Attributes:
-        masks: The rows of each shard.
-        rows: Their measurements.
-        numbers: Their numbers in the pool.
-    """
-
-    masks: Mapping[str, Mask]
-    rows: pa.Table
-    numbers: Int64s
+        return both.take(order)
 
 
 class _Forest:
@@ -473,76 +374,3 @@ class _Forest:
         graph = coo_matrix((np.ones(len(i), np.int8), (i, j)), shape=(number, number))
         _, label = connected_components(graph, directed=False)
         self.root = self.row[np.unique(label, return_index=True)[1]][label]
-
-
-def measured(results: Results, name: str, shard: str) -> tuple[Mask, pa.Table]:
-    """Read the rows of a shard that a global stage summarises: live rows that do not crash.
-
-    Returns:
-        The mask of these rows, and their uid, measurements and `pooled` columns.
-    """
-    plan = results.plan
-    judgement = results.judge(shard, plan.before(name))
-    table = results.measured_table(name, shard, judgement.uids)
-    mask = judgement.live & ~crashed_rows(table)
-    columns = ["uid", *plan.stage(name).writes.names]
-    table = table.select(columns).filter(pa.array(mask))
-    for column in plan.manifest.stages[name].pooled:
-        path = (*plan.folder(str(plan.origin(name, column))), f"{shard}.parquet")
-        taken = results.run.read_table(*path, columns=[column])
-        table = table.append_column(column, taken[column].filter(pa.array(mask)))
-    return mask, table
-
-
-def commit_summary(
-    results: Results, name: str, masks: Mapping[str, Mask], summary: pa.Table
-) -> int:
-    """Commit a summary, a file for each shard.
-
-    Args:
-        results: The results of the run.
-        name: The global stage.
-        masks: For each shard the rows that are summarised.
-        summary: Their rows in the order of the shards.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        ContractError: The summary is not in the order of these rows.
-    """
-    start = 0
-    for shard, mask in masks.items():
-        part = summary.slice(start, int(mask.sum()))
-        start += part.num_rows
-        _commit_shard(results, name, shard, mask, part)
-    return start
-
-
-def _commit_shard(results: Results, name: str, shard: str, live: Mask, summary: pa.Table) -> None:
-    """Commit the summary of the live rows of a shard, with nulls for its other rows."""
-    run = results.run
-    uids = run.read_table("pool", f"{shard}.parquet", columns=["uid"])["uid"]
-    if not summary["uid"].equals(uids.filter(pa.array(live))):
-        raise ContractError(f"{name}: its summary is not in the order of the rows given")
-    whole = spread(live, summary.drop_columns("uid"))
-    columns = {column: whole[column] for column in whole.column_names}
-    table = pa.table({"uid": uids, "summarized": pa.array(live), **columns})
-    run.write_table(table, *results.plan.summary_folder(name), f"{shard}.parquet")
-
-
-def spread(mask: Mask, part: pa.Table) -> pa.Table:
-    """Spread rows over a shard: rows of `part` where mask is true, nulls elsewhere."""
-    positions: Any = pa.array(np.cumsum(mask) - 1, pa.int64(), mask=~mask)
-    whole: pa.Table = part.combine_chunks().take(positions)
-    return whole
-
-
-def _sent(parquet: pq.ParquetFile) -> list[int]:
-    """The task of the next step that gets each row group."""
-    tasks: list[int] = json.loads((parquet.schema_arrow.metadata or {})[b"to"])
-    return tasks
-
-
-def _with_row(table: pa.Table, row: Int64s) -> pa.Table:
-    return table.set_column(table.schema.get_field_index("row"), "row", pa.array(row))

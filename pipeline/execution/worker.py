@@ -22,8 +22,9 @@ from models.errors import (
     StageUnavailableError,
 )
 from pipeline.execution import embeddings_writer, export_writer, logs
-from pipeline.execution.map_reduce import PartitionedSummary, commit_summary, measured, spread
+from pipeline.execution.map_reduce import PartitionedSummary
 from pipeline.execution.metrics import Meter
+from pipeline.execution.parts import commit_summary, measured, spread
 from pipeline.execution.row_errors import measure_by_row
 from pipeline.manifest.manifest import Manifest
 from pipeline.results import retries

@@ -16,17 +16,17 @@ from models.image.perceptual_hash import hamming
 from models.random import splitmix
 from models.text.captions import caption_key
 from models.text.minhash import minhash, shingles
-from stages.base import ClusteredStage, Cutoff, InParts, StageConfig
+from stages.base import ClusteredStage, Cutoff, StageConfig
 from stages.dedup.captions import caption_stars, further_captions
 from stages.dedup.config import DedupConfig
-from stages.dedup.digests import codes, links, to_hex
+from stages.dedup.digests import codes, from_hex, links, to_hex
 from stages.dedup.eval_sets import SUMMARY as EVALUATION
 from stages.dedup.eval_sets import evaluation_columns
 from stages.dedup.fingerprints import NUM_PERM, WRITES, Fingerprints
 from stages.dedup.groups import Bools, Int64s, components, distinct, first
 from stages.dedup.images import copies, image_centres, placeholders
+from stages.dedup.semantic import STANDING, find, in_rank
 from stages.dedup.semantic import SUMMARY as SEMANTIC
-from stages.dedup.semantic import semantic_columns
 from stages.embed import Gathered
 from stages.image_prints import PRINTS, ImagePrints
 from stages.schema import web_captions
@@ -156,11 +156,6 @@ class DedupStage(ClusteredStage[DedupConfig]):
         ]
         return pa.table(columns, schema=self.writes)
 
-    @property
-    def in_parts(self) -> InParts | None:
-        """In parts of whole clusters; in one process if embeddings are compared."""
-        return super().in_parts if self.config.semantic is None else None
-
     def ties(self, rows: pa.Table) -> pa.Table:
         """Return keys of the URL, file, caption, hash and caption bands of each row."""
         fingerprints = Fingerprints.gather(
@@ -218,7 +213,26 @@ class DedupStage(ClusteredStage[DedupConfig]):
             The columns of `semantic.SUMMARY`; null if no embeddings are compared.
         """
         gathered = Gathered(*self.config.pooled)
-        annotations = gathered.through(annotations)
+        table = self.clusters(gathered.through(annotations))
+        schema = pa.schema([pa.field("uid", pa.string()), *self.summary])
+        if self.min_cosine is None:
+            return table.select(schema.names)
+        uid = from_hex(table["uid"].combine_chunks())
+        order = in_rank(table, uid)
+        is_compared = np.asarray(table["compared"]) & gathered.has("image_embedding")
+        compared = order[is_compared[order]]
+        embeddings = gathered.of("image_embedding", compared)
+        columns = find(uid, compared, embeddings, self.min_cosine)
+        others: dict[str, Any] = {n: table[n] for n in schema.names if n not in columns}
+        return pa.table({**others, **columns}, schema)
+
+    @property
+    def min_cosine(self) -> float | None:
+        """See `ClusteredStage.min_cosine`."""
+        return self.config.semantic
+
+    def clusters(self, annotations: Iterator[pa.Table]) -> pa.Table:
+        """See `ClusteredStage.clusters`."""
         rows = Fingerprints.gather(annotations, bands=self.config.bands, rows=self.config.rows)
         caption = codes(rows.caption)
         captioned = caption >= 0
@@ -272,22 +286,15 @@ class DedupStage(ClusteredStage[DedupConfig]):
         is_compared = is_kept & (spread <= self.config.max_images_per_caption) & ~is_shared
         is_compared &= captions <= self.config.max_captions_per_image
         is_compared &= ~_numpy(columns["evaluation_set"].is_valid())
-        columns |= self._semantic(rows, gathered, order[is_compared[order]])
-        return pa.table(columns, pa.schema([pa.field("uid", pa.string()), *self.summary]))
-
-    def _semantic(self, rows: Fingerprints, gathered: Gathered, compared: Int64s) -> dict[str, Any]:
-        """Return the columns on semantic copies.
-
-        Args:
-            rows: n rows.
-            gathered: Their embeddings.
-            compared: The rows that no other rule rejects, best rank first.
-        """
-        if self.config.semantic is None:
-            return {name: pa.nulls(len(rows), self.summary.field(name).type) for name in SEMANTIC}
-        compared = compared[gathered.has("image_embedding")[compared]]
-        embeddings = gathered.of("image_embedding", compared)
-        return semantic_columns(rows.uid, compared, embeddings, self.config.semantic)
+        columns |= {
+            "compared": pa.array(is_compared),
+            "usable": pa.array(is_usable),
+            "area": pa.array(rows.area),
+            "words": pa.array(rows.words),
+        }
+        fields: dict[str, Any] = {"uid": pa.string(), **_SUMMARY, **STANDING}
+        columns |= {name: pa.nulls(len(rows), fields[name]) for name in SEMANTIC}
+        return pa.table(columns, pa.schema(fields))
 
     def judge(self, annotations: pa.Table) -> pa.StringArray:
         """Reject rows by the reasons in `reasons`; one row of each image stays."""

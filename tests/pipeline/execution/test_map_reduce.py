@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipeline.execution import map_reduce
+from models.embedding import copies
+from pipeline.execution import comparison, map_reduce
 from pipeline.execution.map_reduce import PartitionedSummary
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session
@@ -25,6 +26,7 @@ from pipeline.results.verify import verify
 from pipeline.storage.run import Run
 from stages.base import CRASHED
 from stages.dedup import DedupConfig, DedupStage
+from stages.embed import EMBEDDING, EmbedStage
 from stages.schema import POOL, uid_of
 from stages.select import SelectConfig, SelectStage
 
@@ -100,9 +102,17 @@ def select_rows(rng, number):
     return uids, pa.table(found, schema=SelectStage.writes)
 
 
-def make(root, name, config, rows):
-    """A run with the measures of a global stage; one row in ten has failed to download."""
+def make(root, name, config, rows, embeddings=None):
+    """A run with the measures of a global stage; one row in ten has failed to download.
+
+    With embeddings of images and texts, the stage embed stands before it, and has made these.
+    """
     stages = {"download": {"source": "x", "shard_size": SHARD}, name: config}
+    if embeddings is not None:
+        model = root.parent / "model"
+        model.mkdir()
+        (model / "model.safetensors").write_bytes(b"weights")
+        stages = {"download": stages["download"], "embed": {"model": str(model)}, name: config}
     manifest = Manifest.parse({"name": "x", "run": str(root), "stages": stages})
     plan, run = Plan(manifest), Run(str(root))
     uids, measured = rows
@@ -125,6 +135,13 @@ def make(root, name, config, rows):
         run.write_table(
             pa.table({"uid": some, "measured": live, **columns}), *plan.folder(name), file
         )
+        if embeddings is not None:
+            found = [column.slice(index, SHARD) for column in embeddings]
+            nulls = {f.name: pa.nulls(len(part), f.type) for f in EmbedStage.writes}
+            given = dict(zip(("image_embedding", "text_embedding"), found, strict=True))
+            given["embedded"] = pa.array([True] * len(part))
+            embed = pa.table({"uid": some, "measured": live, **nulls, **given})
+            run.write_table(embed, *plan.folder("embed"), file)
     return run, plan
 
 
@@ -145,14 +162,14 @@ def crash(run, plan, name):
     run.write_table(table.append_column(CRASHED, pa.array(crashed)), *path)
 
 
-def both_ways(name, config, rows, part_rows, group_rows, crashes=False):
+def both_ways(name, config, rows, part_rows, group_rows, crashes=False, embeddings=None):
     """The summary of one process, and the one in parts."""
     root = Path(tempfile.mkdtemp(prefix="summary-"))
     try:
         (root / "pipeline").mkdir()
         if name == "select":
             config = {"model": str(root / "pipeline"), **config}
-        run, plan = make(root / "run", name, config, rows)
+        run, plan = make(root / "run", name, config, rows, embeddings)
         shards = run.shards("pool")
         if crashes:
             crash(run, plan, name)
@@ -197,6 +214,39 @@ def test_dedup_in_parts(seed, number, part_rows, group_rows, most, crashes):
     assert parts == whole
 
 
+def embedded(seed, number):
+    """Embeddings of rows around a few scenes, one in eight missing."""
+    rng = np.random.default_rng(seed)
+    scenes = rng.normal(size=(max(number // 5, 1), 16))
+    rows = scenes[rng.integers(0, len(scenes), number)] + 0.6 * rng.normal(size=(number, 16))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    lists = [None if rng.random() < 1 / 8 else row.tolist() for row in rows]
+    return pa.array(lists, EMBEDDING)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    **POOLS,
+    exact=st.sampled_from((4, 10**6)),
+    bin_rows=st.integers(1, 200),
+    least=st.sampled_from((0.3, 0.6, 0.8)),
+)
+def test_semantic_copies_in_parts(
+    seed, number, part_rows, group_rows, crashes, exact, bin_rows, least
+):
+    rows = dedup_rows(random.Random(seed), number)
+    embeddings = embedded(seed, number), embedded(seed + 1, number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copies, "EXACT", exact)
+        patch.setattr(comparison, "BIN_ROWS", bin_rows)
+        config = {"semantic": least, "max_hamming": 0}
+        whole, parts = both_ways("dedup", config, rows, part_rows, group_rows, crashes, embeddings)
+    for one, other in zip(whole, parts, strict=True):
+        cosines = (np.array(t["semantic_cosine"].to_pylist(), float) for t in (one, other))
+        np.testing.assert_allclose(*cosines, atol=1e-6)
+        assert one.drop_columns("semantic_cosine") == other.drop_columns("semantic_cosine")
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     **POOLS,
@@ -232,6 +282,27 @@ def test_a_share_in_parts(seed, number, part_rows, group_rows, share, sample_row
         patch.setattr(map_reduce, "SAMPLE_ROWS", sample_rows)
         whole, parts = both_ways("select", share, (uids, rows), part_rows, group_rows, crashes)
     assert parts == whole
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    **POOLS,
+    select=st.sampled_from(
+        (
+            {"method": "target", "norm": "pool", "fraction": 0.4},
+            {"method": "neg_clip_loss", "number": 9, "batch_size": 7, "temperature": 0.1},
+            {"method": "neg_clip_loss", "fraction": 0.3, "shuffles": 2},
+        )
+    ),
+)
+def test_scores_of_the_pool_in_parts(seed, number, part_rows, group_rows, crashes, select):
+    uids, rows = select_rows(random.Random(seed), number)
+    embeddings = embedded(seed, number), embedded(seed + 1, number)
+    given = "select", select, (uids, rows), part_rows, group_rows, crashes, embeddings
+    for one, other in zip(*both_ways(*given), strict=True):
+        scores = (np.array(t["selection_score"].to_pylist(), float) for t in (one, other))
+        np.testing.assert_allclose(*scores, rtol=1e-6)
+        assert one.drop_columns("selection_score") == other.drop_columns("selection_score")
 
 
 def test_parts_are_not_made_where_one_process_can_or_must(tmp_path, monkeypatch):

@@ -127,8 +127,8 @@ def test_without_it_nothing_is_compared_and_no_setting_has_changed() -> None:
     assert "semantic" not in DedupConfig().settings()
     assert DedupConfig(semantic=0.9).settings()["semantic"] == 0.9
     assert DedupConfig(semantic=0.9).measurement() == DedupConfig().measurement()
-    assert DedupStage(DedupConfig()).in_parts == "clusters"
-    assert DedupStage(DedupConfig(semantic=0.9)).in_parts is None
+    assert DedupStage(DedupConfig()).min_cosine is None
+    assert DedupStage(DedupConfig(semantic=0.9)).min_cosine == 0.9
 
 
 def test_the_nearest_rows_to_the_threshold_are_known() -> None:
