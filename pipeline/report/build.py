@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.manifest.plan import Plan, revisions
 from pipeline.manifest.rounds import branch, fresh
-from pipeline.report import health
+from pipeline.report import health, pool_map
 from pipeline.report.examples import Example, examples, locate
 from pipeline.report.histogram import Histogram
 from pipeline.report.page import Gallery, Rows, render
@@ -355,6 +355,7 @@ def _gallery(results: Results, names: Sequence[str], totals: Survey) -> Gallery:
         for sample in (line.rejected, line.kept)
         for location in sample.values
     ]
+    locations += [point.location for point in totals.points.values]
     locations += [location for members in strips.values() for location in members]
     seen = examples(results, names, locations)
     firsts = {e.cluster for e in seen.values() if e.cluster not in (None, e.uid)} | set(strips)
@@ -377,6 +378,7 @@ def _gallery(results: Results, names: Sequence[str], totals: Survey) -> Gallery:
             if uid in there
         ],
         firsts={uid: seen[location] for uid, location in there.items()},
+        pool=pool_map.draw(results, totals.embedded, totals.points.values, seen),
     )
 
 

@@ -13,6 +13,7 @@ from pipeline.report.ablation import tables
 from pipeline.report.examples import Example
 from pipeline.report.health import PAPER
 from pipeline.report.layout import environment, metric, policy
+from pipeline.report.pool_map import PoolMap
 from pipeline.report.survey import CELLS
 from pipeline.storage.records import AblationRecord, RunRecord, content_of
 from stages.registry import STAGES
@@ -76,12 +77,14 @@ class Gallery:
         cells: Rows for each of `CELLS`.
         clusters: Size, and representative and some members, of each of the largest clusters.
         firsts: The representatives of near-duplicates, by uid.
+        pool: The picture of the embeddings; None without them.
     """
 
     reasons: Mapping[tuple[str, str], Rows] = field(default_factory=dict)
     cells: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     clusters: Sequence[tuple[int, Sequence[Example]]] = ()
     firsts: Mapping[str, Example] = field(default_factory=dict)
+    pool: PoolMap | None = None
 
 
 def render(

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from models.random import splitmix
 from pipeline.report.frequent_texts import Frequent
 from pipeline.report.histogram import GrowingHistogram, Histogram
+from pipeline.report.pool_map import MOST, Embedded
 from pipeline.results.sampling import Ranks, RowLocation, Smallest, ranks_of
 from pipeline.results.tables import INTERNAL
 from pipeline.results.verdicts import Judgement, Mask, Results
@@ -24,6 +25,7 @@ from stages.caption import CaptionStage
 from stages.clean import CleanStage
 from stages.dedup import DedupStage
 from stages.download import DownloadStage
+from stages.embed import EmbedStage
 from stages.filter import FilterStage
 from stages.registry import STAGES
 from stages.review import ReviewStage
@@ -170,6 +172,8 @@ class Survey:
         shown: Sampled rows by each of `CELLS`.
         numbers: Distributions of the columns of numbers that the report draws, by (stage, column):
             of the rows that the stage measured, and of those that it keeps.
+        embedded: Rows with an embedding.
+        points: A seeded sample of these rows, to be drawn.
     """
 
     rows: int = 0
@@ -199,6 +203,8 @@ class Survey:
         default_factory=lambda: defaultdict(lambda: Smallest(PAIRS_SHOWN))
     )
     numbers: dict[tuple[str, str], GrowingHistogram] = field(default_factory=dict)
+    embedded: int = 0
+    points: Smallest[Embedded] = field(default_factory=lambda: Smallest(MOST))
 
 
 def survey(results: Results, names: Sequence[str]) -> Survey:
@@ -260,6 +266,7 @@ class _Shard:
         self._clusters(totals)
         self._phrases(totals)
         self._numbers(totals)
+        self._embedded(totals)
 
     def _measured(self, name: str) -> tuple[pa.Table, Mask] | None:
         """A stage's annotations of the rows that it measured, and the mask of these rows."""
@@ -525,6 +532,19 @@ class _Shard:
                 numbers = floats(values)
                 counts.add("measured", numbers)
                 counts.add("kept", numbers[kept[rows]])
+
+    def _embedded(self, totals: Survey) -> None:
+        if (measured := self._measured(EmbedStage.name)) is None:
+            return
+        table, mask = measured
+        rows = np.flatnonzero(mask)[_bools(table["embedded"])]
+        totals.embedded += len(rows)
+
+        def one(index: int) -> Embedded:
+            row = int(rows[index])
+            return Embedded(RowLocation(self.name, row), bool(self.verdicts.live[row]))
+
+        totals.points.offer(self.ranks[rows], one)
 
 
 def _drawn(stage: type[Stage[Any]]) -> Iterator[pa.Field[Any]]:

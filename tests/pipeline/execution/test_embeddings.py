@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers.blips import drawn, save_clip
+from helpers.runs import page_of
 from PIL import Image
 from rich.console import Console
 
@@ -90,6 +91,12 @@ def test_a_run_selects_exports_and_searches_by_its_embeddings(
     assert {"semantic_cosine", "selection_score", "target_cosine", "target_norm"} == {
         column for stage in ("embed", "dedup", "select") for column in numbers[stage]
     }
+    page = page_of(run)
+    points = [a for tag, a in page.elements if tag == "circle"]
+    assert len(points) == counts["dedup"]["rows"]
+    assert [a["class"] for a in points].count("kept") == counts["filter"]["kept"]
+    cards = {a.get("id") for _, a in page.elements}
+    assert {a["href"][1:] for t, a in page.elements if t == "a" and "point" in a["href"]} <= cards
     kept = {"neg_clip_loss": counts["select"]["kept"]}
     for name in METHODS:
         if name != "neg_clip_loss":
