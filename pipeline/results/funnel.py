@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from pipeline.results import retries
+from pipeline.results import counts, retries
 from pipeline.results.verdicts import Results
 from pipeline.storage import lock
 from pipeline.storage.records import ExportRecord, ExportStateRecord, ListRecord, StageRecord
@@ -29,8 +30,12 @@ def holder(run: Run) -> dict[str, Any] | None:
     return None if lock.is_dead(content) else result
 
 
-def funnel(results: Results) -> dict[str, Any]:
+def funnel(results: Results, *, afresh: bool = False) -> dict[str, Any]:
     """Count the rows of each stage of a run, and give its state and seconds.
+
+    Args:
+        results: The results of the run.
+        afresh: Whether shards that have not changed since they were counted are counted again.
 
     Returns:
         run, name, and stages, each with name, state, rows, kept, not_measured, reasons, seconds.
@@ -43,12 +48,13 @@ def funnel(results: Results) -> dict[str, Any]:
     run, plan = results.run, results.plan
     listed = run.find_record(ListRecord, "list", "_list.json")
     ready = _ready(results)
-    counts = results.count(ready, run.shards("pool"))
+    count = results.count if afresh else functools.partial(counts.count, results)
+    totals = count(ready, run.shards("pool"))
     for name in plan.names[len(ready) :]:
-        rows = counts[ready[-1]]["kept"] + counts[ready[-1]]["not_measured"] if ready else 0
-        counts[name] = {"rows": rows, "kept": 0, "not_measured": rows, "reasons": {}}
+        rows = totals[ready[-1]]["kept"] + totals[ready[-1]]["not_measured"] if ready else 0
+        totals[name] = {"rows": rows, "kept": 0, "not_measured": rows, "reasons": {}}
     stages = []
-    for name, total in counts.items():
+    for name, total in totals.items():
         if name == DownloadStage.name and listed:
             missing = max(listed.rows - total["rows"], 0)  # shards may have been added
             total["rows"] += missing

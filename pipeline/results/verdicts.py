@@ -7,6 +7,7 @@ effect at once.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from stages.download import DownloadStage
 from stages.filter import FilterStage
 from stages.registry import STAGES
 
-__all__ = ["DIGEST", "KEPT", "Judgement", "Mask", "Results", "crashed_rows"]
+__all__ = ["DIGEST", "KEPT", "Judgement", "Mask", "Results", "crashed_rows", "totals_of"]
 
 DIGEST = "taken"
 """Column next to `measured` in the file of a stage that takes columns of a summary."""
@@ -267,6 +268,36 @@ class Results:
         positions = np.cumsum(measured) - 1
         return reasons.take(pa.array(positions, mask=~measured))
 
+    def tally(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Count the verdicts on one shard.
+
+        Returns:
+            A line for each stage and verdict, with stage, verdict and rows: a verdict is `kept`, a
+            reason, or None for rows that are not measured. A stage has a line of `kept` if it has
+            no other.
+
+        Raises:
+            ConservationError: The rows that reached a stage are not those of its verdicts.
+        """
+        judgement = self.judge(shard, names)
+        lines: list[dict[str, Any]] = []
+        for name in names:
+            reached, waiting = int(judgement.reached[name].sum()), judgement.waiting(name)
+            reasons: Any = judgement.reasons[name].drop_null()
+            done = int((judgement.measured[name] | judgement.crashed[name]).sum())
+            numbers: dict[str | None, int] = {KEPT: done - len(reasons)}
+            if waiting.any():
+                numbers[None] = int(waiting.sum())
+            for entry in reasons.value_counts().to_pylist():
+                numbers[entry["values"]] = entry["counts"]
+            if reached != (accounted := sum(numbers.values())):
+                raise ConservationError(
+                    f"{name}: {reached:,} rows, but {accounted:,} kept, rejected or not measured: "
+                    f"{numbers} in shard {shard}. This is a bug of capfilt or of the stage"
+                )
+            lines += [{"stage": name, "verdict": v, "rows": n} for v, n in numbers.items()]
+        return lines
+
     def count(self, names: Iterable[str], shards: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Count the rows, kept, not measured and reasons of each stage over some shards.
 
@@ -276,29 +307,7 @@ class Results:
             ConservationError: For a stage it is not.
         """
         names = list(names)
-        totals: dict[str, dict[str, Any]] = {
-            name: {"rows": 0, "kept": 0, "not_measured": 0, "reasons": {}} for name in names
-        }
-        for judgement in self.run.each(lambda shard: self.judge(shard, names), shards):
-            for name in names:
-                total = totals[name]
-                total["rows"] += int(judgement.reached[name].sum())
-                total["not_measured"] += int(judgement.waiting(name).sum())
-                reasons: Any = judgement.reasons[name].drop_null()
-                done = judgement.measured[name] | judgement.crashed[name]
-                total["kept"] += int(done.sum()) - len(reasons)
-                for entry in reasons.value_counts().to_pylist():
-                    key = entry["values"]
-                    total["reasons"][key] = total["reasons"].get(key, 0) + entry["counts"]
-        for name, total in totals.items():
-            total["reasons"] = dict(sorted(total["reasons"].items(), key=lambda item: -item[1]))
-            accounted = total["kept"] + sum(total["reasons"].values()) + total["not_measured"]
-            if total["rows"] != accounted:
-                raise ConservationError(
-                    f"{name}: {total['rows']:,} rows, but {accounted:,} kept, rejected or not "
-                    f"measured: {total}. This is a bug of capfilt or of the stage"
-                )
-        return totals
+        return totals_of(names, self.run.each(lambda shard: self.tally(shard, names), shards))
 
     def check_alignment(
         self, uids: pa.ChunkedArray[Any], expected: pa.ChunkedArray[Any], *parts: str
@@ -324,6 +333,32 @@ class Results:
             actual = table.schema.field(index).type if index >= 0 else "missing"
             if actual != kind:
                 raise self.run.damaged(f"its column {name} is {actual}, not {kind}", *parts)
+
+
+def totals_of(
+    names: Iterable[str], tallies: Iterable[Iterable[Mapping[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """Sum what `Results.tally` counted: the rows, kept, not measured and reasons of each stage.
+
+    The most frequent reason comes first, and of equally frequent ones the first by name.
+    """
+    totals: dict[str, dict[str, Any]] = {
+        name: {"rows": 0, "kept": 0, "not_measured": 0, "reasons": {}} for name in names
+    }
+    for line in itertools.chain.from_iterable(tallies):
+        total, verdict, rows = totals[line["stage"]], line["verdict"], line["rows"]
+        total["rows"] += rows
+        if verdict is None:
+            total["not_measured"] += rows
+        elif verdict == KEPT:
+            total["kept"] += rows
+        else:
+            total["reasons"][verdict] = total["reasons"].get(verdict, 0) + rows
+    for total in totals.values():
+        total["reasons"] = dict(
+            sorted(total["reasons"].items(), key=lambda item: (-item[1], item[0]))
+        )
+    return totals
 
 
 def _with_later(stage: Any, table: pa.Table, schema: pa.Schema) -> pa.Table:

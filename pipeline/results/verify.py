@@ -270,7 +270,7 @@ def _conservation(results: Results) -> Iterator[CapfiltError]:
     """Stages that lose rows, or whose mark says that they have measured more than they have."""
     run, plan = results.run, results.plan
     try:
-        stages = funnel(results)["stages"]
+        stages = funnel(results, afresh=True)["stages"]
     except DamagedError as error:
         yield error
         return
@@ -301,7 +301,7 @@ def _conservation(results: Results) -> Iterator[CapfiltError]:
 def _own_files(run: Run) -> Iterator[CapfiltError]:
     """The faults of the files that each branch of a run has of its own."""
     for name in sorted(OWN if run.branch else {*OWN, REVIEWS, ABLATION}):
-        if name.endswith((".json", ".jsonl")) and run.exists(name):
+        if name.endswith((".json", ".jsonl", ".parquet")) and run.exists(name):
             yield from fault_of(run, name)
     for name in run.files("report"):
         yield from fault_of(run, "report", name)

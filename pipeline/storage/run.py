@@ -10,6 +10,7 @@
     RUN/exports/NAME/                              further exports, like curated/
     RUN/models/NAME/                               save_pretrained folders
     RUN/report/index.html
+    RUN/counts.parquet                             how many rows had which verdict, by shard
     RUN/ablation.json                              the tables of the ablation it is part of
     RUN/rounds/2/                                  the files of a later round, named as here
 
@@ -55,7 +56,7 @@ from pipeline.storage.records import (
 from stages.schema import POOL
 from stages.sources.source_files import is_local
 
-__all__ = ["FORMER", "Run", "sync"]
+__all__ = ["COUNTS", "FORMER", "Run", "sync"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,11 @@ MARKS: dict[str, type[ShardedRecord] | type[ExportRecord]] = {
 }
 """The files that say that a folder is whole: of a stage, a summary, the list, an export."""
 
+COUNTS = "counts.parquet"
+"""The file with how many rows of each shard had which verdict, when they were counted last."""
+
 OWN = frozenset(
-    ("curated", "exports", "models", "report", "run.json", "evaluation.json", "truth.json")
+    ("curated", "exports", "models", "report", "run.json", "evaluation.json", "truth.json", COUNTS)
 )
 """Files and folders that each branch of a run has of its own; the branches share all others."""
 
@@ -101,6 +105,7 @@ DERIVED = ("annotations", "curated", "exports")
 
 REMEDIES = {
     "run.json": "`capfilt run MANIFEST` writes it anew",
+    COUNTS: "Remove it: the next `capfilt status` counts anew",
     "list": "Remove the folder {folder} and run again: the list is cut anew from its source and "
     "held against the pool",
     "pool": "Remove it and run again: its rows are downloaded anew, and measured anew",
@@ -135,7 +140,8 @@ class Run:
             self.fs, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise InputError(
-                f"{self.root}: cannot be opened: {error}. For S3 `pip install 'capfilt[s3]'`"
+                f"{self.root}: cannot be opened: {error}. For S3 `pip install 'capfilt[s3]'`, for "
+                "Azure `pip install 'capfilt[azure]'`"
             ) from None
         self.path = str(path).rstrip("/")
         self.is_local = is_local(self.fs)
@@ -255,6 +261,10 @@ class Run:
         if self.is_local:
             self.admit(path)
             return self.fs.open(path, "rb")
+        if not self._is_s3:  # only S3 is known to give the end of an object in one request
+            if self.fs.size(path) < WHOLE_BYTES:
+                return io.BytesIO(self.fs.cat_file(path))
+            return self.fs.open(path, "rb", cache_type="none")
         try:
             end = self.fs.cat_file(path, start=-WHOLE_BYTES)
         except OSError as error:
