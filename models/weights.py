@@ -9,12 +9,14 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from models.errors import DamagedError
 
@@ -46,6 +48,12 @@ SUFFIXES = (".jinja", ".json", ".safetensors", ".txt")
 LOADED = (*SUFFIXES, ".model")
 CHAT_FILES = ("chat_template.jinja", "chat_template.json")
 CHAT_CONFIGS = ("processor_config.json", "tokenizer_config.json")
+LAYERS = re.compile(r"layers$|depths?$")
+FREE_LAYERS = 1000
+"""The number of layers that a config may have whatever its weights are, and its names."""
+SIZES = re.compile(r"(size|dim|width)s?$")
+FREE_SIZE = 1 << 24
+"""The largest size that a config may have whatever its weights are, and its names."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -161,10 +169,13 @@ def revision_of(model: str, revision: str | None = None) -> str:
 def check_files(model: str) -> None:
     """Check that the weights and configs of a model folder are not damaged; cheap.
 
-    Models on the hub are not checked here, since the hub's client checks its downloads.
+    A config may not ask for far more layers or larger sizes than the weights have: whatever builds
+    the model from it would end only with the memory of the machine. Models on the hub are not
+    checked here, since the hub's client checks its downloads.
 
     Raises:
-        DamagedError: A file is damaged; the message names it.
+        DamagedError: A file is damaged, or the config is not that of the weights; the message names
+            the file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -172,17 +183,46 @@ def check_files(model: str) -> None:
         folder = Path(folder_of(model)).expanduser()
     except FileNotFoundError:  # `revision_of` reports this
         return
+    shapes: list[list[int]] = []
+    configs: dict[Path, Any] = {}
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
             if file.suffix == ".safetensors":
                 with safe_open(file, "np") as tensors:
-                    tensors.keys()
+                    names = tensors.keys()
+                    shapes += [tensors.get_slice(name).get_shape() for name in names]
             elif file.suffix == ".json":
-                json.loads(file.read_bytes())
-        except (SafetensorError, ValueError) as error:
+                configs[file] = json.loads(file.read_bytes())
+        except (SafetensorError, ValueError, RecursionError) as error:
             raise DamagedError(
                 f"{file} is damaged ({error}); copy or save the model again"
             ) from None
+    if shapes and (config := configs.get(folder / "config.json")):
+        bounds = (
+            (LAYERS, max(FREE_LAYERS, len(shapes))),
+            (SIZES, max(FREE_SIZE, sum(map(math.prod, shapes)))),
+        )
+        for name, value in _numbers(config):
+            for pattern, most in bounds:
+                if pattern.search(name) and value > most:
+                    raise DamagedError(
+                        f"{folder / 'config.json'} says {name} {value}, but the weights have "
+                        f"{len(shapes)} tensors of {sum(map(math.prod, shapes))} numbers; copy or "
+                        "save the model again"
+                    )
+
+
+def _numbers(config: Any) -> Iterator[tuple[str, int]]:
+    """The integers of a config, with their names, at any depth."""
+    waiting = [("", config)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += [(name, one) for one in value]
+        elif type(value) is int:
+            yield name, value
 
 
 def pinned(model: str, revision: str | None = None) -> str | None:

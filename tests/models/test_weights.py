@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import huggingface_hub.constants
+import numpy as np
 import pytest
 from helpers.blips import WORDS, save, tokenizer_of
+from safetensors.numpy import save_file
 from transformers import BlipForConditionalGeneration
 
-from models.weights import device_of, folder_of, pinned, revision_of
+from models.errors import DamagedError
+from models.weights import check_files, device_of, folder_of, pinned, revision_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -96,3 +101,29 @@ def test_a_url_whose_protocol_ends_like_that_of_files_is_copied(
         memory.rm("/far", recursive=True)
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert folder_of(f"file://{folder}") == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000"),
+        ({"text_config": {"depths": [2, 10**6]}}, "depths 1000000"),
+        ({"text_config": {"hidden_size": 10**12}}, "hidden_size 1000000000000"),
+        ({"vocab_size": 2**31}, "vocab_size 2147483648"),
+    ],
+)
+def test_a_config_that_asks_for_far_more_than_its_weights_is_refused(
+    tmp_path: Path, config: dict[str, Any], named: str
+) -> None:
+    save_file({"a": np.zeros((4, 8), np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8, "rope_theta": 10**9}))
+    check_files(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DamagedError, match=rf"config\.json says {named}, but the weights have 1 "):
+        check_files(str(tmp_path))
+
+
+def test_a_config_without_end_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 10**6)
+    with pytest.raises(DamagedError, match=r"config\.json is damaged"):
+        check_files(str(tmp_path))
