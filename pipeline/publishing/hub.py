@@ -45,15 +45,19 @@ class HubFile:
     content: Callable[[], str | bytes]
 
 
-def files_to_push(results: Results, repo: str, export: str = "curated") -> list[HubFile]:
+def files_to_push(
+    results: Results, repo: str, export: str = "curated", *, checked: bool = False
+) -> list[HubFile]:
     """List the files of a push, in the order in which they are pushed.
 
     Args:
         results: The results of a run.
         repo: The repository, `org/name`.
         export: `curated`, or the name of a further export.
+        checked: Whether every byte of the shards is held against manifest.json first.
 
     Raises:
+        DamagedError: A shard is missing, or is not as it was written.
         IncompleteError: The export is not finished, or a setting has changed since.
         InputError: The manifest has no such export, or the repository's name is wrong.
     """
@@ -73,6 +77,10 @@ def files_to_push(results: Results, repo: str, export: str = "curated") -> list[
             f"{run.url(*folder)}: the export is older than the settings of the run; "
             "`capfilt run` makes it anew"
         )
+    for file in record.files if checked else ():
+        parts = (*folder, *file.name.split("/"))
+        if not run.exists(*parts) or run.digest(*parts) != file.sha256:
+            raise run.damaged("its bytes are not those of manifest.json", *parts)
     described = json.dumps(
         croissant(
             record,
@@ -117,6 +125,7 @@ def push(
         say: Is told a line about each commit.
 
     Raises:
+        DamagedError: A shard of the export is damaged; nothing is sent.
         IncompleteError: See `files_to_push`.
         InputError: The hub refuses the token or the name.
         CapfiltError: The hub cannot be reached or fails; the same call goes on.
@@ -124,7 +133,7 @@ def push(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    files = files_to_push(results, repo, export)
+    files = files_to_push(results, repo, export, checked=True)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
         url = str(api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True))

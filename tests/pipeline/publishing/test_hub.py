@@ -76,6 +76,18 @@ def test_a_push_that_stops_goes_on_and_sends_nothing_twice(hub, finished, capsys
     assert (len(hub.puts), len(hub.commits)) == (sent, commits)
 
 
+def test_a_damaged_export_is_not_pushed(hub, finished, capsys):
+    run, _ = finished
+    content = bytearray(run.read("curated", "00001.parquet"))
+    content[len(content) // 2] ^= 1
+    run.write(bytes(content), "curated", "00001.parquet")
+    assert main(["push", run.root, "--repo", "org/birds"]) == 3
+    assert "curated/00001.parquet: damaged" in capsys.readouterr().err
+    run.remove("curated", "00001.parquet")
+    assert main(["push", run.root, "--repo", "org/birds"]) == 3
+    assert not hub.repos
+
+
 def test_files_of_an_earlier_push_go_and_those_of_others_stay(hub, finished):
     run, _ = finished
     assert main(["push", run.root, "--repo", "org/birds"]) == 0
