@@ -48,13 +48,16 @@ lowest:  ## the fast tests with the oldest versions that pyproject.toml allows, 
 
 .venv-audit/installed:
 	$(PYTHON) -m venv .venv-audit
-	.venv-audit/bin/python -m pip install --quiet pip-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit cyclonedx-bom
 	touch $@
 
 audit: .venv-audit/installed  ## known vulnerabilities of the versions in requirements.lock
 	.venv-audit/bin/pip-audit -r requirements.lock --no-deps --disable-pip
 
+sbom: .venv-audit/installed  ## write sbom.json: the packages of requirements.lock as CycloneDX
+	.venv-audit/bin/cyclonedx-py requirements requirements.lock --of JSON -o sbom.json
+
 docs: install  ## make the pages of fields and reasons anew
 	$(BIN)/python -m pipeline.manifest.reference docs
 
-.PHONY: help install demo test test-fast check fix lock lowest audit docs
+.PHONY: help install demo test test-fast check fix lock lowest audit sbom docs
