@@ -6,8 +6,12 @@ A small world: photos with captions, a captioner and a filter of random weights;
 their own, trainings on pairs at hand and on an export. Each round takes the next fault of `FAULTS`
 and the next moment of `MOMENTS`, starts `capfilt run` in a folder that holds what comes before that
 moment, waits until a random shard or step of it is done and a random part of a second more, and
-kills with SIGKILL. The same command is given again until it ends well. Then every Parquet file and
-every model of the run must have the SHA-256 that the run in peace gave it.
+kills with SIGKILL, stops for 15 s with SIGSTOP, or gives the same command once more. The same
+command is given again until it ends well. Then every Parquet file and every model of the run must
+have the SHA-256 that the run in peace gave it.
+
+While the driver is stopped, and in the rounds of a second command, a second command must end with
+status 1 and name the process that holds the run.
 """
 
 from __future__ import annotations
@@ -41,6 +45,9 @@ FAULTS = {
     "driver": "kill -9 of the driver",
     "worker": "kill -9 of a Ray worker",
     "raylet": "kill -9 of the raylet",
+    "stopped worker": "SIGSTOP of a Ray worker",
+    "stopped driver": "SIGSTOP of the driver",
+    "second command": "a second command",
 }
 
 MOMENTS = {
@@ -71,6 +78,9 @@ MADE = {
 }
 """What is made at each moment, in the order of a run."""
 
+STOPPED = 15.0
+"""Seconds for which a process is stopped."""
+
 PATIENCE = 180.0
 """Seconds for any one command to end, or any one moment to come."""
 
@@ -92,6 +102,7 @@ class Tally:
     differing: int = 0
     restarts: int = 0
     late: int = 0
+    unrefused: int = 0
 
 
 @dataclass
@@ -190,7 +201,7 @@ def victim(process: subprocess.Popen[str], fault: str, chance: random.Random) ->
     """The process that a fault kills; None where there is none, or none yet."""
     if process.poll() is not None:
         return None
-    if fault == "driver":
+    if fault in ("driver", "stopped driver", "second command"):
         return process.pid
     below = descendants(process.pid)
     if fault == "raylet":
@@ -261,10 +272,42 @@ def finish(world: World, manifest: Path) -> int:
     raise SystemExit(f"chaos: {manifest} does not end well: {error}")
 
 
+def is_refused(world: World, manifest: Path, holder: subprocess.Popen[str]) -> bool:
+    """Whether a second command on a run ends with an error that names the process that holds it."""
+    second = world.start(manifest)
+    _, error = second.communicate(timeout=PATIENCE)
+    if holder.poll() is not None:  # the run was free again
+        return second.returncode in (0, 1)
+    return second.returncode == 1 and f"process {holder.pid}" in error
+
+
+def befall(
+    world: World, manifest: Path, process: subprocess.Popen[str], pid: int, fault: str
+) -> bool:
+    """Do to a process what the fault says; whether second commands were refused."""
+    if fault == "second command":
+        return is_refused(world, manifest, process)
+    with contextlib.suppress(ProcessLookupError):
+        if not fault.startswith("stopped"):
+            os.kill(pid, signal.SIGKILL)
+            return True
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    refused = fault != "stopped driver" or is_refused(world, manifest, process)
+    time.sleep(max(0.0, STOPPED - (time.monotonic() - began)))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+    return refused
+
+
 def strike(
     world: World, run: Path, fault: str, moment: str, chance: random.Random
-) -> tuple[bool, dict[str, tuple[int, int]], int]:
-    """Start a run and kill what the fault says; whether it struck, what stood, and restarts."""
+) -> tuple[bool, bool, dict[str, tuple[int, int]], int]:
+    """Start a run and do to it what the fault says.
+
+    Returns:
+        Whether it struck, whether second commands were refused, what stood, and restarts.
+    """
     manifest = world.manifest(run, moment)
     number = chance.randint(1, STEPS - 1)
     process = world.start(manifest)
@@ -277,18 +320,16 @@ def strike(
     time.sleep(chance.uniform(0, 0.4))
     while (pid := victim(process, fault, chance)) is None and process.poll() is None:
         time.sleep(0.005)
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
     stood = committed(run)
+    refused = pid is None or befall(world, manifest, process, pid, fault)
     try:
         process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        raise SystemExit(f"chaos: {run} hangs after the {fault} was killed in {moment}") from None
+        raise SystemExit(f"chaos: {run} hangs after {FAULTS[fault]} in {moment}") from None
     restarts = finish(world, manifest) if process.returncode else 0
-    return pid is not None, stood, restarts
+    return pid is not None, refused, stood, restarts
 
 
 def before(peace: Path, run: Path, moment: str) -> None:
@@ -329,7 +370,8 @@ def table(tallies: dict[tuple[str, str], Tally], files: str) -> str:
         f"**{whole.doubled}** | **{whole.redone}** |",
         "",
         f"{files} files compared in each round; {whole.restarts} restarts; in {whole.late} "
-        "rounds the moment was over before the kill.",
+        "rounds the moment was over before the kill; "
+        f"{whole.unrefused} second commands were not refused.",
     ]
     return "\n".join(lines)
 
@@ -369,11 +411,12 @@ def main() -> int:
             started = time.monotonic()
             kind = kind_of(moment)
             before(peace[kind], run, moment)
-            struck, stood, restarts = strike(world, run, fault, moment, chance)
+            struck, refused, stood, restarts = strike(world, run, fault, moment, chance)
             found, found_pairs = digests(run), pairs(run)
             one = tallies.setdefault((fault, moment), Tally())
             one.rounds += 1
             one.late += not struck
+            one.unrefused += not refused
             one.restarts += restarts
             whole = expected[kind]
             wrong = {p for p in whole.keys() | found if whole.get(p) != found.get(p)}
@@ -385,7 +428,8 @@ def main() -> int:
             faulty = [*verified(run), *run.rglob("*.partial")]
             print(
                 f"{number + 1}: {FAULTS[fault]} in {moment}: {restarts} restarts, "
-                f"{time.monotonic() - started:.0f} s{' LATE' if not struck else ''}",
+                f"{time.monotonic() - started:.0f} s{' LATE' if not struck else ''}"
+                + ("" if refused else " A SECOND COMMAND WAS NOT REFUSED"),
                 *sorted(wrong),
                 *faulty,
                 flush=True,
@@ -396,7 +440,7 @@ def main() -> int:
     print(text)
     if options.out:
         options.out.write_text(text + "\n")
-    return int(any(t.differing or t.lost or t.doubled for t in tallies.values()))
+    return int(any(t.differing or t.lost or t.doubled or t.unrefused for t in tallies.values()))
 
 
 if __name__ == "__main__":
