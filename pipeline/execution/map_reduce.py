@@ -38,9 +38,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+from models.components import connected_components
 from models.random import splitmix
 from pipeline.execution.comparison import Comparison
 from pipeline.execution.parts import Group, Parts, with_row
@@ -370,7 +369,5 @@ class _Forest:
         ends = np.concatenate([self.row, a]), np.concatenate([self.root, b])
         self.row, positions = np.unique(np.concatenate(ends), return_inverse=True)
         i, j = positions.reshape(2, -1)
-        number = len(self.row)
-        graph = coo_matrix((np.ones(len(i), np.int8), (i, j)), shape=(number, number))
-        _, label = connected_components(graph, directed=False)
+        label = connected_components(len(self.row), i, j)
         self.root = self.row[np.unique(label, return_index=True)[1]][label]

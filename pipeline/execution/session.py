@@ -265,11 +265,11 @@ class Session:
 
     def _evaluate(self) -> None:
         """Evaluate the models of the manifest on its held-out images, if that is not done."""
-        from pipeline.training.evaluate import evaluate
-
         config = self.manifest.evaluate
         if config is None:
             return
+        from pipeline.training.evaluate import evaluate
+
         run = self.runner.run
         record = run.find_record(EvaluationRecord, EVALUATION, damaged_ok=True)
         models = record.root if record else {}

@@ -21,9 +21,6 @@ from pipeline.storage.checksum import CHANGED
 
 __all__ = ["Checkpoint", "check_finite", "cut_log", "flush"]
 
-CHECKPOINT = "checkpoint.safetensors"
-"""The name of the file in the folder of an unfinished training."""
-
 FORMAT = 2
 """The version of the format; raise it when the tensors or the state in a checkpoint change."""
 

@@ -24,7 +24,7 @@ from models.random import seed_of
 from pipeline.manifest.train_config import Source, TrainConfig, as_sources
 from pipeline.storage.staging import StagingDir
 from pipeline.training import model_card
-from pipeline.training.checkpoint import CHECKPOINT, Checkpoint, check_finite, flush
+from pipeline.training.checkpoint import Checkpoint, check_finite, flush
 from pipeline.training.course import (
     Turn,
     changed_settings,
@@ -46,7 +46,7 @@ from pipeline.training.optim import (
     parallel,
     use_bf16,
 )
-from pipeline.training.placing import BEST, place_model, resume_placing
+from pipeline.training.placing import BEST, CHECKPOINT, place_model, resume_placing
 from pipeline.training.progress import Progress
 from pipeline.training.validation import measure, write
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from pipeline.storage.records import ModelRecord
 from pipeline.storage.run import Run
 from pipeline.storage.successor import put_in_place
-from pipeline.training.checkpoint import CHECKPOINT
 
-__all__ = ["LEFTOVERS", "holds", "place_model", "resume_placing"]
+__all__ = ["CHECKPOINT", "LEFTOVERS", "holds", "place_model", "resume_placing"]
+
+CHECKPOINT = "checkpoint.safetensors"
+"""The name of the file in the folder of an unfinished training."""
 
 BEST = "best"
 """The folder of the best model so far, in the folder of an unfinished training."""

@@ -15,9 +15,10 @@ import torch
 
 from models.objectives.base import Objective
 from pipeline.manifest.train_config import TrainConfig
-from pipeline.training.checkpoint import CHECKPOINT, Checkpoint
+from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.evaluate import evaluate
 from pipeline.training.optim import Average
+from pipeline.training.placing import CHECKPOINT
 
 __all__ = ["is_in_progress", "measure", "model_in_progress"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+
+from models.components import connected_components
 
 __all__ = ["Bools", "Int64s", "components", "distinct", "first"]
 
@@ -16,9 +16,7 @@ Bools = npt.NDArray[np.bool_]
 def components(n: int, *links: tuple[Int64s, Int64s]) -> Int64s:
     """Number the connected components of n rows; returns the number of each row's component."""
     a, b = (np.concatenate(ends) for ends in zip(*links, strict=True))
-    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(n, n))
-    labels: Int64s = connected_components(graph, directed=False)[1].astype(np.int64)
-    return labels
+    return connected_components(n, a, b)
 
 
 def first(labels: Int64s, order: Int64s) -> Int64s:

@@ -78,6 +78,19 @@ def test_what_keeps_ray_from_starting_is_told_in_one_line(ray_init, monkeypatch,
         Cluster("127.0.0.1:1").start()
 
 
+def test_ray_starts_without_what_serves_a_cluster_only(ray_here):
+    from ray._private import worker
+
+    assert set(worker._global_node.all_processes) - {"reaper"} == {"gcs_server", "raylet"}
+
+
+@pytest.mark.slow
+def test_drivers_and_workers_import_no_library_that_they_may_not_need():
+    code = "import sys, pipeline.execution.session; print({'scipy', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
 def test_folders_of_dead_commands_are_removed_and_no_others(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -11,8 +11,7 @@ from pipeline.storage import run as runs
 from pipeline.storage import successor
 from pipeline.storage.records import ModelRecord
 from pipeline.storage.run import Run
-from pipeline.training.checkpoint import CHECKPOINT
-from pipeline.training.placing import place_model, resume_placing
+from pipeline.training.placing import CHECKPOINT, place_model, resume_placing
 
 
 class Killed(BaseException):
