@@ -51,7 +51,7 @@ class _Answers(BaseHTTPRequestHandler):
         if web.asked >= web.files.keys() - web.held:
             web.others_asked.set()
         if path in web.held:
-            web.others_asked.wait(20)
+            web.others_asked.wait(600)
         body = web.files.get(path)
         self.send_response(404 if body is None else web.statuses.get(path, 200))
         for name, value in web.headers.get(path, {}).items():

@@ -54,7 +54,7 @@ class Server:
     def _serve(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.callback(sock.close)
-            sock.settimeout(20)
+            sock.settimeout(600)
             if self._context is not None:
                 sock = self._context.wrap_socket(sock, server_side=True)
                 stack.callback(sock.close)
@@ -102,8 +102,13 @@ def drip(first: bytes, more: bytes) -> Answer:
     return answer
 
 
+def silence(sock: socket.socket, path: str) -> None:
+    """Send nothing until the client hangs up."""
+    sock.recv(1)
+
+
 def fetcher(**changes: Any) -> Fetcher:
-    given = {"user_agent": "capfilt-test/1", "timeout": 5.0, "allow_private_addresses": True}
+    given = {"user_agent": "capfilt-test/1", "timeout": 120.0, "allow_private_addresses": True}
     return Fetcher(**{**given, **changes})
 
 
@@ -156,7 +161,7 @@ class Internet:
     def dial(self, address: tuple[str, int]) -> socket.socket:
         self.dialled.append(address[0])
         assert is_public(address[0])
-        return socket.create_connection(("127.0.0.1", self.port), 5)
+        return socket.create_connection(("127.0.0.1", self.port), 600)
 
     def fetcher(self, **changes: Any) -> Fetcher:
         given = {"allow_private_addresses": False, "resolve": self.resolve, "dial": self.dial}

@@ -154,7 +154,7 @@ def request(server, method, place, body=None, **headers):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent["Content-Length"] = str(len(body))
     sent = {k: v for k, v in (sent | headers).items() if v is not None}
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=600)
     try:
         connection.putrequest(method, place, skip_host=True, skip_accept_encoding=True)
         for name, value in sent.items():

@@ -205,7 +205,7 @@ def test_a_fault_that_stays_is_an_error_of_its_row(
     server: ChatServer, fault: Fault, error: str, tries: int
 ) -> None:
     server.answer = only(lambda request: fault)
-    found = captions(captioner(server, timeout=0.5 if fault.hangs else 30.0))
+    found = captions(captioner(server, timeout=0.5 if fault.hangs else 600.0))
     assert [some[0].error for some in found] == [None, None, error, *[None] * 5]
     assert found[2][0].text == "" and found[2][0].message
     assert sum(request.image == IMAGES[2] for request in server.requests) == tries

@@ -175,7 +175,7 @@ def test_the_served_web_answers_as_the_truth_says(tmp_path: Path) -> None:
             if row["kind"] in ("slow", "hanging"):
                 continue
             try:
-                with urllib.request.urlopen(row["url"], timeout=10) as response:
+                with urllib.request.urlopen(row["url"], timeout=600) as response:
                     allowed = "noai" not in (response.headers["X-Robots-Tag"] or "")
                     Image.open(io.BytesIO(response.read())).load()
                     had = allowed

@@ -11,6 +11,7 @@ from pipeline.results.funnel import funnel
 from pipeline.results.open_run import open_results
 
 
+@pytest.mark.slow
 def test_a_killed_review_goes_on_where_it_was(run):
     process, server = start(run, "--of", "any", "--sample", "12")
     try:
@@ -33,6 +34,7 @@ def test_a_killed_review_goes_on_where_it_was(run):
     assert review["state"] == "done" and review["not_measured"] == 0
 
 
+@pytest.mark.slow
 def test_one_review_at_a_time(run, capsys):
     process, _ = start(run)
     try:

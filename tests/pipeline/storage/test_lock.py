@@ -125,7 +125,7 @@ def test_a_holder_elsewhere_is_alive_while_its_file_changes(tmp_path, monkeypatc
     path = tmp_path / "run.lock"
     monkeypatch.setattr(lock, "_machine", lambda: "another")
     monkeypatch.setattr(time, "time", lambda: -1e9)  # no clock is asked
-    with pytest.raises(RunBusyError, match="in use"), lock_local(str(path), "it", lease=30.0):
+    with pytest.raises(RunBusyError, match="in use"), lock_local(str(path), "it", lease=600.0):
         pass
 
 
@@ -137,7 +137,7 @@ def test_a_holder_elsewhere_whose_file_stands_still_is_followed(tmp_path, monkey
     with lock_local(str(path), "it", lease=0.5):
         assert json.loads(path.read_text())["pid"] == os.getpid()
         holder.send_signal(signal.SIGCONT)  # it finds out, stops, and leaves the file alone
-        assert holder.wait(20) != 0
+        assert holder.wait(600) != 0
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert not path.exists()
 
@@ -228,7 +228,7 @@ def test_a_file_that_is_still_being_written_is_of_a_live_holder(tmp_path, linkle
     writer.start()
     with (
         pytest.raises(RunBusyError, match=rf"in use by process {holder.pid} on"),
-        lock_local(str(path), "it", lease=30.0),
+        lock_local(str(path), "it", lease=600.0),
     ):
         pass
     writer.join()

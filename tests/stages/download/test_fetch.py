@@ -181,7 +181,7 @@ def test_the_opt_out_is_asked_before_the_body_is_read(server: Server) -> None:
 
     def answer(sock: socket.socket, path: str) -> None:
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Robots-Tag: noai\r\n\r\n")
-        asked.wait(20)
+        asked.wait(600)
 
     def opted_out(headers: Headers) -> bool:
         return headers.get_all("X-Robots-Tag") == ["noai"]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,15 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Site
     )
     thread.start()
     with contextlib.closing(fetcher()) as probe:
-        for _ in range(100):
-            if outcomes(probe, {0: f"https://127.0.0.1:{port}/1"})[0] != "connect":
-                break
+        end = time.monotonic() + 600
+        while outcomes(probe, {0: f"https://127.0.0.1:{port}/1"})[0] == "connect":
+            assert time.monotonic() < end
+            time.sleep(0.02)
     one.versions.clear()
     one.clients.clear()
     yield one, f"https://127.0.0.1:{port}"
     loop.call_soon_threadsafe(stopped.set)
-    thread.join(20)
+    thread.join(600)
 
 
 def test_many_requests_share_a_connection_and_each_has_its_own_answer(

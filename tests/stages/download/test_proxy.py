@@ -34,12 +34,12 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
-            client.settimeout(10)
+            client.settimeout(600)
             head = b""
             while not head.endswith(b"\r\n\r\n"):
                 head += client.recv(65_536)
             self.asked.append(head)
-            with socket.create_connection(self._target, 10) as server:
+            with socket.create_connection(self._target, 600) as server:
                 if head.startswith(b"CONNECT "):
                     client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 else:
@@ -49,7 +49,7 @@ class Proxy:
                 back = threading.Thread(target=_pipe, args=(server, client), daemon=True)
                 back.start()
                 _pipe(client, server)
-                back.join(10)
+                back.join(600)
 
 
 def _pipe(source: socket.socket, target: socket.socket) -> None:

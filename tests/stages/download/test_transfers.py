@@ -26,6 +26,7 @@ from helpers.hosts import (
     outcome,
     reason,
     robots_asked,
+    silence,
     status,
 )
 from hypothesis import given, settings
@@ -53,7 +54,7 @@ def test_a_connection_serves_one_request_where_answers_are_not_numbered(server: 
             drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
             id="chunks",
         ),
-        pytest.param(lambda sock, path: time.sleep(3), id="silence"),
+        pytest.param(silence, id="silence"),
     ],
 )
 def test_a_server_that_drips_or_is_silent_does_not_outlast_the_deadline(
@@ -65,7 +66,10 @@ def test_a_server_that_drips_or_is_silent_does_not_outlast_the_deadline(
 
 def test_a_server_that_drips_an_error_page_keeps_its_status(server: Server) -> None:
     server.answers["/"] = drip(b"HTTP/1.1 404 No\r\nContent-Length: 999\r\n\r\n", b"x")
-    assert reason(server.url("/"), timeout=1.5) == "http_404"
+    for timeout in (1.0, 10.0, 100.0):  # a busy machine may need longer for the status
+        if (found := reason(server.url("/"), timeout=timeout)) != "timeout":
+            break
+    assert found == "http_404"
 
 
 def test_connections_that_are_refused_or_closed_have_their_reason(server: Server) -> None:
@@ -122,7 +126,7 @@ def test_the_next_address_is_tried_when_one_refuses(server: Server) -> None:
     def dial(address: tuple[str, int]) -> socket.socket:
         if address[0] == "192.0.2.1":
             raise ConnectionRefusedError
-        return socket.create_connection(address, 5)
+        return socket.create_connection(address, 600)
 
     one = fetcher(resolve=lambda host: ["192.0.2.1", "127.0.0.1"], dial=dial)
     assert one.fetch(server.url("/", "two.test")).content == b"a"
@@ -187,9 +191,9 @@ def test_https_to_a_server_that_speaks_none_has_its_reason(server: Server) -> No
     ready = threading.Event()
     thread = threading.Thread(target=plain, daemon=True)
     thread.start()
-    ready.wait(5)
+    ready.wait(600)
     assert reason(f"https://127.0.0.1:{port[0]}/") == "tls"
-    thread.join(5)
+    thread.join(600)
 
 
 def test_a_handshake_that_hangs_does_not_outlast_the_deadline() -> None:
@@ -237,7 +241,7 @@ def test_a_connection_that_is_reset_has_its_reason(server: Server) -> None:
     ("answer", "expected"),
     [
         (drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), "timeout"),
-        (lambda sock, path: time.sleep(2), "timeout"),
+        (silence, "timeout"),
         (ok(b"x" * 100_001), "too_large"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 400_000, "bad_response"),
         (lambda sock, path: sock.sendall(ok(b"abc").replace(b": 3", b": 9")), "incomplete"),
@@ -257,9 +261,10 @@ def test_faults_have_the_same_reasons_over_https(
     def dial(address: tuple[str, int]) -> socket.socket:
         if address[0] != "127.0.0.1":
             raise ConnectionRefusedError
-        return socket.create_connection(address, 5)
+        return socket.create_connection(address, 600)
 
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     safe_server.answers["/"] = answer
-    given = {"resolve": _resolve_to_loopback, "dial": dial, "timeout": 0.8, "max_bytes": 100_000}
-    assert reason(safe_server.url("/", "safe.test"), **given) == expected
+    given = {"resolve": _resolve_to_loopback, "dial": dial, "max_bytes": 100_000}
+    timeout = 0.8 if expected == "timeout" else 120.0
+    assert reason(safe_server.url("/", "safe.test"), timeout=timeout, **given) == expected
