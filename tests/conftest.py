@@ -3,6 +3,8 @@ import signal
 
 # Before any import of torch: tests run side by side, and each takes one core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's workers would give way to all else on a busy machine, and the tests that wait for them last.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 from hypothesis import settings
@@ -19,9 +21,12 @@ SLOW_FIXTURES = {"browser", "plugin", "ray_here", "realweb", "tls_server"}
 """Fixtures that start Ray, a browser or another process; tests that use them are `slow`."""
 
 FIRST = (
-    "test_docs",
-    "test_faults",
+    "test_distributed",
     "test_object_storage",
+    "test_faults",
+    "test_docs",
+    "test_cluster",
+    "test_rounds",
     "test_runner",
     "test_served",
     "test_recipes",

@@ -79,9 +79,9 @@ def scrape():
 with Session(Manifest.load(manifest), progress=Progress(Console(quiet=True), True)) as session:
     session.run()
     end = time.monotonic() + 600
-    while 'ray_capfilt_shard_seconds_count' not in scrape() and time.monotonic() < end:
+    last = re.compile('ray_capfilt_shard_seconds_count.*stage="clean".* 2([.]0)?$', re.M)
+    while not last.search(scrape()) and time.monotonic() < end:
         time.sleep(0.5)
-    time.sleep(1)
     print("\\n".join(line for line in scrape().splitlines() if "capfilt" in line))
 ray.shutdown()
 """
