@@ -41,6 +41,7 @@ def test_nothing_below_imports_it():
             assert not re.search(r"^ *(import|from) capfilt\b", path.read_text(), re.M), path
 
 
+@pytest.mark.slow
 def test_opening_is_light():
     code = "import capfilt, sys; assert not {'torch', 'ray', 'pandas', 'datasets'} & {*sys.modules}"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

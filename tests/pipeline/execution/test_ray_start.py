@@ -91,6 +91,7 @@ def test_drivers_and_workers_import_no_library_that_they_may_not_need():
     assert done.stdout == "set()\n", done.stderr
 
 
+@pytest.mark.slow
 def test_folders_of_dead_commands_are_removed_and_no_others(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -156,6 +156,7 @@ def safe_server(certificate: Path) -> Iterator[Server]:
     server.close()
 
 
+@pytest.mark.slow
 def test_https_with_a_trusted_certificate_arrives(
     safe_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_handshake_that_hangs_does_not_outlast_the_deadline() -> None:
         assert reason(url, timeout=0.3) == "timeout"
 
 
+@pytest.mark.slow
 def test_robots_and_codings_work_over_https(
     safe_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +239,7 @@ def test_a_connection_that_is_reset_has_its_reason(server: Server) -> None:
     assert reason(server.url("/midway")) == "incomplete"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
