@@ -4,11 +4,11 @@ python -m benchmarks.loader [PHOTOGRAPHS] [--images 3000] [--size 224] [--proces
 
 PHOTOGRAPHS is a folder of JPEGs, by default flickr8k's of ../shared/data; they are repeated until
 there are so many images. All read the same bytes from the disk: ours from Parquet, webdataset from
-tars, DataLoader from files, each shuffled as it shuffles. All augment with the same code (BLIP's: a
-random crop, a mirror image, RandAugment), decode with the same library and give batches of 64 as
-uint8. `alone` decodes and augments in a plain loop, which is what a core can do. Decoded images
-are not cached. Rates and CPU, of this process and of those below it, are of the images after two
-batches.
+tars, DataLoader from files and from the same Parquet, each shuffled as it shuffles. All augment
+with the same code (BLIP's: a random crop, a mirror image, RandAugment), decode with the same
+library and give batches of 64 as uint8. `alone` decodes and augments in a plain loop, which is what
+a core can do. Decoded images are not cached. Rates and CPU, of this process and of those below it,
+are of the images after two batches.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import webdataset
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from models.image.augmentation import View
 from pipeline.manifest.train_config import TrainConfig, as_sources
@@ -67,6 +67,31 @@ class Files(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return torch.from_numpy(self.decode(self.files[index].read_bytes(), random.getrandbits(60)))
+
+
+class Shards(IterableDataset[torch.Tensor]):
+    """The images of our Parquet files, for DataLoader; 1000 are held and shuffled, as in ours."""
+
+    def __init__(self, folder: Path, view: View) -> None:
+        self.files = sorted(folder.glob("*.parquet"))
+        self.decode = Decoder(view)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        worker = get_worker_info()
+        share = self.files[worker.id :: worker.num_workers] if worker else self.files
+        held: list[bytes] = []
+        while True:
+            for file in random.sample(share, len(share)):
+                held += pq.read_table(file, columns=["image"])["image"].to_pylist()
+                while len(held) >= 1000:
+                    yield self._view(held)
+            while held:
+                yield self._view(held)
+
+    def _view(self, held: list[bytes]) -> torch.Tensor:
+        at = random.randrange(len(held))
+        held[at], held[-1] = held[-1], held[at]
+        return torch.from_numpy(self.decode(held.pop(), random.getrandbits(60)))
 
 
 def write(folder: Path, photographs: list[bytes], number: int) -> None:
@@ -118,6 +143,11 @@ def data_loader(folder: Path, view: View, processes: int) -> Iterator[int]:
     )
     while True:
         yield from map(len, batches)
+
+
+def data_loader_of_shards(folder: Path, view: View, processes: int) -> Iterator[int]:
+    shards = Shards(folder / "parquet", view)
+    yield from map(len, DataLoader(shards, BATCH, num_workers=processes))
 
 
 def tars(folder: Path, view: View, processes: int) -> Iterator[int]:
@@ -182,7 +212,12 @@ def main() -> None:
         write(folder, photographs, options.images)
         found = {"alone": measure(lambda: alone(photographs, view), options.images)}
         for processes in options.processes:
-            for name, run in (("ours", ours), ("DataLoader", data_loader), ("webdataset", tars)):
+            for name, run in (
+                ("ours", ours),
+                ("DataLoader, Parquet", data_loader_of_shards),
+                ("DataLoader, files", data_loader),
+                ("webdataset", tars),
+            ):
                 make = lambda run=run, n=processes: run(folder, view, n)  # noqa: E731
                 found[f"{name}, {processes}"] = measure(make, options.images)
                 print(name, processes, json.dumps(found[f"{name}, {processes}"]), flush=True)

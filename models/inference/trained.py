@@ -35,6 +35,7 @@ __all__ = [
     "Coca",
     "Describes",
     "Embeds",
+    "Flamingo",
     "Judges",
     "QFormer",
     "SimVLM",
@@ -313,6 +314,12 @@ class Coca(Embeds, Describes):
     """CoCa (arXiv 2205.01917): cosines and captions."""
 
     objective = "models.objectives.coca:Coca"
+
+
+class Flamingo(Describes):
+    """Flamingo (arXiv 2204.14198): captions."""
+
+    objective = "models.objectives.flamingo:Flamingo"
 
 
 class QFormer(Judges, Embeds, Describes):

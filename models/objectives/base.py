@@ -76,6 +76,13 @@ class Objective(nn.Module, ABC):
             part.eval()
         return self
 
+    def layers(self) -> Sequence[nn.Module]:
+        """The layers that are gathered one by one where the weights are divided among workers.
+
+        Each must only be computed by a call. They are asked for if the config has `is_divisible`.
+        """
+        return []
+
     def prepare(self, caption: str) -> str:
         """The text that is tokenized for a caption as it was found."""
         return caption

@@ -150,6 +150,9 @@ class ObjectiveConfig(ABC):
     freezes: ClassVar[tuple[str, ...]] = ()
     """The parts that it lets `freeze` name; the keys of `Objective.parts`."""
 
+    is_divisible: ClassVar[bool] = False
+    """Whether its weights can be divided among workers; `Objective.layers` says how."""
+
     moved: ClassVar[Mapping[str, str]] = {}
     """Switches that this objective had once, with the objectives that have taken their place."""
 
@@ -218,6 +221,11 @@ class ObjectiveConfig(ABC):
     def has_fixed_features(self) -> bool:
         """Whether the features of an image are the same in every step: nothing changes them."""
         return "vision" in self.freeze and self.augment == "none"
+
+    @property
+    def pairs_together(self) -> int:
+        """Pairs that follow one another and belong together; parts of a batch are multiples."""
+        return 1
 
     def near_miss_settings(self) -> tuple[int, str]:
         """How many near misses of its text a pair comes with, and the spaCy pipeline behind them.

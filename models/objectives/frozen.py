@@ -30,14 +30,16 @@ class Encoder(NamedTuple):
     is_cut: bool
 
 
-def only_part(model: str, field: str) -> tuple[str, dict[str, Any]]:
+def only_part(model: str, field: str, revision: str | None = None) -> tuple[str, dict[str, Any]]:
     """The first part of a model that holds weights, and its config.json.
 
     Raises:
         ValueError: It has none.
     """
     folder = next(iter(parts_of(model)), model)
-    path = cached_file(folder, "config.json", _raise_exceptions_for_missing_entries=False)
+    path = cached_file(
+        folder, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    )
     if path is None:
         raise ValueError(f"train.{field}: {model} has no config.json; name a trained model")
     config: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -31,8 +31,13 @@ __all__ = ["Generate", "load_language_model"]
 _PROCESSOR: Any = Blip2Processor
 
 
-def load_language_model(model: str | None, tokenizer: str | None) -> tuple[Any, Any]:
+def load_language_model(model: str | None, tokenizer: str | None, *marks: str) -> tuple[Any, Any]:
     """A causal language model and its tokenizer, with a token that stands for an image.
+
+    Args:
+        model: A folder or a name on the Hugging Face hub.
+        tokenizer: Another one than the model's: a folder or name.
+        marks: Further special tokens that the tokenizer has.
 
     Raises:
         ValueError: None is named.
@@ -43,6 +48,7 @@ def load_language_model(model: str | None, tokenizer: str | None) -> tuple[Any, 
             "on the hub"
         )
     reader = language_tokenizer(tokenizer or model)
+    reader.add_tokens(list(marks), special_tokens=True)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )

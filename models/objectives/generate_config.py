@@ -44,6 +44,7 @@ class GenerateConfig(ObjectiveConfig):
         ".": Saved("Blip2ForConditionalGeneration", "models.inference.vlm:GenericCaptioner")
     }
     task = "image-to-text"
+    is_divisible = True
 
     model: str = "Salesforce/blip2-itm-vit-g"
     language: str | None = None

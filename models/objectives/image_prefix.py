@@ -20,7 +20,7 @@ from models.objectives.distributed import balance
 from models.objectives.language_tokenizer import IMAGE
 from models.objectives.masking import IGNORED
 
-__all__ = ["ImagePrefix", "end_of", "placeholder"]
+__all__ = ["ImagePrefix", "end_of", "layers_of", "placeholder"]
 
 
 def placeholder(tokenizer: Any) -> int:
@@ -35,6 +35,22 @@ def end_of(tokenizer: Any) -> int:
     if ids and ids[-1] != tokenizer.unk_token_id:
         return int(ids[-1])
     return int(tokenizer.eos_token_id)
+
+
+def layers_of(language: Any) -> list[nn.Module]:
+    """The layers of a stock language model without its head.
+
+    Raises:
+        ValueError: They are not in a list.
+    """
+    number = language.config.num_hidden_layers
+    for module in language.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == number:
+            return list(module)
+    raise ValueError(
+        f"train.language: {type(language).__name__} has no list of {number} layers, which Flamingo "
+        "and `shard` need"
+    )
 
 
 class ImagePrefix(Objective):
@@ -96,6 +112,10 @@ class ImagePrefix(Objective):
             module.requires_grad_(True)
         self.frozen = tuple(one for one in self.frozen if all(one is not m for m in modules))
 
+    def layers(self) -> list[nn.Module]:
+        """The layers of the language model."""
+        return layers_of(self.language)
+
     def train(self, mode: bool = True) -> Self:
         """Train; frozen modules run as in evaluation."""
         super().train(mode)
@@ -120,10 +140,15 @@ class ImagePrefix(Objective):
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
         """int64 (n, L): the prefix, then texts cut to `max_tokens` and ended, padded."""
         prefix = self.prefix()
-        words = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        words = [self._words(text) for text in texts]
         rows = [[*prefix, *ids[: max_tokens - 1], self.end] for ids in words]
         length = max(map(len, rows))
         return torch.tensor([row + [self.pad] * (length - len(row)) for row in rows])
+
+    def _words(self, text: str) -> list[int]:
+        """The tokens of a text, without those that stand for an image or end a text."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [token for token in ids if token not in (self.image, self.end)]
 
     def labels(self, tokens: Tensor) -> Tensor:
         """int64 (n, L - 1): the next token; IGNORED in the prefix and behind the end."""

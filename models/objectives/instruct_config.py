@@ -63,6 +63,7 @@ class InstructConfig(ObjectiveConfig):
         }
     }
     task = "image-text-to-text"
+    is_divisible = True
     reads_conversations = True
 
     recipe: Recipe = "llava"

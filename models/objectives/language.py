@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
 from models.objectives.blip import lm_loss
 from models.objectives.distributed import balance
-from models.objectives.image_prefix import end_of
+from models.objectives.image_prefix import end_of, layers_of
 from models.objectives.language_tokenizer import language_tokenizer
 from models.objectives.masking import IGNORED
 from models.objectives.sizes import BLIP_SIZES
@@ -76,6 +76,10 @@ class Language(Objective):
             pad_token_id=reader.pad_token_id,
         )
         return cls(LlamaForCausalLM(config), reader)
+
+    def layers(self) -> list[nn.Module]:
+        """The layers of the Llama."""
+        return layers_of(self.model.model)
 
     def prepare(self, caption: str) -> str:
         """The caption with single spaces in the place of other whitespace."""

@@ -20,8 +20,8 @@ __all__ = ["LanguageConfig"]
 class LanguageConfig(ObjectiveConfig):
     """Language modelling of the texts alone; images are not read.
 
-    It makes the language model that `generate`, `project` and `instruct` build on where none is
-    at hand, as in a miniature. The optimiser's settings are Llama's.
+    It makes the language model that `generate`, `project`, `instruct` and `flamingo` build on where
+    none is at hand, as in a miniature. The optimiser's settings are Llama's.
     """
 
     name = "language"
@@ -30,6 +30,7 @@ class LanguageConfig(ObjectiveConfig):
     public = "A Llama."
     saves: ClassVar[Mapping[str, Saved]] = {".": Saved("LlamaForCausalLM")}
     task = "text-generation"
+    is_divisible = True
 
     batch_size: int = 2048
     lr: float = 3e-4

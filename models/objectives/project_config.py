@@ -69,6 +69,7 @@ class ProjectConfig(ObjectiveConfig):
         }
     }
     task = "image-to-text"
+    is_divisible = True
 
     recipe: Recipe = "llava"
     model: str = "openai/clip-vit-large-patch14"

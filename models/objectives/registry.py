@@ -64,6 +64,7 @@ OBJECTIVES: Registry[ObjectiveConfig] = Registry(
         "generate": "models.objectives.generate_config:GenerateConfig",
         "project": "models.objectives.project_config:ProjectConfig",
         "instruct": "models.objectives.instruct_config:InstructConfig",
+        "flamingo": "models.objectives.flamingo_config:FlamingoConfig",
         "vilt": "models.objectives.vilt_config:ViltConfig",
         "simvlm": "models.objectives.simvlm_config:SimVlmConfig",
         "vlmo": "models.objectives.vlmo_config:VlmoConfig",

@@ -26,6 +26,7 @@ WITHOUT_EFFECT = (
     "loaders",
     "max_failures",
     "sample_every",
+    "shard",
     "tensorboard",
     "workers",
 )
@@ -98,6 +99,9 @@ class TrainConfig:
         accumulate: Parts of a batch that are computed one after the other, to save memory.
             Contrastive and matching losses see only the pairs of a part; parts weigh the same.
         workers: Processes that train together, each with its share of a batch.
+        shard: Divide weights, gradients and the optimiser's state among the workers (FSDP2), for
+            language models that are too large for one GPU; with objectives `language`, `generate`,
+            `project`, `instruct` and `flamingo`. Layers are gathered one by one while they compute.
         max_failures: How many times the training continues by itself from its last checkpoint after
             a worker died, such as with its node.
         streams: Disjoint streams into which the data are divided, a multiple of `workers`; 0 makes
@@ -130,6 +134,7 @@ class TrainConfig:
     compile: bool = False
     accumulate: int = 1
     workers: int = 1
+    shard: bool = False
     max_failures: int = 3
     streams: int = 0
     shuffle_buffer: int = 10_000
@@ -159,6 +164,17 @@ class TrainConfig:
             raise ValueError(f"train.keep: `{self.keep}` needs `validate`")
         if self.patience and not self.best_metric:
             raise ValueError("train.patience needs `keep: best METRIC`")
+        if self.shard and not self.objective.is_divisible:
+            raise ValueError(
+                f"train.shard: objective {self.objective.name} has no large language model to "
+                "divide; leave it out"
+            )
+        whole = ("validate", "ema", "compile")
+        if self.shard and (needed := [name for name in whole if getattr(self, name)]):
+            raise ValueError(
+                f"train.shard does not go with {' or '.join(needed)}, which need the whole model "
+                "on each worker; leave one of them out"
+            )
         if not self.streams:
             object.__setattr__(self, "streams", self.workers)
         if self.streams % self.workers:
@@ -166,11 +182,13 @@ class TrainConfig:
                 f"train.streams must be a multiple of the {self.workers} workers, "
                 f"got {self.streams}"
             )
-        shares = self.streams * self.accumulate
+        together = self.objective.pairs_together
+        shares = self.streams * self.accumulate * together
         if self.objective.batch_size % shares:
+            by = f" times {together} pairs of a sequence" if together > 1 else ""
             raise ValueError(
                 f"train.batch_size must be a multiple of {shares}, {self.streams} streams times "
-                f"accumulate {self.accumulate}, got {self.objective.batch_size}"
+                f"accumulate {self.accumulate}{by}, got {self.objective.batch_size}"
             )
 
     @property

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from models.errors import DamagedError
 from models.objectives.base import Objective
+from models.objectives.distributed import rank
 from pipeline.storage.checksum import CHANGED
+from pipeline.training.sharding import part_of, whole
 
 __all__ = ["Checkpoint", "check_finite", "cut_log", "flush"]
 
@@ -52,7 +54,9 @@ class Checkpoint:
         return (state["identity"], state["format"]) == (self.identity, FORMAT)
 
     def save(self, objective: Objective, optimizer: torch.optim.Optimizer, **state: Any) -> None:
-        """Write a checkpoint; it replaces the previous one when it is complete.
+        """Write a checkpoint on rank 0; it replaces the previous one when it is complete.
+
+        Every rank calls this where weights are divided, and gives its part.
 
         Args:
             objective: The model.
@@ -62,13 +66,19 @@ class Checkpoint:
         Raises:
             FloatingPointError: A tensor is not finite; nothing is written.
         """
-        named = self._tensors(objective, optimizer)
+        named = {}
+        for name, value in self._tensors(objective, optimizer).items():
+            complete = whole(value)
+            if rank() == 0:
+                named[name] = value if complete is value else complete.detach().cpu()
+        if rank():
+            return
         check_finite(named)
         tensors = {name: value.detach().cpu().contiguous() for name, value in named.items()}
-        whole: dict[str, Any] = {"identity": self.identity, "format": FORMAT, **state}
-        whole["sha256"] = _sha256(whole, sorted(tensors.items()))
+        told: dict[str, Any] = {"identity": self.identity, "format": FORMAT, **state}
+        told["sha256"] = _sha256(told, sorted(tensors.items()))
         partial = self.path.with_name(self.path.name + ".partial")
-        save_file(tensors, partial, metadata={"state": json.dumps(whole)})
+        save_file(tensors, partial, metadata={"state": json.dumps(told)})
         flush(partial)
         if self.path.exists():
             self.path.replace(self.previous)
@@ -138,14 +148,16 @@ class Checkpoint:
                 if kind == "optimizer":
                     slot, _, name = name.partition(".")
                     if name in trained:
-                        value = file.get_tensor(key).to(trained[name].device)
-                        optimizer.state[trained[name]][slot] = value
+                        own = trained[name]
+                        value = file.get_tensor(key).to(own.device)
+                        is_like = value.shape == own.shape  # and not the number of steps
+                        optimizer.state[own][slot] = part_of(value, own) if is_like else value
             tensors = self._tensors(objective, optimizer)
             if other := tensors.keys() ^ set(keys):
                 raise self._damaged(f"only one of it and the model has {min(other)}")
             for key, tensor in tensors.items():
                 if not key.startswith("optimizer."):
-                    tensor.copy_(file.get_tensor(key))
+                    tensor.copy_(part_of(file.get_tensor(key).to(tensor.device), tensor))
 
     @torch.no_grad()
     def restore_model(self, objective: Objective, state: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from models.image.augmentation import View
-from models.image.decode import ImageError, open_rgb
+from models.image.decode import ImageError, decode
 
 __all__ = ["CACHE_BYTES", "Decoder", "Decoders", "Views"]
 
@@ -70,7 +70,7 @@ class Decoder:
         if pixels is None:
             least = (2 * self.view.size, 2 * self.view.size)
             try:
-                pixels = np.asarray(open_rgb(image, min_size=least))
+                pixels = decode(image, min_size=least).pixels
             except ImageError as error:
                 logger.debug("%s: %s", image_id, error)
                 return None

@@ -48,7 +48,7 @@ from pipeline.training.optim import (
 )
 from pipeline.training.placing import BEST, CHECKPOINT, place_model, resume_placing
 from pipeline.training.progress import Progress
-from pipeline.training.validation import measure, write
+from pipeline.training.validation import measure, model_in_progress, write
 
 __all__ = ["TrainResult", "train"]
 
@@ -180,8 +180,8 @@ class _Training:
             )
         if config.compile:
             self.model.compile(dynamic=True)
+        self.parallel = parallel(self.model, self.device, is_divided=config.shard)
         self.optimizer = make_optimizer(self.model, config.objective)
-        self.parallel = parallel(self.model)
         self.average = Average(self.model, config.ema) if config.ema else None
         content = [[entry["weight"], entry["sha256"]] for entry in self.data]
         self.settings = json.loads(json.dumps({**config.settings(), "data": None}))
@@ -276,7 +276,7 @@ class _Training:
                 row |= self.validate()
                 if rank() == 0:
                     self.log.write(row)
-                    every = config.sample_every
+                    every = 0 if config.shard else config.sample_every
                     if every and (at.step % every == 0 or at.step == self.steps):
                         self.log.sample(self.model, loaded, at.step)
                 if config.checkpoint_every and at.step % config.checkpoint_every == 0:
@@ -285,7 +285,7 @@ class _Training:
                     self.staging.keep(self.log.metrics.name)
                     kept = time.monotonic()
         unreadable = int(gather(torch.tensor([self.unreadable], device=self.device)).sum())
-        if self.is_over and rank() == 0:
+        if self.is_over:
             self.finish()
         if unreadable:
             logger.warning("%s: %d images could not be opened", self.out.name, unreadable)
@@ -399,10 +399,19 @@ class _Training:
         return {"validation": found}
 
     def finish(self) -> None:
-        """Write the model and its card, and move the folder into place."""
-        check_finite(self.model.trained())
+        """Write the model and its card on rank 0, and move the folder into place."""
+        is_divided = self.config.shard and num_ranks() > 1
+        if is_divided:
+            self.save_checkpoint()  # brings the parts of the weights together
+        if rank():
+            return
+        if not is_divided:
+            check_finite(self.model.trained())
         if self.at.best.step:
             shutil.copytree(self.partial / BEST, self.partial, dirs_exist_ok=True)
+        elif is_divided:
+            with model_in_progress(str(self.partial)) as (made, _):
+                shutil.copytree(made, self.partial, dirs_exist_ok=True)
         else:
             write(self.model, self.partial, self.average)
         card = self.card()
@@ -420,7 +429,7 @@ class _Training:
         counts = [self.unreadable] + [0] * len(self.positions[1:])
         at = [(p.epoch, p.block, p.offset, n) for p, n in zip(self.positions, counts, strict=True)]
         streams = gather(torch.tensor(at, device=self.device)).tolist()
-        if rank():
+        if rank() and not self.config.shard:
             return
         self.checkpoint.save(
             self.model,
@@ -430,6 +439,8 @@ class _Training:
             basis=self.basis,
             **self.at.state(),
         )
+        if rank():
+            return
         # The logs go first: resuming can cut rows after the checkpoint, but not restore others.
         self.staging.keep(self.log.metrics.name, self.log.samples.name)
         self.staging.rename(self.checkpoint.path.name, self.checkpoint.previous.name)

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.objectives.base import Objective
 from models.objectives.config import ObjectiveConfig
 from models.objectives.distributed import num_ranks
+from pipeline.training.sharding import divide, whole
 
 __all__ = ["Average", "Skipped", "clip", "learning_rate", "make_optimizer", "parallel", "use_bf16"]
 
@@ -61,13 +62,18 @@ def learning_rate(
     return config.min_lr + (config.lr - config.min_lr) * left
 
 
-def parallel(objective: Objective) -> nn.Module:
+def parallel(objective: Objective, device: torch.device, *, is_divided: bool = False) -> nn.Module:
     """The objective, with gradients that are averaged over the ranks while they are computed.
+
+    With `is_divided` each rank then holds a part of the weights (FSDP2), otherwise all of them.
 
     Averages go over a group of their own: the losses of some objectives exchange embeddings in
     their backward pass, too.
     """
     if num_ranks() == 1:
+        return objective
+    if is_divided:
+        divide(objective, device)
         return objective
     # A step changes buffers in the same way on each rank; torch 2.13 has a new name for it.
     known = inspect.signature(DistributedDataParallel).parameters
@@ -126,7 +132,7 @@ def clip(objective: Objective, longest: float = 0.0) -> Tensor:
         longest: Gradients of a greater norm are scaled down to it; 0 leaves them as they are.
     """
     gradients = [p.grad for p in objective.trained().values() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if longest:
         for gradient in gradients:
             gradient.mul_((longest / norm).clamp(max=1.0))

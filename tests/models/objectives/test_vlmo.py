@@ -135,6 +135,8 @@ def test_sixteen_pairs_are_learnt_by_heart(tokenizer: str, monkeypatch: pytest.M
     assert torch.equal(cosines.argmax(0), own) and torch.equal(cosines.argmax(1), own)
     best = (logits[..., 1] - logits[..., 0]).argmax(1)
     assert (best == own).float().mean() > 0.6  # the wrong partners are the hardest there are
+    scores = logits[..., 1] - logits[..., 0]
+    assert (scores.diag()[:, None] > scores).sum() > 0.95 * 16 * 15
 
 
 def test_the_filter_runs_what_is_trained(tokenizer: str, tmp_path: Path) -> None:

@@ -95,6 +95,16 @@ def test_impossible_values_are_refused_by_name(settings: dict[str, Any]) -> None
         TrainConfig.of(**settings)
 
 
+def test_only_large_language_models_are_divided_and_their_parts_are_not_measured() -> None:
+    with pytest.raises(ValueError, match=r"train\.shard: objective filter has no large"):
+        TrainConfig.of(objective="filter", shard=True)
+    for field, value in (("ema", 0.9), ("compile", True)):
+        with pytest.raises(ValueError, match=rf"train\.shard does not go with {field}"):
+            TrainConfig.of(objective="language", shard=True, **{field: value})
+    divided, plain = (TrainConfig.of(objective="language", shard=shard) for shard in (True, False))
+    assert divided.measurement() == plain.measurement()
+
+
 FINGERPRINTS = {
     "pretrain": ("82446b14978aa456", "c25ac2598cf84c9c"),
     "captioner": ("b9478cc716802175", "7bb657c7f5b537af"),

@@ -15,13 +15,12 @@ import fsspec
 import psutil
 import pytest
 import torch
-from helpers.contract import STARTS
+from helpers.contract import NANO_FIELDS, STARTS
 from helpers.nano import stand_in
 from helpers.trainings import NANO, ROOT, config_of, fitting, metrics
 from safetensors.torch import load_file
 
 from models.objectives.registry import DEFAULT
-from models.objectives.sizes import BLIP_SIZES, CLIP_SIZES
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.train_config import Source, TrainConfig
 from pipeline.training.distributed import notes, train_together
@@ -36,16 +35,23 @@ from models.objectives.sizes import BLIP_SIZES, CLIP_SIZES, Size
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.loop import train
+from pipeline.training.sharding import divide
 runs, nano, pairs, meeting, rank = json.loads(sys.argv[1])
 BLIP_SIZES["nano"] = CLIP_SIZES["nano"] = Size(**nano)
 torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-for settings, out in runs:
+for settings, out, stops in runs:
     config = TrainConfig.from_settings(settings)
-    train(config, [pairs], out, stop_at=2)
-    result = train(config, [pairs], out)
+    for stop in stops:
+        result = train(config, [pairs], out, stop_at=stop, go_on=True)
     print(json.dumps([result.steps, result.images, result.resumed_from]))
+divided = next(settings for settings, _, _ in runs if settings["shard"])
+model = TrainConfig.from_settings(divided).objective.build()
+divide(model, torch.device("cpu"))
+held = sum(weight.to_local().numel() for weight in model.parameters())
+print(json.dumps(held / sum(weight.numel() for weight in model.parameters())))
 torch.distributed.destroy_process_group()
 """
+SIZE = dataclasses.replace(NANO, dropout=0.0, vision_layers=2)
 TOGETHER: dict[str, dict[str, Any]] = {
     "pretrain": {"negatives": "global"},
     "filter": {"objective": "filter", "mask_patches": 0.5, "drop_path": 0.5},
@@ -56,7 +62,13 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "sigmoid": {"objective": "clip", "loss": "sigmoid"},
     "coca": {"objective": "coca", "queries": 4, "patch_size": 16},
     "qformer": {"objective": "qformer", "queries": 4, "skip_layers": 0},
+    "language": {"objective": "language"},
+    "generate": {"objective": "generate"},
     "project": {"objective": "project"},
+    "instruct": {"objective": "instruct"},
+    "flamingo": {"objective": "flamingo", **NANO_FIELDS["flamingo"]},
+    "divided": {"objective": "instruct", "shard": True, "max_grad_norm": 0.1, "accumulate": 2},
+    "divided and frozen": {"objective": "flamingo", "shard": True, **NANO_FIELDS["flamingo"]},
     "vilt": {"objective": "vilt", "patch_size": 16},
     "simvlm": {"objective": "simvlm", "conv_blocks": [1, 1, 1]},
     "vlmo": {"objective": "vlmo", "joint_layers": 1, "drop_path": 0.5},
@@ -79,21 +91,34 @@ def config_together(tokenizer: str, name: str) -> TrainConfig:
     plain = fitting(plain, objective)
     plain |= {field: start(tokenizer) for field, start in STARTS.get(objective, {}).items()}
     own = None if "model" in plain else tokenizer  # or the language model's
-    return config_of(own, **{**plain, **TOGETHER[name]})
+    config = config_of(own, **{**plain, **TOGETHER[name]})
+    return TrainConfig.from_settings(config.settings())  # as a manifest has it
 
 
 @pytest.fixture(scope="module")
 def two(tokenizer: str, pairs: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks make of each of `TOGETHER`, stopped once on the way."""
     folder = tmp_path_factory.mktemp("two")
-    size = dataclasses.replace(NANO, dropout=0.0)
-    nano = dataclasses.asdict(size)
+    nano = dataclasses.asdict(SIZE)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        stand_in(monkeypatch, size)  # for the models that others start from
+        stand_in(monkeypatch, SIZE)  # for the models that others start from
         runs = [
-            [{**config_together(tokenizer, name).settings(), "workers": 2}, f"{folder}/{name}"]
+            [
+                {**config_together(tokenizer, name).settings(), "workers": 2},
+                f"{folder}/{name}",
+                [2, None],
+            ]
             for name in TOGETHER
         ]
+        config = config_together(tokenizer, "filter")
+        both = {**config.settings(), "workers": 2}
+        for name, streams in (("more", 2), ("more streams", 1)):
+            first = dataclasses.replace(config, streams=streams)
+            train(first, [pairs], folder / name, stop_at=2)
+            runs.append([both, f"{folder}/{name}", [None]])
+        runs.append([both, f"{folder}/fewer", [2]])
+        divided = config_together(tokenizer, "divided").settings()
+        runs.append([{**divided, "workers": 2}, f"{folder}/undivided", [2]])
     command = [sys.executable, "-c", RANK]
     ranks = [
         subprocess.Popen(
@@ -105,8 +130,10 @@ def two(tokenizer: str, pairs: str, tmp_path_factory: pytest.TempPathFactory) ->
         for rank in range(2)
     ]
     for rank in ranks:
-        results = [json.loads(line) for line in rank.communicate(timeout=900)[0].splitlines()]
-        assert results == [[4, 32, 2]] * len(TOGETHER)
+        lines = rank.communicate(timeout=900)[0].splitlines()
+        *results, held = (json.loads(line) for line in lines)
+        assert results == [[4, 32, 2]] * (len(TOGETHER) + 2) + [[2, 16, 0]] * 2
+        assert held == pytest.approx(0.5, abs=0.02)  # a rank holds its half of the weights
     return folder
 
 
@@ -120,16 +147,55 @@ def test_two_workers_train_as_one_with_twice_the_batch_would(
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for sizes in (BLIP_SIZES, CLIP_SIZES):
-        monkeypatch.setitem(sizes, "nano", dataclasses.replace(NANO, dropout=0.0))
+    stand_in(monkeypatch, SIZE)
     train(config_together(tokenizer, name), [pairs], tmp_path / name)
     assert_close(tmp_path / name, two / name)
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_with_another_number_of_workers(
+    tokenizer: str, pairs: str, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, SIZE)
+    config = config_together(tokenizer, "filter")
+    train(config, [pairs], tmp_path / "one")
+    assert_close(tmp_path / "one", two / "more")
+    assert not any("changed" in row for row in metrics(two / "more"))
+    # And with fewer again: what two workers have begun, one ends.
+    assert train(config, [pairs], two / "fewer").resumed_from == 2
+    assert_close(tmp_path / "one", two / "fewer")
+
+
+@pytest.mark.slow
+def test_divided_weights_are_put_together_by_a_training_that_does_not_divide_them(
+    tokenizer: str, pairs: str, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, SIZE)
+    config = dataclasses.replace(config_together(tokenizer, "divided"), shard=False)
+    train(config, [pairs], tmp_path / "one")
+    assert train(config, [pairs], two / "undivided").resumed_from == 2
+    assert_close(tmp_path / "one", two / "undivided")
+
+
+@pytest.mark.slow
+def test_another_number_of_workers_with_other_streams_is_a_changed_setting(
+    tokenizer: str, pairs: str, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, SIZE)
+    config = config_together(tokenizer, "filter")
+    first = dataclasses.replace(config, streams=1)
+    train(first, [pairs], tmp_path / "one", stop_at=2)
+    train(config, [pairs], tmp_path / "one", go_on=True)
+    assert_close(tmp_path / "one", two / "more streams")
+    changed = [row["changed"] for row in metrics(two / "more streams") if "changed" in row]
+    assert changed == [{"workers": [1, 2], "streams": [1, 2]}]
 
 
 def assert_close(one: Path, other: Path) -> None:
     """The logs and weights of two trainings are the same, but for rounding."""
     for alone, together in zip(metrics(one), metrics(other), strict=True):
-        assert together == pytest.approx(alone, rel=1e-4, abs=1e-5)
+        numbers = ({k: v for k, v in row.items() if k != "changed"} for row in (together, alone))
+        assert next(numbers) == pytest.approx(next(numbers), rel=1e-4, abs=1e-5)
     expected, found = (
         {str(path.relative_to(folder)): load_file(path) for path in folder.rglob("*.safetensors")}
         for folder in (one, other)

@@ -1,0 +1,98 @@
+"""The settings of Flamingo (Alayrac et al., arXiv 2204.14198)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from models.image.augmentation import Augment
+from models.objectives.config import ObjectiveConfig, Saved, Schedule, check_least, named
+from models.weights import folder_of
+
+if TYPE_CHECKING:
+    from models.objectives.flamingo import Flamingo
+
+__all__ = ["FlamingoConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlamingoConfig(ObjectiveConfig):
+    """Flamingo's training: a frozen language model looks at the images between its words.
+
+    A resampler makes a few latents of each image, and gated cross-attention between the layers of
+    the language model looks at them. A sequence holds several pairs: a word reads all that stands
+    before it, and looks at the image right before it alone. Image encoder and language model are
+    frozen. The defaults are those of OpenFlamingo's code.
+
+    Attributes:
+        model: What the training starts from: a CLIP or SigLIP, or what `flamingo` itself has
+            trained.
+        language: The language model, a folder or on the hub; its tokenizer is used. Needed unless
+            `model` has one already.
+        images: Pairs in a sequence, each with its image; `batch_size` is a multiple of them.
+        every: Cross-attention stands before every so many-th layer of the language model.
+        latents: Made of each image.
+        depth: Layers of the resampler.
+        heads: Of the resampler and of the cross-attention, each 64 wide.
+    """
+
+    name = "flamingo"
+    paper = "Flamingo (arXiv 2204.14198)"
+    departs = (
+        "Sequences are packed of pairs, where the paper also has web pages and videos; weights of "
+        "the resampler decay as the others do; images are squashed to a square."
+    )
+    public = "`openai/clip-vit-large-patch14` with `language: facebook/opt-1.3b`."
+    saves: ClassVar[Mapping[str, Saved]] = {
+        ".": Saved("Flamingo", "models.inference.trained:Flamingo")
+    }
+    library = "capfilt"
+    task = "image-to-text"
+    is_divisible = True
+
+    model: str = "openai/clip-vit-large-patch14"
+    language: str | None = None
+    images: int = 5
+    every: int = 1
+    latents: int = 64
+    depth: int = 6
+    heads: int = 8
+    batch_size: int = 320
+    epochs: int = 1
+    warmup_steps: int = 1875
+    warmup_lr: float = 0.0
+    schedule: Schedule = "constant"
+    weight_decay: float = 0.1
+    max_text_tokens: int = 32
+    augment: Augment = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 1, "images", "every", "latents", "depth", "heads")
+
+    @property
+    def pairs_together(self) -> int:
+        """The pairs of a sequence."""
+        return self.images
+
+    def models(self) -> dict[str, str]:
+        """The model that the training starts from, and the language model."""
+        return named(model=self.model, language=self.language)
+
+    def build(self) -> Flamingo:
+        """Make the model."""
+        from models.objectives.flamingo import Flamingo
+
+        model = Flamingo.from_pretrained(
+            folder_of(self.model),
+            language=self.language and folder_of(self.language),
+            tokenizer=self.tokenizer and folder_of(self.tokenizer),
+            image_size=self.image_size,
+            every=self.every,
+            latents=self.latents,
+            depth=self.depth,
+            heads=self.heads,
+        )
+        model.images = self.images
+        return model
