@@ -60,6 +60,19 @@ def ray_here():
 
 
 @pytest.fixture(scope="session")
+def language(tmp_path_factory):
+    """The folder of a spaCy pipeline that reads the drawn world's captions."""
+    import functools
+
+    from helpers.shared import made_once
+
+    from pipeline.demo.language import train_language
+
+    make = functools.partial(train_language, num_sentences=800)
+    return str(made_once(tmp_path_factory, "language", make))
+
+
+@pytest.fixture(scope="session")
 def realweb(tmp_path_factory):
     """The folder of the real web and the port it is served at."""
     from helpers import web

@@ -9,17 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.text.near_misses import KINDS, NearMiss, NearMisses, Vocabulary
-from pipeline.demo.language import train_language
 from pipeline.demo.world import Scene, describe, holds, sample_scene
 
 WORD = re.compile(r"\w+")
-
-
-@pytest.fixture(scope="session")
-def tagger(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("language")
-    train_language(folder, num_sentences=800)
-    return str(folder)
 
 
 def world(seed: int, number: int) -> list[tuple[Scene, list[str]]]:
@@ -29,8 +21,8 @@ def world(seed: int, number: int) -> list[tuple[Scene, list[str]]]:
 
 
 @pytest.fixture(scope="session")
-def make(tagger: str) -> NearMisses:
-    return NearMisses(Vocabulary([captions for _, captions in world(0, 300)], tagger))
+def make(language: str) -> NearMisses:
+    return NearMisses(Vocabulary([captions for _, captions in world(0, 300)], language))
 
 
 def of_kind(make: NearMisses, text: str, kind: str, number: int = 40) -> set[str]:

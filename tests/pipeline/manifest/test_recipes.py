@@ -2,6 +2,7 @@
 
 import collections
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,6 @@ from helpers import blips, fakes
 from helpers.chat_server import ChatServer
 from rich.console import Console
 
-from pipeline.demo.language import train_language
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session
 from pipeline.manifest.manifest import Manifest
@@ -23,12 +23,12 @@ MANIFESTS = fakes.SHARED.parent.parent / "manifests"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, language):
     folder = tmp_path_factory.mktemp("recipes")
     fakes.photo_folder(folder / "photos", 14)
     fakes.photo_folder(folder / "bare", 5, captions=False)
     fakes.tiny_blip(folder)
-    train_language(folder / "language", num_sentences=300)
+    shutil.copytree(language, folder / "language")
     return folder
 
 

@@ -8,8 +8,6 @@ from helpers.nano import stand_in
 from helpers.trainings import COLORS, NANO
 from PIL import Image
 
-from pipeline.demo.language import train_language
-
 
 @pytest.fixture(autouse=True)
 def nano(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,14 +18,6 @@ def nano(monkeypatch: pytest.MonkeyPatch) -> None:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     words = ["a", "picture", "of", "square", "here", *COLORS]
     return save_tokenizer(tmp_path_factory.mktemp("tokenizer"), words)
-
-
-@pytest.fixture(scope="session")
-def language(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tagger of the drawn world's language."""
-    folder = tmp_path_factory.mktemp("language")
-    train_language(folder, num_sentences=800)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")
