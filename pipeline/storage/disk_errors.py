@@ -37,4 +37,18 @@ def explain_disk_error(error: BaseException, path: str = "") -> str | None:
     if number not in REMEDIES:
         return None
     file = getattr(error, "filename", None) or path or tempfile.gettempdir()
-    return f"{file}: {os.strerror(number).lower()}. {REMEDIES[number]}"
+    remedy = REMEDIES[number]
+    if number == errno.ENOSPC and _has_no_inode(str(file)):
+        remedy = "Remove some files there: it has space left, but for no more files"
+    return f"{file}: {os.strerror(number).lower()}. {remedy}"
+
+
+def _has_no_inode(path: str) -> bool:
+    """Whether the disk of a path has free space, and no free inode."""
+    while not os.path.exists(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return False
+    return disk.f_files > 0 == disk.f_favail and disk.f_bavail > 0

@@ -286,6 +286,28 @@ def test_a_full_disk_is_told_by_every_command_with_the_file(
             assert not list(disk.rglob("*.partial"))
 
 
+def test_a_disk_with_room_for_no_more_files_is_told_as_that(done, photos, tmp_path, capsys):
+    whole, plan = done
+    disk, path = tmp_path / "disk", tmp_path / "m.yaml"
+    with small_disk(disk, "20m"):
+        shutil.copytree(whole.path, disk / "r")
+        path.write_text(yaml.safe_dump(content(photos, disk / "r"), sort_keys=False))
+        run = Run(str(disk / "r"))
+        run.remove(*plan.folder("clean"))
+        run.remove("curated")
+        used = os.statvfs(disk).f_files - os.statvfs(disk).f_ffree
+        for free in (0, 3):  # for the lock; for the folder, the lock and a shard that is begun
+            remount(disk, f"nr_inodes={used + free}")
+            assert main(["run", str(path), "--quiet", "--workers", "2", "--until", "export"]) == 1
+            told = capsys.readouterr().err
+            assert f"{disk}/r/" in told and told.count("\n") == 1
+            assert "no space left on device. Remove some files there" in told
+            assert not list(disk.rglob("*.partial"))
+        remount(disk, f"nr_inodes={used + 1000}")
+        assert main(["run", str(path), "--quiet", "--workers", "2", "--until", "export"]) == 0
+        assert digests(run) == digests(whole) and list(verify(run)) == []
+
+
 def test_a_disk_that_turns_read_only_is_told_by_the_command(done, photos, tmp_path, capsys):
     disk, path = tmp_path / "disk", tmp_path / "m.yaml"
     with small_disk(disk, "20m"):
