@@ -1,6 +1,7 @@
 """Ray that does not start: one retry, one line, and a run that has not changed."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -173,5 +174,47 @@ def test_a_command_leaves_nothing_in_its_home_or_temporary_folder(finished, tmp_
         )
         assert done.returncode == 0, done.stderr
         assert sorted(place.rglob("*")) == [place / "tmp"]
+    finally:
+        ray_start.remove_folder(str(place))
+
+
+MACHINES = {
+    "read-only root": "mount -o remount,bind,ro /; mount -t tmpfs tmpfs {place}",
+    "small /dev/shm": "mount -t tmpfs -o size=64k tmpfs /dev/shm",
+}
+"""What a machine has not, and how to make it so in a mount namespace."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare"
+)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_run_needs_no_home_no_root_to_write_to_and_no_shared_memory(finished, machine):
+    """HOME is a folder that is not there and cannot be made."""
+    path, _ = finished
+    place = Path("/tmp") / f"m{os.getpid()}"
+    (place / "tmp").mkdir(parents=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"HOME": "/proc/nobody", "TMPDIR": str(place / "tmp")}
+    run, capfilt = place / "run", f"{sys.executable} -m pipeline.cli"
+    steps = [
+        "mount --bind / /",
+        MACHINES[machine].format(place=place),
+        f"mkdir -p {place}/tmp",
+        f"{capfilt} run {path} --workers 1 --run {run} --until export && {capfilt} verify {run}",
+    ]
+    try:
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", "; ".join(steps)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        if "mount: " in done.stderr:
+            pytest.skip(f"no mount namespace: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr + done.stdout
     finally:
         ray_start.remove_folder(str(place))
