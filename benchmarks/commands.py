@@ -1,6 +1,6 @@
-"""Kill a retry, a changed manifest or a push at random moments, and give the command again.
+"""Kill a changed manifest or a push at random moments, and give the command again.
 
-    python -m benchmarks.commands --rounds 10 --kind retry
+    python -m benchmarks.commands --rounds 10 --kind push
 
 A finished run is copied for each round. The command starts in the copy, is killed with SIGKILL
 after a random part of the time that it takes undisturbed, and is given again until it ends well.
@@ -25,10 +25,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.chaos import PATIENCE, ROOT, ROWS, World, digests, finish, verified
-
-BROKEN = range(0, ROWS, 4)
-"""The photos that are empty at first, so that a retry has rows to download again."""
+from benchmarks.chaos import PATIENCE, ROOT, World, digests, finish, verified
 
 
 class Command:
@@ -36,12 +33,11 @@ class Command:
 
     Args:
         world: The files that the runs start from.
-        kind: retry, change or push.
+        kind: change or push.
         folder: The folder that the finished run lies in.
     """
 
     def __init__(self, world: World, kind: str, folder: Path) -> None:
-        from helpers import fakes
         from helpers.hub_server import TOKEN, HubServer
 
         self.world, self.kind, self.finished = world, kind, folder / "finished"
@@ -54,16 +50,10 @@ class Command:
                 "HF_HUB_DISABLE_XET": "1",
                 "HF_HUB_DISABLE_TELEMETRY": "1",
             }
-        photos = [world.folder / "photos" / f"{index:04d}.jpg" for index in BROKEN]
-        for photo in photos if kind == "retry" else ():
-            photo.write_bytes(b"")
         finish(world, self.manifest(self.finished))
-        for index in BROKEN:
-            (world.folder / "photos" / f"{index:04d}.jpg").write_bytes(fakes.jpeg(index))
 
     def manifest(self, run: Path) -> Path:
-        path = self.world.manifest(run, "export")
-        return path
+        return self.world.manifest(run, "export")
 
     def commands(self, run: Path) -> list[list[str]]:
         """The commands, of which the first is killed."""
@@ -71,9 +61,6 @@ class Command:
         if self.kind == "push":
             return [["push", str(run), "--repo", f"org/{run.name}"]]
         again = ["run", str(manifest), "--until", "export", "--workers", "2", "--quiet"]
-        if self.kind == "retry":
-            retry = ["download", str(manifest), "--retry", "empty", "--workers", "2", "--quiet"]
-            return [retry, again]
         content = yaml.safe_load(manifest.read_text())
         content["stages"]["clean"]["min_side"] = 33
         content["stages"]["dedup"]["max_hamming"] = 3
@@ -112,10 +99,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", action="append", choices=("retry", "change", "push"))
+    parser.add_argument("--kind", action="append", choices=("change", "push"))
     options = parser.parse_args()
     is_bad = False
-    for kind in options.kind or ("retry", "change", "push"):
+    for kind in options.kind or ("change", "push"):
         with tempfile.TemporaryDirectory(prefix="commands-") as name:
             folder = Path(name)
             command = Command(World.make(folder), kind, folder)
