@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as _checkpoint
 
-from models.objectives.masking import pick_patches
-
 __all__ = [
     "Memory",
     "attend",
@@ -19,6 +17,7 @@ __all__ = [
     "encode_images",
     "encode_texts",
     "first_fused",
+    "pick_patches",
     "split_heads",
 ]
 
@@ -92,6 +91,11 @@ def _weigh(
         scores = scores.masked_fill(~mask, -torch.inf)
     weights = F.dropout(scores.softmax(dim=-1), dropout)
     return (weights @ value).transpose(1, 2).flatten(2)
+
+
+def pick_patches(x: Tensor, kept: Tensor) -> Tensor:
+    """(n, 1 + k, width): [CLS] and the patches `kept` (n, k) of (n, 1 + patches, width)."""
+    return torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[:, :, None], 1)], 1)
 
 
 def encode_images(

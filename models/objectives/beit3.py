@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from models.image.decode import Preprocess
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
-from models.objectives.beit3_config import Goal
 from models.objectives.clip import MAX_SCALE, info_nce
 from models.objectives.distributed import balance
 from models.objectives.masking import IGNORED, MaskedHead, hidden_blocks, mask_tokens
@@ -32,6 +31,7 @@ from models.objectives.model_folder import (
     write_folder,
 )
 from models.objectives.multiway import Multiway, first_joint_of
+from models.objectives.purpose import Goal
 from models.objectives.sizes import BLIP_SIZES
 
 __all__ = ["Beit3", "Shape", "caption_mask", "pixels_of_patches"]

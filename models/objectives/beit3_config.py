@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from models.image.augmentation import Augment
 from models.objectives.config import (
@@ -14,14 +14,13 @@ from models.objectives.config import (
     check_least,
     check_share,
 )
+from models.objectives.purpose import Goal
 from models.weights import folder_of
 
 if TYPE_CHECKING:
     from models.objectives.beit3 import Beit3
 
-__all__ = ["Beit3Config", "Goal"]
-
-Goal = Literal["pretrain", "retrieval", "captioning"]
+__all__ = ["Beit3Config"]
 
 
 @dataclass(frozen=True, kw_only=True)

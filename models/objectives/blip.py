@@ -22,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
-    BlipConfig,
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
 )
@@ -33,7 +31,7 @@ from models.image.decode import Preprocess
 from models.objectives import blip_card
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
-from models.objectives.blip_config import Part
+from models.objectives.blip_weights import load_weights, new_weights, resize_positions, share
 from models.objectives.distributed import (
     balance,
     gather,
@@ -44,43 +42,17 @@ from models.objectives.distributed import (
 )
 from models.objectives.features import Features
 from models.objectives.itc import Momentum, contrast_loss, contrast_targets, hard_negatives
+from models.objectives.lm import lm_labels, lm_loss
 from models.objectives.masking import IGNORED
-from models.objectives.sizes import BLIP_SIZES, blip_config, shaped
+from models.objectives.purpose import Part
+from models.objectives.sizes import BLIP_SIZES
 from models.objectives.start import Shape, Start
-from models.objectives.towers import Towers
 from models.text.pre_caption import pre_caption
-from models.weights import folder_of
 
-__all__ = ["IGNORED", "MED", "lm_labels", "lm_loss"]
+__all__ = ["MED"]
 
 SAMPLE_TOKENS = 30
 """Longest caption of a sample for the log."""
-
-
-def lm_labels(tokens: Tensor, pad: int, prompt: int = 0) -> Tensor:
-    """The next token of each position; IGNORED at padding and within the prompt.
-
-    Args:
-        tokens: int64 (n, L), first token [DEC] or [CLS].
-        pad: The padding id.
-        prompt: Leading tokens, the first included, that are given.
-
-    Returns:
-        int64 (n, L - 1): the label of position i is token i + 1.
-    """
-    labels = tokens.masked_fill(tokens == pad, IGNORED)
-    labels[:, :prompt] = IGNORED
-    return labels[:, 1:]
-
-
-def lm_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
-    """Mean cross-entropy of (..., V) logits with labels, smoothed over the vocabulary."""
-    return F.cross_entropy(
-        logits.flatten(0, -2).float(),
-        labels.flatten(),
-        ignore_index=IGNORED,
-        label_smoothing=smoothing,
-    )
 
 
 class MED(Objective):
@@ -165,7 +137,7 @@ class MED(Objective):
         if matcher is not None:
             self.temperature = nn.Parameter(torch.tensor(temperature))
         if captioner is not None and matcher is not None:
-            _share(matcher, captioner)
+            share(matcher, captioner)
 
     @property
     def config(self) -> Any:
@@ -232,71 +204,24 @@ class MED(Objective):
         name = os.fspath(model)
         start, shape = start or Start(), shape or Shape()
         if name in BLIP_SIZES:
-            tokenizer = tokenizer or (start.text and folder_of(start.text))
-            if tokenizer is None:
-                raise ValueError(f"model {name!r} is an architecture and needs a tokenizer")
-            reader = _load_tokenizer(tokenizer)
-            towers = Towers(start)
-            size = towers.fit(shaped(BLIP_SIZES, name, shape))
-            config = blip_config(size, reader, image_size=towers.side or image_size)
-            towers.adapt(config)
-            built = {part: _CLASSES[part](config) for part in parts}
-            for part in built.values():
-                towers.put_into(part)
-            new = cls(**built, tokenizer=reader, label_smoothing=label_smoothing)
-            new.take_head(towers.masked_head())
-            if image_size is not None:
-                _resize_positions(new, image_size)
-            return new
-
-        if start.models() or shape.numbers():
+            weights = new_weights(name, parts, tokenizer, image_size, start, shape)
+        elif start.models() or shape.numbers():
             raise ValueError(
                 f"train.model: start and shape are for a size ({', '.join(BLIP_SIZES)}), and {name}"
                 " has weights and numbers of its own"
             )
-        loaded: dict[Part, Any] = {}
-        folders: dict[Part, str] = {part: os.path.join(name, part) for part in parts}
-        sources = {part: path for part, path in folders.items() if os.path.isdir(path)}
-        if not sources:
-            config = BlipConfig.from_pretrained(name, revision=revision or "main")
-            architectures = set(config.architectures or ())
-            sources = {part: name for part in parts if _CLASSES[part].__name__ in architectures}
-            if not sources and len(architectures) == 1:
-                other: Part = "matcher" if parts[0] == "captioner" else "captioner"
-                if _CLASSES[other].__name__ in architectures:
-                    sources = {other: name}
-        if not sources:
-            raise ValueError(
-                f"{name} is not a BLIP captioner or matcher, nor a folder with captioner/ and "
-                f"matcher/ in it: give one of those or a size ({', '.join(BLIP_SIZES)})"
-            )
-        for part, path in sources.items():
-            loaded[part] = _CLASSES[part].from_pretrained(
-                path, revision=revision, dtype=torch.float32, use_safetensors=True
-            )
-        path = next(iter(sources.values()))
-        reader = _load_tokenizer(tokenizer or path, revision=None if tokenizer else revision)
-        config = next(iter(loaded.values())).config
-        if "captioner" in parts and first_fused(config.text_config):
-            raise ValueError(
-                f"{name} is ALBEF's, whose first text layers look at no image: it starts no "
-                f"captioner. Start from a BLIP or a size ({', '.join(BLIP_SIZES)})"
-            )
-        if len(reader) != config.text_config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {len(reader)} tokens and {name} has "
-                f"{config.text_config.vocab_size}: leave the tokenizer to the model"
-            )
-        for part in parts:
-            if part not in loaded:
-                loaded[part] = _derive(part, next(iter(loaded.values())))
-        built = {part: loaded[part] for part in parts}
-        temperature = float(getattr(config, "itc_temperature", 0.07))
+        else:
+            weights = load_weights(name, parts, tokenizer, revision)
         med = cls(
-            **built, tokenizer=reader, label_smoothing=label_smoothing, temperature=temperature
+            **weights.parts,
+            tokenizer=weights.tokenizer,
+            label_smoothing=label_smoothing,
+            temperature=weights.temperature,
         )
+        if weights.masked_head:
+            med.take_head(weights.masked_head)
         if image_size is not None:
-            _resize_positions(med, image_size)
+            resize_positions((med.captioner, med.matcher), image_size)
         return med
 
     def take_head(self, weights: Mapping[str, Tensor]) -> None:
@@ -536,7 +461,9 @@ class MED(Objective):
         chances = batch.chances((2,), step.generator)
         streams = step.streams if self.negatives_are_local else 0
         negative_texts, negative_images = (
-            self._negatives(similarity[i], batch.image_ids, ids, chances[:, i], streams)
+            hard_negatives(
+                similarity[i], batch.image_ids, ids, chances[:, i], self.floor, streams=streams
+            )
             for i in (0, 1)
         )
         rows = torch.arange(len(batch.texts), device=batch.texts.device)
@@ -584,21 +511,6 @@ class MED(Objective):
             )
             wrong = F.cross_entropy(logits, torch.zeros_like(rows))
         return (loss + wrong * balance(len(rows), texts.device)) / 2
-
-    def _negatives(
-        self, similarity: Tensor, ids: Tensor, all_ids: Tensor, chances: Tensor, streams: int
-    ) -> Tensor:
-        """One wrong partner for each row, of its own stream where `streams` is not 0."""
-        if not streams:
-            return hard_negatives(similarity, ids, all_ids, chances, self.floor)
-        drawn, each = [], len(ids) // streams
-        for first in range(0, len(ids), each):
-            own = slice(first, first + each)
-            partners = hard_negatives(
-                similarity[own, own], ids[own], ids[own], chances[own], self.floor
-            )
-            drawn.append(torch.where(partners < 0, partners, partners + first))
-        return torch.cat(drawn)
 
     def _lm(self, batch: Batch, memory: Memory) -> Tensor:
         assert self.captioner is not None
@@ -649,65 +561,3 @@ class MED(Objective):
         part.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         Preprocess(size=self.config.vision_config.image_size).save(folder)
-
-
-_CLASSES: dict[Part, Any] = {
-    "captioner": BlipForConditionalGeneration,
-    "matcher": BlipForImageTextRetrieval,
-}
-
-
-def _load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """A BERT tokenizer with [DEC] and [ENC] behind its vocabulary, as BLIP extends it."""
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    vocabulary = tokenizer.get_vocab()
-    if "[DEC]" not in vocabulary:
-        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    if "[ENC]" not in vocabulary:
-        tokenizer.add_special_tokens({"extra_special_tokens": ["[ENC]"]})
-    last = tokenizer.convert_tokens_to_ids(["[DEC]", "[ENC]"])
-    if last != [len(tokenizer) - 2, len(tokenizer) - 1]:
-        raise ValueError(f"[DEC] and [ENC] must be the last two tokens of {name}, are {last}")
-    return tokenizer
-
-
-def _share(matcher: BlipForImageTextRetrieval, captioner: BlipForConditionalGeneration) -> None:
-    """Make the captioner use the matcher's modules, self-attention and the LM head excepted."""
-    captioner.vision_model = matcher.vision_model
-    encoder, decoder = matcher.text_encoder, captioner.text_decoder.bert
-    decoder.embeddings = encoder.embeddings
-    captioner.text_decoder.cls.predictions.decoder.weight = (
-        encoder.embeddings.word_embeddings.weight
-    )
-    for source, target in zip(encoder.encoder.layer, decoder.encoder.layer, strict=True):
-        for name in ("crossattention", "intermediate", "output"):
-            setattr(target, name, getattr(source, name))
-
-
-def _derive(part: Part, other: Any) -> Any:
-    """The missing part: the other's vision and text weights, and heads of its own."""
-    built = _CLASSES[part](copy.deepcopy(other.config))
-    source = other.text_encoder if part == "captioner" else other.text_decoder.bert
-    target = built.text_decoder.bert if part == "captioner" else built.text_encoder
-    target.load_state_dict(source.state_dict())
-    built.vision_model.load_state_dict(other.vision_model.state_dict())
-    return built
-
-
-def _resize_positions(med: MED, side: int) -> None:
-    """Interpolate the position embeddings of the image encoder, [CLS] excepted, to another side."""
-    vision: Any = med.vision
-    if vision.config.image_size == side:
-        return
-    embeddings = vision.embeddings
-    old = embeddings.position_embedding
-    patches = (side // embeddings.patch_size) ** 2
-    shape = old.new_empty(1, 1 + patches, old.shape[-1])
-    wide = embeddings.interpolate_pos_encoding(shape, side, side).detach()
-    parts: tuple[Any, ...] = (med.captioner, med.matcher)
-    for config in (vision.config, *(part.config.vision_config for part in parts if part)):
-        config.image_size = side
-    embeddings.position_embedding = nn.Parameter(wide)
-    embeddings.image_size = side
-    embeddings.num_patches = patches
-    embeddings.num_positions = 1 + patches

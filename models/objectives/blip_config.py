@@ -19,6 +19,7 @@ from models.objectives.config import (
     check_least,
     check_share,
 )
+from models.objectives.purpose import Part
 from models.objectives.queue import check_queue
 from models.weights import folder_of
 
@@ -33,15 +34,12 @@ __all__ = [
     "FilterConfig",
     "JointConfig",
     "MatcherConfig",
-    "Part",
     "PretrainConfig",
 ]
 
 logger = logging.getLogger(__name__)
 
 ModelT = TypeVar("ModelT", bound="MED")
-
-Part = Literal["captioner", "matcher"]
 
 CAPTIONER = Saved("BlipForConditionalGeneration", "models.inference.captioner:Captioner")
 MATCHER = Saved("BlipForImageTextRetrieval", "models.inference.matcher:Matcher")

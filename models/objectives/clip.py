@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel
 
+from models.attention import pick_patches
 from models.image.decode import CLIP_MEAN, CLIP_STD
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch, tokenize
 from models.objectives.distributed import gather_with_gradient, rank
 from models.objectives.features import Features
-from models.objectives.masking import pick_patches
 from models.objectives.sizes import CLIP_SIZES, clip_config, shaped
 from models.objectives.start import Shape, Start
 from models.objectives.towers import put_clip, size_of_clip

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from models.image.decode import CLIP_MEAN, CLIP_STD, Preprocess
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
-from models.objectives.blip import lm_labels, lm_loss
 from models.objectives.clip import MAX_SCALE, info_nce
 from models.objectives.distributed import balance
+from models.objectives.lm import lm_labels, lm_loss
 from models.objectives.masking import IGNORED
 from models.objectives.model_folder import (
     first_and_last,

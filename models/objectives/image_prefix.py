@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from models.image.decode import Preprocess
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
-from models.objectives.blip import lm_loss
 from models.objectives.distributed import balance
 from models.objectives.language_tokenizer import IMAGE
+from models.objectives.lm import lm_loss
 from models.objectives.masking import IGNORED
 
 __all__ = ["ImagePrefix", "end_of", "layers_of", "placeholder"]

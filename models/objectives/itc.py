@@ -48,7 +48,13 @@ def contrast_loss(similarity: Tensor, targets: Tensor) -> Tensor:
 
 
 def hard_negatives(
-    similarity: Tensor, ids: Tensor, all_ids: Tensor, chances: Tensor, floor: float = 0.0
+    similarity: Tensor,
+    ids: Tensor,
+    all_ids: Tensor,
+    chances: Tensor,
+    floor: float = 0.0,
+    *,
+    streams: int = 0,
 ) -> Tensor:
     """One wrong partner for each row, drawn in proportion to softmax(similarity) + floor.
 
@@ -62,10 +68,21 @@ def hard_negatives(
         all_ids: (m,) image ids of the candidates; one with the row's image is never drawn.
         chances: float32 (n,) in [0, 1), what decides the draw of each row.
         floor: Added to each candidate's softmax over all of them, the row's own included.
+        streams: Number of streams that the batch is of, if partners are drawn from the row's own
+            stream alone; the candidates are then the rows. 0 draws from all candidates.
 
     Returns:
         int64 (n,), -1 where every candidate has the row's image, or no similarity is a number.
     """
+    if streams:
+        drawn, each = [], len(ids) // streams
+        for first in range(0, len(ids), each):
+            rows = slice(first, first + each)
+            partners = hard_negatives(
+                similarity[rows, rows], ids[rows], ids[rows], chances[rows], floor
+            )
+            drawn.append(torch.where(partners < 0, partners, partners + first))
+        return torch.cat(drawn)
     own = ids[:, None] == all_ids[None, :]
     scores = similarity.detach().double()
     if floor:
@@ -75,8 +92,8 @@ def hard_negatives(
         weights = scores.masked_fill(own, -torch.inf).softmax(dim=1).nan_to_num(0.0)
     mass = weights.cumsum(dim=1)
     whole = mass[:, -1:].contiguous()
-    drawn = torch.searchsorted(mass, chances[:, None].double() * whole, right=True).squeeze(1)
-    return drawn.masked_fill(whole.squeeze(1) == 0, -1)
+    found = torch.searchsorted(mass, chances[:, None].double() * whole, right=True).squeeze(1)
+    return found.masked_fill(whole.squeeze(1) == 0, -1)
 
 
 class Momentum(nn.Module):

@@ -13,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
-from models.objectives.blip import lm_loss
 from models.objectives.distributed import balance
 from models.objectives.image_prefix import end_of, layers_of
 from models.objectives.language_tokenizer import language_tokenizer
+from models.objectives.lm import lm_loss
 from models.objectives.masking import IGNORED
 from models.objectives.sizes import BLIP_SIZES
 

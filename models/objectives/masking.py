@@ -21,7 +21,6 @@ __all__ = [
     "kept_patches",
     "kept_paths",
     "mask_tokens",
-    "pick_patches",
     "whole_words",
 ]
 
@@ -51,11 +50,6 @@ def kept_patches(chances: Tensor, masked: float) -> Tensor:
     patches = chances.shape[1]
     number = patches - int(masked * patches)
     return chances.argsort(dim=1)[:, :number].sort(dim=1).values
-
-
-def pick_patches(x: Tensor, kept: Tensor) -> Tensor:
-    """(n, 1 + k, width): [CLS] and the patches `kept` (n, k) of (n, 1 + patches, width)."""
-    return torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[:, :, None], 1)], 1)
 
 
 def hidden_blocks(chances: Tensor, side: int, share: float) -> Tensor:

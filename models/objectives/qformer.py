@@ -27,7 +27,6 @@ from transformers.utils.hub import cached_file
 from models.image.decode import Preprocess
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
-from models.objectives.blip import lm_labels, lm_loss
 from models.objectives.distributed import (
     balance,
     gather,
@@ -36,6 +35,7 @@ from models.objectives.distributed import (
 )
 from models.objectives.frozen import Encoder, freeze, load_image_encoder
 from models.objectives.itc import contrast_loss, hard_negatives
+from models.objectives.lm import lm_labels, lm_loss
 from models.objectives.masking import IGNORED, MaskedHead
 from models.objectives.model_folder import load_tokenizer
 from models.objectives.sizes import BLIP_SIZES, Size

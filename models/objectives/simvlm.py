@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from models.image.decode import Preprocess
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
-from models.objectives.blip import lm_loss
 from models.objectives.distributed import balance
+from models.objectives.lm import lm_loss
 from models.objectives.masking import IGNORED
 from models.objectives.model_folder import (
     first_and_last,

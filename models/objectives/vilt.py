@@ -24,7 +24,7 @@ from transformers import (
     ViTModel,
 )
 
-from models.attention import attend, split_heads
+from models.attention import attend, pick_patches, split_heads
 from models.image.decode import Preprocess
 from models.objectives.base import Objective, Step
 from models.objectives.batch import Batch
@@ -34,7 +34,6 @@ from models.objectives.masking import (
     continuations,
     kept_patches,
     mask_tokens,
-    pick_patches,
     whole_words,
 )
 from models.objectives.model_folder import load_tokenizer, side_of

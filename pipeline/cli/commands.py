@@ -193,8 +193,9 @@ def train(options: argparse.Namespace, console: Console) -> int:
 def _train_as_rank(options: argparse.Namespace, variables: Mapping[str, str]) -> int:
     """Train as one of the ranks that torchrun or Slurm started, without Ray."""
     from pipeline.manifest.manifest import Manifest
-    from pipeline.training import ranks
     from pipeline.training.job import TrainingJob
+    from pipeline.training.launched_jobs import carry_out
+    from pipeline.training.ranks import joined
 
     manifest = Manifest.load(options.manifest, options.set, options.run)
     jobs = [
@@ -204,8 +205,8 @@ def _train_as_rank(options: argparse.Namespace, variables: Mapping[str, str]) ->
     ]
     if not jobs:
         raise InputError("the manifest trains no such model")
-    with ranks.joined(variables):
-        ranks.carry_out(jobs, go_on=options.go_on)
+    with joined(variables):
+        carry_out(jobs, go_on=options.go_on)
     return 0
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from models.attention import cross_attention_kv, encode_images
-from models.objectives.blip import IGNORED, MED
+from models.objectives.blip import MED
 from models.objectives.blip_config import (
     BlipConfig,
     CaptionerConfig,
@@ -27,6 +27,7 @@ from models.objectives.blip_config import (
     MatcherConfig,
     PretrainConfig,
 )
+from models.objectives.masking import IGNORED
 
 
 def step(med: MED) -> None:

@@ -8,7 +8,9 @@ from helpers.nano import CAPTIONS, batch_of, differing, make, step_of
 
 from models.attention import cross_attention_kv, encode_images, encode_texts
 from models.objectives.batch import Batch
-from models.objectives.blip import IGNORED, MED, lm_labels, lm_loss
+from models.objectives.blip import MED
+from models.objectives.lm import lm_labels, lm_loss
+from models.objectives.masking import IGNORED
 
 
 def test_the_queue_holds_the_last_batches_in_a_ring(tokenizer: str) -> None:
@@ -186,15 +188,6 @@ def test_a_shared_weight_has_the_gradients_of_encoder_and_decoder(tokenizer: str
     parts = gradients["itc"] + gradients["itm"] + gradients["lm"]
     torch.testing.assert_close(gradients["all"], parts, rtol=1e-3, atol=1e-5)
     assert all(gradients[name].abs().sum() > 0 for name in gradients)
-
-
-def test_local_negatives_are_of_the_own_stream(tokenizer: str) -> None:
-    med = make(tokenizer, "matcher")
-    ids, chances = torch.arange(8), torch.rand(8, generator=torch.Generator().manual_seed(0))
-    drawn = med._negatives(torch.zeros(8, 8), ids, ids, chances, 2)
-    assert all(row // 4 == column // 4 and row != column for row, column in enumerate(drawn))
-    same = torch.tensor([5] * 4 + [0, 1, 2, 3])
-    assert med._negatives(torch.zeros(8, 8), same, same, chances, 2)[:4].tolist() == [-1] * 4
 
 
 @pytest.mark.parametrize("parts", [("captioner",), ("captioner", "matcher")])

@@ -96,3 +96,13 @@ def test_the_gradient_of_contrast_is_probability_less_target_over_the_rows() -> 
     contrast_loss(similarity, torch.tensor([[0.6, 0.4], [1.0, 0.0]])).backward()
     expected = torch.tensor([[0.75 - 0.6, 0.25 - 0.4], [0.5 - 1.0, 0.5]]) / 2
     torch.testing.assert_close(similarity.grad, expected)
+
+
+def test_local_negatives_are_of_the_own_stream() -> None:
+    ids, chances = torch.arange(8), torch.rand(8, generator=torch.Generator().manual_seed(0))
+    drawn = hard_negatives(torch.zeros(8, 8), ids, ids, chances, streams=2)
+    assert all(row // 4 == column // 4 and row != column for row, column in enumerate(drawn))
+    same = torch.tensor([5] * 4 + [0, 1, 2, 3])
+    assert (
+        hard_negatives(torch.zeros(8, 8), same, same, chances, streams=2)[:4].tolist() == [-1] * 4
+    )
