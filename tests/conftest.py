@@ -24,6 +24,8 @@ FIRST = (
     "test_distributed",
     "test_object_storage",
     "test_faults",
+    "test_disk_faults",
+    "test_training_faults",
     "test_docs",
     "test_cluster",
     "test_rounds",
