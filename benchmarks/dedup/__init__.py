@@ -1,0 +1,1 @@
+"""How dedup compares with its peers; `python -m benchmarks.dedup`."""
