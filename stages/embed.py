@@ -1,4 +1,4 @@
-"""Embed: the embedding of each image and web caption, and what is measured on it."""
+"""Embed: embeds each image and web caption, and measures the embeddings."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ EMBEDDING: Any = pa.list_(pa.float16())
 """A unit vector; all of a run are of one length."""
 
 AT_ONCE = 256
-"""Images of a set that are embedded at once."""
+"""Number of images of a set that are embedded at once."""
 
 TAKEN = frozenset({"width", "height"})
-"""Names of columns of other stages that select ranks by, which no measure may take."""
+"""Columns of other stages that select ranks by; no head may take such a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """A head on the embedding, and what it must say of a row that is kept.
+    """A head on the embedding, and the range of its number for rows that are kept.
 
     Attributes:
         head: A safetensors file of a linear layer or an MLP (docs/embeddings.md).
-        min: Least number of a row that is kept; unset is none.
-        max: Greatest number of a row that is kept; unset is none.
+        min: Minimum of the head's number for a row to be kept; unset is no minimum.
+        max: Maximum of the head's number for a row to be kept; unset is no maximum.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
@@ -59,7 +59,7 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(ModelConfig):
-    """What embeds the images, and what their embeddings are compared with.
+    """The model that embeds the images, and the sets that their embeddings are compared with.
 
     Attributes:
         model: A dual encoder (CLIP, MetaCLIP 2, SigLIP, SigLIP 2, or the ITC part of a BLIP for
@@ -68,13 +68,13 @@ class EmbedConfig(ModelConfig):
             is the model of `filter.clip`, the filter does not encode the images again.
         texts: Whether a dual encoder embeds the web captions.
         against: Evaluation sets: folders of images, tars, or Parquet files with an `image` column.
-            An image that is too near one of theirs is rejected, such as another view of the same
-            scene, which `dedup.against` does not see.
-        max_evaluation_cosine: Greatest cosine of an image with its nearest one of `against`. A
+            An image whose embedding is too near one of theirs is rejected. This also finds other
+            views of the same scene, which `dedup.against` does not find.
+        max_evaluation_cosine: Maximum cosine of an image with its nearest one of `against`. A
             threshold belongs to its model: look at the nearest pairs in the report first.
-        target: Image sets of what the data is to be good for, for `select.method: target`.
-        measure: Heads on the embedding, by the name of the column that they add, such as aesthetic:
-            a file, or a mapping with `head`, `min` and `max`. None is shipped.
+        target: Sets of images like those of the intended use, for `select.method: target`.
+        measure: Heads on the embedding, by the name of the column that each adds, such as
+            aesthetic: a file, or a mapping with `head`, `min` and `max`. No head is shipped.
     """
 
     stage = "embed"
@@ -129,9 +129,9 @@ class EmbedConfig(ModelConfig):
 class EmbedStage(Stage[EmbedConfig]):
     """Embeds each image once, and its web caption, for the stages after it.
 
-    What it writes, row for row with the pool, is read by `filter` (instead of encoding the images
-    again), by `dedup.semantic`, by the methods of `select` that compare embeddings, by
-    `capfilt search` and by exports with `embeddings`. Embeddings are unit vectors, rounded to
+    The embeddings are read by `filter` (instead of encoding the images again), by
+    `dedup.semantic`, by the methods of `select` that compare embeddings, by `capfilt search` and by
+    exports with `embeddings`. Embeddings are unit vectors, rounded to
     float16, which changes a cosine by less than 0.001.
     """
 
@@ -272,7 +272,7 @@ class EmbedStage(Stage[EmbedConfig]):
         return _Images(tuple(names), np.concatenate(parts) if parts else none)
 
     def _measure(self, embeddings: Float32s) -> dict[str, Any]:
-        """What is measured on (n, d) embeddings, by the name of the column."""
+        """The measured columns of (n, d) embeddings, by name."""
         found: dict[str, Any] = {}
         if self._against.names:
             cosine, nearest, _ = cosines_with(embeddings, self._against.embeddings)
@@ -331,7 +331,7 @@ class _Images(NamedTuple):
 
 
 class Gathered:
-    """Columns of embeddings of a whole pool, in temporary files.
+    """Columns of embeddings of a whole pool, stored in temporary files.
 
         gathered = Gathered("image_embedding")
         for table in gathered.through(annotations): ...

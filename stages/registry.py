@@ -31,7 +31,7 @@ COLUMNS = frozenset({"uid", "measured", "summarized", "taken", "crashed"})
 
 
 def _find_fault(name: str, loaded: Any) -> str | None:
-    """What makes an object unusable as the stage of a name; None for nothing."""
+    """Say why an object cannot be the stage of a name; None if it can."""
     from stages.base import Stage, StageConfig
 
     if not isinstance(loaded, type) or not issubclass(loaded, Stage):
@@ -56,7 +56,7 @@ def _find_fault(name: str, loaded: Any) -> str | None:
 
 
 def _fault_of_names(stage: type[Stage[Any]]) -> str | None:
-    """A name in a stage's class attributes that is unknown or taken; None for nothing."""
+    """Say which name in a stage's class attributes is unknown or taken; None if all are good."""
     from stages.base import is_numeric
 
     columns, fields = stage.columns(), stage.config_type.__dataclass_fields__

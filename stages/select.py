@@ -73,9 +73,10 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         "capfilt select manifest.yaml --set select.max_per_phrase=50",
     )
     paper: ClassVar[str] = (
-        "LLaVA (arXiv:2304.08485); DataComp (arXiv:2304.14108) for top_fraction; "
-        "MetaCLIP (arXiv:2309.16671), SCS (arXiv:2503.08805), negCLIPLoss and NormSim "
-        "(arXiv:2405.19547) and density-based pruning (arXiv:2401.04578) for the methods of theirs"
+        "noun_phrases is LLaVA's (arXiv:2304.08485), metadata MetaCLIP's (arXiv:2309.16671), "
+        "top_fraction DataComp's (arXiv:2304.14108), sample SCS (arXiv:2503.08805), target NormSim "
+        "and neg_clip_loss negCLIPLoss (both arXiv:2405.19547), density density-based pruning "
+        "(arXiv:2401.04578)"
     )
     loader: ClassVar[str] = "a spaCy pipeline"
     histograms: ClassVar[tuple[str, ...]] = ("selection_score",)

@@ -1,7 +1,7 @@
-"""Cells: spherical k-means, which parts embeddings so that near ones mostly share a cell.
+"""Cells: spherical k-means, which puts near embeddings mostly into the same cell.
 
-The same for any order of the rows: the sample and the first centres are the rows with the least
-lots, sums are taken in float64 over float16, in which they are exact.
+The result does not depend on the order of the rows: the sample and the first centres are the rows
+with the smallest lots, and float64 sums of float16 numbers are exact.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Cells:
         Args:
             embeddings: (n, d) unit vectors.
             number: The number of cells, from 1 to n.
-            lots: (n,) a random number of each row, such as a hash of its uid.
+            lots: (n,) a random number for each row, such as a hash of its uid.
         """
         sample = np.argsort(lots, kind="stable")[: SAMPLE * number]
         points: Any = embeddings[np.sort(sample)]

@@ -22,17 +22,17 @@ Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 
 EXACT = 32_768
-"""The most rows that are all compared with each other; more are parted into cells."""
+"""Maximum number of rows that are all compared with each other; more are divided into cells."""
 
 PROBES = 4
-"""Cells in which a row looks for better rows, of those parted by k-means."""
+"""Number of cells in which a row is compared with better rows."""
 
 ROWS = 8192
-"""Rows that are decided together."""
+"""Number of rows that are decided together."""
 
 
 class Copies(NamedTuple):
-    """What a row is a copy of.
+    """The nearest better row of each row.
 
     Attributes:
         nearest: (n,) the nearest row that stays, of those better than the row; -1 without one.
@@ -55,9 +55,9 @@ def find_copies(
 ) -> Copies:
     """Find the rows that are copies of better ones.
 
-    Rows are decided from the best to the worst. A row is a copy if its cosine with a better row
-    that stays is at least `min_cosine`; else it stays. With one cell this is exact. With k cells, a
-    row is compared with the better ones that stay in the `probes` cells nearest to it.
+    Rows are taken from the best to the worst. A row is a copy if its cosine with a better row that
+    stays is at least `min_cosine`; else it stays. With one cell this is exact. With k cells, a row
+    is compared only with rows in the `probes` cells nearest to it.
 
     Args:
         embeddings: (n, d) unit vectors, the best row first; may be mapped from a file.
@@ -140,7 +140,7 @@ def nearest_better(
 
 
 def _by_cell(probed: Int64s) -> list[tuple[int, Int64s]]:
-    """The rows that look into each cell, each once."""
+    """The rows that are compared in each cell, each row once."""
     row, probe = np.nonzero(probed >= 0)
     cell = probed[row, probe]
     order = np.argsort(cell, kind="stable")
@@ -190,7 +190,7 @@ class _Inverted:
 
 
 def _take_best(best: Float32s, at: Int64s, asking: Int64s, cosines: Float32s, rows: Int64s) -> None:
-    """Note the best of the cosines of some rows, where it is better than what they have."""
+    """Store the highest cosine of some rows where it is above the stored one."""
     where = cosines.argmax(axis=1)
     value = cosines[np.arange(len(where)), where]
     is_better = value > best[asking]

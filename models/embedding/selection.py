@@ -1,6 +1,6 @@
 """Rules that choose rows of a pool by their embeddings, or by a score with repetition.
 
-Every rule gives the same for any order of the rows, up to rounding: what is random is a function of
+Apart from rounding, no result depends on the order of the rows: all random numbers are made from
 the lot of a row, such as a hash of its uid.
 """
 
@@ -31,7 +31,7 @@ Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 
 NEIGHBOURS = 20
-"""Centres near a cell's own that its distance from others is averaged over (2401.04578)."""
+"""Number of nearest centres over which the distance of a centre is averaged (2401.04578)."""
 
 ROWS = 2048
 
@@ -52,15 +52,15 @@ def neg_clip_loss(
 
     In a random batch, the cosine of a pair minus T/2 times the sum of two log-sum-exps: over the
     cosines / T of its image with all texts of the batch, and of its text with all images. A pair
-    that a batch finds easy scores near 0, and one that matches everything, or nothing, far less.
+    that stands out in its batch scores near 0; one that matches everything, or nothing, far less.
 
     Args:
         images: (n, d) unit vectors.
         texts: (n, d) unit vectors, of the same pairs.
         lots: (n,) a random number of each pair, which decides the batches.
         temperature: T; 0.01 for OpenAI's CLIP.
-        batch_size: The most pairs of a batch. All batches are of about one size.
-        shuffles: How often the pool is cut into other batches; the scores are averaged.
+        batch_size: Maximum number of pairs in a batch. All batches have about the same size.
+        shuffles: Number of divisions of the pool into batches; the scores are averaged.
 
     Returns:
         (n,) the score of each pair, the highest best.
@@ -141,8 +141,8 @@ def density(
         embeddings: (n, d) unit vectors, without semantic copies.
         lots: (n,) a random number of each row, which decides the clusters and ties.
         number: Rows to choose.
-        clusters: The most clusters.
-        temperature: Of the softmax.
+        clusters: Maximum number of clusters.
+        temperature: Temperature of the softmax.
 
     Returns:
         (n,) whether each row is chosen; and (n,) its distance from the centre of its cluster.
@@ -171,15 +171,15 @@ def density(
 
 
 def quotas(wanted: Float64s, sizes: Int64s, number: int) -> Int64s:
-    """Whole numbers nearest to those wanted, at least one and at most the size of each cluster.
+    """The whole numbers nearest to the wanted ones, from 1 to the size of each cluster.
 
-    The least squares under these bounds: the same is added to all that are inside them. Fractions
-    are rounded by the largest remainder.
+    They have the least squared distance under these bounds: the same amount is added to all numbers
+    that are inside them. Fractions are rounded by the largest remainder.
 
     Args:
-        wanted: (k,) numbers that need not fit.
+        wanted: (k,) the wanted numbers, of any sum.
         sizes: (k,) the rows of each cluster; an empty one gets none.
-        number: What they add up to, at most the sum of the sizes.
+        number: Sum of the result, at most the sum of the sizes.
     """
     low = np.minimum(sizes, 1) if number >= (sizes > 0).sum() else np.zeros_like(sizes)
     # The sum grows with what is added, so the right addition is found by bisection.
@@ -219,9 +219,9 @@ def soft_cap_draws(
         scores: (n,), none of them NaN.
         lots: (n,) a random number of each row, from which the noise is made.
         number: Draws in all.
-        temperature: Of the softmax.
+        temperature: Temperature of the softmax.
         batch_size: Draws between two changes of the scores; at most the number of rows.
-        penalty: What a draw takes from a score that has been divided by the temperature.
+        penalty: Subtracted from a score divided by the temperature, at each draw of the row.
 
     Returns:
         (n,) how often each row was drawn.

@@ -1,1 +1,1 @@
-"""What is trained: models with their losses."""
+"""Objectives of training: models with their losses."""

@@ -1,6 +1,6 @@
 """ALBEF's pre-training (Li et al., arXiv 2107.07651): contrast, matching and masked words.
 
-The model is BLIP's matcher whose lower text layers do not look at images, with a head that guesses
+The model is BLIP's matcher whose lower text layers do not look at images, with a head that predicts
 masked words. The head serves pre-training alone and is not saved, so that the trained model is a
 folder that stock `BlipForImageTextRetrieval` loads.
 """
@@ -42,9 +42,7 @@ class Albef(MED):
         self.mlm = MaskedHead(text.hidden_size, text.vocab_size, text.initializer_range)
 
     def _start_fusion(self) -> None:
-        """Let the lower half of the text layers read the text alone.
-
-        Nothing changes where they do already.
+        """Let the lower half of the text layers read the text alone, unless it does already.
 
         Raises:
             ValueError: There is a single text layer.
@@ -60,8 +58,8 @@ class Albef(MED):
         self.config.text_config.fusion_layer = len(layers) // 2
         with torch.no_grad():
             for layer in layers[: self.first_fused]:
-                # Stock transformers adds cross-attention in every layer and norms the sum: it adds
-                # nothing here, and its norm is that of the self-attention, which then has none.
+                # Stock transformers adds cross-attention in every layer and norms the sum. Here it
+                # adds 0, and its norm takes the place of the self-attention's norm.
                 own, cross = layer.attention.output.LayerNorm, layer.crossattention.output
                 cross.LayerNorm.load_state_dict(own.state_dict())
                 own.weight.fill_(1.0)

@@ -20,7 +20,7 @@ class AlbefConfig(MatcherConfig):
     """ALBEF's pre-training: contrast, matching and masked language modelling (ITC + ITM + MLM).
 
     The lower half of the text layers reads the text alone, and the upper half looks at the image
-    (6 + 6 layers in size `base`). The momentum model's guesses are targets of masking, too. The
+    (6 + 6 layers in size `base`). The momentum model's predictions are targets of masking, too. The
     defaults are those of ALBEF's released config.
     """
 

@@ -1,4 +1,4 @@
-"""What a training knows of its objective: a model that computes losses and is saved."""
+"""The interface of an objective: a model that computes losses and is saved."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["Objective", "Step"]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Where a training is when the losses of a batch are computed.
+    """The position of a training when the losses of a batch are computed.
 
     Attributes:
         number: Steps of the optimiser before this one.
         steps_an_epoch: Steps in a pass over the images.
-        parts: Parts that the batch of a step is computed in, one after the other; this is one.
+        parts: Number of parts that the batch of a step is computed in, one after the other.
         streams: Streams of the data in the batch, whose pairs follow one another in equal numbers.
-        generator: Draws what is random in the losses; in the same state on each rank.
+        generator: Draws the random numbers of the losses; in the same state on each rank.
     """
 
     number: int = 0
@@ -63,7 +63,7 @@ class Objective(nn.Module, ABC):
         return {}
 
     def freeze_parts(self, names: Sequence[str], dtype: torch.dtype) -> None:
-        """Train some parts no more: they stay as they are, in evaluation mode and in a dtype."""
+        """Freeze some parts, put them in evaluation mode and convert them to a dtype."""
         parts = self.parts()
         self.frozen_parts = tuple(
             parts[name].requires_grad_(False).to(dtype).eval() for name in names
@@ -97,7 +97,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """The losses by name. Their sum is minimised, so each has its weight in it already."""
+        """The losses by name, weighted: their sum is minimised."""
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that the optimiser changes, by name."""
@@ -106,9 +106,9 @@ class Objective(nn.Module, ABC):
     def memory(self) -> dict[str, Tensor]:
         """The tensors that a step changes beside the trained parameters, by name.
 
-        Such as a queue, running means or momentum encoders. A checkpoint holds them, and a
-        training that resumes copies them back into these same tensors. Values that are not finite
-        must not get into them: the step that made them is left out, and they would stay.
+        Examples are a queue, running means or momentum encoders. A checkpoint holds them, and a
+        training that resumes copies them back into these same tensors. They must stay finite: a
+        step with losses that are not finite is left out, but what it wrote here would stay.
         """
         return {}
 

@@ -1,4 +1,4 @@
-"""Images and their texts as a training reads them."""
+"""A batch of a training: images, and a text for each."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ class Batch:
     def kept_paths(
         self, layers: int, dropped: float, generator: torch.Generator | None
     ) -> Tensor | None:
-        """What the paths of each layer are multiplied by, (n, layers, 2), or None to keep all.
+        """Factors on the paths of each layer, (n, layers, 2), or None to keep all paths.
 
         Args:
-            layers: Of the image encoder.
+            layers: Number of layers of the image encoder.
             dropped: The chance that the last layer is skipped, below 1.
             generator: Draws them.
         """

@@ -43,7 +43,7 @@ ARCHITECTURES: dict[Goal, str] = {
 }
 
 SMOOTHING = 0.1
-"""Of the loss of captioning, as in the released code."""
+"""Label smoothing of the captioning loss, as in the released code."""
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -53,7 +53,7 @@ class Shape:
     """A BEiT-3 by its numbers.
 
     Attributes:
-        width, layers, heads: Of the transformer.
+        width, layers, heads: Numbers of the transformer.
         vocabulary: Number of tokens.
         positions: The longest text, in tokens.
         image_size: Side of the square input, in pixels.
@@ -84,7 +84,7 @@ def pixels_of_patches(pixels: Tensor, patch: int) -> Tensor:
 
 
 def caption_mask(is_text: Tensor, patches: int) -> Tensor:
-    """What captions may look at, bool (n, 1, L + P, L + P): texts first, the patches behind them.
+    """Attention mask of captions, bool (n, 1, L + P, L + P): texts first, the patches behind them.
 
     A word sees the image, itself and the words before it; a patch sees the patches.
 
@@ -150,7 +150,7 @@ class Beit3(Objective):
 
         Args:
             model: A name in `BLIP_SIZES`, a folder, or a name on the Hugging Face hub.
-            revision: Of a hub name.
+            revision: Revision of a name on the hub.
             tokenizer: A folder or name; required for a size.
             image_size: Side in pixels.
             patch: Side of a patch, for a size.
@@ -187,7 +187,7 @@ class Beit3(Objective):
         )
 
     def start(self, goal: Goal) -> None:
-        """Take up a goal: train what its losses use, and nothing else."""
+        """Set the goal, and freeze the parameters that its losses do not use."""
         self.goal = goal
         self.requires_grad_(True)
         unused: dict[Goal, tuple[str, ...]] = {
@@ -206,7 +206,7 @@ class Beit3(Objective):
                 parameter.requires_grad_(False)
 
     def _is_idle(self, name: str, goal: Goal) -> bool:
-        """Whether a parameter is of a network that the goal's losses do not pass."""
+        """Whether a parameter belongs to a network that the goal's losses do not use."""
         found = re.match(r"multiway\.layers\.(\d+)\.experts\.(\w+)\.", name)
         if found is None or goal == "pretrain":
             return False
@@ -237,7 +237,7 @@ class Beit3(Objective):
         return F.normalize(head(hidden[:, 0]).float(), dim=-1)
 
     def remember(self, pixels: Tensor) -> Tensor:
-        """Patches (n, P, D), which captions look at."""
+        """Patches (n, P, D), which captions attend to."""
         return self.multiway.see(pixels)
 
     def next_logits(self, memory: Tensor, tokens: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ class Beit3(Objective):
             return info_nce(images, texts, self.logit_scale.exp())
 
     def _captioning(self, batch: Batch, step: Step) -> Tensor:
-        """Guess masked words, ends among them, from the image and the words before."""
+        """Predict masked words and ends of texts from the image and the words before them."""
         tokens = batch.texts
         chances = batch.chances((self.max_text,), step.generator)[:, : tokens.shape[1]]
         asked = (chances < self.mask_pairs) & (tokens != self.pad)

@@ -32,15 +32,16 @@ class Beit3Config(ObjectiveConfig):
     alone, too.
 
     Attributes:
-        goal: `pretrain` is masked data modelling. `retrieval` tunes the result by contrast, and
-            `captioning` by guessing masked words of captions that see the image and the words
-            before them alone.
+        goal: `pretrain` is masked data modelling. `retrieval` tunes the result by contrast,
+            `captioning` by predicting masked words of captions from the image and the words before
+            them.
         joint_layers: Layers at the top with a network of both modalities.
         patch_size: Side of a patch, in pixels.
-        drop_path: The chance that the last layer is skipped, falling evenly to 0 at the first.
-        mask_images: The share of an image's patches that is hidden, in blocks.
-        mask_texts: The chance of a token of a text alone to be hidden.
-        mask_pairs: The chance of a token beside its image to be hidden.
+        drop_path: The probability that the last layer is skipped; it falls evenly to 0 at the
+            first.
+        mask_images: Share of an image's patches that is hidden, in blocks.
+        mask_texts: The probability that a token of a text without an image is hidden.
+        mask_pairs: The probability that a token of a text with its image is hidden.
     """
 
     name = "beit3"

@@ -76,23 +76,24 @@ class MED(Objective):
         captioner: `BlipForConditionalGeneration`, or None.
         matcher: `BlipForImageTextRetrieval`, or None.
         tokenizer: BERT's, with [DEC] and [ENC].
-        temperature: Of the contrastive loss, trained; saved as `itc_temperature` in config.json.
+        temperature: Temperature of the contrastive loss, trained; saved as `itc_temperature` in
+            config.json.
         prompt: What captions begin with; saved as `caption_prompt` in config.json unless None.
-        max_text_tokens: How many tokens of a text are read in training; saved in config.json under
+        max_text_tokens: Number of tokens of a text that training reads; saved in config.json under
             this name unless None, so that the filter reads as many.
-        mask_patches: The share of an image's patches that is hidden in training (FLIP, arXiv
-            2212.00794); whole images are seen in evaluation.
+        mask_patches: Share of an image's patches that is hidden in training (FLIP, arXiv
+            2212.00794); evaluation sees whole images.
         drop_path: The chance that the last layer of the image encoder is skipped for an image in
             training, falling evenly to 0 at the first (stochastic depth, arXiv 1603.09382). BLIP's
             code has 0.1 for a ViT-L and 0 for others.
-        alpha: Weight of the momentum encoders' answers in the targets of contrast.
-        alpha_epochs: Epochs in which it rises from 0.
-        negatives_are_local: Whether the wrong partners of matching are of the same stream of the
-            data; they are of all ranks otherwise.
-        floor: Added to the chance of each wrong partner of matching: 1e-4 in BLIP's pre-training,
+        alpha: Weight of the momentum encoders' predictions in the targets of contrast.
+        alpha_epochs: Epochs in which `alpha` rises from 0.
+        negatives_are_local: Whether the negatives of matching come from the same stream of the
+            data; they come from all ranks otherwise.
+        floor: Added to the probability of each negative of matching: 1e-4 in BLIP's pre-training,
             nothing in its fine-tuning and in ALBEF.
-        recompute: Whether layers are computed again in the backward pass, to save memory.
-        features: Those of a frozen image encoder, if they are the same in every step.
+        recompute: Whether the backward pass computes layers again, to save memory.
+        features: Cache of a frozen image encoder's features, if they are the same in every step.
     """
 
     temperature: nn.Parameter
@@ -155,7 +156,7 @@ class MED(Objective):
 
     @property
     def first_fused(self) -> int:
-        """The number of the first text layer that looks at images; more than 0 in ALBEF alone."""
+        """Index of the first text layer with cross-attention; above 0 only in ALBEF."""
         return first_fused(self.config.text_config)
 
     @property
@@ -191,11 +192,11 @@ class MED(Objective):
             parts: What to build.
             tokenizer: A folder or name with a BERT tokenizer; required for a size.
             image_size: Side in pixels; position embeddings are interpolated to it.
-            revision: Of a hub name.
+            revision: Revision of a name on the hub.
             start: Encoders that a size takes over: a ViT's, a DeiT's or a BLIP's, and a BERT's or a
                 BLIP's. Its numbers give way to theirs.
             shape: Numbers that a size has in the place of its own.
-            label_smoothing: Of the LM loss.
+            label_smoothing: Label smoothing of the LM loss.
 
         Raises:
             ValueError: A size without a tokenizer, a folder that is not BLIP's, or `start` or
@@ -225,7 +226,7 @@ class MED(Objective):
         return med
 
     def take_head(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over the weights of BERT's head of masked language modelling; MED has no such."""
+        """Take over the weights of BERT's masked language modelling head; MED has no such head."""
 
     def parts(self) -> dict[str, nn.Module]:
         """The image encoder."""
@@ -250,7 +251,7 @@ class MED(Objective):
         self.prompt_tokens = len(self.tokenizer(prompt)["input_ids"]) - 1 if prompt.strip() else 0
 
     def _freeze_unfused(self) -> None:
-        """Train nothing that the text layers without a look at images do not use."""
+        """Freeze what the text layers that do not see the image do not use."""
         assert self.matcher is not None
         self.enc = self.tokenizer.cls_token_id
         layers: Any = self.matcher.text_encoder.encoder.layer
@@ -395,7 +396,7 @@ class MED(Objective):
     def _contrast_and_match(
         self, batch: Batch, images: Tensor, slow: Tensor, step: Step
     ) -> tuple[dict[str, Tensor], Memory]:
-        """The losses `itc` and `itm`, and the images as the text layers look at them."""
+        """The losses `itc` and `itm`, and the keys and values of the images."""
         assert self.matcher is not None
         losses: dict[str, Tensor] = {}
         ids = gather(batch.image_ids)
@@ -493,7 +494,7 @@ class MED(Objective):
 
         Args:
             near_misses: int64 (n, k, L); padding alone stands for none.
-            memory: The n images.
+            memory: Keys and values of the n images.
             true: (n, 2) logits of the texts with their images.
         """
         n, k, _ = near_misses.shape
@@ -533,7 +534,7 @@ class MED(Objective):
 
         Args:
             folder: Replaced where it stands.
-            dtype: Of the stored weights; by default those of the model.
+            dtype: Data type of the stored weights; that of the model by default.
         """
         folder = Path(folder)
         partial = folder.with_name(folder.name + ".partial")

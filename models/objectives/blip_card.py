@@ -1,4 +1,4 @@
-"""What the card of a BLIP says about texts: how stock transformers reads what training read."""
+"""The section of a BLIP's model card on texts: how stock transformers reads them as in training."""
 
 from __future__ import annotations
 

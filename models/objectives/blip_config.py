@@ -50,13 +50,13 @@ class BlipConfig(ObjectiveConfig):
     """Settings of every BLIP objective; the defaults are those of fine-tuning.
 
     Attributes:
-        prompt: Put before every caption. The language modelling loss leaves it out.
+        prompt: Text before every caption. The language modelling loss leaves it out.
         mask_patches: The share of an image's patches that is hidden from the image encoder in
             training (FLIP, arXiv 2212.00794: 0.5), below 1.
         drop_path: The chance that the last layer of the image encoder is skipped for an image,
             falling evenly to 0 at the first layer (stochastic depth, arXiv 1603.09382). Unset is
             that of BLIP's code: 0.1 for a ViT-L and 0 for others.
-        gradient_checkpointing: Compute the layers again in the backward pass, to save memory.
+        gradient_checkpointing: Compute layers again in the backward pass, to save memory.
     """
 
     paper = "BLIP (arXiv 2201.12086)"
@@ -68,7 +68,7 @@ class BlipConfig(ObjectiveConfig):
     """The models that are trained."""
 
     floor: ClassVar[float] = 0.0
-    """Added to the chance of each wrong partner of matching."""
+    """Added to the probability of each negative of matching."""
 
     image_size: int = 384
     epochs: int = 6
@@ -126,11 +126,11 @@ class MatcherConfig(BlipConfig):
     """Settings of the objectives that train a matcher, by contrast (ITC) and matching (ITM).
 
     Attributes:
-        queue_size: Pairs in the queue of contrast; a multiple of `batch_size`.
-        momentum: How much of the momentum encoders each step keeps.
-        alpha: Weight of the momentum encoders' answers in the targets of contrast.
+        queue_size: Number of pairs in the queue of contrast; a multiple of `batch_size`.
+        momentum: Share of the momentum encoders' weights that each step keeps.
+        alpha: Weight of the momentum encoders' predictions in the targets of contrast.
         alpha_epochs: Epochs in which `alpha` rises from 0.
-        negatives: Where the wrong partners of matching come from: all pairs of the batch
+        negatives: Where the negatives of matching come from: all pairs of the batch
             (`global`) or those of the same stream (`local`). They are drawn by similarity; BLIP's
             pre-training adds 1e-4 to each chance, its fine-tuning and ALBEF nothing.
     """
@@ -162,7 +162,7 @@ class PretrainConfig(MatcherConfig):
     Captioner and matcher share the image encoder and all text weights but self-attention.
 
     Attributes:
-        label_smoothing: Of the language modelling loss.
+        label_smoothing: Label smoothing of the language modelling loss.
     """
 
     name = "pretrain"
@@ -205,7 +205,7 @@ class CaptionerConfig(BlipConfig):
     """Fine-tuning of a captioner: language modelling (LM) of the captions behind the prompt.
 
     Attributes:
-        label_smoothing: Of the language modelling loss.
+        label_smoothing: Label smoothing of the language modelling loss.
     """
 
     name = "captioner"
@@ -272,7 +272,7 @@ class NearMissConfig(MatcherConfig):
 class FilterConfig(NearMissConfig):
     """Fine-tuning of a filter: contrast and matching (ITC + ITM).
 
-    In contrast, all texts of an image are its right partners, with equal weights.
+    In contrast, all texts of an image are positives, with equal weights.
     """
 
     name = "filter"
@@ -289,10 +289,10 @@ class FilterConfig(NearMissConfig):
 class JointConfig(NearMissConfig):
     """Fine-tuning of captioner and filter as one model (ITC + ITM + LM; Table 4).
 
-    They share what pre-training shares.
+    They share the weights that pre-training shares.
 
     Attributes:
-        label_smoothing: Of the language modelling loss.
+        label_smoothing: Label smoothing of the language modelling loss.
     """
 
     name = "joint"

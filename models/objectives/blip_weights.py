@@ -32,12 +32,12 @@ _CLASSES: dict[Part, Any] = {
 
 
 class BlipWeights(NamedTuple):
-    """What a `MED` is built of.
+    """The models and the tokenizer that a `MED` is built of.
 
     Attributes:
         parts: The captioner, the matcher or both.
         tokenizer: BERT's, with [DEC] and [ENC].
-        temperature: Of the contrastive loss.
+        temperature: Temperature of the contrastive loss.
         masked_head: BERT's head of masked language modelling; empty without one.
     """
 

@@ -1,4 +1,4 @@
-"""CLIP (Radford et al., arXiv 2103.00020) as a training: symmetric InfoNCE on stock `CLIPModel`."""
+"""CLIP (Radford et al., arXiv 2103.00020): symmetric InfoNCE on stock `CLIPModel`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def info_nce(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
         scale: The inverse of the temperature.
 
     Returns:
-        The mean over images and texts of the cross-entropy with the own partner.
+        The mean over images and texts of the cross-entropy with their true partner.
     """
     own = torch.arange(len(images), device=images.device) + rank() * len(images)
     all_images, all_texts = gather_with_gradient(images), gather_with_gradient(texts)
@@ -59,7 +59,7 @@ class Contrastive(Objective):
     Attributes:
         mask_patches: The share of an image's patches that is hidden in training (FLIP, arXiv
             2212.00794).
-        features: Those of a frozen image encoder, if they are the same in every step.
+        features: Cache of a frozen image encoder's features, if they are the same in every step.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -73,7 +73,7 @@ class Contrastive(Objective):
 
     @property
     def recompute(self) -> bool:
-        """Whether layers are computed again in the backward pass, to keep less."""
+        """Whether the backward pass computes layers again, to save memory."""
         return self._recomputes
 
     @recompute.setter
@@ -86,7 +86,7 @@ class Contrastive(Objective):
 
     @property
     def temperature(self) -> Tensor:
-        """What cosines are divided by."""
+        """Temperature: the divisor of the cosines."""
         return torch.exp(-self.model.logit_scale.detach())
 
     @classmethod
@@ -163,7 +163,7 @@ class Contrastive(Objective):
         return F.normalize(seen.float(), dim=-1)
 
     def embed_texts(self, tokens: Tensor) -> Tensor:
-        """Unit embeddings (n, d); the reading is causal, so padding behind the end is not seen."""
+        """Unit embeddings (n, d); attention is causal, so padding behind the end is not seen."""
         read = self.model.get_text_features(input_ids=tokens).pooler_output
         return F.normalize(read.float(), dim=-1)
 

@@ -42,10 +42,10 @@ class Shape:
     """A CoCa by its numbers; image and text have the same width, as in the paper.
 
     Attributes:
-        width: Of all tokens and embeddings.
-        heads: Of every attention.
-        vision_layers: Of the image encoder.
-        text_layers: Of each half of the decoder.
+        width: Width of all tokens and embeddings.
+        heads: Heads of every attention.
+        vision_layers: Layers of the image encoder.
+        text_layers: Layers of each half of the decoder.
         image_size: Side of the square input, in pixels.
         patch: Side of a patch, in pixels.
         queries: Image tokens that the decoder looks at.
@@ -109,7 +109,7 @@ class Vision(nn.Module):
 
 
 class Text(nn.Module):
-    """The lower half of the decoder: causal, without a look at the image."""
+    """The lower half of the decoder: causal, without cross-attention."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Text(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The upper half of the decoder: causal, each layer with a look at the image."""
+    """The upper half of the decoder: causal, each layer with cross-attention to the image."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -178,8 +178,8 @@ class Coca(Objective):
         tokenizer: Begins and ends each text with a token, such as BERT's.
 
     Attributes:
-        contrastive_weight: Of the contrastive loss, 1 in the paper.
-        caption_weight: Of the captioning loss, 2 in the paper.
+        contrastive_weight: Weight of the contrastive loss, 1 in the paper.
+        caption_weight: Weight of the captioning loss, 2 in the paper.
     """
 
     architecture = "CoCa"
@@ -215,7 +215,7 @@ class Coca(Objective):
         Args:
             model: A name in `BLIP_SIZES` (random weights from torch's generator), a folder, or a
                 name on the Hugging Face hub.
-            revision: Of a hub name.
+            revision: Revision of a name on the hub.
             tokenizer: A folder or name; required for a size.
             image_size: Side in pixels.
             patch: Side of a patch, for a size.

@@ -27,10 +27,10 @@ class CocaConfig(ObjectiveConfig):
     mask by one (set `model.text.correct_cls_mask = True` there).
 
     Attributes:
-        contrastive_weight: Of the contrastive loss; 0 for fine-tuning on captions.
-        caption_weight: Of the captioning loss.
-        queries: Image tokens that the captioning pooler makes, which the decoder looks at. The
-            contrastive pooler makes one more out of them.
+        contrastive_weight: Weight of the contrastive loss; 0 for fine-tuning on captions.
+        caption_weight: Weight of the captioning loss.
+        queries: Number of image tokens that the captioning pooler makes for the decoder. The
+            contrastive pooler makes one embedding out of them.
         patch_size: Side of a patch, in pixels.
     """
 

@@ -34,7 +34,7 @@ Schedule = Literal["cosine", "exponential", "linear", "constant"]
 
 
 class Saved(NamedTuple):
-    """What loads a folder that a training writes.
+    """The classes that load a folder that a training writes.
 
     Attributes:
         architecture: The class that config.json names, such as `CLIPModel`.
@@ -48,16 +48,16 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(ABC):
-    """What is trained, and how.
+    """Settings of a training.
 
     A subclass is one objective. It sets the class attributes below, gives the fields the values
     of its paper as defaults, and adds the fields that it alone has. `capfilt train` builds the
     model with `build`.
 
     Attributes:
-        model: What the training starts from: a size (tiny, small, base, large; random weights), a
-            model that `train` has made, or a released model of the objective's architecture,
-            local or on the hub.
+        model: Model that the training starts from: a size (tiny, small, base, large; random
+            weights), a model that `train` has made, or a released model of the objective's
+            architecture, local or on the hub.
         tokenizer: A tokenizer's folder or name on the hub, needed where `model` is a size: BERT's
             for BLIP and ALBEF, CLIP's or BERT's for CLIP.
         start: The weights that parts of a new model start from, in the place of random ones:
@@ -75,15 +75,15 @@ class ObjectiveConfig(ABC):
         min_lr: The learning rate at the end (cosine, linear), or its lower bound (exponential).
         warmup_steps: Steps in which the learning rate rises evenly from `warmup_lr` to `lr`.
         warmup_lr: The learning rate of the first of these steps.
-        schedule: What follows the warm-up. `cosine` falls with every step, where BLIP's code and
-            ALBEF's fall once an epoch; `exponential` is multiplied by `decay_rate` every epoch;
+        schedule: Learning rate after the warm-up. `cosine` falls with every step, where BLIP's code
+            and ALBEF's fall once an epoch; `exponential` is multiplied by `decay_rate` every epoch;
             `linear` falls evenly; `constant` stays.
         decay_rate: The factor of the exponential schedule; 0.9 in BLIP's config, 0.85 in its paper.
         weight_decay: AdamW's weight decay, on matrices only; biases, norms and temperature have
             none.
         beta2: AdamW's second decay rate.
         eps: AdamW's epsilon, added to the root of the second moment.
-        max_text_tokens: Longer texts are cut to so many tokens.
+        max_text_tokens: Maximum number of tokens of a text; longer texts are cut.
         augment: How images are varied: `paper` is a random crop, a mirror image and RandAugment,
             as in BLIP's code; `crop` is the random crop alone; `none` is the whole image.
         crop_scale: The least share of an image's area that a random crop keeps.
@@ -96,7 +96,7 @@ class ObjectiveConfig(ABC):
     """The word in a manifest."""
 
     version: ClassVar[int] = 1
-    """Raised when the same settings give another model: trainings are then done again."""
+    """Raised when the same settings give another model; trainings are then repeated."""
 
     paper: ClassVar[str]
     """The paper, for the documentation: `BLIP (arXiv 2201.12086)`."""
@@ -120,7 +120,7 @@ class ObjectiveConfig(ABC):
     """The `pipeline_tag` of the model card, one of Hugging Face's task names."""
 
     round_role: ClassVar[Literal["base", "tuned"] | None] = None
-    """Its part in bootstrap rounds.
+    """The role of the objective in bootstrap rounds.
 
     In every round after the first, the trainings that are `tuned` start from the model that the
     `base` objective trained on the export of the round before.
@@ -133,7 +133,7 @@ class ObjectiveConfig(ABC):
     """Defaults that differ for a value of another field: `{"loss": {"sigmoid": {"lr": 1e-3}}}`."""
 
     may_save: ClassVar[tuple[Saved, ...]] = ()
-    """What some settings write in the place of `saves`; see `written`."""
+    """Folders that some settings write instead of those of `saves`; see `written`."""
 
     former: ClassVar[Mapping[str, Any]] = {}
     """Settings without effect on this objective that fingerprints contain, with their defaults.
@@ -142,13 +142,13 @@ class ObjectiveConfig(ABC):
     """
 
     starts: ClassVar[tuple[str, ...]] = ()
-    """The parts of `start` that it takes."""
+    """The parts of `start` that the objective takes."""
 
     is_shaped: ClassVar[bool] = False
-    """Whether it takes `shape`."""
+    """Whether the objective takes `shape`."""
 
     freezes: ClassVar[tuple[str, ...]] = ()
-    """The parts that it lets `freeze` name; the keys of `Objective.parts`."""
+    """The parts that `freeze` may name; the keys of `Objective.parts`."""
 
     is_divisible: ClassVar[bool] = False
     """Whether its weights can be divided among workers; `Objective.layers` says how."""

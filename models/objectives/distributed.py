@@ -1,4 +1,4 @@
-"""The ranks of a distributed training: what each holds, brought together."""
+"""Gathers tensors of the ranks of a distributed training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["balance", "gather", "gather_texts", "gather_with_gradient", "num_ran
 
 
 def rank() -> int:
-    """The number of this rank; 0 where there is one."""
+    """The number of this rank; 0 if there is only one."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 

@@ -16,12 +16,12 @@ CACHE_BYTES = 1 << 30
 class Features:
     """Features by image, for a frozen encoder and images that are not augmented.
 
-    A batch with an image that is not known is encoded whole: what is kept of an image then does
-    not depend on how many of the others are known, and a training that resumes, which knows none,
+    A batch with an image that is not in the cache is encoded whole. The features of an image then
+    do not depend on which others are in the cache, and a training that resumes with an empty cache
     computes the same.
 
     Args:
-        room: Bytes that are kept.
+        room: Maximum size of the cache in bytes.
     """
 
     def __init__(self, room: int = CACHE_BYTES) -> None:
@@ -32,7 +32,7 @@ class Features:
         """Features (n, ...) of images.
 
         Args:
-            ids: int64 (n,), equal where the image is the same.
+            ids: int64 (n,), equal for equal images.
             pixels: (n, 3, S, S), normalised.
             encode: Computes the features of all n images.
         """

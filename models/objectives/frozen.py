@@ -34,7 +34,7 @@ def only_part(model: str, field: str, revision: str | None = None) -> tuple[str,
     """The first part of a model that holds weights, and its config.json.
 
     Raises:
-        ValueError: It has none.
+        ValueError: No part holds weights.
     """
     folder = next(iter(parts_of(model)), model)
     path = cached_file(
@@ -51,10 +51,10 @@ def load_image_encoder(model: str, field: str = "vision") -> Encoder:
 
     Args:
         model: A folder, one with `captioner/` and `matcher/` in it, or a name on the hub.
-        field: That names it, for the message.
+        field: The field of the manifest that names it, for the message.
 
     Raises:
-        ValueError: It is another model.
+        ValueError: The model is neither.
     """
     folder, config = only_part(model, field)
     kind = config.get("model_type")
@@ -70,5 +70,5 @@ def load_image_encoder(model: str, field: str = "vision") -> Encoder:
 
 
 def freeze(module: nn.Module) -> None:
-    """Train nothing of a module, and keep it without dropout."""
+    """Freeze all parameters of a module and put it in evaluation mode."""
     module.requires_grad_(False).eval()

@@ -62,7 +62,7 @@ class Generate(ImagePrefix):
 
     Args:
         model: The stock model.
-        tokenizer: Of its language model.
+        tokenizer: Tokenizer of its language model.
         trains_qformer: Whether the Q-Former is trained, or the projection alone.
     """
 
@@ -93,7 +93,7 @@ class Generate(ImagePrefix):
             model: A `Blip2ForImageTextRetrieval` or a `Blip2ForConditionalGeneration`, a folder or
                 a name on the Hugging Face hub.
             language: A causal language model; required for a model of the first stage.
-            tokenizer: Of the language model; its own by default.
+            tokenizer: Tokenizer of the language model; its own by default.
             image_size: Side in pixels, that of the image encoder.
             trains_qformer: Whether the Q-Former is trained, or the projection alone.
 

@@ -18,18 +18,18 @@ __all__ = ["GenerateConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(ObjectiveConfig):
-    """BLIP-2's second stage: a Q-Former learns to speak to a frozen language model.
+    """BLIP-2's second stage: a Q-Former is trained as the input of a frozen language model.
 
     Image encoder and language model are frozen; the Q-Former, without its text branch, and a
     projection of its queries are trained by language modelling of the captions. The language
     model is a decoder (the paper also has encoder-decoders).
 
     Attributes:
-        model: What the training starts from: a model that `qformer` has trained, a released
-            `Blip2ForImageTextRetrieval`, or what `generate` itself has trained.
+        model: Model that the training starts from: a model that `qformer` has trained, a released
+            `Blip2ForImageTextRetrieval`, or a model that `generate` has trained.
         language: The language model, a folder or on the hub; its tokenizer is used. Needed unless
             `model` has one already.
-        prompt: Stands between the image and each caption; the loss leaves it out. BLIP-2 has
+        prompt: Text between the image and each caption; the loss leaves it out. BLIP-2 has
             `a photo of` in fine-tuning on COCO and none in pre-training.
     """
 

@@ -1,4 +1,4 @@
-"""Language modelling of a text behind an image: what BLIP-2's second stage and LLaVA's first share.
+"""Language modelling of a text behind an image, for BLIP-2's second stage and LLaVA's first.
 
 Shapes: n images, N image tokens, L tokens of a sequence, D width of the language model.
 """
@@ -24,7 +24,7 @@ __all__ = ["ImagePrefix", "end_of", "layers_of", "placeholder"]
 
 
 def placeholder(tokenizer: Any) -> int:
-    """The token in whose place the features of an image are read."""
+    """The token that is replaced by the features of an image."""
     found: int = tokenizer.convert_tokens_to_ids(IMAGE)
     return found
 
@@ -58,13 +58,13 @@ class ImagePrefix(Objective):
 
     Args:
         model: A stock model of images and texts.
-        tokenizer: Of its language model, made by `language_tokenizer`.
-        image_tokens: How many tokens stand for an image, N.
-        preprocess: Makes the images that it sees.
+        tokenizer: Tokenizer of its language model, made by `language_tokenizer`.
+        image_tokens: Number of tokens that stand for an image, N.
+        preprocess: Preprocessing of the images.
 
     Attributes:
-        prompt: Stands between the image and each caption; the loss leaves it out.
-        frozen: Modules that are not trained, and run as in evaluation.
+        prompt: Text between the image and each caption; the loss leaves it out.
+        frozen: Modules that are not trained and stay in evaluation mode.
     """
 
     image_first = True
@@ -101,7 +101,7 @@ class ImagePrefix(Objective):
         """Features (n, N, D) of normalised images."""
 
     def freeze(self, *modules: nn.Module) -> None:
-        """Train nothing of some modules; they run as in evaluation."""
+        """Freeze some modules and put them in evaluation mode."""
         for module in modules:
             module.requires_grad_(False).eval()
         self.frozen = (*self.frozen, *modules)
@@ -117,7 +117,7 @@ class ImagePrefix(Objective):
         return layers_of(self.language)
 
     def train(self, mode: bool = True) -> Self:
-        """Train; frozen modules run as in evaluation."""
+        """Set the mode; frozen modules stay in evaluation mode."""
         super().train(mode)
         for module in self.frozen:
             module.eval()
@@ -162,7 +162,7 @@ class ImagePrefix(Objective):
         return labels[:, 1:]
 
     def read(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """Hidden states (n, L, D) of sequences, images in the places that stand for them."""
+        """Hidden states (n, L, D) of sequences; image features replace the image tokens."""
         words = self.language.get_input_embeddings()(tokens)
         is_image = (tokens == self.image)[:, :, None].expand_as(words)
         words = words.masked_scatter(is_image, features.to(words.dtype))
@@ -193,7 +193,7 @@ class ImagePrefix(Objective):
         )
 
     def end_generation(self) -> None:
-        """Let `generate` of the stock model end where captions ended in training."""
+        """Make `generate` of the stock model stop at the token that ended captions in training."""
         generation = self.model.generation_config
         generation.eos_token_id = self.end
         generation.pad_token_id = self.pad

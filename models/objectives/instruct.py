@@ -29,11 +29,11 @@ PLACE = "{instruction}"
 
 
 class Around(NamedTuple):
-    """What stands around an instruction.
+    """The text around an instruction.
 
     Attributes:
-        before: Before the image.
-        behind: Behind the image, with `{instruction}` in its place, up to the answer.
+        before: Text before the image.
+        behind: Text behind the image, up to the answer, with `{instruction}` for the instruction.
     """
 
     before: str
@@ -41,31 +41,31 @@ class Around(NamedTuple):
 
 
 class _Instruct(ImagePrefix):
-    """What both stages share: the form of a turn, and a loss of answers alone.
+    """Training on turns of instruction and answer; the loss is that of the answers alone.
 
     Tokens that the loss leaves out are kept as their complement, `~token`, which is negative.
     """
 
     @abstractmethod
     def turn(self) -> Around:
-        """What stands around an instruction."""
+        """The text around an instruction."""
 
     @abstractmethod
     def later_turn(self) -> str:
-        """A turn behind the first, with `{instruction}` in its place, up to the answer."""
+        """The text of a later turn, up to the answer, with `{instruction}` for the instruction."""
 
     def prepare(self, caption: str) -> str:
         """A conversation as it is, or the caption with single spaces."""
         return caption if turns_of(caption) else super().prepare(caption)
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
-        """int64 (n, L): conversations, padded; `max_tokens` count from the first answer on."""
+        """int64 (n, L): conversations, padded; `max_tokens` counts from the first answer on."""
         rows = [self._row(text, max_tokens) for text in texts]
         length = max(map(len, rows))
         return torch.tensor([row + [~self.pad] * (length - len(row)) for row in rows])
 
     def _row(self, text: str, max_tokens: int) -> list[int]:
-        """The tokens of a conversation, those that the loss leaves out as their complement."""
+        """The tokens of a conversation; those that the loss leaves out are complemented."""
         turns = turns_of(text) or [Turn(BRIEF[hash_of(text) % len(BRIEF)], text)]
         first, *later = (Turn(_spoken(turn.question), _spoken(turn.answer)) for turn in turns)
         said = self._answer(first.answer, max_tokens)
@@ -93,7 +93,7 @@ class _Instruct(ImagePrefix):
         return tokens.masked_fill(tokens < 0, IGNORED)[:, 1:]
 
     def read(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """See `ImagePrefix.read`; tokens may be kept as their complement."""
+        """See `ImagePrefix.read`; tokens may be complemented."""
         return super().read(features, torch.where(tokens < 0, ~tokens, tokens))
 
     def usage(self, max_text_tokens: int) -> str:
@@ -108,7 +108,7 @@ class _Instruct(ImagePrefix):
 
 
 def _spoken(text: str) -> str:
-    """A text of a turn, without the place of the image, which the first turn has already."""
+    """A text of a later turn, without `<image>`, which the first turn has already."""
     return " ".join(text.replace(f"{IMAGE}\n", "").replace(IMAGE, "").split())
 
 
@@ -123,10 +123,10 @@ class InstructLlava(_Instruct, Project):
 
     Args:
         model: The stock model.
-        tokenizer: Of its language model.
+        tokenizer: Tokenizer of its language model.
 
     Attributes:
-        system: Stands before the first turn.
+        system: Text before the first turn.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:

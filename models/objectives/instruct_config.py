@@ -26,16 +26,17 @@ SYSTEM = (
 class InstructConfig(ObjectiveConfig):
     """LLaVA's second stage: projection and language model learn to answer.
 
-    It learns from conversations in LLaVA's JSON, of any number of turns. Any other pair is one of
-    one turn: one of LLaVA's instructions for a brief description, chosen by the caption, and the
-    caption as the answer. The loss is that of the answers and their ends. The image encoder stays
-    frozen. The defaults are those of LLaVA, or of the recipe.
+    The data are conversations in LLaVA's JSON, of any number of turns. Any other pair becomes a
+    conversation of one turn: one of LLaVA's instructions for a brief description, chosen by a hash
+    of the caption, and the caption as the answer. The loss is that of the answers and their ends.
+    The image encoder stays frozen. The defaults are those of LLaVA, or of the recipe.
 
     Attributes:
         recipe: `llava` and `llava-1.5` train the projection and the language model. `minigpt4`
             trains the projection alone, and has its own form of a turn.
-        model: What `project` has trained with the same recipe, or `instruct` itself; a folder.
-        system: Stands before the first turn (`llava`, `llava-1.5`).
+        model: A model that `project` has trained with the same recipe, or that `instruct` has; a
+            folder.
+        system: Text before the first turn (`llava`, `llava-1.5`).
     """
 
     name = "instruct"

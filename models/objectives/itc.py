@@ -23,7 +23,7 @@ NOT_WRITTEN = -100
 def contrast_targets(
     ids: Tensor, all_ids: Tensor, momentum_similarity: Tensor, alpha: float
 ) -> Tensor:
-    """The soft targets of ITC: the momentum model's belief mixed with the truth.
+    """The soft targets of ITC: the momentum model's predictions mixed with the truth.
 
     The truth is spread evenly over all candidates of the same image, as BLIP does in retrieval
     fine-tuning; where every image is met once it is one-hot, as in BLIP's pre-training.
@@ -56,7 +56,7 @@ def hard_negatives(
     *,
     streams: int = 0,
 ) -> Tensor:
-    """One wrong partner for each row, drawn in proportion to softmax(similarity) + floor.
+    """Draw a negative for each row, in proportion to softmax(similarity) + floor.
 
     Nothing is added in BLIP's fine-tuning for retrieval (arXiv 2201.12086) and in ALBEF (arXiv
     2107.07651). BLIP's pre-training adds 1e-4 to every candidate; at low temperatures that draws
@@ -66,10 +66,10 @@ def hard_negatives(
         similarity: (n, m) similarities over temperature with the candidates.
         ids: (n,) image ids of the rows.
         all_ids: (m,) image ids of the candidates; one with the row's image is never drawn.
-        chances: float32 (n,) in [0, 1), what decides the draw of each row.
+        chances: float32 (n,) in [0, 1), a random number that decides the draw of each row.
         floor: Added to each candidate's softmax over all of them, the row's own included.
-        streams: Number of streams that the batch is of, if partners are drawn from the row's own
-            stream alone; the candidates are then the rows. 0 draws from all candidates.
+        streams: Number of streams of the batch, if negatives are drawn from the row's own stream
+            alone; the candidates are then the rows. 0 draws from all candidates.
 
     Returns:
         int64 (n,), -1 where every candidate has the row's image, or no similarity is a number.
@@ -88,7 +88,7 @@ def hard_negatives(
     if floor:
         weights = (scores.softmax(dim=1) + floor).masked_fill(own, 0.0).nan_to_num(0.0)
     else:
-        # Without the row's own first: beside it the others underflow at low temperatures.
+        # The row's own is masked before the softmax: beside it the others underflow.
         weights = scores.masked_fill(own, -torch.inf).softmax(dim=1).nan_to_num(0.0)
     mass = weights.cumsum(dim=1)
     whole = mass[:, -1:].contiguous()
@@ -105,7 +105,7 @@ class Momentum(nn.Module):
     Args:
         matcher: The model that it follows.
         size: Pairs in the queue.
-        decay: How much of a weight a step keeps.
+        decay: Share of a weight that a step keeps.
         mlm: A head of masked language modelling that it follows, too. Its text encoder then looks
             at images.
     """

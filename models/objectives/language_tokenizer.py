@@ -11,14 +11,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 __all__ = ["IMAGE", "language_tokenizer"]
 
 IMAGE = "<image>"
-"""The token in whose place the features of an image are read."""
+"""The token that is replaced by the features of an image."""
 
 
 def language_tokenizer(name: str, revision: str | None = None) -> Any:
     """Load a tokenizer for a language model.
 
-    One that begins and ends each text with a token, as BERT's does, becomes one that only begins
-    it: [CLS] begins a text and [SEP] ends a generated one. `<image>` is added where it is missing.
+    A tokenizer that begins and ends each text with a token, such as BERT's, is changed to only
+    begin it: [CLS] begins a text, and [SEP] ends a generated one. `<image>` is added where it is
+    missing.
 
     Raises:
         ValueError: The tokenizer begins no text with a token, or knows no end.

@@ -1,4 +1,4 @@
-"""What a training hides: tokens (BERT, ALBEF), patches (FLIP) and layers (stochastic depth)."""
+"""Masks of a training: tokens (BERT, ALBEF), patches (FLIP) and layers (stochastic depth)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ASPECT = 0.3
 """The least height of a block over its width, and the least width over its height, in BEiT."""
 
 MASKED = 0.15
-"""BERT's share of the tokens that are to be guessed."""
+"""Share of the tokens that BERT predicts."""
 
 
 def kept_patches(chances: Tensor, masked: float) -> Tensor:
@@ -59,9 +59,9 @@ def hidden_blocks(chances: Tensor, side: int, share: float) -> Tensor:
     the wanted number is hidden; of the last block some patches stay.
 
     Args:
-        chances: (n,) in [0, 1), what decides the blocks of each image.
+        chances: (n,) in [0, 1), a random number that decides the blocks of each image.
         side: Patches in a row.
-        share: Of the patches that are hidden, below 1.
+        share: Share of the patches that is hidden, below 1.
 
     Returns:
         bool (n, side * side), the same number true in each row.
@@ -113,19 +113,20 @@ def mask_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Hide tokens as BERT does (arXiv 1810.04805) and ALBEF after it (arXiv 2107.07651).
 
-    Each token has a chance of 15 % of being asked for: 80 % of these are read as [MASK], 10 % as a
+    Each token is predicted with a probability of 15 %: 80 % of these are read as [MASK], 10 % as a
     token drawn at random, 10 % as they are.
 
     Args:
         tokens: int64 (n, L).
-        chances: (n, L, 3) in [0, 1): whether a token is asked for, how it is hidden, by which.
-        special: Tokens that are never asked for: ALBEF names padding and [CLS].
+        chances: (n, L, 3) in [0, 1): whether a token is predicted, how it is hidden, by which
+            token.
+        special: Tokens that are never predicted: ALBEF names padding and [CLS].
         mask: The id of [MASK].
         vocabulary: The number of tokens to draw from.
-        share: The chance of a token to be asked for.
+        share: The probability that a token is predicted.
 
     Returns:
-        The tokens to read, and the labels: the token where it is asked for, IGNORED elsewhere.
+        The tokens to read, and the labels: the token where it is predicted, IGNORED elsewhere.
     """
     whether, how, which = chances.unbind(dim=2)
     asked = (whether < share) & ~torch.isin(tokens, torch.tensor(special, device=tokens.device))
@@ -135,7 +136,7 @@ def mask_tokens(
 
 
 def whole_words(chances: Tensor, continues: Tensor) -> Tensor:
-    """The chances of `mask_tokens` with one chance for all tokens of a word to be asked for.
+    """The `chances` of `mask_tokens`, so that all tokens of a word are predicted, or none.
 
     Args:
         chances: (n, L, 3) in [0, 1).
@@ -151,14 +152,14 @@ def distilled(logits: Tensor, labels: Tensor, momentum_logits: Tensor, alpha: fl
     """Masked language modelling with momentum distillation (ALBEF, arXiv 2107.07651).
 
     Args:
-        logits: (m, V) at the tokens asked for.
+        logits: (m, V) at the tokens to predict.
         labels: int64 (m,).
         momentum_logits: (m, V) of the momentum model, a constant.
         alpha: Weight of the momentum model, 0 to 1.
 
     Returns:
         The mean of (1 - alpha) * cross-entropy with the label + alpha * cross-entropy with the
-        momentum model's probabilities; 0 where no token is asked for.
+        momentum model's probabilities; 0 if there is no token to predict.
     """
     log = F.log_softmax(logits.float(), dim=1)
     truth = F.nll_loss(log, labels, reduction="sum")
@@ -176,7 +177,7 @@ class MaskedHead(nn.Module):
     """BERT's head of masked language modelling; its output weights are the word embeddings.
 
     Args:
-        width: Of the text encoder.
+        width: Width of the text encoder.
         vocabulary: Number of tokens.
         spread: Standard deviation of new weights.
     """

@@ -45,9 +45,9 @@ def write_folder(
 
     Args:
         folder: Created if necessary.
-        architecture: Of the model.
-        settings: JSON-able, what the model is built from.
-        state: Its weights; buffers that it makes by itself need not be there.
+        architecture: Name of the architecture, for config.json.
+        settings: The settings that the model is built from, as JSON values.
+        state: The weights; buffers that the model makes by itself may be left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     whole = {"architectures": [architecture], **settings}
@@ -66,8 +66,8 @@ def read_folder(
 
     Args:
         model: A folder, or a name on the Hugging Face hub.
-        architecture: That it must have, or those of which it must have one.
-        revision: Of a hub name.
+        architecture: The architecture that the folder must have, or several that it may have.
+        revision: Revision of a name on the hub.
 
     Raises:
         OSError: There is no such folder or model.
@@ -110,9 +110,9 @@ def load_model(
         shape_of: Builds the shape from the settings in config.json.
         name: A folder, or a name on the Hugging Face hub.
         architecture: See `read_folder`.
-        revision: Of a hub name.
+        revision: Revision of a name on the hub.
         tokenizer: Another tokenizer than the folder's: a folder or name.
-        image_size: The side that is asked for; None takes that of the folder.
+        image_size: Side of the images in pixels; None takes that of the folder.
 
     Raises:
         OSError: There is no such folder or model.
@@ -133,7 +133,7 @@ def load_model(
 
 
 def side_of(size: Size, image_size: int | None, patch: int) -> int:
-    """The side of the images in pixels: the one that is asked for, or that of a size.
+    """Return the side of the images in pixels: the given one, or that of the size.
 
     Raises:
         ValueError: Patches of the side `patch` do not fill it.

@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
     """The norm and the network of an expert.
 
     Args:
-        width: Of the tokens.
+        width: Width of the tokens.
         is_sub_normed: Whether a second norm stands before the last layer (Magneto, arXiv
             2210.06423).
     """
@@ -53,7 +53,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to tokens (n, L, D)."""
+        """Compute what is added to tokens (n, L, D)."""
         out: Tensor = self.fc2(self.sub_norm(nn.functional.gelu(self.fc1(self.norm(x)))))
         return out
 
@@ -62,8 +62,8 @@ class Layer(nn.Module):
     """Shared attention and the experts behind it.
 
     Args:
-        width: Of the tokens.
-        heads: Of the attention.
+        width: Width of the tokens.
+        heads: Heads of the attention.
         has_both: Whether there is an expert of both modalities together.
         scale: The first value of what both additions are multiplied by; None for no factor.
         is_sub_normed: Whether norms stand before the last layers, too.
@@ -123,7 +123,7 @@ class Multiway(nn.Module):
     """Embeddings and layers of a multiway transformer.
 
     Args:
-        width, layers, heads: Of the transformer.
+        width, layers, heads: Numbers of the transformer.
         vocabulary: Number of tokens.
         positions: The longest text, in tokens.
         image_size: Side of the square input, in pixels.

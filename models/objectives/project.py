@@ -41,7 +41,7 @@ class Project(ImagePrefix):
 
     Args:
         model: The stock model.
-        tokenizer: Of its language model.
+        tokenizer: Tokenizer of its language model.
     """
 
     image_first = False
@@ -73,9 +73,9 @@ class Project(ImagePrefix):
         Args:
             model: A CLIP or SigLIP, or a LLaVA; a folder or a name on the Hugging Face hub.
             language: A causal language model; required for an image encoder.
-            tokenizer: Of the language model; its own by default.
+            tokenizer: Tokenizer of the language model; its own by default.
             image_size: Side in pixels, that of the image encoder.
-            is_linear: Whether the projection of an image encoder is one layer, or an MLP of two.
+            is_linear: Whether a new projection is one layer; an MLP of two layers otherwise.
 
         Raises:
             ValueError: The settings do not fit the models; the message names the field.

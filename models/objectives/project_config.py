@@ -32,8 +32,8 @@ class ProjectConfig(ObjectiveConfig):
             last layer; `llava-1.5` (arXiv 2310.03744): an MLP of two; both are a
             `LlavaForConditionalGeneration`. `minigpt4` (arXiv 2304.10592): one linear layer behind
             a frozen Q-Former, a `Blip2ForConditionalGeneration`.
-        model: What the training starts from: a CLIP or SigLIP (`llava`, `llava-1.5`), a BLIP-2
-            (`minigpt4`), or what `project` itself has trained.
+        model: Model that the training starts from: a CLIP or SigLIP (`llava`, `llava-1.5`), a
+            BLIP-2 (`minigpt4`), or a model that `project` has trained.
         language: The language model, a folder or on the hub; its tokenizer is used. Needed unless
             `model` has one already.
     """

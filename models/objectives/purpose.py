@@ -1,4 +1,4 @@
-"""What a model is trained to be: words of the settings that its own module knows, too.
+"""Words for what a model is trained for, which both its settings and its own module use.
 
 A manifest is validated with these words, so this module imports no torch.
 """
@@ -13,4 +13,4 @@ Part = Literal["captioner", "matcher"]
 """A part of a BLIP."""
 
 Goal = Literal["pretrain", "retrieval", "captioning"]
-"""What a BEiT-3 is trained for."""
+"""The goal of a BEiT-3's training."""

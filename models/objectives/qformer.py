@@ -93,11 +93,11 @@ class QFormer(Objective):
     Args:
         model: The stock model; its image encoder is frozen but for the last layer norm.
         tokenizer: BERT's, with [DEC].
-        temperature: Of contrast, trained; saved as `itc_temperature` in config.json.
+        temperature: Temperature of contrast, trained; saved as `itc_temperature` in config.json.
 
     Attributes:
-        head: Of language modelling; its output weights are the word embeddings.
-        label_smoothing: Of contrast and language modelling.
+        head: Head of language modelling; its output weights are the word embeddings.
+        label_smoothing: Label smoothing of contrast and language modelling.
     """
 
     def __init__(self, model: Any, tokenizer: Any, temperature: float = 0.07) -> None:
@@ -134,8 +134,8 @@ class QFormer(Objective):
 
         Args:
             model: A name in `BLIP_SIZES`, a folder, or a name on the Hugging Face hub. A released
-                model has no head of language modelling: it starts at random.
-            revision: Of a hub name.
+                model has no head of language modelling; a new one starts at random.
+            revision: Revision of a name on the hub.
             tokenizer: A folder or name; required for a size.
             image_size: Side in pixels, that of the image encoder.
             vision: The model of the image encoder; required for a size.
@@ -192,11 +192,11 @@ class QFormer(Objective):
 
     @property
     def logit_scale(self) -> Tensor:
-        """The logarithm of what cosines are multiplied by."""
+        """Logarithm of the factor on the cosines."""
         return -self.temperature.detach().log()
 
     def train(self, mode: bool = True) -> Self:
-        """Train, the frozen image encoder always as in evaluation."""
+        """Set the mode; the frozen image encoder stays in evaluation mode."""
         super().train(mode)
         self.model.vision_model.eval()
         return self
@@ -233,7 +233,7 @@ class QFormer(Objective):
     def _read(
         self, features: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """Queries, and texts behind them, (n, q + L, D), as they look at patch features."""
+        """Hidden states (n, q + L, D) of queries and the texts behind them, beside the patches."""
         query = self.model.query_tokens.expand(len(features), -1, -1)
         if tokens is not None:
             query = self.model.embeddings(input_ids=tokens, query_embeds=query)

@@ -29,10 +29,10 @@ class QFormerConfig(ObjectiveConfig):
             Needed where `model` is a size.
         bert: The BERT that the Q-Former starts from, `bert-base-uncased` in the paper; random
             weights where it is not set.
-        queries: Image tokens that the Q-Former makes.
+        queries: Number of image tokens that the Q-Former makes.
         skip_layers: Layers at the end of the image encoder that are left out. The encoder of a
             BLIP-2 lacks them already.
-        label_smoothing: Of contrast and language modelling.
+        label_smoothing: Label smoothing of contrast and language modelling.
     """
 
     name = "qformer"

@@ -28,7 +28,7 @@ RELEASED = ("SiglipModel", "Siglip2Model", "MetaClip2Model")
 
 
 def _find_fault(name: str, loaded: Any) -> str | None:
-    """What makes an object unusable as the objective of a name; None for nothing."""
+    """Say why an object cannot be the objective of a name; None if it can."""
     from models.objectives.config import ObjectiveConfig
 
     if not isinstance(loaded, type) or not issubclass(loaded, ObjectiveConfig):
@@ -93,7 +93,7 @@ def reader_of(architecture: str) -> Any:
 
 
 def _saved() -> Iterator[Any]:
-    """What trainings write: ours first, and other packages' only if they are asked for."""
+    """Folders that trainings write: this repository's first, then those of other packages."""
     from models.objectives.config import Saved
 
     for name in OBJECTIVES.ours:

@@ -1,4 +1,4 @@
-"""SigLIP (Zhai et al., arXiv 2303.15343) as a training: a sigmoid for each pair of a batch."""
+"""SigLIP (Zhai et al., arXiv 2303.15343): a sigmoid loss for each pair of a batch."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def sigmoid_contrast(
         images: Unit embeddings (n, d).
         texts: Unit embeddings (n, d), row i of image i.
         image_ids: int64 (n,); another text of the same image is neither right nor wrong.
-        scale: What cosines are multiplied by.
-        bias: What is added to them then.
+        scale: Factor on the cosines.
+        bias: Added to the scaled cosines.
 
     Returns:
         The sum of -log sigmoid(z * logit) over all pairs, z = 1 for the own text and -1 for
@@ -60,7 +60,7 @@ class SigmoidContrast(Contrastive):
 
     Args:
         model: The stock model.
-        tokenizer: Of the texts.
+        tokenizer: Tokenizer of the texts.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:

@@ -43,16 +43,16 @@ class Shape:
     """A SimVLM by its numbers.
 
     Attributes:
-        width: Of all tokens.
-        heads: Of every attention.
-        layers: Of the encoder, and of the decoder.
+        width: Width of all tokens.
+        heads: Heads of every attention.
+        layers: Layers of the encoder, and as many of the decoder.
         stem: Channels of the first convolution; the stages have 4, 8 and 16 times as many.
         conv_blocks: Blocks in each stage.
         image_size: Side of the square input, in pixels.
         positions: The longest text, in tokens.
         vocabulary: Number of tokens.
         spread: Standard deviation of new weights.
-        prompt: What captions go on from.
+        prompt: Text that captions continue.
     """
 
     width: int
@@ -168,12 +168,12 @@ class SimVLM(Objective):
 
         Args:
             model: A name in `BLIP_SIZES`, a folder, or a name on the Hugging Face hub.
-            revision: Of a hub name.
+            revision: Revision of a name on the hub.
             tokenizer: A folder or name; required for a size.
             image_size: Side in pixels.
             conv_blocks: Blocks in each stage of the ResNet, for a size.
             positions: The longest text, for a size.
-            prompt: What captions go on from; that of the folder by default.
+            prompt: Text that captions continue; that of the folder by default.
 
         Raises:
             ValueError: The settings do not fit the model; the message names the field.
@@ -218,12 +218,12 @@ class SimVLM(Objective):
         return tokens
 
     def encode(self, seen: Tensor, prefix: Tensor, is_prefix: Tensor) -> Tensor:
-        """Encode image tokens and the first words of texts; all see each other.
+        """Encode image tokens and the first words of texts, with full attention.
 
         Args:
             seen: (n, P, D).
             prefix: int64 (n, L).
-            is_prefix: bool (n, L); other words are not there.
+            is_prefix: bool (n, L), false for words that are not part of the prefix.
         """
         words = self.words(prefix) + self.positions[: prefix.shape[1]]
         mask = nn.functional.pad(is_prefix, (seen.shape[1], 0), value=True)[:, None, None]
@@ -235,9 +235,9 @@ class SimVLM(Objective):
 
         Args:
             encoded: (n, K, D).
-            tokens: int64 (n, M), the first that which begins a text.
-            places: int64 (n, M), their positions in the text.
-            is_there: bool (n, K), what of `encoded` may be looked at.
+            tokens: int64 (n, M); the first is the token that begins a text.
+            places: int64 (n, M), the positions of the tokens in the text.
+            is_there: bool (n, K), true where `encoded` may be attended to.
         """
         x = self.words(tokens) + self.positions[places]
         mask = causal_mask(tokens.shape[1], tokens.device)

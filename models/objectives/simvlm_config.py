@@ -20,12 +20,13 @@ __all__ = ["SimVlmConfig"]
 class SimVlmConfig(ObjectiveConfig):
     """SimVLM's training: one loss, prefix language modelling (PrefixLM).
 
-    The encoder reads the image and the first words of the text, as many as are drawn evenly for
-    each text; the decoder predicts the rest. Images pass three stages of a ResNet first.
+    The encoder reads the image and the first words of the text; their number is drawn evenly for
+    each text. The decoder predicts the rest. Images pass three stages of a ResNet first.
 
     Attributes:
-        conv_blocks: Blocks in each of these stages; those of a ResNet-101 by default.
-        prompt: What captions go on from when the model writes them; the paper has `A picture of`.
+        conv_blocks: Blocks in each stage of the ResNet; those of a ResNet-101 by default.
+        prompt: Text that captions continue when the model writes them; the paper has `A picture
+            of`.
     """
 
     name = "simvlm"

@@ -1,4 +1,4 @@
-"""What BLIP and CLIP are built as, where they start from no weights: architectures by name."""
+"""Architectures of BLIP and CLIP by name, for models that start at random."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class Size:
     """An architecture by its numbers: a ViT beside a BERT with cross-attention in every layer.
 
     Attributes:
-        vision_width, vision_layers, vision_heads: Of the ViT; its MLP is four times as wide.
-        text_width, text_layers, text_heads: Of the BERT; its MLP is four times as wide.
+        vision_width, vision_layers, vision_heads: Numbers of the ViT; its MLP is four times as
+            wide.
+        text_width, text_layers, text_heads: Numbers of the BERT; its MLP is four times as wide.
         image_size: Side of the square input, in pixels.
         patch: Side of a patch, in pixels.
         embedding: Length of the contrastive embeddings.
         positions: The longest text, in tokens.
-        dropout: Of the text layers.
+        dropout: Dropout of the text layers.
         spread: Standard deviation of new weights; BERT's 0.02 is for its width of 768 and grows
             as the inverse square root of the width.
     """

@@ -1,4 +1,4 @@
-"""What a new model starts from: weights of single encoders, and numbers of its own.
+"""Start of a new model: weights of single encoders, and an architecture of its own.
 
 A manifest is validated with these classes, so this module imports no torch.
 """
@@ -20,10 +20,10 @@ class Start:
     Each is a folder, a name on the hub or `train:NAME`. Half-precision weights are read in float32.
 
     Attributes:
-        vision: Of the image encoder: a ViT, a DeiT or a BLIP, in `clip` a CLIP.
-        text: Of the text encoder: a BERT or a BLIP, in `clip` a CLIP. BERT's self-attention is that
-            of both encoder and decoder, and cross-attention is new.
-        language: Of the language model.
+        vision: Weights of the image encoder: a ViT, a DeiT or a BLIP, in `clip` a CLIP.
+        text: Weights of the text encoder: a BERT or a BLIP, in `clip` a CLIP. BERT's
+            self-attention starts both encoder and decoder; cross-attention starts at random.
+        language: Weights of the language model.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": False}

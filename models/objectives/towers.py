@@ -1,4 +1,4 @@
-"""Weights of single encoders (ViT, DeiT, BERT, BLIP, CLIP) put into a new model."""
+"""Copies weights of single encoders (ViT, DeiT, BERT, BLIP, CLIP) into a new model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Towers:
     """The encoders that a BLIP starts from.
 
     Args:
-        start: Names them.
+        start: The models of the encoders.
 
     Raises:
         ValueError: A model is of another kind.
@@ -151,7 +151,7 @@ def _vision_weights(model: Any) -> dict[str, Tensor]:
         return dict(model.vision_model.state_dict())
     own = dict(model.state_dict())
     if own.pop("embeddings.distillation_token", None) is not None:
-        # The second place is that of a token that teaches DeiT what a convolutional network says.
+        # Position 1 belongs to DeiT's distillation token, which BLIP does not have.
         places = own["embeddings.position_embeddings"]
         own["embeddings.position_embeddings"] = torch.cat([places[:, :1], places[:, 2:]], dim=1)
     found: dict[str, Tensor] = {}

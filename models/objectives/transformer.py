@@ -16,7 +16,7 @@ __all__ = ["Attention", "Block", "Blocks", "DecoderBlock", "causal_mask"]
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:
-    """Mask (L, L), bool: true where a place may look at another, itself and those before it."""
+    """Mask (L, L), bool: true where a position may attend: itself and those before it."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
@@ -32,9 +32,9 @@ class Attention(nn.MultiheadAttention):
         """Attention of x (n, L, width) to a context (n, M, width), by default to x itself.
 
         Args:
-            x: Asks.
-            context: Is looked at.
-            mask: bool, broadcasts to (n, heads, L, M), true where x may look.
+            x: Gives the queries.
+            context: Gives the keys and values.
+            mask: bool, broadcasts to (n, heads, L, M), true where x may attend.
         """
         assert self.in_proj_weight is not None
         weight, bias = self.in_proj_weight, self.in_proj_bias
@@ -53,8 +53,8 @@ class Block(nn.Module):
     """A pre-norm block: attention and an MLP four times as wide, each added to its input.
 
     Args:
-        width: Of the tokens.
-        heads: Of the attention.
+        width: Width of the tokens.
+        heads: Heads of the attention.
         is_cross: Whether it looks at a context instead of at its own tokens.
     """
 
@@ -108,8 +108,8 @@ class DecoderBlock(nn.Module):
     """A pre-norm block of a decoder: attention to itself, to a context, and an MLP.
 
     Args:
-        width: Of the tokens.
-        heads: Of both attentions.
+        width: Width of the tokens.
+        heads: Heads of both attentions.
     """
 
     def __init__(self, width: int, heads: int) -> None:

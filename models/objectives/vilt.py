@@ -1,7 +1,7 @@
 """ViLT (Kim et al., arXiv 2102.03334): one transformer of words and patches.
 
 The modules are those of stock transformers. Two folders are written: `mlm/`, and `retrieval/`,
-whose one output is the difference of the two of the matching head: how much likelier a match is.
+whose single logit is the difference of the two logits of the matching head.
 
 Shapes: n images, L tokens of a text, P patches, D width.
 """
@@ -93,7 +93,7 @@ class Vilt(Objective):
 
         Args:
             model: A name in `BLIP_SIZES`, a folder, or a name on the Hugging Face hub.
-            revision: Of a hub name.
+            revision: Revision of a name on the hub.
             tokenizer: A folder or name; required for a size.
             image_size: Side in pixels.
             patch: Side of a patch, for a size.

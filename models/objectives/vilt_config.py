@@ -29,7 +29,7 @@ class ViltConfig(ObjectiveConfig):
         vit: The ViT that the layers start from, such as `google/vit-base-patch32-384` for size
             `base`; random weights where it is not set.
         patch_size: Side of a patch, in pixels.
-        max_patches: Patches of an image that are read; of more, so many are drawn at random.
+        max_patches: Maximum number of patches of an image; of more, this many are drawn at random.
         alignment: Weight of the alignment of words and patches, 0.1 in ViLT; 0 leaves it out.
     """
 

@@ -48,7 +48,7 @@ class Shape:
     """A VLMo by its numbers.
 
     Attributes:
-        width, layers, heads: Of the transformer.
+        width, layers, heads: Numbers of the transformer.
         vocabulary: Number of tokens.
         positions: The longest text, in tokens.
         image_size: Side of the square input, in pixels.
@@ -128,7 +128,7 @@ class Vlmo(Objective):
 
         Args:
             model: A name in `BLIP_SIZES`, a folder, or a name on the Hugging Face hub.
-            revision: Of a hub name.
+            revision: Revision of a name on the hub.
             tokenizer: A folder or name; required for a size.
             image_size: Side in pixels.
             patch: Side of a patch, for a size.
@@ -166,7 +166,7 @@ class Vlmo(Objective):
         )
 
     def train_texts_alone(self) -> None:
-        """Train the networks, embeddings and head of texts, and nothing else."""
+        """Freeze everything but the networks, embeddings and head of texts."""
         self.is_text_stage = True
         self.requires_grad_(False)
         multiway = self.multiway
@@ -197,7 +197,7 @@ class Vlmo(Objective):
         return self.itm(torch.tanh(self.pooler(hidden[:, 0]))).float()  # type: ignore[no-any-return]
 
     def _mask(self, tokens: Tensor, patches: int = 0) -> Tensor:
-        """Bool (n, 1, 1, L + patches): every token may be seen, padding not."""
+        """Bool (n, 1, 1, L + patches): false for padding."""
         return F.pad(tokens != self.pad, (0, patches), value=True)[:, None, None]
 
     def _fuse(self, tokens: Tensor, patches: Tensor, chances: Tensor | None = None) -> Tensor:

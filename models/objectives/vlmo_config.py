@@ -30,7 +30,8 @@ class VlmoConfig(ObjectiveConfig):
             attention frozen (the second stage).
         joint_layers: Layers at the top with a network of both modalities.
         patch_size: Side of a patch, in pixels.
-        drop_path: The chance that the last layer is skipped, falling evenly to 0 at the first.
+        drop_path: The probability that the last layer is skipped; it falls evenly to 0 at the
+            first.
     """
 
     name = "vlmo"

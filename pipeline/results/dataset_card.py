@@ -28,7 +28,7 @@ def text(results: Results, name: str, record: ExportRecord) -> str:
     Args:
         results: The results of the run.
         name: The export.
-        record: Its manifest.json.
+        record: The manifest.json of the export.
     """
     plan = results.plan
     export = plan.export(name)
@@ -108,7 +108,7 @@ def _stages(plan: Plan) -> list[str]:
 
 
 def _rights(plan: Plan, export: ExportStage, pairs: dict[str, int]) -> list[str]:
-    """Who owns the images and each kind of text, as far as the run knows."""
+    """The section on rights: the owners of the images and of each kind of text, if known."""
     config: Any = plan.manifest.stages[DownloadStage.name]
     lines = [
         "## Rights",

@@ -1,4 +1,4 @@
-"""The faults of single files of a run, as the errors that a command which reads them ends with."""
+"""Faults of single files of a run, as errors: a command that reads the file ends with the same."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def unreadable(error: OSError, path: str) -> UnreadableError:
-    """The error for a file that the disk or the storage does not give.
+    """The error for a file that cannot be read from the disk or the storage.
 
     Args:
-        error: What the system raised.
+        error: The error that the system raised.
         path: The path to name if the error names none.
     """
     return UnreadableError(f"{error.filename or path}: cannot be read: {error.strerror or error}")
@@ -31,7 +31,7 @@ def unreadable(error: OSError, path: str) -> UnreadableError:
 
 @contextlib.contextmanager
 def caught(run: Run, *parts: str) -> Iterator[list[CapfiltError]]:
-    """Catch what reading a file raises; the list holds it afterwards, as the fault of the file."""
+    """Catch the error of reading a file and append it to the list that is yielded."""
     faults: list[CapfiltError] = []
     try:
         yield faults
@@ -70,7 +70,7 @@ def find(run: Run, kind: type[T], *parts: str) -> T | None:
 
 
 def lost(run: Run, *parts: str) -> DamagedError:
-    """The error for a record that is missing, and that the next run writes anew."""
+    """The error for a missing record, which the next run writes again."""
     return DamagedError(f"{run.url(*parts)}: missing. Run again: it is written anew")
 
 

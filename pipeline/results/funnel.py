@@ -18,7 +18,7 @@ __all__ = ["funnel", "holder"]
 
 
 def holder(run: Run) -> dict[str, Any] | None:
-    """Who is working on a run: host, pid, since (seconds since 1970); None if nobody is."""
+    """The process that works on a run: host, pid, since (seconds since 1970); None without one."""
     try:
         content = lock.parsed(run.read("run.lock"))
         pid, since = int(content["pid"]), int(content["since"])

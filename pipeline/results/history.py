@@ -1,4 +1,4 @@
-"""One sample of a run: its row of the pool, what each stage says of it, and its verdict."""
+"""One sample of a run: its row of the pool, the verdict of each stage, and the final verdict."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Caption", "SampleHistory", "Sentence", "StageVerdict", "sample_histo
 REJECTED, WAITING, NOT_REACHED = "rejected", "not measured yet", "not reached"
 
 COPIES = 12
-"""How many rows of the same image are listed."""
+"""Maximum number of listed rows of the same image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Caption:
         itc: The cosine of image and text.
         clip: Their similarity by CLIP; None if no CLIP model is used.
         is_kept: Whether the filter keeps it; None if it did not judge it.
-        unread: How many tokens of it the filter did not read.
+        unread: Number of its tokens that the filter did not read.
         sentences: Its sentences, where they were judged one by one.
     """
 
@@ -78,7 +78,7 @@ class Caption:
 
 @dataclass(frozen=True, kw_only=True)
 class StageVerdict:
-    """What a stage says of the sample.
+    """The verdict of one stage on the sample.
 
     Attributes:
         name: The stage.
@@ -86,7 +86,7 @@ class StageVerdict:
             rejected the sample.
         reason: The reason it is rejected for.
         why: The reason in a sentence, with the values of the thresholds in it.
-        also: Further rules of clean that would have rejected it.
+        also: Other rules of clean that would have rejected the sample.
         measures: The columns that the stage wrote.
     """
 
@@ -106,7 +106,7 @@ class SampleHistory:
         verdict: kept, `STAGE: REASON`, or `not measured by STAGE yet`.
         pool: Its row of the pool without the image.
         image: The encoded image; None if there is none.
-        steps: What each stage says, in order.
+        steps: The verdict of each stage, in order.
         captions: Its texts: web, further, synthetic.
         copies: uid, url and reason of other rows of the same image; at most `COPIES`.
         representative: The uid of the row that dedup keeps of the image; None if dedup has not
@@ -130,7 +130,7 @@ class SampleHistory:
 
 
 def sample_history(results: Results, sample: str) -> SampleHistory:
-    """Gather what is known of a sample.
+    """Gather the history of a sample.
 
     Args:
         results: The results of a run.
@@ -286,7 +286,7 @@ def _captions(
 
 
 def _of_kind(value: Any, source: str) -> list[Any]:
-    """What a column says of each text of a kind; of the web caption it has a single value."""
+    """The values of a column for each text of a kind; a single one for the web caption."""
     return [value] if source == "web" else value or []
 
 

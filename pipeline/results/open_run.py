@@ -1,4 +1,4 @@
-"""Opening a run that exists: its plan, and its results."""
+"""Opens a run that exists: its plan and its results."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def open_plan(run: Run) -> Plan:
 
 
 def plan_for(run: Run, manifest: Manifest) -> Plan:
-    """Make the plan of a manifest that is carried out on a run.
+    """Make the plan of a manifest for a run.
 
     If a model cannot be reached, for example on a server that is switched off, the measurement that
-    the run has recorded is used, provided that the settings of the stage are the same. So a
-    finished stage needs its model no more.
+    the run has recorded is used, provided that the settings of the stage are the same. A
+    finished stage therefore no longer needs its model.
 
     Raises:
-        InputError: There is a file in the place of the run's folder.
+        InputError: The run's folder is a file.
     """
     run.check_folder()
     record = run.find_record(RunRecord, "run.json", damaged_ok=True)

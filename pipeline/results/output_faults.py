@@ -1,4 +1,4 @@
-"""The faults of what a run gives: its exports and its models."""
+"""Faults of the output of a run: its exports and models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYOUT, STATE = "_layout.json", "_export.json"
 
 
 def export_faults(run: Run, folder: tuple[str, ...]) -> Iterator[CapfiltError]:
-    """The faults of an export that stands; one that is being written is left out."""
+    """The faults of a finished export; an export that is being written is left out."""
     mark = (*folder, "manifest.json")
     if not run.exists(*mark):
         files = run.files(*folder) if run.is_local else []

@@ -34,9 +34,9 @@ _RETRIES = ("pool", "_retries.json")
 
 
 def pool_state(run: Run, decision: str) -> str:
-    """Digest a decision together with the pool that it is about.
+    """Digest a decision together with the state of the pool.
 
-    The pool counts by the names of its shards and by how often it was retried.
+    The state of the pool is the names of its shards and the number of retries.
 
     Args:
         run: The run.

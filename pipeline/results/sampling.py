@@ -25,7 +25,7 @@ class RowLocation(NamedTuple):
 
 
 class Smallest(Generic[T]):
-    """Keeps the values with the smallest ranks among all that are offered, in any order.
+    """Keeps the values with the smallest ranks, whatever the order in which values are offered.
 
     Args:
         size: How many values to keep.

@@ -28,7 +28,7 @@ class Found:
 
     Attributes:
         uid: The uid.
-        cosine: Of its image with what was searched for.
+        cosine: Cosine of its image with the query.
         verdict: `kept`, or the stage and the reason that rejected it.
         caption: The web caption.
         url: The URL, secrets hidden.
@@ -45,7 +45,7 @@ class Found:
     row: int
 
     def plain(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Convert to the values that `--json` prints."""
         return dataclasses.asdict(self)
 
 
@@ -80,13 +80,13 @@ def embed_query(results: Results, query: str) -> Float32s:
 
 
 def search(results: Results, query: Float32s, number: int, which: Which = "any") -> list[Found]:
-    """The rows most like an embedding, exactly; memory holds the embeddings of one shard.
+    """Find the rows most like an embedding, exactly; memory holds the embeddings of one shard.
 
     Args:
         results: The results of the run.
         query: (d,) a unit vector of the model of the run.
-        number: How many rows.
-        which: Whether rows that were kept, rejected or any count.
+        number: Maximum number of rows.
+        which: Which rows are searched: those that were kept, those that were rejected, or any.
 
     Returns:
         The rows with the highest cosines, the highest first.

@@ -46,7 +46,7 @@ CAPTIONS = ("text", "caption_text", "synthetic", "further_captions")
 """Columns that the table of captions shows, beside those of the filter."""
 
 OF_FILTER = ("itm_", "itc_", "clip_", "sentences_", "unread_")
-"""How the columns of the filter begin that the table of captions shows."""
+"""Prefixes of the filter's columns that the table of captions shows."""
 
 KEEPS = {True: "kept", False: "dropped", None: "-"}
 
@@ -230,7 +230,7 @@ def ablation_tables(record: AblationRecord) -> Iterator[Table]:
 
 
 def agreement_table(agreement: dict[str, Any]) -> Table:
-    """The table of how far people and the filter agree; see `pipeline.review.agreement`."""
+    """The table of the agreement between people and the filter; see `pipeline.review.agreement`."""
     measures = [
         f"{name} {agreement[key]:.3f}"
         for key, name in (("accuracy", "accuracy"), ("kappa", "Cohen's kappa"))

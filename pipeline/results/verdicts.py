@@ -78,11 +78,11 @@ class Judgement:
 
 
 class Results:
-    """What the stages of a run have measured and decided so far; nothing here writes.
+    """The measurements and verdicts of the stages of a run; read only.
 
     Args:
         run: The run.
-        plan: Its plan.
+        plan: The plan of the run.
     """
 
     def __init__(self, run: Run, plan: Plan) -> None:
@@ -170,7 +170,7 @@ class Results:
         Args:
             name: The stage.
             shard: A shard for which the stage has a file.
-            table: That file, where it has been read already.
+            table: The content of that file, if it has been read already.
         """
         path = (*self.plan.folder(name), f"{shard}.parquet")
         if table is None:

@@ -45,14 +45,14 @@ __all__ = ["unchecked", "verify"]
 UID = "^[0-9a-f]{32}$"
 
 KNOWN = {*OWN, REVIEWS, ABLATION, "list", "pool", "annotations", "rounds", "chains", "run.lock"}
-"""What lies in the folder of a run."""
+"""Names of files and folders in the folder of a run."""
 
 
 def verify(run: Run) -> Iterator[CapfiltError]:
     """Check all files of a run, and yield an error for each fault.
 
-    An error names the file and says what to do. It is of the class, and so of the exit status, that
-    a command which reads the file ends with.
+    An error names the file and says what to do. Its class, and so the exit status, is that of the
+    error which a command that reads the file ends with.
 
     These are checked: every byte of list, pool, annotations, exports and trained models against
     the digests that they were written with; schemas; the rows of each shard against those of the
@@ -346,7 +346,7 @@ def _marks(results: Results) -> Iterator[CapfiltError]:
 
 
 def unchecked(run: Run) -> list[str]:
-    """What lies in the folder of a run and `verify` does not look at, relative to it."""
+    """Files and folders of a run that `verify` does not check, relative to the run."""
     found = []
     for folder in ((), ("models",), ("exports",)):
         try:

@@ -100,7 +100,7 @@ class FilterConfig(ModelConfig):
             )
 
     def models(self) -> dict[str, tuple[str, str | None]]:
-        """What the recipe needs, and nothing else: name and revision of itm, clip, second_clip."""
+        """The models that the recipe needs: name and revision of itm, clip, second_clip."""
         needed: dict[str, tuple[str, str | None]] = {}
         if self.recipe == "blip":
             needed["itm"] = self.model, self.revision

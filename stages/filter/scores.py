@@ -17,7 +17,7 @@ SCORES = ("itm", "itc", "clip", "second_clip")
 
 @dataclass(frozen=True)
 class ModelScores:
-    """What one model found: for each row what it was asked, and the match of each text."""
+    """The scores by one model: the texts of each row, and the match of each text."""
 
     prepare: Callable[[str], str]
     asked: list[list[str]]
@@ -63,7 +63,7 @@ def measure(
 
 
 def parts_of(text: str, sentences: Mapping[str, list[str]]) -> list[str]:
-    """What the models read of a text: the text itself, or each of its sentences."""
+    """The parts of a text that the models read: the text itself, or each of its sentences."""
     return [part.strip() for part in sentences[text]] if text in sentences else [text]
 
 

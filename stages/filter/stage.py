@@ -32,7 +32,7 @@ CUT: Mapping[Unit, str] = {
     "every sentence of them",
     "sentence": "texts have a sentence that is longer than the model reads and was cut",
 }
-"""What a run says of the texts that were cut, after their number."""
+"""The notice on texts that were cut, after their number."""
 
 
 class FilterStage(Stage[FilterConfig]):

@@ -95,7 +95,7 @@ class Units:
         return mean
 
     def left(self, kind: str, keep: npt.NDArray[np.bool_]) -> dict[str, Any]:
-        """What is left of the texts of a kind, as `FilterStage.keep_texts` describes it.
+        """The kept sentences of the texts of a kind, as `FilterStage.keep_texts` describes them.
 
         Args:
             kind: One of `KINDS`.
