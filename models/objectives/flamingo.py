@@ -21,12 +21,12 @@ from models.attention import attend, split_heads
 from models.image.decode import Preprocess
 from models.objectives.base import Step
 from models.objectives.batch import Batch
-from models.objectives.blip import lm_loss
 from models.objectives.distributed import balance
 from models.objectives.frozen import only_part
 from models.objectives.generate import load_language_model
 from models.objectives.image_prefix import ImagePrefix
 from models.objectives.language_tokenizer import IMAGE, language_tokenizer
+from models.objectives.lm import lm_loss
 from models.objectives.masking import IGNORED
 from models.objectives.model_folder import read_folder, write_folder
 from models.objectives.project import HALF, TOWERS

@@ -5,6 +5,11 @@ import pytest
 import torch
 from helpers.blips import WORDS, tokenizer_of
 from helpers.contract import check_contract, small
+from helpers.contrasts import (
+    check_that_hidden_patches_change_the_loss_in_training_alone,
+    check_that_layers_computed_again_give_the_same_gradients,
+    check_that_the_loss_is_that_of_the_stock_model,
+)
 from helpers.nano import CAPTIONS, NANO, batch_of, step_of
 from transformers import AutoTokenizer, CLIPModel
 
@@ -37,10 +42,7 @@ def test_the_loss_and_its_gradient_worked_by_hand() -> None:
 
 
 def test_the_loss_is_that_of_the_stock_model(tokenizer: str) -> None:
-    model = make(tokenizer)
-    batch = batch_of(model)
-    stock = model.model(batch.tokens, batch.pixels, return_loss=True).loss
-    torch.testing.assert_close(model(batch, step_of())["clip"], stock)
+    check_that_the_loss_is_that_of_the_stock_model(make(tokenizer), "clip")
 
 
 def test_stock_clip_loads_what_is_written(tokenizer: str, tmp_path: Path) -> None:
@@ -67,28 +69,11 @@ def test_the_scale_is_kept_at_a_hundred(tokenizer: str) -> None:
 
 
 def test_hidden_patches_change_the_loss_in_training_alone(tokenizer: str) -> None:
-    model = make(tokenizer).eval()
-    whole = model(batch_of(model), step_of())["clip"].item()
-    model.mask_patches = 0.5
-    assert model(batch_of(model), step_of())["clip"].item() == whole
-    model.train()
-    draws = [model(batch_of(model), step_of(seed))["clip"].item() for seed in (0, 0, 1)]
-    assert draws[0] == draws[1] != draws[2]
-    everything = torch.arange(4).expand(4, -1)
-    pixels = batch_of(model).pixels
-    torch.testing.assert_close(model.embed_images(pixels, everything), model.embed_images(pixels))
+    check_that_hidden_patches_change_the_loss_in_training_alone(make(tokenizer), "clip")
 
 
 def test_layers_computed_again_give_the_same_gradients(tokenizer: str) -> None:
-    gradients = []
-    for recompute in (False, True):
-        model = make(tokenizer).train()
-        model.recompute = recompute
-        assert model.recompute == recompute
-        model(batch_of(model), step_of())["clip"].backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    check_that_layers_computed_again_give_the_same_gradients(lambda: make(tokenizer), "clip")
 
 
 def test_a_tokenizer_whose_texts_have_no_end_is_refused(tmp_path: Path) -> None:

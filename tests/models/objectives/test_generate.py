@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.blips import drawn
 from helpers.contract import check_contract, learnt_by_heart, share_known, small
+from helpers.image_prefixes import (
+    check_that_a_token_changes_itself_and_those_behind_it,
+    check_that_the_stage_caption_runs_it,
+    check_that_the_stock_model_gives_the_same_numbers,
+)
 from helpers.nano import batch_of, step_of
 from helpers.starts import clip_of, language_of, qformer_of
 from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
-from models.inference.decoding import Settings
-from models.inference.vlm import GenericCaptioner
 from models.objectives.generate import Generate
 from models.objectives.generate_config import GenerateConfig
 from models.objectives.masking import IGNORED
@@ -58,15 +60,7 @@ def test_the_first_loss_is_that_of_a_guess(tokenizer: str) -> None:
 
 
 def test_a_changed_token_moves_itself_and_those_behind_it(tokenizer: str) -> None:
-    model = make(tokenizer)
-    batch = batch_of(model, ["a red dog on the house"])
-    features = model.look(batch.pixels)
-    changed, place = batch.texts.clone(), 7
-    changed[0, place] = model.tokenizer.convert_tokens_to_ids("cat")
-    with torch.no_grad():
-        difference = model.read(features, batch.texts) - model.read(features, changed)
-    moved = difference[0].abs().amax(1) > 1e-6
-    assert moved.tolist() == [i >= place for i in range(len(moved))]
+    check_that_a_token_changes_itself_and_those_behind_it(make(tokenizer))
 
 
 def test_language_model_and_image_encoder_are_frozen(tokenizer: str) -> None:
@@ -101,14 +95,8 @@ def test_the_image_side_is_that_of_the_first_stage_without_its_text_branch(
 def test_stock_transformers_gives_the_same_numbers(tokenizer: str, tmp_path: Path) -> None:
     model = make(tokenizer)
     model.write(tmp_path)
-    stock: Any = Blip2ForConditionalGeneration.from_pretrained(tmp_path).eval()
-    batch = batch_of(model)
-    labels = torch.nn.functional.pad(model.labels(batch.texts), (1, 0), value=IGNORED)
-    with torch.no_grad():
-        found = stock(batch.pixels, batch.texts, labels=labels)
-        hidden = model.read(model.look(batch.pixels), batch.texts)
-        torch.testing.assert_close(found.logits, model.head(hidden))
-        torch.testing.assert_close(found.loss, model(batch, step_of())["lm"])
+    stock = Blip2ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    check_that_the_stock_model_gives_the_same_numbers(model, stock)
 
 
 def test_sixteen_pairs_are_learnt_by_heart(
@@ -121,23 +109,7 @@ def test_sixteen_pairs_are_learnt_by_heart(
 
 
 def test_the_stage_caption_runs_what_is_trained(tokenizer: str, tmp_path: Path) -> None:
-    model = make(tokenizer, prompt="a red")
-    with torch.no_grad():
-        model.head.weight[model.image] = 0.0  # no caption stands for an image
-    model.write(tmp_path)
-    reader = GenericCaptioner.from_pretrained(str(tmp_path), dtype="float32")
-    images = [drawn(seed) for seed in range(3)]
-    settings = Settings(decoding="greedy", min_length=0, max_length=8)
-    written = reader.write_captions(images, settings)
-    memory = model.look(model.preprocess(images))
-    prefix = torch.tensor([model.prefix()])
-    for row, text in enumerate(written):
-        ids = prefix
-        while ids.shape[1] < prefix.shape[1] + 8 and ids[0, -1] != model.end:
-            logits = model.head(model.read(memory[row : row + 1], ids)[:, -1])
-            ids = torch.cat([ids, logits.argmax(-1)[:, None]], 1)
-        said = model.tokenizer.decode(ids[0, prefix.shape[1] :], skip_special_tokens=True)
-        assert text == " ".join(said.split())
+    check_that_the_stage_caption_runs_it(make(tokenizer, prompt="a red"), tmp_path)
 
 
 def test_minigpt4_trains_the_projection_alone(tokenizer: str, tmp_path: Path) -> None:

@@ -8,6 +8,11 @@ import torch
 from helpers.blips import drawn
 from helpers.contract import check_contract, learnt_by_heart, share_known, small
 from helpers.dual_encoders import save_siglip
+from helpers.image_prefixes import (
+    check_that_a_token_changes_itself_and_those_behind_it,
+    check_that_the_stage_caption_runs_it,
+    check_that_the_stock_model_gives_the_same_numbers,
+)
 from helpers.nano import batch_of, step_of
 from helpers.starts import clip_of, language_of, qformer_of
 from transformers import CLIPModel, LlavaForConditionalGeneration
@@ -75,14 +80,7 @@ def test_it_sees_the_patches_of_the_second_last_layer_through_one_layer(tokenize
 
 
 def test_a_changed_token_moves_itself_and_those_behind_it(tokenizer: str) -> None:
-    model = make(tokenizer)
-    batch = batch_of(model, ["a red dog on the house"])
-    features, changed = model.look(batch.pixels), batch.texts.clone()
-    changed[0, 7] = model.tokenizer.convert_tokens_to_ids("cat")
-    with torch.no_grad():
-        difference = model.read(features, batch.texts) - model.read(features, changed)
-    moved = difference[0].abs().amax(1) > 1e-6
-    assert moved.tolist() == [i >= 7 for i in range(len(moved))]
+    check_that_a_token_changes_itself_and_those_behind_it(make(tokenizer))
 
 
 @pytest.mark.parametrize("recipe", ["llava", "llava-1.5"])
@@ -91,14 +89,8 @@ def test_stock_transformers_gives_the_same_numbers(
 ) -> None:
     model = make(tokenizer, recipe=recipe)
     model.write(tmp_path)
-    stock: Any = LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
-    batch = batch_of(model)
-    labels = torch.nn.functional.pad(model.labels(batch.texts), (1, 0), value=IGNORED)
-    with torch.no_grad():
-        found = stock(batch.texts, batch.pixels, labels=labels)
-        hidden = model.read(model.look(batch.pixels), batch.texts)
-        torch.testing.assert_close(found.logits, model.head(hidden))
-        torch.testing.assert_close(found.loss, model(batch, step_of())["lm"])
+    stock = LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
+    check_that_the_stock_model_gives_the_same_numbers(model, stock)
 
 
 def test_sixteen_pairs_are_learnt_by_heart(tokenizer: str) -> None:
@@ -109,22 +101,7 @@ def test_sixteen_pairs_are_learnt_by_heart(tokenizer: str) -> None:
 
 
 def test_the_stage_caption_runs_what_is_trained(tokenizer: str, tmp_path: Path) -> None:
-    model = make(tokenizer)
-    with torch.no_grad():
-        model.head.weight[model.image] = 0.0  # no caption stands for an image
-    model.write(tmp_path)
-    reader = GenericCaptioner.from_pretrained(str(tmp_path), dtype="float32")
-    images = [drawn(seed) for seed in range(3)]
-    settings = Settings(decoding="greedy", min_length=0, max_length=6)
-    memory = model.look(model.preprocess(images))
-    prefix = torch.tensor([model.prefix()])
-    for row, text in enumerate(reader.write_captions(images, settings)):
-        ids = prefix
-        while ids.shape[1] < prefix.shape[1] + 6 and ids[0, -1] != model.end:
-            logits = model.head(model.read(memory[row : row + 1], ids)[:, -1])
-            ids = torch.cat([ids, logits.argmax(-1)[:, None]], 1)
-        said = model.tokenizer.decode(ids[0, prefix.shape[1] :], skip_special_tokens=True)
-        assert text == " ".join(said.split())
+    check_that_the_stage_caption_runs_it(make(tokenizer), tmp_path, max_length=6)
 
 
 def test_a_siglip_is_looked_through_with_all_its_patches(tokenizer: str, tmp_path: Path) -> None:

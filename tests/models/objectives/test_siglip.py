@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.contract import check_contract, learnt_by_heart, small
+from helpers.contrasts import (
+    check_that_hidden_patches_change_the_loss_in_training_alone,
+    check_that_layers_computed_again_give_the_same_gradients,
+    check_that_the_loss_is_that_of_the_stock_model,
+)
 from helpers.nano import CAPTIONS, batch_of, step_of
 from torch.nn import functional
 from transformers import AutoTokenizer, SiglipModel
@@ -62,10 +67,7 @@ def test_another_text_of_the_same_image_is_neither_right_nor_wrong() -> None:
 
 
 def test_the_loss_is_that_of_the_stock_model(tokenizer: str) -> None:
-    model = make(tokenizer)
-    batch = batch_of(model)
-    stock = model.model(batch.tokens, batch.pixels, return_loss=True).loss
-    torch.testing.assert_close(model(batch, step_of())["sigmoid"], stock)
+    check_that_the_loss_is_that_of_the_stock_model(make(tokenizer), "sigmoid")
 
 
 def test_stock_siglip_loads_what_is_written(tokenizer: str, tmp_path: Path) -> None:
@@ -90,29 +92,11 @@ def test_sixteen_pairs_are_learnt_by_heart(tokenizer: str) -> None:
 
 
 def test_hidden_patches_change_the_loss_in_training_alone(tokenizer: str) -> None:
-    model = make(tokenizer).eval()
-    batch = batch_of(model)
-    whole = model(batch, step_of())["sigmoid"].item()
-    model.mask_patches = 0.5
-    assert model(batch, step_of())["sigmoid"].item() == whole
-    model.train()
-    assert model(batch, step_of(0))["sigmoid"].item() != whole
-    everything = torch.arange(4).expand(4, -1)
-    torch.testing.assert_close(
-        model.embed_images(batch.pixels, everything), model.embed_images(batch.pixels)
-    )
+    check_that_hidden_patches_change_the_loss_in_training_alone(make(tokenizer), "sigmoid")
 
 
 def test_layers_computed_again_give_the_same_gradients(tokenizer: str) -> None:
-    gradients = []
-    for recompute in (False, True):
-        model = make(tokenizer).train()
-        model.recompute = recompute
-        assert model.recompute == recompute
-        model(batch_of(model), step_of())["sigmoid"].backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+    check_that_layers_computed_again_give_the_same_gradients(lambda: make(tokenizer), "sigmoid")
 
 
 def test_other_sizes_than_the_models_are_refused(tokenizer: str, tmp_path: Path) -> None:
