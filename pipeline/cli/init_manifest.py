@@ -12,9 +12,11 @@ from pipeline.cli.init_source import SourceProfile, listed, plain
 from pipeline.manifest.manifest import Manifest
 from stages.clean import CleanConfig
 from stages.download import DownloadConfig
-from stages.sources import Source
 
-__all__ = ["check", "manifest", "write"]
+__all__ = ["DEFAULT", "check", "manifest", "write"]
+
+DEFAULT = "manifest.yaml"
+"""The file that is written if none is named."""
 
 SHARDS = 16
 """Shards into which a short list is divided, so that several workers have work."""
@@ -36,7 +38,7 @@ def manifest(profile: SourceProfile, name: str | None = None) -> str:
         profile: The profile of the source.
         name: The name of the run; by default the name of the file or folder.
     """
-    name = name or _name(profile.source)
+    name = name or _name(ENDINGS.sub("", profile.source.paths[0].rstrip("/")))
     text = "\n".join(
         [
             f"# {plain(str(profile.source), 200)}: {profile.kind}, {profile.number}.",
@@ -69,8 +71,12 @@ def check(out: str, *, force: bool = False) -> None:
 
 
 def write(profile: SourceProfile, out: str, *, force: bool = False) -> None:
-    """Write the manifest for a source to a file; see `manifest` and `check`."""
-    text = manifest(profile)
+    """Write the manifest for a source to a file; see `manifest` and `check`.
+
+    The run is named after the file, or after the source if the file has the name `DEFAULT`.
+    """
+    file_name = os.path.basename(out)
+    text = manifest(profile, None if file_name == DEFAULT else _name(os.path.splitext(out)[0]))
     check(out, force=force)
     with open(out, "w", encoding="utf-8") as file:
         file.write(text)
@@ -143,10 +149,9 @@ def _export(profile: SourceProfile) -> Iterator[str]:
     yield "    # human: [human.jsonl]  # images with captions, one a line, added unfiltered"
 
 
-def _name(source: Source) -> str:
-    path = source.paths[0].rstrip("/")
+def _name(path: str) -> str:
+    """A name of a run after a file or a folder."""
     stem = os.path.basename(os.path.abspath(path) if path in ("", ".", "..") else path)
-    stem = ENDINGS.sub("", stem)
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "pairs"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ class Progress:
         self.console = console
         self.quiet = quiet
         self._bars: Bars | None = None
+        self._waiting: threading.Timer | None = None
 
     def say(self, message: str) -> None:
         """Print a line of text."""
@@ -60,7 +62,10 @@ class Progress:
         self.reasons: Counter[str] = Counter()
         self.began = self.last_line = time.monotonic()
         logs.log_event("stage begins", stage=name, shards=shards)
-        if self.quiet or not self.console.is_terminal:
+        if self.quiet:
+            return
+        if not self.console.is_terminal:
+            self._wait(PLAIN_SECONDS)
             return
         self._bars = Bars(
             SpinnerColumn(),
@@ -77,6 +82,7 @@ class Progress:
 
     def advance(self, result: Mapping[str, Any]) -> None:
         """Count a finished shard; `result` is what the worker returned."""
+        self._stop_waiting()
         self.done += 1
         logs.log_event(
             "shard done",
@@ -100,6 +106,7 @@ class Progress:
 
     def finish(self) -> None:
         """End the display of the stage, finished or not."""
+        self._stop_waiting()
         logs.log_event(
             "stage ends",
             stage=self.name,
@@ -118,6 +125,25 @@ class Progress:
                 f"{self.name:<10} {self.done}/{self.shards} shards  {self._rate()}"
                 f"  in {seconds:.1f} s"
             )
+
+    def _wait(self, seconds: float) -> None:
+        """Print a line in so many seconds, and again after twice as many."""
+
+        def tell() -> None:
+            elapsed = time.monotonic() - self.began
+            self.say(
+                f"{self.name:<10} 0/{self.shards} shards  working on the first for {elapsed:.0f} s"
+            )
+            self._wait(2 * seconds)
+
+        self._waiting = threading.Timer(seconds, tell)
+        self._waiting.daemon = True
+        self._waiting.start()
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
     def _fit(self, text: str) -> str:
         """Cut a text to what the bar, the shards and the time leave of the line."""

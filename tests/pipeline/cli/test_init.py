@@ -2,6 +2,7 @@
 
 import json
 import string
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -202,6 +203,16 @@ def test_no_name_or_host_of_a_list_breaks_out_of_its_line(column, host):
     assert content["stages"]["download"]["source"] == f"{column}.csv"
     for line in init_source.describe(found):
         assert "\n" not in line and "\x1b" not in line
+
+
+def test_a_run_is_named_after_its_manifest_or_else_after_its_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fakes.photo_folder(tmp_path / "photos", 2)
+    for out, name in (("manifest.yaml", "photos"), ("of/my web.yaml", "my-web")):
+        Path(out).parent.mkdir(exist_ok=True)
+        assert main(["init", "photos", "--out", out]) == 0
+        content = yaml.safe_load(Path(out).read_text())
+        assert (content["name"], content["run"]) == (name, f"runs/{name}")
 
 
 def test_a_manifest_that_is_there_stays_unless_told(tmp_path, capsys, monkeypatch):

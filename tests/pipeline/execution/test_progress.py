@@ -1,9 +1,11 @@
 import io
 import re
+import threading
 
 import pytest
 from rich.console import Console
 
+from pipeline.execution import progress as progress_module
 from pipeline.execution.progress import Progress
 
 
@@ -47,6 +49,24 @@ def test_a_narrow_line_keeps_bar_shards_and_time_and_is_one_line(width):
     plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", last)
     assert lines and all(len(line) <= width for line in plain.splitlines())
     assert "3/1000" in plain and ":" in plain
+
+
+def test_lines_of_text_say_that_the_first_shard_is_worked_on(monkeypatch):
+    monkeypatch.setattr(progress_module, "PLAIN_SECONDS", 0.001)
+    told = threading.Event()
+
+    class Written(io.StringIO):
+        def write(self, text):
+            if "working on the first" in text:
+                told.set()
+            return super().write(text)
+
+    out = Written()
+    progress = Progress(Console(file=out, width=200))
+    progress.start("caption", 3)
+    assert told.wait(600)
+    assert "caption    0/3 shards  working on the first for 0 s" in out.getvalue()
+    progress.finish()
 
 
 def test_a_small_share_is_not_nought():
