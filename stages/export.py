@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,9 +27,13 @@ from stages.redaction import redacted
 from stages.schema import PAIRS, uid_of, web_captions
 from stages.sources import Notices, Sample, samples
 
-__all__ = ["ExportConfig", "ExportStage"]
+__all__ = ["OTHER", "ExportConfig", "ExportStage"]
 
 logger = logging.getLogger(__name__)
+
+OTHER = "other"
+"""The hub's name for a licence that it does not know; the card says more."""
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,9 @@ class ExportConfig(StageConfig):
             images and of web captions as .npy, and Parquet with the uid of each row, as
             clip-retrieval has them.
         documents: How to judge and cut interleaved documents of the sources; null exports none.
+        license: Licence of the data set, as the hub names it, such as cc-by-4.0, for the card and
+            the Croissant metadata. It is yours to grant for the selection and for captions that
+            were written for it, not for images and texts of others.
         seed: Seed of the split, and of the instructions of the format llava.
     """
 
@@ -84,6 +92,7 @@ class ExportConfig(StageConfig):
     shard_size: int = 1000
     embeddings: bool = False
     documents: DocumentsConfig | None = None
+    license: str = OTHER
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,6 +110,11 @@ class ExportConfig(StageConfig):
                 f"export.captions: {self.format} holds every caption of an image, so none is "
                 "chosen; leave captions at first"
             )
+        if not LICENSE.fullmatch(self.license):
+            raise ValueError(
+                f"export.license must be a licence as the hub names it, such as cc-by-4.0, mit or "
+                f"{OTHER}, got {self.license!r}"
+            )
         if self.format == "urls" and self.documents is not None:
             raise ValueError(
                 "export.format: urls writes no images, but documents need theirs; set "
@@ -108,12 +122,14 @@ class ExportConfig(StageConfig):
             )
 
     def settings(self) -> dict[str, Any]:
-        """Return every field; two only where they are set, as before they existed."""
+        """Return every field; three only where they are set, as before they existed."""
         fields = super().settings()
         if self.captions == "first":
             del fields["captions"]
         if not self.embeddings:
             del fields["embeddings"]
+        if self.license == OTHER:
+            del fields["license"]
         return fields
 
     def check(self, columns: pa.Schema) -> None:

@@ -64,7 +64,13 @@ ENCODINGS = {
 
 
 def croissant(
-    record: ExportRecord, *, name: str, url: str, about: str, shards: Mapping[str, str]
+    record: ExportRecord,
+    *,
+    name: str,
+    url: str,
+    about: str,
+    license: str,
+    shards: Mapping[str, str],
 ) -> dict[str, Any]:
     """Describe an export: its files with their SHA-256, and the columns of Parquet.
 
@@ -73,6 +79,7 @@ def croissant(
         name: The name of the data set.
         url: Where it is published.
         about: What it is, in a sentence.
+        license: Its licence, as the hub names it.
         shards: The glob of the data files of each split; empty for formats without.
     """
     files = [
@@ -94,7 +101,7 @@ def croissant(
         "name": name,
         "description": about,
         "url": url,
-        "license": "https://choosealicense.com/licenses/other/",
+        "license": f"https://choosealicense.com/licenses/{license}/",
         "version": "1.0.0",
         "distribution": files,
     }

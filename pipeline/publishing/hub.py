@@ -88,6 +88,7 @@ def files_to_push(
             url=f"https://huggingface.co/datasets/{repo}",
             about=f"{sum(record.pairs.values()):,} image-text pairs over {record.images:,} images, "
             "curated with capfilt after CapFilt (BLIP, arXiv 2201.12086).",
+            license=plan.export(names[export]).config.license,
             shards=_shards(plan.export(names[export]), record),
         ),
         indent=1,

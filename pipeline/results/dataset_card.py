@@ -11,7 +11,7 @@ from pipeline.results.verdicts import Results
 from pipeline.storage.records import ExportRecord
 from stages.caption import CaptionStage
 from stages.download import DownloadStage
-from stages.export import ExportStage
+from stages.export import OTHER, ExportStage
 from stages.filter import FilterStage
 from stages.formats import FORMATS, Format
 
@@ -34,7 +34,7 @@ def text(results: Results, name: str, record: ExportRecord) -> str:
     export = plan.export(name)
     pairs, splits = record.pairs, record.splits
     front: dict[str, Any] = {
-        "license": "other",
+        "license": export.config.license,
         "task_categories": ["image-to-text", "text-to-image"],
         "size_categories": [_size(sum(pairs.values()))],
         "tags": ["capfilt", "image-text pairs"],
@@ -118,6 +118,11 @@ def _rights(plan: Plan, export: ExportStage, pairs: dict[str, int]) -> list[str]
         "does not want included.",
         "",
     ]
+    if export.config.license != OTHER:
+        lines.append(
+            f"- The licence {code(export.config.license)} is granted for the selection and for the "
+            "captions that were written for it."
+        )
     if config.honor_opt_out:
         lines.append(
             "- Images whose server said noai, noimageai, noindex or noimageindex were left out."

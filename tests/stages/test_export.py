@@ -204,6 +204,7 @@ def test_human_files_of_one_name_that_name_the_same_image_are_refused(tmp_path):
         ({"validation": 1.0}, "export.validation must be from 0 to below 1"),
         ({"validation": -0.1}, "export.validation must be from 0 to below 1"),
         ({"shard_size": 0}, "export.shard_size must be at least 1"),
+        ({"license": "CC BY"}, "export.license must be a licence as the hub names it"),
         ({"format": "urls", "documents": DocumentsConfig()}, "export.documents to null"),
     ],
 )

@@ -1,5 +1,6 @@
 """Pushing by huggingface_hub itself, against a server on loopback that speaks the hub's API."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pipeline.results import dataset_card
 from pipeline.results.verdicts import Results
 from pipeline.storage.records import ExportRecord
 
+RECORD = (ExportRecord, "curated", "manifest.json")
 mlcroissant = pytest.importorskip("mlcroissant")
 
 
@@ -157,6 +159,27 @@ def test_the_card_tells_models_and_fingerprints(finished):
     for name in results.plan.names:
         assert f"| {name} | `{results.plan.fingerprint(name)}` |" in card
     assert "Images whose server said noai" in card
+
+
+def test_the_licence_of_the_export_is_in_the_card_and_in_the_metadata(finished):
+    run, results = finished
+    stages, record = results.plan.manifest.stages, run.read_record(*RECORD)
+    decided = results.plan.decision("export")
+    assert "license" not in stages["export"].settings()
+    stages["export"] = dataclasses.replace(stages["export"], license="cc-by-4.0")
+    card = dataset_card.text(results, "export", record)
+    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
+    assert "The licence `cc-by-4.0` is granted for the selection" in card
+    assert results.plan.decision("export") != decided
+    again = record.model_copy(update={"decision": results.plan.decision("export")})
+    run.write_record(again, "curated", "manifest.json")
+    (file,) = (
+        file
+        for file in publishing.files_to_push(results, "org/birds")
+        if file.name == "croissant.json"
+    )
+    described = json.loads(file.content())
+    assert described["license"] == "https://choosealicense.com/licenses/cc-by-4.0/"
 
 
 def test_croissant_is_valid_and_reads_every_pair(hub, finished, tmp_path):
