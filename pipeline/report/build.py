@@ -357,6 +357,8 @@ def _gallery(results: Results, names: Sequence[str], totals: Survey) -> Gallery:
     ]
     locations += [point.location for point in totals.points.values]
     locations += [location for members in strips.values() for location in members]
+    extremes = totals.extremes.extremes(results)
+    locations += [location for extreme in extremes for location, _ in extreme.rows]
     seen = examples(results, names, locations)
     firsts = {e.cluster for e in seen.values() if e.cluster not in (None, e.uid)} | set(strips)
     there = locate(results.run, (uid for uid in firsts if uid is not None))
@@ -376,6 +378,14 @@ def _gallery(results: Results, names: Sequence[str], totals: Survey) -> Gallery:
             (totals.clusters[uid].size, take([there[uid], *members]))
             for uid, members in strips.items()
             if uid in there
+        ],
+        extremes=[
+            (
+                end.title,
+                end.remark,
+                [(seen[location], end.write(value)) for location, value in rows],
+            )
+            for end, rows in ((extreme.end, extreme.rows) for extreme in extremes)
         ],
         firsts={uid: seen[location] for uid, location in there.items()},
         pool=pool_map.draw(results, totals.embedded, totals.points.values, seen),

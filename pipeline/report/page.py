@@ -76,6 +76,8 @@ class Gallery:
         reasons: Rows for each (stage, reason).
         cells: Rows for each of `CELLS`.
         clusters: Size, and representative and some members, of each of the largest clusters.
+        extremes: Kept images that are least like the others: what each is, what its number is, and
+            each image with its number.
         firsts: The representatives of near-duplicates, by uid.
         pool: The picture of the embeddings; None without them.
     """
@@ -83,6 +85,7 @@ class Gallery:
     reasons: Mapping[tuple[str, str], Rows] = field(default_factory=dict)
     cells: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     clusters: Sequence[tuple[int, Sequence[Example]]] = ()
+    extremes: Sequence[tuple[str, str, Sequence[tuple[Example, str]]]] = ()
     firsts: Mapping[str, Example] = field(default_factory=dict)
     pool: PoolMap | None = None
 

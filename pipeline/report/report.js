@@ -139,7 +139,19 @@ const near = new IntersectionObserver((entries) => {
 for (const box of plots.keys()) near.observe(box);
 const redraw = (which) => [...plots.values()].filter(which).forEach((plot) => plot.draw());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw((plot) => plot.isDrawn));
-addEventListener("beforeprint", () => redraw((plot) => !plot.isDrawn));
+
+// On paper, all that the page can show is open, but the tables of plots, which are drawn.
+const folded = () => [...document.querySelectorAll("details:not([open], .numbers)")];
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = folded();
+  for (const one of opened) one.open = true;
+  for (const image of document.images) image.loading = "eager";
+  redraw((plot) => !plot.isDrawn);
+});
+addEventListener("afterprint", () => {
+  for (const one of opened) one.open = false;
+});
 
 // An image of a row by itself, as large as the window lets it be; the page holds small ones only.
 const large = document.createElement("dialog");

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.random import splitmix
+from pipeline.report.extremes import Extremes
 from pipeline.report.frequent_texts import Frequent
 from pipeline.report.histogram import GrowingHistogram, Histogram
 from pipeline.report.pool_map import MOST, Embedded
+from pipeline.results.image_numbers import image_numbers
 from pipeline.results.sampling import Ranks, RowLocation, Smallest, ranks_of
 from pipeline.results.tables import INTERNAL
 from pipeline.results.verdicts import Judgement, Mask, Results
@@ -174,6 +176,7 @@ class Survey:
             of the rows that the stage measured, and of those that it keeps.
         embedded: Rows with an embedding.
         points: A seeded sample of these rows, to be drawn.
+        extremes: The kept images at the ends of the numbers of images.
     """
 
     rows: int = 0
@@ -205,6 +208,7 @@ class Survey:
     numbers: dict[tuple[str, str], GrowingHistogram] = field(default_factory=dict)
     embedded: int = 0
     points: Smallest[Embedded] = field(default_factory=lambda: Smallest(MOST))
+    extremes: Extremes = field(default_factory=Extremes)
 
 
 def survey(results: Results, names: Sequence[str]) -> Survey:
@@ -267,6 +271,8 @@ class _Shard:
         self._phrases(totals)
         self._numbers(totals)
         self._embedded(totals)
+        numbers = image_numbers(self.pool, self.tables)
+        totals.extremes.offer(self.name, self.ranks, numbers, self.verdicts.live)
 
     def _measured(self, name: str) -> tuple[pa.Table, Mask] | None:
         """A stage's annotations of the rows that it measured, and the mask of these rows."""

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.results.image_numbers import ISOLATION, MOST, image_numbers, isolation
+from pipeline.results.sampling import RowLocation, ranks_of
 from pipeline.results.tables import INTERNAL
 from pipeline.results.verdicts import KEPT, Judgement, Mask, Results
 from stages.base import Floats, floats, is_numeric
@@ -24,9 +26,6 @@ from stages.redaction import redacted
 __all__ = ["Query", "RowIndex"]
 
 BINS = 40
-LUMA_SIDE = 32
-"""Side of the grid of brightness that clean stores of each image."""
-
 Rows = npt.NDArray[np.int64]
 Fate = Literal["any", "kept", "rejected"]
 
@@ -95,7 +94,21 @@ class RowIndex:
             )
             for name in names
         }
+        self.numbers[f"image.{ISOLATION}"] = self._isolation()
         self.numbers = {k: v for k, v in self.numbers.items() if not np.isnan(v).all()}
+
+    def _isolation(self) -> Floats:
+        """How far each image is from the nearest other one; of a large run, of a sample of rows."""
+        ranks = ranks_of(self.table["uid"].combine_chunks(), self.results.plan.manifest.seed)
+        shards, rows = self.table["shard"].to_pylist(), self.table["row"].to_pylist()
+        index_of = {
+            RowLocation(shards[index], rows[index]): index
+            for index in np.argsort(ranks, kind="stable")[:MOST].tolist()
+        }
+        found = np.full(self.table.num_rows, np.nan)
+        for location, distance in isolation(self.results, index_of).items():
+            found[index_of[location]] = distance
+        return found
 
     def _read(self, shard: str, judgement: Judgement) -> tuple[pa.Table, dict[str, Floats]]:
         """The rows of a shard, and its measured columns."""
@@ -130,10 +143,10 @@ class RowIndex:
             "download.width": floats(pool["original_width"]),
             "download.height": floats(pool["original_height"]),
         }
+        for key, numbers in image_numbers(pool, tables).items():
+            values[f"image.{key}"] = numbers
         for name, table in tables.items():
-            for key, numbers in _numbers(name, table).items():
-                earlier = values.get(key)
-                values[key] = numbers if earlier is None else np.fmax(earlier, numbers)
+            values |= _numbers(name, table)
             values |= dict(self._compared(name, table, judgement.measured[name]))
         made = pool.select(["uid", "source", "caption"])
         for name, column in (
@@ -291,23 +304,7 @@ def _numbers(name: str, table: pa.Table) -> dict[str, Floats]:
             lists = table[field.name].to_pylist()
             most = [max((v for v in one or () if v is not None), default=np.nan) for one in lists]
             measured[f"{name}.{field.name}"] = np.array(most, np.float64)
-        elif field.name == "image_luma":
-            measured |= _light(table[field.name])
     return measured
-
-
-def _light(column: Any) -> dict[str, Floats]:
-    """How bright an image is, 0 to 255, and how sharp: the variance of its Laplacian."""
-    grids = column.to_pylist()
-    bright, sharp = np.full((2, len(grids)), np.nan)
-    for index, grid in enumerate(grids):
-        if grid is None:
-            continue
-        luma = np.frombuffer(grid, np.uint8).astype(np.float64).reshape(LUMA_SIDE, LUMA_SIDE)
-        inner = luma[1:-1, 1:-1]
-        around = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]
-        bright[index], sharp[index] = luma.mean(), (around - 4 * inner).var()
-    return {"image.brightness": bright, "image.sharpness": sharp}
 
 
 def _tally(column: Any) -> list[dict[str, Any]]:
