@@ -272,6 +272,8 @@ class Stage(ABC, Generic[ConfigT]):
             those of an instance.
         bulky: Columns of `writes` that are large and that `judge` does not need. Only stages that
             take them read them.
+        remembers: Columns of `writes` that a row is given when it is measured again because what it
+            takes of an earlier stage's summary has changed; null where it never was measured.
         later: Columns of `writes` and `summary` that files of older versions lack; they are null
             there.
         reasons: Every reason that `judge` may return, with a sentence that explains it.
@@ -294,6 +296,7 @@ class Stage(ABC, Generic[ConfigT]):
     spares: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     writes: pa.Schema
     bulky: ClassVar[tuple[str, ...]] = ()
+    remembers: ClassVar[tuple[str, ...]] = ()
     later: ClassVar[tuple[str, ...]] = ()
     reasons: ClassVar[Mapping[str, str]]
     help: ClassVar[str] = ""
@@ -334,8 +337,8 @@ class Stage(ABC, Generic[ConfigT]):
 
         Args:
             rows: n live rows with uid, the columns of `reads` (except those that `spares` makes
-                unnecessary), the columns of the config's `reads`, and the existing columns of
-                `uses`.
+                unnecessary), the columns of the config's `reads`, the existing columns of `uses`,
+                and the columns of `remembers` if the rows may have been measured before.
 
         Returns:
             n rows in the same order with exactly the schema `writes`. A row that cannot be

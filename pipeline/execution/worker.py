@@ -330,7 +330,11 @@ class Worker:
             return self.run.read_table("list", f"{due.shard}.parquet").take(rows)
         mask = np.zeros(len(due.todo), bool)
         mask[rows] = True
-        return self._gather(due.name, due.shard, due.before, mask)
+        given = self._gather(due.name, due.shard, due.before, mask)
+        if due.old is not None:
+            for column in self.plan.stage(due.name).remembers:
+                given = given.append_column(column, due.old[column].filter(pa.array(mask)))
+        return given
 
     def _annotate(self, name: str, given: pa.Table) -> pa.Table:
         """Measure some rows."""

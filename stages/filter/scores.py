@@ -17,16 +17,15 @@ SCORES = ("itm", "itc", "clip", "second_clip")
 
 @dataclass(frozen=True)
 class ModelScores:
-    """The scores by one model: the texts of each row, and the match of each text."""
+    """The scores by one model: what it was asked of each row, and the measures of each text."""
 
     prepare: Callable[[str], str]
     asked: list[list[str]]
-    known: list[dict[str, Any]]
+    known: list[dict[str, dict[str, Any]]]
 
     def of(self, row: int, text: str) -> dict[str, Any]:
         """The measures of a text of a row; nothing where it has none."""
-        match = self.known[row].get(self.prepare(text))
-        return {} if match is None else match._asdict()
+        return dict(self.known[row].get(self.prepare(text), {}))
 
 
 def measure(

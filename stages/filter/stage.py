@@ -15,6 +15,7 @@ from models.text.sentences import split_sentences
 from models.weights import folder_of, pinned
 from stages.base import Cutoff, Floats, Stage, floats
 from stages.filter.config import FilterConfig, Unit
+from stages.filter.memory import SCORED, Memory
 from stages.filter.scores import SCORES, ModelScores, compare, measure, parts_of
 from stages.filter.texts import KINDS, distinct, texts_of
 from stages.filter.units import Units, best_of
@@ -71,6 +72,7 @@ class FilterStage(Stage[FilterConfig]):
                 for kind in KINDS
             ),
             pa.field("itm_decoded", pa.bool_()),
+            pa.field("scored", SCORED),
         ]
     )
     """Each score stands for the web caption (null without one), and in lists for each synthetic
@@ -83,7 +85,12 @@ class FilterStage(Stage[FilterConfig]):
       the best score of its sentences.
     - sentences: the sentences of a text that is judged in sentences; null for others.
     - unread: how many tokens of the text were cut off, by the model that read least.
+    - scored: every score of the image so far. An image has other texts when a threshold changes
+      which copies it has; those that were scored before are looked up.
     """
+    remembers = ("scored",)
+    bulky = ("scored",)
+    later = ("scored",)
     reasons: ClassVar[Mapping[str, str]] = {
         "undecodable": "The image cannot be decoded, so no text can match it.",
         "no_text": "The image has no caption, web or synthetic, that says anything.",
@@ -157,6 +164,7 @@ class FilterStage(Stage[FilterConfig]):
         sentences = self._sentences(texts)
         has_images = "image" in rows.column_names
         images = [image or b"" for image in rows["image"].to_pylist()] if has_images else []
+        memory = Memory.of(rows)
         scored: dict[str, ModelScores] = {}
         for role, (model, prepare, kinds) in self._readers().items():
             asked = [
@@ -169,14 +177,17 @@ class FilterStage(Stage[FilterConfig]):
                 )
                 for row in texts
             ]
+            new = memory.new(role, asked)
+            chosen, some = list(new), list(new.values())
             if role == "clip" and "image_embedding" in rows.column_names:
-                found = compare(model, rows["image_embedding"], asked)
+                embedded = rows["image_embedding"].take(pa.array(chosen, pa.int64()))
+                found = compare(model, embedded, some)
             else:
-                found = model.score(images, asked, self.config.batch_size)
-            known = [
-                dict(zip(some, matches, strict=bool(matches)))
-                for some, matches in zip(asked, found, strict=True)
-            ]
+                found = model.score([images[n] for n in chosen], some, self.config.batch_size)
+            for number, unknown, matches in zip(chosen, some, found, strict=True):
+                for text, match in zip(unknown, matches, strict=bool(matches)):
+                    memory.add(number, role, text, match._asdict())
+            known = memory.known(role, asked)
             scored[role] = ModelScores(prepare=prepare, asked=asked, known=known)
         table = []
         for number, row in enumerate(texts):
@@ -189,7 +200,8 @@ class FilterStage(Stage[FilterConfig]):
                         columns[f"{name}_{kind}"] = values[0] if kind == "web" else values
             opened = any(scores.known[number] for scores in scored.values())
             was_asked = any(scores.asked[number] for scores in scored.values())
-            table.append({**columns, "itm_decoded": opened or not was_asked})
+            columns |= {"itm_decoded": opened or not was_asked, "scored": memory.column[number]}
+            table.append(columns)
         return pa.Table.from_pylist(table, schema=self.writes)
 
     def _readers(self) -> dict[str, tuple[Any, Callable[[str], str], tuple[str, ...]]]:

@@ -2,7 +2,8 @@
 
 import pyarrow as pa
 import pytest
-from helpers import pools
+from helpers import blips, fakes, pools
+from transformers import BlipForImageTextRetrieval
 
 from pipeline.execution import map_reduce
 from pipeline.execution import worker as workers
@@ -44,6 +45,60 @@ def test_a_score_of_an_earlier_stage_reaches_select_of_live_rows_alone(tmp_path)
     least = sorted(n for n, is_live in zip(words, live, strict=True) if is_live)[-3]
     assert kept == [ok and n >= least for n, ok in zip(words, live, strict=True)]
     assert sum(kept) == 3 and not all(live)
+
+
+@pytest.fixture
+def copies(tmp_path):
+    """A manifest that takes over captions of copies, and a run that was made with it.
+
+    Two URLs show each of three images; the filter is a BLIP of a few weights.
+    """
+    captions = [f"a {colour} dog and a house" for colour in ("red", "blue", "green")] * 2
+    rows = pools.pool_of(captions)
+    for row in rows:
+        row["image"] = fakes.jpeg(int(row["url"]) // 2, (300, 260))
+        row["sha256"] = f"{int(row['url']) // 2:064x}"
+    model = blips.save(
+        tmp_path / "model", BlipForImageTextRetrieval, blips.tokenizer_of(blips.WORDS.split())
+    )
+
+    def made(**dedup):
+        stages = {
+            "download": {"source": "x"},
+            "dedup": dedup,
+            "filter": {"model": model, "device": "cpu", "min_itm": 0.0},
+        }
+        return Manifest.parse({"name": "m", "run": str(tmp_path / "run"), "stages": stages})
+
+    run = Run(str(tmp_path / "run"))
+    run.write_table(pa.Table.from_pylist(rows, POOL), "pool", "00000.parquet")
+    return made
+
+
+def test_a_changed_threshold_of_copies_scores_no_text_again(copies):
+    """The images are taken out of the pool after the first time, so no text can be scored."""
+
+    def scores_of(worker):
+        worker.work("dedup", "00000")
+        worker.summarize("dedup", ["00000"])
+        done = worker.work("filter", "00000")
+        table = worker.results.annotated("filter", "00000")
+        live = worker.results.judge("00000", ("download", "dedup")).live
+        return done["rows"], table.filter(pa.array(live))
+
+    first, whole = scores_of(Worker(copies()))
+    further = whole["itm_further"].to_pylist()
+    assert first == 3 and [len(some) for some in further] == [1, 1, 1]
+    worker = Worker(copies(max_further_captions=0))
+    pool = worker.run.read_table("pool", "00000.parquet")
+    gone = pa.array([b"gone"] * len(pool), pa.binary())
+    place = pool.column_names.index("image")
+    worker.run.write_table(pool.set_column(place, "image", gone), "pool", "00000.parquet")
+    second, fewer = scores_of(worker)
+    assert second == 3 and fewer["itm_further"].to_pylist() == [[], [], []]
+    assert fewer["itm_web"].equals(whole["itm_web"]) and not fewer["itm_web"].null_count
+    third, back = scores_of(Worker(copies()))
+    assert third == 3 and back["itm_further"].to_pylist() == further
 
 
 class Counts:

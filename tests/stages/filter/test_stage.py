@@ -96,6 +96,26 @@ def test_further_web_captions_are_scored_and_kept_like_others(stage: FilterStage
         ]
 
 
+def test_a_score_that_is_remembered_is_looked_up(stage: FilterStage) -> None:
+    """The images that were scored are gone, so whatever has a score now was looked up."""
+    before = stage.annotate(FURTHER)
+    fewer = [some and some[:1] for some in FURTHER["further_captions"].to_pylist()]
+    place = FURTHER.column_names.index("further_captions")
+    rows = FURTHER.set_column(place, "further_captions", pa.array(fewer))
+    gone = pa.array([b"gone"] * len(rows), pa.binary())
+    rows = rows.set_column(rows.column_names.index("image"), "image", gone)
+    again = stage.annotate(rows.append_column("scored", before["scored"]))
+    for kind in ("web", "synthetic"):
+        assert again[f"itm_{kind}"].equals(before[f"itm_{kind}"])
+        assert again[f"itc_{kind}"].equals(before[f"itc_{kind}"])
+        assert again[f"unread_{kind}"].equals(before[f"unread_{kind}"])
+    lists = before["itm_further"].to_pylist()
+    assert again["itm_further"].to_pylist() == [some[:1] for some in lists]
+    assert again["itm_decoded"].equals(before["itm_decoded"])
+    assert again["scored"].equals(before["scored"])  # so that the other texts can come back
+    assert again["itm_web"].null_count < len(rows)
+
+
 def test_a_text_said_again_has_one_score(stage: FilterStage) -> None:
     rows = ROWS.slice(0, 1).set_column(4, "synthetic", pa.array([["a dog", "a red dog", "a dog"]]))
     [scores] = stage.annotate(rows)["itm_synthetic"].to_pylist()
