@@ -26,7 +26,7 @@ from stages.registry import STAGES
 __all__ = ["Example", "Text", "Thumbnail", "examples", "locate"]
 
 THUMBNAIL = 160
-QUALITY = 72
+QUALITY = 50
 MAX_TEXT = 280
 MAX_VALUE = 40
 INTERNAL = ("hash", "_cluster", "_key", "_duplicate")
@@ -35,7 +35,7 @@ INTERNAL = ("hash", "_cluster", "_key", "_duplicate")
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """A small JPEG as a data URI, with its size in pixels."""
+    """A small WebP as a data URI, with its size in pixels."""
 
     uri: str
     width: int
@@ -213,7 +213,7 @@ def _texts(
 
 
 def thumbnail(image: bytes | None) -> Thumbnail | None:
-    """A small JPEG of an image; None if there is no image or it cannot be decoded."""
+    """A small WebP of an image; None if there is no image or it cannot be decoded."""
     if image is None:
         return None
     try:
@@ -222,8 +222,8 @@ def thumbnail(image: bytes | None) -> Thumbnail | None:
         return None
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=QUALITY, optimize=True)
-    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    small.save(buffer, "WEBP", quality=QUALITY, method=6)
+    uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
     return Thumbnail(uri=uri, width=small.width, height=small.height)
 
 

@@ -15,7 +15,7 @@ from stages.base import Floats
 
 __all__ = ["ENDS", "End", "Extremes"]
 
-SHOWN = 6
+SHOWN = 4
 """Images of each end."""
 
 
@@ -45,7 +45,13 @@ ENDS = (
         "distance to the nearest other image, 1 minus the cosine of their embeddings",
         "{:.3f}".format,
     ),
-    End("Blurred or empty", "sharpness", False, "variance of the Laplacian", "{:.1f}".format),
+    End(
+        "Blurred or plain",
+        "sharpness",
+        False,
+        "variance of the Laplacian of a 32 x 32 thumbnail",
+        "{:.0f}".format,
+    ),
     End("Dark", "brightness", False, "mean brightness, of 255", "{:.0f}".format),
     End("Bright", "brightness", True, "mean brightness, of 255", "{:.0f}".format),
     End("Wide", "aspect", True, "width divided by height", "{:.2f}".format),

@@ -92,6 +92,7 @@ def test_a_run_selects_exports_and_searches_by_its_embeddings(
         column for stage in ("embed", "dedup", "select") for column in numbers[stage]
     }
     page = page_of(run)
+    assert "Unlike all others" in page.text
     points = [a for tag, a in page.elements if tag == "circle"]
     assert len(points) == counts["dedup"]["rows"]
     assert [a["class"] for a in points].count("kept") == counts["filter"]["kept"]
@@ -184,7 +185,7 @@ def check_search(place: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> N
     page = place / "found.html"
     assert main(["search", run.root, "a <b>tree</b>", "--out", str(page)]) == 0
     text = page.read_text()
-    assert text.count("data:image/jpeg;base64,") == 10 and "<b>tree" not in text
+    assert text.count("data:image/webp;base64,") == 10 and "<b>tree" not in text
     assert main(["search", run.root, "x", "--number", "0"]) == 2
     junk = place / "junk.jpg"
     junk.write_bytes(b"junk")

@@ -63,6 +63,43 @@ def test_an_image_grows_by_click_and_each_card_says_how_to_see_more(whole, brows
     assert browser.complaints == []
 
 
+def test_the_images_at_the_ends_are_shown_with_their_numbers(whole, browser):
+    browser.visit(whole[0].at("report", "index.html"))
+    ends = "[...document.querySelectorAll('.ends-of details')]"
+    titles = browser.value(
+        f"{ends}.map(one => one.querySelector('summary').firstChild.data.trim())"
+    )
+    assert titles == ["Blurred or plain", "Dark", "Bright", "Wide", "Tall"]
+    numbers = browser.value(
+        f"{ends}.map(end => [...end.querySelectorAll('.body b')].map(b => Number(b.textContent)))"
+    )
+    for title, values in zip(titles, numbers, strict=True):
+        assert len(values) == 4
+        assert values == sorted(values, reverse=title in ("Bright", "Wide"))
+    said = browser.value("document.querySelector('.ends-of').textContent")
+    assert said.count("capfilt show ") == 20 and "capfilt view " in said
+    distances = browser.value("document.querySelector('#images .strip').innerText")
+    assert "distance" in distances
+
+
+def test_on_paper_the_page_is_open_and_nothing_leaves_it(whole, browser):
+    browser.visit(whole[0].at("report", "index.html"), width=720)
+    folded = "document.querySelectorAll('details:not([open], .numbers)').length"
+    before = browser.value(folded)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    browser.draw()
+    assert browser.value(folded) == 0 < before
+    wide = (
+        "[...document.querySelectorAll('table, figure, figcaption, summary, pre')].filter(e =>"
+        " e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1)"
+        ".map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 60))"
+    )
+    assert browser.value(wide) == []
+    browser.call("Emulation.setEmulatedMedia", media="")
+    browser.value("dispatchEvent(new Event('afterprint'))")
+    assert browser.value(folded) == before
+
+
 def test_the_page_stays_under_three_megabytes(whole):
     assert len(whole[0].read("report", "index.html")) < 3_000_000
 

@@ -110,7 +110,7 @@ def test_hostile_captions_are_text(written):
     assert not [name for _, some in page.elements for name in some if name.startswith("on")]
     for _, attributes in page.elements:
         value = attributes.get("src", attributes.get("href"))
-        assert value is None or value.startswith(("data:image/jpeg;base64,", "#"))
+        assert value is None or value.startswith(("data:image/webp;base64,", "#"))
     assert any(html.unescape(text) in page.text for text in HOSTILE[:3])
     assert "49 at night" not in page.text
 

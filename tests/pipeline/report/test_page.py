@@ -105,7 +105,7 @@ def test_the_page_asks_for_nothing(whole):
     for _, attributes in page.elements:
         for name in ("src", "srcset", "href", "xlink:href", "poster", "action"):
             value = attributes.get(name)
-            assert value is None or value.startswith(("data:image/jpeg;base64,", "#")), value
+            assert value is None or value.startswith(("data:image/webp;base64,", "#")), value
     style = re.search(r"<style>(.*?)</style>", content, re.S).group(1)
     assert "url(" not in style and "@import" not in style
     policies = [a["content"] for t, a in page.elements if a.get("http-equiv")]
