@@ -340,7 +340,7 @@ def _sizes(profile: SourceProfile) -> str:
         small, middle, large = (by_area[i] for i in (0, len(by_area) // 2, -1))
         text += "{}x{} to {}x{}, median {}x{}".format(*small, *large, *middle)
     if profile.broken:
-        text += f"{', ' * bool(profile.sizes)}{profile.broken} cannot be decoded"
+        text += f"{', ' * bool(profile.sizes)}{profile.broken} cannot be opened or decoded"
     return text
 
 

@@ -163,9 +163,16 @@ def push(
                 "write to it, from https://huggingface.co/settings/tokens"
             ) from error
         raise CapfiltError(_failed(repo, error)) from error
-    except (OSError, RuntimeError) as error:
-        raise CapfiltError(_failed(repo, error)) from error
+    except Exception as error:
+        if isinstance(error, OSError | RuntimeError) or _is_of_http(error):
+            raise CapfiltError(_failed(repo, error)) from error
+        raise
     return url
+
+
+def _is_of_http(error: Exception) -> bool:
+    """Whether an error comes from the HTTP library that huggingface_hub uses."""
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2")
 
 
 def _failed(repo: str, error: Exception) -> str:

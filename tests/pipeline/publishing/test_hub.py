@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import socket
 
 import pytest
 import yaml
@@ -131,6 +132,16 @@ def test_a_dry_run_lists_the_files_and_asks_nobody(hub, finished, capsys):
 def test_a_wrong_name_is_told(hub, finished, capsys, arguments, status, message):
     assert main(["push", finished[0].root, *arguments]) == status
     assert message in capsys.readouterr().err and not hub.repos
+
+
+def test_a_hub_that_cannot_be_reached_is_told(finished, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert main(["push", finished[0].root, "--repo", "org/birds"]) == 1
+    told = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "org/birds: the push failed" in told and "the same command goes on" in told
 
 
 def test_a_refused_token_is_told_and_not_shown(hub, finished, monkeypatch, capsys):
