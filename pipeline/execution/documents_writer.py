@@ -157,9 +157,10 @@ class _Images:
 
     def _find(self, uid: str) -> tuple[int, int] | None:
         """The number of the shard of a live row, and its index there; None if it is not live."""
-        key = np.bytes_(bytes.fromhex(uid))
-        at = int(np.searchsorted(self._keys, key))
-        if at == len(self._keys) or self._keys[at] != key:
+        key = bytes.fromhex(uid)
+        at = int(np.searchsorted(self._keys, np.bytes_(key)))
+        # numpy drops zero bytes at the end of what it returns.
+        if at == len(self._keys) or self._keys[at].ljust(len(key), b"\0") != key:
             return None
         shard, row = self._positions[at]
         return int(shard), int(row)

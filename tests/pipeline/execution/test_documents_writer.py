@@ -1,5 +1,6 @@
 """Interleaved documents from a list on disk and images on a real server to an export."""
 
+import itertools
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.verify import verify
 from pipeline.storage.run import Run
+from stages.schema import uid_of
 
 PROSE = (
     "The old harbour lies to the north of the town and has been there for ages.",
@@ -34,8 +36,14 @@ def record(*images):
 
 def test_documents_keep_the_images_that_pass_and_go_without_any(server, tmp_path, ray_here):
     server.broken = {"2": 404, "4": 404}
+    # numpy strips zero bytes from the end of a string of fixed length.
+    ends_in_zero = next(
+        str(number)
+        for number in itertools.count(5)
+        if uid_of(f"{server.base}/{number}", None).endswith("00")
+    )
     lines = [
-        json.dumps(record(f"{server.base}/0", f"{server.base}/2", f"{server.base}/1")),
+        json.dumps(record(*(f"{server.base}/{name}" for name in (ends_in_zero, "2", "1")))),
         "not a document",
         json.dumps(record(f"{server.base}/4")),
         json.dumps(record()),
@@ -82,7 +90,7 @@ def test_documents_keep_the_images_that_pass_and_go_without_any(server, tmp_path
         for row in run.read_table("pool", f"{shard}.parquet").to_pylist():
             pool[row["url"]] = row
     assert server.hits["/1"] == 1  # on two pages, fetched once
-    for number, urls in enumerate([("0", "1"), ("1",)]):
+    for number, urls in enumerate([(ends_in_zero, "1"), ("1",)]):
         lines = run.read(*folder, f"{number:05d}.jsonl").decode().splitlines()
         (page,) = map(json.loads, lines)
         wanted = [pool[f"{server.base}/{url}"] for url in urls]
