@@ -248,13 +248,24 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
 
 def ablate(options: argparse.Namespace, console: Console) -> int:
     """Run an ablation and print its tables."""
-    from pipeline.demo.ablation import Ablation, collect
+    from pipeline.demo.ablation import Ablation
+    from pipeline.demo.measured import collect
+    from pipeline.demo.schedule import schedule
     from pipeline.execution.progress import Progress
     from pipeline.report.ablation import write
-    from pipeline.results.tables import ablation_tables, put
+    from pipeline.results.tables import ablation_tables, power_lines, put
     from pipeline.storage.records import content_of
 
     ablation = Ablation.load(options.ablation, options.run)
+    if options.dry_run:
+        record = collect(ablation)
+        for line in (
+            f"{ablation.name} -> {ablation.run}",
+            *schedule(ablation).lines(),
+            *power_lines(record),
+        ):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return 0
     ablation.carry_out(options.workers, Progress(console, options.quiet or options.json))
     record = collect(ablation)
     ablation.publish(record)
@@ -264,6 +275,8 @@ def ablate(options: argparse.Namespace, console: Console) -> int:
         return 0
     for table in ablation_tables(record):
         put(console, table)
+    for line in power_lines(record):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report     {path}", highlight=False, markup=False)
     return 0
 

@@ -44,7 +44,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "export": ("capfilt export manifest.yaml",),
     "train": ("capfilt train manifest.yaml", "capfilt train manifest.yaml --objective filter"),
     "evaluate": ("capfilt evaluate runs/demo/models/curated --data test.jsonl --json",),
-    "ablate": ("capfilt ablate manifests/ablation.yaml --run runs/ablation",),
+    "ablate": (
+        "capfilt ablate manifests/ablation.yaml --dry-run",
+        "capfilt ablate manifests/ablation.yaml --run runs/ablation",
+    ),
     "status": (
         "capfilt status runs/photos",
         "capfilt status runs/photos --watch",

@@ -267,6 +267,9 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("ablation", metavar="ABLATION", help="a YAML file")
     ablate.add_argument("--run", metavar="DIR", help="the folder for its runs")
     ablate.add_argument("--workers", type=int, metavar="N", help="workers of each stage")
+    ablate.add_argument(
+        "--dry-run", action="store_true", help="say how much it takes, and do nothing"
+    )
     ablate.add_argument("--quiet", action="store_true", help="no progress")
     ablate.add_argument("--json", action="store_true", help="print JSON")
     status = add("status", commands.status, "print the funnel of a run")

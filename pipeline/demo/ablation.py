@@ -3,17 +3,29 @@
     name: ablation
     manifest: demo.yaml             # relative to this file; each seed draws its own web
     seeds: [0, 1, 2]
+    webs:                           # what is drawn; the first is the main one
+      half: {pages: 1000}
+      noisy: {pages: 1000, false_texts: 0.8, chains: [nucleus]}
     chains:                         # changes to the manifest; the first chain is the main run
       nucleus: {train: {none: {like: curated, data: [export:none]}}}
       beam: {stages: {caption: {decoding: beam}}}
     metrics: {TR@1: retrieval.itm.TR@1, noise: report.texts.synthetic.reject_rate}
     tables:
       - title: Decoding
-        rows: {beam: beam/curated, nucleus: nucleus/curated}
+        rows: {none: nucleus/none, beam: beam/curated, nucleus: nucleus/curated}
+        against: {nucleus: [beam]}
+    curves:
+      - {title: Noise, x: {half: 0.46, noisy: 0.8}, base: nucleus/none, metric: TR@1,
+         rows: {CapFilt: nucleus/curated}}
 
-A row of a table is a model that a chain trains. Chains with the same seed share the pool, and the
-annotations and models that they have in common. Finished work is reused, so the same command
-resumes.
+A row of a table is a model that a chain trains. Chains with the same web and seed share the pool,
+and the annotations and models that they have in common with the first. Finished work is reused, so
+the same command resumes.
+
+In the texts of a chain, `runs/demo/web/` is the folder of the web, `runs/demo/miniature/web/` that
+of the web that the miniature was trained on (drawn where a chain names it), `chain:CHAIN/MODEL` a
+model of an earlier chain, and `kept:CHAIN` the number of images that an earlier chain exports,
+human ones left out.
 """
 
 from __future__ import annotations
@@ -21,41 +33,91 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import math
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pydantic
-from scipy.stats import t as student
 
 from models.errors import ManifestError, YamlError
 from pipeline.demo import run as drawn
+from pipeline.demo.web import Drawing
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import write_report
 from pipeline.manifest import yaml
 from pipeline.manifest.manifest import A_NAME, Manifest, is_name
 from pipeline.manifest.validation import explain
 from pipeline.results.open_run import open_results
-from pipeline.storage.records import (
-    AblationMetric,
-    AblationRecord,
-    AblationRow,
-    AblationTable,
-    Estimate,
-    Evaluation,
-    EvaluationRecord,
-)
+from pipeline.storage.records import AblationRecord
 from pipeline.storage.run import ABLATION, Run
+from pipeline.storage.successor import standing
+from stages.export import ExportStage
 
-__all__ = ["Ablation", "Table", "collect", "estimate"]
-
-CONFIDENCE = 0.95
+__all__ = ["Ablation", "Curve", "Expectation", "Site", "Table", "merge"]
 
 WEB = "runs/demo/web"
-"""The web of the demo in a chain; each seed's own web takes its place."""
+"""The web of the demo in a chain; the web of each seed takes its place."""
+
+MINIATURE = "runs/demo/miniature/web"
+"""The web of the miniature in a chain; one is drawn for all seeds if a chain names it."""
+
+CHAIN, KEPT = "chain:", "kept:"
+"""Prefixes of what an earlier chain has made: the model of a name, the number of its images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnWeb(Drawing):
+    """A web of an ablation.
+
+    Attributes:
+        chains: The chains that are run on it; empty runs all.
+    """
+
+    chains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A web with a seed.
+
+    Attributes:
+        web: A key of `Ablation.webs`.
+        seed: The seed.
+    """
+
+    web: str
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """The web and the seed in words."""
+        return f"{self.web}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """A difference that others have published, to say how many seeds would find it.
+
+    Attributes:
+        row: The label of a row.
+        against: The label of the row that it is compared to.
+        metric: The metric.
+        difference: The published difference.
+        spread: The standard deviation of the differences over seeds that is expected, above 0.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    row: str
+    against: str
+    metric: str
+    difference: float
+    spread: float
+
+    def __post_init__(self) -> None:
+        if not self.spread > 0:
+            raise ValueError(f"tables.expects.spread must be above 0, got {self.spread}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +129,10 @@ class Table:
         rows: `CHAIN/MODEL` by label; all rows are compared to the first.
         metrics: The metrics shown; empty shows all of the ablation.
         lacks: Metrics that do not apply to a row, by its label.
+        web: The web; empty is the first.
+        against: Labels of further rows that a row is compared to, by its label.
+        ceiling: The label of the row that differences are also given as a share of.
+        expects: Differences that others have published.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
@@ -74,7 +140,51 @@ class Table:
     title: str
     rows: dict[str, str]
     metrics: tuple[str, ...] = ()
-    lacks: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    lacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    web: str = ""
+    against: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ceiling: str | None = None
+    expects: tuple[Expectation, ...] = ()
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong with the labels that it names."""
+        named = {
+            "lacks metrics of": self.lacks,
+            "compares": [*self.against, *itertools.chain(*self.against.values())],
+            "has the ceiling": [self.ceiling] if self.ceiling is not None else [],
+            "expects a difference of": [
+                label for one in self.expects for label in (one.row, one.against)
+            ],
+        }
+        for what, labels in named.items():
+            if unknown := [label for label in labels if label not in self.rows]:
+                yield (
+                    f"tables: {self.title!r} {what} {', '.join(unknown)}; its rows are "
+                    f"{', '.join(self.rows)}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The gain of rows over a base, from web to web.
+
+    Attributes:
+        title: The title.
+        x: What distinguishes each web, such as its pages, by the name of the web.
+        base: `CHAIN/MODEL` that the rows are compared to.
+        rows: `CHAIN/MODEL` by label.
+        metric: The metric.
+        x_label: What x is; empty takes the title.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    title: str
+    x: dict[str, float]
+    base: str
+    rows: dict[str, str]
+    metric: str
+    x_label: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +194,14 @@ class Ablation:
     Attributes:
         name: Its name.
         manifest: Path of the base manifest, relative to the file.
-        seeds: Seeds of the web, the stages and the trainings; each has its own run.
-        chains: Mappings, by name, that are merged into the manifest. Paths in runs/demo/web are
-            those of the web of each seed.
-        metrics: Path of each metric in the evaluation of a model, or, with the prefix `report.`,
-            in the report of its chain.
+        seeds: Seeds of the webs, the stages and the trainings; each has its own run.
+        chains: Mappings, by name, that are merged into the manifest. See the module for what texts
+            in them stand for.
+        metrics: Path of each metric in the evaluation of a model, or, with the prefix `report.` or
+            `truth.`, in the report or in truth.json of its chain.
         tables: The tables.
+        webs: The webs that each seed draws; the main one has the run's own folder.
+        curves: Gains from web to web.
         run: Folder of all its runs.
     """
 
@@ -101,35 +213,61 @@ class Ablation:
     chains: dict[str, dict[str, Any]]
     metrics: dict[str, str]
     tables: tuple[Table, ...]
+    webs: dict[str, DrawnWeb] = field(default_factory=lambda: {"web": DrawnWeb()})
+    curves: tuple[Curve, ...] = ()
     run: str = ""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
-        if not self.chains:
-            raise ValueError("chains must have at least one entry")
-        for name in (self.name, *self.chains):
+        if not self.chains or not self.webs:
+            raise ValueError("chains and webs must have at least one entry")
+        for name in (self.name, *self.chains, *self.webs):
             if not is_name(name):
-                raise ValueError(f"the name of an ablation or a chain must be {A_NAME}: {name!r}")
-        for table in self.tables:
-            for label, row in table.rows.items():
-                chain, slash, model = row.partition("/")
-                if chain not in self.chains or not slash or not model:
-                    raise ValueError(
-                        f"tables: row {label!r} of {table.title!r} must be CHAIN/MODEL with a "
-                        f"chain of {', '.join(self.chains)}, got {row!r}"
-                    )
-            for metric in (*table.metrics, *itertools.chain(*table.lacks.values())):
-                if metric not in self.metrics:
-                    raise ValueError(
-                        f"tables: {table.title!r} shows {metric!r}; metrics has "
-                        f"{', '.join(self.metrics)}"
-                    )
-            if unknown := table.lacks.keys() - table.rows.keys():
                 raise ValueError(
-                    f"tables: {table.title!r} lacks metrics of {', '.join(sorted(unknown))}; its "
-                    f"rows are {', '.join(table.rows)}"
+                    f"the name of an ablation, a web or a chain must be {A_NAME}: {name!r}"
                 )
+        for name, web in self.webs.items():
+            if unknown := set(web.chains) - self.chains.keys():
+                raise ValueError(
+                    f"webs.{name}.chains: no chain {', '.join(sorted(unknown))}; there are "
+                    f"{', '.join(self.chains)}"
+                )
+        for table in self.tables:
+            web_name = table.web or self.main
+            for label, row in table.rows.items():
+                self._check_row(f"tables: row {label!r} of {table.title!r}", row, [web_name])
+            self._check_metrics(
+                f"tables: {table.title!r}",
+                (
+                    *table.metrics,
+                    *itertools.chain(*table.lacks.values()),
+                    *(one.metric for one in table.expects),
+                ),
+            )
+            for fault in table.faults():
+                raise ValueError(fault)
+        for curve in self.curves:
+            for label, row in {"base": curve.base, **curve.rows}.items():
+                self._check_row(f"curves: {label!r} of {curve.title!r}", row, curve.x)
+            self._check_metrics(f"curves: {curve.title!r}", [curve.metric])
+
+    def _check_row(self, what: str, row: str, webs: Iterable[str]) -> None:
+        chain, slash, model = row.partition("/")
+        if chain not in self.chains or not slash or not model:
+            raise ValueError(
+                f"{what} must be CHAIN/MODEL with a chain of {', '.join(self.chains)}, got {row!r}"
+            )
+        for web in webs:
+            if web not in self.webs:
+                raise ValueError(f"{what}: no web {web!r}; there are {', '.join(self.webs)}")
+            if chain not in self.chains_on(web):
+                raise ValueError(f"{what}: webs.{web}.chains has no {chain!r}; add it there")
+
+    def _check_metrics(self, what: str, metrics: Iterable[str]) -> None:
+        for metric in metrics:
+            if metric not in self.metrics:
+                raise ValueError(f"{what} shows {metric!r}; metrics has {', '.join(self.metrics)}")
 
     @classmethod
     def load(cls, path: str, run: str | None = None) -> Ablation:
@@ -164,54 +302,139 @@ class Ablation:
             ]
             raise ManifestError("\n".join(problems)) from None
 
-    def folder(self, seed: int) -> str:
-        """Return the folder of the run of a seed."""
-        return f"{self.run}/seed-{seed}"
+    @property
+    def main(self) -> str:
+        """The name of the first web."""
+        return next(iter(self.webs))
 
-    def branch(self, chain: str) -> str:
-        """Return the folder, within the run, for the files of one chain only."""
-        return "" if chain == next(iter(self.chains)) else f"chains/{chain}"
+    def sites(self) -> Iterator[Site]:
+        """Every web with every seed."""
+        for web in self.webs:
+            for seed in self.seeds:
+                yield Site(web=web, seed=seed)
 
-    def opened(self, seed: int, chain: str) -> Run:
-        """Open the run of a chain with a seed."""
-        return Run(self.folder(seed), self.branch(chain))
+    def chains_on(self, web: str) -> tuple[str, ...]:
+        """The chains that are run on a web, in order; the first has the run's own folder."""
+        chosen = self.webs[web].chains
+        return tuple(chain for chain in self.chains if not chosen or chain in chosen)
+
+    def folder(self, site: Site) -> str:
+        """The folder of the run of a web and seed."""
+        own = "" if site.web == self.main else f"/{site.web}"
+        return f"{self.run}{own}/seed-{site.seed}"
+
+    def branch(self, site: Site, chain: str) -> str:
+        """The folder, within the run, for the files of one chain only."""
+        return "" if chain == self.chains_on(site.web)[0] else f"chains/{chain}"
+
+    def opened(self, site: Site, chain: str) -> Run:
+        """The run of a chain."""
+        return Run(self.folder(site), self.branch(site, chain))
 
     def carry_out(self, workers: int | None, progress: Progress) -> None:
-        """Run every chain with every seed, one after the other, skipping what is done."""
-        for chain in self.chains:
-            for seed in self.seeds:
-                web = drawn.prepare(self.folder(seed), seed, progress)
-                manifest = self.manifest_of(seed, chain, web)
-                progress.say(f"chain      {chain}, seed {seed}")
+        """Run every chain on every web with every seed, one after the other, skipping what is done.
+
+        The chains of one web and seed follow each other, as later ones may need earlier ones.
+        """
+        if MINIATURE in str(self.chains):
+            drawn.prepare(
+                self.miniature, drawn.MINIATURE_SEED, progress, drawing=drawn.MINIATURE_DRAWING
+            )
+        for site in self.sites():
+            web = drawn.prepare(self.folder(site), site.seed, progress, drawing=self.drawing(site))
+            for chain in self.chains_on(site.web):
+                manifest = self.manifest_of(site, chain, web)
+                progress.say(f"chain      {chain}, {site.label}")
                 drawn.carry_out(manifest, web, workers, progress)
-                write_report(open_results(self.opened(seed, chain)))
+                results = open_results(self.opened(site, chain))
+                if ExportStage.name in manifest.stages:
+                    drawn.judge(results, web.folder)
+                write_report(results)
+
+    @property
+    def miniature(self) -> str:
+        """The folder of the run whose web the miniature was trained on."""
+        return f"{self.run}/miniature"
+
+    def drawing(self, site: Site) -> Drawing:
+        """What is drawn for a web."""
+        web = self.webs[site.web]
+        return Drawing(**{one.name: getattr(web, one.name) for one in dataclasses.fields(Drawing)})
+
+    def planned(self, site: Site) -> drawn.Web:
+        """The web of a site as it is or will be."""
+        return drawn.find(self.folder(site)) or drawn.Web(
+            Path(self.folder(site)) / "web", drawn.PORT, "token"
+        )
 
     def publish(self, record: AblationRecord) -> None:
-        """Add the tables of `collect` to the reports of all runs and chains."""
-        for seed in self.seeds:
-            Run(self.folder(seed)).write_record(record, ABLATION)
-            for chain in self.chains:
-                write_report(open_results(self.opened(seed, chain)))
+        """Add the tables of an ablation to the reports of all runs and chains."""
+        for site in self.sites():
+            Run(self.folder(site)).write_record(record, ABLATION)
+            for chain in self.chains_on(site.web):
+                write_report(open_results(self.opened(site, chain)))
 
-    def manifest_of(self, seed: int, chain: str, web: drawn.Web) -> Manifest:
-        """Return the manifest of a chain for the web of a seed."""
+    def manifest_of(self, site: Site, chain: str, web: drawn.Web) -> Manifest:
+        """The manifest of a chain for a web.
+
+        Raises:
+            ManifestError: It is not valid, or needs what no earlier chain makes.
+        """
         models = (drawn.SHIPPED / "captioner", drawn.SHIPPED / "matcher")
-        overrides = [f"seed={seed}", *drawn.paths(web, *models)]
-        base = Manifest.load(self.manifest, overrides, self.folder(seed))
-        changes = _in_web(self.chains[chain], web)
+        overrides = [f"seed={site.seed}", *drawn.paths(web, *models)]
+        base = Manifest.load(self.manifest, overrides, self.folder(site))
+        changes = _replaced(self.chains[chain], lambda text: self._stands_for(text, site, web))
         content = merge(base.source, changes)
-        return Manifest.parse(content, f"{self.manifest} + {chain}", self.branch(chain))
+        stages = content.get("stages")
+        if isinstance(stages, dict) and ExportStage.name in stages:
+            stages[ExportStage.name] = stages.pop(ExportStage.name)  # a chain may add stages
+        return Manifest.parse(content, f"{self.manifest} + {chain}", self.branch(site, chain))
+
+    def _stands_for(self, text: str, site: Site, web: drawn.Web) -> Any:
+        """What a text of a chain stands for; see the module."""
+        if text.startswith(f"{WEB}/"):
+            return str(web.folder / text.removeprefix(f"{WEB}/"))
+        if text.startswith(f"{MINIATURE}/"):
+            return f"{self.miniature}/web/{text.removeprefix(f'{MINIATURE}/')}"
+        if text.startswith(CHAIN):
+            chain, _, model = text.removeprefix(CHAIN).partition("/")
+            self._check_chain(text, site, chain)
+            return self.opened(site, chain).url("models", *model.split("/"))
+        if text.startswith(KEPT):
+            chain = text.removeprefix(KEPT)
+            self._check_chain(text, site, chain)
+            return kept(self.opened(site, chain)) or 1
+        return text
+
+    def _check_chain(self, text: str, site: Site, chain: str) -> None:
+        if chain not in self.chains_on(site.web):
+            raise ManifestError(
+                f"{self.manifest}: {text}: no chain {chain!r} on {site.web}; there are "
+                f"{', '.join(self.chains_on(site.web))}"
+            )
 
 
-def _in_web(value: Any, web: drawn.Web) -> Any:
-    """Replace the folder of the demo's web in all texts by that of a web."""
+def kept(run: Run) -> int:
+    """The number of downloaded images that a run exports; 0 before it does."""
+    if not run.exists("curated", "manifest.json"):
+        return 0
+    folder = standing(run, "curated")
+    seen: set[str] = set()
+    for shard in run.shards(*folder):
+        pairs = run.read_table(*folder, f"{shard}.parquet", columns=["uid", "caption_source"])
+        for uid, source in zip(*(column.to_pylist() for column in pairs.columns), strict=True):
+            if source != "human":
+                seen.add(uid)
+    return len(seen)
+
+
+def _replaced(value: Any, stands_for: Callable[[str], Any]) -> Any:
+    """Replace the texts in nested mappings and lists."""
     if isinstance(value, dict):
-        return {key: _in_web(one, web) for key, one in value.items()}
+        return {key: _replaced(one, stands_for) for key, one in value.items()}
     if isinstance(value, list):
-        return [_in_web(one, web) for one in value]
-    if isinstance(value, str) and value.startswith(f"{WEB}/"):
-        return str(web.folder / value.removeprefix(f"{WEB}/"))
-    return value
+        return [_replaced(one, stands_for) for one in value]
+    return stands_for(value) if isinstance(value, str) else value
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,74 +449,3 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
             merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
         )
     return merged
-
-
-def collect(ablation: Ablation) -> AblationRecord:
-    """Collect the measurements of an ablation so far.
-
-    The difference of a metric is to the first row of the table with the same seed.
-    """
-    pairs = itertools.product(ablation.seeds, ablation.chains)
-    measured = {pair: _measured(ablation.opened(*pair)) for pair in pairs}
-    tables = []
-    for table in ablation.tables:
-        names = table.metrics or tuple(ablation.metrics)
-        first: dict[str, list[float | None]] = {}
-        rows: list[AblationRow] = []
-        for label, row in table.rows.items():
-            chain, _, model = row.partition("/")
-            metrics = {}
-            for name in names:
-                is_lacking = name in table.lacks.get(label, ())
-                values = [
-                    None
-                    if is_lacking
-                    else _value(measured[seed, chain], model, ablation.metrics[name])
-                    for seed in ablation.seeds
-                ]
-                base = first.setdefault(name, values)
-                differences = [
-                    value - other
-                    for value, other in zip(values, base, strict=True)
-                    if value is not None and other is not None
-                ]
-                metrics[name] = AblationMetric(
-                    values=values,
-                    estimate=estimate([value for value in values if value is not None]),
-                    difference=estimate(differences) if rows else None,
-                )
-            rows.append(AblationRow(label=label, chain=chain, model=model, metrics=metrics))
-        tables.append(AblationTable(title=table.title, rows=rows))
-    return AblationRecord(name=ablation.name, seeds=list(ablation.seeds), tables=tables)
-
-
-def _measured(run: Run) -> tuple[dict[str, Any], dict[str, Evaluation]]:
-    """Read the report.json and the evaluation of a chain; missing ones are empty."""
-    report = run.read_json("report", "report.json") if run.exists("report", "report.json") else {}
-    record = run.find_record(EvaluationRecord, "evaluation.json")
-    return report, record.root if record else {}
-
-
-def _value(
-    measured: tuple[dict[str, Any], dict[str, Evaluation]], model: str, path: str
-) -> float | None:
-    """Look up a metric of a model by its path."""
-    report, models = measured
-    value: Any = models[model].metrics if model in models else None
-    if path.startswith("report."):
-        value, path = report, path.removeprefix("report.")
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return float(value) if isinstance(value, int | float) else None
-
-
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Return the mean of values and its 95 % interval by Student's t; one value has no interval."""
-    if not values:
-        return None
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return Estimate(mean=mean, low=None, high=None)
-    quantile = float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1))
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(mean=mean, low=mean - half, high=mean + half)

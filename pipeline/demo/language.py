@@ -17,7 +17,7 @@ from spacy.training import Example
 from thinc.api import fix_random_seed
 
 from pipeline.demo.grammar import HEAD, Phrase, noun_phrase, phrase, prepositional, word
-from pipeline.demo.world import sample_scene, tell
+from pipeline.demo.world import SMALL, World, sample_scene, tell
 
 __all__ = ["gold", "sample_phrases", "train_language"]
 
@@ -139,10 +139,10 @@ def restyle(text: Phrase, rng: random.Random) -> Phrase:
     return Phrase(words, text.tags, text.heads, text.labels)
 
 
-def sample_phrases(rng: random.Random) -> Iterator[Phrase]:
+def sample_phrases(rng: random.Random, world: World = SMALL) -> Iterator[Phrase]:
     """Yield an endless mixture of captions of the world and other alt-text."""
     while True:
-        text = tell(sample_scene(rng), rng) if rng.random() < 0.6 else ordinary_phrase(rng)
+        text = tell(sample_scene(rng, world), rng) if rng.random() < 0.6 else ordinary_phrase(rng)
         if rng.random() < 0.25:
             text = dress(text, rng)
         yield restyle(text, rng) if rng.random() < 0.3 else text
@@ -201,7 +201,9 @@ def blank_language() -> Language:
     return nlp
 
 
-def train_language(folder: str | Path, *, seed: int = 0, num_sentences: int = 2000) -> None:
+def train_language(
+    folder: str | Path, *, seed: int = 0, num_sentences: int = 2000, world: World = SMALL
+) -> None:
     """Train a pipeline that finds the noun phrases of the demo's captions, and write it.
 
     Takes seconds on one core, without downloads. `spacy.load(folder)` loads the result, with
@@ -211,13 +213,14 @@ def train_language(folder: str | Path, *, seed: int = 0, num_sentences: int = 20
         folder: Folder to write to; created if necessary.
         seed: Seed of the sentences, their order and the weights.
         num_sentences: Number of training sentences; each is used `NUM_EPOCHS` times.
+        world: The world that the captions are of.
     """
     fix_random_seed(seed)
     rng = random.Random(f"{seed} language")
     nlp = blank_language()
     examples = [
         Example(Doc(nlp.vocab, words=list(text.words)), gold(nlp, text))
-        for text in islice(sample_phrases(rng), num_sentences)
+        for text in islice(sample_phrases(rng, world), num_sentences)
     ]
     optimizer = nlp.initialize(lambda: examples)
     optimizer.learn_rate = LEARNING_RATE

@@ -21,7 +21,8 @@ from pipeline.demo.language import train_language
 from pipeline.demo.server import SiteServer
 from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.demo.vision import train_vision
-from pipeline.demo.web import build, mapped
+from pipeline.demo.web import Drawing, build, mapped
+from pipeline.demo.world import WORLDS
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session, write_report
 from pipeline.manifest.manifest import Manifest
@@ -34,14 +35,18 @@ from pipeline.storage.records import EvaluationRecord, TruthRecord, TruthScore
 from pipeline.storage.run import Run
 from pipeline.storage.successor import standing
 
-__all__ = ["Web", "demo", "prepare"]
+__all__ = ["Web", "demo", "find", "prepare"]
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 SHIPPED = Path(__file__).resolve().parent / "miniature"
 """The pre-trained models that captioner and filter start from, made by `--from-scratch`."""
 
-MINIATURE_WEB = {"seed": 1_000_003, "num_pages": 100, "num_human": 40_000}
+DRAWING = Drawing()
+"""The web of the demo."""
+
+MINIATURE_SEED, MINIATURE_DRAWING = 1_000_003, Drawing(pages=100, human=40_000)
 """The web whose human captions the miniature is trained on; its images occur with no other seed."""
+
 PORT = 8757
 """The preferred port, so that two runs with one seed use the same URLs."""
 
@@ -140,7 +145,7 @@ def miniature(run: str, workers: int | None, progress: Progress) -> tuple[Path, 
     Returns:
         The folders of the captioner and of the matcher.
     """
-    web = prepare(run, progress=progress, **MINIATURE_WEB).folder
+    web = prepare(run, MINIATURE_SEED, progress, drawing=MINIATURE_DRAWING).folder
     vision = Path(run) / "vision"
     if not vision.exists():
         started = time.monotonic()
@@ -161,42 +166,64 @@ def miniature(run: str, workers: int | None, progress: Progress) -> tuple[Path, 
     return models / "captioner", models / "matcher"
 
 
-def prepare(
-    run: str, seed: int, progress: Progress, *, num_pages: int = 3000, num_human: int = 360
-) -> Web:
+def find(run: str) -> Web | None:
+    """The web of a run, if it has been drawn."""
+    store = Run(f"{run}/web")
+    if not store.exists("web.json"):
+        return None
+    made = store.read_json("web.json")
+    return Web(Path(store.root), made["port"], made["token"])
+
+
+def prepare(run: str, seed: int, progress: Progress, *, drawing: Drawing = DRAWING) -> Web:
     """Draw the web of a run in its folder `web/`, and train its spaCy pipeline, unless they exist.
 
     Raises:
-        ValueError: The run is not a local folder, or has the web of another seed.
+        ValueError: The run is not a local folder, or has another web.
     """
     if "://" in run:
         raise ValueError(f"{run}: the web must be on disk; give a local folder as --run")
     Run(run).check_folder()
     folder = Path(run) / "web"
     store = Run(str(folder))
-    if store.exists("web.json"):
+    drawn = {
+        one.name: getattr(drawing, one.name)
+        for one in dataclasses.fields(drawing)
+        if getattr(drawing, one.name) != one.default
+    }
+    if (web := find(run)) is not None:
         made = store.read_json("web.json")
         if made["seed"] != seed:
             raise ValueError(
                 f"{folder} has the web of seed {made['seed']}; give another --run for seed {seed}"
             )
-        return Web(folder, made["port"], made["token"])
+        if "drawn" in made and made["drawn"] != drawn:
+            raise ValueError(
+                f"{folder} has a web of {made['drawn'] or 'no settings'}; give another --run for "
+                f"{drawn or 'one without'}"
+            )
+        return web
     port, token = _free_port(), f"demo-{secrets.token_hex(16)}"
     started = time.monotonic()
-    processes = min(os.cpu_count() or 1, (num_pages + num_human) // 1000)
+    world = WORLDS[drawing.world]
+    processes = min(os.cpu_count() or 1, (drawing.pages + drawing.human) // 1000)
     with mapped(processes) as each:
-        languages = each(functools.partial(train_language, seed=seed), [folder / "language"])
+        train = functools.partial(train_language, seed=seed, world=world)
+        languages = each(train, [folder / "language"])
         build(
             folder,
             base_url=f"http://127.0.0.1:{port}",
             seed=seed,
-            num_pages=num_pages,
-            num_human=num_human,
+            num_pages=drawing.pages,
+            num_human=drawing.human,
+            num_test=drawing.test,
+            false_texts=drawing.false_texts,
+            world=world,
             each=each,
         )
         list(languages)  # waits for it; with one process, `map` trains it here
-    write_tokenizer(folder / "tokenizer")
-    store.write_json({"seed": seed, "port": port, "token": token}, "web.json")
+    write_tokenizer(folder / "tokenizer", world)
+    store.write_json({"seed": seed, "port": port, "token": token, "drawn": drawn}, "web.json")
     progress.say(f"web        drawn in {time.monotonic() - started:.1f} s at {folder}")
     return Web(folder, port, token)
 

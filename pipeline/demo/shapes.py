@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-__all__ = ["COLORS", "GROUNDS", "SHAPES", "Shape", "paint"]
+from pipeline.demo.outlines import MANY, Point, circle, heart, star
+
+__all__ = ["COLORS", "GROUNDS", "OUTLINES", "SHAPES", "Shape", "paint"]
 
 CANVAS = 256
-Point = tuple[float, float]
 Color = tuple[int, int, int]
 
 COLORS: dict[str, Color] = {
@@ -32,7 +33,7 @@ class Shape:
     """One object in an image.
 
     Attributes:
-        kind: A key of `SHAPES`.
+        kind: A key of `OUTLINES`.
         color: A key of `COLORS`.
         x: Centre from the left, as a share of the image's width.
         y: Centre from the top, as a share of the image's height.
@@ -50,45 +51,23 @@ class Shape:
     is_mirrored: bool = False
 
 
-def polygon_star() -> list[Point]:
-    """Return a five-pointed star in the unit circle, with one point upward."""
-    turns = [math.pi * i / 5 for i in range(10)]
-    radii = [1.0 if i % 2 == 0 else 0.45 for i in range(10)]
-    return [(r * math.sin(t), -r * math.cos(t)) for r, t in zip(radii, turns, strict=True)]
-
-
-def polygon_heart() -> list[Point]:
-    """Return a heart in the unit circle, the curve with 16 sin^3."""
-    turns = [math.tau * i / 40 for i in range(40)]
-    return [
-        (
-            0.95 * math.sin(t) ** 3,
-            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 17,
-        )
-        for t in turns
-    ]
-
-
-def polygon_circle(x: float = 0.0, y: float = 0.0, a: float = 1.0, b: float = 1.0) -> list[Point]:
-    """Return an ellipse with half axes a and b around (x, y)."""
-    turns = [math.tau * i / 40 for i in range(40)]
-    return [(x + a * math.cos(t), y + b * math.sin(t)) for t in turns]
-
-
 FISH_TAIL: list[Point] = [(0.35, 0.0), (1.0, -0.6), (0.85, 0.0), (1.0, 0.6)]
 SHAPES: dict[str, list[list[Point]]] = {
-    "ball": [polygon_circle(a=0.92, b=0.92)],
-    "star": [polygon_star()],
-    "heart": [polygon_heart()],
+    "ball": [circle(a=0.92, b=0.92)],
+    "star": [star()],
+    "heart": [heart()],
     "house": [[(-0.75, 0.85), (-0.75, -0.05), (0.0, -0.95), (0.75, -0.05), (0.75, 0.85)]],
-    "fish": [FISH_TAIL, polygon_circle(x=-0.22, a=0.78, b=0.55)],
+    "fish": [FISH_TAIL, circle(x=-0.22, a=0.78, b=0.55)],
     "kite": [[(0.0, -1.0), (0.68, -0.15), (0.0, 1.0), (-0.68, -0.15)]],
 }
-"""The filled outlines of each kind in the unit circle, drawn in order."""
+"""The filled outlines of each kind of the small world in the unit circle, drawn in order."""
+
+OUTLINES = {**SHAPES, **MANY}
+"""Those of every kind."""
 
 DETAILS: dict[str, list[list[Point]]] = {
     "house": [[(-0.2, 0.85), (-0.2, 0.25), (0.2, 0.25), (0.2, 0.85)]],
-    "fish": [polygon_circle(x=-0.6, y=-0.12, a=0.13, b=0.13)],
+    "fish": [circle(x=-0.6, y=-0.12, a=0.13, b=0.13)],
     "kite": [[(-0.04, -1.0), (0.04, -1.0), (0.04, 1.0), (-0.04, 1.0)]],
 }
 """Details drawn over a kind in the colour of its outline: a door, an eye, a spar."""
@@ -198,7 +177,7 @@ def paint(shapes: Sequence[Shape], ground: str, size: int, rng: random.Random) -
     for shape in shapes:
         fill = shade(COLORS[shape.color], rng.uniform(0.92, 1.06))
         edge = shade(fill, 0.4)
-        for outline in SHAPES[shape.kind]:
+        for outline in OUTLINES[shape.kind]:
             points = place(shape, outline)
             pen.polygon(points, fill)
             pen.line([*points, points[0], points[1]], edge, 6, joint="curve")

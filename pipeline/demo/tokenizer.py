@@ -7,14 +7,14 @@ from pathlib import Path
 
 from transformers import BertTokenizer
 
-from pipeline.demo import world
+from pipeline.demo.world import SMALL, World, vocabulary
 
 __all__ = ["write_tokenizer"]
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def write_tokenizer(folder: str | Path) -> int:
+def write_tokenizer(folder: str | Path, world: World = SMALL) -> int:
     """Write a tokenizer that `BertTokenizer.from_pretrained(folder)` loads without the hub.
 
     The vocabulary has BERT's five special tokens with ids 0 to 4, every word that captions of the
@@ -25,12 +25,13 @@ def write_tokenizer(folder: str | Path) -> int:
 
     Args:
         folder: Folder to write to; created if necessary.
+        world: The world whose captions it is for.
 
     Returns:
         The number of tokens n; [DEC] is n - 2 and [ENC] is n - 1.
     """
     characters = sorted(string.ascii_lowercase + string.digits + string.punctuation)
-    tokens = [*SPECIAL, *world.vocabulary(), *characters, *(f"##{c}" for c in characters)]
+    tokens = [*SPECIAL, *vocabulary(world), *characters, *(f"##{c}" for c in characters)]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = BertTokenizer(vocab=vocab)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})

@@ -13,15 +13,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.demo.world import Scene, describe, draw, sample_scene
+from pipeline.demo.world import SMALL, Scene, World, describe, draw, sample_scene
 
-__all__ = ["KINDS", "TRUTH", "Kind", "build", "mapped"]
+__all__ = ["KINDS", "TRUTH", "Drawing", "Kind", "build", "mapped"]
 
 CAPTIONS_A_PHOTO = 5
 SIDES = (96, 160)
@@ -44,6 +44,36 @@ first stage that should reject the pair (download, clean, dedup, filter), or "ke
 whether the image can be downloaded and the caption is true. `scene` is the scene that the image
 shows, written by `Scene.to_json`, or null.
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What web is drawn.
+
+    Attributes:
+        world: What there is to be seen: small has six kinds of things, all as common; longtail has
+            sixty, whose kinds, colours, sizes, numbers and relations follow Zipf's law in the web
+            and in the human-annotated set. In its held-out set all are as common.
+        pages: Distinct pairs in the list.
+        human: Images in the human-annotated set.
+        test: Images in the held-out set.
+        false_texts: The share of false texts among the pages whose image can be downloaded; unset
+            is about 0.46.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    world: Literal["small", "longtail"] = "small"
+    pages: int = 3000
+    human: int = 360
+    test: int = 250
+    false_texts: float | None = None
+
+    def __post_init__(self) -> None:
+        count_kinds(self.pages, self.false_texts)
+        for name in ("human", "test"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"webs.{name} must be at least 2, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,11 +317,34 @@ COPIES: dict[str, Callable[[bytes, random.Random], bytes]] = {
 """Functions that make the image file of a page with a copy of another page's photograph."""
 
 
-def count_kinds(num_pages: int) -> list[tuple[str, Kind, int]]:
-    """Return the number of pages of each kind; the plain matches come first."""
+def usual_false_texts() -> float:
+    """The share of false texts among the pages of `KINDS` whose image can be downloaded."""
+    reached = [kind for kind in KINDS.values() if kind.drop_at != "download"]
+    unreached = sum(kind.share for kind in KINDS.values()) - sum(kind.share for kind in reached)
+    return sum(kind.share for kind in reached if not kind.matches) / (1 - unreached)
+
+
+def count_kinds(num_pages: int, false_texts: float | None = None) -> list[tuple[str, Kind, int]]:
+    """Return the number of pages of each kind; the plain matches come first.
+
+    Args:
+        num_pages: Number of pages.
+        false_texts: The share of false texts among the pages whose image can be downloaded. Kinds
+            with false texts, and those with true ones, keep their shares among themselves.
+
+    Raises:
+        ValueError: There are too few pages for one of each kind, or the share is not between 0 and
+            1.
+    """
+    if false_texts is not None and not 0 < false_texts < 1:
+        raise ValueError(f"webs.false_texts must be a share between 0 and 1, got {false_texts}")
+    usual = usual_false_texts()
+    more = 1.0 if false_texts is None else false_texts / usual
+    fewer = 1.0 if false_texts is None else (1 - false_texts) / (1 - usual)
     counts = []
     for name, kind in KINDS.items():
-        count = max(kind.num_least, round(kind.share * num_pages))
+        scale = 1.0 if kind.drop_at == "download" else fewer if kind.matches else more
+        count = max(kind.num_least, round(kind.share * scale * num_pages))
         counts.append((name, kind, min(count, kind.num_most or count)))
     rest = num_pages - sum(count for _, _, count in counts)
     if rest < 1:
@@ -299,11 +352,10 @@ def count_kinds(num_pages: int) -> list[tuple[str, Kind, int]]:
     return [("match", MATCH, rest), *counts]
 
 
-def sample_scenes(rng: random.Random) -> Iterator[Scene]:
-    """Yield endless distinct scenes."""
-    seen: set[Scene] = set()
+def sample_scenes(rng: random.Random, world: World, seen: set[Scene]) -> Iterator[Scene]:
+    """Yield endless scenes of a world that are distinct from those seen, and add them."""
     while True:
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, world)
         if scene not in seen:
             seen.add(scene)
             yield scene
@@ -317,6 +369,8 @@ def build(
     num_pages: int = 3000,
     num_human: int = 360,
     num_test: int = 250,
+    false_texts: float | None = None,
+    world: World = SMALL,
     each: Callable[..., Iterable[Any]] = map,
 ) -> None:
     """Write a web, a human-annotated set and a held-out set, all with distinct scenes.
@@ -325,7 +379,10 @@ def build(
 
     - `site/`: the files to serve;
     - `pairs.parquet`: url, caption; the noisy list in random order, with a few repeated rows;
+    - `true.jsonl`: image, caption; the pairs of the list that are true;
+    - `told.jsonl`: image, caption; every photograph of the list with a caption that is true;
     - `human.jsonl`: image, caption; five lines per image, with paths relative to `folder`;
+    - `dense.jsonl`: the same images, each with one text of three sentences;
     - `test.jsonl`: image, captions; five captions per image;
     - `truth.parquet`: `TRUTH`, one row per distinct pair.
 
@@ -336,18 +393,28 @@ def build(
         num_pages: Number of distinct pairs in the list.
         num_human: Number of images in the human-annotated set.
         num_test: Number of images in the held-out set.
+        false_texts: See `Drawing`.
+        world: The world that the scenes are of.
         each: `map`, or one of `mapped` to draw in several processes; the bytes are the same.
 
     Raises:
         ValueError: `num_pages` is too small for a page of each kind.
     """
     folder = Path(folder)
-    pages = [(name, kind) for name, kind, count in count_kinds(num_pages) for _ in range(count)]
+    pages = [
+        (name, kind)
+        for name, kind, count in count_kinds(num_pages, false_texts)
+        for _ in range(count)
+    ]
     rng = random.Random(f"{seed} scenes")
-    scenes = list(islice(sample_scenes(rng), num_pages + num_human + num_test))
+    seen: set[Scene] = set()
+    number = num_pages + num_human + num_test
+    scenes = list(islice(sample_scenes(rng, world, seen), number))
     rng.shuffle(scenes)  # single groups are few, and more of them are sampled early
     web_scenes = scenes[:num_pages]
     human_scenes, test_scenes = scenes[num_pages:][:num_human], scenes[num_pages + num_human :]
+    if world.skew:
+        test_scenes = list(islice(sample_scenes(rng, world.even(), seen), num_test))
     site = Site(folder / "site", base_url, seed, web_scenes, pages)
     originals = [page for page, (_, kind) in enumerate(pages) if kind.image not in COPIES]
     copies = [page for page, (_, kind) in enumerate(pages) if kind.image in COPIES]
@@ -369,8 +436,29 @@ def build(
 
     lines = [{"image": image, "caption": c} for image, captions in human for c in captions]
     write(folder / "human.jsonl", encode_lines(lines))
+    dense = [{"image": image, "caption": f"{'. '.join(some[:3])}."} for image, some in human]
+    write(folder / "dense.jsonl", encode_lines(dense))
+    write(folder / "true.jsonl", encode_lines(list(_true(rows, base_url))))
+    write(folder / "told.jsonl", encode_lines(list(_told(rows, base_url, seed))))
     lines_test = [{"image": image, "captions": captions} for image, captions in test]
     write(folder / "test.jsonl", encode_lines(lines_test))
+
+
+def _true(rows: Sequence[Mapping[str, Any]], base_url: str) -> Iterator[dict[str, str]]:
+    """The pairs of the truth that match, with paths of their images."""
+    for row in rows:
+        if row["matches"]:
+            path = row["url"].replace(base_url, "site", 1)
+            yield {"image": path, "caption": " ".join(row["caption"].split())}
+
+
+def _told(rows: Sequence[Mapping[str, Any]], base_url: str, seed: int) -> Iterator[dict[str, str]]:
+    """Every downloadable image of a scene with a caption that is true of it."""
+    for row in rows:
+        if row["drop_at"] != "download" and row["scene"] is not None:
+            rng = random.Random(f"{seed} told {row['url']}")
+            caption = describe(Scene.from_json(row["scene"]), rng)
+            yield {"image": row["url"].replace(base_url, "site", 1), "caption": caption}
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,43 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image
 
 from pipeline.demo import shapes
 from pipeline.demo.grammar import HEAD, Phrase, noun_phrase, phrase, prepositional, word
+from pipeline.demo.outlines import MANY
 
-__all__ = ["Group", "Scene", "describe", "draw", "holds", "sample_scene", "tell", "vocabulary"]
+__all__ = [
+    "SMALL",
+    "WORLDS",
+    "Group",
+    "Scene",
+    "World",
+    "describe",
+    "draw",
+    "holds",
+    "sample_scene",
+    "tell",
+    "vocabulary",
+]
+
+T = TypeVar("T")
 
 RADII = {"small": 0.12, "big": 0.2}
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large", "huge")}
+PLURAL_OF = {
+    "box": "boxes",
+    "butterfly": "butterflies",
+    "cactus": "cactuses",
+    "cross": "crosses",
+    "leaf": "leaves",
+}
+"""Plurals of the things of the long tail that do not end in a plain s."""
+
 PLURALS = {
     "ball": "balls",
     "star": "stars",
@@ -26,6 +51,7 @@ PLURALS = {
     "house": "houses",
     "fish": "fish",
     "kite": "kites",
+    **{kind: PLURAL_OF.get(kind, f"{kind}s") for kind in MANY},
 }
 COUNT_WORDS = {2: "two", 3: "three"}
 RELATION_WORDS = {
@@ -103,24 +129,60 @@ class Scene:
         return cls(groups=groups, **fields)
 
 
-def sample_scene(rng: random.Random) -> Scene:
-    """Choose a random scene."""
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What there is to be seen, and how often.
+
+    Attributes:
+        kinds: Keys of `shapes.OUTLINES`, the most common first.
+        skew: The exponent of Zipf's law: the n-th kind, colour, size, number, ground or relation is
+            n ** skew times as rare as the first. 0 makes all equally common.
+    """
+
+    kinds: tuple[str, ...]
+    skew: float = 0.0
+
+    def pick(self, options: Sequence[T], rng: random.Random) -> T:
+        """Choose one of several, the first of which is the most common."""
+        if not self.skew:
+            return rng.choice(options)
+        weights = [(rank + 1) ** -self.skew for rank in range(len(options))]
+        return rng.choices(options, weights)[0]
+
+    def even(self) -> World:
+        """The same world with everything equally common."""
+        return dataclasses.replace(self, skew=0.0)
+
+
+SMALL = World(kinds=tuple(shapes.SHAPES))
+"""The world of the demo."""
+
+WORLDS = {
+    "small": SMALL,
+    "longtail": World(kinds=(*shapes.SHAPES, *MANY), skew=1.0),
+}
+"""Every world, by its name."""
+
+
+def sample_scene(rng: random.Random, world: World = SMALL) -> Scene:
+    """Choose a random scene of a world."""
 
     def group(counts: tuple[int, ...]) -> Group:
         return Group(
-            kind=rng.choice(list(shapes.SHAPES)),
-            color=rng.choice(list(shapes.COLORS)),
-            size=rng.choice(list(RADII)),
-            count=rng.choice(counts),
+            kind=world.pick(world.kinds, rng),
+            color=world.pick(list(shapes.COLORS), rng),
+            size=world.pick(list(RADII), rng),
+            count=world.pick(counts, rng),
         )
 
-    ground = rng.choice(list(shapes.GROUNDS))
+    ground = world.pick(list(shapes.GROUNDS), rng)
     if rng.random() < 0.35:
         return Scene(groups=(group((1, 2, 3)),), relation=None, ground=ground)
     first = second = group((1, 1, 2))
     while (second.kind, second.color) == (first.kind, first.color):
         second = group((1, 1, 2))
-    return Scene(groups=(first, second), relation=rng.choice(("left", "above")), ground=ground)
+    relation = world.pick(("left", "above"), rng)
+    return Scene(groups=(first, second), relation=relation, ground=ground)
 
 
 def draw(scene: Scene, size: int, rng: random.Random) -> Image.Image:
@@ -345,9 +407,10 @@ def holds(caption: str, scene: Scene) -> bool:
     return all(relation == true for relation in relations)
 
 
-def vocabulary() -> list[str]:
-    """Return every word that `describe` may use, in lower case and sorted."""
-    words = {*shapes.COLORS, *PLURALS, *PLURALS.values(), *COUNT_WORDS.values(), *VIEWS}
+def vocabulary(world: World = SMALL) -> list[str]:
+    """Return every word that `describe` may use of a world, in lower case and sorted."""
+    words = {*shapes.COLORS, *world.kinds, *COUNT_WORDS.values(), *VIEWS}
+    words |= {PLURALS[kind] for kind in world.kinds}
     words |= {"a", "an", "and", "are", "is", "it", "of", "seen", "shown", "the", "there", "with"}
     words |= {w for choices in SIZE_WORDS.values() for w in choices}
     words |= {w for choices in RELATION_WORDS.values() for c in choices for w in c.split()}

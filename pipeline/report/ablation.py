@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.report.figures import Figure
 from pipeline.report.layout import environment, policy
 from pipeline.report.plots import intervals
-from pipeline.results.tables import interval
+from pipeline.results.tables import ablation_lines, power_lines
 from pipeline.storage.checksum import with_checksum_page
 from pipeline.storage.records import AblationRecord, AblationTable
 from pipeline.storage.run import Run
@@ -63,29 +63,9 @@ def _table(table: AblationTable) -> dict[str, Any]:
     return {
         "title": table.title,
         "metrics": metrics,
-        "rows": list(_lines(table)),
+        "rows": [{"label": label, "cells": cells} for label, cells in ablation_lines(table)],
         "figures": figures,
     }
-
-
-def _lines(table: AblationTable) -> list[dict[str, Any]]:
-    """The rows of a table, then the difference of each row from the first."""
-    first, *others = table.rows
-    lines = [
-        {
-            "label": row.label,
-            "cells": [interval(metric.estimate) for metric in row.metrics.values()],
-        }
-        for row in table.rows
-    ]
-    lines += [
-        {
-            "label": f"{row.label} against {first.label}",
-            "cells": [interval(metric.difference, "+") for metric in row.metrics.values()],
-        }
-        for row in others
-    ]
-    return lines
 
 
 def markdown(record: AblationRecord) -> str:
@@ -95,6 +75,6 @@ def markdown(record: AblationRecord) -> str:
         metrics = list(table.rows[0].metrics)
         parts += [f"### {table.title}", "", f"| | {' | '.join(metrics)} |"]
         parts.append("| --- |" + " ---: |" * len(metrics))
-        parts += [f"| {line['label']} | {' | '.join(line['cells'])} |" for line in _lines(table)]
+        parts += [f"| {label} | {' | '.join(cells)} |" for label, cells in ablation_lines(table)]
         parts.append("")
     return "\n".join(parts)

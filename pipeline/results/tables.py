@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.results.history import Caption, SampleHistory, Sentence, StageVerdict
-from pipeline.storage.records import AblationRecord, Estimate
+from pipeline.storage.records import AblationEffect, AblationRecord, AblationTable, Estimate
 
 __all__ = [
     "INTERNAL",
+    "ablation_lines",
     "ablation_tables",
     "agreement_table",
     "cell",
@@ -22,6 +23,7 @@ __all__ = [
     "funnel_table",
     "interval",
     "notice_lines",
+    "power_lines",
     "printable",
     "put",
     "sample_tables",
@@ -217,16 +219,53 @@ def ablation_tables(record: AblationRecord) -> Iterator[Table]:
     for entry in record.tables:
         table = Table(title=cell(entry.title), title_justify="left")
         table.add_column("")
-        first, *others = entry.rows
-        for name in first.metrics:
+        for name in entry.rows[0].metrics:
             table.add_column(cell(name), justify="right")
-        for row in entry.rows:
-            cells = (interval(metric.estimate) for metric in row.metrics.values())
-            table.add_row(cell(row.label), *cells)
-        for row in others:
-            cells = (interval(metric.difference, "+") for metric in row.metrics.values())
-            table.add_row(cell(f"{row.label} against {first.label}"), *cells)
+        for label, cells in ablation_lines(entry):
+            table.add_row(cell(label), *cells)
         yield table
+
+
+def ablation_lines(table: AblationTable) -> Iterator[tuple[str, list[str]]]:
+    """The rows of a table of an ablation, then its comparisons: a label and a cell a metric.
+
+    A comparison has the mean difference with its interval, and a star where its p is below 0.05
+    after Holm's correction. Where there is a ceiling, the differences follow as shares of it.
+    """
+    first, *others = table.rows
+    for row in table.rows:
+        yield row.label, [interval(metric.estimate) for metric in row.metrics.values()]
+    compared: list[tuple[str, str, list[AblationEffect | None]]] = [
+        (row.label, first.label, [metric.difference for metric in row.metrics.values()])
+        for row in others
+    ]
+    compared += [(one.label, one.against, [*one.metrics.values()]) for one in table.comparisons]
+    for label, base, effects in compared:
+        yield f"{label} against {base}", [effect_cell(effect) for effect in effects]
+    for label, base, effects in compared:
+        if any(effect is not None and effect.share is not None for effect in effects):
+            shares = [effect and effect.share for effect in effects]
+            yield f"{label} against {base}, of the ceiling", [interval(one, "+") for one in shares]
+
+
+def effect_cell(effect: AblationEffect | None) -> str:
+    """A difference with its interval, and a star if it holds after the correction."""
+    holds = effect is not None and effect.corrected is not None and effect.corrected < 0.05
+    return interval(effect, "+") + " *" * holds
+
+
+def power_lines(record: AblationRecord) -> Iterator[str]:
+    """How many seeds the differences need that others have published, a sentence each."""
+    for table in record.tables:
+        for one in table.power:
+            seeds = "more than 10,000" if one.seeds is None else f"{one.seeds:,}"
+            source = "measured here" if one.is_measured else "expected"
+            yield (
+                f"power        {one.label} against {one.against}, {one.metric}: a difference of "
+                f"{one.difference:+.3f} needs {seeds} seeds to be found 4 times in 5 (spread over "
+                f"seeds {one.spread:.3f}, {source}); {len(record.seeds)} seeds find it "
+                f"{one.power:.0%} of the time"
+            )
 
 
 def agreement_table(agreement: dict[str, Any]) -> Table:

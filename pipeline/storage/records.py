@@ -15,7 +15,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, RootModel, ValidationError
 
 __all__ = [
+    "AblationComparison",
+    "AblationCurve",
+    "AblationEffect",
     "AblationMetric",
+    "AblationPoint",
+    "AblationPower",
     "AblationRecord",
     "AblationRow",
     "AblationTable",
@@ -472,18 +477,32 @@ class Estimate(Record):
     high: float | None
 
 
+class AblationEffect(Estimate):
+    """The mean difference of a metric between two rows, over seeds.
+
+    Attributes:
+        p: The two-sided p of a paired t-test; None with one seed.
+        corrected: That p after Holm's correction for all comparisons of its table.
+        share: The difference as a share of that of the ceiling; None without a ceiling.
+    """
+
+    p: float | None = None
+    corrected: float | None = None
+    share: Estimate | None = None
+
+
 class AblationMetric(Record):
     """A metric of a row of an ablation.
 
     Attributes:
         values: One for each seed; None where it is missing.
         estimate: Their mean and interval; None without values.
-        difference: The estimate of the difference to the first row.
+        difference: The difference to the first row.
     """
 
     values: list[float | None]
     estimate: Estimate | None
-    difference: Estimate | None
+    difference: AblationEffect | None
 
 
 class AblationRow(Record):
@@ -502,11 +521,79 @@ class AblationRow(Record):
     metrics: dict[str, AblationMetric]
 
 
+class AblationComparison(Record):
+    """The differences between two rows of a table, neither of which is the first.
+
+    Attributes:
+        label: The label of the one.
+        against: The label of the other.
+        metrics: Its differences by their metrics; None where values are missing.
+    """
+
+    label: str
+    against: str
+    metrics: dict[str, AblationEffect | None]
+
+
+class AblationPower(Record):
+    """How many seeds a difference needs that others have published.
+
+    Attributes:
+        label: The label of a row.
+        against: The label of the row that it is compared to.
+        metric: The metric.
+        difference: The difference that others have published.
+        spread: The standard deviation of the differences over seeds: of this run, or as expected.
+        is_measured: Whether it is of this run.
+        seeds: How many seeds find the difference with a chance of 80 %; None for too many.
+        power: The chance that this run's seeds find it.
+    """
+
+    label: str
+    against: str
+    metric: str
+    difference: float
+    spread: float
+    is_measured: bool
+    seeds: int | None
+    power: float
+
+
 class AblationTable(Record):
     """A table of an ablation; all rows have the same metrics."""
 
     title: str
     rows: Annotated[list[AblationRow], Field(min_length=1), AfterValidator(_same_metrics)]
+    comparisons: list[AblationComparison] = []
+    power: list[AblationPower] = []
+
+
+class AblationPoint(Record):
+    """A point of a curve: the gain on one web.
+
+    Attributes:
+        x: What distinguishes the web, such as its pages.
+        gain: The mean difference to the base; None where values are missing.
+    """
+
+    x: float
+    gain: Estimate | None
+
+
+class AblationCurve(Record):
+    """The gain of rows over a base, from web to web.
+
+    Attributes:
+        title: The title.
+        x_label: What x is.
+        metric: The metric.
+        lines: The points of each row, by its label.
+    """
+
+    title: str
+    x_label: str
+    metric: str
+    lines: dict[str, list[AblationPoint]]
 
 
 class AblationRecord(Record):
@@ -515,6 +602,7 @@ class AblationRecord(Record):
     name: str = ""
     seeds: list[int]
     tables: list[AblationTable]
+    curves: list[AblationCurve] = []
 
 
 FILES: dict[str, type[BaseModel]] = {

@@ -161,7 +161,7 @@ def test_without_arguments_it_points_at_what_lies_there(capsys, tmp_path, monkey
         ("runs/birds", "`capfilt status runs/birds`"),
         ("xyzzy", "no command 'xyzzy'; `capfilt` lists all"),
         ("run --dryrun m.yaml", "no option '--dryrun'; did you mean '--dry-run'?"),
-        ("ablate a.yaml --dry-run", "ablate: no option '--dry-run'; did you mean '--run'?"),
+        ("ablate a.yaml --rn x", "ablate: no option '--rn'; did you mean '--run'?"),
         ("status", "capfilt status: still needed: RUN"),
         ("status a b", "'b' is one argument too many"),
         ("run m.yaml --workers two", "--workers: must be a whole number, got 'two'"),

@@ -24,7 +24,7 @@ from pipeline.training.job import TrainingJob
 def ended(tmp_path_factory, ray_here):
     folder = tmp_path_factory.mktemp("demo")
     progress = Progress(Console(quiet=True), quiet=True)
-    web = demo_run.prepare(str(folder), 3, progress, num_pages=160)
+    web = demo_run.prepare(str(folder), 3, progress, drawing=demo_run.Drawing(pages=160))
     few = [f"train.{name}.steps=2" for name in ("captioner", "filter", "raw", "curated")]
     small = [f"train.{name}.batch_size=16" for name in ("captioner", "filter", "raw", "curated")]
     starts = (demo_run.SHIPPED / "captioner", demo_run.SHIPPED / "matcher")
