@@ -22,10 +22,10 @@ A row of a table is a model that a chain trains. Chains with the same web and se
 and the annotations and models that they have in common with the first. Finished work is reused, so
 the same command resumes.
 
-In the texts of a chain, `runs/demo/web/` is the folder of the web, `runs/demo/miniature/web/` that
-of the web that the miniature was trained on (drawn where a chain names it), `chain:CHAIN/MODEL` a
-model of an earlier chain, and `kept:CHAIN` the number of images that an earlier chain exports,
-human ones left out.
+In the texts of the manifest and of a chain, `runs/demo/web/` is the folder of the web, and
+`runs/demo/miniature/web/` that of the web that the miniature was trained on (drawn where a chain
+names it). `chain:CHAIN/MODEL` is a model of an earlier chain, and `kept:CHAIN` the number of images
+that an earlier chain exports, human ones left out.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from pipeline.results.open_run import open_results
 from pipeline.storage.records import AblationRecord
 from pipeline.storage.run import ABLATION, Run
 from pipeline.storage.successor import standing
+from stages.download import DownloadStage
 from stages.export import ExportStage
 
 __all__ = ["Ablation", "Curve", "Expectation", "Site", "Table", "merge"]
@@ -61,6 +62,9 @@ WEB = "runs/demo/web"
 
 MINIATURE = "runs/demo/miniature/web"
 """The web of the miniature in a chain; one is drawn for all seeds if a chain names it."""
+
+SHIPPED = "pipeline/demo/miniature"
+"""The miniature's folder, wherever the command is started."""
 
 CHAIN, KEPT = "chain:", "kept:"
 """Prefixes of what an earlier chain has made: the model of a name, the number of its images."""
@@ -380,20 +384,22 @@ class Ablation:
         Raises:
             ManifestError: It is not valid, or needs what no earlier chain makes.
         """
-        models = (drawn.SHIPPED / "captioner", drawn.SHIPPED / "matcher")
-        overrides = [f"seed={site.seed}", *drawn.paths(web, *models)]
-        base = Manifest.load(self.manifest, overrides, self.folder(site))
-        changes = _replaced(self.chains[chain], lambda text: self._stands_for(text, site, web))
-        content = merge(base.source, changes)
+        base = Manifest.load(self.manifest, [f"seed={site.seed}"], self.folder(site)).source
+        whole = merge(base, self.chains[chain])
+        content = _replaced(whole, lambda text: self._stands_for(text, site, web))
         stages = content.get("stages")
         if isinstance(stages, dict) and ExportStage.name in stages:
             stages[ExportStage.name] = stages.pop(ExportStage.name)  # a chain may add stages
+        if isinstance(stages, dict) and isinstance(stages.get(DownloadStage.name), dict):
+            stages[DownloadStage.name]["contact"] = web.token
         return Manifest.parse(content, f"{self.manifest} + {chain}", self.branch(site, chain))
 
     def _stands_for(self, text: str, site: Site, web: drawn.Web) -> Any:
         """What a text of a chain stands for; see the module."""
         if text.startswith(f"{WEB}/"):
             return str(web.folder / text.removeprefix(f"{WEB}/"))
+        if text.startswith(f"{SHIPPED}/"):
+            return str(drawn.SHIPPED / text.removeprefix(f"{SHIPPED}/"))
         if text.startswith(f"{MINIATURE}/"):
             return f"{self.miniature}/web/{text.removeprefix(f'{MINIATURE}/')}"
         if text.startswith(CHAIN):

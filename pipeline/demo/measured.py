@@ -92,11 +92,7 @@ def _known(values: Values) -> list[float]:
 def _differences(values: Values, base: Values, *more: Values) -> list[tuple[float, ...]]:
     """The differences to a base by seed, of several rows where all have values."""
     pairs = zip(base, values, *more, strict=True)
-    return [
-        tuple(one - seed[0] for one in seed[1:])  # type: ignore[operator]
-        for seed in pairs
-        if None not in seed
-    ]
+    return [tuple(one - seed[0] for one in seed[1:]) for seed in pairs if None not in seed]
 
 
 def _table(measured: _Measured, table: Table) -> AblationTable:

@@ -70,7 +70,10 @@ class Drawing:
     false_texts: float | None = None
 
     def __post_init__(self) -> None:
-        count_kinds(self.pages, self.false_texts)
+        try:
+            count_kinds(self.pages, self.false_texts)
+        except ValueError as error:
+            raise ValueError(str(error).replace("num_pages", "pages")) from None
         for name in ("human", "test"):
             if getattr(self, name) < 2:
                 raise ValueError(f"webs.{name} must be at least 2, got {getattr(self, name)}")

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.report.figures import Figure
 from pipeline.report.layout import environment, policy
 from pipeline.report.plots import intervals
-from pipeline.results.tables import ablation_lines, power_lines
+from pipeline.results.tables import ablation_lines
 from pipeline.storage.checksum import with_checksum_page
 from pipeline.storage.records import AblationRecord, AblationTable
 from pipeline.storage.run import Run

@@ -1,4 +1,3 @@
-import math
 import re
 from pathlib import Path
 
@@ -9,18 +8,20 @@ from helpers.runs import make_run, manifest
 
 from models.errors import ManifestError
 from models.objectives.registry import OBJECTIVES
-from pipeline.demo.ablation import Ablation, collect, estimate, merge
+from pipeline.demo.ablation import Ablation, Site, merge
+from pipeline.demo.effects import estimate
+from pipeline.demo.measured import collect
 from pipeline.demo.run import Web
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.report.ablation import markdown, write
 from pipeline.results.verify import verify
 from pipeline.storage.records import (
+    AblationEffect,
     AblationMetric,
     AblationRecord,
     AblationRow,
     AblationTable,
-    Estimate,
     content_of,
 )
 from pipeline.storage.run import Run
@@ -53,7 +54,7 @@ def test_every_chain_of_the_shipped_ablation_is_valid_with_the_paths_of_the_demo
     shipped = Ablation.load(str(ROOT / "manifests" / "ablation.yaml"), str(tmp_path))
     web = Web(tmp_path / "web", port=8757, token="token")
     for chain in shipped.chains:
-        manifest = shipped.manifest_of(0, chain, web)
+        manifest = shipped.manifest_of(Site(web="web", seed=0), chain, web)
         assert {"captioner", "filter", "curated"} <= manifest.train.keys()
 
 
@@ -62,7 +63,7 @@ def test_the_shipped_ablation_of_objectives_trains_each_on_raw_and_on_curated_pa
     web = Web(tmp_path / "web", port=8757, token="token")
     trained = set()
     for chain in shipped.chains:
-        train = shipped.manifest_of(0, chain, web).train
+        train = shipped.manifest_of(Site(web="web", seed=0), chain, web).train
         # BEiT-3 is trained on them first, and then both are tuned on human pairs.
         raw, curated = (train.get(f"{name}_start", train[name]) for name in ("raw", "curated"))
         assert raw.objective == curated.objective
@@ -76,22 +77,12 @@ def test_the_shipped_ablation_of_objectives_trains_each_on_raw_and_on_curated_pa
     }
 
 
-def test_an_interval_is_students():
-    # The 97.5 % quantile of t with 2 degrees of freedom is 4.30265.
-    found = estimate([1.0, 2.0, 3.0])
-    assert found is not None and found.mean == 2
-    assert found.low == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-4)
-    assert found.high == pytest.approx(2 + 4.30265 / math.sqrt(3), abs=1e-4)
-    assert estimate([5.0]) == Estimate(mean=5.0, low=None, high=None)
-    assert estimate([]) is None
-
-
 def test_differences_are_taken_seed_by_seed(tmp_path):
     made = ablation(tmp_path)
     scores = {("", "a"): [1.0, 2.0, 3.0], ("chains/two", "b"): [1.5, 2.6, 3.4]}
     for (branch, model), values in scores.items():
         for seed, value in zip(made.seeds, values, strict=True):
-            run = Run(made.folder(seed), branch)
+            run = Run(made.folder(Site(web="web", seed=seed)), branch)
             run.write_json(
                 {model: {"model": "x", "metrics": {"captioning": {"CIDEr": value}}}},
                 "evaluation.json",
@@ -111,15 +102,16 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     page = Path(write(made.run, found)).read_text()
     assert "<b>table</b>" not in page and "&lt;b&gt;table" in page
     assert re.search(
-        r"\| second against first \| \+0\.500 \[\+0\.\d+, \+0\.\d+\] \|", markdown(found)
+        r"\| second against first \| \+0\.500 \[\+0\.\d+, \+0\.\d+\] \* \|", markdown(found)
     )
 
 
 def test_the_report_of_each_of_its_runs_shows_its_tables(tmp_path):
     made = ablation(tmp_path, seeds=[4])
-    whole = manifest(made.folder(4))
-    run = make_run(Path(made.folder(4)), Plan(whole))
-    branch = Run(run.root, made.branch("two"))
+    site = Site(web="web", seed=4)
+    whole = manifest(made.folder(site))
+    run = make_run(Path(made.folder(site)), Plan(whole))
+    branch = Run(run.root, made.branch(site, "two"))
     run.write_json({"manifest": whole.source}, "run.json")
     branch.write_json({"manifest": whole.source, "branch": branch.branch}, "run.json")
     entry = AblationMetric(values=[2.5], estimate=estimate([2.5]), difference=None)
@@ -140,7 +132,8 @@ def test_its_page_draws_means_and_intervals_and_takes_labels_for_text(tmp_path):
     rows = []
     for name, values in (("first", [1.0, 2.0, 3.0]), (label, [2.0, 2.5, 3.5])):
         mean = estimate(values)
-        rows.append((name, AblationMetric(values=values, estimate=mean, difference=mean)))
+        effect = AblationEffect(**mean.model_dump())
+        rows.append((name, AblationMetric(values=values, estimate=mean, difference=effect)))
     path = write(str(tmp_path), record_of([0, 1, 2], "t", rows))
     with PageBrowser(tmp_path / "profile") as browser:
         browser.visit(path, width=390)
@@ -163,7 +156,8 @@ def test_the_shipped_ablation_makes_manifests_that_hold(tmp_path):
     made = Ablation.load(str(ROOT / "manifests" / "ablation.yaml"), str(tmp_path))
     content = yaml.safe_load((ROOT / "manifests" / "demo.yaml").read_text())
     for chain, changes in made.chains.items():
-        manifest = Manifest.parse(merge(content, changes), chain, made.branch(chain))
+        branch = made.branch(Site(web="web", seed=0), chain)
+        manifest = Manifest.parse(merge(content, changes), chain, branch)
         rows = [row.split("/") for table in made.tables for row in table.rows.values()]
         models = {model for name, model in rows if name == chain}
         assert models <= set(manifest.train)

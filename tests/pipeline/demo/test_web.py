@@ -1,19 +1,21 @@
 import hashlib
 import io
 import json
+import random
 import urllib.request
 from collections import Counter
 from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
 
+import PIL
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipeline.demo.server import SiteServer
-from pipeline.demo.web import KINDS, TRUTH, build, mapped
-from pipeline.demo.world import Scene, holds
+from pipeline.demo.web import KINDS, TRUTH, Drawing, build, count_kinds, mapped
+from pipeline.demo.world import WORLDS, Scene, holds, sample_scene
 
 BASE = "http://127.0.0.1:9"
 NUM_PAGES = 400
@@ -182,3 +184,74 @@ def test_the_served_web_answers_as_the_truth_says(tmp_path: Path) -> None:
             except (OSError, IncompleteRead):
                 had = False
             assert had is (row["drop_at"] != "download"), row
+
+
+def test_the_web_of_the_demo_stays_as_it_was(tmp_path: Path) -> None:
+    """Whatever other worlds are added; the numbers of the docs are of this one."""
+    build(tmp_path, base_url=BASE, seed=7, num_pages=80, num_human=3, num_test=3)
+    rows = pq.read_table(tmp_path / "truth.parquet").to_pylist()
+    texts = [(tmp_path / name).read_bytes() for name in ("human.jsonl", "test.jsonl")]
+    digest = hashlib.sha256(b"".join([json.dumps(rows).encode(), *texts])).hexdigest()
+    assert digest == "0c6a5f35f3ff0f85a83adf3575126e3f9ad7da47ac3f736b85315ea561f3e8e9"
+    if PIL.__version__.split(".")[0] != "13":
+        pytest.skip("the digest of the pictures is that of Pillow 13")
+    pictures = b"".join(path.read_bytes() for path in sorted(tmp_path.rglob("*.jpg")))
+    digest = hashlib.sha256(pictures).hexdigest()
+    assert digest == "955b81dc8f06bcd58289cd85d4211d52ff415265161911f39a3b387968ba5863"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("pages", [500, 1000, 3000])
+def test_as_many_texts_are_false_as_asked_for(pages: int, share: float) -> None:
+    counts = [(kind, number) for _, kind, number in count_kinds(pages, share)]
+    reached = [(kind, number) for kind, number in counts if kind.drop_at != "download"]
+    false = sum(number for kind, number in reached if not kind.matches)
+    assert sum(number for _, number in counts) == pages
+    assert false / sum(number for _, number in reached) == pytest.approx(share, abs=0.02)
+
+
+def test_a_web_that_cannot_be_drawn_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
+        Drawing(false_texts=1.5)
+    with pytest.raises(ValueError, match=r"pages must be at least"):
+        Drawing(pages=10)
+    with pytest.raises(ValueError, match=r"webs\.test must be at least 2"):
+        Drawing(test=1)
+
+
+def test_the_long_tail_is_rare_in_the_web_and_common_in_the_held_out_set(tmp_path: Path) -> None:
+    world = WORLDS["longtail"]
+    rng = random.Random(0)
+    seen = Counter(group.kind for _ in range(3000) for group in sample_scene(rng, world).groups)
+    assert seen["ball"] > 8 * seen["tree"] * 0.5 > seen[world.kinds[-1]] > 0
+    even = Counter(
+        group.kind for _ in range(3000) for group in sample_scene(rng, world.even()).groups
+    )
+    assert min(even[kind] for kind in world.kinds) > 30
+    build(tmp_path, base_url=BASE, seed=1, num_pages=80, num_human=20, num_test=20, world=world)
+    rows = pq.read_table(tmp_path / "truth.parquet").to_pylist()
+    for row in rows:
+        if row["scene"] is not None and row["drop_at"] != "download":
+            caption = row["caption"].replace("&quot;", " ").replace("&nbsp;", " ")
+            assert holds(caption, Scene.from_json(row["scene"])) is row["matches"], row
+
+
+def test_true_pairs_and_true_captions_are_written_beside(
+    web: Path, truth: list[dict[str, Any]]
+) -> None:
+    scenes = {row["url"].replace(BASE, "site"): row for row in truth}
+
+    def read_lines(name: str) -> list[dict[str, str]]:
+        return [json.loads(line) for line in (web / name).read_text().splitlines()]
+
+    true = read_lines("true.jsonl")
+    assert {line["image"] for line in true} == {
+        path for path, row in scenes.items() if row["matches"]
+    }
+    told = read_lines("told.jsonl")
+    assert {line["image"] for line in told} > {line["image"] for line in true}
+    for line in told:
+        Image.open(web / line["image"]).load()
+        assert holds(line["caption"], Scene.from_json(scenes[line["image"]]["scene"]))
+    dense = read_lines("dense.jsonl")
+    assert len(dense) == 12 and all(line["caption"].count(".") == 3 for line in dense)

@@ -34,7 +34,7 @@ def test_a_minimal_manifest_has_defaults(tmp_path):
     assert list(manifest.stages) == ["download", "clean", "dedup", "export"]
 
 
-ABLATIONS = {"ablation", "objectives"}
+ABLATIONS = {"ablation", "longtail", "objectives", "rivals"}
 SHIPPED = [
     path
     for path in sorted((Path(__file__).parents[3] / "manifests").glob("*.yaml"))
