@@ -382,13 +382,12 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first round")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no round after these")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fault", choices=FAULTS, help="this one alone")
-    parser.add_argument("--moment", choices=MOMENTS, help="this one alone")
+    parser.add_argument("--fault", choices=FAULTS, action="append", help="this one alone")
+    parser.add_argument("--moment", choices=MOMENTS, action="append", help="this one alone")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
     options = parser.parse_args()
     began = time.monotonic()
-    faults = [options.fault] if options.fault else list(FAULTS)
-    moments = [options.moment] if options.moment else list(MOMENTS)
+    faults, moments = options.fault or list(FAULTS), options.moment or list(MOMENTS)
     tallies: dict[tuple[str, str], Tally] = {}
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         world = World.make(Path(folder))
@@ -436,10 +435,9 @@ def main() -> int:
             )
             one.differing += len(faulty)
             shutil.rmtree(run)
-    text = table(tallies, told)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+            if options.out:
+                options.out.write_text(table(tallies, told) + "\n")
+    print(table(tallies, told))
     return int(any(t.differing or t.lost or t.doubled or t.unrefused for t in tallies.values()))
 
 
