@@ -81,7 +81,7 @@ MADE = {
 STOPPED = 15.0
 """Seconds for which a process is stopped."""
 
-PATIENCE = 180.0
+PATIENCE = 600.0
 """Seconds for any one command to end, or any one moment to come."""
 
 

@@ -30,6 +30,12 @@ __all__ = ["connect", "make_folder", "remove_folder", "start"]
 PATIENCE = 4
 """How many times longer than 30 s Ray may take for its second start."""
 
+STORE_BYTES = 1 << 30
+"""Size of Ray's store of objects where there is no /dev/shm; it takes as much as is in it."""
+
+LOGS_BYTES = 1 << 20
+"""Free space without which Ray is not started: its logs and sockets take some hundred kB."""
+
 LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 """The most characters of the folder's path; a longer name is none of a Unix socket."""
 
@@ -38,6 +44,8 @@ OWN = re.compile(r"capfilt-(\d+)-[^/]+$")
 
 def start(folder: str, **options: Any) -> None:
     """Start Ray on this machine; if that fails, once more with a longer time.
+
+    Its objects are in /dev/shm, or in its folder if there is none that can be written to.
 
     Args:
         folder: See `make_folder`.
@@ -48,6 +56,8 @@ def start(folder: str, **options: Any) -> None:
     """
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if not os.access("/dev/shm", os.W_OK):
+        options |= {"_plasma_directory": folder, "object_store_memory": STORE_BYTES}
     try:
         with _without_unused_processes():
             try:
@@ -98,13 +108,25 @@ def make_folder() -> str:
         if len(os.path.join(place, f"capfilt-{os.getpid()}-12345678")) > LONGEST:
             continue
         try:
-            return tempfile.mkdtemp(prefix=f"capfilt-{os.getpid()}-", dir=place)
+            return _make_roomy_folder(place)
         except OSError as error:
             why = str(error.strerror).lower()
     raise ClusterError(
         f"Ray cannot start: no folder for its logs and sockets can be made in {places[0]}: {why}. "
         "Set RAY_TMPDIR to a folder with a short path and some free space"
     )
+
+
+def _make_roomy_folder(place: str) -> str:
+    """Make a folder whose disk has room for Ray's logs; else raise an OSError, and leave none."""
+    folder = tempfile.mkdtemp(prefix=f"capfilt-{os.getpid()}-", dir=place)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(LOGS_BYTES))
+    except OSError:
+        remove_folder(folder)
+        raise
+    return folder
 
 
 def remove_folder(folder: str) -> None:
@@ -158,8 +180,6 @@ def _explain(error: Exception, folder: str) -> str:
             f"Ray does not start: {place} has less than 100 MB of free space. Make room there, or "
             "set RAY_TMPDIR to another folder"
         )
-    if not os.access("/dev/shm", os.W_OK):
-        return f"Ray does not start: /dev/shm is not there or cannot be written ({why}). Mount it"
     return (
         f"Ray does not start, also not within {30 * PATIENCE} s: {why}. Nothing of the run has "
         "changed. Give the same command again when the machine is less busy; check that ports on "

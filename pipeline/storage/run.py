@@ -531,6 +531,8 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Lock the run for this process, and remove files left by dead processes.
 
+        They are removed before, and after if all went well: a worker may have died meanwhile.
+
         Raises:
             RunBusyError: A live process holds the lock.
             InputError: The root is a file.
@@ -543,6 +545,7 @@ class Run:
         with lock_local(self.at("run.lock"), self.root):
             self.sweep()
             yield
+            self.sweep()
 
     def sweep(self) -> None:
         """Remove what dead processes of this machine left half-written or half-renamed.

@@ -11,6 +11,7 @@ import pytest
 import ray
 import yaml
 from helpers import fakes
+from helpers.faulty_runs import small_disk
 
 from models.errors import ClusterError
 from pipeline.cli.main import main
@@ -72,6 +73,12 @@ def test_what_keeps_ray_from_starting_is_told_in_one_line(ray_init, monkeypatch,
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 30)))
     with pytest.raises(ClusterError, match="its path is too long for a socket"):
         Cluster(workers=1).start()
+    with small_disk(tmp_path / "disk", "64k"):
+        monkeypatch.setattr(ray_start, "LONGEST", 200)
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "disk"))
+        with pytest.raises(ClusterError, match=r"/disk: no space left on device\. Set RAY_TMPDIR"):
+            Cluster(workers=1).start()
+        assert not list((tmp_path / "disk").iterdir()) and len(calls) == 2
     errors += [ConnectionError("no such cluster")]
     with pytest.raises(
         ClusterError, match=r"127\.0\.0\.1:1 cannot be reached: ConnectionError: no"
@@ -179,8 +186,13 @@ def test_a_command_leaves_nothing_in_its_home_or_temporary_folder(finished, tmp_
 
 
 MACHINES = {
-    "read-only root": "mount -o remount,bind,ro /; mount -t tmpfs tmpfs {place}",
+    "read-only root and /dev/shm": "mount -o remount,bind,ro /; mount -t tmpfs tmpfs {place}; "
+    "mount -t tmpfs -o ro tmpfs /dev/shm",
     "small /dev/shm": "mount -t tmpfs -o size=64k tmpfs /dev/shm",
+    "no /dev/shm": "mkdir {place}/d; mount -t tmpfs tmpfs {place}/d; "
+    "for name in null zero full random urandom; "
+    "do touch {place}/d/$name; mount --bind /dev/$name {place}/d/$name; done; "
+    "mount --move {place}/d /dev; rmdir {place}/d",
 }
 """What a machine has not, and how to make it so in a mount namespace."""
 

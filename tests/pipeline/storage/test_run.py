@@ -265,9 +265,14 @@ def test_what_a_dead_process_left_half_written_is_removed_and_what_a_live_one_wr
     for name in (*dead, *live, *training):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"half")
+
+    def left():
+        return {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+
     with run.lock():
-        left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert left == {"run.lock", "pool/00000.parquet", *live, *training}
+        assert left() == {"run.lock", "pool/00000.parquet", *live, *training}
+        (tmp_path / dead[0]).write_bytes(b"a worker died while the run was locked")
+    assert left() == {"pool/00000.parquet", *live, *training}
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
