@@ -39,9 +39,10 @@ __all__ = [
 
 
 Floats = npt.NDArray[np.float64]
+Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
-InParts = Literal["clusters", "keys", "ranks"]
+InParts = Literal["clusters", "keys", "ranks", "draws"]
 CRASHED = "crashed"
 """The reason of a row whose measurement raised an error or ended the process."""
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
@@ -400,8 +401,8 @@ class GlobalStage(Stage[ConfigT]):
     def in_parts(self) -> InParts | None:
         """How to summarise a pool in parts if it is too large for one process; None if impossible.
 
-        The value names a subclass: clusters (`ClusteredStage`), keys (`KeyedStage`) or ranks
-        (`RankedStage`).
+        The value names a subclass: clusters (`ClusteredStage`), keys (`KeyedStage`), ranks or draws
+        (both `RankedStage`).
         """
         return None
 
@@ -524,7 +525,11 @@ class KeyedStage(GlobalStage[ConfigT]):
 
 
 class RankedStage(GlobalStage[ConfigT]):
-    """A global stage that, if `in_parts` is `ranks`, selects the first rows of an order."""
+    """A global stage that selects rows by a number of each.
+
+    If `in_parts` is `ranks`, it selects the first rows of an order; with quotas, the first ones of
+    each cell. If it is `draws`, it draws rows with repetition.
+    """
 
     @abstractmethod
     def ranks(self, rows: pa.Table) -> pa.Table:
@@ -535,12 +540,22 @@ class RankedStage(GlobalStage[ConfigT]):
 
         Returns:
             row (position from 0), rank (float64, lowest first) and lot (uint64, orders rows of
-            equal rank).
+            equal rank). If `rows` have a column cell (int64), it too, and the order is that of the
+            cells first.
         """
 
     @abstractmethod
     def size(self, ranked: int) -> int:
         """Return how many of `ranked` rows to select; a larger number selects all."""
+
+    def draw(self, scores: Floats, lots: UInt64s) -> Int32s:
+        """Return how often each of n rows is drawn, if `in_parts` is `draws`.
+
+        Args:
+            scores: (n,) the negative `rank` of all rows of `ranks`; may be mapped from a file.
+            lots: (n,) their `lot`; may be mapped.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def conclude(self, rows: pa.Table, results: pa.Table) -> pa.Table:
@@ -548,7 +563,7 @@ class RankedStage(GlobalStage[ConfigT]):
 
         Args:
             rows: uid and `writes` of n live rows.
-            results: row, the positions of the selected ones.
+            results: row, the positions of the selected ones; and draws, if they are drawn.
 
         Returns:
             The columns of `summarize`.
@@ -557,8 +572,9 @@ class RankedStage(GlobalStage[ConfigT]):
 
 def in_order(ranked: pa.Table) -> Int64s:
     """Sort the rows of `RankedStage.ranks`, first to last."""
-    row, lot, rank = (np.asarray(ranked[name]) for name in ("row", "lot", "rank"))
-    ordered: Int64s = row[np.lexsort((row, lot, rank))]
+    keys = [name for name in ("row", "lot", "rank", "cell") if name in ranked.column_names]
+    row = np.asarray(ranked["row"])
+    ordered: Int64s = row[np.lexsort([np.asarray(ranked[name]) for name in keys])]
     return ordered
 
 

@@ -16,7 +16,7 @@ from models.embedding import selection
 from models.random import hashes, splitmix, uid_hashes
 from models.text.entries import Entries
 from models.text.noun_phrases import NounPhrases
-from stages.base import Cutoff, InParts, KeyedStage, RankedStage, floats, in_order
+from stages.base import Cutoff, Floats, InParts, KeyedStage, RankedStage, floats, in_order
 from stages.embed import Gathered
 from stages.schema import web_captions
 from stages.select_config import BY_PHRASE, SelectConfig
@@ -24,6 +24,7 @@ from stages.select_config import BY_PHRASE, SelectConfig
 __all__ = ["SelectConfig", "SelectStage", "coverage", "histogram"]
 
 Bools = npt.NDArray[np.bool_]
+Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 
@@ -126,7 +127,7 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         """`keys` where phrases are independent, `ranks` where a number of each row decides."""
         config = self.config
         if config.method not in BY_PHRASE:
-            return None if config.method in ("sample", "density") else "ranks"
+            return "draws" if config.method == "sample" else "ranks"
         is_literal = config.method == "noun_phrases" and config.variant == "literal"
         is_thinned = config.method == "metadata" and config.tail is None
         return "keys" if is_literal or is_thinned else None
@@ -170,7 +171,10 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
             is_in = ~np.isnan(rank)
         elif self.config.fraction is not None:
             is_in = (lot >> np.uint64(11)) < self.config.fraction * 2.0**53
-        return pa.table({"row": np.flatnonzero(is_in), "rank": rank[is_in], "lot": lot[is_in]})
+        columns = {"row": np.flatnonzero(is_in), "rank": rank[is_in], "lot": lot[is_in]}
+        if "cell" in rows.column_names:
+            columns["cell"] = rows["cell"].to_numpy()[is_in]
+        return pa.table(columns)
 
     def size(self, ranked: int) -> int:
         """Return `number`, or the fraction of the rows with a score."""
@@ -180,13 +184,22 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         assert fraction is not None
         return ranked if self.config.method == "random" else round(fraction * ranked)
 
+    def draw(self, scores: Floats, lots: UInt64s) -> Int32s:
+        """Draw rows with repetition by their scores."""
+        number = self.size(len(scores))
+        return selection.soft_cap_draws(scores, lots, number, **self.config.options)
+
     def conclude(self, rows: pa.Table, results: pa.Table) -> pa.Table:
         """Return the summary, with the rarest of the phrases that choose each row."""
         if self.config.method not in BY_PHRASE:
-            selected = np.zeros(len(rows), bool)
-            selected[np.asarray(results["row"])] = True
-            scores = {"selection_score": rows["score"]} if self.config.pooled else {}
-            return self._summary(rows["uid"], selected, **scores)
+            row, selected = np.asarray(results["row"]), np.zeros(len(rows), bool)
+            selected[row] = True
+            found = {"selection_score": rows["score"]} if self.config.pooled else {}
+            if self.config.method == "sample":
+                draws: Any = np.zeros(len(rows), np.int32)
+                draws[row] = np.asarray(results["draws"])
+                found = {"draws": pa.array(draws)}
+            return self._summary(rows["uid"], selected, **found)
         ranked = results.sort_by([(name, "ascending") for name in ("row", "frequency", "phrase")])
         row, first = np.unique(ranked["row"], return_index=True)
         which = np.full(len(rows), -1)
@@ -213,9 +226,14 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
             given = gathered.through(annotations)
             tables = (table.select(scored.names).cast(scored) for table in given)
             rows = pa.concat_tables([scored.empty_table(), *tables])
-            if self.config.pooled or self.config.method == "sample":
+            if self.config.pooled:
                 return self._by_pool(rows, gathered)
             ranked = self.ranks(rows)
+            if self.config.method == "sample":
+                draws = self.draw(-np.asarray(ranked["rank"]), np.asarray(ranked["lot"]))
+                taken = np.flatnonzero(draws)
+                row = np.asarray(ranked["row"])[taken]
+                return self.conclude(rows, pa.table({"row": row, "draws": draws[taken]}))
             taken = in_order(ranked)[: self.size(len(ranked))]
             return self.conclude(rows, pa.table({"row": taken}))
         uids: list[Any] = []
@@ -230,7 +248,7 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         return self._summary(uid, first >= 0, selected_by=by)
 
     def _by_pool(self, rows: pa.Table, gathered: Gathered) -> pa.Table:
-        """Choose rows by all embeddings of the pool, or by draws with repetition.
+        """Choose rows by all embeddings of the pool.
 
         Args:
             rows: uid and score of n rows.
@@ -238,27 +256,17 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
         """
         config = self.config
         lots = splitmix(uid_hashes(rows["uid"].cast(pa.string())) ^ splitmix(config.seed))
-        scores = rows["score"].to_numpy()
-        at = np.flatnonzero(gathered.has(*config.pooled) if config.pooled else ~np.isnan(scores))
+        at = np.flatnonzero(gathered.has(*config.pooled))
         lot, number = lots[at], self.size(len(at))
         pooled = [gathered.of(name, at) for name in config.pooled]
-        given = {"temperature": config.temperature, "batch_size": config.batch_size}
-        options: Any = {name: value for name, value in given.items() if value is not None}
-        draws: Any = np.zeros(len(rows), np.int32)
         selected, found = np.zeros(len(rows), bool), np.full(len(rows), np.nan)
-        if config.method == "sample":
-            options["penalty"] = config.penalty
-            draws[at] = selection.soft_cap_draws(scores[at], lot, number, **options)
-            return self._summary(rows["uid"], draws > 0, draws=pa.array(draws))
         if config.method == "density":
-            options["clusters"] = config.clusters
-            selected[at], found[at] = selection.density(pooled[0], lot, number, **options)
+            selected[at], found[at] = selection.density(pooled[0], lot, number, **config.options)
         else:
             if config.method == "target":
                 found[at] = selection.pool_norm(pooled[0])
             else:
-                options["shuffles"] = config.shuffles
-                found[at] = selection.neg_clip_loss(pooled[0], pooled[1], lot, **options)
+                found[at] = selection.neg_clip_loss(pooled[0], pooled[1], lot, **config.options)
             selected[at[np.lexsort((lot, -found[at]))[:number]]] = True
         score = pa.array(found, mask=np.isnan(found))
         return self._summary(rows["uid"], selected, selection_score=score)

@@ -186,6 +186,12 @@ class SelectConfig(StageConfig):
         return synthetic if self.ranked_by is None else (*synthetic, self.ranked_by)
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The fields of the method that are set, as `models.embedding.selection` takes them."""
+        own = [name for name, methods in OF_METHODS.items() if self.method in methods]
+        return {name: value for name in own if (value := getattr(self, name)) is not None}
+
+    @property
     def pairs_of_batch(self) -> int:
         """The most pairs of a batch of neg_clip_loss."""
         return BATCH_SIZE if self.batch_size is None else self.batch_size

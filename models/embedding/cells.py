@@ -1,7 +1,8 @@
 """Cells: spherical k-means, which puts near embeddings mostly into the same cell.
 
 The result does not depend on the order of the rows: the sample and the first centres are the rows
-with the smallest lots, and float64 sums of float16 numbers are exact.
+with the smallest lots, float64 sums of float16 numbers are exact, and float64 decides which of two
+centres is the nearest where float32 may err.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.embedding.vectors import Float16s, Float32s, blocks
+from models.embedding.vectors import Float16s, Float32s, blocks, highest
 
-__all__ = ["Cells"]
+__all__ = ["Cells", "in_sample"]
 
+Bools = npt.NDArray[np.bool_]
+Float64s = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 
@@ -63,14 +66,35 @@ class Cells:
         number = min(number, len(self.centres))
         found = np.zeros((len(embeddings), number), np.int64)
         for part in blocks(len(embeddings)):
-            cosines = np.asarray(embeddings[part], np.float32) @ self.centres.T
-            if number == 1:
-                found[part, 0] = cosines.argmax(axis=1)
-                continue
-            some = np.argpartition(-cosines, number - 1, axis=1)[:, :number]
-            order = np.argsort(-np.take_along_axis(cosines, some, 1), axis=1, kind="stable")
-            found[part] = np.take_along_axis(some, order, 1)
+            own = np.asarray(embeddings[part], np.float32)
+            found[part] = highest(own, self.centres, number)
         return found
+
+    def placed(self, embeddings: Float16s) -> tuple[Int64s, Float64s]:
+        """(n,) the cell nearest to each of n embeddings, and (n,) the cosine distance from it."""
+        cell = self.nearest(embeddings)[:, 0]
+        distance = np.empty(len(embeddings))
+        for part in blocks(len(embeddings)):
+            own = embeddings[part].astype(np.float64)
+            distance[part] = 1 - (own * self.centres[cell[part]]).sum(axis=1)
+        return cell, distance
+
+
+def in_sample(lots: UInt64s, rows: int, number: int) -> Bools:
+    """Which rows of a part of a pool to train its cells on.
+
+    Args:
+        lots: (n,) a random number for each row of the part.
+        rows: Rows of the pool.
+        number: The number of cells.
+
+    Returns:
+        (n,) True for all rows that `Cells.train` samples from the pool, and for few others.
+    """
+    wanted = SAMPLE * number
+    # The margin is eight standard deviations, so that all that are wanted are among these.
+    share = (wanted + 8 * np.sqrt(wanted) + 64) / max(rows, 1)
+    return lots < share * 2.0**64 if share < 1 else np.ones(len(lots), bool)
 
 
 def _unit(sums: npt.NDArray[np.float64]) -> Float32s:

@@ -16,6 +16,7 @@ from models.random import splitmix
 __all__ = [
     "BATCH_SIZE",
     "batch_loss",
+    "cell_quotas",
     "density",
     "gram",
     "neg_clip_loss",
@@ -23,10 +24,12 @@ __all__ = [
     "pool_norm",
     "quotas",
     "soft_cap_draws",
+    "tally",
 ]
 
 Bools = npt.NDArray[np.bool_]
 Float64s = npt.NDArray[np.float64]
+Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 
@@ -34,6 +37,12 @@ NEIGHBOURS = 20
 """Number of nearest centres over which the distance of a centre is averaged (2401.04578)."""
 
 ROWS = 2048
+
+DISTANCE = 2.0**-30
+"""The unit in which distances are summed, so that sums do not depend on the order of the rows."""
+
+DRAWN_ROWS = 2**17
+"""Rows of which `soft_cap_draws` holds the keys, beside those that it draws."""
 
 BATCH_SIZE = 32_768
 """The most pairs of a batch of `neg_clip_loss` (arXiv:2405.19547)."""
@@ -151,23 +160,54 @@ def density(
     if not n:
         return np.zeros(0, bool), np.zeros(0)
     cells = Cells.train(embeddings, min(clusters, n), lots)
-    cell = cells.nearest(embeddings)[:, 0]
-    distance = np.empty(n)
-    for part in blocks(n):
-        own = embeddings[part].astype(np.float64)
-        distance[part] = 1 - (own * cells.centres[cell[part]]).sum(axis=1)
-    sizes = np.bincount(cell, minlength=len(cells.centres))
-    intra = np.bincount(cell, distance, len(sizes)) / np.maximum(sizes, 1)
-    between = np.sort(1 - cells.centres.astype(np.float64) @ cells.centres.T, axis=1)[:, 1:]
-    inter = between[:, :NEIGHBOURS].mean(axis=1) if between.size else np.ones(len(sizes))
-    shares = np.where(sizes > 0, np.exp(intra * inter / temperature), 0)
-    wanted = quotas(shares / shares.sum() * min(number, n), sizes, min(number, n))
+    cell, distance = cells.placed(embeddings)
+    sizes, sums = tally(cell, distance, len(cells.centres))
+    wanted = cell_quotas(cells, sizes, sums, number, temperature)
     order = np.lexsort((lots, -distance, cell))
     starts = np.cumsum(sizes) - sizes
     rank = np.arange(n) - starts[cell[order]]
     chosen = np.zeros(n, bool)
     chosen[order[rank < wanted[cell[order]]]] = True
     return chosen, distance
+
+
+def tally(cell: Int64s, distance: Float64s, number: int) -> Int64s:
+    """Count the rows of each cell and sum their distances from its centre.
+
+    Args:
+        cell: (n,) the cell of each row.
+        distance: (n,) its distance.
+        number: The number of cells.
+
+    Returns:
+        (2, number) the rows, and the sums in units of `DISTANCE`.
+    """
+    units = np.rint(distance / DISTANCE)
+    sums = np.bincount(cell, units, number).astype(np.int64)
+    return np.stack([np.bincount(cell, minlength=number), sums])
+
+
+def cell_quotas(
+    cells: Cells, sizes: Int64s, sums: Int64s, number: int, temperature: float
+) -> Int64s:
+    """The rows that density-based pruning takes of each of k cells; see `density`.
+
+    Args:
+        cells: The cells.
+        sizes: (k,) the rows of each.
+        sums: (k,) the sum of their distances, as of `tally`.
+        number: Rows to choose in all.
+        temperature: Temperature of the softmax.
+    """
+    rows = int(sizes.sum())
+    if not rows:
+        return np.zeros_like(sizes)
+    intra = sums * DISTANCE / np.maximum(sizes, 1)
+    between = np.sort(1 - cells.centres.astype(np.float64) @ cells.centres.T, axis=1)[:, 1:]
+    inter = between[:, :NEIGHBOURS].mean(axis=1) if between.size else np.ones(len(sizes))
+    worth = np.where(sizes > 0, intra * inter / temperature, -np.inf)
+    shares = np.exp(worth - worth.max())
+    return quotas(shares / shares.sum() * min(number, rows), sizes, min(number, rows))
 
 
 def quotas(wanted: Float64s, sizes: Int64s, number: int) -> Int64s:
@@ -208,16 +248,17 @@ def soft_cap_draws(
     temperature: float = 1.0,
     batch_size: int = 100_000,
     penalty: float = 0.15,
-) -> Int64s:
+) -> Int32s:
     """Draw rows with repetition (soft cap sampling, FLYT, arXiv:2503.08805).
 
     Batches are drawn one after the other, each without repetition, by the softmax of the scores
     over the temperature. After each batch, the scores of its rows are lowered by the penalty. A
-    batch without repetition is drawn by adding Gumbel noise and taking the highest.
+    batch without repetition is drawn by adding Gumbel noise and taking the highest. Each batch
+    takes a pass over all rows, of which a block is in memory.
 
     Args:
-        scores: (n,), none of them NaN.
-        lots: (n,) a random number of each row, from which the noise is made.
+        scores: (n,), none of them NaN; may be mapped from a file.
+        lots: (n,) a random number of each row, from which the noise is made; may be mapped.
         number: Draws in all.
         temperature: Temperature of the softmax.
         batch_size: Draws between two changes of the scores; at most the number of rows.
@@ -226,14 +267,33 @@ def soft_cap_draws(
     Returns:
         (n,) how often each row was drawn.
     """
-    draws = np.zeros(len(scores), np.int64)
+    draws = np.zeros(len(scores), np.int32)
     size = min(batch_size, len(scores))
     left, batch = (number if size else 0), 0
     while left > 0:
-        noise = (splitmix(lots ^ splitmix(batch)) >> np.uint64(11)).astype(np.float64)
-        gumbel = -np.log(-np.log((noise + 0.5) * 2.0**-53))
-        keys = scores / temperature - penalty * draws + gumbel
-        order = np.lexsort((lots, -keys))
-        draws[order[: min(size, left)]] += 1
+        taken = min(size, left)
+        rows, keys, least = np.zeros(0, np.int64), np.zeros(0), -np.inf
+        for part in blocks(len(scores), DRAWN_ROWS):
+            noise = (splitmix(lots[part] ^ splitmix(batch)) >> np.uint64(11)).astype(np.float64)
+            gumbel = -np.log(-np.log((noise + 0.5) * 2.0**-53))
+            found = scores[part] / temperature - penalty * draws[part] + gumbel
+            some = np.flatnonzero(found >= least)
+            rows = np.concatenate([rows, some + part.start])
+            keys = np.concatenate([keys, found[some]])
+            if len(rows) >= 2 * taken or part.stop == len(scores):
+                highest = _highest(keys, lots[rows], taken)
+                rows, keys = rows[highest], keys[highest]
+                least = keys.min() if len(keys) == taken else least
+        draws[rows] += 1
         left, batch = left - size, batch + 1
     return draws
+
+
+def _highest(keys: Float64s, lots: UInt64s, number: int) -> Int64s:
+    """The positions of the highest keys; of equal ones, those with the least lots."""
+    if len(keys) <= number:
+        return np.arange(len(keys))
+    least = np.partition(keys, len(keys) - number)[len(keys) - number]
+    above, equal = np.flatnonzero(keys > least), np.flatnonzero(keys == least)
+    equal = equal[np.argsort(lots[equal], kind="stable")]
+    return np.concatenate([above, equal[: number - len(above)]])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Float16s", "Float32s", "blocks", "cosines_with", "top"]
+__all__ = ["Float16s", "Float32s", "blocks", "cosines_with", "highest", "top"]
 
 Float16s = npt.NDArray[np.float16]
 Float32s = npt.NDArray[np.float32]
@@ -18,6 +18,10 @@ Int64s = npt.NDArray[np.int64]
 
 ROWS = 8192
 """Rows of a block."""
+
+
+CLOSE = 4e-6
+"""Float32 cosines that differ by less may be in the wrong order."""
 
 
 def blocks(number: int, rows: int = ROWS) -> Iterator[slice]:
@@ -48,6 +52,40 @@ def cosines_with(embeddings: Float32s, others: Float32s) -> tuple[Float32s, Int6
         highest[is_better], nearest[is_better] = value[is_better], best[is_better] + part.start
         squares += np.square(cosines, dtype=np.float64).sum(axis=1)
     return highest, nearest, np.sqrt(squares).astype(np.float32)
+
+
+def highest(queries: Float32s, others: Float32s, number: int) -> Int64s:
+    """The others with the highest cosines with each query.
+
+    The result does not depend on which queries are given together: float64 decides between others
+    whose float32 cosines differ by less than `CLOSE`; of equal ones, the first is taken.
+
+    Args:
+        queries: (n, d).
+        others: (k, d).
+        number: How many others for each query, from 1 to k.
+
+    Returns:
+        (n, number) their positions, the highest cosine first.
+    """
+    cosines = queries @ others.T
+    # One more than wanted shows whether the last one is sure.
+    most = min(number + 1, len(others))
+    rows = np.arange(len(queries))
+    found, value = np.zeros((len(rows), most), np.int64), np.zeros((len(rows), most), np.float32)
+    for place in range(most):
+        found[:, place] = best = cosines.argmax(axis=1)
+        value[:, place] = cosines[rows, best]
+        cosines[rows, best] = -np.inf
+    cosines[rows[:, None], found] = value
+    found = found[:, :number]
+    unsure = np.flatnonzero((value[:, :-1] - value[:, 1:] < CLOSE).any(axis=1))
+    least = value[unsure, number - 1] - np.float32(CLOSE)
+    for row, bound in zip(unsure.tolist(), least, strict=True):
+        close = np.flatnonzero(cosines[row] >= bound)
+        exact = (others[close].astype(np.float64) * queries[row]).sum(axis=1)
+        found[row] = close[np.lexsort((close, -exact))][:number]
+    return found
 
 
 def top(query: Float32s, embeddings: Float16s, number: int) -> tuple[Int64s, Float32s]:

@@ -27,11 +27,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from models.embedding.cells import SAMPLE, Cells
+from models.embedding.cells import Cells, in_sample
 from models.embedding.copies import PROBES, nearest_better, number_of_cells
 from models.embedding.vectors import Float16s
 from models.random import splitmix
-from pipeline.execution.parts import Group, Parts, packed, unpacked
+from pipeline.execution.parts import Group, Parts, centres_of, packed, unpacked
 from stages.dedup.digests import Digests, from_hex
 from stages.dedup.semantic import RANK, in_rank, semantic_columns
 from stages.embed import vectors
@@ -108,26 +108,15 @@ class Comparison:
     def _sample(self, group: int) -> int:
         table, embeddings = self._embedded(group)
         lots = splitmix(_uids(table)[:, 0])
-        number = self._number
-        wanted = SAMPLE * number_of_cells(number)
-        # The margin is eight standard deviations, so that all that are wanted are among these.
-        share = (wanted + 8 * np.sqrt(wanted) + 64) / max(number, 1)
-        some = lots < share * 2.0**64 if share < 1 else np.ones(len(lots), bool)
+        some = in_sample(lots, self._number, number_of_cells(self._number))
         sample = pa.table({"lot": lots[some], "embedding": packed(embeddings[some])})
         self._write("sample", group, sample)
         return len(sample)
 
     def _cells(self, task: int) -> int:
         number = number_of_cells(self._number)
-        centres = np.zeros((1, 1), np.float32)
-        if number > 1:
-            samples = [self.parts.read("sample", group) for group in range(self.groups)]
-            embeddings = np.concatenate(
-                [unpacked(one["embedding"], np.float16) for one in samples if len(one)]
-            )
-            lots = np.concatenate([np.asarray(one["lot"]) for one in samples])
-            centres = Cells.train(embeddings, number, lots).centres
-        self._write("cells", task, pa.table({"centre": packed(centres)}))
+        samples = [self.parts.read("sample", group) for group in range(self.groups)]
+        self._write("cells", task, centres_of(samples, number if number > 1 else 0))
         return number
 
     def _places(self, group: int) -> int:

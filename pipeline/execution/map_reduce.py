@@ -18,6 +18,11 @@ are in one Parquet row group, so that the next task reads only these. What a ste
 If what rows are ranked by follows from the embeddings of the whole pool, the steps of `scores` come
 first.
 
+    scored      group -> the result of `RankedStage.ranks`
+    draw        all of these -> how often each row is drawn, by group; one task, which keeps them in
+                temporary files, since each batch of draws follows from the one before
+    conclude    group -> the summary of its shards
+
     ties        group -> the results of `ClusteredStage.ties`, by key, and of `points`
     edges       keys -> the rows that they link
     clusters    all edges -> the clusters, packed into bins of the size of a part; one task
@@ -48,6 +53,7 @@ from pipeline.results.verdicts import Results
 from pipeline.storage.records import BinsRecord, PartsRecord
 from stages.base import InParts, digest, in_order
 from stages.download import DownloadStage
+from stages.spilled import Spilled
 
 __all__ = ["PART_ROWS", "PartitionedSummary"]
 
@@ -69,6 +75,7 @@ SAMPLE_ROWS = 1024
 STEPS: dict[InParts, tuple[str, ...]] = {
     "keys": ("lines", "reduce", "conclude"),
     "ranks": ("sample", "cuts", "ranks", "take", "conclude"),
+    "draws": ("scored", "draw", "conclude"),
     "clusters": ("ties", "edges", "clusters", "rows", "decide", "conclude"),
 }
 """The steps, by how a stage is summarised in parts."""
@@ -188,7 +195,7 @@ class PartitionedSummary(Parts):
             return self.parts
         if step == "decide":
             return self.results.run.read_record(BinsRecord, *self.at("bins.json")).bins
-        return 1 if step in ("cuts", "clusters") else len(self.groups)
+        return 1 if step in ("cuts", "clusters", "draw") else len(self.groups)
 
     # By keys
 
@@ -207,7 +214,10 @@ class PartitionedSummary(Parts):
             return self._conclude_clusters(group)
         live = self._ranked(group)
         before = STEPS[self.stage.in_parts][-2]
-        reduced = self.gather(before, self.parts, group)
+        if before == "draw":
+            reduced = self.read("drawn", group)
+        else:
+            reduced = self.gather(before, self.parts, group)
         reduced = with_row(reduced, np.searchsorted(live.numbers, np.asarray(reduced["row"])))
         return self.commit(group, live.masks, self.stage.conclude(live.rows, reduced))
 
@@ -245,11 +255,44 @@ class PartitionedSummary(Parts):
         sizes = np.zeros(self.parts, np.int64)
         for group in range(len(self.groups)):
             sizes += self.sizes("ranks", group)
-        left = self.stage.size(int(sizes.sum())) - int(sizes[:part].sum())
         ranked = self.gather("ranks", len(self.groups), part)
-        taken = in_order(ranked)[: max(left, 0)]
+        order = in_order(with_row(ranked, np.arange(len(ranked))))
+        place = int(sizes[:part].sum()) + np.arange(len(order))
+        if self._scores and Scores(self).by_cells:
+            is_taken = Scores(self).takes(np.asarray(ranked["cell"])[order], place)
+        else:
+            is_taken = place < self.stage.size(int(sizes.sum()))
+        taken = np.asarray(ranked["row"])[order[is_taken]]
         self.write("take", part, pa.table({"row": taken}), self.group_of(taken))
         return len(taken)
+
+    # By draws
+
+    def _scored(self, group: int) -> int:
+        live = self.live(group)
+        ranked = self.stage.ranks(live.rows)
+        ranked = with_row(ranked, live.numbers[np.asarray(ranked["row"])])
+        self.write("scored", group, ranked, np.zeros(len(ranked), np.int64))
+        return len(ranked)
+
+    def _draw(self, task: int) -> int:
+        groups = range(len(self.groups))
+        scores, lots = Spilled(np.float64), Spilled(np.uint64)
+        for group in groups:
+            ranked = self.read("scored", group)
+            scores.append(-np.asarray(ranked["rank"]))
+            lots.append(np.asarray(ranked["lot"]))
+        draws = self.stage.draw(scores.mapped(), lots.mapped())
+        start = 0
+        for group in groups:
+            row = np.asarray(self.read("scored", group)["row"])
+            own = draws[start : start + len(row)]
+            start += len(row)
+            drawn = pa.table({"row": row[own > 0], "draws": own[own > 0]})
+            self.write("drawn", group, drawn, np.zeros(len(drawn), np.int64))
+        # Written last, since it says that the task is done.
+        self.write("draw", task, pa.table({"rows": [len(draws)]}), np.zeros(1, np.int64))
+        return len(draws)
 
     # By clusters
 

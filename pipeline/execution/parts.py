@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.embedding.cells import Cells
 from models.errors import ContractError
 from pipeline.results.verdicts import Mask, Results, crashed_rows
 from pipeline.storage.checksum import with_checksum_parquet
@@ -21,6 +22,7 @@ from stages.download import DownloadStage
 __all__ = [
     "Group",
     "Parts",
+    "centres_of",
     "commit_summary",
     "measured",
     "packed",
@@ -264,3 +266,18 @@ def unpacked(column: Any, dtype: Any) -> npt.NDArray[Any]:
     buffer = memoryview(whole.buffers()[1])[whole.offset * width :]
     number = len(whole) * width // np.dtype(dtype).itemsize
     return np.frombuffer(buffer, dtype, number).reshape(len(whole), -1)
+
+
+def centres_of(samples: Sequence[pa.Table], number: int) -> pa.Table:
+    """The centres of cells, in a column `centre`.
+
+    Args:
+        samples: lot and embedding of the rows that the cells are trained on, in parts.
+        number: The number of cells; 0 makes one centre of no use.
+    """
+    centres = np.zeros((1, 1), np.float32)
+    if number:
+        found = [unpacked(one["embedding"], np.float16) for one in samples if len(one)]
+        lots = np.concatenate([np.asarray(one["lot"]) for one in samples])
+        centres = Cells.train(np.concatenate(found), number, lots).centres
+    return pa.table({"centre": packed(centres)})

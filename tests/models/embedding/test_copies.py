@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models.embedding import copies
 from models.embedding.cells import Cells
 from models.embedding.copies import find_copies
-from models.embedding.vectors import Float16s, blocks, cosines_with, top
+from models.embedding.vectors import Float16s, blocks, cosines_with, highest, top
 
 
 def unit(values: np.ndarray) -> Float16s:
@@ -99,6 +99,22 @@ def test_a_row_lies_in_the_cell_of_the_nearest_centre() -> None:
     assert cells.nearest(embeddings)[:, 0].tolist() == order[:, 0].tolist()
     assert cells.nearest(embeddings, 4).tolist() == order[:, :4].tolist()
     np.testing.assert_allclose(np.linalg.norm(cells.centres, axis=1), 1, atol=1e-5)
+
+
+@given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 5), st.sampled_from((0, 1e-7, 0.3)))
+def test_float64_decides_which_others_are_nearest(
+    seed: int, others: int, number: int, apart: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    centre = np.repeat(rng.normal(size=(-(-others // 3), 12)), 3, axis=0)[:others]
+    centre = (centre + apart * rng.normal(size=centre.shape)).astype(np.float32)
+    queries = scenes(50, 12, seed).astype(np.float32)
+    number = min(number, others)
+    exact = (queries[:, None].astype(float) * centre).sum(axis=2)
+    order = np.lexsort((np.broadcast_to(np.arange(others), exact.shape), -exact))
+    assert highest(queries, centre, number).tolist() == order[:, :number].tolist()
+    alone = np.concatenate([highest(queries[i : i + 1], centre, number) for i in range(50)])
+    assert alone.tolist() == order[:, :number].tolist()
 
 
 def test_the_nearest_rows_are_found_exactly_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

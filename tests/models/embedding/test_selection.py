@@ -140,6 +140,29 @@ def test_density_is_the_rule_read_out() -> None:
     assert not density(embeddings[:0], own[:0], 5)[0].any()
 
 
+def test_density_and_draws_are_the_rules_read_out_on_many_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(7)
+    embeddings, own = unit(rng, 10_000), lots(10_000)
+    chosen, _ = density(embeddings, own, 2_500, clusters=40)
+    assert chosen.tolist() == by_the_book(embeddings, own, 2_500, 40) and chosen.sum() == 2_500
+    turn = rng.permutation(10_000)
+    again, _ = density(embeddings[turn], own[turn], 2_500, clusters=40)
+    assert again.tolist() == chosen[turn].tolist()
+    scores = np.round(rng.normal(size=10_000), 1)
+    whole = soft_cap_draws(scores, own, 7_000, batch_size=2_000)
+    assert whole.tolist() == plain_draws(scores, own, 7_000, 2_000, 0.15)
+    monkeypatch.setattr(selection, "DRAWN_ROWS", 999)
+    assert soft_cap_draws(scores, own, 7_000, batch_size=2_000).tolist() == whole.tolist()
+
+
+def test_density_with_a_cold_softmax_takes_the_widest_cell_first() -> None:
+    rng = np.random.default_rng(8)
+    chosen, distance = density(unit(rng, 300), lots(300), 90, clusters=6, temperature=1e-4)
+    assert chosen.sum() == 90 and np.isfinite(distance).all()
+
+
 def test_wide_clusters_keep_a_larger_share_than_dense_ones() -> None:
     rng = np.random.default_rng(5)
     centres = np.eye(16)[:2]

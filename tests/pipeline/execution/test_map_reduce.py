@@ -265,6 +265,8 @@ SHARES = (
     {"method": "random", "number": 10**6},
     {"method": "top_fraction", "score": "width", "fraction": 0.3},
     {"method": "top_fraction", "score": "width", "number": 9},
+    {"method": "sample", "score": "width", "fraction": 0.8, "batch_size": 5},
+    {"method": "sample", "score": "width", "number": 90, "penalty": 3.0},
 )
 
 
@@ -292,6 +294,8 @@ def test_a_share_in_parts(seed, number, part_rows, group_rows, share, sample_row
             {"method": "target", "norm": "pool", "fraction": 0.4},
             {"method": "neg_clip_loss", "number": 9, "batch_size": 7, "temperature": 0.1},
             {"method": "neg_clip_loss", "fraction": 0.3, "shuffles": 2},
+            {"method": "density", "fraction": 0.4, "clusters": 4},
+            {"method": "density", "number": 9, "temperature": 0.01},
         )
     ),
 )
