@@ -7,11 +7,13 @@ The defaults are those of BLIP's released configs and of Table 14, for a ViT-B a
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from models.objectives.config import (
+    NearMissSettings,
     ObjectiveConfig,
     Saved,
     Schedule,
@@ -21,6 +23,7 @@ from models.objectives.config import (
 )
 from models.objectives.purpose import Part
 from models.objectives.queue import check_queue
+from models.text.near_misses import KINDS, Kind
 from models.weights import folder_of
 
 if TYPE_CHECKING:
@@ -244,27 +247,39 @@ class NearMissConfig(MatcherConfig):
             word changed (a noun, a number, a colour, a size or a relation) or two swapped, as in
             NegCLIP (arXiv 2210.01936). They add a loss of weight 1, `near`: half the matching
             loss of the true texts and half that of their near misses. 0 is BLIP's recipe.
+        near_miss_kinds: How often a kind of change is drawn (noun, number, colour, size, relation,
+            order), relative to 1 for those that are not named; 0 leaves it out. All that a text
+            has words for are equally likely by default.
         tagger: A spaCy pipeline that tags parts of speech: the name of an installed one, or a
             folder. With near misses, it reads the texts of up to 20,000 images before the first
             step.
     """
 
     near_misses: int = 0
+    near_miss_kinds: dict[Kind, float] = field(default_factory=dict)
     tagger: str = "en_core_web_sm"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 0, "near_misses")
+        weights = [self.near_miss_kinds.get(kind, 1.0) for kind in KINDS]
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise ValueError(
+                "near_miss_kinds must be numbers of at least 0, not all of them 0, got "
+                f"{self.near_miss_kinds}"
+            )
 
-    def near_miss_settings(self) -> tuple[int, str]:
+    def near_miss_settings(self) -> NearMissSettings:
         """See `ObjectiveConfig.near_miss_settings`."""
-        return self.near_misses, folder_of(self.tagger)
+        return NearMissSettings(self.near_misses, folder_of(self.tagger), self.near_miss_kinds)
 
     def measurement(self) -> dict[str, Any]:
         """The settings that change the model; those of near misses only where there are some."""
         settings = super().measurement()
         if not self.near_misses:
             del settings["near_misses"], settings["tagger"]
+        if not self.near_misses or not self.near_miss_kinds:
+            del settings["near_miss_kinds"]
         return settings
 
 

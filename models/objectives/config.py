@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from models.image.augmentation import GREATEST, Augment
 from models.objectives.start import NO_SHAPE, NO_START, Shape, Start
+from models.text.near_misses import Kind
 
 if TYPE_CHECKING:
     from models.objectives.base import Objective
 
 __all__ = [
+    "NearMissSettings",
     "ObjectiveConfig",
     "Saved",
     "Schedule",
@@ -44,6 +46,20 @@ class Saved(NamedTuple):
 
     architecture: str
     reader: str = ""
+
+
+class NearMissSettings(NamedTuple):
+    """What near misses a pair comes with.
+
+    Attributes:
+        number: How many each text has.
+        tagger: The spaCy pipeline behind them: a name or a folder.
+        weights: How often each kind is drawn, relative to 1 for those without a weight.
+    """
+
+    number: int = 0
+    tagger: str = ""
+    weights: Mapping[Kind, float] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,12 +243,9 @@ class ObjectiveConfig(ABC):
         """Pairs that follow one another and belong together; parts of a batch are multiples."""
         return 1
 
-    def near_miss_settings(self) -> tuple[int, str]:
-        """How many near misses of its text a pair comes with, and the spaCy pipeline behind them.
-
-        0 for none. The pipeline is a name or a folder.
-        """
-        return 0, ""
+    def near_miss_settings(self) -> NearMissSettings:
+        """What near misses a pair comes with; none by default."""
+        return NearMissSettings()
 
     def measurement(self) -> dict[str, Any]:
         """The settings that change the trained model, as plain values, for fingerprints."""

@@ -10,13 +10,14 @@ import itertools
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-__all__ = ["KINDS", "NearMiss", "NearMisses", "Vocabulary", "words_of"]
+__all__ = ["KINDS", "Kind", "NearMiss", "NearMisses", "Vocabulary", "words_of"]
 
-KINDS = ("noun", "number", "colour", "size", "relation", "order")
+Kind = Literal["noun", "number", "colour", "size", "relation", "order"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 """The kinds of change: one word of this kind is replaced, or for `order` two words are swapped."""
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
@@ -150,10 +151,12 @@ class NearMisses:
 
     Args:
         vocabulary: The words to use.
+        weights: How often each kind is drawn, relative to 1 for those without a weight.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, weights: Mapping[Kind, float] | None = None) -> None:
         self.vocabulary = vocabulary
+        self.weights = dict(weights or {})
 
     def __call__(
         self,
@@ -173,10 +176,17 @@ class NearMisses:
         """
         tokens = _tokens(text)
         edits_by_kind = {name: self._edits(name, tokens, frozenset(known)) for name in KINDS}
-        kinds = [name for name in KINDS if edits_by_kind[name] and kind in (None, name)]
+        kinds = [
+            name
+            for name in KINDS
+            if edits_by_kind[name] and (self.weights.get(name, 1) if kind is None else name == kind)
+        ]
         if not kinds:
             return None
-        chosen = rng.choice(kinds)
+        if self.weights and kind is None:
+            [chosen] = rng.choices(kinds, [self.weights.get(name, 1) for name in kinds])
+        else:
+            chosen = rng.choice(kinds)
         edits = edits_by_kind[chosen]
         [edit] = rng.choices(edits, [edit.weight for edit in edits])
         return NearMiss(chosen, _with_articles(_replaced(text, edit.spans)))

@@ -217,8 +217,11 @@ def _objective_fields(names: Sequence[str]) -> Iterator[str]:
 
 def _default(kind: type[ObjectiveConfig], name: str) -> str:
     """The default of a field, and its other defaults; empty if there is no such field."""
-    if name not in (field.name for field in dataclasses.fields(kind)):
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if name not in fields:
         return ""
+    make = fields[name].default_factory
+    default = getattr(kind, name) if make is dataclasses.MISSING else make()
     sizes = (
         f"; `{as_yaml(defaults[name])}` for `{size}`"
         for size, defaults in kind.by_size.items()
@@ -230,7 +233,7 @@ def _default(kind: type[ObjectiveConfig], name: str) -> str:
         for value, defaults in values.items()
         if name in defaults
     )
-    return f"`{as_yaml(getattr(kind, name))}`{''.join((*sizes, *choices))}"
+    return f"`{as_yaml(default)}`{''.join((*sizes, *choices))}"
 
 
 def objective(kind: type[ObjectiveConfig]) -> str:

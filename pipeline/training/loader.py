@@ -188,7 +188,7 @@ def _near_tokens(
     config: TrainConfig, examples: Sequence[Example], objective: Objective, make: NearMisses
 ) -> Tensor:
     """int64 (n, k, L): k near misses of each text; a missing one consists of padding."""
-    number, _ = config.objective.near_miss_settings()
+    number = config.objective.near_miss_settings().number
     texts: list[str | None] = []
     for example in examples:
         known = words_of(example.captions)
@@ -236,12 +236,12 @@ def near_misses_of(config: TrainConfig, pairs: Pairs) -> NearMisses | None:
     Raises:
         ValueError: The tagger is missing.
     """
-    number, tagger = config.objective.near_miss_settings()
+    number, tagger, weights = config.objective.near_miss_settings()
     if not number:
         return None
     captions = itertools.islice(pairs.captions(), VOCABULARY_IMAGES)
     try:
-        return NearMisses(Vocabulary(captions, tagger))
+        return NearMisses(Vocabulary(captions, tagger), weights)
     except OSError as error:
         raise ValueError(
             f"train.tagger: no spaCy pipeline {tagger!r}, which near misses need; install it "

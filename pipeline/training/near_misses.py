@@ -12,7 +12,7 @@ import numpy.typing as npt
 from models.inference.protocols import Matches, Ranks
 from models.metrics import roc_auc
 from models.random import seed_of
-from models.text.near_misses import KINDS, NearMisses, words_of
+from models.text.near_misses import KINDS, Kind, NearMisses, words_of
 
 __all__ = ["NearMissScores", "score_near_misses"]
 
@@ -82,7 +82,7 @@ def score_near_misses(
         The scores by kind of change; a kind without near misses is left out.
     """
     asked: list[list[str]] = [[] for _ in images]
-    kinds: list[list[str]] = [[] for _ in images]
+    kinds: list[list[Kind]] = [[] for _ in images]
     for number, own in enumerate(captions):
         rng = random.Random(seed_of(seed, "near misses", number))
         known = words_of(own)

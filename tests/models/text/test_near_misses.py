@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,14 @@ def test_nearly_all_of_them_are_false_of_their_image(make: NearMisses) -> None:
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         Vocabulary([["a dog"]], str(tmp_path))
+
+
+def test_kinds_are_drawn_as_often_as_their_weights_say(make: NearMisses) -> None:
+    text = "a small red ball to the left of two blue stars"
+    weighted = NearMisses(make.vocabulary, {"relation": 4, "order": 0, "size": 0})
+    drawn = [weighted(text, random.Random(seed)) for seed in range(700)]
+    counts = Counter(miss.kind for miss in drawn if miss is not None)
+    assert counts.keys() == {"noun", "number", "colour", "relation"}
+    assert counts["relation"] == pytest.approx(400, abs=50)
+    assert weighted(text, random.Random(0), kind="order") is not None
+    assert weighted("a small thing", random.Random(0)) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from helpers.trainings import assert_same, metrics, weights
 
 from models.inference.matcher import Matcher
 from models.objectives.blip_config import FilterConfig
+from models.text.near_misses import KINDS
 from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.manifest.train_config import TrainConfig, as_sources
 from pipeline.training.data import Pairs, Position
@@ -85,7 +87,7 @@ def test_batches_hold_near_misses_of_their_own_texts(config: TrainConfig, human:
     from models.text.near_misses import NearMisses, Vocabulary
 
     pairs = Pairs(as_sources([human]), seed=0)
-    make = NearMisses(Vocabulary(pairs.captions(), config.objective.near_miss_settings()[1]))
+    make = NearMisses(Vocabulary(pairs.captions(), config.objective.near_miss_settings().tagger))
     objective = config.objective.build()
     loaded = next(make_batches(config, [pairs], objective, [Position()], make))
     near = loaded.batch.near_misses
@@ -164,3 +166,13 @@ def test_a_tagger_that_is_missing_is_named_with_its_remedy(
 def test_fewer_than_no_near_misses_are_refused() -> None:
     with pytest.raises(ValueError, match=r"train\.near_misses must be at least 0"):
         FilterConfig(near_misses=-1)
+
+
+def test_weights_of_kinds_are_part_of_the_training_and_checked(config: TrainConfig) -> None:
+    plain = config.objective
+    weighted = replace(plain, near_miss_kinds={"relation": 3.0})
+    assert "near_miss_kinds" not in plain.measurement()
+    assert weighted.measurement()["near_miss_kinds"] == {"relation": 3.0}
+    for wrong in ({"relation": -1.0}, {"relation": float("nan")}, dict.fromkeys(KINDS, 0.0)):
+        with pytest.raises(ValueError, match="near_miss_kinds must be numbers of at least 0"):
+            replace(plain, near_miss_kinds=wrong)
