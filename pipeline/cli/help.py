@@ -88,17 +88,17 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
 
 WAY = """\
 first steps:
-  capfilt init photos/                inspect a folder or a list; write a commented manifest.yaml
-  capfilt run manifest.yaml           run everything, from the list to the report; also resumes
+  capfilt init photos/                look at it and write a manifest.yaml
+  capfilt run manifest.yaml           everything, to the report; also resumes
   capfilt status runs/photos --watch  show the progress of each stage
-  capfilt report runs/photos          write the page that shows what was dropped, and why
+  capfilt report runs/photos          the page of what was dropped, and why
 
   capfilt demo                        run everything on a drawn web, in minutes
   capfilt COMMAND --help              show options and examples of a command
 
-exit status: 0 done; 1 something failed, the same command resumes; 2 the input is wrong; 3 a file is
-  damaged; 128 plus the number of the signal that ended the command, which resumes too: 143 SIGTERM,
-  129 SIGHUP"""
+exit status: 0 done; 1 something failed, the same command resumes; 2 the input
+  is wrong; 3 a file is damaged; 128 plus the number of the signal that ended
+  the command, which resumes too: 143 SIGTERM, 129 SIGHUP"""
 
 
 def examples(commands: Sequence[str]) -> str:
@@ -167,6 +167,12 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=18)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wrap a description of one line; texts with lines of their own keep them."""
+        if "\n" in text:
+            return super()._fill_text(text, width, indent)
+        return textwrap.fill(text, width, break_on_hyphens=False)
 
     def add_argument(self, action: argparse.Action) -> None:
         """Add the two columns of indentation of commands, which argparse does not count."""

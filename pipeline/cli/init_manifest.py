@@ -135,6 +135,8 @@ def _texts(profile: SourceProfile) -> Iterator[str]:
     if profile.captions:
         yield "  # Both models come from the hub once. Without it, name folders, or delete caption"
         yield "  # and filter: then the captions of the list are exported, judged by no model."
+    else:
+        yield "  # Both models come from the hub once. Without it, name folders of weights."
     yield "  caption:"
     yield "    model: Salesforce/blip-image-captioning-base  # or a folder"
     yield "    num_captions: 1"

@@ -227,7 +227,10 @@ def _over_rows(source: Source) -> SourceProfile:
             is_all = False
             break
         if seen < FIRST:
-            first.append((row.url, row.caption))
+            name = row.url
+            if row.location is not None:  # the prefix is the name of the source, not a folder
+                name = name.removeprefix(f"{source.name}/")
+            first.append((name, row.caption))
         if row.location is not None and row.location != before:
             _keep(locations, (seen, row.location), images, SAMPLE, rng)
             images += 1

@@ -80,7 +80,8 @@ def _guarded(command: Command, options: argparse.Namespace, console: Console) ->
 
     from stages.redaction import redacted
 
-    stderr = Console(stderr=True, soft_wrap=True, emoji=False)
+    # A terminal breaks a long line inside a word; elsewhere a message stays one line.
+    stderr = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), emoji=False)
     try:
         return command(options, console)
     except KeyboardInterrupt:
@@ -165,34 +166,6 @@ def _parser() -> argparse.ArgumentParser:
             "--log-json", action="store_true", help="log to stderr as JSON; CAPFILT_LOG=json too"
         )
 
-    plan = add(
-        "plan", commands.plan, "estimate time and disk space for a long list from a run on a sample"
-    )
-    plan.add_argument("manifest", metavar="MANIFEST", help="a YAML recipe")
-    plan.add_argument(
-        "--rows", metavar="N", required=True, help="rows of the list, such as 14M or 5B"
-    )
-    plan.add_argument(
-        "--from",
-        dest="sample",
-        metavar="RUN",
-        help="a run of the same stages on a sample of the list; its measurements are extrapolated",
-    )
-    plan.add_argument(
-        "--workers",
-        metavar="STAGE=N",
-        action="append",
-        default=[],
-        help="workers of a stage, or N for all stages; may be repeated (default 1)",
-    )
-    plan.add_argument(
-        "--set",
-        metavar="STAGE.FIELD=VALUE",
-        action="append",
-        default=[],
-        help="override a field of the manifest",
-    )
-    plan.add_argument("--json", action="store_true", help="print JSON")
     init = add("init", commands.init, "inspect a list or a folder and write a manifest for it")
     init.add_argument("source", metavar="SOURCE", nargs="+", help="lists of URLs, or local images")
     init.add_argument(
@@ -332,6 +305,34 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--out", metavar="FILE", help="the page to write (default: report/compare.html of RUN_B)"
     )
+    plan = add(
+        "plan", commands.plan, "estimate time and disk space for a long list from a run on a sample"
+    )
+    plan.add_argument("manifest", metavar="MANIFEST", help="a YAML recipe")
+    plan.add_argument(
+        "--rows", metavar="N", required=True, help="rows of the list, such as 14M or 5B"
+    )
+    plan.add_argument(
+        "--from",
+        dest="sample",
+        metavar="RUN",
+        help="a run of the same stages on a sample of the list; its measurements are extrapolated",
+    )
+    plan.add_argument(
+        "--workers",
+        metavar="STAGE=N",
+        action="append",
+        default=[],
+        help="workers of a stage, or N for all stages; may be repeated (default 1)",
+    )
+    plan.add_argument(
+        "--set",
+        metavar="STAGE.FIELD=VALUE",
+        action="append",
+        default=[],
+        help="override a field of the manifest",
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON")
     verify = add(
         "verify",
         commands.verify,

@@ -76,6 +76,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[rate]}", markup=False),
             console=self.console,
+            transient=True,
         )
         self._bar = self._bars.add_task(name, total=shards, rate=self._fit("working on the first"))
         self._bars.start()
@@ -119,7 +120,7 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
-        elif not self.quiet:
+        if not self.quiet:
             seconds = time.monotonic() - self.began
             self.say(
                 f"{self.name:<10} {self.done}/{self.shards} shards  {self._rate()}"

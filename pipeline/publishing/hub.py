@@ -154,7 +154,10 @@ def push(
                 commit_message=f"Push {export} of {results.plan.manifest.name} with capfilt, "
                 f"{number} of {len(batches)}",
             )
-            say(f"push       {number}/{len(batches)} commits, {sum(f.size for f in batch):,} bytes")
+            say(
+                f"push       {number}/{len(batches)} commits, {sum(f.size for f in batch):,} bytes "
+                "are there"
+            )
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403, 404):

@@ -43,6 +43,7 @@ def environment() -> jinja2.Environment:
         "change": _change,
         "words": lambda text: str(text).replace("_", " "),
         "sentence": _sentence,
+        "breakable": _breakable,
     }
     pages.filters.update(filters)
     pages.globals.update(stacked_bar=stacked_bar, share_bar=share_bar)
@@ -98,6 +99,12 @@ def _sentence(text: str) -> Markup:
         Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
         for index, part in enumerate(parts)
     )
+
+
+def _breakable(text: str) -> Markup:
+    """A URL or a path as markup whose lines break after a slash, and elsewhere only if need be."""
+    parts = re.split(r"(?<=[/?&=])(?=[^/])", printable(text))
+    return Markup("<wbr>").join(map(escape, parts))
 
 
 def _number(value: float) -> str:

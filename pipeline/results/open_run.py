@@ -85,12 +85,13 @@ def as_json(value: Any) -> Any:
 
 
 def _other_runs(run: Run) -> str:
-    """A hint for the message: runs inside the folder, or a run beside it with a similar name."""
+    """A hint for the message: runs inside the folder, or a run with a similar name."""
     if not run.is_local:
         return ""
     inside = [os.path.dirname(path) for path in glob.glob(f"{glob.escape(run.root)}/*/run.json")]
     if inside:
         return f", but in it {', '.join(sorted(inside)[:5])}"
     parent = os.path.dirname(run.root)
-    beside = [os.path.dirname(p) for p in glob.glob(os.path.join(parent, "*", "run.json"))]
-    return did_you_mean(run.root, beside, else_list=False)
+    patterns = (os.path.join(glob.escape(parent), "*", "run.json"), "runs/*/run.json")
+    known = [os.path.dirname(path) for pattern in patterns for path in glob.glob(pattern)]
+    return did_you_mean(run.root, known, else_list=False)

@@ -14,6 +14,11 @@ const make = (tag, className, text) => {
   if (text !== undefined) made.textContent = text;
   return made;
 };
+// The text of a URL or a path; its lines break after a slash, and elsewhere only if need be.
+const breakable = (made, text) => {
+  text.split(/(?<=[/?&=])(?=[^/])/).forEach((part, index) => made.append(...(index ? [make("wbr"), part] : [part])));
+  return made;
+};
 const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 4 });
 const words = (text) => text.replaceAll("_", " ");
 
@@ -38,8 +43,8 @@ const fillReasons = () => {
 };
 
 const link = (url) => {
-  if (!/^https?:/i.test(url)) return make("span", "mono", url);
-  const made = make("a", "mono", `${url} \u2197`);
+  if (!/^https?:/i.test(url)) return breakable(make("span", "mono"), url);
+  const made = breakable(make("a", "mono"), `${url} \u2197`);
   made.href = url;
   made.rel = "noreferrer noopener";
   made.target = "_blank";
@@ -66,7 +71,7 @@ const bodyOf = (row) => {
     body.append(caption);
   });
   body.append(link(row.url), make("p", "mono", row.uid));
-  body.append(make("p", "mono soft command", `capfilt show ${facts.run} ${row.uid.slice(0, 12)}`));
+  body.append(breakable(make("p", "mono soft command"), `capfilt show ${facts.run} ${row.uid.slice(0, 12)}`));
   return body;
 };
 

@@ -54,6 +54,19 @@ def test_the_help_of_a_command_ends_with_its_examples(capsys):
         assert capsys.readouterr().out.endswith(f"{shown}\n")
 
 
+@pytest.mark.parametrize("width", [80, 110])
+def test_help_fits_the_terminal_and_breaks_no_word(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    main([])
+    shown = capsys.readouterr().out
+    for name in commands():
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        text = capsys.readouterr().out
+        shown += text.split("\nexamples:\n")[0]  # a command to copy stays one line
+    assert [line for line in shown.splitlines() if len(line) > width] == []
+
+
 @pytest.mark.parametrize("name", [name for name in STAGES.ours if name != "review"])
 def test_the_help_of_a_stage_tells_its_fields_and_reasons(capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "200")

@@ -144,6 +144,18 @@ def test_what_the_run_did_not_measure_is_told(done):
     assert "clean" not in text.get() and "dedup" in text.get()
 
 
+def test_the_table_fits_80_columns_and_cuts_no_word(done):
+    _, run, made = done
+    steps = list(forecast(Plan(made), 129_000_000, open_results(run), {}))
+    narrow = Console(width=80)
+    with narrow.capture() as text:
+        narrow.print(forecast_table(steps))
+    shown = text.get()
+    assert "\u2026" not in shown and all(len(line) <= 80 for line in shown.splitlines())
+    for word in ("download", "129,000,000", "received", "written", "measured", "worker"):
+        assert word in shown
+
+
 def test_a_sample_may_be_of_another_list_and_lie_elsewhere(done):
     _, run, made = done
     plan = other(made, download={"source": "pairs.parquet", "limit": None, "shard_size": 10_000})
@@ -151,6 +163,9 @@ def test_a_sample_may_be_of_another_list_and_lie_elsewhere(done):
     changed = other(made, download={"image_size": 384})
     first, *_ = forecast(changed, 1000, open_results(run), {})
     assert first.missing == "the run has image_size 64, the manifest 384"
+    changed = other(made, download={"image_size": None})
+    first, *_ = forecast(changed, 1000, open_results(run), {})
+    assert first.missing == "the run has image_size 64, the manifest none"
 
 
 def test_a_run_that_is_not_finished_has_measured_what_it_finished(tmp_path):

@@ -33,6 +33,15 @@ def test_a_terminal_gets_a_bar_with_the_time_left():
     assert "4/4" in text and "10% too_few_words" in text and "0:00:00" in text
 
 
+def test_a_finished_stage_leaves_the_same_line_on_a_terminal_as_elsewhere():
+    results = [{"rows": 10, "reasons": {"too_few_words": 1, "filename": 1}}] * 4
+    told = [shown("clean", *results, terminal=terminal) for terminal in (True, False)]
+    last = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", told[0]).split("\r")[-1].splitlines()
+    numbers = [re.sub(r"[\d,]+ rows/s|[\d.]+ s$", "", line) for line in (last[-1], told[1].strip())]
+    assert numbers[0] == numbers[1]
+    assert "10% too_few_words, 10% filename" in numbers[0]
+
+
 @pytest.mark.parametrize("width", [80, 100, 110])
 def test_a_narrow_line_keeps_bar_shards_and_time_and_is_one_line(width):
     out = io.StringIO()
@@ -43,11 +52,10 @@ def test_a_narrow_line_keeps_bar_shards_and_time_and_is_one_line(width):
     for _ in range(3):
         progress.advance({"rows": 1000, "bytes": 5_000_000, "reasons": reasons})
     progress._bars.refresh()
-    lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "\n", out.getvalue()).split("\n")
+    last = [line for line in out.getvalue().split("\r") if "shards" in line][-1]
     progress.finish()
-    last = [line for line in "".join(out.getvalue()).split("\r") if "shards" in line][-1]
     plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", last)
-    assert lines and all(len(line) <= width for line in plain.splitlines())
+    assert all(len(line) <= width for line in plain.splitlines())
     assert "3/1000" in plain and ":" in plain
 
 
