@@ -238,6 +238,9 @@ class Rows:
     def __init__(self, tables: Callable[[], Iterator[pa.Table]]) -> None:
         self._tables = tables
 
+    def __repr__(self) -> str:
+        return "<rows of a run, read by .arrow(), .pandas(), .dataset() or a loop>"
+
     def __iter__(self) -> Iterator[pa.Table]:
         return self._tables()
 

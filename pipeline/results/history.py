@@ -115,7 +115,7 @@ class SampleHistory:
 
     verdict: str
     pool: Mapping[str, Any]
-    image: bytes | None
+    image: bytes | None = dataclasses.field(repr=False)
     steps: Sequence[StageVerdict]
     captions: Sequence[Caption]
     copies: Sequence[Mapping[str, Any]]
