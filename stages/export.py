@@ -24,7 +24,7 @@ from stages.base import StageConfig
 from stages.documents import DocumentsConfig
 from stages.formats import FORMATS, SPLITS, TRAIN, VALIDATION, Choice, Format, Shard
 from stages.redaction import redacted
-from stages.schema import PAIRS, uid_of, web_captions
+from stages.schema import DRAWN_PAIRS, PAIRS, uid_of, web_captions
 from stages.sources import Notices, Sample, samples
 
 __all__ = ["OTHER", "ExportConfig", "ExportStage"]
@@ -158,12 +158,20 @@ class ExportStage:
         "itm_further",
         "itm_synthetic",
         "reviews",
+        "draws",
     )
 
-    def __init__(self, config: ExportConfig) -> None:
+    def __init__(self, config: ExportConfig, *, is_drawn: bool = False) -> None:
         self.config = config
+        self.is_drawn = is_drawn
+        """Whether rows were drawn with repetition; pairs then have a column `draws`."""
         self.notices = Notices()
         """Warnings of the readers of human pairs."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of the pairs."""
+        return DRAWN_PAIRS if self.is_drawn else PAIRS
 
     @property
     def format(self) -> Format:
@@ -186,11 +194,11 @@ class ExportStage:
                 same rows; None keeps every caption.
 
         Returns:
-            A table of schema PAIRS. The pairs of one image are adjacent, the web caption first.
+            A table of `schema`. The pairs of one image are adjacent, the web caption first.
         """
         parts = self._texts(rows, keeps)
         if not parts:
-            return PAIRS.empty_table()
+            return self.schema.empty_table()
         index = np.concatenate([part.rows for part in parts])
         order: Any = np.argsort(index, kind="stable")
         taken = rows.take(pa.array(index[order]))
@@ -210,7 +218,10 @@ class ExportStage:
             ),
             **{name: taken[name] for name in ("width", "height", "source", "sha256")},
         }
-        return pa.table(columns, schema=PAIRS)
+        if self.is_drawn:
+            # A row that a person has put back was not drawn.
+            columns["draws"] = pc.max_element_wise(taken["draws"], pa.scalar(1, pa.int32()))
+        return pa.table(columns, schema=self.schema)
 
     def images(self, rows: pa.Table, keeps: pa.Table | None) -> dict[str, int]:
         """Count the images of each split that have a pair in `pairs`; needs no column `image`."""
@@ -251,7 +262,7 @@ class ExportStage:
             numbers[split] += 1
             number = numbers[split] - 1
             identifier = Shard(split=split, number=number, is_human=True)
-            return identifier, pa.Table.from_pylist(rows, schema=PAIRS)
+            return identifier, pa.Table.from_pylist(rows, schema=self.schema)
 
         for rows in self._human_images():
             split = self._split(rows[0]["sha256"])
@@ -418,6 +429,7 @@ def _human_rows(path: str, source: str, sample: Sample) -> list[dict[str, Any]]:
             "source": source,
             "sha256": hashlib.sha256(content).hexdigest(),
             "caption_name": None,
+            "draws": 1,
         }
         for caption in sample.captions
     ]

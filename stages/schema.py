@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["PAIRS", "POOL", "uid_of", "web_captions"]
+__all__ = ["DRAWN_PAIRS", "PAIRS", "POOL", "uid_of", "web_captions"]
 
 _POOL: list[pa.Field[Any]] = [
     pa.field("uid", pa.string(), nullable=False),
@@ -58,31 +58,21 @@ _PAIRS: list[pa.Field[Any]] = [
     pa.field("sha256", pa.string()),
     pa.field("caption_name", pa.string()),
 ]
-PAIRS = pa.schema(
-    _PAIRS,
-    metadata={
-        "huggingface": json.dumps(
-            {
-                "info": {
-                    "features": {
-                        "uid": {"dtype": "string", "_type": "Value"},
-                        "image": {"_type": "Image"},
-                        "caption": {"dtype": "string", "_type": "Value"},
-                        "caption_full": {"dtype": "string", "_type": "Value"},
-                        "caption_source": {"dtype": "string", "_type": "Value"},
-                        "itm_score": {"dtype": "float32", "_type": "Value"},
-                        "width": {"dtype": "int32", "_type": "Value"},
-                        "height": {"dtype": "int32", "_type": "Value"},
-                        "url": {"dtype": "string", "_type": "Value"},
-                        "source": {"dtype": "string", "_type": "Value"},
-                        "sha256": {"dtype": "string", "_type": "Value"},
-                        "caption_name": {"dtype": "string", "_type": "Value"},
-                    }
-                }
-            }
-        )
-    },
-)
+
+
+def _as_features(fields: list[pa.Field[Any]]) -> pa.Schema:
+    """The schema of some fields, of which `datasets` decodes `image`."""
+    names = {pa.string(): "string", pa.float32(): "float32", pa.int32(): "int32"}
+    features: dict[str, dict[str, str]] = {
+        field.name: {"_type": "Image"}
+        if field.name == "image"
+        else {"dtype": names[field.type], "_type": "Value"}
+        for field in fields
+    }
+    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
+
+
+PAIRS = _as_features(_PAIRS)
 """One row per (image, caption).
 
 `caption_full` is the caption before the filter dropped sentences of it, null if it dropped none.
@@ -91,6 +81,10 @@ human. `itm_score` is the filter's probability of a match, null if no filter ran
 judged in sentences it is the least of those kept. `caption_name` is the name of a synthetic
 caption's prompt, null if it has none. The
 metadata lets `datasets.load_dataset("parquet", ...)` decode the images."""
+
+DRAWN_PAIRS = _as_features([*_PAIRS, pa.field("draws", pa.int32(), nullable=False)])
+"""The pairs of a pool whose rows were drawn with repetition: `draws` says how often the image was
+drawn, 1 for human pairs. A training passes over the image that often an epoch."""
 
 
 def uid_of(url: str, caption: str | None) -> str:

@@ -82,6 +82,11 @@ class SelectStage(KeyedStage[SelectConfig], RankedStage[SelectConfig]):
     loader: ClassVar[str] = "a spaCy pipeline"
     histograms: ClassVar[tuple[str, ...]] = ("selection_score",)
 
+    def own_columns(self) -> pa.Schema:
+        """See `Stage.own_columns`; only `sample` draws rows."""
+        missing = () if self.config.method == "sample" else ("draws",)
+        return pa.schema([field for field in super().own_columns() if field.name not in missing])
+
     def load(self) -> None:
         """Load the spaCy pipeline if the method needs phrases."""
         if self.config.entries is not None:

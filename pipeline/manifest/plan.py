@@ -20,6 +20,10 @@ from stages.schema import POOL
 __all__ = ["Plan", "revisions"]
 
 
+DRAWS = "draws"
+"""The column of a stage that draws rows with repetition."""
+
+
 class Plan:
     """The stages of a manifest and everything that follows from their order and settings.
 
@@ -58,7 +62,12 @@ class Plan:
     def export(self, name: str = ExportStage.name) -> ExportStage:
         """The export of this name."""
         config: Any = self._export_config(name)
-        return ExportStage(config)
+        return ExportStage(config, is_drawn=self._is_drawn)
+
+    @property
+    def _is_drawn(self) -> bool:
+        """Whether exports say how often a row was drawn."""
+        return self.origin(ExportStage.name, DRAWS) is not None
 
     def _export_config(self, name: str) -> StageConfig:
         if name == ExportStage.name:
@@ -187,7 +196,7 @@ class Plan:
     def decision(self, name: str) -> str:
         """A digest of the fingerprints and thresholds of a stage and of all stages before it."""
         if name in self.exports:
-            own: list[Any] = [self._export_config(name).settings()]
+            own: list[Any] = [self._export_config(name).settings(), *[DRAWS] * self._is_drawn]
         else:
             own = [self.fingerprint(name), self.decided(name)]
         before = self.before(name)

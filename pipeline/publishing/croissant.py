@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.storage.records import ExportRecord
-from stages.formats.parquet import URLS
-from stages.schema import PAIRS
+from stages.formats.parquet import DRAWN_URLS, URLS
+from stages.schema import DRAWN_PAIRS, PAIRS
 
 __all__ = ["croissant"]
 
@@ -52,8 +52,8 @@ CONTEXT: dict[str, Any] = {
     "transform": "cr:transform",
 }
 
-SCHEMAS = {"parquet": PAIRS, "urls": URLS}
-"""The columns of the formats whose rows are described."""
+SCHEMAS = {"parquet": (PAIRS, DRAWN_PAIRS), "urls": (URLS, DRAWN_URLS)}
+"""The columns of the formats whose rows are described; the second with those of drawn rows."""
 
 ENCODINGS = {
     "parquet": "application/x-parquet",
@@ -71,6 +71,7 @@ def croissant(
     about: str,
     license: str,
     shards: Mapping[str, str],
+    is_drawn: bool = False,
 ) -> dict[str, Any]:
     """Describe an export: its files with their SHA-256, and the columns of Parquet.
 
@@ -81,6 +82,7 @@ def croissant(
         about: What it is, in a sentence.
         license: Its licence, as the hub names it.
         shards: The glob of the data files of each split; empty for formats without.
+        is_drawn: Whether it says how often each image was drawn.
     """
     files = [
         {
@@ -105,8 +107,8 @@ def croissant(
         "version": "1.0.0",
         "distribution": files,
     }
-    schema = SCHEMAS.get(record.format)
-    if schema is not None and shards:
+    schemas = SCHEMAS.get(record.format)
+    if schemas is not None and shards:
         described["distribution"] = [
             *files,
             *(
@@ -125,7 +127,7 @@ def croissant(
                 "@type": "cr:RecordSet",
                 "@id": f"{split}-rows",
                 "name": f"{split}-rows",
-                "field": [_field(split, field) for field in schema],
+                "field": [_field(split, field) for field in schemas[is_drawn]],
             }
             for split in shards
         ]

@@ -90,6 +90,7 @@ def files_to_push(
             "curated with capfilt after CapFilt (BLIP, arXiv 2201.12086).",
             license=plan.export(names[export]).config.license,
             shards=_shards(plan.export(names[export]), record),
+            is_drawn=plan.export(names[export]).is_drawn,
         ),
         indent=1,
     ).encode()

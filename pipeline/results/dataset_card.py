@@ -57,6 +57,7 @@ def text(results: Results, name: str, record: ExportRecord) -> str:
         "",
         _about(export.format),
         "",
+        *_draws(export),
         *_funnel(results),
         *_stages(plan),
         *_rights(plan, export, pairs),
@@ -75,6 +76,20 @@ def text(results: Results, name: str, record: ExportRecord) -> str:
 def _about(form: Format) -> str:
     about = FORMATS[form.name].about.strip()
     return about.replace("TARS", form.data_files("train") or "")
+
+
+def _draws(export: ExportStage) -> list[str]:
+    """What to know of images that were drawn with repetition."""
+    if not export.is_drawn:
+        return []
+    where = export.format.draws
+    if where is None:
+        said = "This format does not say how often; each stands once."
+    else:
+        said = f"An image stands once; {where} says how often it was drawn (human pairs: 1)."
+    if export.format.name == "parquet":
+        said += " `capfilt train` passes over it that often an epoch."
+    return [f"Images were drawn with repetition. {said}", ""]
 
 
 def _table(name: str, unit: str, counts: dict[str, int]) -> list[str]:

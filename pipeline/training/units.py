@@ -23,17 +23,26 @@ __all__ = ["RowGroup", "Unit", "units_of"]
 
 LINES_A_UNIT = 1000
 
+DRAWS = "draws"
+"""The column of an export that says how often an image was drawn."""
+
+MOST_DRAWS = 1_000_000
+
 CAPTION_LENGTH = 4
 """A text of so many characters that has a letter or a digit is a caption, and not `nan`."""
 
 
 class Unit(Protocol):
-    """The unit of reading: a row group of a Parquet file, or some entries of a JSON file."""
+    """The unit of reading: a row group of a Parquet file, or some entries of a JSON file.
+
+    Attributes:
+        num_images: Images with a text, each as often as it was drawn.
+    """
 
     num_images: int
 
     def load(self) -> list[Sample]:
-        """The samples that have an image and a text, in file order."""
+        """The samples that have an image and a text, in file order, each as often as drawn."""
         ...
 
     def captions(self) -> Iterator[Sequence[str]]:
@@ -42,7 +51,10 @@ class Unit(Protocol):
 
 
 class RowGroup:
-    """A row group with columns of images and captions, and optionally `uid`, which joins rows."""
+    """A row group with columns of images and captions.
+
+    `uid` joins rows, and `draws` says how often an image was drawn, where there are such columns.
+    """
 
     def __init__(self, path: str, index: int, file: pq.ParquetFile) -> None:
         self.path = path
@@ -59,19 +71,34 @@ class RowGroup:
                 f"struct with bytes), {', '.join(CAPTION_COLUMNS)} (a text or a list of texts) and "
                 "optionally uid"
             )
-        self.columns = [name for name in ("uid", *self.texts) if name in names]
+        self.columns = [name for name in ("uid", DRAWS, *self.texts) if name in names]
         narrow = file.read_row_group(index, columns=self.columns)
         self.num_images = self._count(narrow)
 
     def _count(self, narrow: pa.Table) -> int:
         """The images with a caption, without a look at each row where every row surely has one."""
-        if any(map(_all_are_captions, narrow.select(self.texts).columns)):
+        if DRAWS not in self.columns and any(
+            map(_all_are_captions, narrow.select(self.texts).columns)
+        ):
             if "uid" not in self.columns:
                 return narrow.num_rows
             if not narrow["uid"].null_count:
                 return int(pc.count_distinct(narrow["uid"]).as_py())
-        rows = enumerate(narrow.to_pylist())
-        return len({row.get("uid", i) for i, row in rows if self._captions(row)})
+        draws: dict[object, int] = {}
+        for i, row in enumerate(narrow.to_pylist()):
+            if self._captions(row):
+                draws.setdefault(row.get("uid") or i, self._draws(row))
+        return sum(draws.values())
+
+    def _draws(self, row: dict[str, Any]) -> int:
+        """How often to pass over the image of a row: as often as it was drawn, else once."""
+        draws = row.get(DRAWS, 1)
+        if not isinstance(draws, int) or not 1 <= draws <= MOST_DRAWS:
+            raise ValueError(
+                f"{self.path}: the column {DRAWS} says how often to pass over an image, so it must "
+                f"hold whole numbers from 1 to {MOST_DRAWS:,}, got {draws!r}; correct or remove it"
+            )
+        return draws
 
     def _captions(self, row: dict[str, Any]) -> tuple[str, ...]:
         return first_nonempty(*(captions_of(row[name]) for name in self.texts)).texts
@@ -95,17 +122,19 @@ class RowGroup:
         has_image = encoded.is_valid().to_pylist()
         images: dict[object, bytes] = {}
         captions: dict[object, list[str]] = {}
+        draws: dict[object, int] = {}
         for i, row in enumerate(rows.select(self.columns).to_pylist()):
             texts = self._captions(row)
             if not has_image[i] or not texts:
                 continue
             uid = row.get("uid") or i
             if uid not in images:  # an image is copied once, however many texts it has
-                images[uid] = encoded[i].as_py()
+                images[uid], draws[uid] = encoded[i].as_py(), self._draws(row)
             captions.setdefault(uid, []).extend(texts)
         return [
             Sample(name=str(uid), image=image, captions=tuple(captions[uid]))
             for uid, image in images.items()
+            for _ in range(draws[uid])
         ]
 
 

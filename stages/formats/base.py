@@ -53,7 +53,7 @@ class Sample:
     Attributes:
         uid: uid of the sample.
         image: The encoded image.
-        facts: width, height, url, source and sha256 of PAIRS.
+        facts: width, height, url, source and sha256 of PAIRS, and draws of DRAWN_PAIRS.
         captions: n >= 1 captions.
         captions_full: n captions before the filter dropped sentences of them, None if it dropped
             none.
@@ -102,14 +102,16 @@ def extension_of(image: bytes) -> str:
 
 
 def samples(pairs: pa.Table) -> Iterator[Sample]:
-    """Yield the images of a table of PAIRS, in which the pairs of one image are adjacent."""
+    """Yield the images of a table of pairs, in which those of one image are adjacent."""
+    names = ("width", "height", "url", "source", "sha256", "draws")
+    facts_of = [name for name in names if name in pairs.column_names]
     sample: Sample | None = None
     for batch in pairs.to_batches(max_chunksize=256):
         for row in batch.to_pylist():
             if sample is None or row["uid"] != sample.uid:
                 if sample is not None:
                     yield sample
-                facts = {key: row[key] for key in ("width", "height", "url", "source", "sha256")}
+                facts = {name: row[name] for name in facts_of}
                 sample = Sample(row["uid"], row["image"]["bytes"], facts)
             sample.captions.append(row["caption"])
             sample.captions_full.append(row["caption_full"])
@@ -135,12 +137,14 @@ class Format(ABC):
         name: Its name in a manifest.
         has_index: Whether there are files over all shards, which `index` makes of `entries`.
         has_choice: Whether it has room for one caption of an image, so that `captions` counts.
+        draws: Where it says how often an image was drawn; None if it does not.
         about: Markdown for the data set card: the layout of the files, and how to load them.
     """
 
     name: ClassVar[str]
     has_index: ClassVar[bool] = False
     has_choice: ClassVar[bool] = False
+    draws: ClassVar[str | None] = None
     about: ClassVar[str]
 
     def __init__(

@@ -97,6 +97,7 @@ class ImageFolder(Format):
 
     name = "imagefolder"
     has_choice = True
+    draws = "`metadata.jsonl`"
     about = """\
 Images with a `metadata.jsonl` in folders SPLIT/SHARD. `text` is one caption of an image (the
 first, which is the web caption if it was kept, or as `export.captions` says), `captions` are all of
@@ -123,7 +124,7 @@ For diffusers' text-to-image fine-tuning scripts, use
         """See `Format.files`."""
         lines = []
         for sample in samples(pairs):
-            line = {
+            line: dict[str, Any] = {
                 "file_name": sample.file,
                 "text": self.caption(sample),
                 "captions": sample.captions,
@@ -133,6 +134,8 @@ For diffusers' text-to-image fine-tuning scripts, use
                 "width": sample.facts["width"],
                 "height": sample.facts["height"],
             }
+            if "draws" in sample.facts:
+                line["draws"] = sample.facts["draws"]
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
             yield f"{self.path(shard)}/{sample.file}", sample.image
         yield f"{self.path(shard)}/metadata.jsonl", "".join(lines).encode()

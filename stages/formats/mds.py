@@ -32,6 +32,7 @@ class Mds(Format):
     name = "mds"
     has_index = True
     has_choice = True
+    draws = "`json`"
     about = """\
 MDS shards for MosaicML's streaming, in a folder for each split. `image` is decoded by PIL;
 `caption` is one caption of it (the first, which is the web caption if it was kept, or as

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from stages.formats.base import Format, Shard, samples
 
-__all__ = ["URLS", "Parquet", "Urls"]
+__all__ = ["DRAWN_URLS", "URLS", "Parquet", "Urls"]
 
 _URLS: list[pa.Field[pa.DataType]] = [
     pa.field("uid", pa.string(), nullable=False),
@@ -28,11 +28,15 @@ _URLS: list[pa.Field[pa.DataType]] = [
 URLS = pa.schema(_URLS)
 """One row per image, with its captions as lists."""
 
+DRAWN_URLS = URLS.append(pa.field("draws", pa.int32(), nullable=False))
+"""The same where images were drawn with repetition."""
+
 
 class Parquet(Format):
-    """The table PAIRS, which `datasets` decodes and `capfilt train` reads."""
+    """The table PAIRS or DRAWN_PAIRS, which `datasets` decodes and `capfilt train` reads."""
 
     name = "parquet"
+    draws = "the column `draws`"
     about = """\
 One row per (image, caption); the captions of an image are adjacent, the web caption first.
 
@@ -99,7 +103,8 @@ img2dataset --url_list FOLDER --input_format parquet --url_col url --output_fold
     def files(self, shard: Shard, pairs: pa.Table) -> Iterator[tuple[str, bytes]]:
         """See `Format.files`."""
         rows = [{**sample.texts, **sample.facts} for sample in samples(pairs)]
-        yield self.path(shard), _encoded(pa.Table.from_pylist(rows, URLS))
+        schema = DRAWN_URLS if "draws" in pairs.column_names else URLS
+        yield self.path(shard), _encoded(pa.Table.from_pylist(rows, schema))
 
 
 def _encoded(table: pa.Table) -> bytes:

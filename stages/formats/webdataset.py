@@ -26,6 +26,7 @@ class WebDataset(Format):
 
     name = "webdataset"
     has_choice = True
+    draws = "`.json`"
     about = """\
 Tars in img2dataset's layout: `KEY.jpg` (or .png, .webp), `KEY.txt` and `KEY.json` for each image.
 `.txt` and `caption` in `.json` hold one caption: the first (the web caption, if it was kept), or as

@@ -12,7 +12,7 @@ from PIL import Image
 from stages.documents import DocumentsConfig
 from stages.export import ExportConfig, ExportStage
 from stages.formats import Shard
-from stages.schema import PAIRS
+from stages.schema import DRAWN_PAIRS, PAIRS
 
 
 def rows_of(captions, synthetic=None, scores=None):
@@ -175,6 +175,23 @@ def test_human_pairs_come_unfiltered_and_share_a_uid_by_image(tmp_path):
     assert first["bytes"] == fakes.jpeg(1)
     assert Image.open(io.BytesIO(last["bytes"])).mode == "RGB"
     assert first_hash == hashlib.sha256(fakes.jpeg(1)).hexdigest()
+
+
+def test_pairs_of_drawn_rows_say_how_often(tmp_path):
+    rows = rows_of(["w0", "w1", None], [["s0"], [], ["s2"]])
+    rows = rows.append_column("draws", pa.array([3, 1, None], pa.int32()))
+    (tmp_path / "a.jpg").write_bytes(fakes.jpeg(1))
+    path = human_file(tmp_path, [{"image": "a.jpg", "caption": "one"}])
+    stage = ExportStage(ExportConfig(human=(path,)), is_drawn=True)
+    pairs = stage.pairs(rows, None)
+    assert pairs.schema.equals(DRAWN_PAIRS, check_metadata=True)
+    found = list(zip(pairs["caption"].to_pylist(), pairs["draws"].to_pylist(), strict=True))
+    # What a person has put back was not drawn, and stands once.
+    assert found == [("w0", 3), ("s0", 3), ("w1", 1), ("s2", 1)]
+    ((_, human),) = stage.human_pairs()
+    assert human["draws"].to_pylist() == [1] and human.schema == pairs.schema
+    assert stage.pairs(rows[:0], None).schema == pairs.schema
+    assert "draws" not in ExportStage(ExportConfig()).pairs(rows, None).column_names
 
 
 def test_human_captions_of_an_image_stay_together_whichever_lines_they_stand_on(tmp_path):

@@ -20,7 +20,7 @@ from models.text.instructions import BRIEF
 from stages.export import ExportConfig
 from stages.formats import FORMATS, Shard
 from stages.formats.base import Sample
-from stages.schema import PAIRS
+from stages.schema import DRAWN_PAIRS, PAIRS
 
 TEXTS = [["a dog", "a brown dog"], ["a <image> of\na <<image>> house"], ["ein Fluß", "x", "x"]]
 ITM = [0.9, None, 0.7]
@@ -64,6 +64,24 @@ def test_equal_pairs_give_equal_files_each_of_its_own_name(name):
     assert len(set(paths)) == len(paths)
     for shard, some in zip(SHARDS, files, strict=True):
         assert all((path + "/").startswith(made.path(shard) + "/") for path, _ in some)
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_a_format_says_how_often_an_image_was_drawn_or_that_it_does_not(name):
+    shard, table = next(iter(SHARDS.items()))
+    draws = pa.array([int(uid[-1]) + 2 for uid in table["uid"].to_pylist()], pa.int32())
+    drawn = pa.table([*table.columns, draws], schema=DRAWN_PAIRS)
+    made = form(name)
+    plain, told = (dict(made.files(shard, one)) for one in (table, drawn))
+    assert (plain == told) == (made.draws is None)
+    content = b"".join(told.values())
+    if name in ("parquet", "urls"):
+        found = pq.read_table(io.BytesIO(content))
+        told, given = ({r["uid"]: r["draws"] for r in t.to_pylist()} for t in (found, drawn))
+        assert told == given
+    else:
+        has = [b'"draws": %d' % number in content for number in (2, 3, 4, 5)]
+        assert has == [made.draws is not None] * 3 + [False]
 
 
 def test_names_tell_splits_only_where_there_are_some():

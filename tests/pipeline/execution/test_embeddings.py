@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.blips import drawn, save_clip
@@ -16,15 +20,19 @@ from rich.console import Console
 
 from models.inference.dual_encoder import DualEncoder
 from pipeline.cli.main import main
+from pipeline.execution import map_reduce
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session
 from pipeline.execution.worker import Worker
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
+from pipeline.manifest.train_config import Source
 from pipeline.results.open_run import open_results
 from pipeline.results.search import search
 from pipeline.results.verify import verify
 from pipeline.storage.run import Run
+from pipeline.training.data import Pairs
+from stages.schema import DRAWN_PAIRS
 
 CAPTIONS = ("a red dog", "two blue birds", "a big house", "a green tree")
 
@@ -48,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def manifest(place: Path, **stages: Any) -> Manifest:
+def manifest(place: Path, run: str = "run", **stages: Any) -> Manifest:
     model = str(place / "clip")
     given: dict[str, Any] = {
         "download": {"source": str(place / "photos"), "image_size": 64, "shard_size": 5},
@@ -57,7 +65,7 @@ def manifest(place: Path, **stages: Any) -> Manifest:
         "filter": {"recipe": "clip", "clip": model, "dtype": "float32", "min_clip": -1},
         "export": {"embeddings": True, "shard_size": 4},
     }
-    return Manifest.parse({"name": "small", "run": str(place / "run"), "stages": given})
+    return Manifest.parse({"name": "small", "run": str(place / run), "stages": given})
 
 
 def carry_out(made: Manifest) -> Run:
@@ -110,10 +118,88 @@ def test_a_run_selects_exports_and_searches_by_its_embeddings(
     assert len([name for name in folders if name.startswith(("embed-", "dedup-"))]) == 2
 
 
-def chosen_by(place: Path, name: str) -> Manifest:
+def chosen_by(place: Path, name: str, run: str = "run") -> Manifest:
     """The manifest that selects by a method."""
     entries = {"entries": str(place / "entries.txt")} if name == "metadata" else {}
-    return manifest(place, dedup={"semantic": 0.9999}, select={**METHODS[name], **entries})
+    return manifest(place, run, dedup={"semantic": 0.9999}, select={**METHODS[name], **entries})
+
+
+def test_in_parts_on_all_workers_the_same_rows_stay_and_are_exported(
+    place: Path, ray_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process with one shard, beside two workers with three."""
+    with monkeypatch.context() as patch:
+        patch.setattr(map_reduce, "PART_ROWS", 6)
+        for number, name in enumerate(PARTED):
+            parts = small(place, name, run="parts", shard_size=6)
+            run = carry_out(parts)
+            plan = Plan(parts)
+            for stage in ("dedup", "select"):
+                record = run.read_json(*plan.summary_folder(stage), "_summary.json")
+                assert record["parts"] > 1
+            whole = small(place, name, run="whole", shard_size=100)
+            if not number:
+                with monkeypatch.context() as unpatched:
+                    unpatched.setattr(map_reduce, "PART_ROWS", 10**6)
+                    carry_out(whole)
+            select(whole)
+            found, expected = (summary_of(one) for one in (parts, whole))
+            assert [row[:-1] for row in found] == [row[:-1] for row in expected]
+            scores = [np.array([row[-1] for row in one], float) for one in (found, expected)]
+            np.testing.assert_allclose(*scores, rtol=0.02)
+    assert not [str(fault) for fault in verify(run)]
+    draws = {row[0]: row[-2] for row in found if row[-2]}
+    assert max(draws.values()) > 1
+    check_draws(run, draws)
+
+
+PARTED = ("target_pool", "neg_clip_loss", "density", "sample")
+"""Methods in parts; the last is the one that draws."""
+
+
+def small(place: Path, name: str, *, run: str, shard_size: int) -> Manifest:
+    """The manifest of a method without filter, whose shards have so many rows."""
+    content = dict(chosen_by(place, name, run).source)
+    changes: dict[str, Any] = {"neg_clip_loss": {"shuffles": 2}}
+    changes["sample"] = {"fraction": 0.9, "temperature": 0.1}
+    stages = {one: dict(fields) for one, fields in content["stages"].items() if one != "filter"}
+    stages["download"]["shard_size"] = shard_size
+    stages["select"] |= changes.get(name, {})
+    if name != "sample":
+        del stages["export"]
+    return Manifest.parse({**content, "stages": stages})
+
+
+def summary_of(made: Manifest) -> list[tuple[Any, ...]]:
+    """For each row, sorted by uid: what dedup and select found, the score last."""
+    run, plan = Run(made.run), Plan(made)
+    rows = []
+    for shard in run.shards("pool"):
+        copies, chosen = (
+            run.read_table(*plan.summary_folder(one), f"{shard}.parquet").to_pylist()
+            for one in ("dedup", "select")
+        )
+        for a, b in zip(copies, chosen, strict=True):
+            copy = a["uid"], a["semantic_copy"], a["semantic_nearest"]
+            rows.append((*copy, b["selected"], b["draws"], b["selection_score"]))
+    return sorted(rows)
+
+
+def check_draws(run: Run, draws: dict[str, int]) -> None:
+    """An export says how often each image was drawn, and a training meets it that often."""
+    folder = Path(run.root) / "curated"
+    table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
+    assert table.schema.equals(DRAWN_PAIRS)
+    assert dict(zip(table["uid"].to_pylist(), table["draws"].to_pylist(), strict=True)) == draws
+    assert "the column `draws` says how often it was drawn" in (folder / "README.md").read_text()
+    pairs = Pairs([Source(path=str(folder))])
+    number = sum(draws.values())
+    assert pairs.num_images == number
+    epoch = [one.image_id for one, _ in itertools.islice(pairs.examples(), number)]
+    image_id = {
+        row["uid"]: hashlib.sha256(row["image"]["bytes"]).hexdigest() for row in table.to_pylist()
+    }
+    assert Counter(epoch) == Counter({image_id[uid]: times for uid, times in draws.items()})
 
 
 def select(made: Manifest) -> int:

@@ -67,6 +67,29 @@ def test_an_epoch_meets_every_image_once_and_each_epoch_in_another_order(
     assert all(e.caption == f"caption of {e.image.decode()}" for e in examples)
 
 
+def test_an_epoch_meets_an_image_as_often_as_it_was_drawn(tmp_path: Path) -> None:
+    draws = {"a": 1, "b": 3, "c": 2, "d": 1}
+    rows = [
+        {"uid": name, "image": name.encode(), "caption": f"{kind} caption", "draws": number}
+        for name, number in draws.items()
+        for kind in ("a first", "a second")
+    ]
+    rows[2]["caption"] = None
+    path = str(tmp_path / "drawn.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=4)
+    pairs = Pairs([Source(path=path)])
+    assert pairs.num_images == pairs.images_an_epoch == 7
+    for epoch in (0, 1):
+        assert Counter(names_of(take(pairs, 14)[7 * epoch :][:7])) == Counter(draws)
+    twice = Pairs([Source(path=path, weight=2)])
+    assert Counter(names_of(take(twice, 14))) == Counter({n: 2 * k for n, k in draws.items()})
+    for wrong in (0, None, 2.5, 10**7):
+        bad = [{**row, "draws": wrong} for row in rows[:1]]
+        pq.write_table(pa.Table.from_pylist(bad), path)
+        with pytest.raises(ValueError, match=r"drawn.parquet: the column draws .* got"):
+            Pairs([Source(path=path)])
+
+
 def test_the_order_is_of_the_seed(pool: list[Source]) -> None:
     once = names_of(take(Pairs(pool, seed=1), 40))
     assert once == names_of(take(Pairs(pool, seed=1), 40))
