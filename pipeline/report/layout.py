@@ -103,7 +103,7 @@ def _sentence(text: str) -> Markup:
 
 def _breakable(text: str) -> Markup:
     """A URL or a path as markup whose lines break after a slash, and elsewhere only if need be."""
-    parts = re.split(r"(?<=[/?&=])(?=[^/])", printable(text))
+    parts = re.split(r"(?<=[^/]/)(?=[^/])|(?<=[?&=])", printable(text))
     return Markup("<wbr>").join(map(escape, parts))
 
 

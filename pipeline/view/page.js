@@ -16,11 +16,16 @@ const make = (tag, className, text) => {
 };
 // The text of a URL or a path; its lines break after a slash, and elsewhere only if need be.
 const breakable = (made, text) => {
-  text.split(/(?<=[/?&=])(?=[^/])/).forEach((part, index) => made.append(...(index ? [make("wbr"), part] : [part])));
+  text.split(/(?<=[^/]\/)(?=[^/])|(?<=[?&=])/).forEach((part, index) => made.append(...(index ? [make("wbr"), part] : [part])));
   return made;
 };
 const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 4 });
 const words = (text) => text.replaceAll("_", " ");
+// A column of numbers; one named after a threshold holds what the threshold is compared with.
+const measureName = (name) => {
+  const { limit } = facts.columns.find((one) => one.name === name);
+  return limit === null ? words(name) : `${words(name)} (threshold ${number(limit)})`;
+};
 
 const asking = () => {
   const query = new URLSearchParams();
@@ -78,7 +83,7 @@ const bodyOf = (row) => {
 const measuresOf = (row, names) => {
   const list = make("dl");
   for (const name of names.filter((one) => one in row.numbers)) {
-    list.append(make("dt", "", words(name)), make("dd", "", number(row.numbers[name])));
+    list.append(make("dt", "", measureName(name)), make("dd", "", number(row.numbers[name])));
   }
   return list;
 };
@@ -111,7 +116,7 @@ const cardOf = (row) => {
   return card;
 };
 
-const drawMeasure = (column, { edges, rows, kept }, total, isMoved) => {
+const drawMeasure = (column, { edges, rows, kept }, total, among, isMoved) => {
   at("measure").hidden = false;
   at("measure-name").textContent = words(column);
   const most = Math.max(...rows, 1);
@@ -140,7 +145,10 @@ const drawMeasure = (column, { edges, rows, kept }, total, isMoved) => {
   at("most").textContent = number(greatest);
   at("limits").textContent = limit === null ? "" : `the threshold is ${number(limit)}`;
   const within = rows.reduce((a, b) => a + b, 0);
-  at("would").textContent = isMoved ? `${number(total)} of ${number(within)} rows are within` : `${number(within)} rows`;
+  const fates = [`${number(among.kept)} kept now`];
+  if (among.reason !== null) fates.push(`${number(among.rejected)} rejected as ${words(among.reason)}`);
+  at("would").textContent = isMoved
+    ? `${number(total)} of ${number(within)} rows are within: ${fates.join(", ")}` : `${number(within)} rows`;
 };
 
 const show = async () => {
@@ -156,7 +164,7 @@ const show = async () => {
     return;
   }
   const column = query.get("column");
-  if (column) drawMeasure(column, found.histogram, found.total, query.has("low") || query.has("high"));
+  if (column) drawMeasure(column, found.histogram, found.total, found.within, query.has("low") || query.has("high"));
   else at("measure").hidden = true;
   at("told").textContent = `${number(found.total)} of ${number(facts.rows)} rows`;
   at("rows").replaceChildren(...found.rows.map(cardOf));
@@ -187,7 +195,7 @@ const begin = async () => {
   for (const name of ["source", "language"]) {
     choose(name, facts[`${name}s`].map((one) => [one.name, `${one.name} (${number(one.rows)})`]));
   }
-  choose("column", facts.columns.map((one) => [one.name, words(one.name)]));
+  choose("column", facts.columns.map((one) => [one.name, measureName(one.name)]));
   restore();
   fillReasons();
   restore();

@@ -70,11 +70,13 @@ class RowIndex:
         numbers: The measured columns, as `STAGE.COLUMN`, NaN where a row has no value; of each
             threshold, as `STAGE.FIELD`, the number that it is compared with.
         limits: The thresholds, by the same names.
+        reasons: The reason that each threshold decides, by the same names.
     """
 
     def __init__(self, results: Results) -> None:
         self.results = results
         self.limits: dict[str, float] = {}
+        self.reasons: dict[str, str] = {}
         tables, numbers = [], []
         for shard in results.run.shards("pool"):
             judgement = results.judge(shard)
@@ -204,6 +206,7 @@ class RowIndex:
                 values = np.full(len(measured), np.nan)
                 values[measured] = cutoff.values
                 self.limits[f"{name}.{cutoff.name}"] = cutoff.limit
+                self.reasons[f"{name}.{cutoff.name}"] = cutoff.reason
                 yield f"{name}.{cutoff.name}", values
 
     def select(self, query: Query) -> tuple[Rows, dict[str, Any] | None]:
@@ -233,6 +236,23 @@ class RowIndex:
             keys = values[chosen] if query.sort == "up" else -values[chosen]
             chosen = chosen[np.lexsort((chosen, keys))]  # NaN is last
         return chosen, counts
+
+    def tally(self, chosen: Rows, column: str) -> dict[str, Any]:
+        """Count among rows those that are kept, and those that the threshold of a column rejects.
+
+        Of rows that a moved threshold would let through, these are what it keeps for certain, and
+        what it hands on to the later rules.
+        """
+        stages, reasons = (
+            np.asarray(self.table[name].to_pylist(), object)[chosen] for name in ("stage", "reason")
+        )
+        reason = self.reasons.get(column)
+        decided = (reasons == reason) & (stages == column.partition(".")[0])
+        return {
+            "kept": int(np.sum(stages == KEPT)),
+            "reason": reason,
+            "rejected": int(np.sum(decided)),
+        }
 
     def _mask(self, query: Query) -> Mask:
         table = self.table

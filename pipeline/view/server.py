@@ -66,7 +66,7 @@ class ViewServer(LocalServer):
         raise RequestError(HTTPStatus.NOT_FOUND, "no such page")
 
     def rows(self, query: str) -> dict[str, Any]:
-        """Return a page of rows, the number of all that match, and the histogram of the column.
+        """Return a page of rows, the number of all that match, and what the column says of them.
 
         Raises:
             RequestError: The query has an unknown field, or a number that is none.
@@ -81,6 +81,8 @@ class ViewServer(LocalServer):
                 raise ValueError("not a number that can be used")
             asked: Any = {**given, **numbers}
             chosen, histogram = self.index.select(Query(**asked))
+            column = asked.get("column", "")
+            within = self.index.tally(chosen, column) if column else None
         except ValueError as error:
             raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from None
         rows = self.index.rows(chosen[page * PAGE : (page + 1) * PAGE].tolist())
@@ -89,7 +91,14 @@ class ViewServer(LocalServer):
                 row[name] = None if row[name] is None else shown(row[name])
             row["synthetic"] = [shown(text) for text in row["synthetic"] or ()]
         pages = -(-len(chosen) // PAGE)
-        return {"rows": rows, "total": len(chosen), "pages": pages, "histogram": histogram}
+        total = len(chosen)
+        return {
+            "rows": rows,
+            "total": total,
+            "pages": pages,
+            "histogram": histogram,
+            "within": within,
+        }
 
     def image(self, index: int, *, is_small: bool) -> bytes:
         """Return the image of a row as JPEG.

@@ -24,11 +24,21 @@ from helpers.runs import (
 from pipeline.manifest.plan import Plan
 from pipeline.report import build
 from pipeline.report.figures import DISTRIBUTIONS
+from pipeline.report.layout import environment
 from pipeline.report.survey import survey
 from pipeline.results.funnel import funnel
 from pipeline.results.verdicts import Results
 from pipeline.storage.records import Evaluation, EvaluationRecord, TruthRecord, TruthScore
 from pipeline.storage.run import Run
+
+
+def test_a_url_may_break_after_a_slash_and_stays_escaped():
+    shown = environment().from_string("{{ url | breakable }}")
+    url = "http://a.b:8/c/<x>.jpg?y=1&z"
+    assert shown.render(url=url) == (
+        "http://a.b:8/<wbr>c/<wbr>&lt;x&gt;.jpg?<wbr>y=<wbr>1&amp;<wbr>z"
+    )
+    assert shown.render(url="/runs/web") == "/runs/<wbr>web"
 
 
 def test_every_row_is_conserved_in_every_stage(whole):

@@ -85,6 +85,14 @@ def test_a_moved_threshold_shows_what_it_would_take(index):
     values = index.numbers[column][low]
     assert same == counts and 0 < len(low) < len(whole)
     assert (values >= 0.8).all() and (np.diff(values) <= 0).all()
+    stages, reasons = (index.table[name].to_pylist() for name in ("stage", "reason"))
+    for least in (0.8, 0.4, 0.0):
+        rows, _ = index.select(Query(column=column, low=least))
+        found = index.tally(rows, column)
+        unmatched = [i for i in rows if (stages[i], reasons[i]) == ("filter", "unmatched")]
+        assert found["reason"] == "unmatched" and found["rejected"] == len(unmatched)
+        assert found["kept"] == sum(stages[i] == "kept" for i in rows)
+        assert bool(unmatched) == (least < 0.5)
     with pytest.raises(ValueError, match="no column"):
         index.select(Query(column="x"))
 
@@ -177,7 +185,7 @@ def test_a_person_searches_filters_sorts_and_looks_close(results, tmp_path):
         assert browser.value("document.querySelector('#limits').textContent").endswith("0.5")
         set_to("sort", "down")
         set_to("low", "0.9")
-        browser.wait("document.querySelector('#would').textContent.includes('are within')")
+        browser.wait("/are within: .* kept now, 0 rej.* as unmatched/.test(would.textContent)")
         address = browser.value("location.href")
         browser.call("Page.navigate", url="about:blank")
         browser.open(address)
