@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from pipeline.manifest.fields import describe
-from pipeline.manifest.validation import did_you_mean
+from pipeline.manifest.validation import closest, did_you_mean
 from stages.registry import STAGES
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "WAY",
     "Help",
     "Parser",
+    "Version",
     "examples",
     "stage_details",
     "stage_line",
@@ -181,14 +182,26 @@ class Help(argparse.RawDescriptionHelpFormatter):
             self._action_max_length += 2
 
 
+class Version(argparse.Action):
+    """Prints the version of capfilt; it is looked up only then, so that help starts fast."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"capfilt {version('capfilt')}")
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that reports a mistake on one line, with a likely correction.
 
     Attributes:
         details: Makes the end of the help when the help is printed; None keeps the epilog.
+        run: The parser of `capfilt run`; its options are often given to a single stage.
     """
 
     details: Callable[[], str] | None = None
+    run: Parser | None = None
 
     def format_help(self) -> str:
         """The help, with `details` at the end."""
@@ -204,6 +217,7 @@ class Parser(argparse.ArgumentParser):
             for action in self._actions:
                 if isinstance(action, argparse._SubParsersAction):
                     parser = action.choices.get(str(getattr(options, action.dest, "")), self)
+                    parser.run = action.choices.get("run")
             parser.error(f"unrecognized arguments: {' '.join(extra)}")
         return options
 
@@ -226,20 +240,31 @@ class Parser(argparse.ArgumentParser):
             word = unknown[1].split()[0]
             if not word.startswith("-"):
                 return f"{unknown[1]!r} is one argument too many"
-            return f"no option {word!r}{_meant(word, sorted(self._options()))}"
+            return f"no option {word!r}{self._meant_option(word)}"
         value = re.match(r"argument (\S+): invalid (int|float) value: (.*)", message)
         if value is not None:
             what = {"int": "a whole number", "float": "a number"}[value[2]]
             return f"{value[1]}: must be {what}, got {value[3]}"
         return message.replace("the following arguments are required:", "still needed:")
 
-    def _options(self) -> set[str]:
+    def _options(self) -> list[str]:
         """The options of the parser, without those of its commands."""
-        return {option for action in self._actions for option in action.option_strings}
+        return sorted(option for action in self._actions for option in action.option_strings)
+
+    def _meant_option(self, word: str) -> str:
+        """The end of a message about an unknown option; its dashes are not compared."""
+        of_run = self.run._options() if self.run is not None else []
+        known = {option.lstrip("-"): option for option in (*of_run, *self._options())}
+        match = closest(word.split("=")[0].lstrip("-"), known)
+        if match is None:
+            return ""
+        if known[match] in self._options():
+            return f"; did you mean {known[match]!r}?"
+        return f"; `capfilt run` has {known[match]!r}"
 
 
 def _meant(word: str, known: Sequence[str]) -> str:
-    return did_you_mean(word.split("=")[0], known, else_list=False)
+    return did_you_mean(word, known, else_list=False)
 
 
 def _input(word: str) -> str:

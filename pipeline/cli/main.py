@@ -18,6 +18,7 @@ from pipeline.cli.help import (
     WAY,
     Help,
     Parser,
+    Version,
     examples,
     stage_details,
     stage_line,
@@ -127,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=WAY,
         formatter_class=Help,
     )
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     def add(name: str, call: Command, text: str) -> Parser:

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ def test_the_help_of_a_command_ends_with_its_examples(capsys):
         assert ended.value.code == 0
         shown = "\n  ".join(["examples:", *examples()[name]])
         assert capsys.readouterr().out.endswith(f"{shown}\n")
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"capfilt {metadata.version('capfilt')}\n"
 
 
 @pytest.mark.parametrize("width", [80, 110])
@@ -175,6 +183,10 @@ def test_without_arguments_it_points_at_what_lies_there(capsys, tmp_path, monkey
         ("xyzzy", "no command 'xyzzy'; `capfilt` lists all"),
         ("run --dryrun m.yaml", "no option '--dryrun'; did you mean '--dry-run'?"),
         ("ablate a.yaml --rn x", "ablate: no option '--rn'; did you mean '--run'?"),
+        ("clean m.yaml --until dedup", "no option '--until'; `capfilt run` has '--until'\n"),
+        ("clean m.yaml --dryrun", "no option '--dryrun'; `capfilt run` has '--dry-run'\n"),
+        ("train m.yaml --resume", "no option '--resume'\n"),
+        ("--versions", "no option '--versions'; did you mean '--version'?"),
         ("status", "capfilt status: still needed: RUN"),
         ("status a b", "'b' is one argument too many"),
         ("run m.yaml --workers two", "--workers: must be a whole number, got 'two'"),
