@@ -273,11 +273,11 @@ class CaptionConfig(ModelConfig):
 
     @property
     def resources(self) -> Resources:
-        """Only cores for a server, a GPU for vLLM, otherwise as for any model."""
+        """Only cores for a server, a GPU for vLLM unless on the CPU, otherwise as for any model."""
         if self.server is not None:
             return Resources(cpus=self.cpus)
         if self.engine == "vllm":
-            return Resources(cpus=self.cpus, gpus=1.0)
+            return Resources(cpus=self.cpus, gpus=0.0 if self.device == "cpu" else 1.0)
         return super().resources
 
     def models(self) -> dict[str, tuple[str, str | None]]:

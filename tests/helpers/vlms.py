@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -30,12 +31,12 @@ TEMPLATE = (
 SPECIAL = ["<pad>", "</s>", "<unk>", "<image>"]
 
 
-def save_llava(folder: Path, seed: int = 0) -> str:
+def save_llava(folder: Path, seed: int = 0, width: int = 32) -> str:
     """A tiny LLaVA of random weights with a chat template, as `save_pretrained` leaves it."""
     words = [*SPECIAL, "user", "assistant", ":", *WORDS.split(), "Describe", "this", "image"]
     words = list(dict.fromkeys(words))
     tokenizer = image_tokenizer(words)
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlavaConfig(
         vision_config={
             "model_type": "clip_vision_model",
@@ -74,6 +75,18 @@ def save_llava(folder: Path, seed: int = 0) -> str:
     return str(folder)
 
 
+def save_released_llava(folder: Path, width: int) -> str:
+    """A tiny LLaVA whose weights have the names of the released ones, which vLLM reads."""
+    save_llava(folder, width=width)
+    weights = load_file(folder / "model.safetensors")
+    released = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): tensor
+        for name, tensor in weights.items()
+    }
+    save_file(released, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
 @contextlib.contextmanager
 def transformers_serve(model: str, log: Path) -> Iterator[str]:
     """Serve a model by `transformers serve` on loopback; gives the URL of its API."""
@@ -87,7 +100,7 @@ def transformers_serve(model: str, log: Path) -> Iterator[str]:
         subprocess.Popen(command, env=environment, stdout=out, stderr=out) as server,
     ):
         try:
-            while not _answers(f"{url}/models"):
+            while not answers(f"{url}/models"):
                 if server.poll() is not None:
                     raise RuntimeError(f"transformers serve: {log.read_text()[-2000:]}")
                 time.sleep(0.2)
@@ -96,7 +109,8 @@ def transformers_serve(model: str, log: Path) -> Iterator[str]:
             server.terminate()
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a URL is served."""
     try:
         urllib.request.urlopen(url, timeout=60).close()
     except (urllib.error.URLError, ConnectionError):
