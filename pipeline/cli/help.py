@@ -186,6 +186,7 @@ class Version(argparse.Action):
     """Prints the version of capfilt; it is looked up only then, so that help starts fast."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        """Print the version and exit."""
         from importlib.metadata import version
 
         print(f"capfilt {version('capfilt')}")
