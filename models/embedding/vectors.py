@@ -5,7 +5,10 @@ Embeddings are rows of unit length. They are kept in float16 and computed with i
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,8 +60,9 @@ def cosines_with(embeddings: Float32s, others: Float32s) -> tuple[Float32s, Int6
 def highest(queries: Float32s, others: Float32s, number: int) -> Int64s:
     """The others with the highest cosines with each query.
 
-    The result does not depend on which queries are given together: float64 decides between others
-    whose float32 cosines differ by less than `CLOSE`; of equal ones, the first is taken.
+    faiss finds them where it is installed, on all cores. The result depends neither on that nor on
+    which queries are given together: float64 decides between others whose float32 cosines differ by
+    less than `CLOSE`; of equal ones, the first is taken.
 
     Args:
         queries: (n, d).
@@ -68,24 +72,46 @@ def highest(queries: Float32s, others: Float32s, number: int) -> Int64s:
     Returns:
         (n, number) their positions, the highest cosine first.
     """
-    cosines = queries @ others.T
     # One more than wanted shows whether the last one is sure.
-    most = min(number + 1, len(others))
-    rows = np.arange(len(queries))
-    found, value = np.zeros((len(rows), most), np.int64), np.zeros((len(rows), most), np.float32)
-    for place in range(most):
-        found[:, place] = best = cosines.argmax(axis=1)
-        value[:, place] = cosines[rows, best]
-        cosines[rows, best] = -np.inf
-    cosines[rows[:, None], found] = value
+    found, value = _by_float32(queries, others, min(number + 1, len(others)))
     found = found[:, :number]
     unsure = np.flatnonzero((value[:, :-1] - value[:, 1:] < CLOSE).any(axis=1))
     least = value[unsure, number - 1] - np.float32(CLOSE)
-    for row, bound in zip(unsure.tolist(), least, strict=True):
-        close = np.flatnonzero(cosines[row] >= bound)
-        exact = (others[close].astype(np.float64) * queries[row]).sum(axis=1)
-        found[row] = close[np.lexsort((close, -exact))][:number]
+    for part in blocks(len(unsure)):
+        cosines = queries[unsure[part]] @ others.T
+        for row, bound, own in zip(unsure[part].tolist(), least[part], cosines, strict=True):
+            close = np.flatnonzero(own >= bound)
+            exact = (others[close].astype(np.float64) * queries[row]).sum(axis=1)
+            found[row] = close[np.lexsort((close, -exact))][:number]
     return found
+
+
+def _by_float32(queries: Float32s, others: Float32s, number: int) -> tuple[Int64s, Float32s]:
+    """The others with the highest cosines in float32, and these; see `highest`."""
+    faiss = _faiss()
+    if faiss is not None and len(queries):
+        cosine, at = faiss.knn(queries, others, number, metric=faiss.METRIC_INNER_PRODUCT)
+        return at, cosine
+    cosines = queries @ others.T
+    rows = np.arange(len(queries))
+    found, value = (
+        np.zeros((len(rows), number), np.int64),
+        np.zeros((len(rows), number), np.float32),
+    )
+    for place in range(number):
+        found[:, place] = best = cosines.argmax(axis=1)
+        value[:, place] = cosines[rows, best]
+        cosines[rows, best] = -np.inf
+    return found, value
+
+
+@functools.cache
+def _faiss() -> Any:
+    """The module faiss; None where it is not installed."""
+    try:
+        return importlib.import_module("faiss")
+    except ImportError:
+        return None
 
 
 def top(query: Float32s, embeddings: Float16s, number: int) -> tuple[Int64s, Float32s]:

@@ -165,6 +165,7 @@ def facts_of(
             "log2_aspect": _histogram(totals.aspects),
         },
         "numbers": _stage_numbers(totals),
+        "semantic_sweep": totals.sweep.facts(),
         "hosts": _hosts(totals),
         "languages": _languages(totals),
         "rules": _rules(totals),

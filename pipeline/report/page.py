@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.manifest.plan import Plan
-from pipeline.report import figures
+from pipeline.report import figures, sweep
 from pipeline.report.ablation import tables
 from pipeline.report.examples import Example
 from pipeline.report.health import PAPER
@@ -16,6 +16,7 @@ from pipeline.report.layout import environment, metric, policy
 from pipeline.report.pool_map import PoolMap
 from pipeline.report.survey import CELLS
 from pipeline.storage.records import AblationRecord, RunRecord, content_of
+from stages.dedup import DedupStage
 from stages.registry import STAGES
 
 __all__ = ["Gallery", "Rows", "render"]
@@ -124,7 +125,7 @@ def render(
             cells=CELLS,
             paper=PAPER,
             scores=figures.scores(facts),
-            numbers=figures.numbers(facts, plan),
+            numbers=_numbers(facts, plan),
             lengths=figures.lengths(facts),
             images=figures.images(facts),
             phrases=figures.phrases(facts),
@@ -143,6 +144,15 @@ def render(
         )
     )
     return page.strip() + "\n"
+
+
+def _numbers(facts: Mapping[str, Any], plan: Plan) -> dict[str, list[figures.Figure]]:
+    """The figures of what each stage measured."""
+    found = figures.numbers(facts, plan)
+    dedup: Any = plan.manifest.stages.get(DedupStage.name)
+    if facts["semantic_sweep"] is not None and dedup.semantic is not None:
+        found[DedupStage.name].append(sweep.figure(facts["semantic_sweep"], 1 - dedup.semantic))
+    return found
 
 
 def _writers(plan: Plan, *columns: str) -> set[str]:

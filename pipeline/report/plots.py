@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.report.histogram import Histogram
 from pipeline.results.tables import printable
 
-__all__ = ["Plot", "curves", "histogram", "intervals"]
+__all__ = ["Plot", "curves", "histogram", "intervals", "shares"]
 
 HEIGHT = 240
 MAX_POINTS = 240
@@ -172,6 +172,48 @@ def curves(
             "yaxis": log or {"rangemode": "tozero"},
         },
         numbers=((x_label, *series), _rows(lines)),
+        is_line=True,
+    )
+
+
+def shares(
+    name: str,
+    line: Sequence[tuple[float, float]],
+    colour: str,
+    *,
+    x_label: str,
+    label: str,
+    threshold: float,
+) -> Plot:
+    """A line of shares, each from 0 to 1, over a threshold that could be set.
+
+    Args:
+        name: The name of the line.
+        line: Its (x, share) points, in ascending x.
+        colour: As for `histogram`.
+        x_label: The title of the x axis.
+        label: The text for a screen reader.
+        threshold: The value that is set, marked by a vertical line.
+    """
+    drawn = {
+        "type": "scatter",
+        "mode": "lines",
+        "line": _line(colour),
+        "x": [x for x, _ in line],
+        "y": [round(share, 6) for _, share in line],
+        "hovertext": [f"{share:.1%} {printable(name)}" for _, share in line],
+    }
+    return Plot(
+        label=label,
+        data=[drawn],
+        layout={
+            "height": HEIGHT,
+            "hovermode": "x unified",
+            "xaxis": {"title": {"text": x_label}},
+            "yaxis": {"tickformat": ".3~%", "rangemode": "tozero", "fixedrange": True},
+            "shapes": [_threshold(threshold, f"{threshold:g}")],
+        },
+        numbers=((x_label, name), [(f"{x:g}", f"{share:.2%}") for x, share in line]),
         is_line=True,
     )
 

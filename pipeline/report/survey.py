@@ -18,6 +18,7 @@ from pipeline.report.extremes import Extremes
 from pipeline.report.frequent_texts import Frequent
 from pipeline.report.histogram import GrowingHistogram, Histogram
 from pipeline.report.pool_map import MOST, Embedded
+from pipeline.report.sweep import Sweep
 from pipeline.results.image_numbers import image_numbers
 from pipeline.results.sampling import Ranks, RowLocation, Smallest, ranks_of
 from pipeline.results.tables import INTERNAL
@@ -174,6 +175,7 @@ class Survey:
         shown: Sampled rows by each of `CELLS`.
         numbers: Distributions of the columns of numbers that the report draws, by (stage, column):
             of the rows that the stage measured, and of those that it keeps.
+        sweep: What each threshold of semantic copies would drop.
         embedded: Rows with an embedding.
         points: A seeded sample of these rows, to be drawn.
         extremes: The kept images at the ends of the numbers of images.
@@ -206,6 +208,7 @@ class Survey:
         default_factory=lambda: defaultdict(lambda: Smallest(PAIRS_SHOWN))
     )
     numbers: dict[tuple[str, str], GrowingHistogram] = field(default_factory=dict)
+    sweep: Sweep = field(default_factory=Sweep)
     embedded: int = 0
     points: Smallest[Embedded] = field(default_factory=lambda: Smallest(MOST))
     extremes: Extremes = field(default_factory=Extremes)
@@ -270,6 +273,7 @@ class _Shard:
         self._clusters(totals)
         self._phrases(totals)
         self._numbers(totals)
+        self._sweep(totals)
         self._embedded(totals)
         numbers = image_numbers(self.pool, self.tables)
         totals.extremes.offer(self.name, self.ranks, numbers, self.verdicts.live)
@@ -538,6 +542,10 @@ class _Shard:
                 numbers = floats(values)
                 counts.add("measured", numbers)
                 counts.add("kept", numbers[kept[rows]])
+
+    def _sweep(self, totals: Survey) -> None:
+        if (measured := self._measured(DedupStage.name)) is not None:
+            totals.sweep.add(measured[0])
 
     def _embedded(self, totals: Survey) -> None:
         if (measured := self._measured(EmbedStage.name)) is None:

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.embedding import copies
+from models.embedding import copies, vectors
 from models.embedding.cells import Cells
 from models.embedding.copies import find_copies
+from models.embedding.selection import density
 from models.embedding.vectors import Float16s, blocks, cosines_with, highest, top
 
 
@@ -99,6 +100,23 @@ def test_a_row_lies_in_the_cell_of_the_nearest_centre() -> None:
     assert cells.nearest(embeddings)[:, 0].tolist() == order[:, 0].tolist()
     assert cells.nearest(embeddings, 4).tolist() == order[:, :4].tolist()
     np.testing.assert_allclose(np.linalg.norm(cells.centres, axis=1), 1, atol=1e-5)
+
+
+def test_with_faiss_the_same_rows_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="the extra `faiss` is not installed")
+    embeddings = scenes(4000, 32, 7)
+
+    def chosen() -> list[np.ndarray]:
+        found = find_copies(embeddings, 0.9, lots(4000), cells=60)
+        stays = np.flatnonzero(~found.is_copy)
+        some, _ = density(embeddings[stays], lots(4000)[stays], 500, clusters=20)
+        return [found.is_copy, found.nearest, some]
+
+    assert vectors._faiss() is not None
+    given = chosen()
+    monkeypatch.setattr(vectors, "_faiss", lambda: None)
+    for one, other in zip(given, chosen(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 5), st.sampled_from((0, 1e-7, 0.3)))
