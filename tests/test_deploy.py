@@ -118,6 +118,28 @@ def test_the_slurm_script_starts_a_ray_and_carries_out_the_manifest(tmp_path):
     assert any(line.endswith(run) for line in calls)
 
 
+def test_the_slurm_script_of_a_training_has_its_tasks_meet_at_the_first_node(tmp_path):
+    script = DEPLOY / "slurm-train.sh"
+    assert f"```bash\n{script.read_text()}```" in (ROOT / "docs" / "cluster.md").read_text()
+    bins = {
+        "scontrol": "printf 'node1\\nnode2\\n'",
+        "srun": f'echo "$MASTER_ADDR $MASTER_PORT $*" > {tmp_path}/call',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, body in bins.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": "123",
+    }
+    command = ["bash", str(script), "m.yaml", "--name", "two words"]
+    subprocess.run(command, env=environment, check=True, timeout=600)
+    call = (tmp_path / "call").read_text()
+    assert call == "node1 20123 --kill-on-bad-exit=1 capfilt train m.yaml --name two words\n"
+
+
 def test_the_image_for_one_machine_has_all_that_is_packaged_and_no_root():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     copied = {n for line in lines if line.startswith("COPY ") for n in line.split()[1:-1]}
