@@ -26,6 +26,7 @@ class Step:
         steps_an_epoch: Steps in a pass over the images.
         parts: Number of parts that the batch of a step is computed in, one after the other.
         streams: Streams of the data in the batch, whose pairs follow one another in equal numbers.
+        has_documents: Whether the step has a batch of documents, too.
         generator: Draws the random numbers of the losses; in the same state on each rank.
     """
 
@@ -33,6 +34,7 @@ class Step:
     steps_an_epoch: int = 1
     parts: int = 1
     streams: int = 1
+    has_documents: bool = False
     generator: torch.Generator | None = None
 
     def ramp(self, epochs: float) -> float:
@@ -90,6 +92,18 @@ class Objective(nn.Module, ABC):
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> Tensor:
         """int64 (n, L): the tokens of texts, cut to `max_tokens`, padded to the longest."""
         return tokenize(self.tokenizer, texts, max_tokens)
+
+    def tokenize_documents(self, texts: Sequence[str], max_tokens: int) -> Tensor:
+        """int64 (n, L): the tokens of documents, of which L is at most `max_tokens`.
+
+        It is asked for if the config has `document_settings`.
+
+        Args:
+            texts: Texts with `<image>` where an image stands, once at least, and `<EOC>` where the
+                text of an image ends.
+            max_tokens: Longer documents are cut.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads no documents")
 
     def normalize(self, squares: Tensor) -> Tensor:
         """float32 (n, 3, S, S), as the model reads it, of uint8 (n, S, S, 3)."""

@@ -1,11 +1,11 @@
-"""A batch of a training: images, and a text for each."""
+"""A batch of a training: images with a text for each, or documents of several images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from models.objectives.distributed import num_ranks, rank
 from models.objectives.masking import kept_patches, kept_paths
 
-__all__ = ["Batch", "tokenize"]
+__all__ = ["Batch", "Documents", "tokenize"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +44,15 @@ class Batch:
             raise ValueError("the objective reads texts, and the batch has images alone")
         return self.tokens
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Self:
         """The same batch on another device; pinned memory is copied while other work goes on."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> Self:
         """The same batch in pinned memory, which is copied to a GPU faster."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def split(self, number: int, streams: int = 1) -> list[Batch]:
+    def split(self, number: int, streams: int = 1) -> list[Self]:
         """The same pairs as so many batches of n / number.
 
         Where the pairs are those of several streams in turn, each has its share of every batch.
@@ -61,9 +61,9 @@ class Batch:
         parts = rows.view(streams, number, -1).transpose(0, 1).flatten(1)
         return [self._map(partial(_rows, part)) for part in parts]
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
         near = self.near_misses
-        return Batch(
+        return type(self)(
             pixels=change(self.pixels),
             tokens=None if self.tokens is None else change(self.tokens),
             image_ids=change(self.image_ids),
@@ -104,6 +104,18 @@ class Batch:
         if not dropped:
             return None
         return kept_paths(self.chances((layers, 2), generator), dropped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents(Batch):
+    """n interleaved documents of a step: texts with images between the words.
+
+    Attributes:
+        pixels: float32 (n, k, 3, S, S), normalised: the images of each document in their order,
+            then black ones up to k.
+        tokens: int64 (n, L), as `Objective.tokenize_documents` gives them.
+        image_ids: int64 (n,), those of the first images.
+    """
 
 
 def _rows(part: Tensor, tensor: Tensor) -> Tensor:

@@ -247,6 +247,13 @@ class ObjectiveConfig(ABC):
         """What near misses a pair comes with; none by default."""
         return NearMissSettings()
 
+    def document_settings(self) -> tuple[int, int]:
+        """How many interleaved documents a step has where the data have some, and their tokens.
+
+        0 documents if the objective reads pairs alone. The tokens are the most of a document.
+        """
+        return 0, 0
+
     def measurement(self) -> dict[str, Any]:
         """The settings that change the trained model, as plain values, for fingerprints."""
         version = {"version": self.version} if self.version > 1 else {}

@@ -2,11 +2,15 @@
 
 Shapes: n images, s sequences of k images each, q latents of an image, W width of the image encoder,
 L tokens of a sequence, D width of the language model.
+
+A sequence is made of `images` pairs, or is an interleaved document. The tokens of a document that
+the loss leaves out are kept as their complement, `~token`, which is negative.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -20,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from models.attention import attend, split_heads
 from models.image.decode import Preprocess
 from models.objectives.base import Step
-from models.objectives.batch import Batch
+from models.objectives.batch import Batch, Documents
 from models.objectives.distributed import balance
 from models.objectives.frozen import only_part
 from models.objectives.generate import load_language_model
@@ -194,6 +198,8 @@ class Flamingo(ImagePrefix):
 
     Attributes:
         images: Pairs of a sequence, k.
+        pair_weight: Weight of the loss of the pairs in a step that has documents, too.
+        document_weight: Weight of the loss of the documents.
         opening: How far the gates were open in the last step on average.
         marks: (2, D) the embeddings of the two tokens.
         mark_scores: (2, D) their rows of the head.
@@ -212,6 +218,7 @@ class Flamingo(ImagePrefix):
         self.vision = vision
         self.shape = shape
         self.images = 1
+        self.pair_weight = self.document_weight = 1.0
         self.begin: int = tokenizer("")["input_ids"][0]
         self.end = tokenizer.convert_tokens_to_ids(EOC)
         self.max_text: int = model.config.max_position_embeddings - 1  # the image takes a place
@@ -349,6 +356,41 @@ class Flamingo(ImagePrefix):
         order = (~is_kept).int().argsort(dim=1, stable=True)[:, : int(is_kept.sum(1).max())]
         return tokens.view(rows, -1).gather(1, order), labels.view(rows, -1).gather(1, order)
 
+    def tokenize_documents(self, texts: Sequence[str], max_tokens: int) -> Tensor:
+        """int64 (s, L): see `Objective`; asked for are the words behind an image, up to the end."""
+        longest = self.model.config.max_position_embeddings
+        if max_tokens > longest:
+            raise ValueError(
+                f"train.max_document_tokens is {max_tokens}, but the language model reads {longest}"
+            )
+        rows = [self._document(text, max_tokens) for text in texts]
+        length = max(map(len, rows))
+        return torch.tensor([row + [~self.pad] * (length - len(row)) for row in rows])
+
+    def _document(self, text: str, max_tokens: int) -> list[int]:
+        """The tokens of a document; those that the loss leaves out are complemented."""
+        words: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self.image not in words[: max_tokens - 2]:  # an image has a word behind it
+            words = words[words.index(self.image) :]
+        row, is_asked = [~self.begin], False
+        for token in words[: max_tokens - 1]:
+            is_image = token == self.image
+            row.append(token if is_asked and not is_image else ~token)
+            is_asked = is_image or (is_asked and token != self.end)
+        return row
+
+    def read_documents(self, documents: Documents) -> tuple[Tensor, Tensor]:
+        """Hidden states (s, L - 1, D) of documents, and the label of each, or IGNORED."""
+        given = documents.texts
+        tokens = torch.where(given < 0, ~given, given)
+        number, places = (tokens == self.image).sum(1), documents.pixels.shape[1]
+        is_there = torch.arange(places, device=number.device) < number[:, None]
+        seen = self.look(documents.pixels[is_there])
+        latents = seen.new_zeros(*is_there.shape, *seen.shape[1:])
+        latents[is_there] = seen
+        hidden = self.read(latents.flatten(0, 1), tokens[:, :-1])
+        return hidden, given.masked_fill(given < 0, IGNORED)[:, 1:]
+
     def read(self, features: Tensor, tokens: Tensor) -> Tensor:
         """Hidden states (s, L, D) of sequences.
 
@@ -391,20 +433,32 @@ class Flamingo(ImagePrefix):
         return logits
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """The loss, `lm`: the mean over the words of the captions and their ends.
+        """The loss of pairs, `lm`, or of documents, `documents`: the mean over the words asked for.
+
+        These are the words of the captions and their ends.
 
         Args:
-            batch: n pairs on the device of the model; those of a sequence follow one another.
+            batch: n pairs on the device of the model; those of a sequence follow one another. Or
+                documents.
             step: Where the training is.
         """
         gates = [gate for block in self.blocks for gate in block.gates()]  # type: ignore[operator]
         self.opening = float(torch.cat(gates).detach().tanh().abs().mean())
+        if isinstance(batch, Documents):
+            loss = self._loss(*self.read_documents(batch))
+            return {"documents": loss * self.document_weight}
         tokens, labels = self.pack(batch.texts)
-        labels = labels[:, 1:]
+        loss = self._loss(self.read(self.look(batch.pixels), tokens[:, :-1]), labels[:, 1:])
+        return {"lm": loss * self.pair_weight if step.has_documents else loss}
+
+    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of hidden states (s, L, D) over the labels (s, L) of all ranks."""
         asked = labels != IGNORED
-        hidden = self.read(self.look(batch.pixels), tokens[:, :-1])[asked]
-        loss = lm_loss(self.logits(hidden), labels[asked], 0.0)
-        return {"lm": loss * balance(int(asked.sum()), loss.device)}
+        count = int(asked.sum())
+        loss = hidden.sum() * 0.0
+        if count:
+            loss = lm_loss(self.logits(hidden[asked]), labels[asked], 0.0)
+        return loss * balance(count, loss.device)
 
     def logged(self) -> dict[str, float]:
         """How far the gates were open in the last step on average, from 0 to 1."""
@@ -415,7 +469,8 @@ class Flamingo(ImagePrefix):
         return (
             "transformers has no Flamingo; `capfilt evaluate` and the stage caption run this "
             f"folder. A sequence held {self.images} times `{IMAGE}`, a caption cut to "
-            f"{max_text_tokens} tokens, and `{EOC}`."
+            f"{max_text_tokens} tokens, and `{EOC}`; where the data had interleaved documents, "
+            "others held one of these."
         )
 
     def write(self, folder: Path) -> None:

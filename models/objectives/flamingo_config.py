@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from models.image.augmentation import Augment
-from models.objectives.config import ObjectiveConfig, Saved, Schedule, check_least, named
+from models.objectives.config import (
+    ObjectiveConfig,
+    Saved,
+    Schedule,
+    check_least,
+    check_positive,
+    named,
+)
 from models.weights import folder_of
 
 if TYPE_CHECKING:
@@ -15,15 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["FlamingoConfig"]
 
+OF_DOCUMENTS = ("document_batch_size", "max_document_tokens", "pair_weight", "document_weight")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlamingoConfig(ObjectiveConfig):
     """Flamingo's training: a frozen language model looks at the images between its words.
 
     A resampler makes a few latents of each image, and gated cross-attention between the layers of
-    the language model looks at them. A sequence holds several pairs: a word reads all that stands
-    before it, and looks at the image right before it alone. Image encoder and language model are
-    frozen. The defaults are those of OpenFlamingo's code.
+    the language model looks at them. A sequence holds several pairs, or one interleaved document of
+    several images: a word reads all that stands before it, and looks at the image right before it
+    alone. Where the data have pairs and documents, each step has both, each kind with a loss and a
+    backward pass of its own. Image encoder and language model are frozen. The defaults are those of
+    OpenFlamingo's code.
 
     Attributes:
         model: What the training starts from: a CLIP or SigLIP, or what `flamingo` itself has
@@ -31,6 +42,12 @@ class FlamingoConfig(ObjectiveConfig):
         language: The language model, a folder or on the hub; its tokenizer is used. Needed unless
             `model` has one already.
         images: Pairs in a sequence, each with its image; `batch_size` is a multiple of them.
+        document_batch_size: Interleaved documents in a step, if the data have some; those of all
+            workers together.
+        max_document_tokens: Maximum number of tokens of a document. A longer one is cut; if that
+            would cut its first image off, it begins with this image.
+        pair_weight: Weight of the loss of the pairs in a step that has documents, too.
+        document_weight: Weight of the loss of the documents.
         every: Cross-attention stands before every so many-th layer of the language model.
         latents: Made of each image.
         depth: Layers of the resampler.
@@ -40,8 +57,9 @@ class FlamingoConfig(ObjectiveConfig):
     name = "flamingo"
     paper = "Flamingo (arXiv 2204.14198)"
     departs = (
-        "Sequences are packed of pairs, where the paper also has web pages and videos; weights of "
-        "the resampler decay as the others do; images are squashed to a square."
+        "No videos; several pairs are packed into a sequence; a document has no loss before its "
+        "first image, as in OpenFlamingo; weights of the resampler decay as the others do; images "
+        "are squashed to a square."
     )
     public = "`openai/clip-vit-large-patch14` with `language: facebook/opt-1.3b`."
     saves: ClassVar[Mapping[str, Saved]] = {
@@ -54,6 +72,10 @@ class FlamingoConfig(ObjectiveConfig):
     model: str = "openai/clip-vit-large-patch14"
     language: str | None = None
     images: int = 5
+    document_batch_size: int = 160
+    max_document_tokens: int = 256
+    pair_weight: float = 0.2
+    document_weight: float = 1.0
     every: int = 1
     latents: int = 64
     depth: int = 6
@@ -70,11 +92,26 @@ class FlamingoConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 1, "images", "every", "latents", "depth", "heads")
+        check_least(self, 1, "document_batch_size")
+        check_least(self, 3, "max_document_tokens")  # the beginning, an image, a word
+        check_positive(self, "pair_weight", "document_weight")
 
     @property
     def pairs_together(self) -> int:
         """The pairs of a sequence."""
         return self.images
+
+    def document_settings(self) -> tuple[int, int]:
+        """Documents of a step, and the most tokens of one."""
+        return self.document_batch_size, self.max_document_tokens
+
+    def measurement(self) -> dict[str, Any]:
+        """The settings, without those of documents that have their defaults."""
+        own = super().measurement()
+        for name in OF_DOCUMENTS:
+            if own[name] == getattr(FlamingoConfig, name):
+                del own[name]  # as before documents were read
+        return own
 
     def models(self) -> dict[str, str]:
         """The model that the training starts from, and the language model."""
@@ -95,4 +132,6 @@ class FlamingoConfig(ObjectiveConfig):
             heads=self.heads,
         )
         model.images = self.images
+        model.pair_weight = self.pair_weight
+        model.document_weight = self.document_weight
         return model

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.demo.ablation import Ablation, Site
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
-from pipeline.manifest.train_config import CURATED, POOL, as_sources
+from pipeline.manifest.train_config import CURATED, POOL, as_sources, word_of
 from pipeline.storage.records import EvaluationRecord, ModelRecord
 from pipeline.storage.run import Run
 from pipeline.training.job import TrainingJob
@@ -234,10 +234,11 @@ def _model(manifest: Manifest, model: str) -> Any:
 def _data(manifest: Manifest, path: str) -> Any:
     """The identity of an export of the manifest; the path of any other data."""
     plan = Plan(manifest)
-    name = ExportStage.name if path == CURATED else path
+    word, inner = word_of(path)
+    name = ExportStage.name if word == CURATED else word
     if path == POOL or name not in plan.exports:
         return path
-    return [plan.export(name).config.settings(), *_stages(manifest, name)]
+    return [plan.export(name).config.settings(), *_stages(manifest, name), *inner]
 
 
 def _stages(manifest: Manifest, name: str) -> list[Any]:

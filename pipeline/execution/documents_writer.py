@@ -28,6 +28,9 @@ from stages.schema import PAIRS, uid_of
 
 __all__ = ["write"]
 
+ROWS_A_GROUP = 100
+"""Images of a row group, so that a training reads some of a file and not the whole."""
+
 IMAGES = pa.schema([PAIRS.field(name) for name in ("uid", "image", "width", "height")])
 _VERDICTS: dict[str, pa.DataType] = {
     "uid": pa.string(),
@@ -68,7 +71,7 @@ def write(results: Results, name: str, shards: Sequence[str], at: Sequence[str])
     def flush() -> None:
         if not waiting:
             return
-        lines, number = [], f"{len(files):05d}"
+        lines, number = [], f"{len(files) // 2:05d}"  # each shard is two files
         for document, excerpt in waiting:
             line = {
                 "uid": document.uid,
@@ -79,7 +82,9 @@ def write(results: Results, name: str, shards: Sequence[str], at: Sequence[str])
             }
             lines.append(json.dumps(line, ensure_ascii=False))
         uids = dict.fromkeys(uid for _, excerpt in waiting for uid in excerpt.images)
-        run.write_table(images.table(list(uids)), *folder, f"images-{number}.parquet")
+        beside = f"images-{number}.parquet"
+        run.write_table(images.table(list(uids)), *folder, beside, rows_a_group=ROWS_A_GROUP)
+        files[beside] = run.sha256(*folder, beside)
         content = ("\n".join(lines) + "\n").encode()
         run.write(content, *folder, f"{number}.jsonl")
         files[f"{number}.jsonl"] = hashlib.sha256(content).hexdigest()

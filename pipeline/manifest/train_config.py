@@ -13,13 +13,26 @@ from models.objectives.config import ObjectiveConfig, check_least
 from models.objectives.registry import DEFAULT, OBJECTIVES
 from models.weights import parts_of, revision_of
 
-__all__ = ["CURATED", "POOL", "Source", "TrainConfig", "Validate", "as_sources", "start_of"]
+__all__ = [
+    "CURATED",
+    "DOCUMENTS",
+    "POOL",
+    "Source",
+    "TrainConfig",
+    "Validate",
+    "as_sources",
+    "start_of",
+    "word_of",
+]
 
 CURATED = "curated"
 """The word in a training's `data` for the pairs that this run exports."""
 
 POOL = "pool"
 """The word in a training's `data` for all downloaded web pairs, before any stage judges them."""
+
+DOCUMENTS = "documents"
+"""The folder of an export with its interleaved documents: `curated/documents` in `data`."""
 
 WITHOUT_EFFECT = (
     "checkpoint_every",
@@ -38,9 +51,10 @@ class Source:
     """A part of the data of a training.
 
     Attributes:
-        path: A Parquet file, a folder of Parquet files such as an export, or any other source with
-            local images that `download.source` reads: JSON lines, a JSON list, COCO's JSON of
-            captions, a tar, a folder of images. Globs are allowed.
+        path: A Parquet file, a folder of Parquet files such as an export, a folder of exported
+            documents, or any other source with local images that `download.source` reads: JSON
+            lines, a JSON list, COCO's JSON of captions, a tar, a folder of images. Globs are
+            allowed.
         weight: How many times an epoch passes over it. With a weight of 1/3, each epoch takes the
             next third, as BLIP takes a fifth of LAION an epoch.
         images: The folder of the images that a JSON file names, if it is not the file's own folder.
@@ -88,6 +102,8 @@ class TrainConfig:
             Parquet files, folders of Parquet files, JSON lines {"image", "caption" or "captions"},
             a JSON list of the same, or COCO's JSON. A mapping {path, weight, images} in place of a
             text also sets how many times an epoch passes over it, and the folder of its images.
+            `curated/documents`, or another folder of exported documents, are interleaved documents,
+            for `flamingo`; epochs are counted in pairs if there are pairs.
         steps: Steps of the optimiser; 0 trains for `epochs` passes over the images.
         precision: `bf16` uses autocast; `auto` uses it if the device has bfloat16 instructions.
         max_grad_norm: The highest norm of the gradients of all parameters together. Gradients with
@@ -106,7 +122,7 @@ class TrainConfig:
             a worker died, such as with its node.
         streams: Disjoint streams into which the data are divided, a multiple of `workers`; 0 makes
             one for each worker. Trainings that differ only in `workers` give the same model.
-        shuffle_buffer: Images of a stream that are held in memory and shuffled.
+        shuffle_buffer: Images of a stream, or documents, that are held in memory and shuffled.
         threads: Torch's threads on a CPU; 0 does not change their number.
         loaders: Processes that decode images ahead of the training; 0 decodes in between. The
             order and the images are the same. Twice `shuffle_buffer` images are then in memory.
@@ -260,6 +276,15 @@ class TrainConfig:
 def start_of(model: str) -> list[str]:
     """The revisions of the weights in a model folder and its parts; empty for any other model."""
     return [revision_of(folder) for folder in parts_of(model)]
+
+
+def word_of(path: str) -> tuple[str, tuple[str, ...]]:
+    """The word that an entry of `data` begins with, and the folder behind it, if any.
+
+    `curated/documents` is `curated` and (`documents`,); other entries are whole.
+    """
+    word, _, folder = path.rpartition("/")
+    return (word, (DOCUMENTS,)) if word and folder == DOCUMENTS else (path, ())
 
 
 def as_sources(data: Sequence[str | Source]) -> tuple[Source, ...]:

@@ -48,7 +48,9 @@ def export_faults(run: Run, folder: tuple[str, ...]) -> Iterator[CapfiltError]:
         folders = [file for file in record.files if file.name not in files]
         digests |= {"/".join(sums_of(file.name)): file.sha256 for file in folders}
     yield from _digests(run, at, digests, "its bytes are not those of manifest.json")
-    checked = {f"images-{name.removesuffix('.jsonl')}.parquet" for name in documents}
+    texts = [name for name in documents if name.endswith(".jsonl")]
+    checked = {f"images-{name.removesuffix('.jsonl')}.parquet" for name in texts}
+    checked -= set(documents)  # former versions kept no digests of these
     checked = {f"documents/{name}" for name in (*checked, "verdicts.parquet")}
     checked = set() if record.documents is None else checked
     for path in sorted(checked - set(files)):

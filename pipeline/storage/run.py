@@ -461,10 +461,15 @@ class Run:
                     *parts,
                 )
 
-    def write_table(self, table: pa.Table, *parts: str) -> None:
+    def write_table(self, table: pa.Table, *parts: str, rows_a_group: int | None = None) -> None:
         """Commit a table as Parquet with a checksum; equal tables give equal bytes.
 
         Columns of bytes are not compressed, since images do not compress.
+
+        Args:
+            table: The table.
+            parts: The path in the run.
+            rows_a_group: Rows of a row group; pyarrow's choice by default.
         """
         leaves = [leaf for field in table.schema for leaf in _leaves(field.name, field.type)]
         others = [path for path, kind in leaves if not pa.types.is_binary(kind)]
@@ -474,7 +479,7 @@ class Run:
             "use_dictionary": others,
         }
         stream = pa.BufferOutputStream()
-        pq.write_table(table, stream, **options)
+        pq.write_table(table, stream, row_group_size=rows_a_group, **options)
         self.write(checksum.with_checksum_parquet(stream.getvalue()), *parts)
 
     def check(self, *parts: str) -> pa.Schema:

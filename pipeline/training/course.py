@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.manifest.train_config import TrainConfig, start_of
 from pipeline.training.checkpoint import FORMAT
-from pipeline.training.data import Pairs, Position
+from pipeline.training.data import Position, Stream
 from stages.base import digest
 
 __all__ = ["Turn", "changed_settings", "check_same_course", "identity_of", "shift_of", "turned"]
@@ -89,14 +89,20 @@ def check_same_course(state: Mapping[str, Any], basis: Mapping[str, Any], path: 
         )
 
 
-def shift_of(state: Mapping[str, Any], batch_size: int) -> int:
-    """What is added to the number of a step so that epochs are counted in batches of a new size."""
+def shift_of(state: Mapping[str, Any], field: str, batch_size: int) -> int:
+    """What is added to the number of a step so that epochs are counted in batches of a new size.
+
+    Args:
+        state: Of the checkpoint.
+        field: The setting that says how large a batch is.
+        batch_size: The new size.
+    """
     step, batches = int(state["step"]), int(state["step"] + state["shift"])
-    return round(batches * int(state["settings"]["batch_size"]) / batch_size) - step
+    return round(batches * int(state["settings"][field]) / batch_size) - step
 
 
 def turned(
-    streams: Sequence[Pairs], state: Mapping[str, Any], config: TrainConfig
+    streams: Sequence[Stream[Any]], state: Mapping[str, Any], config: TrainConfig
 ) -> list[Position]:
     """Where each stream goes on that the positions of a checkpoint are of other streams for.
 
@@ -104,24 +110,42 @@ def turned(
     met twice and others not at all; from the next epoch on all are met again.
 
     Args:
-        streams: The new streams.
+        streams: The new streams, kind by kind.
         state: Of the checkpoint.
         config: The training as it is now.
     """
-    before, positions = state["settings"], positions_of(state)
+    before, whole = state["settings"], positions_of(state)
+    share = config.streams // config.workers
+    each = len(whole) * share // len(streams)
+    return [
+        position
+        for kind in range(len(streams) // share)
+        for position in _turned(
+            streams[kind * share :][:share], whole[kind * each :][:each], before, config
+        )
+    ]
+
+
+def _turned(
+    streams: Sequence[Stream[Any]],
+    positions: Sequence[Position],
+    before: Mapping[str, Any],
+    config: TrainConfig,
+) -> list[Position]:
+    """The same for the streams of one kind."""
     dealing = ("streams", "shuffle_buffer", "seed")
     if all(before[name] == getattr(config, name) for name in dealing):
-        return [positions[pairs.stream] for pairs in streams]
+        return [positions[stream.stream] for stream in streams]
     done = 0.0
-    for stream, position in enumerate(positions):
+    for number, position in enumerate(positions):
         old = streams[0].like(
-            stream=stream,
+            stream=number,
             num_streams=before["streams"],
             shuffle_buffer=before["shuffle_buffer"],
             seed=before["seed"],
         )
         done += old.epochs_before(position) / len(positions)
-    return [pairs.position_after(done) for pairs in streams]
+    return [stream.position_after(done) for stream in streams]
 
 
 def positions_of(state: Mapping[str, Any]) -> list[Position]:

@@ -1,4 +1,7 @@
-"""Reads training pairs from Parquet and JSON in a seeded order, and resumes at a position."""
+"""Reads training pairs from Parquet and JSON in a seeded order, and resumes at a position.
+
+The order is that of `Stream`, which `pipeline.training.interleaved` has of documents.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,18 @@ import itertools
 import logging
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import fsspec
 import numpy as np
 import numpy.typing as npt
 
 from models.random import seed_of
-from pipeline.manifest.train_config import Source
+from pipeline.manifest.train_config import DOCUMENTS, Source
 from pipeline.storage import checksum
 from pipeline.storage.run import Run
 from pipeline.training.units import Unit, units_of
@@ -33,9 +37,11 @@ __all__ = [
     "Example",
     "Pairs",
     "Position",
+    "Stream",
     "files_of",
     "fingerprint_of",
     "fingerprints_of",
+    "has_documents",
     "is_folder",
     "read_folder",
     "read_json",
@@ -67,6 +73,18 @@ class Example:
     captions: tuple[str, ...]
     image_id: str
     epoch: int
+
+    @property
+    def images(self) -> tuple[tuple[bytes, str], ...]:
+        """The encoded image and its `image_id`."""
+        return ((self.image, self.image_id),)
+
+    def with_readable(self, is_readable: Sequence[bool]) -> Example | None:
+        """The same pair, or None if its image cannot be opened."""
+        return self if all(is_readable) else None
+
+
+E = TypeVar("E")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +139,8 @@ def files_of(source: Source) -> list[str]:
     """The files of a source, sorted by name: one file, or those of a folder or a glob.
 
     Files that an export set apart for validation are left out. A folder without Parquet files is a
-    folder of images and is returned itself.
+    folder of images and is returned itself. Of exported documents the files of texts come first,
+    then those of images.
 
     Raises:
         ValueError: There is no file.
@@ -132,16 +151,29 @@ def files_of(source: Source) -> list[str]:
     elif "*" in path or "?" in path:
         files = sorted(fs.glob(path))
     else:
-        files = [
-            f"{path.rstrip('/')}/{name}.parquet"
+        names = _documents(Run(source.path).names()) or [
+            f"{name}.parquet"
             for name in Run(source.path).shards()
             if not name.startswith(f"{VALIDATION}-")
         ]
+        files = [f"{path.rstrip('/')}/{name}" for name in names]
         if not files and fs.isdir(path) and fs.ls(path):
             files = [path.rstrip("/")]
     if not files:
         raise ValueError(f"train.data: no file {source.path}")
     return files if is_local(fs) else [fs.unstrip_protocol(file) for file in files]
+
+
+def has_documents(files: Sequence[str]) -> bool:
+    """Whether the files of a source are those of interleaved documents."""
+    return bool(_documents([file.rpartition("/")[2] for file in files]))
+
+
+def _documents(names: Sequence[str]) -> list[str]:
+    """Those of some names that are of exported documents: first of their texts, then of images."""
+    texts = [name for name in names if name.endswith(".jsonl")]
+    images = [f"images-{name.removesuffix('.jsonl')}.parquet" for name in texts]
+    return [*texts, *images] if texts and set(images) <= set(names) else []
 
 
 def fingerprint_of(file: str) -> str:
@@ -156,7 +188,7 @@ def fingerprints_of(files: Sequence[str]) -> list[str]:
     for file in files:
         fs, path = fsspec.core.url_to_fs(file, use_listings_cache=False)
         folder, _, name = path.rpartition("/")
-        if name.endswith(".parquet") and (fs, folder) not in exports:
+        if name.endswith((".parquet", ".jsonl")) and (fs, folder) not in exports:
             exports[fs, folder] = _exported(fs, folder)
         sha256 = exports.get((fs, folder), {}).get(name)
         if sha256 is None and fs.isdir(path):
@@ -170,11 +202,15 @@ def fingerprints_of(files: Sequence[str]) -> list[str]:
 
 def _exported(fs: Any, folder: str) -> dict[str, str]:
     """The SHA-256 of each file that the manifest.json of an export lists; empty for any other."""
-    path = f"{folder}/manifest.json"
+    above, _, own = folder.rpartition("/")
+    has_documents = own == DOCUMENTS
+    path = f"{above if has_documents else folder}/manifest.json"
     try:
-        listed = checksum.open_json(fs.cat_file(path))["files"] if fs.exists(path) else []
-        return {entry["name"]: entry["sha256"] for entry in listed}
-    except (ValueError, KeyError):
+        record = checksum.open_json(fs.cat_file(path)) if fs.exists(path) else {"files": []}
+        if has_documents:
+            return dict(record["documents"]["files"])
+        return {entry["name"]: entry["sha256"] for entry in record["files"]}
+    except (ValueError, KeyError, TypeError):
         return {}
 
 
@@ -208,20 +244,29 @@ class Placed:
         return (upto - np.floor(epoch * self.weight + share)).astype(np.int64)
 
 
-class Pairs:
-    """An endless, seeded stream of pairs from files; one of several streams that share the data.
+class Stream(ABC, Generic[E]):
+    """An endless, seeded stream of examples from files; one of several that share the data.
 
-    Each epoch passes over every image as often as the weight of its source says, each time with one
-    of its texts. Row groups (or runs of JSON entries) are shuffled and distributed over the
-    streams. Images are shuffled within blocks of about `shuffle_buffer`, which are held in memory.
-    The stream depends on the content and the order of the files, the seed, the index of the stream
-    and the number of streams, but not on the paths of the files.
+    Each epoch passes over every image as often as the weight of its source says. Row groups (or
+    runs of JSON entries) are shuffled and distributed over the streams. Images are shuffled within
+    blocks of about `shuffle_buffer`, which are held in memory. The stream depends on the content
+    and the order of the files, the seed, the index of the stream and the number of streams, but not
+    on the paths of the files. For a stream of documents, read documents for images.
 
     Attributes:
         num_images: Images with a text, of all streams, including failed downloads of a pool.
         images_an_epoch: The same number, each image multiplied by the weight of its source.
         files: The files of each source.
     """
+
+    kind: ClassVar[str]
+    """What its examples are, for messages."""
+
+    noun: ClassVar[str]
+    """What an epoch counts, for messages."""
+
+    field: ClassVar[str]
+    """The field of the objective that says how many a step has."""
 
     def __init__(
         self,
@@ -231,7 +276,6 @@ class Pairs:
         stream: int = 0,
         num_streams: int = 1,
         shuffle_buffer: int = SHUFFLE_BUFFER,
-        conversations: bool = False,
     ) -> None:
         self.seed = seed
         self.stream = stream
@@ -243,8 +287,7 @@ class Pairs:
         for source, files in self.files.items():
             # Most of the time of many small files is waiting for the storage.
             with ThreadPoolExecutor(READERS) as threads:
-                images, whole = itertools.repeat(source.images), itertools.repeat(conversations)
-                read = threads.map(units_of, files, images, whole)
+                read = threads.map(self.units_of, files, itertools.repeat(source))
                 units = [unit for some in read for unit in some]
             self.sizes[source] = size = sum(unit.num_images for unit in units)
             first = 0
@@ -255,7 +298,7 @@ class Pairs:
         self.images_an_epoch = int(sum(s.weight * size for s, size in self.sizes.items()))
         if not self.num_images:
             named = ", ".join(source.path for source in sources)
-            raise ValueError(f"no pairs in {named or 'no files'}")
+            raise ValueError(f"no {self.kind} in {named or 'no files'}")
         if len(self.units) < num_streams:
             raise ValueError(
                 f"{len(self.units)} row groups are too few for {num_streams} streams; write "
@@ -264,9 +307,17 @@ class Pairs:
         # Within this many epochs, every source is passed at least once.
         self.patience = math.ceil(1 / min(source.weight for source in sources))
 
-    def like(self, **changes: int) -> Pairs:
+    @abstractmethod
+    def units_of(self, file: str, source: Source) -> Sequence[Unit]:
+        """The units of a file of a source."""
+
+    @abstractmethod
+    def example(self, sample: Any, epoch: int) -> E:
+        """A sample of a unit as it is met in an epoch."""
+
+    def like(self, **changes: int) -> Self:
         """The same data with another stream, num_streams, shuffle_buffer or seed."""
-        other = object.__new__(Pairs)
+        other = object.__new__(type(self))
         other.__dict__ |= self.__dict__ | changes
         return other
 
@@ -288,10 +339,11 @@ class Pairs:
         return Position(epoch=epoch + 1)
 
     def described(self) -> list[dict[str, Any]]:
-        """The path, weight, images and sha256 of each source."""
+        """The path, kind, weight, images and sha256 of each source."""
         return [
             {
                 "path": source.path,
+                "kind": self.kind,
                 "weight": source.weight,
                 "images": self.sizes[source],
                 "sha256": _together(fingerprints_of(files)),
@@ -299,16 +351,9 @@ class Pairs:
             for source, files in self.files.items()
         ]
 
-    def captions(self) -> Iterator[Sequence[str]]:
-        """The texts of each image of all streams, in a seeded order of row groups."""
-        units = [placed.unit for placed in self.units]
-        random.Random(seed_of(self.seed, "texts")).shuffle(units)
-        for unit in units:
-            yield from unit.captions()
-
     def examples(
         self, position: Position | None = None, *, read_ahead: bool = False
-    ) -> Iterator[tuple[Example, Position]]:
+    ) -> Iterator[tuple[E, Position]]:
         """Yield examples from a position on without end, each with the position after it.
 
         Raises:
@@ -330,26 +375,10 @@ class Pairs:
                 first = at.offset if number == at.block else 0
                 for offset in range(first, len(loaded)):
                     yield (
-                        self._example(loaded[offset], at.epoch),
+                        self.example(loaded[offset], at.epoch),
                         Position(epoch=at.epoch, block=number, offset=offset + 1),
                     )
             at = Position(epoch=at.epoch + 1)
-
-    def _example(self, sample: Sample, epoch: int) -> Example:
-        try:
-            image = sample.read()
-        except FileNotFoundError:
-            logger.warning("no image at %s", sample.name)
-            image = b""
-        identity = hashlib.sha256(image).hexdigest()
-        draw = seed_of(self.seed, "caption", epoch, identity)
-        return Example(
-            image=image,
-            caption=sample.captions[draw % len(sample.captions)],
-            captions=sample.captions,
-            image_id=identity,
-            epoch=epoch,
-        )
 
     def blocks(self, epoch: int) -> list[list[tuple[Unit, npt.NDArray[np.bool_]]]]:
         """The blocks of an epoch of this stream: units, each with the mask of images to use."""
@@ -371,6 +400,54 @@ class Pairs:
         return blocks
 
 
+class Pairs(Stream[Example]):
+    """A stream of pairs: in each epoch an image comes with one of its texts.
+
+    Args:
+        sources: The sources.
+        conversations: Whether conversations are read whole.
+        settings: See `Stream`.
+    """
+
+    kind = "pairs"
+    noun = "images"
+    field = "batch_size"
+
+    def __init__(
+        self, sources: Sequence[Source], *, conversations: bool = False, **settings: int
+    ) -> None:
+        self.conversations = conversations
+        super().__init__(sources, **settings)
+
+    def units_of(self, file: str, source: Source) -> Sequence[Unit]:
+        """The units of a file of a source."""
+        return units_of(file, source.images, self.conversations)
+
+    def captions(self) -> Iterator[Sequence[str]]:
+        """The texts of each image of all streams, in a seeded order of row groups."""
+        units: list[Any] = [placed.unit for placed in self.units]
+        random.Random(seed_of(self.seed, "texts")).shuffle(units)
+        for unit in units:
+            yield from unit.captions()
+
+    def example(self, sample: Sample, epoch: int) -> Example:
+        """An image with one of its texts, drawn for the epoch."""
+        try:
+            image = sample.read()
+        except FileNotFoundError:
+            logger.warning("no image at %s", sample.name)
+            image = b""
+        identity = hashlib.sha256(image).hexdigest()
+        draw = seed_of(self.seed, "caption", epoch, identity)
+        return Example(
+            image=image,
+            caption=sample.captions[draw % len(sample.captions)],
+            captions=sample.captions,
+            image_id=identity,
+            epoch=epoch,
+        )
+
+
 def _together(fingerprints: Sequence[str]) -> str:
     """The fingerprint of one file, or a digest of the fingerprints of several."""
     return fingerprints[0] if len(fingerprints) == 1 else digest(list(fingerprints))
@@ -382,7 +459,7 @@ def _size(block: list[tuple[Unit, npt.NDArray[np.bool_]]]) -> int:
 
 def _loaded(
     blocks: Sequence[list[tuple[Unit, npt.NDArray[np.bool_]]]], first: int, read_ahead: bool
-) -> Iterator[tuple[int, list[Sample]]]:
+) -> Iterator[tuple[int, list[Any]]]:
     """The samples of each block from the first on; the next is read meanwhile if asked."""
     if not read_ahead:
         yield from ((number, _load(blocks[number])) for number in range(first, len(blocks)))
@@ -395,9 +472,9 @@ def _loaded(
             yield number, samples
 
 
-def _load(block: list[tuple[Unit, npt.NDArray[np.bool_]]]) -> list[Sample]:
+def _load(block: list[tuple[Unit, npt.NDArray[np.bool_]]]) -> list[Any]:
     """The samples of a block; a unit that occurs twice is read once."""
-    loaded: dict[int, list[Sample]] = {}
+    loaded: dict[int, Sequence[Any]] = {}
     samples = []
     for unit, is_met in block:
         if id(unit) not in loaded:

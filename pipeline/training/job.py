@@ -13,7 +13,7 @@ from typing import Any
 
 from models.errors import DamagedError
 from pipeline.manifest.manifest import Manifest
-from pipeline.manifest.train_config import CURATED, POOL, Source, as_sources
+from pipeline.manifest.train_config import CURATED, DOCUMENTS, POOL, Source, as_sources, word_of
 from pipeline.results import retries
 from pipeline.results.open_run import plan_for
 from pipeline.storage.checksum import CHANGED
@@ -52,17 +52,21 @@ class TrainingJob:
         """
         sources = []
         for source in as_sources(self.config.data):
-            if (folder := self._folder(source.path)) is not None:
-                self._check_format(source.path)
-                is_pool = source.path == POOL
-                names = self.run.shards(*standing(self.run, *folder))
+            word, inner = word_of(source.path)
+            if (folder := self._folder(word)) is not None:
+                is_pool = word == POOL
+                if inner:
+                    self._check_documents(word, folder)
+                else:
+                    self._check_format(word)
+                names = self.run.shards(*standing(self.run, *folder), *inner)
                 if not names or not (is_pool or self.run.exists(*folder, "manifest.json")):
                     raise ValueError(
                         f"train.{self.name}.data: {source.path} of {self.run.root} is not "
                         f"finished; run `capfilt {'download' if is_pool else 'run'} MANIFEST` first"
                     )
                 source = dataclasses.replace(
-                    source, path=self.run.url(*standing(self.run, *folder))
+                    source, path=self.run.url(*standing(self.run, *folder), *inner)
                 )
             else:
                 try:
@@ -82,6 +86,20 @@ class TrainingJob:
             raise ValueError(
                 f"train.{self.name}.data: {entry} is written as {form}, but training reads "
                 "parquet; name an export in that format"
+            )
+
+    def _check_documents(self, word: str, folder: tuple[str, ...]) -> None:
+        """Refuse an export that has no documents; one that is not finished may get some."""
+        record = self.run.find_record(ExportRecord, *folder, "manifest.json")
+        if word == POOL or (record is not None and record.documents is None):
+            raise ValueError(
+                f"train.{self.name}.data: {word} has no documents; an export writes some where it "
+                "has the field `documents`"
+            )
+        if record is not None and record.documents is not None and not record.documents.files:
+            raise ValueError(
+                f"train.{self.name}.data: {word} kept none of its {record.documents.rows} "
+                f"documents; `{DOCUMENTS}/verdicts.parquet` has the reason of each"
             )
 
     def _folder(self, entry: str) -> tuple[str, ...] | None:
@@ -122,8 +140,12 @@ class TrainingJob:
         """A digest of everything the model depends on: settings, data and starting weights."""
         data: dict[str, Any] = {}
         for source in as_sources(self.config.data):
-            folder = self._folder(source.path)
-            if source.path == POOL:
+            word, inner = word_of(source.path)
+            folder = self._folder(word)
+            if folder is not None and inner:
+                path = self.run.url(*standing(self.run, *folder), *inner)
+                data[source.path] = fingerprints_of(files_of(Source(path=path)))
+            elif source.path == POOL:
                 listed = self.run.read_record(ListRecord, "list", "_list.json")
                 data[POOL] = [listed.fingerprint, retries.pool_state(self.run, listed.content)]
             elif folder is not None:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from models.image.augmentation import View
 from models.objectives.base import Objective
-from models.objectives.batch import Batch
+from models.objectives.batch import Batch, Documents
 from models.random import seed_of
 from models.text.near_misses import NearMisses, Vocabulary, words_of
 from pipeline.manifest.train_config import TrainConfig
-from pipeline.training.data import Example, Pairs, Position
+from pipeline.training.data import Example, Pairs, Position, Stream
 from pipeline.training.decoding import CACHE_BYTES, Decoder, Decoders, Views
+from pipeline.training.interleaved import Page
 
 __all__ = ["Loaded", "ahead", "make_batches", "near_misses_of"]
 
@@ -33,40 +35,68 @@ VOCABULARY_IMAGES = 20_000
 """Images whose texts provide the vocabulary of near misses."""
 
 
+class Illustrated(Protocol):
+    """A pair or a document, as `Example` and `Page` are."""
+
+    @property
+    def epoch(self) -> int:
+        """The number of earlier epochs."""
+        ...
+
+    @property
+    def images(self) -> tuple[tuple[bytes, str], ...]:
+        """Each encoded image and its SHA-256."""
+        ...
+
+    def with_readable(self, is_readable: Sequence[bool]) -> Any:
+        """The same without the images that cannot be opened; None if it is left out."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A batch of a rank.
+    """The batches of a step, of a rank.
 
     Attributes:
-        batch: The pairs, in the order of the rank's streams. Its pixels are still uint8
-            (n, size, size, 3), a quarter of what they are on the device; see `on`.
+        batches: The pairs and the documents, if there are such, in the order of the rank's streams.
+            Their pixels are still uint8 (..., size, size, 3), a quarter of what they are on the
+            device; see `on`.
         captions: The prepared texts that were tokenized.
         positions: The position of each stream after the batch.
         unreadable: Number of images skipped for this batch because they cannot be opened.
     """
 
-    batch: Batch
+    batches: tuple[Batch, ...]
     captions: tuple[str, ...]
     positions: tuple[Position, ...]
     unreadable: int
 
-    def on(self, device: torch.device, objective: Objective) -> Batch:
-        """The batch on a device, with its images normalised there."""
-        batch = self.batch
-        if device.type == "cuda":
-            batch = batch.pin_memory()
-        batch = batch.to(device)
-        return dataclasses.replace(batch, pixels=objective.normalize(batch.pixels))
+    def on(self, device: torch.device, objective: Objective) -> list[Batch]:
+        """The batches on a device, with their images normalised there."""
+        return [_on(batch, device, objective) for batch in self.batches]
+
+
+def _on(batch: Batch, device: torch.device, objective: Objective) -> Batch:
+    if device.type == "cuda":
+        batch = batch.pin_memory()
+    batch = batch.to(device)
+    *sizes, side, _, channels = batch.pixels.shape
+    pixels = objective.normalize(batch.pixels.view(-1, side, side, channels))
+    return dataclasses.replace(batch, pixels=pixels.view(*sizes, channels, side, side))
 
 
 @dataclass(frozen=True)
 class Share:
-    """The examples that one stream adds to a batch."""
+    """The examples that one stream adds to a batch, each with the views of its images."""
 
-    examples: list[Example]
-    views: list[Views]
+    examples: list[Any]
+    views: list[list[Views]]
     position: Position
     unreadable: int
+
+
+Ready = Callable[[], list[Views | None]]
+"""Waits for the views of an example; None where an image cannot be opened."""
 
 
 class _Ahead:
@@ -74,7 +104,7 @@ class _Ahead:
 
     Args:
         config: The config of the training.
-        pairs: The stream.
+        stream: The stream.
         position: Where it continues.
         decoders: Processes that decode; None decodes each example when it is asked for.
         decode: Decodes without such processes.
@@ -84,60 +114,67 @@ class _Ahead:
     def __init__(
         self,
         config: TrainConfig,
-        pairs: Pairs,
+        stream: Stream[Any],
         position: Position,
         decoders: Decoders | None,
         decode: Decoder,
         number: int,
     ) -> None:
         self.seed = config.seed
-        self.examples = pairs.examples(position, read_ahead=decoders is not None)
+        self.examples = stream.examples(position, read_ahead=decoders is not None)
         self.decoders = decoders
         self.decode = decode
         self.number = number
-        self.coming: collections.deque[tuple[Example, Position, Future[Views | None]]]
+        self.coming: collections.deque[tuple[Illustrated, Position, list[Future[Views | None]]]]
         self.coming = collections.deque()
         self.error: Exception | None = None
 
-    def take(self, number: int) -> list[tuple[Example, Position, Callable[[], Views | None]]]:
-        """The next examples, the position after each, and what waits for its view."""
+    def take(self, number: int) -> list[tuple[Illustrated, Position, Ready]]:
+        """The next examples, the position after each, and what waits for its views."""
         return [self._next() for _ in range(number)]
 
-    def _next(self) -> tuple[Example, Position, Callable[[], Views | None]]:
+    def _next(self) -> tuple[Illustrated, Position, Ready]:
         if self.decoders is None:
             example, at = next(self.examples)
-            seed = self._seed(example)
-            return example, at, lambda: self.decode(example.image, seed, example.image_id)
+            return example, at, lambda: self._decoded(example)
         while self.error is None and len(self.coming) < self.number:
             try:
                 example, at = next(self.examples)
             except Exception as error:  # in its turn, as it would be without reading ahead
                 self.error = error
                 break
-            self.coming.append(
-                (example, at, self.decoders.submit(example.image, self._seed(example)))
-            )
+            futures = [
+                self.decoders.submit(image, self._seed(example.epoch, image_id))
+                for image, image_id in example.images
+            ]
+            self.coming.append((example, at, futures))
         if not self.coming and self.error is not None:
             raise self.error
-        example, at, future = self.coming.popleft()
-        return example, at, future.result
+        example, at, futures = self.coming.popleft()
+        return example, at, lambda: [future.result() for future in futures]
 
-    def _seed(self, example: Example) -> int:
-        return seed_of(self.seed, "view", example.epoch, example.image_id)
+    def _decoded(self, example: Illustrated) -> list[Views | None]:
+        return [
+            self.decode(image, self._seed(example.epoch, image_id), image_id)
+            for image, image_id in example.images
+        ]
+
+    def _seed(self, epoch: int, image_id: str) -> int:
+        return seed_of(self.seed, "view", epoch, image_id)
 
 
 def make_batches(
     config: TrainConfig,
-    streams: Sequence[Pairs],
+    streams: Sequence[Stream[Any]],
     objective: Objective,
     positions: Sequence[Position],
     near_misses: NearMisses | None = None,
 ) -> Iterator[Loaded]:
-    """Yield full batches without end, with an equal share from every stream.
+    """Yield full batches without end, with an equal share from every stream of a kind.
 
     Args:
         config: The config of the training.
-        streams: The streams of this rank.
+        streams: The streams of this rank, those of pairs first.
         objective: Prepares and tokenizes the texts.
         positions: The position from which each stream continues.
         near_misses: Makes near misses, if the objective uses them.
@@ -153,35 +190,68 @@ def make_batches(
         magnitude=objective_config.magnitude,
     )
     decode = Decoder(view, CACHE_BYTES)
-    number = config.objective.batch_size // config.streams
-    ahead = max(BATCHES_AHEAD * number, 4 * config.loaders)
     with contextlib.ExitStack() as opened:
         decoders = opened.enter_context(Decoders(view, config.loaders)) if config.loaders else None
-        shares = [
-            _shares(
-                _Ahead(config, pairs, position, decoders, decode, ahead), pairs, position, number
-            )
-            for pairs, position in zip(streams, positions, strict=True)
-        ]
+        shares = []
+        for stream, position in zip(streams, positions, strict=True):
+            number = getattr(objective_config, stream.field) // config.streams
+            ahead = max(BATCHES_AHEAD * number, 4 * config.loaders)
+            coming = _Ahead(config, stream, position, decoders, decode, ahead)
+            shares.append(_shares(coming, stream, position, number))
         while True:
             dealt = [next(share) for share in shares]
             examples = [example for share in dealt for example in share.examples]
-            views = [view for share in dealt for view in share.views]
-            captions = tuple(objective.prepare(example.caption) for example in examples)
-            ids = [seed_of(example.image_id) for example in examples]
+            views = [views for share in dealt for views in share.views]
+            pairs = sum(isinstance(example, Example) for example in examples)
+            batches, captions = [], []
+            if pairs:
+                captions += [objective.prepare(example.caption) for example in examples[:pairs]]
+                batch = _pairs(config, examples[:pairs], views[:pairs], captions, objective)
+                if near_misses is not None:
+                    near = _near_tokens(config, examples[:pairs], objective, near_misses)
+                    batch = dataclasses.replace(batch, near_misses=near)
+                batches.append(batch)
+            if pairs < len(examples):
+                captions += [page.text for page in examples[pairs:]]
+                batches.append(_documents(config, examples[pairs:], views[pairs:], objective))
             yield Loaded(
-                batch=Batch(
-                    pixels=torch.from_numpy(np.stack(views)),
-                    tokens=objective.tokenize(captions, config.objective.max_text_tokens),
-                    image_ids=torch.tensor(ids),
-                    near_misses=None
-                    if near_misses is None
-                    else _near_tokens(config, examples, objective, near_misses),
-                ),
-                captions=captions,
+                batches=tuple(batches),
+                captions=tuple(captions),
                 positions=tuple(share.position for share in dealt),
                 unreadable=sum(share.unreadable for share in dealt),
             )
+
+
+def _pairs(
+    config: TrainConfig,
+    examples: Sequence[Example],
+    views: Sequence[Sequence[Views]],
+    captions: Sequence[str],
+    objective: Objective,
+) -> Batch:
+    return Batch(
+        pixels=torch.from_numpy(np.stack([view for (view,) in views])),
+        tokens=objective.tokenize(captions, config.objective.max_text_tokens),
+        image_ids=torch.tensor([seed_of(example.image_id) for example in examples]),
+    )
+
+
+def _documents(
+    config: TrainConfig,
+    pages: Sequence[Page],
+    views: Sequence[Sequence[Views]],
+    objective: Objective,
+) -> Documents:
+    side, most = config.objective.image_size, max(map(len, views))
+    pixels = torch.zeros(len(pages), most, side, side, 3, dtype=torch.uint8)
+    for images, own in zip(pixels, views, strict=True):
+        images[: len(own)] = torch.from_numpy(np.stack(own))
+    _, longest = config.objective.document_settings()
+    return Documents(
+        pixels=pixels,
+        tokens=objective.tokenize_documents([page.text for page in pages], longest),
+        image_ids=torch.tensor([seed_of(page.images[0][1]) for page in pages]),
+    )
 
 
 def _near_tokens(
@@ -202,35 +272,38 @@ def _near_tokens(
     return tokens.view(len(examples), number, -1)
 
 
-def _shares(stream: _Ahead, pairs: Pairs, position: Position, number: int) -> Iterator[Share]:
+def _shares(
+    coming: _Ahead, stream: Stream[Any], position: Position, number: int
+) -> Iterator[Share]:
     """Yield `number` readable examples at a time; the incomplete rest of an epoch is left out."""
     epoch = full_epoch = position.epoch
-    examples: list[Example] = []
-    views: list[Views] = []
+    examples: list[Any] = []
+    views: list[list[Views]] = []
     unreadable = 0
     while True:
-        wanted = stream.take(number - len(views))
+        wanted = coming.take(number - len(views))
         position = wanted[-1][1]
         if position.epoch != epoch:
             epoch, examples, views = position.epoch, [], []
             wanted = [one for one in wanted if one[0].epoch == epoch]
-        if epoch > full_epoch + pairs.patience:
+        if epoch > full_epoch + stream.patience:
             raise ValueError(
-                f"train.batch_size needs {number} images of stream {pairs.stream} of "
-                f"{pairs.num_streams}, but an epoch has fewer readable ones: use a smaller one"
+                f"train.{stream.field} needs {number} {stream.noun} of stream {stream.stream} of "
+                f"{stream.num_streams}, but an epoch has fewer readable ones: use a smaller one"
             )
-        for example, _, view_of in wanted:
-            if (view := view_of()) is None:
-                unreadable += 1
-            else:
-                examples.append(example)
-                views.append(view)
+        for example, _, ready in wanted:
+            found = ready()
+            readable = [view for view in found if view is not None]
+            unreadable += len(found) - len(readable)
+            if (kept := example.with_readable([view is not None for view in found])) is not None:
+                examples.append(kept)
+                views.append(readable)
         if len(views) == number:
             yield Share(examples, views, position, unreadable)
             full_epoch, examples, views, unreadable = epoch, [], [], 0
 
 
-def near_misses_of(config: TrainConfig, pairs: Pairs) -> NearMisses | None:
+def near_misses_of(config: TrainConfig, pairs: Stream[Any]) -> NearMisses | None:
     """The maker of near misses; None if the objective uses none.
 
     Raises:
@@ -239,6 +312,7 @@ def near_misses_of(config: TrainConfig, pairs: Pairs) -> NearMisses | None:
     number, tagger, weights = config.objective.near_miss_settings()
     if not number:
         return None
+    assert isinstance(pairs, Pairs)
     captions = itertools.islice(pairs.captions(), VOCABULARY_IMAGES)
     try:
         return NearMisses(Vocabulary(captions, tagger), weights)

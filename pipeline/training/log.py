@@ -80,7 +80,7 @@ class Log:
         halves = any(p.dtype == torch.bfloat16 for p in model.parameters())
         model.eval()
         with torch.autocast(device.type, torch.bfloat16, enabled=halves):
-            texts = model.sample(loaded.on(device, model).pixels[:SAMPLES])
+            texts = model.sample(loaded.on(device, model)[0].pixels[:SAMPLES])
         model.train()
         if not texts:
             return

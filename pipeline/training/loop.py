@@ -1,4 +1,4 @@
-"""The training loop: trains an objective on pairs, and resumes after an interruption."""
+"""The training loop: trains an objective on pairs or documents, and resumes if interrupted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.objectives.base import Objective, Step
-from models.objectives.batch import Batch
+from models.objectives.batch import Batch, Documents
 from models.objectives.distributed import gather, num_ranks, rank
 from models.random import seed_of
 from pipeline.manifest.train_config import Source, TrainConfig, as_sources
@@ -34,7 +34,7 @@ from pipeline.training.course import (
     shift_of,
     turned,
 )
-from pipeline.training.data import Pairs, Position
+from pipeline.training.data import Position
 from pipeline.training.flops import counted
 from pipeline.training.loader import ahead, make_batches, near_misses_of
 from pipeline.training.log import Log, rounded, timing
@@ -48,6 +48,7 @@ from pipeline.training.optim import (
 )
 from pipeline.training.placing import BEST, CHECKPOINT, place_model, resume_placing
 from pipeline.training.progress import Progress
+from pipeline.training.streams import all_positions, open_streams, own_positions
 from pipeline.training.validation import measure, model_in_progress, write
 
 __all__ = ["TrainResult", "train"]
@@ -70,7 +71,7 @@ class TrainResult:
     Attributes:
         folder: The folder or URL of the model.
         steps: Optimiser steps, including those before the call.
-        images: Images in all these steps, on all ranks.
+        images: Images in all these steps, on all ranks; a document counts as one.
         unreadable: Images left out because they cannot be opened, on all ranks.
         skipped: Steps without an update, because a loss or a gradient was not finite.
         losses: Mean of each part of the loss over the last `RECENT_STEPS` steps.
@@ -142,7 +143,6 @@ class _Training:
         staging: StagingDir,
     ) -> None:
         self.config = config
-        self.batch_size = config.objective.batch_size
         self.staging = staging
         self.out, self.partial = staging.folder, staging.partial
         self.log = Log(self.partial, config.tensorboard)
@@ -153,22 +153,15 @@ class _Training:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.autocast = use_bf16(config.precision, self.device)
 
-        share = config.streams // config.workers
-        whole = Pairs(
-            as_sources(data),
-            seed=config.seed,
-            num_streams=config.streams,
-            shuffle_buffer=config.shuffle_buffer,
-            conversations=config.objective.reads_conversations,
-        )
-        self.streams = [whole.like(stream=rank() * share + i) for i in range(share)]
-        self.steps_an_epoch = whole.images_an_epoch // self.batch_size
-        if not self.steps_an_epoch:
-            raise ValueError(
-                f"train.batch_size is {self.batch_size}, but an epoch has only "
-                f"{whole.images_an_epoch} images: use a smaller batch_size"
-            )
-        self.data = whole.described()
+        self.share = share = config.streams // config.workers
+        kinds = open_streams(config, as_sources(data))
+        self.kinds = len(kinds)
+        first = rank() * share
+        self.streams = [kind.like(stream=first + i) for kind in kinds for i in range(share)]
+        self.batch_sizes = {kind.field: getattr(config.objective, kind.field) for kind in kinds}
+        self.leading = kinds[0].field
+        self.steps_an_epoch = kinds[0].images_an_epoch // self.batch_sizes[self.leading]
+        self.data = [entry for kind in kinds for entry in kind.described()]
 
         torch.manual_seed(seed_of(config.seed, "weights"))
         self.start = config.start()
@@ -195,13 +188,18 @@ class _Training:
         self.checkpoint = Checkpoint(self.partial / CHECKPOINT, self.identity, means)
         self.at = Progress()
         self.flops = 0.0
-        self.positions = [Position()] * share
+        self.positions = [Position()] * len(self.streams)
         self.unreadable = 0
 
     @property
     def steps(self) -> int:
         """The number of the last step."""
         return self.config.steps or self.schedule_steps - self.at.shift
+
+    @property
+    def images_a_step(self) -> int:
+        """Pairs and documents of a step, on all ranks."""
+        return sum(self.batch_sizes.values())
 
     @property
     def is_over(self) -> bool:
@@ -230,7 +228,7 @@ class _Training:
             resume_placing(self.out, model_card.fingerprint(self.identity))
         gather(torch.zeros(1, device=self.device))  # the others wait
         if self.is_finished():
-            at.step, at.images = self.steps, self.steps * self.batch_size
+            at.step, at.images = self.steps, self.steps * self.images_a_step
             return self.result({}, 0, began, self.steps)
         logs = (self.log.metrics, self.log.samples)
         kept_files = (self.checkpoint.path, self.checkpoint.previous, *logs)
@@ -268,11 +266,11 @@ class _Training:
                 found = self.update(loaded.on(self.device, self.model), lr)
                 seconds = time.monotonic() - started
                 at.step += 1
-                at.images += self.batch_size
+                at.images += self.images_a_step
                 if not at.skipped.in_a_row:
                     recent = [*recent[1 - RECENT_STEPS :], found]
                 row = self.log_row(found, lr)
-                row |= timing(self.batch_size, self.flops, waited, seconds, self.device)
+                row |= timing(self.images_a_step, self.flops, waited, seconds, self.device)
                 row |= self.validate()
                 if rank() == 0:
                     self.log.write(row)
@@ -319,14 +317,18 @@ class _Training:
         """Whether the folder holds this training's model; the card is published last."""
         return model_card.fingerprint(self.identity) in (self.staging.read("README.md") or "")
 
-    def update(self, batch: Batch, lr: float) -> dict[str, float]:
+    def update(self, batches: Sequence[Batch], lr: float) -> dict[str, float]:
         """Take one step of the optimiser, unless a loss or a gradient is not finite.
+
+        The gradients of all batches are added up.
 
         Returns:
             The losses, averaged over all ranks, and `grad_norm`.
         """
         config, at = self.config, self.at
-        parts = batch.split(config.accumulate, len(self.streams))
+        parts = [part for b in batches for part in b.split(config.accumulate, self.share)]
+        has_documents = any(isinstance(batch, Documents) for batch in batches)
+        flops = 0.0
         values: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
             # Each step has its own seed, so that a resumed training draws the same numbers.
@@ -335,8 +337,9 @@ class _Training:
             step = Step(
                 number=at.step + at.shift,
                 steps_an_epoch=self.steps_an_epoch,
-                parts=len(parts),
-                streams=len(self.streams),
+                parts=config.accumulate,
+                streams=self.share,
+                has_documents=has_documents,
                 generator=torch.Generator(self.device).manual_seed(seed),
             )
             with contextlib.ExitStack() as around:
@@ -344,14 +347,16 @@ class _Training:
                     around.enter_context(self.parallel.no_sync())  # the last part averages the sum
                 with (
                     torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
-                    contextlib.nullcontext() if self.flops else counted() as flops,
+                    contextlib.nullcontext() if self.flops else counted() as count,
                 ):
                     losses = self.parallel(part, step)
-                if flops is not None:
-                    self.flops = flops.number * len(parts)
-                torch.autograd.backward(torch.stack(list(losses.values())).sum() / len(parts))
+                if count is not None:
+                    flops += count.number
+                total = torch.stack(list(losses.values())).sum()
+                torch.autograd.backward(total / config.accumulate)
             for name, loss in losses.items():
-                values[name] = values.get(name, 0) + loss.detach() / len(parts)
+                values[name] = values.get(name, 0) + loss.detach() / config.accumulate
+        self.flops = self.flops or flops
         norm = clip(self.model, config.max_grad_norm)
         means = gather(torch.stack([*values.values(), norm])[None]).mean(0).tolist()
         found = dict(zip([*values, "grad_norm"], means, strict=True))
@@ -428,13 +433,13 @@ class _Training:
         # The count of a rank is stored with its first stream.
         counts = [self.unreadable] + [0] * len(self.positions[1:])
         at = [(p.epoch, p.block, p.offset, n) for p, n in zip(self.positions, counts, strict=True)]
-        streams = gather(torch.tensor(at, device=self.device)).tolist()
+        gathered = gather(torch.tensor(at, device=self.device)).tolist()
         if rank() and not self.config.shard:
             return
         self.checkpoint.save(
             self.model,
             self.optimizer,
-            streams=streams,
+            streams=all_positions(gathered, self.kinds, num_ranks()),
             settings=self.settings,
             basis=self.basis,
             **self.at.state(),
@@ -491,13 +496,13 @@ class _Training:
             check_same_course(state, self.basis, self.checkpoint.path)
             self.checkpoint.check_fit(self.model)
         self.checkpoint.restore(self.model, self.optimizer, state)
-        self.at = Progress.of(state, self.batch_size)
-        share = len(self.positions)
-        own = slice(rank() * share, (rank() + 1) * share)
-        self.positions = positions_of(state)[own]
+        self.at = Progress.of(state, self.images_a_step)
         # The counts of all streams are on one rank: how many there are may have changed.
         self.unreadable = 0 if rank() else sum(entry[3] for entry in state["streams"])
-        if not is_own:
+        if is_own:
+            whole = positions_of(state)
+            self.positions = own_positions(whole, self.kinds, rank(), num_ranks())
+        else:
             self.turn(state)
         logger.info("%s goes on from step %d", self.out.name, self.at.step)
         return self.at.step
@@ -505,7 +510,7 @@ class _Training:
     def turn(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint with other settings, and record the changes."""
         at = self.at
-        at.shift = shift_of(state, self.batch_size)
+        at.shift = shift_of(state, self.leading, self.batch_sizes[self.leading])
         self.positions = turned(self.streams, state, self.config)
         changed = changed_settings(state["settings"], self.settings)
         at.course.append(Turn(step=at.step, changed=changed))

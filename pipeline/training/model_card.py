@@ -27,7 +27,7 @@ def text(
 
     Args:
         config: The config of the training.
-        data: The path, weight, images and sha256 of each source.
+        data: The path, kind, weight, images and sha256 of each source.
         start: Revisions of the folders from which it started.
         progress: The steps of the training, its changes of settings, and the best validation.
         identity: The digest of settings, start and data.
@@ -37,13 +37,16 @@ def text(
     front: dict[str, Any] = {"library_name": objective.library, "tags": ["capfilt"]}
     if objective.task is not None:
         front["pipeline_tag"] = objective.task
+    sizes = {"pairs": objective.batch_size, "documents": objective.document_settings()[0]}
+    kinds = dict.fromkeys(entry["kind"] for entry in data)
+    of = " and ".join(f"{sizes[kind]:,} {kind}" for kind in kinds)
     models = ", ".join(f"`{model}`" for model in objective.models().values())
     began = models + (f" ({', '.join(start)})" if start else "")
     lines = [
         *front_matter(front),
         f"# {objective.name}, from {began}",
         "",
-        f"Trained with capfilt for {progress.step:,} steps of {objective.batch_size:,} pairs, "
+        f"Trained with capfilt for {progress.step:,} steps of {of}, "
         f"after {objective.paper}. Loads as {_loading(objective.written())}. "
         + fingerprint(identity),
         "",
@@ -58,7 +61,7 @@ def text(
         "| path | images | passes an epoch | SHA-256 |",
         "| --- | ---: | ---: | --- |",
         *(
-            f"| {code(entry['path'])} | {entry['images']:,} | {entry['weight']:g} | "
+            f"| {code(entry['path'])} | {_number(entry)} | {entry['weight']:g} | "
             f"`{entry['sha256']}` |"
             for entry in data
         ),
@@ -74,6 +77,12 @@ def text(
         "",
     ]
     return "\n".join(lines)
+
+
+def _number(entry: Mapping[str, Any]) -> str:
+    """The number of images of a source, or of its documents."""
+    number = f"{entry['images']:,}"
+    return f"{number} documents" if entry["kind"] == "documents" else number
 
 
 def fingerprint(identity: str) -> str:

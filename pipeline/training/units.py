@@ -41,12 +41,8 @@ class Unit(Protocol):
 
     num_images: int
 
-    def load(self) -> list[Sample]:
+    def load(self) -> Sequence[Any]:
         """The samples that have an image and a text, in file order, each as often as drawn."""
-        ...
-
-    def captions(self) -> Iterator[Sequence[str]]:
-        """The texts of each image that has texts; images are not read."""
         ...
 
 
@@ -166,7 +162,9 @@ def _all_are_captions(texts: pa.ChunkedArray[Any]) -> bool:
     return any(pc.all(pc.match_substring_regex(texts, one)).as_py() for one in patterns)
 
 
-def units_of(path: str, images: str | None = None, conversations: bool = False) -> list[Unit]:
+def units_of(
+    path: str, images: str | None = None, conversations: bool = False
+) -> list[RowGroup] | list[Entries]:
     """The units of a file; its conversations are read whole if asked for."""
     if not path.endswith((".parquet", ".pq")):
         listed = samples(path, images, conversations=conversations)

@@ -1,11 +1,12 @@
 """Kills trainings at random moments, and compares what they end in with undisturbed ones.
 
-    python -m helpers.kills TOKENIZER PAIRS FOLDER KILLS OBJECTIVE...
+    python -m helpers.kills TOKENIZER DATA FOLDER KILLS OBJECTIVE...
 
-A process imports everything once; each training is a fork of it that is killed with SIGKILL after
-a random part of the time that the undisturbed one took, while it steps or writes a checkpoint. It
-prints a line of JSON for each objective: the kills, the steps from which trainings continued, and
-the tensors and lines that differ.
+DATA are paths with commas between them, such as those of pairs and of documents. A process
+imports everything once; each training is a fork of it that is killed with SIGKILL after a random
+part of the time that the undisturbed one took, while it steps or writes a checkpoint. It prints a
+line of JSON for each objective: the kills, the steps from which trainings continued, and the
+tensors and lines that differ.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ STEPS = 12
 def config_of(name: str, tokenizer: str) -> TrainConfig:
     kind = OBJECTIVES[name]
     fields = {field.name for field in dataclasses.fields(kind)}
-    queue = {"queue_size": 16} if "queue_size" in fields else {}
-    objective = small(kind, tokenizer, batch_size=4, augment="paper", **queue)
+    own = {"queue_size": 16, "document_batch_size": 4}
+    own = {field: value for field, value in own.items() if field in fields}
+    objective = small(kind, tokenizer, batch_size=4, augment="paper", **own)
     return TrainConfig(
         objective=objective,
         steps=STEPS,
@@ -49,14 +51,14 @@ def config_of(name: str, tokenizer: str) -> TrainConfig:
     )
 
 
-def start(config: TrainConfig, pairs: str, out: Path, note: Path) -> int:
+def start(config: TrainConfig, data: list[str], out: Path, note: Path) -> int:
     """Fork a training; it notes the step that it continues from."""
     child = os.fork()
     if child:
         return child
     status = 1
     try:
-        result = train(config, [pairs], out)
+        result = train(config, data, out)
         note.write_text(str(result.resumed_from))
         status = 0
     finally:
@@ -70,15 +72,15 @@ def finish(child: int) -> float:
     return time.monotonic() - began
 
 
-def check(name: str, tokenizer: str, pairs: str, folder: Path, kills: int) -> dict[str, Any]:
+def check(name: str, tokenizer: str, data: list[str], folder: Path, kills: int) -> dict[str, Any]:
     config, rng = config_of(name, tokenizer), random.Random(name)
     whole, out, note = folder / "whole", folder / "killed", folder / "note"
-    seconds = finish(start(config, pairs, whole, note))
+    seconds = finish(start(config, data, whole, note))
     done, continued, differing = 0, [], []
     while done < kills:
         shutil.rmtree(out, ignore_errors=True)
         while True:
-            child = start(config, pairs, out, note)
+            child = start(config, data, out, note)
             time.sleep(rng.uniform(0, 1.2 * seconds) if done < kills else 0)
             if done < kills:
                 os.kill(child, signal.SIGKILL)
@@ -100,14 +102,15 @@ def check(name: str, tokenizer: str, pairs: str, folder: Path, kills: int) -> di
 
 
 def main() -> None:
-    tokenizer, pairs, folder, kills, *names = sys.argv[1:]
+    tokenizer, data, folder, kills, *names = sys.argv[1:]
     torch.set_num_threads(1)
     for sizes in (BLIP_SIZES, CLIP_SIZES):
         sizes["nano"] = NANO
     for name in names or OBJECTIVES.ours:
         place = Path(folder, name)
         place.mkdir(parents=True)
-        print(json.dumps(check(name, tokenizer, pairs, place, int(kills))), flush=True)
+        told = check(name, tokenizer, data.split(","), place, int(kills))
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

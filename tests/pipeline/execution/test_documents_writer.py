@@ -14,6 +14,8 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.plan import Plan
 from pipeline.results.verify import verify
 from pipeline.storage.run import Run
+from pipeline.training.job import TrainingJob
+from pipeline.training.streams import open_streams
 from stages.schema import uid_of
 
 PROSE = (
@@ -55,6 +57,13 @@ def test_documents_keep_the_images_that_pass_and_go_without_any(server, tmp_path
         {
             "name": "pages",
             "run": str(tmp_path / "run"),
+            "train": {
+                "flamingo": {
+                    "objective": "flamingo",
+                    "data": ["curated/documents"],
+                    "document_batch_size": 2,
+                }
+            },
             "stages": {
                 "download": {
                     "source": str(tmp_path / "pages.jsonl"),
@@ -76,7 +85,7 @@ def test_documents_keep_the_images_that_pass_and_go_without_any(server, tmp_path
     )
     quiet = Progress(Console(quiet=True), quiet=True)
     with Session(made, workers=1, progress=quiet) as session:
-        session.run()
+        session.run(until="export")
     run, plan = Run(made.run), Plan(made)
     folder = (*plan.folder("export"), "documents")
     assert list(verify(run)) == []
@@ -99,6 +108,19 @@ def test_documents_keep_the_images_that_pass_and_go_without_any(server, tmp_path
         assert page["text"].endswith("<EOC>") and PROSE[1] in page["text"]
         images = run.read_table(*folder, f"images-{number:05d}.parquet").to_pylist()
         assert [image["image"]["bytes"] for image in images] == [row["image"] for row in wanted]
+    # A training takes them by the word of its export.
+    job = TrainingJob(made, "flamingo")
+    (stream,) = open_streams(job.config, job.sources())
+    pages = [page for page, _ in itertools.islice(stream.examples(), 2)]
+    assert sorted([image for image, _ in page.images] for page in pages) == sorted(
+        [pool[f"{server.base}/{url}"]["image"] for url in urls]
+        for urls in ((ends_in_zero, "1"), ("1",))
+    )
+    assert told["files"] == {
+        name: run.sha256(*folder, name)
+        for number in range(2)
+        for name in (f"images-{number:05d}.parquet", f"{number:05d}.jsonl")
+    }
     content = run.read(*folder, "00000.jsonl")
     run.write(content.replace(b"<image>", b"<imagf>"), *folder, "00000.jsonl")
     run.remove(*folder, "images-00001.parquet")

@@ -99,8 +99,8 @@ def test_processes_change_no_batch(tokenizer: str, pairs: str, tmp_path: Path) -
     for mine, theirs in zip(one, other, strict=True):
         assert mine.positions == theirs.positions and mine.captions == theirs.captions
         assert mine.unreadable == theirs.unreadable
-        assert torch.equal(mine.batch.pixels, theirs.batch.pixels)
-        assert torch.equal(mine.batch.image_ids, theirs.batch.image_ids)
+        assert torch.equal(mine.batches[0].pixels, theirs.batches[0].pixels)
+        assert torch.equal(mine.batches[0].image_ids, theirs.batches[0].image_ids)
     assert sum(loaded.unreadable for loaded in one) > 0
 
 
@@ -135,8 +135,8 @@ def test_images_travel_as_bytes_and_are_normalised_on_the_device(
     tokenizer: str, pairs: str
 ) -> None:
     (loaded,) = batches_of(tokenizer, pairs, 1)
-    assert loaded.batch.pixels.dtype == torch.uint8
+    assert loaded.batches[0].pixels.dtype == torch.uint8
     model: Objective = config_of(tokenizer).objective.build()
-    batch = loaded.on(torch.device("cpu"), model)
-    torch.testing.assert_close(batch.pixels, model.normalize(loaded.batch.pixels))
-    assert batch.pixels.shape == (4, 3, 32, 32) and batch.tokens is loaded.batch.tokens
+    (batch,) = loaded.on(torch.device("cpu"), model)
+    torch.testing.assert_close(batch.pixels, model.normalize(loaded.batches[0].pixels))
+    assert batch.pixels.shape == (4, 3, 32, 32) and batch.tokens is loaded.batches[0].tokens

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from helpers.contract import NANO_FIELDS, STARTS
+from helpers.documents import write_documents
 from helpers.nano import stand_in
 from helpers.trainings import NANO, ROOT, config_of, fitting, metrics
 from safetensors.torch import load_file
@@ -36,15 +37,15 @@ from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.train_config import TrainConfig
 from pipeline.training.loop import train
 from pipeline.training.sharding import divide
-runs, nano, pairs, meeting, rank = json.loads(sys.argv[1])
+runs, nano, meeting, rank = json.loads(sys.argv[1])
 BLIP_SIZES["nano"] = CLIP_SIZES["nano"] = Size(**nano)
 torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-for settings, out, stops in runs:
+for settings, data, out, stops in runs:
     config = TrainConfig.from_settings(settings)
     for stop in stops:
-        result = train(config, [pairs], out, stop_at=stop, go_on=True)
+        result = train(config, data, out, stop_at=stop, go_on=True)
     print(json.dumps([result.steps, result.images, result.resumed_from]))
-divided = next(settings for settings, _, _ in runs if settings["shard"])
+divided = next(settings for settings, *_ in runs if settings["shard"])
 model = TrainConfig.from_settings(divided).objective.build()
 divide(model, torch.device("cpu"))
 held = sum(weight.to_local().numel() for weight in model.parameters())
@@ -69,6 +70,14 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "flamingo": {"objective": "flamingo", **NANO_FIELDS["flamingo"]},
     "divided": {"objective": "instruct", "shard": True, "max_grad_norm": 0.1, "accumulate": 2},
     "divided and frozen": {"objective": "flamingo", "shard": True, **NANO_FIELDS["flamingo"]},
+    "documents": {"objective": "flamingo", **NANO_FIELDS["flamingo"], "document_batch_size": 4},
+    "documents, divided": {
+        "objective": "flamingo",
+        "shard": True,
+        **NANO_FIELDS["flamingo"],
+        "document_batch_size": 4,
+        "accumulate": 2,
+    },
     "vilt": {"objective": "vilt", "patch_size": 16},
     "simvlm": {"objective": "simvlm", "conv_blocks": [1, 1, 1]},
     "vlmo": {"objective": "vlmo", "joint_layers": 1, "drop_path": 0.5},
@@ -96,7 +105,19 @@ def config_together(tokenizer: str, name: str) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def two(tokenizer: str, pairs: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def documents(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_documents(tmp_path_factory.mktemp("documents"))
+
+
+def data_of(name: str, pairs: str, documents: str) -> list[str]:
+    """What a training of `TOGETHER` reads."""
+    return [pairs, documents] if "document_batch_size" in TOGETHER[name] else [pairs]
+
+
+@pytest.fixture(scope="module")
+def two(
+    tokenizer: str, pairs: str, documents: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """What two ranks make of each of `TOGETHER`, stopped once on the way."""
     folder = tmp_path_factory.mktemp("two")
     nano = dataclasses.asdict(SIZE)
@@ -105,6 +126,7 @@ def two(tokenizer: str, pairs: str, tmp_path_factory: pytest.TempPathFactory) ->
         runs = [
             [
                 {**config_together(tokenizer, name).settings(), "workers": 2},
+                data_of(name, pairs, documents),
                 f"{folder}/{name}",
                 [2, None],
             ]
@@ -115,14 +137,14 @@ def two(tokenizer: str, pairs: str, tmp_path_factory: pytest.TempPathFactory) ->
         for name, streams in (("more", 2), ("more streams", 1)):
             first = dataclasses.replace(config, streams=streams)
             train(first, [pairs], folder / name, stop_at=2)
-            runs.append([both, f"{folder}/{name}", [None]])
-        runs.append([both, f"{folder}/fewer", [2]])
+            runs.append([both, [pairs], f"{folder}/{name}", [None]])
+        runs.append([both, [pairs], f"{folder}/fewer", [2]])
         divided = config_together(tokenizer, "divided").settings()
-        runs.append([{**divided, "workers": 2}, f"{folder}/undivided", [2]])
+        runs.append([{**divided, "workers": 2}, [pairs], f"{folder}/undivided", [2]])
     command = [sys.executable, "-c", RANK]
     ranks = [
         subprocess.Popen(
-            [*command, json.dumps([runs, nano, pairs, f"file://{folder}/meeting", rank])],
+            [*command, json.dumps([runs, nano, f"file://{folder}/meeting", rank])],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -132,7 +154,8 @@ def two(tokenizer: str, pairs: str, tmp_path_factory: pytest.TempPathFactory) ->
     for rank in ranks:
         lines = rank.communicate(timeout=900)[0].splitlines()
         *results, held = (json.loads(line) for line in lines)
-        assert results == [[4, 32, 2]] * (len(TOGETHER) + 2) + [[2, 16, 0]] * 2
+        seen = [32 + 4 * fields.get("document_batch_size", 0) for fields in TOGETHER.values()]
+        assert results == [[4, n, 2] for n in (*seen, 32, 32)] + [[2, 16, 0]] * 2
         assert held == pytest.approx(0.5, abs=0.02)  # a rank holds its half of the weights
     return folder
 
@@ -142,13 +165,15 @@ def two(tokenizer: str, pairs: str, tmp_path_factory: pytest.TempPathFactory) ->
 def test_two_workers_train_as_one_with_twice_the_batch_would(
     tokenizer: str,
     pairs: str,
+    documents: str,
     two: Path,
     tmp_path: Path,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stand_in(monkeypatch, SIZE)
-    train(config_together(tokenizer, name), [pairs], tmp_path / name)
+    data = data_of(name, pairs, documents)
+    train(config_together(tokenizer, name), data, tmp_path / name)
     assert_close(tmp_path / name, two / name)
 
 

@@ -5,9 +5,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.documents import PAGES, write_documents
 
 from pipeline.manifest.manifest import Manifest
 from pipeline.manifest.train_config import Source
+from pipeline.storage.records import DocumentsRecord, ExportRecord
+from pipeline.training.data import files_of
 from pipeline.training.job import TrainingJob
 from pipeline.training.loop import train
 
@@ -33,6 +36,38 @@ def test_the_words_for_a_runs_own_data_are_its_folders(tmp_path: Path, human: st
         training.sources()
     (curated / "manifest.json").write_text(json.dumps({"files": []}))
     assert training.sources() == [Source(path=str(curated), weight=0.5), Source(path=human)]
+
+
+def test_the_documents_of_an_export_are_named_by_its_word(tmp_path: Path) -> None:
+    training = training_of(tmp_path, objective="flamingo", data=["curated/documents"])
+    with pytest.raises(ValueError, match=r"curated/documents of .* is not finished; run `capfilt"):
+        training.sources()
+
+    def finish(documents: DocumentsRecord | None) -> None:
+        record = ExportRecord(decision="d", pairs={}, images=0, files=[], documents=documents)
+        training.run.write_record(record, "curated", "manifest.json")
+
+    finish(None)
+    with pytest.raises(ValueError, match="curated has no documents; an export writes some where"):
+        training.sources()
+    finish(DocumentsRecord(rows=7, files={}))
+    with pytest.raises(ValueError, match="curated kept none of its 7 documents"):
+        training.sources()
+    folder = write_documents(tmp_path / "run/curated/documents", PAGES[:1])
+    names = [path.rpartition("/")[2] for path in files_of(Source(path=folder))]
+    finish(DocumentsRecord(rows=7, kept=1, files=dict.fromkeys(names, "0" * 64)))
+    assert training.sources() == [Source(path=folder)]
+    # The digests are those of the record, so that no image is read for them.
+    before = training.fingerprint
+    finish(DocumentsRecord(rows=7, kept=1, files=dict.fromkeys(names, "1" * 64)))
+    assert training.fingerprint != before
+    pool = training_of(tmp_path, objective="flamingo", data=["pool/documents"])
+    with pytest.raises(ValueError, match="pool has no documents"):
+        pool.sources()
+    # A folder of that name elsewhere is a path like any other.
+    elsewhere = write_documents(tmp_path / "elsewhere/documents", PAGES[:1])
+    other = training_of(tmp_path, objective="flamingo", data=[elsewhere])
+    assert other.sources() == [Source(path=elsewhere)]
 
 
 def test_a_file_that_is_nowhere_is_told_with_the_training(tmp_path: Path) -> None:

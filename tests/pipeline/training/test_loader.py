@@ -99,7 +99,7 @@ def test_a_filter_reads_the_tokens_that_its_training_read(
     for grid in matcher._grids([said]):
         for slot, ids, length in zip(grid.slots, grid.ids, grid.lengths, strict=True):
             read[slot] = ids[:length].tolist()
-    trained = [[i for i in ids.tolist() if i != med.pad] for ids in loaded.batch.tokens]
+    trained = [[i for i in ids.tolist() if i != med.pad] for ids in loaded.batches[0].tokens]
     assert sorted(trained) == sorted(read.values())
     assert max(map(len, trained)) == config.objective.max_text_tokens
 

@@ -90,7 +90,7 @@ def test_batches_hold_near_misses_of_their_own_texts(config: TrainConfig, human:
     make = NearMisses(Vocabulary(pairs.captions(), config.objective.near_miss_settings().tagger))
     objective = config.objective.build()
     loaded = next(make_batches(config, [pairs], objective, [Position()], make))
-    near = loaded.batch.near_misses
+    near = loaded.batches[0].near_misses
     assert near is not None and near.shape[:2] == (8, 2)
     for caption, tokens in zip(loaded.captions, near, strict=True):
         for row in tokens:
@@ -108,7 +108,7 @@ def test_a_text_without_near_misses_is_left_out_of_the_loss(
     objective = config.objective.build()
     pairs = Pairs(as_sources([human]), seed=0)
     loaded = next(make_batches(config, [pairs], objective, [Position()]))
-    batch = loaded.on(torch.device("cpu"), objective)
+    (batch,) = loaded.on(torch.device("cpu"), objective)
     assert batch.near_misses is None
     from helpers.nano import step_of
 
