@@ -456,7 +456,8 @@ def test_images_are_counted_as_each_row_tells(rows: list[tuple[str | None, ...]]
     )
     pq.write_table(table, buffer)
     unit = RowGroup("x", 0, pq.ParquetFile(buffer))
-    expected = {row.get("uid", i) for i, row in enumerate(table.to_pylist()) if unit._captions(row)}
+    rows_of = enumerate(table.to_pylist())
+    expected = {row.get("uid") or i for i, row in rows_of if unit._captions(row)}
     assert unit.num_images == len(expected)
 
 
