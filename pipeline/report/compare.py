@@ -37,6 +37,9 @@ MOST_CHANGES = 16
 SHOWN = 6
 """Rows shown of each change of verdict."""
 
+MOVES = 3
+"""Verdicts named beside the count of a reason that changed, in each direction."""
+
 KEPT = "kept"
 KEPT_TEXTS = {
     "both": "kept with web and synthetic captions",
@@ -356,9 +359,9 @@ def _funnel(
 
 def _moved(verdict: str, changes: Sequence[Change]) -> str:
     """Where most rows went that have lost a verdict, and whence those came that have it now."""
-    went = next((f"{c.rows:,} now {c.after}" for c in changes if c.before == verdict), None)
-    came = next((f"{c.rows:,} before {c.before}" for c in changes if c.after == verdict), None)
-    return ", ".join(filter(None, (went, came)))
+    went = [f"{c.rows:,} now {c.after}" for c in changes if c.before == verdict]
+    came = [f"{c.rows:,} before {c.before}" for c in changes if c.after == verdict]
+    return ", ".join((*went[:MOVES], *came[:MOVES]))
 
 
 def _outcomes(stage: Mapping[str, Any] | None) -> dict[str, int]:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,10 @@ def _change(value: float | None) -> str:
     """A difference with its sign."""
     if not value:
         return "" if value is None else "0"
-    return ("+" if value > 0 else "\u2212") + metric(abs(value))
+    text = metric(abs(value))
+    if not text.strip("0."):  # a small one, between numbers that read differently
+        text = format(Decimal(f"{abs(value):.1g}"), "f")
+    return ("+" if value > 0 else "\u2212") + text
 
 
 def metric(value: Any) -> str:

@@ -10,6 +10,7 @@ from helpers.runs import HOSTILE, Page, make_run, manifest
 from pipeline.cli.main import main
 from pipeline.manifest.plan import Plan
 from pipeline.report import compare
+from pipeline.report.layout import environment
 from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 
@@ -161,4 +162,8 @@ def test_a_browser_shows_it_and_asks_for_nothing(written, tmp_path, width, dark)
 def test_numbers_that_read_the_same_are_the_same():
     assert compare.Line(label="x", before=0.12341, after=0.12342).is_same
     assert not compare.Line(label="x", before=0.1, after=0.2).is_same
+    shown = environment().from_string("{{ value | change }}")
+    values = (0.9885 - 0.9884, 0.98836 - 0.98881, -3e-7, 0.25, -13, 0)
+    told = ["+0.0001", "\u22120.0004", "\u22120.0000003", "+0.250", "\u221213", "0"]
+    assert [shown.render(value=value) for value in values] == told
     assert not compare.Line(label="x", before=1, after=2).is_same
