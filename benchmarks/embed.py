@@ -76,11 +76,14 @@ def views(folder: Path, given: str | None) -> None:
     from models.image.hamming import near_pairs
     from models.inference.vision_tower import load_image_embedder
     from pipeline.demo.web import photograph, sample_scenes
+    from pipeline.demo.world import SMALL
     from stages.image_prints import ImagePrints
 
     model = load_image_embedder(given or str(trained(folder)), device="cpu", dtype="float32")
     rng = random.Random("views")
-    scenes = [scene for scene, _ in zip(sample_scenes(rng), range(SCENES), strict=False)]
+    scenes = [
+        scene for scene, _ in zip(sample_scenes(rng, SMALL, set()), range(SCENES), strict=False)
+    ]
     shown = [*range(SCENES), *rng.sample(range(SCENES), VIEWS)]
     images = [photograph(scenes[scene], rng) for scene in shown]
     order = rng.sample(range(len(shown)), len(shown))  # the rank of dedup
