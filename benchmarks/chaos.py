@@ -272,32 +272,37 @@ def finish(world: World, manifest: Path) -> int:
     raise SystemExit(f"chaos: {manifest} does not end well: {error}")
 
 
-def is_refused(world: World, manifest: Path, holder: subprocess.Popen[str]) -> bool:
-    """Whether a second command on a run ends with an error that names the process that holds it."""
+def try_second(world: World, manifest: Path, holder: subprocess.Popen[str]) -> str:
+    """Give a second command on a run.
+
+    Returns:
+        `refused` if it ends with an error that names the process that holds the run; `let through`
+        if it ends well, which it may only if the run was free again; else what it said.
+    """
     second = world.start(manifest)
     _, error = second.communicate(timeout=PATIENCE)
-    if holder.poll() is not None:  # the run was free again
-        return second.returncode in (0, 1)
-    return second.returncode == 1 and f"process {holder.pid}" in error
+    if second.returncode == 1 and f"process {holder.pid}" in error:
+        return "refused"
+    return f"status {second.returncode}: {error}" if second.returncode else "let through"
 
 
 def befall(
     world: World, manifest: Path, process: subprocess.Popen[str], pid: int, fault: str
-) -> bool:
-    """Do to a process what the fault says; whether second commands were refused."""
+) -> str:
+    """Do to a process what the fault says; what came of the second command, if there was one."""
     if fault == "second command":
-        return is_refused(world, manifest, process)
+        return try_second(world, manifest, process)
     with contextlib.suppress(ProcessLookupError):
         if not fault.startswith("stopped"):
             os.kill(pid, signal.SIGKILL)
-            return True
+            return ""
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    refused = fault != "stopped driver" or is_refused(world, manifest, process)
+    second = try_second(world, manifest, process) if fault == "stopped driver" else ""
     time.sleep(max(0.0, STOPPED - (time.monotonic() - began)))
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
-    return refused
+    return second
 
 
 def strike(
@@ -321,15 +326,20 @@ def strike(
     while (pid := victim(process, fault, chance)) is None and process.poll() is None:
         time.sleep(0.005)
     stood = committed(run)
-    refused = pid is None or befall(world, manifest, process, pid, fault)
+    second = "" if pid is None else befall(world, manifest, process, pid, fault)
     try:
         process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
         raise SystemExit(f"chaos: {run} hangs after {FAULTS[fault]} in {moment}") from None
+    # A process whose run was taken from it ends with an error.
+    is_free = second == "let through" and process.returncode == 0
+    is_refused = second in ("", "refused") or is_free
+    if not is_refused:
+        print(f"the second command: {second}", flush=True)
     restarts = finish(world, manifest) if process.returncode else 0
-    return pid is not None, refused, stood, restarts
+    return pid is not None, is_refused, stood, restarts
 
 
 def before(peace: Path, run: Path, moment: str) -> None:
