@@ -20,7 +20,6 @@ import argparse
 import collections
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -358,32 +357,41 @@ def verified(run: Path) -> list[str]:
     return list(verify(opened))
 
 
+COUNTS = {
+    "differing": "files that differ",
+    "lost": "rows lost",
+    "doubled": "rows doubled",
+    "redone": "committed shards redone",
+}
+
+
 def table(tallies: dict[tuple[str, str], Tally], files: str) -> str:
-    """The tallies as Markdown."""
-    lines = [
-        "| fault | moment | rounds | files that differ | rows lost | rows doubled "
-        "| committed shards redone |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    """The tallies as Markdown: a line for each fault, with its rounds by moment."""
+    moments = [moment for moment in MOMENTS if any(key[1] == moment for key in tallies)]
+    head = ["fault", *moments, "rounds", *COUNTS.values()]
+    lines = [head, ["---", *("---:" for _ in head[1:])]]
     whole = Tally()
-    for fault, moment in itertools.product(FAULTS, MOMENTS):
-        if (one := tallies.get((fault, moment))) is None:
-            continue
-        lines.append(
-            f"| {FAULTS[fault]} | {moment} | {one.rounds} | {one.differing} | {one.lost} | "
-            f"{one.doubled} | {one.redone} |"
-        )
-        for name in vars(whole):
-            setattr(whole, name, getattr(whole, name) + getattr(one, name))
-    lines += [
-        f"| **all** | | **{whole.rounds}** | **{whole.differing}** | **{whole.lost}** | "
-        f"**{whole.doubled}** | **{whole.redone}** |",
-        "",
-        f"{files} files compared in each round; {whole.restarts} restarts; in {whole.late} "
-        "rounds the moment was over before the kill; "
-        f"{whole.unrefused} second commands were not refused.",
-    ]
-    return "\n".join(lines)
+    for fault in (fault for fault in FAULTS if any(key[0] == fault for key in tallies)):
+        found = {moment: tallies.get((fault, moment), Tally()) for moment in moments}
+        total = Tally(*(sum(values) for values in zip(*map(_numbers, found.values()), strict=True)))
+        whole = Tally(*map(sum, zip(_numbers(whole), _numbers(total), strict=True)))
+        rounds = [one.rounds for one in found.values()]
+        counts = [getattr(total, name) for name in COUNTS]
+        lines.append([FAULTS[fault], *map(str, [*rounds, total.rounds, *counts])])
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"{files} files compared in each round; {whole.restarts} restarts; in {whole.late} "
+            "rounds the moment was over before the kill; "
+            f"{whole.unrefused} second commands were not refused.",
+        ]
+    )
+
+
+def _numbers(tally: Tally) -> list[int]:
+    return list(vars(tally).values())
 
 
 def main() -> int:

@@ -29,6 +29,8 @@ from benchmarks.chaos import ROOT, World, descendants, verified
 
 SHARD = 250
 PAGE = os.sysconf("SC_PAGE_SIZE")
+COLOURS = ("red", "green", "blue", "white", "black", "grey", "brown", "yellow", "pale", "dark")
+THINGS = ("dog", "house", "river", "train", "garden", "window", "bridge", "boat", "kite", "tree")
 NAMES = ("MiB of memory", "MiB of a worker", "open files", "MiB of /dev/shm", "temporary files")
 
 
@@ -52,12 +54,25 @@ def state(pid: int, temporary: Path) -> tuple[float, ...]:
     return memory * PAGE / mib, worker * PAGE / mib, handles, sum(shared.values()) / mib, files
 
 
+def write_captions(photos: Path) -> None:
+    """Give each photo a caption whose words, not a number alone, tell it from the others."""
+    places = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
+    for index, path in enumerate(sorted(photos.glob("*.txt"))):
+        mixed = index * 61_803 % 1_000_000  # another one for each of a million
+        one, other, third = (places[mixed // 100**digit % 100] for digit in range(3))
+        path.write_text(f"A {one} stands beside the {other}, not far from a {third}")
+
+
 def rows_of(run: Path) -> dict[str, int]:
-    """The rows of the files of each stage."""
+    """The rows of the files of each stage, the images that have captions, and the pairs."""
     found: dict[str, int] = {}
-    for path in [*run.glob("pool/0*.parquet"), *run.glob("annotations/*/0*.parquet")]:
-        name = path.parent.name.split("-")[0]
-        found[name] = found.get(name, 0) + pq.read_metadata(path).num_rows
+    places = ("pool/0*.parquet", "annotations/*/0*.parquet", "curated/0*.parquet")
+    for path in (path for place in places for path in sorted(run.glob(place))):
+        name, file = path.parent.name.split("-")[0], pq.ParquetFile(path)
+        found[name] = found.get(name, 0) + file.metadata.num_rows
+        if name == "caption":
+            captions = file.read(columns=["synthetic"])["synthetic"]
+            found["captioned"] = found.get("captioned", 0) + len(captions) - captions.null_count
     return found
 
 
@@ -71,7 +86,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder, run = Path(name), Path(name) / "run"
         world = World.make(folder)
-        fakes.photo_folder(folder / "photos", options.rows)
+        write_captions(fakes.photo_folder(folder / "photos", options.rows))
         manifest = world.manifest(run, "caption")
         content = yaml.safe_load(manifest.read_text())
         content["stages"]["download"] |= {"shard_size": SHARD, "image_size": 96}
