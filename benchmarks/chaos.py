@@ -58,7 +58,7 @@ MOMENTS = {
     "select": "annotations/select-*/0*.parquet",
     "caption": "annotations/caption-*/0*.parquet",
     "filter": "annotations/filter-*/0*.parquet",
-    "export": "curated/0*.parquet",
+    "export": "curated*/0*.parquet",
     "training": "models/*.partial/metrics.jsonl",
 }
 """The files that show that a moment has come."""

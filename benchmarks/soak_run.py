@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -115,12 +116,14 @@ def main() -> int:
         print(f"status {process.returncode} after {time.monotonic() - began:.0f} s; rows by stage:")
         print("  ", rows_of(run), "faults:", list(map(str, verified(run))))
         for stage, found in states.items():
-            quarter = max(1, len(found) // 4)
-            print(f"{stage}, {len(found)} readings: at most, in the second and in the last quarter")
+            print(f"{stage}, {len(found)} readings: at most, in each quarter of them")
+            ends = [len(found) * number // 4 for number in range(5)]
             for index, what in enumerate(NAMES):
-                second = max(one[index] for one in found[quarter : 2 * quarter] or found)
-                last = max(one[index] for one in found[-quarter:])
-                print(f"   {what:16} {second:8.0f} {last:8.0f}")
+                most = (
+                    max((one[index] for one in found[first:last]), default=0)
+                    for first, last in itertools.pairwise(ends)
+                )
+                print(f"   {what:16} " + " ".join(f"{value:8.0f}" for value in most))
     return int(process.returncode not in (0, 143))
 
 
