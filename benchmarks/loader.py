@@ -128,7 +128,7 @@ def ours(folder: Path, view: View, processes: int) -> Iterator[int]:
     pairs = Pairs(as_sources([str(folder / "parquet")]), shuffle_buffer=1000)
     batches = loader.make_batches(config, [pairs], Texts(), [Position()])  # type: ignore[arg-type]
     for batch in loader.ahead(batches) if processes else batches:
-        yield len(batch.batch.pixels)
+        yield sum(len(part.pixels) for part in batch.batches)
 
 
 def data_loader(folder: Path, view: View, processes: int) -> Iterator[int]:

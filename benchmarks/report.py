@@ -233,7 +233,7 @@ def main() -> None:
         page = run.at("report", "index.html")
         print(f"{Path(page).stat().st_size / 1e6:.2f} MB, {opened(page)}")
         started = time.perf_counter(), time.process_time()
-        page, _ = compare.write(*runs[0], *runs[1])
+        page, _ = compare.write(*(Results(run, plan) for run, plan in runs))
         print(f"compared with another in {spent(started)}, ", end="")
         print(f"{Path(page).stat().st_size / 1e6:.2f} MB, {opened(page)}")
 
