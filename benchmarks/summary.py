@@ -3,8 +3,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.summary --rows 10000000 --folder DIR
 
 Makes the annotations of dedup, select and select's top_fraction of so many rows (10 GB for ten
-million), then carries out each task of `pipeline.execution.map_reduce.PartitionedSummary` in a
-process of its own, one at a time, so that its memory is known. With --whole one process does all
+million), or of those named by --only: semantic copies, density and sample too, with embeddings of
+64 numbers in threes of a scene. Then it carries out each task of
+`pipeline.execution.map_reduce.PartitionedSummary` in a process of its own, one at a time, so that
+its memory is known. With --whole one process does all
 first, and the answers are compared. With --only some are done. With --seconds it ends after so long
 and goes on when called again. --rows below a part are done in parts of a fifth.
 """
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.util.metrics  # noqa: F401  (as every worker has it)
+from scipy.special import ndtri
 
 from models.random import splitmix
 from pipeline.execution import map_reduce
@@ -37,6 +40,7 @@ from pipeline.results.verdicts import Results
 from pipeline.storage.run import Run
 from stages.dedup.digests import from_binary, to_hex
 from stages.dedup.fingerprints import NUM_PERM, WRITES
+from stages.embed import EmbedStage
 from stages.image_prints import COLOURS, LUMA
 from stages.schema import POOL
 from stages.select import SelectStage
@@ -49,8 +53,17 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
         "select",
         {"method": "top_fraction", "fraction": 0.3, "score": "original_bytes"},
     ),
+    "semantic": ("dedup", {"semantic": 0.95}),
+    "density": ("select", {"method": "density", "fraction": 0.3}),
+    "sample": ("select", {"method": "sample", "fraction": 0.3, "score": "original_bytes"}),
 }
 """A stage and its settings, by the name that the table gives them."""
+
+EMBEDDED = {"semantic", "density"}
+"""Those that compare embeddings."""
+
+SIZE = 64
+"""Numbers of an embedding."""
 
 
 def phrases(rows: int, start: int) -> pa.Table:
@@ -127,7 +140,44 @@ def prints(rows: int, start: int) -> pa.Table:
     return pa.table(found, WRITES)
 
 
-MAKE = {"dedup": prints, "select": phrases, "top_fraction": scores}
+def embeddings(rows: int, start: int) -> pa.Table:
+    """Embeddings around 2,000 concepts; three rows next to each other show one scene."""
+    number = np.arange(start, start + rows, dtype=np.uint64)
+    scene = (number // np.uint64(3))[:, None] * np.uint64(SIZE) + np.arange(SIZE, dtype=np.uint64)
+    concept = splitmix(scene // np.uint64(SIZE)) % np.uint64(2000) * np.uint64(SIZE)
+    concept = concept + np.arange(SIZE, dtype=np.uint64)
+    noise = np.random.default_rng(start).normal(size=(rows, SIZE))
+    found = normals(concept + np.uint64(10**12)) + 0.8 * normals(scene) + 0.2 * noise
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    offsets: Any = np.arange(rows + 1, dtype=np.int32) * SIZE
+    flat = pa.array(found.astype(np.float16).ravel())
+    nulls: dict[str, Any] = {f.name: pa.nulls(rows, f.type) for f in EmbedStage.writes}
+    lists = pa.ListArray.from_arrays(pa.array(offsets), flat)
+    return pa.table(
+        {**nulls, "image_embedding": lists, "embedded": pa.array(np.ones(rows, bool))},
+        EmbedStage.writes,
+    )
+
+
+def normals(numbers: Any) -> Any:
+    """A number drawn from the normal distribution for each number."""
+    return ndtri(((splitmix(numbers) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
+def unscored(rows: int, start: int) -> pa.Table:
+    """What select measures where it only compares embeddings."""
+    return pa.table([pa.nulls(rows, f.type) for f in SelectStage.writes], SelectStage.writes)
+
+
+MAKE = {
+    "dedup": prints,
+    "select": phrases,
+    "top_fraction": scores,
+    "semantic": prints,
+    "density": unscored,
+    "sample": scores,
+    "embed": embeddings,
+}
 
 
 def make(folder: Path, rows: int, index: int, names: Sequence[str]) -> None:
@@ -141,8 +191,11 @@ def make(folder: Path, rows: int, index: int, names: Sequence[str]) -> None:
     pool = {field.name: pa.nulls(number, field.type) for field in POOL}
     if not run.exists("pool", file):
         run.write_table(pa.table({**pool, "uid": uid}), "pool", file)
-    for name in names:
-        path = (*plans[name].folder(STAGES[name][0]), file)
+    made = {name: plans[name].folder(STAGES[name][0]) for name in names}
+    if embedded := EMBEDDED & set(names):
+        made["embed"] = plans[min(embedded)].folder("embed")
+    for name, own in made.items():
+        path = (*own, file)
         if not run.exists(*path):
             table = MAKE[name](number, start)
             columns = {column: table[column] for column in table.column_names}
@@ -153,10 +206,15 @@ def make(folder: Path, rows: int, index: int, names: Sequence[str]) -> None:
 def opened(folder: Path, rows: int) -> tuple[Run, dict[str, Plan]]:
     """The run and a plan for each of `STAGES`."""
     (folder / "pipeline").mkdir(parents=True, exist_ok=True)
+    (folder / "model").mkdir(exist_ok=True)
+    if not (folder / "model" / "model.safetensors").exists():
+        (folder / "model" / "model.safetensors").write_bytes(b"weights")
     plans = {}
     for name, (stage, settings) in STAGES.items():
         model = {"model": str(folder / "pipeline")} if stage == "select" else {}
-        stages = {"download": {"source": "x", "shard_size": SHARD}, stage: {**model, **settings}}
+        embed = {"embed": {"model": str(folder / "model")}} if name in EMBEDDED else {}
+        download = {"source": "x", "shard_size": SHARD}
+        stages = {"download": download, **embed, stage: {**model, **settings}}
         content = {"name": "x", "run": str(folder / f"{rows}"), "stages": stages}
         plans[name] = Plan(Manifest.parse(content))
     return Run(str(folder / f"{rows}")), plans
@@ -196,7 +254,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, default=Path("runs/summary"))
     parser.add_argument("--whole", action="store_true", help="one process first")
-    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES)[:3])
     parser.add_argument("--seconds", type=float, default=float("inf"))
     options = parser.parse_args()
     ends = time.monotonic() + options.seconds

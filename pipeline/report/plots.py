@@ -195,6 +195,8 @@ def shares(
         label: The text for a screen reader.
         threshold: The value that is set, marked by a vertical line.
     """
+    (first, _), (last, _) = line[0], line[-1]
+    told = line[:: math.ceil(len(line) / MAX_ROWS)]
     drawn = {
         "type": "scatter",
         "mode": "lines",
@@ -209,11 +211,15 @@ def shares(
         layout={
             "height": HEIGHT,
             "hovermode": "x unified",
-            "xaxis": {"title": {"text": x_label}},
+            # The margin is for the label of a threshold at an end.
+            "xaxis": {
+                "title": {"text": x_label},
+                "range": [first - 0.05 * (last - first), last + 0.05 * (last - first)],
+            },
             "yaxis": {"tickformat": ".3~%", "rangemode": "tozero", "fixedrange": True},
             "shapes": [_threshold(threshold, f"{threshold:g}")],
         },
-        numbers=((x_label, name), [(f"{x:g}", f"{share:.2%}") for x, share in line]),
+        numbers=((x_label, name), [(f"{x:g}", f"{share:.2%}") for x, share in told]),
         is_line=True,
     )
 

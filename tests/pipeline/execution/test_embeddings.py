@@ -153,7 +153,7 @@ def test_in_parts_on_all_workers_the_same_rows_stay_and_are_exported(
     check_draws(run, draws)
 
 
-PARTED = ("target_pool", "neg_clip_loss", "density", "sample")
+PARTED = ("target_pool", "neg_clip_loss", "density", "metadata", "sample")
 """Methods in parts; the last is the one that draws."""
 
 
