@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.blips import drawn
 from helpers.contract import check_contract, learnt_by_heart, share_known, small
+from helpers.image_prefixes import check_that_a_token_changes_itself_and_those_behind_it
 from helpers.nano import batch_of, step_of
 from helpers.starts import clip_of, llava_of, minigpt4_of
 from transformers import LlavaForConditionalGeneration
@@ -81,6 +82,11 @@ def test_the_first_loss_is_that_of_a_guess(tokenizer: str) -> None:
         model.head.weight.zero_()
     loss = model(batch_of(model), step_of())["lm"].item()
     assert loss == pytest.approx(math.log(len(model.tokenizer)), rel=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["llava", "minigpt4"])
+def test_a_changed_token_moves_itself_and_those_behind_it(tokenizer: str, recipe: str) -> None:
+    check_that_a_token_changes_itself_and_those_behind_it(make(tokenizer, recipe=recipe))
 
 
 def test_llava_trains_projection_and_language_model_and_minigpt4_the_projection(

@@ -1,5 +1,6 @@
 """LLaVA's first stage: one projection, or an MLP, before a frozen language model."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ def test_it_sees_the_patches_of_the_second_last_layer_through_one_layer(tokenize
     with torch.no_grad():
         states = clip.vision_model(pixels, output_hidden_states=True).hidden_states
         torch.testing.assert_close(model.look(pixels), layer(states[-2][:, 1:]))
+
+
+def test_the_first_loss_is_that_of_a_guess(tokenizer: str) -> None:
+    model = make(tokenizer)
+    with torch.no_grad():
+        model.head.weight.zero_()
+    loss = model(batch_of(model), step_of())["lm"].item()
+    assert loss == pytest.approx(math.log(len(model.tokenizer)), rel=1e-5)
 
 
 def test_a_changed_token_moves_itself_and_those_behind_it(tokenizer: str) -> None:
