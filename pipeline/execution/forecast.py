@@ -214,6 +214,8 @@ def notes(plan: Plan, steps: Sequence[Step]) -> Iterator[str]:
     for step in steps:
         if step.missing is not None:
             yield f"not measured: {step.name}: {step.missing}"
+    if measured := [f"{s.name} {s.measured:,}" for s in steps if s.missing is None]:
+        yield f"measured on rows: {', '.join(measured)}"
     names = [name for name in plan.names if isinstance(plan.stage(name), GlobalStage)]
     if names:
         yield f"the share kept by {' and '.join(names)} depends on the size of the list"
@@ -227,24 +229,31 @@ def forecast_table(steps: Sequence[Step]) -> Table:
     table = Table(show_edge=False, pad_edge=False)
     for name in ("stage", "on"):
         table.add_column(name, overflow="fold")
-    for name in ("rows", "time", "worker hours", "received", "written", "measured on"):
+    for name in ("rows", "time", "worker hours", "received", "written"):
         table.add_column(name, justify="right", overflow="fold")
     for step in steps:
         if step.missing is None:
-            error = "" if step.error is None else f" ± {step.error / 3600:,.2f}"
+            error = "" if step.error is None else f" ± {_hours(step.error)}"
             table.add_row(
                 step.name,
                 cell(f"{step.workers} x {step.device}"),
                 f"{step.rows:,.0f}",
                 _time(step.seconds),
-                f"{step.worker_seconds / 3600:,.2f}{error}",
+                f"{_hours(step.worker_seconds)}{error}",
                 _bytes(step.received) if step.received else "-",
                 _bytes(step.written) if step.written else "-",
-                f"{step.measured:,}",
             )
     written = _bytes(sum(step.written for step in steps))
-    table.add_row("all", "", "", _time(sum(s.seconds for s in steps)), "", "", written, "")
+    table.add_row("all", "", "", _time(sum(s.seconds for s in steps)), "", "", written)
+    for column in table.columns:  # lines break between words
+        words = (word for one in (column.header, *column.cells) for word in str(one).split())
+        column.min_width = max(map(len, words))
     return table
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:,.2f}" if hours < 100 else f"{hours:,.0f}"
 
 
 def _time(seconds: float) -> str:
