@@ -220,7 +220,7 @@ def embedded(seed, number):
     scenes = rng.normal(size=(max(number // 5, 1), 16))
     rows = scenes[rng.integers(0, len(scenes), number)] + 0.6 * rng.normal(size=(number, 16))
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
-    lists = [None if rng.random() < 1 / 8 else row.tolist() for row in rows]
+    lists = [None if rng.random() < 1 / 8 else list(row) for row in rows]
     return pa.array(lists, EMBEDDING)
 
 
