@@ -167,7 +167,8 @@ def test_the_report_runs_and_tells_no_secret(run: Run) -> None:
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
     assert all(attributes.get("src", "data:").startswith("data:") for _, attributes in tags)
     assert "<script>alert" not in page and "\x1b" not in page
-    assert "u:pw" not in page and "secret0" not in page and "sig=***" in page
+    whole = page.replace("<wbr>", "")  # where a URL may be broken
+    assert "u:pw" not in whole and "secret0" not in whole and "sig=***" in whole
     assert len(page) < 5_000_000
     facts = run.read("report", "report.json")
     assert b"u:pw" not in facts and b"sig=secret" not in facts
