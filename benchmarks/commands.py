@@ -99,7 +99,7 @@ class Command:
         return [whole]
 
     def mark(self, run: Path) -> object:
-        """What is another as soon as the command has changed anything."""
+        """Return a value that changes when the command first changes something."""
         if self.hub:
             return f"org/{run.name}" in self.hub.repos
         with contextlib.suppress(OSError):

@@ -60,7 +60,7 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
 """A stage and its settings, by the name that the table gives them."""
 
 EMBEDDED = {"semantic", "density"}
-"""Those that compare embeddings."""
+"""The names in `STAGES` whose stage compares embeddings."""
 
 SIZE = 64
 """Numbers of an embedding."""
@@ -165,7 +165,7 @@ def normals(numbers: Any) -> Any:
 
 
 def unscored(rows: int, start: int) -> pa.Table:
-    """What select measures where it only compares embeddings."""
+    """The columns of select, all null: its method reads embeddings and measures nothing else."""
     return pa.table([pa.nulls(rows, f.type) for f in SelectStage.writes], SelectStage.writes)
 
 

@@ -554,8 +554,11 @@ class RankedStage(GlobalStage[ConfigT]):
         Args:
             scores: (n,) the negative `rank` of all rows of `ranks`; may be mapped from a file.
             lots: (n,) their `lot`; may be mapped.
+
+        Raises:
+            TypeError: The class does not define it.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define draw, since `in_parts` is draws")
 
     @abstractmethod
     def conclude(self, rows: pa.Table, results: pa.Table) -> pa.Table:

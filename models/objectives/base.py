@@ -102,8 +102,14 @@ class Objective(nn.Module, ABC):
             texts: Texts with `<image>` where an image stands, once at least, and `<EOC>` where the
                 text of an image ends.
             max_tokens: Longer documents are cut.
+
+        Raises:
+            TypeError: The class does not define it.
         """
-        raise NotImplementedError(f"{type(self).__name__} reads no documents")
+        raise TypeError(
+            f"{type(self).__name__} must define tokenize_documents, since its config has "
+            "document_settings"
+        )
 
     def normalize(self, squares: Tensor) -> Tensor:
         """float32 (n, 3, S, S), as the model reads it, of uint8 (n, S, S, 3)."""

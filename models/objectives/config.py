@@ -49,7 +49,7 @@ class Saved(NamedTuple):
 
 
 class NearMissSettings(NamedTuple):
-    """What near misses a pair comes with.
+    """Settings for the near misses of each pair.
 
     Attributes:
         number: How many each text has.
@@ -244,7 +244,7 @@ class ObjectiveConfig(ABC):
         return 1
 
     def near_miss_settings(self) -> NearMissSettings:
-        """What near misses a pair comes with; none by default."""
+        """Return the settings for the near misses of each pair; by default a pair has none."""
         return NearMissSettings()
 
     def document_settings(self) -> tuple[int, int]:

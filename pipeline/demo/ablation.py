@@ -151,7 +151,7 @@ class Table:
     expects: tuple[Expectation, ...] = ()
 
     def faults(self) -> Iterator[str]:
-        """What is wrong with the labels that it names."""
+        """Yield a message for each field that names a label without a row."""
         named = {
             "lacks metrics of": self.lacks,
             "compares": [*self.against, *itertools.chain(*self.against.values())],
@@ -361,7 +361,7 @@ class Ablation:
         return f"{self.run}/miniature"
 
     def drawing(self, site: Site) -> Drawing:
-        """What is drawn for a web."""
+        """Return the settings with which the web of a site is drawn."""
         web = self.webs[site.web]
         return Drawing(**{one.name: getattr(web, one.name) for one in dataclasses.fields(Drawing)})
 
@@ -395,7 +395,7 @@ class Ablation:
         return Manifest.parse(content, f"{self.manifest} + {chain}", self.branch(site, chain))
 
     def _stands_for(self, text: str, site: Site, web: drawn.Web) -> Any:
-        """What a text of a chain stands for; see the module."""
+        """Return the value that replaces a text of a chain; the module lists such texts."""
         if text.startswith(f"{WEB}/"):
             return str(web.folder / text.removeprefix(f"{WEB}/"))
         if text.startswith(f"{SHIPPED}/"):

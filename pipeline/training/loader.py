@@ -307,12 +307,13 @@ def near_misses_of(config: TrainConfig, pairs: Stream[Any]) -> NearMisses | None
     """The maker of near misses; None if the objective uses none.
 
     Raises:
-        ValueError: The tagger is missing.
+        ValueError: The tagger is missing, or the data have no pairs.
     """
     number, tagger, weights = config.objective.near_miss_settings()
     if not number:
         return None
-    assert isinstance(pairs, Pairs)
+    if not isinstance(pairs, Pairs):
+        raise ValueError(f"train.near_misses are made of pairs, but the data are {pairs.kind}")
     captions = itertools.islice(pairs.captions(), VOCABULARY_IMAGES)
     try:
         return NearMisses(Vocabulary(captions, tagger), weights)

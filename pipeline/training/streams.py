@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from models.objectives.config import ObjectiveConfig
 from models.objectives.registry import OBJECTIVES
 from pipeline.manifest.train_config import Source, TrainConfig
 from pipeline.training.data import Pairs, Position, Stream, files_of, has_documents
@@ -16,7 +17,7 @@ __all__ = ["all_positions", "open_streams", "own_positions"]
 def open_streams(config: TrainConfig, sources: Sequence[Source]) -> list[Stream[Any]]:
     """The first stream of each kind, that of pairs first.
 
-    Epochs are those of the first kind; the other one begins anew whenever it ends.
+    An epoch is a pass over the first kind. The other kind starts again after its last example.
 
     Args:
         config: The config of the training.
@@ -61,7 +62,7 @@ def open_streams(config: TrainConfig, sources: Sequence[Source]) -> list[Stream[
 
 
 def _reads_documents(kind: Any) -> bool:
-    return "document_batch_size" in kind.__dataclass_fields__
+    return kind.document_settings is not ObjectiveConfig.document_settings
 
 
 def own_positions(whole: Sequence[Position], kinds: int, rank: int, ranks: int) -> list[Position]:
