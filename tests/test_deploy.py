@@ -87,6 +87,15 @@ def test_the_cluster_of_ray_up_passes_rays_own_schema():
 
 
 @pytest.mark.slow
+def path_with(folder: Path, bodies: dict[str, str]) -> str:
+    """A PATH on which commands of these names are scripts with these bodies."""
+    folder.mkdir()
+    for name, body in bodies.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
 def test_the_slurm_script_starts_a_ray_and_carries_out_the_manifest(tmp_path):
     script = DEPLOY / "slurm.sh"
     subprocess.run(["bash", "-n", str(script)], check=True)
@@ -95,12 +104,8 @@ def test_the_slurm_script_starts_a_ray_and_carries_out_the_manifest(tmp_path):
         "srun": f'echo "$RAY_AUTH_MODE ${{#RAY_AUTH_TOKEN}} $*" >> {tmp_path}/calls',
         "sleep": "exit 0",
     }
-    (tmp_path / "bin").mkdir()
-    for name, body in bins.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
     environment = {
-        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "PATH": path_with(tmp_path / "bin", bins),
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_ID": "123",
         "SLURM_JOB_NUM_NODES": "2",
@@ -125,12 +130,8 @@ def test_the_slurm_script_of_a_training_has_its_tasks_meet_at_the_first_node(tmp
         "scontrol": "printf 'node1\\nnode2\\n'",
         "srun": f'echo "$MASTER_ADDR $MASTER_PORT $*" > {tmp_path}/call',
     }
-    (tmp_path / "bin").mkdir()
-    for name, body in bins.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
     environment = {
-        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "PATH": path_with(tmp_path / "bin", bins),
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_ID": "123",
     }

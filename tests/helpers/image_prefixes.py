@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from helpers.blips import drawn
@@ -15,9 +17,18 @@ from models.objectives.masking import IGNORED
 
 __all__ = [
     "check_that_a_token_changes_itself_and_those_behind_it",
+    "check_that_the_first_loss_is_that_of_a_guess",
     "check_that_the_stage_caption_runs_it",
     "check_that_the_stock_model_gives_the_same_numbers",
 ]
+
+
+def check_that_the_first_loss_is_that_of_a_guess(model: Any) -> None:
+    """With a head of zeros, all tokens are equally likely."""
+    with torch.no_grad():
+        model.head.weight.zero_()
+    loss = model(batch_of(model), step_of())["lm"].item()
+    assert loss == pytest.approx(math.log(len(model.tokenizer)), rel=1e-5)
 
 
 def check_that_a_token_changes_itself_and_those_behind_it(model: Any, place: int = 7) -> None:

@@ -87,29 +87,47 @@ def save_released_llava(folder: Path, width: int) -> str:
     return str(folder)
 
 
-@contextlib.contextmanager
-def transformers_serve(model: str, log: Path) -> Iterator[str]:
+def transformers_serve(model: str, log: Path) -> contextlib.AbstractContextManager[str]:
     """Serve a model by `transformers serve` on loopback; gives the URL of its API."""
+    arguments = ["transformers.cli.transformers", "serve", model, "--device", "cpu"]
+    return _served(arguments, log, {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+
+
+def vllm_serve(model: str, log: Path) -> contextlib.AbstractContextManager[str]:
+    """Serve a model as `llava` by vLLM on loopback; gives the URL of its API."""
+    arguments = ["vllm.entrypoints.openai.api_server", "--model", model, "--dtype", "float32"]
+    return _served([*arguments, "--served-model-name", "llava"], log, {})
+
+
+@contextlib.contextmanager
+def _served(arguments: list[str], log: Path, variables: dict[str, str]) -> Iterator[str]:
+    """Run a module that serves OpenAI's API; gives its URL once it answers.
+
+    Args:
+        arguments: The module and its arguments.
+        log: Where its output goes.
+        variables: Of the environment, beside those that are set.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
-    command += ["--port", str(port), "--host", "127.0.0.1", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", *arguments, "--port", str(port), "--host", "127.0.0.1"]
     url = f"http://127.0.0.1:{port}/v1"
     with (
         log.open("wb") as out,
-        subprocess.Popen(command, env=environment, stdout=out, stderr=out) as server,
+        subprocess.Popen(
+            command, env={**os.environ, **variables}, stdout=out, stderr=out
+        ) as server,
     ):
         try:
-            while not answers(f"{url}/models"):
+            while not _answers(f"{url}/models"):
                 if server.poll() is not None:
-                    raise RuntimeError(f"transformers serve: {log.read_text()[-2000:]}")
+                    raise RuntimeError(f"{arguments[0]}: {log.read_text()[-2000:]}")
                 time.sleep(0.2)
             yield url
         finally:
             server.terminate()
 
 
-def answers(url: str) -> bool:
+def _answers(url: str) -> bool:
     """Whether a URL is served."""
     try:
         urllib.request.urlopen(url, timeout=60).close()

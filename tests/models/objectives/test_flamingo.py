@@ -9,6 +9,7 @@ import torch
 from helpers.blips import drawn
 from helpers.contract import check_contract, learnt_by_heart, share_known, small
 from helpers.dual_encoders import save_siglip
+from helpers.flamingos import make
 from helpers.nano import batch_of, step_of
 from helpers.starts import clip_of, language_of, qformer_of
 from transformers import AutoModelForCausalLM
@@ -27,18 +28,6 @@ TWO = ["a red dog", "two blue birds"]
 
 def config(tokenizer: str, **fields: Any) -> Any:
     return small(FlamingoConfig, tokenizer, **fields)
-
-
-def make(tokenizer: str, *, is_open: bool = True, **fields: Any) -> Any:
-    """A nano Flamingo, its gates open unless it is as it begins."""
-    torch.manual_seed(0)
-    model = config(tokenizer, **fields).build().eval()
-    if is_open:
-        with torch.no_grad():
-            for block in model.blocks:
-                block.attention_gate.fill_(1.0)
-                block.feed_gate.fill_(1.0)
-    return model
 
 
 def moved(one: torch.Tensor, two: torch.Tensor) -> list[bool]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.contract import HEART, share_known, small
+from helpers.flamingos import make
 from helpers.nano import batch_of, step_of
 
 from models.objectives.batch import Documents
@@ -20,18 +21,6 @@ PAGES = [
     f"the house {EOC}{IMAGE}a red dog and {EOC}{IMAGE}two blue birds{EOC}",
     f"{EOC}{IMAGE}a small cat {EOC}",
 ]
-
-
-def make(tokenizer: str, *, is_open: bool = True, **fields: Any) -> Any:
-    """A nano Flamingo, its gates open unless it is as it begins."""
-    torch.manual_seed(0)
-    model: Any = small(FlamingoConfig, tokenizer, **fields).build().eval()
-    if is_open:
-        with torch.no_grad():
-            for block in model.blocks:
-                block.attention_gate.fill_(1.0)
-                block.feed_gate.fill_(1.0)
-    return model
 
 
 def documents_of(model: Any, texts: list[str] = PAGES, most: int = 24) -> Documents:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers import fakes
-from helpers.vlms import answers, save_released_llava
-from helpers.web import free_port
+from helpers.vlms import save_released_llava, vllm_serve
 from rich.console import Console
 
 from pipeline.execution.progress import Progress
@@ -32,24 +26,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fakes.photo_folder(tmp_path_factory.mktemp("photos"), 6)
-
-
-@contextlib.contextmanager
-def vllm_serve(model: str, log: Path) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    command += ["--port", str(port), "--host", "127.0.0.1", "--dtype", "float32"]
-    command += ["--served-model-name", "llava"]
-    url = f"http://127.0.0.1:{port}/v1"
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
-        try:
-            while not answers(f"{url}/models"):
-                if server.poll() is not None:
-                    raise RuntimeError(f"vllm serve: {log.read_text()[-2000:]}")
-                time.sleep(0.5)
-            yield url
-        finally:
-            server.terminate()
 
 
 def captions(photos: Path, run: Path, **caption: object) -> dict[str, list[str]]:
