@@ -15,6 +15,8 @@ from models.random import splitmix
 
 __all__ = [
     "BATCH_SIZE",
+    "CLIP_TEMPERATURE",
+    "DENSITY_TEMPERATURE",
     "batch_loss",
     "cell_quotas",
     "density",
@@ -44,6 +46,12 @@ DISTANCE = 2.0**-30
 DRAWN_ROWS = 2**17
 """Rows of which `soft_cap_draws` holds the keys, beside those that it draws."""
 
+CLIP_TEMPERATURE = 0.01
+"""The temperature of OpenAI's CLIP."""
+
+DENSITY_TEMPERATURE = 0.1
+"""The temperature of the softmax of `density` (arXiv:2401.04578)."""
+
 BATCH_SIZE = 32_768
 """The most pairs of a batch of `neg_clip_loss` (arXiv:2405.19547)."""
 
@@ -53,7 +61,7 @@ def neg_clip_loss(
     texts: Float16s,
     lots: UInt64s,
     *,
-    temperature: float = 0.01,
+    temperature: float = CLIP_TEMPERATURE,
     batch_size: int = BATCH_SIZE,
     shuffles: int = 5,
 ) -> Float64s:
@@ -137,7 +145,7 @@ def density(
     number: int,
     *,
     clusters: int = 500,
-    temperature: float = 0.1,
+    temperature: float = DENSITY_TEMPERATURE,
 ) -> tuple[Bools, Float64s]:
     """Choose rows by quotas of k-means clusters (density-based pruning, arXiv:2401.04578).
 

@@ -249,14 +249,12 @@ def _stages(manifest: Manifest, name: str) -> list[Any]:
 
 
 def _settings(manifest: Manifest, config: StageConfig) -> dict[str, Any]:
-    settings = {key: value for key, value in _plain(config).items() if key not in config.places}
+    settings = {
+        key: value for key, value in dataclasses.asdict(config).items() if key not in config.places
+    }
     if isinstance(config, ModelConfig):
         settings |= {role: _model(manifest, name) for role, (name, _) in config.models().items()}
     return settings
-
-
-def _plain(config: StageConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config)
 
 
 def _cores() -> int:

@@ -32,7 +32,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from models.embedding.cells import Cells, in_sample
-from models.embedding.selection import batch_loss, cell_quotas, gram, norms, tally
+from models.embedding.selection import (
+    CLIP_TEMPERATURE,
+    DENSITY_TEMPERATURE,
+    batch_loss,
+    cell_quotas,
+    gram,
+    norms,
+    tally,
+)
 from models.embedding.vectors import Float16s
 from models.random import splitmix, uid_hashes
 from pipeline.execution.parts import Group, Parts, centres_of, packed, unpacked
@@ -187,7 +195,7 @@ class Scores:
         scores = np.zeros(0)
         if len(table):
             images, texts = (unpacked(table[name], np.float16) for name in ("image", "text"))
-            scores = batch_loss(images, texts, self.config.temperature or 0.01)
+            scores = batch_loss(images, texts, self.config.temperature or CLIP_TEMPERATURE)
         row = np.asarray(table["row"])
         found = pa.table({"row": row, "score": scores})
         self.parts.write(f"batch-{shuffle}", batch, found, self.parts.group_of(row))
@@ -221,7 +229,7 @@ class Scores:
         tables = [self.parts.read("tally", group) for group in range(self.groups)]
         sizes = np.sum([np.asarray(one["size"]) for one in tables], axis=0)
         sums = np.sum([np.asarray(one["sum"]) for one in tables], axis=0)
-        temperature = self.config.temperature or 0.1
+        temperature = self.config.temperature or DENSITY_TEMPERATURE
         wanted = cell_quotas(cells, sizes, sums, self.parts.stage.size(number), temperature)
         self._write("quotas", task, pa.table({"first": np.cumsum(sizes) - sizes, "wanted": wanted}))
         return len(wanted)
