@@ -48,7 +48,7 @@ shows, written by `Scene.to_json`, or null.
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What web is drawn.
+    """Settings with which a web is drawn.
 
     Attributes:
         world: What there is to be seen: small has six kinds of things, all as common; longtail has
