@@ -77,8 +77,9 @@ class ObjectiveConfig(ABC):
         tokenizer: A tokenizer's folder or name on the hub, needed where `model` is a size: BERT's
             for BLIP and ALBEF, CLIP's or BERT's for CLIP.
         start: The weights that parts of a new model start from, in the place of random ones:
-            {vision, text}, each a folder, a name on the hub or `train:NAME`. `model` is then a
-            size, whose numbers give way to those of the parts.
+            {vision, text, language}, each a folder, a name on the hub or `train:NAME`. With
+            `vision` or `text`, `model` is a size, whose numbers give way to those of the parts;
+            `language` is the language model that an objective builds on.
         shape: Numbers of a new model that differ from those of its size, such as {vision_layers:
             8, patch: 32}.
         freeze: Parts that are not trained: `vision` or `text`. They are in neither the checkpoint,

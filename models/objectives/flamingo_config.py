@@ -7,14 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from models.image.augmentation import Augment
-from models.objectives.config import (
-    ObjectiveConfig,
-    Saved,
-    Schedule,
-    check_least,
-    check_positive,
-    named,
-)
+from models.objectives.config import Saved, Schedule, check_least, check_positive
+from models.objectives.frozen_config import FrozenLanguageConfig
 from models.weights import folder_of
 
 if TYPE_CHECKING:
@@ -26,7 +20,7 @@ OF_DOCUMENTS = ("document_batch_size", "max_document_tokens", "pair_weight", "do
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlamingoConfig(ObjectiveConfig):
+class FlamingoConfig(FrozenLanguageConfig):
     """Flamingo's training: a frozen language model looks at the images between its words.
 
     A resampler makes a few latents of each image, and gated cross-attention between the layers of
@@ -39,8 +33,6 @@ class FlamingoConfig(ObjectiveConfig):
     Attributes:
         model: What the training starts from: a CLIP or SigLIP, or what `flamingo` itself has
             trained.
-        language: The language model, a folder or on the hub; its tokenizer is used. Needed unless
-            `model` has one already.
         images: Pairs in a sequence, each with its image; `batch_size` is a multiple of them.
         document_batch_size: Interleaved documents in a step, if the data have some; those of all
             workers together.
@@ -70,7 +62,6 @@ class FlamingoConfig(ObjectiveConfig):
     is_divisible = True
 
     model: str = "openai/clip-vit-large-patch14"
-    language: str | None = None
     images: int = 5
     document_batch_size: int = 160
     max_document_tokens: int = 256
@@ -113,17 +104,13 @@ class FlamingoConfig(ObjectiveConfig):
                 del own[name]  # as before documents were read
         return own
 
-    def models(self) -> dict[str, str]:
-        """The model that the training starts from, and the language model."""
-        return named(model=self.model, language=self.language)
-
     def build(self) -> Flamingo:
         """Make the model."""
         from models.objectives.flamingo import Flamingo
 
         model = Flamingo.from_pretrained(
             folder_of(self.model),
-            language=self.language and folder_of(self.language),
+            language=self.language_model and folder_of(self.language_model),
             tokenizer=self.tokenizer and folder_of(self.tokenizer),
             image_size=self.image_size,
             every=self.every,

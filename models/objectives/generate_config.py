@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from models.image.augmentation import Augment
-from models.objectives.config import ObjectiveConfig, Saved, named
+from models.objectives.config import Saved
+from models.objectives.frozen_config import FrozenLanguageConfig
 from models.weights import folder_of
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ __all__ = ["GenerateConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(ObjectiveConfig):
+class GenerateConfig(FrozenLanguageConfig):
     """BLIP-2's second stage: a Q-Former is trained as the input of a frozen language model.
 
     Image encoder and language model are frozen; the Q-Former, without its text branch, and a
@@ -27,8 +28,6 @@ class GenerateConfig(ObjectiveConfig):
     Attributes:
         model: Model that the training starts from: a model that `qformer` has trained, a released
             `Blip2ForImageTextRetrieval`, or a model that `generate` has trained.
-        language: The language model, a folder or on the hub; its tokenizer is used. Needed unless
-            `model` has one already.
         prompt: Text between the image and each caption; the loss leaves it out. BLIP-2 has
             `a photo of` in fine-tuning on COCO and none in pre-training.
     """
@@ -47,7 +46,6 @@ class GenerateConfig(ObjectiveConfig):
     is_divisible = True
 
     model: str = "Salesforce/blip2-itm-vit-g"
-    language: str | None = None
     prompt: str = ""
     batch_size: int = 1920
     epochs: int = 2
@@ -58,17 +56,13 @@ class GenerateConfig(ObjectiveConfig):
     max_text_tokens: int = 32
     augment: Augment = "crop"
 
-    def models(self) -> dict[str, str]:
-        """The model that the training starts from, and the language model."""
-        return named(model=self.model, language=self.language)
-
     def build(self) -> Generate:
         """Make the model."""
         from models.objectives.generate import Generate
 
         model = Generate.from_pretrained(
             folder_of(self.model),
-            language=self.language and folder_of(self.language),
+            language=self.language_model and folder_of(self.language_model),
             tokenizer=self.tokenizer and folder_of(self.tokenizer),
             image_size=self.image_size,
         )

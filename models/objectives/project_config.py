@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from models.image.augmentation import Augment
-from models.objectives.config import ObjectiveConfig, Saved, named
+from models.objectives.config import Saved
+from models.objectives.frozen_config import FrozenLanguageConfig
 from models.weights import folder_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ Recipe = Literal["llava", "llava-1.5", "minigpt4"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectConfig(ObjectiveConfig):
+class ProjectConfig(FrozenLanguageConfig):
     """LLaVA's first stage: a projection of image features into a frozen language model.
 
     Image encoder and language model are frozen; the projection alone is trained, by language
@@ -34,8 +35,6 @@ class ProjectConfig(ObjectiveConfig):
             a frozen Q-Former, a `Blip2ForConditionalGeneration`.
         model: Model that the training starts from: a CLIP or SigLIP (`llava`, `llava-1.5`), a
             BLIP-2 (`minigpt4`), or a model that `project` has trained.
-        language: The language model, a folder or on the hub; its tokenizer is used. Needed unless
-            `model` has one already.
     """
 
     name = "project"
@@ -73,7 +72,6 @@ class ProjectConfig(ObjectiveConfig):
 
     recipe: Recipe = "llava"
     model: str = "openai/clip-vit-large-patch14"
-    language: str | None = None
     batch_size: int = 128
     epochs: int = 1
     lr: float = 2e-3
@@ -82,10 +80,6 @@ class ProjectConfig(ObjectiveConfig):
     weight_decay: float = 0.0
     max_text_tokens: int = 128
     augment: Augment = "none"
-
-    def models(self) -> dict[str, str]:
-        """The model that the training starts from, and the language model."""
-        return named(model=self.model, language=self.language)
 
     def written(self) -> Mapping[str, Saved]:
         """One folder, of the recipe's class."""
@@ -96,7 +90,7 @@ class ProjectConfig(ObjectiveConfig):
         from models.objectives.generate import Generate
         from models.objectives.project import Project
 
-        language = self.language and folder_of(self.language)
+        language = self.language_model and folder_of(self.language_model)
         tokenizer = self.tokenizer and folder_of(self.tokenizer)
         if self.recipe == "minigpt4":
             return Generate.from_pretrained(

@@ -23,8 +23,8 @@ class Start:
         vision: Weights of the image encoder: a ViT, a DeiT or a BLIP, in `clip` a CLIP.
         text: Weights of the text encoder: a BERT or a BLIP, in `clip` a CLIP. BERT's
             self-attention starts both encoder and decoder; cross-attention starts at random.
-        language: Weights of the language model, for objectives of other packages; those here have
-            the field `language`.
+        language: The language model that `generate`, `project` and `flamingo` build on; their field
+            `language` is the same.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": False}
