@@ -24,8 +24,9 @@ the same command resumes.
 
 In the texts of the manifest and of a chain, `runs/demo/web/` is the folder of the web, and
 `runs/demo/miniature/web/` that of the web that the miniature was trained on (drawn where a chain
-names it). `chain:CHAIN/MODEL` is a model of an earlier chain, and `kept:CHAIN` the number of images
-that an earlier chain exports, human ones left out.
+names it). `runs/demo/vision` is an image encoder that has learnt labelled drawings of the web's
+world, trained once for all seeds. `chain:CHAIN/MODEL` is a model of an earlier chain, and
+`kept:CHAIN` the number of images that an earlier chain exports, human ones left out.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ import pydantic
 from models.errors import ManifestError, YamlError
 from pipeline.demo import run as drawn
 from pipeline.demo.web import Drawing
+from pipeline.demo.world import WORLDS
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import write_report
 from pipeline.manifest import yaml
@@ -62,6 +64,9 @@ WEB = "runs/demo/web"
 
 MINIATURE = "runs/demo/miniature/web"
 """The web of the miniature in a chain; one is drawn for all seeds if a chain names it."""
+
+VISION = "runs/demo/vision"
+"""The image encoder of a world; it is trained if the base manifest or a chain names it."""
 
 SHIPPED = "pipeline/demo/miniature"
 """The miniature's folder, wherever the command is started."""
@@ -346,6 +351,9 @@ class Ablation:
             )
         for site in self.sites():
             web = drawn.prepare(self.folder(site), site.seed, progress, drawing=self.drawing(site))
+            if self.starts_from_vision:
+                folder, world = Path(self.vision(site)), WORLDS[self.webs[site.web].world]
+                drawn.image_encoder(folder, web.folder / "tokenizer", world, progress)
             for chain in self.chains_on(site.web):
                 manifest = self.manifest_of(site, chain, web)
                 progress.say(f"chain      {chain}, {site.label}")
@@ -359,6 +367,16 @@ class Ablation:
     def miniature(self) -> str:
         """The folder of the run whose web the miniature was trained on."""
         return f"{self.run}/miniature"
+
+    @property
+    def starts_from_vision(self) -> bool:
+        """Whether a model starts from the image encoder of labelled drawings."""
+        base = Manifest.load(self.manifest, [], self.run).source
+        return f"'{VISION}'" in f"{base} {self.chains}"
+
+    def vision(self, site: Site) -> str:
+        """The folder of the image encoder that has learnt the world of a site."""
+        return f"{self.run}/vision/{self.webs[site.web].world}"
 
     def drawing(self, site: Site) -> Drawing:
         """Return the settings with which the web of a site is drawn."""
@@ -398,6 +416,8 @@ class Ablation:
         """Return the value that replaces a text of a chain; the module lists such texts."""
         if text.startswith(f"{WEB}/"):
             return str(web.folder / text.removeprefix(f"{WEB}/"))
+        if text == VISION:
+            return self.vision(site)
         if text.startswith(f"{SHIPPED}/"):
             return str(drawn.SHIPPED / text.removeprefix(f"{SHIPPED}/"))
         if text.startswith(f"{MINIATURE}/"):

@@ -22,7 +22,7 @@ from pipeline.demo.server import SiteServer
 from pipeline.demo.tokenizer import write_tokenizer
 from pipeline.demo.vision import train_vision
 from pipeline.demo.web import Drawing, build, mapped
-from pipeline.demo.world import WORLDS
+from pipeline.demo.world import SMALL, WORLDS, World
 from pipeline.execution.progress import Progress
 from pipeline.execution.session import Session, write_report
 from pipeline.manifest.manifest import Manifest
@@ -146,13 +146,7 @@ def miniature(run: str, workers: int | None, progress: Progress) -> tuple[Path, 
         The folders of the captioner and of the matcher.
     """
     web = prepare(run, MINIATURE_SEED, progress, drawing=MINIATURE_DRAWING).folder
-    vision = Path(run) / "vision"
-    if not vision.exists():
-        started = time.monotonic()
-        with mapped(os.cpu_count() or 1) as each:
-            shares = train_vision(vision, web / "tokenizer", each=each)
-        seconds = time.monotonic() - started
-        progress.say(f"vision     finds {shares['first kind']:.0%} of kinds after {seconds:.0f} s")
+    vision = image_encoder(Path(run) / "vision", web / "tokenizer", SMALL, progress)
     overrides = [
         f"train.captioner.start.vision={vision}",
         f"train.captioner.tokenizer={web / 'tokenizer'}",
@@ -164,6 +158,27 @@ def miniature(run: str, workers: int | None, progress: Progress) -> tuple[Path, 
         session.run()
     models = Path(run) / "models"
     return models / "captioner", models / "matcher"
+
+
+def image_encoder(folder: Path, tokenizer: Path, world: World, progress: Progress) -> Path:
+    """Train an image encoder on labelled drawings of a world, unless it is there.
+
+    Args:
+        folder: Folder of the model.
+        tokenizer: Tokenizer of a web of the world.
+        world: What is drawn.
+        progress: Is told how long it took.
+
+    Returns:
+        The folder.
+    """
+    if not folder.exists():
+        started = time.monotonic()
+        with mapped(os.cpu_count() or 1) as each:
+            shares = train_vision(folder, tokenizer, world=world, each=each)
+        seconds = time.monotonic() - started
+        progress.say(f"vision     finds {shares['first kind']:.0%} of kinds after {seconds:.0f} s")
+    return folder
 
 
 def find(run: str) -> Web | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from models.objectives.blip import MED
 from models.objectives.masking import IGNORED
 from models.objectives.start import Shape
 from pipeline.demo import shapes
-from pipeline.demo.world import RADII, Scene, draw, sample_scene
+from pipeline.demo.world import RADII, SMALL, Scene, World, draw, sample_scene
 
-__all__ = ["accuracies", "labels", "train_vision"]
+__all__ = ["accuracies", "classes", "labels", "train_vision"]
 
 SIDE = 64
 """Side of a drawing in pixels."""
@@ -38,29 +38,33 @@ WARMUP_STEPS = 200
 POSITION_SPREAD = 1.0
 """Standard deviation of new position embeddings. They are added to patches of about this size;
 with the spread of the other weights it takes the encoder long to notice where a patch is."""
+ATTRIBUTES_OF_GROUPS = 8
+"""Attributes of two groups: kind, colour, size and number of each."""
 
-KINDS = tuple(shapes.SHAPES)
 COLORS = tuple(shapes.COLORS)
 SIZES = tuple(RADII)
 GROUNDS = tuple(shapes.GROUNDS)
 RELATIONS = (None, "left", "above")
-GROUP = {"kind": len(KINDS), "color": len(COLORS), "size": len(SIZES), "count": 3}
-CLASSES = {
-    **{f"first {name}": number for name, number in GROUP.items()},
-    **{f"second {name}": number for name, number in GROUP.items()},
-    "relation": len(RELATIONS),
-    "ground": len(GROUNDS),
-}
-"""Number of classes of each attribute. The first group is the left or the upper one."""
 
 
-def labels(scene: Scene) -> list[int]:
-    """The class of each attribute of `CLASSES`; IGNORED for a second group that is not there."""
+def classes(world: World) -> dict[str, int]:
+    """The number of classes of each attribute. The first group is the left or the upper one."""
+    group = {"kind": len(world.kinds), "color": len(COLORS), "size": len(SIZES), "count": 3}
+    return {
+        **{f"first {name}": number for name, number in group.items()},
+        **{f"second {name}": number for name, number in group.items()},
+        "relation": len(RELATIONS),
+        "ground": len(GROUNDS),
+    }
+
+
+def labels(scene: Scene, world: World) -> list[int]:
+    """The class of each attribute of `classes`; IGNORED for a second group that is not there."""
     found: list[int] = []
     for group in scene.groups:
-        kind, color = KINDS.index(group.kind), COLORS.index(group.color)
+        kind, color = world.kinds.index(group.kind), COLORS.index(group.color)
         found += [kind, color, SIZES.index(group.size), group.count - 1]
-    found += [IGNORED] * (2 * len(GROUP) - len(found))
+    found += [IGNORED] * (ATTRIBUTES_OF_GROUPS - len(found))
     return [*found, RELATIONS.index(scene.relation), GROUNDS.index(scene.ground)]
 
 
@@ -101,23 +105,25 @@ class Classifier(nn.Module):
     Args:
         vision: The image encoder.
         width: Its width.
+        classes: The number of classes of each attribute.
     """
 
-    def __init__(self, vision: nn.Module, width: int) -> None:
+    def __init__(self, vision: nn.Module, width: int, classes: Mapping[str, int]) -> None:
         super().__init__()
         self.vision = vision
-        self.head = nn.Linear(width, sum(CLASSES.values()))
+        self.classes = classes
+        self.head = nn.Linear(width, sum(classes.values()))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return logits (n, number of classes) of each attribute for (n, 3, SIDE, SIDE) images."""
         first = self.vision(pixel_values=images).last_hidden_state[:, 0]
-        return torch.split(self.head(first), list(CLASSES.values()), dim=1)
+        return torch.split(self.head(first), list(self.classes.values()), dim=1)
 
 
 @torch.no_grad()
 def accuracies(model: Classifier, drawings: Tensor, truth: Tensor) -> dict[str, float]:
     """The share of drawings whose attribute is found, where there is such an attribute."""
-    rows = zip(CLASSES, model(pixels(drawings)), truth.T, strict=True)
+    rows = zip(model.classes, model(pixels(drawings)), truth.T, strict=True)
     return {
         name: float((logits.argmax(1) == own)[own != IGNORED].float().mean())
         for name, logits, own in rows
@@ -132,6 +138,7 @@ def train_vision(
     num_drawings: int = NUM_DRAWINGS,
     num_steps: int = NUM_STEPS,
     shape: Shape | None = None,
+    world: World = SMALL,
     each: Callable[..., Iterable[Any]] = map,
 ) -> dict[str, float]:
     """Train the image encoder of a tiny BLIP to tell what is in a drawing, and write the BLIP.
@@ -145,22 +152,23 @@ def train_vision(
         num_drawings: Number of distinct drawings, those held out included.
         num_steps: Steps of `BATCH` drawings.
         shape: Numbers of the BLIP that differ from those of `tiny`.
+        world: What is drawn, everything in it equally often.
         each: `map`, or one that draws in several processes.
 
     Returns:
         The accuracy of each attribute on drawings held out.
     """
-    scenes = list(islice(_scenes(random.Random(f"{seed} vision")), num_drawings))
+    scenes = list(islice(_scenes(random.Random(f"{seed} vision"), world.even()), num_drawings))
     draw_one = functools.partial(drawn, seed=seed)
     drawings = torch.from_numpy(np.stack(list(each(draw_one, scenes, range(num_drawings)))))
-    truth = torch.tensor([labels(scene) for scene in scenes])
+    truth = torch.tensor([labels(scene, world) for scene in scenes])
     torch.manual_seed(seed)
     blip = MED.from_pretrained(
         "tiny", parts=("captioner",), tokenizer=str(tokenizer), image_size=SIDE, shape=shape
     )
     vision: Any = blip.vision
     nn.init.normal_(vision.embeddings.position_embedding, std=POSITION_SPREAD)
-    model = Classifier(vision, blip.config.vision_config.hidden_size)
+    model = Classifier(vision, blip.config.vision_config.hidden_size, classes(world))
     weights = list(model.parameters())
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.05)
     num_seen = num_drawings - max(1, num_drawings // HELD_OUT)
@@ -181,9 +189,9 @@ def train_vision(
     return accuracies(model, drawings[num_seen:], truth[num_seen:])
 
 
-def _scenes(rng: random.Random) -> Iterator[Scene]:
+def _scenes(rng: random.Random, world: World) -> Iterator[Scene]:
     while True:
-        yield sample_scene(rng)
+        yield sample_scene(rng, world)
 
 
 def _cosine(share: float) -> float:

@@ -6,22 +6,25 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from models.objectives.blip import MED
 from models.objectives.masking import IGNORED
 from models.objectives.start import Start
 from pipeline.demo.tokenizer import write_tokenizer
-from pipeline.demo.vision import CLASSES, SIDE, labels, pixels, train_vision
-from pipeline.demo.world import sample_scene
+from pipeline.demo.vision import SIDE, classes, labels, pixels, train_vision
+from pipeline.demo.world import WORLDS, sample_scene
 
 
-def test_every_attribute_of_a_scene_has_a_class() -> None:
-    rng = random.Random(0)
-    scenes = [sample_scene(rng) for _ in range(300)]
-    rows = torch.tensor([labels(scene) for scene in scenes])
-    assert rows.shape == (300, len(CLASSES))
-    for own, number in zip(rows.T, CLASSES.values(), strict=True):
+@pytest.mark.parametrize("name", WORLDS)
+def test_every_attribute_of_a_scene_has_a_class(name: str) -> None:
+    rng, world = random.Random(0), WORLDS[name]
+    number_of = classes(world)
+    scenes = [sample_scene(rng, world.even()) for _ in range(50 * len(world.kinds))]
+    rows = torch.tensor([labels(scene, world) for scene in scenes])
+    assert rows.shape == (len(scenes), len(number_of))
+    for own, number in zip(rows.T, number_of.values(), strict=True):
         assert set(own.tolist()) - {IGNORED} == set(range(number)) - (
             {2} if number == 3 and IGNORED in own else set()  # no second group is of three
         )
