@@ -274,7 +274,8 @@ def objectives() -> str:
         "# Every objective",
         "",
         "What a training learns: `train: {NAME: {objective: filter, ...}}`. "
-        "[objective.md](objective.md) says how to add one.",
+        "[objective.md](objective.md) says how to add one, and "
+        "[ablation.md](ablation.md#every-objective) what curated pairs bring to each.",
         "",
         "| objective | what it trains | paper | loads as |",
         "| --- | --- | --- | --- |",
