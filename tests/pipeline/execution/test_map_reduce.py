@@ -195,7 +195,7 @@ def both_ways(name, config, rows, part_rows, group_rows, crashes=False, embeddin
 
 POOLS = {
     "seed": st.integers(0, 2**32),
-    "number": st.integers(SHARD + 1, 40),
+    "number": st.integers(SHARD + 1, 60),
     "part_rows": st.integers(1, SHARD),
     "group_rows": st.integers(1, 30),
     "crashes": st.booleans(),
