@@ -1,4 +1,4 @@
-"""Planted swaps among photographs: does the filter drop them, and what does a CLIP learn without?
+"""Does the filter drop swapped captions of photographs, and does a CLIP learn more without them?
 
     python -m benchmarks.photographs captions_val2017.json --images val2017 --out runs/photographs
 
@@ -30,6 +30,8 @@ from models.text.sentences import split_sentences
 from pipeline.demo.run import MANIFESTS
 from pipeline.manifest import yaml
 from pipeline.manifest.manifest import Manifest
+from pipeline.storage.records import EvaluationRecord
+from pipeline.storage.run import Run
 from pipeline.training.data import read_json
 from pipeline.training.evaluate import evaluate
 from stages.sources import Sample
@@ -74,6 +76,7 @@ def interval(right: int, number: int) -> str:
 
 
 def write_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON Lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
@@ -95,49 +98,61 @@ def set_apart(samples: Sequence[Sample], folder: Path) -> Path:
     return folder / "test.jsonl"
 
 
-def source_of(path: Path, images: str) -> dict[str, str]:
-    return {"path": str(path), "images": images}
+def filtered(
+    path: Path, images: str, settings: Mapping[str, Any], out: Path, until: str | None = "filter"
+) -> list[dict[str, Any]]:
+    """Run the manifest on a list in `out/run`, and return the verdict on each of its rows."""
+    given = {"download.source": {"path": str(path), "images": images}, **settings}
+    manifest = MANIFESTS / "photographs.yaml"
+    run = capfilt.run(manifest, run=out / "run", settings=given, until=until, quiet=True)
+    verdicts: list[dict[str, Any]] = run.verdicts().arrow().to_pylist()
+    return verdicts
 
 
-def drops(
-    photographs: Sequence[Sample], share: float, images: str, settings: Mapping[str, Any], out: Path
-) -> dict[str, Any]:
-    """What the filter drops of a list with planted swaps: precision, recall and numbers."""
-    planted = swapped(photographs, share, random.Random(f"{share} swaps"))
-    path = out / "pairs.jsonl"
-    write_list(path, ({"image": file_of(sample), "caption": text} for sample, text, _ in planted))
-    given = {"download.source": source_of(path, images), **settings}
-    until = None if share == TRAINED else "filter"
-    run = capfilt.run(
-        MANIFESTS / "photographs.yaml", run=out / "run", settings=given, until=until, quiet=True
-    )
-    rows = run.verdicts().arrow().to_pylist()
-    judged = [
-        (is_true, row["stage"] == "filter")
-        for (_, text, is_true), row in zip(planted, rows, strict=True)
-        if row["stage"] in ("filter", "kept") and row["caption"] == text
-    ]
+def counted(judged: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
+    """Count what was dropped, from whether each text is true and whether it was dropped."""
     dropped = sum(is_dropped for _, is_dropped in judged)
     false = sum(not is_true for is_true, _ in judged)
     right = sum(is_dropped and not is_true for is_true, is_dropped in judged)
-    found: dict[str, Any] = {
-        "pairs": len(planted),
-        "judged": len(judged),
+    return {
         "false": false,
         "dropped": dropped,
         "precision": interval(right, dropped),
         "recall": interval(right, false),
     }
-    if until is None:
-        record = json.loads((out / "run" / "evaluation.json").read_text())
-        found["clip"] = {name: one["metrics"] for name, one in record.items() if name != "seal"}
+
+
+def drops(
+    photographs: Sequence[Sample], share: float, images: str, settings: Mapping[str, Any], out: Path
+) -> dict[str, Any]:
+    """Filter a list with planted swaps, and count how many the filter drops and how many it misses.
+
+    At the share `TRAINED`, the CLIPs are trained and measured as well.
+    """
+    planted = swapped(photographs, share, random.Random(f"{share} swaps"))
+    path = out / "pairs.jsonl"
+    write_list(path, ({"image": file_of(sample), "caption": text} for sample, text, _ in planted))
+    is_trained = share == TRAINED
+    rows = filtered(path, images, settings, out, None if is_trained else "filter")
+    judged = [
+        (is_true, row["stage"] == "filter")
+        for (_, text, is_true), row in zip(planted, rows, strict=True)
+        if row["stage"] in ("filter", "kept") and row["caption"] == text
+    ]
+    found = {"pairs": len(planted), "judged": len(judged), **counted(judged)}
+    if is_trained:
+        record = Run(str(out / "run")).read_record(EvaluationRecord, "evaluation.json")
+        found["clip"] = {name: one.metrics for name, one in record.root.items()}
     return found
 
 
 def dense(
     captions: Sequence[Sample], images: str, settings: Mapping[str, Any], out: Path
 ) -> dict[str, Any]:
-    """Which sentences the filter drops of long captions, half of which have a planted one."""
+    """Plant a sentence in half of some long captions, and count which sentences the filter drops.
+
+    A caption that the filter reads whole is not judged by sentence and not counted.
+    """
     rng = random.Random("dense")
     split = [split_sentences(sample.captions[0]) for sample in captions]
     planted: list[str | None] = []
@@ -152,31 +167,13 @@ def dense(
         rows.append({"image": file_of(sample), "caption": "".join(sentences).strip()})
     path = out / "dense.jsonl"
     write_list(path, rows)
-    given = {"download.source": source_of(path, images), **settings, "filter.unit": "sentence"}
-    run = capfilt.run(
-        MANIFESTS / "photographs.yaml", run=out / "run", settings=given, until="filter", quiet=True
-    )
-    verdicts = run.verdicts().arrow().to_pylist()
+    verdicts = filtered(path, images, {**settings, "filter.unit": "sentence"}, out)
     judged = [
-        (sentence["sentence"].strip() != wrong, sentence["kept"])
+        (sentence["sentence"].strip() != wrong, not sentence["kept"])
         for wrong, row in zip(planted, verdicts, strict=True)
         for sentence in json.loads(row["filter_sentences"] or "[]")
     ]
-    dropped = sum(not is_kept for _, is_kept in judged)
-    false = sum(not is_true for is_true, _ in judged)
-    right = sum(not is_kept and not is_true for is_true, is_kept in judged)
-    return {
-        "captions": len(captions),
-        "sentences": len(judged),
-        "false": false,
-        "dropped": dropped,
-        "precision": interval(right, dropped),
-        "recall": interval(right, false),
-    }
-
-
-def _parts(override: str) -> tuple[str, str, str]:
-    return override.partition("=")
+    return {"captions": len(captions), "sentences": len(judged), **counted(judged)}
 
 
 def show(found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -205,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     photographs = [one for one in samples if one.name not in kept_apart]
     overrides = [f"evaluate.data={test}", *options.set]
     manifest = Manifest.load(str(MANIFESTS / "photographs.yaml"), overrides, str(out))
-    settings = {name: yaml.loads(value) for name, _, value in map(_parts, overrides)}
+    pairs = (one.split("=", 1) for one in overrides)
+    settings = {name: yaml.loads(value) for name, value in pairs}
     found: dict[str, Any] = {
         f"{share:.0%} of {len(photographs)} captions": drops(
             photographs, share, images, settings, out / f"{share:.0%}"
