@@ -349,9 +349,10 @@ class Ablation:
             drawn.prepare(
                 self.miniature, drawn.MINIATURE_SEED, progress, drawing=drawn.MINIATURE_DRAWING
             )
+        starts_from_vision = self.starts_from_vision
         for site in self.sites():
             web = drawn.prepare(self.folder(site), site.seed, progress, drawing=self.drawing(site))
-            if self.starts_from_vision:
+            if starts_from_vision:
                 folder, world = Path(self.vision(site)), WORLDS[self.webs[site.web].world]
                 drawn.image_encoder(folder, web.folder / "tokenizer", world, progress)
             for chain in self.chains_on(site.web):
