@@ -38,8 +38,8 @@ WARMUP_STEPS = 200
 POSITION_SPREAD = 1.0
 """Standard deviation of new position embeddings. They are added to patches of about this size;
 with the spread of the other weights it takes the encoder long to notice where a patch is."""
-ATTRIBUTES_OF_GROUPS = 8
-"""Attributes of two groups: kind, colour, size and number of each."""
+ATTRIBUTES = ("kind", "color", "size", "count")
+"""Attributes of a group."""
 
 COLORS = tuple(shapes.COLORS)
 SIZES = tuple(RADII)
@@ -49,7 +49,7 @@ RELATIONS = (None, "left", "above")
 
 def classes(world: World) -> dict[str, int]:
     """The number of classes of each attribute. The first group is the left or the upper one."""
-    group = {"kind": len(world.kinds), "color": len(COLORS), "size": len(SIZES), "count": 3}
+    group = dict(zip(ATTRIBUTES, (len(world.kinds), len(COLORS), len(SIZES), 3), strict=True))
     return {
         **{f"first {name}": number for name, number in group.items()},
         **{f"second {name}": number for name, number in group.items()},
@@ -64,7 +64,7 @@ def labels(scene: Scene, world: World) -> list[int]:
     for group in scene.groups:
         kind, color = world.kinds.index(group.kind), COLORS.index(group.color)
         found += [kind, color, SIZES.index(group.size), group.count - 1]
-    found += [IGNORED] * (ATTRIBUTES_OF_GROUPS - len(found))
+    found += [IGNORED] * (2 * len(ATTRIBUTES) - len(found))
     return [*found, RELATIONS.index(scene.relation), GROUNDS.index(scene.ground)]
 
 
